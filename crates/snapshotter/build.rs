@@ -1,0 +1,13 @@
+//! Compiles containerd's Snapshots service with `protoc`; the well-known types come from
+//! `prost-types`.
+
+fn main() -> std::io::Result<()> {
+    let root = "../../proto";
+    println!("cargo:rerun-if-changed={root}/containerd");
+    tonic_prost_build::configure().compile_protos(
+        &[format!(
+            "{root}/containerd/services/snapshots/v1/snapshots.proto"
+        )],
+        &[root.to_owned()],
+    )
+}

@@ -1,0 +1,189 @@
+//! The edge to whatever serves lazy layers: the snapshotter asks it to mount the file system of a
+//! layer, and learns why when that is not possible.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+
+/// Serves the file systems of layers. Implemented by the crate `lazy`, and by a double in tests.
+///
+/// The snapshotter never opens or stats anything below a mount point that it gave to a provider.
+#[async_trait]
+pub trait LayerProvider: Send + Sync + 'static {
+    /// Mounts the layer that the labels describe at `request.mountpoint`, which exists and is
+    /// empty. After a refusal nothing is mounted there and the directory is still empty.
+    async fn mount(&self, request: LayerRequest) -> Result<MountedInfo, LayerRefusal>;
+
+    /// Unmounts what is mounted there, also when an earlier process mounted it and died. Nothing
+    /// mounted is success, and so is a mount point that does not exist.
+    async fn unmount(&self, mountpoint: &Path) -> Result<(), ProviderError>;
+
+    /// Whether the layer mounted there can still be served; called before a snapshot is put on
+    /// top of it. Must be cheap: every start of a container waits for it.
+    async fn check(
+        &self,
+        mountpoint: &Path,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), ProviderError>;
+
+    /// Leaves what is mounted there to the next process: the snapshotter is closed without
+    /// unmounting. Nothing to do unless the provider keeps state for its mounts.
+    async fn detach(&self, _mountpoint: &Path) {}
+}
+
+/// Which layer is to be mounted where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerRequest {
+    /// containerd's namespace of the client that asked.
+    pub namespace: String,
+    /// An existing, empty directory: `snapshots/<id>/fs`.
+    pub mountpoint: PathBuf,
+    /// The labels of the Prepare; at a restart, those of the committed snapshot.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The attributes of the mounted layer's root directory. They are kept in the snapshot metadata,
+/// because a daemon that stats its own mount may wait for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MountedInfo {
+    /// Owner of the root directory.
+    pub uid: u32,
+    /// Group of the root directory.
+    pub gid: u32,
+    /// Permission bits (07777) of the root directory.
+    pub mode: u32,
+}
+
+impl Default for MountedInfo {
+    /// What a layer without an entry for its root gets.
+    fn default() -> Self {
+        Self {
+            uid: 0,
+            gid: 0,
+            mode: 0o755,
+        }
+    }
+}
+
+/// Why a layer is not mounted lazily. Each has a sentence for people and a stable [`code`] for
+/// logs, metrics and `soci status`.
+///
+/// [`code`]: LayerRefusal::code
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LayerRefusal {
+    /// The image has no SOCI index (or none that can be read).
+    #[error("the image has no usable SOCI index: {reason}")]
+    NoIndex {
+        /// Where it was looked for and what came back.
+        reason: String,
+    },
+    /// The index has no zTOC for this layer.
+    #[error("the SOCI index has no zTOC for this layer: {reason}")]
+    NoZtoc {
+        /// Which index, which layer.
+        reason: String,
+    },
+    /// The layer is smaller than the configured `[snapshotter] min_layer_size`.
+    #[error("the layer has {size} bytes, fewer than min_layer_size = {minimum}")]
+    BelowMinSize {
+        /// Compressed size in bytes, from the label.
+        size: u64,
+        /// The configured limit in bytes.
+        minimum: u64,
+    },
+    /// The client did not send a label that is needed.
+    #[error(
+        "the label {label} is missing: the client must pass snapshot annotations \
+         (CRI: disable_snapshot_annotations = false)"
+    )]
+    MissingLabel {
+        /// The key of the label.
+        label: String,
+    },
+    /// The client sent a label that cannot be read.
+    #[error("the label {label} is malformed: {reason}")]
+    InvalidLabel {
+        /// The key of the label.
+        label: String,
+        /// What is wrong with its value.
+        reason: String,
+    },
+    /// Something that should have worked did not: registry, disk, zTOC, mount.
+    #[error("mounting the layer failed: {reason}")]
+    Failed {
+        /// What failed, with its causes.
+        reason: String,
+    },
+}
+
+impl LayerRefusal {
+    /// [`LayerRefusal::NoIndex`] with the reason as text.
+    pub fn no_index(reason: impl std::fmt::Display) -> Self {
+        Self::NoIndex {
+            reason: reason.to_string(),
+        }
+    }
+
+    /// [`LayerRefusal::NoZtoc`] with the reason as text.
+    pub fn no_ztoc(reason: impl std::fmt::Display) -> Self {
+        Self::NoZtoc {
+            reason: reason.to_string(),
+        }
+    }
+
+    /// [`LayerRefusal::MissingLabel`] for the label with this key.
+    pub fn missing_label(label: impl Into<String>) -> Self {
+        Self::MissingLabel {
+            label: label.into(),
+        }
+    }
+
+    /// [`LayerRefusal::InvalidLabel`] for the label with this key, with the reason as text.
+    pub fn invalid_label(label: impl Into<String>, reason: impl std::fmt::Display) -> Self {
+        Self::InvalidLabel {
+            label: label.into(),
+            reason: reason.to_string(),
+        }
+    }
+
+    /// [`LayerRefusal::Failed`] with the reason as text.
+    pub fn failed(reason: impl std::fmt::Display) -> Self {
+        Self::Failed {
+            reason: reason.to_string(),
+        }
+    }
+
+    /// A word that never changes, for logs, metrics and status output.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NoIndex { .. } => "no-index",
+            Self::NoZtoc { .. } => "no-ztoc",
+            Self::BelowMinSize { .. } => "below-min-size",
+            Self::MissingLabel { .. } => "missing-label",
+            Self::InvalidLabel { .. } => "invalid-label",
+            Self::Failed { .. } => "failed",
+        }
+    }
+}
+
+/// A mounted layer cannot be served, or not be unmounted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("layer at {}: {reason}", mountpoint.display())]
+pub struct ProviderError {
+    /// The mount point in question.
+    pub mountpoint: PathBuf,
+    /// What is wrong, with its causes.
+    pub reason: String,
+}
+
+impl ProviderError {
+    /// An error about this mount point with the reason as text.
+    pub fn new(mountpoint: impl Into<PathBuf>, reason: impl std::fmt::Display) -> Self {
+        Self {
+            mountpoint: mountpoint.into(),
+            reason: reason.to_string(),
+        }
+    }
+}
