@@ -1,1 +1,22 @@
-//! (skeleton)
+//! zTOCs: what lies where in a compressed layer, and how to inflate any part of it alone.
+//!
+//! Also the other SOCI formats, the index ([`soci_index`]) and the prefetch artifact
+//! ([`prefetch`]). Codecs and algorithms only: nothing here opens a file or a socket.
+
+#![deny(unsafe_code)]
+
+mod build;
+mod checkpoint;
+mod error;
+pub mod prefetch;
+pub mod soci_index;
+mod span;
+mod toc;
+mod ztoc;
+
+pub use build::{BuildOptions, Builder, Built, DEFAULT_SPAN_SIZE, build};
+pub use checkpoint::{Checkpoint, Checkpoints, GzipCheckpoints, TarZinfo, WINDOW_SIZE};
+pub use error::{BuildError, SpanError, ZtocError};
+pub use span::{Span, SpanId, SpanTable};
+pub use toc::{FileMetadata, FileType};
+pub use ztoc::{Compression, CompressionInfo, Parts, Ztoc};

@@ -1,0 +1,148 @@
+//! What can be wrong with a zTOC, with a span, and with a layer that is being indexed.
+
+use oci::Digest;
+
+use crate::SpanId;
+
+/// Why bytes are not a zTOC that we can use.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ZtocError {
+    /// The FlatBuffers structure itself points outside the blob or is misshapen.
+    #[error("the zTOC is damaged: {what} at byte {at} lies outside its {len} bytes")]
+    OutOfBounds {
+        /// The part that was being read.
+        what: &'static str,
+        /// Where it was said to be.
+        at: u64,
+        /// How long the blob is.
+        len: u64,
+    },
+    /// A part that must be there is missing.
+    #[error("the zTOC is damaged: it has no {0}")]
+    Missing(&'static str),
+    /// A version that we do not know.
+    #[error("the zTOC has version {0:?}; only \"0.9\" is supported: rebuild it with `soci create --force` or `soci convert --force`")]
+    Version(String),
+    /// A value that cannot be.
+    #[error("the zTOC is damaged: {0}")]
+    Invalid(String),
+    /// The same bytes are referred to over and over, which no writer does.
+    #[error("the zTOC is damaged: its entries add up to more than {limit} bytes, many times its own size")]
+    TooMuchWork {
+        /// The bytes that a blob of this size may expand to.
+        limit: u64,
+    },
+}
+
+/// Why a span could not be extracted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SpanError {
+    /// There is no such span.
+    #[error("span {} does not exist, the layer has {count}", id.0)]
+    NoSuchSpan {
+        /// The span asked for.
+        id: SpanId,
+        /// How many spans there are.
+        count: u32,
+    },
+    /// More or fewer compressed bytes were given than the span has.
+    #[error("span {} has {expected} compressed bytes, {actual} were given", id.0)]
+    Length {
+        /// The span.
+        id: SpanId,
+        /// What the zTOC says.
+        expected: u64,
+        /// What was given.
+        actual: u64,
+    },
+    /// The compressed bytes are not those that the zTOC was made from.
+    #[error("span {} has digest {actual} instead of {expected}: the layer's bytes are damaged or not those that were indexed", id.0)]
+    Digest {
+        /// The span.
+        id: SpanId,
+        /// What the zTOC says.
+        expected: Digest,
+        /// What the bytes have.
+        actual: Digest,
+    },
+    /// The window has the wrong length.
+    #[error("span {} needs a window of {expected} bytes, {actual} were given", id.0)]
+    Window {
+        /// The span.
+        id: SpanId,
+        /// What is needed.
+        expected: u64,
+        /// What was given.
+        actual: u64,
+    },
+    /// The compressed bytes do not inflate to the span's size: its checkpoint is wrong.
+    #[error("span {} does not inflate to its {expected} bytes: {reason}; the zTOC is damaged", id.0)]
+    Inflate {
+        /// The span.
+        id: SpanId,
+        /// What the zTOC says.
+        expected: u64,
+        /// What went wrong.
+        reason: &'static str,
+    },
+}
+
+/// Why a layer cannot be indexed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// Reading the layer failed.
+    #[error("cannot read the layer: {0}")]
+    Read(#[from] std::io::Error),
+    /// The options make no sense.
+    #[error("cannot build a zTOC: {0}")]
+    Options(&'static str),
+    /// The compressed stream is no valid gzip.
+    #[error("the layer is no valid gzip stream: {reason} at compressed byte {at}")]
+    Gzip {
+        /// What is wrong.
+        reason: &'static str,
+        /// Near which byte of the layer.
+        at: u64,
+    },
+    /// The layer ends in the middle.
+    #[error("the layer ends too early, after {at} compressed bytes: {reason}")]
+    Truncated {
+        /// What was being read.
+        reason: &'static str,
+        /// The length of what is there.
+        at: u64,
+    },
+    /// The tar inside is invalid.
+    #[error("the layer's tar is invalid: {reason} in the header at uncompressed byte {at}")]
+    Tar {
+        /// What is wrong.
+        reason: &'static str,
+        /// Where the header starts.
+        at: u64,
+    },
+    /// The tar has an entry that zTOCs have no way to describe.
+    #[error("the layer has an entry that a zTOC cannot describe: {what} {name:?}, at uncompressed byte {at}")]
+    UnsupportedEntry {
+        /// What kind of entry.
+        what: String,
+        /// Its name, lossily.
+        name: String,
+        /// Where its header starts.
+        at: u64,
+    },
+    /// The layer is larger than the format can say.
+    #[error("the layer is too large for a zTOC: {0}")]
+    TooLarge(&'static str),
+}
+
+impl BuildError {
+    /// Is it the layer's content that a zTOC cannot describe, so that the layer should be left
+    /// without one, rather than a failure?
+    #[must_use]
+    pub const fn is_unsupported(&self) -> bool {
+        matches!(self, Self::UnsupportedEntry { .. } | Self::TooLarge(_))
+    }
+}
