@@ -1,0 +1,107 @@
+//! How the client behaves; the defaults are those of the configuration file's `[http]`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+/// Settings of a [`crate::Client`].
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// The `User-Agent` header.
+    pub user_agent: String,
+    /// When and how often a failed request is made again.
+    pub retries: RetryPolicy,
+    /// Longest wait for a connection.
+    pub dial_timeout: Duration,
+    /// Longest wait for the head of a response, counted from the moment at which the request is
+    /// sent; an upload's clock starts again with each piece sent.
+    pub response_header_timeout: Duration,
+    /// Longest wait for the next bytes of a body.
+    pub idle_timeout: Duration,
+    /// Longest time for a whole request. Streamed blobs are not cut off by it as long as they
+    /// make headway.
+    pub request_timeout: Duration,
+    /// Mirrors by registry name.
+    pub hosts: HostsConfig,
+    /// Use plain HTTP for the origin registry.
+    pub plain_http: bool,
+    /// Do not verify TLS certificates.
+    pub skip_verify: bool,
+    /// Further certificate authorities, PEM.
+    pub extra_ca: Vec<Vec<u8>>,
+    /// Client certificate for TLS.
+    pub identity: Option<ClientIdentity>,
+    /// Largest manifest in bytes.
+    pub max_manifest_size: u64,
+    /// Largest blob in bytes that is read into memory as a whole.
+    pub max_blob_in_memory: u64,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        Self {
+            user_agent: concat!("soci-rs/", env!("CARGO_PKG_VERSION")).to_owned(),
+            retries: RetryPolicy::default(),
+            dial_timeout: Duration::from_secs(3),
+            response_header_timeout: Duration::from_secs(3),
+            idle_timeout: Duration::from_secs(30),
+            request_timeout: Duration::from_secs(300),
+            hosts: HostsConfig::new(),
+            plain_http: false,
+            skip_verify: false,
+            extra_ca: Vec::new(),
+            identity: None,
+            max_manifest_size: 8 << 20,
+            max_blob_in_memory: 1 << 30,
+        }
+    }
+}
+
+/// When and how often a failed request is made again: exponential waits with full jitter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// How often at most, after the first attempt.
+    pub max_retries: u32,
+    /// Shortest wait.
+    pub min_wait: Duration,
+    /// Longest wait, also for `Retry-After`.
+    pub max_wait: Duration,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            max_retries: 8,
+            min_wait: Duration::from_millis(30),
+            max_wait: Duration::from_secs(300),
+        }
+    }
+}
+
+/// Mirrors by the name of the registry that they stand in for (`docker.io`, `host:port`), in the
+/// order in which they are asked.
+pub type HostsConfig = BTreeMap<String, Vec<Mirror>>;
+
+/// A registry that is asked before the origin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mirror {
+    /// A URL whose path replaces `/v2`, or a bare host name.
+    pub host: String,
+    /// Plain HTTP instead of TLS.
+    pub insecure: bool,
+    /// Longest time for a whole request to this mirror, instead of the general one.
+    pub request_timeout: Option<Duration>,
+}
+
+/// A client certificate with its key, PEM. `Debug` does not show the key.
+#[derive(Clone)]
+pub struct ClientIdentity {
+    /// The certificate chain followed by the private key.
+    pub pem: Vec<u8>,
+}
+
+impl fmt::Debug for ClientIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClientIdentity(…)")
+    }
+}

@@ -1,0 +1,61 @@
+//! Reading parts of one immutable blob, wherever it is.
+
+use std::ops::Range;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+
+use crate::RegistryError;
+
+/// Bytes in order, in pieces of any size; the first error is the last item.
+pub type ByteStream = BoxStream<'static, Result<Bytes, RegistryError>>;
+
+/// One blob that can be read in parts.
+#[async_trait]
+pub trait BlobSource: Send + Sync + 'static {
+    /// The blob's size in bytes.
+    fn size(&self) -> u64;
+
+    /// Streams exactly the bytes of `range` in order, or an error item after some of them: never
+    /// others, and never an end without error before the last byte.
+    ///
+    /// # Errors
+    /// The request failed in spite of the retries, or `range` is outside of the blob.
+    async fn stream_range(&self, range: Range<u64>) -> Result<ByteStream, RegistryError>;
+
+    /// Exactly the bytes of `range`.
+    ///
+    /// # Errors
+    /// As for [`BlobSource::stream_range`].
+    async fn read_range(&self, range: Range<u64>) -> Result<Bytes, RegistryError> {
+        let length = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
+        let mut stream = self.stream_range(range).await?;
+        let Some(first) = stream.next().await.transpose()? else {
+            return Ok(Bytes::new());
+        };
+        if first.len() == length {
+            // Polled to its end, so that the connection goes back into the pool.
+            return match stream.next().await {
+                Some(Err(error)) => Err(error),
+                _ => Ok(first),
+            };
+        }
+        let mut all = BytesMut::with_capacity(length);
+        all.extend_from_slice(&first);
+        while let Some(piece) = stream.next().await.transpose()? {
+            all.extend_from_slice(&piece);
+        }
+        Ok(all.freeze())
+    }
+
+    /// Is it known that ranges are not honoured, so that each read transfers the blob from its
+    /// start? Then a few large reads are better than many small ones.
+    fn ignores_ranges(&self) -> bool {
+        false
+    }
+
+    /// Names the blob for logs, as `host/repository@digest`, without any secret.
+    fn describe(&self) -> String;
+}
