@@ -1,1 +1,18 @@
-//! (skeleton)
+//! Lazy layers: from the labels of a Prepare to a mounted layer, or the reason why not.
+//!
+//! An image's SOCI index is found once; the first layer that is asked for starts the preparation of
+//! the others, because containerd asks for one after another. A layer is served once however
+//! many snapshots, images and namespaces use it, and forgotten when the last of them goes.
+
+#![forbid(unsafe_code)]
+
+mod discovery;
+mod kept;
+mod labels;
+mod layers;
+mod parts;
+mod provider;
+mod verdicts;
+
+pub use parts::{LazyConfig, Parts};
+pub use provider::LazyLayers;

@@ -1,0 +1,92 @@
+//! Indexes that were found, kept on disk while their image is in use: the index in the content
+//! store, and its digest in a note named after the image.
+//!
+//! Everything here may be lost without harm: then the registry is asked again.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use oci::{Descriptor, Digest, media_types};
+use store::content::OciLayout;
+use ztoc::soci_index::SociIndex;
+
+use crate::discovery::FoundIndex;
+use crate::labels::ImageKey;
+
+/// The indexes that are kept.
+pub(crate) struct KeptIndexes {
+    content: OciLayout,
+    notes: PathBuf,
+}
+
+impl KeptIndexes {
+    /// `notes` is a folder of our own; it is created when needed.
+    pub(crate) fn new(content: OciLayout, notes: PathBuf) -> Self {
+        Self { content, notes }
+    }
+
+    /// The index kept for an image. What cannot be read counts as not kept.
+    pub(crate) fn load(&self, image: &ImageKey) -> Option<FoundIndex> {
+        let digest = match image.explicit_index {
+            Some(explicit) => explicit,
+            None => {
+                let note = fs::read_to_string(self.note(image)).ok()?;
+                note.trim().parse::<Digest>().ok()?
+            }
+        };
+        if !self.content.contains(&digest) {
+            return None;
+        }
+        let bytes = self.content.get(&digest).ok()?;
+        let index = SociIndex::parse(&bytes).ok()?;
+        Some(FoundIndex { digest, index })
+    }
+
+    /// Keeps an index. A full disk costs a look-up at the next restart, so it is only logged.
+    pub(crate) fn save(&self, image: &ImageKey, digest: Digest, bytes: &[u8]) {
+        let descriptor = Descriptor::new(media_types::OCI_MANIFEST, digest, bytes.len() as u64);
+        let kept = self
+            .content
+            .put(&descriptor, bytes)
+            .map_err(|e| e.to_string())
+            .and_then(|_| match image.explicit_index {
+                Some(_) => Ok(()),
+                None => write_whole(&self.note(image), digest.to_string().as_bytes())
+                    .map_err(|e| format!("{}: {e}", self.notes.display())),
+            });
+        if let Err(error) = kept {
+            tracing::warn!(digest = %digest, error, "the SOCI index is not kept on disk");
+        }
+    }
+
+    /// Lets go of an index that no layer uses any more.
+    pub(crate) fn forget(&self, image: &ImageKey, digest: &Digest) {
+        if let Err(error) = fs::remove_file(self.note(image))
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(error = %error, "the note of a SOCI index is not removed");
+        }
+        if let Err(error) = self.content.delete(digest) {
+            tracing::warn!(digest = %digest, error = %error, "a SOCI index is not removed");
+        }
+    }
+
+    /// Named after repository and manifest: who may write to one repository must not decide which
+    /// index (v1: anything that refers to the manifest) is used for another's image.
+    fn note(&self, image: &ImageKey) -> PathBuf {
+        let name = format!("{}@{}", image.reference.name(), image.manifest);
+        self.notes.join(Digest::of(name.as_bytes()).hex())
+    }
+}
+
+/// Writes a small file so that it is either whole or not there, also after a power cut.
+fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! What lazy layers are made of, and how they are configured.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The subsystems that lazy layers bring together.
+pub struct Parts {
+    /// Access to registries.
+    pub client: registry::Client,
+    /// The spans on disk.
+    pub layers: store::LayerStore,
+    /// SOCI indexes on disk.
+    pub content: store::content::OciLayout,
+    /// Gets spans from registries into the layer store.
+    pub fetcher: Arc<fetch::SpanFetcher>,
+    /// Serves the FUSE connections.
+    pub pool: fuse::Pool,
+    /// Switches and times.
+    pub config: LazyConfig,
+}
+
+/// Switches and times. [`Default`] is what an empty configuration file gives.
+#[derive(Debug, Clone)]
+pub struct LazyConfig {
+    /// Look for SOCI index v1 through the registry's referrers.
+    pub soci_v1: bool,
+    /// Look for SOCI index v2 through the image manifest's annotation.
+    pub soci_v2: bool,
+    /// Layers below this compressed size in bytes are not mounted lazily.
+    pub min_layer_size: u64,
+    /// How long finding and fetching the index and a layer's zTOC may take.
+    pub mount_timeout: Duration,
+    /// How long the kernel may keep attributes.
+    pub attr_timeout: Duration,
+    /// How long the kernel may keep names that exist.
+    pub entry_timeout: Duration,
+    /// How long the kernel may keep names that do not exist.
+    pub negative_timeout: Duration,
+    /// For how long "this image has no index" is believed before it is looked for again.
+    pub retry_after: Duration,
+    /// How many layers are prepared at once; `None`: no limit.
+    pub max_concurrency: Option<usize>,
+    /// Do not fetch what nobody has read.
+    pub disable_background: bool,
+}
+
+impl Default for LazyConfig {
+    fn default() -> Self {
+        Self {
+            soci_v1: false,
+            soci_v2: true,
+            min_layer_size: 0,
+            mount_timeout: Duration::from_secs(30),
+            attr_timeout: Duration::from_secs(1),
+            entry_timeout: Duration::from_secs(1),
+            negative_timeout: Duration::from_secs(1),
+            retry_after: Duration::from_secs(60),
+            max_concurrency: Some(100),
+            disable_background: false,
+        }
+    }
+}
