@@ -1,0 +1,63 @@
+//! The walk over the keys. A [`Section`] names its keys to a [`Visitor`]; the reader fills them,
+//! the writer prints them.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use crate::values::{ByteSize, Choice};
+
+/// The unit in which a duration is written in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unit {
+    Seconds,
+    Milliseconds,
+}
+
+/// A rule between keys, or about one key's text, that is broken.
+#[derive(Debug)]
+pub(crate) struct Broken {
+    /// The key below the section.
+    pub(crate) key: &'static str,
+    pub(crate) value: String,
+    pub(crate) allowed: String,
+}
+
+/// One table of the file.
+pub(crate) trait Section {
+    /// Names every key once, in the order in which they are printed.
+    fn visit(&mut self, v: &mut impl Visitor);
+
+    /// Rules that a single value's type cannot say. Called after the section was read.
+    fn check(&self) -> Vec<Broken> {
+        Vec::new()
+    }
+}
+
+/// What is done with each key.
+pub(crate) trait Visitor {
+    fn flag(&mut self, key: &'static str, value: &mut bool);
+    fn text(&mut self, key: &'static str, value: &mut String);
+    fn texts(&mut self, key: &'static str, value: &mut Vec<String>);
+    fn choice<T: Choice>(&mut self, key: &'static str, value: &mut T);
+    /// A whole number; 0 is an ordinary value.
+    fn number(&mut self, key: &'static str, value: &mut u64, allowed: RangeInclusive<u64>);
+    /// A whole number, where 0 in the file means the default.
+    fn count(&mut self, key: &'static str, value: &mut u64);
+    /// A limit: negative in the file means none, 0 means the default.
+    fn limit(&mut self, key: &'static str, value: &mut Option<u64>);
+    /// A length of time, where 0 in the file means the default.
+    fn duration(&mut self, key: &'static str, unit: Unit, value: &mut Duration);
+    fn size(&mut self, key: &'static str, value: &mut Option<ByteSize>);
+    fn table<S: Section>(&mut self, key: &'static str, value: &mut S);
+    /// Tables whose names the operator chooses. Not printed when there are none.
+    fn named_tables<S: Section + Default>(
+        &mut self,
+        key: &'static str,
+        value: &mut BTreeMap<String, S>,
+    );
+    /// An array of tables. Not printed when it is empty.
+    fn tables<S: Section + Default>(&mut self, key: &'static str, value: &mut Vec<S>);
+    /// A key that is known, but neither kept nor printed.
+    fn ignored(&mut self, key: &'static str);
+}

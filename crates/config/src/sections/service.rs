@@ -1,0 +1,310 @@
+//! The daemon's own parts: mounts, fetching, stores, keychains, snapshots.
+
+use std::time::Duration;
+
+use super::MAX;
+use crate::schema::{Broken, Section, Unit, Visitor};
+use crate::values::{ContentStoreType, DropPolicy};
+
+const CONTAINERD: &str = "/run/containerd/containerd.sock";
+
+/// `[directory_cache]`: v0.15's span cache. Without effect: there is one layer store.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DirectoryCache {
+    /// Spans kept in memory; 0 prints as 0 and means 10.
+    pub max_lru_cache_entry: u64,
+    /// Open files kept; 0 prints as 0 and means 10.
+    pub max_cache_fds: u64,
+    /// Write spans before they are served.
+    pub sync_add: bool,
+    /// Bypass the memory cache.
+    pub direct: bool,
+}
+
+impl Default for DirectoryCache {
+    fn default() -> Self {
+        Self {
+            max_lru_cache_entry: 0,
+            max_cache_fds: 0,
+            sync_add: false,
+            direct: true,
+        }
+    }
+}
+
+impl Section for DirectoryCache {
+    fn visit(&mut self, v: &mut impl Visitor) {
+        v.number(
+            "max_lru_cache_entry",
+            &mut self.max_lru_cache_entry,
+            0..=MAX,
+        );
+        v.number("max_cache_fds", &mut self.max_cache_fds, 0..=MAX);
+        v.flag("sync_add", &mut self.sync_add);
+        v.flag("direct", &mut self.direct);
+    }
+}
+
+/// `[fuse]`: lower bounds of what the kernel may cache; a layer is immutable, so longer is right too.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fuse {
+    /// Attributes.
+    pub attr_timeout: Duration,
+    /// Names that exist.
+    pub entry_timeout: Duration,
+    /// Names that do not exist.
+    pub negative_timeout: Duration,
+    /// Log every FUSE request. Shows file names of images.
+    pub log_fuse_operations: bool,
+}
+
+impl Default for Fuse {
+    fn default() -> Self {
+        Self {
+            attr_timeout: Duration::from_secs(1),
+            entry_timeout: Duration::from_secs(1),
+            negative_timeout: Duration::from_secs(1),
+            log_fuse_operations: false,
+        }
+    }
+}
+
+impl Section for Fuse {
+    fn visit(&mut self, v: &mut impl Visitor) {
+        v.duration("attr_timeout", Unit::Seconds, &mut self.attr_timeout);
+        v.duration("entry_timeout", Unit::Seconds, &mut self.entry_timeout);
+        v.duration(
+            "negative_timeout",
+            Unit::Seconds,
+            &mut self.negative_timeout,
+        );
+        v.flag("log_fuse_operations", &mut self.log_fuse_operations);
+    }
+}
+
+/// `[background_fetch]`: filling layers while nobody waits for them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BackgroundFetch {
+    /// Do not.
+    pub disable: bool,
+    /// Rest after a mount.
+    pub silence_period: Duration,
+    /// Pause between fetches.
+    pub fetch_period: Duration,
+    /// Layers that may wait; `None` is no limit.
+    pub max_queue_size: Option<u64>,
+    /// Which layer goes when the queue is full.
+    pub drop_policy: DropPolicy,
+    /// How often the queue's length is reported.
+    pub emit_metric_period: Duration,
+}
+
+impl Default for BackgroundFetch {
+    fn default() -> Self {
+        Self {
+            disable: false,
+            silence_period: Duration::from_millis(30_000),
+            fetch_period: Duration::from_millis(500),
+            max_queue_size: Some(300),
+            drop_policy: DropPolicy::Newest,
+            emit_metric_period: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Section for BackgroundFetch {
+    fn visit(&mut self, v: &mut impl Visitor) {
+        v.flag("disable", &mut self.disable);
+        v.duration(
+            "silence_period_msec",
+            Unit::Milliseconds,
+            &mut self.silence_period,
+        );
+        v.duration(
+            "fetch_period_msec",
+            Unit::Milliseconds,
+            &mut self.fetch_period,
+        );
+        v.limit("max_queue_size", &mut self.max_queue_size);
+        v.choice("drop_policy", &mut self.drop_policy);
+        v.duration(
+            "emit_metric_period_sec",
+            Unit::Seconds,
+            &mut self.emit_metric_period,
+        );
+    }
+}
+
+/// `[content_store]`: where SOCI artifacts are kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ContentStore {
+    /// `type`
+    pub kind: ContentStoreType,
+    /// containerd's socket: a path or `unix://PATH`.
+    pub containerd_address: String,
+}
+
+impl Default for ContentStore {
+    fn default() -> Self {
+        Self {
+            kind: ContentStoreType::Soci,
+            containerd_address: CONTAINERD.to_owned(),
+        }
+    }
+}
+
+impl Section for ContentStore {
+    fn visit(&mut self, v: &mut impl Visitor) {
+        v.choice("type", &mut self.kind);
+        // The namespace of each request counts; v0.15 takes the key and does not use it either.
+        v.ignored("namespace");
+        v.text("containerd_address", &mut self.containerd_address);
+    }
+
+    fn check(&self) -> Vec<Broken> {
+        socket(
+            "containerd_address",
+            &self.containerd_address,
+            self.kind == ContentStoreType::Containerd,
+        )
+    }
+}
+
+/// `[prefetch]`: fetching what an image's prefetch artifact lists, at mount.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Prefetch {
+    /// Whether to.
+    pub enable: bool,
+    /// Layers at once; 0 is no limit.
+    pub max_concurrency: u64,
+}
+
+impl Section for Prefetch {
+    fn visit(&mut self, v: &mut impl Visitor) {
+        v.flag("enable", &mut self.enable);
+        v.number("max_concurrency", &mut self.max_concurrency, 0..=MAX);
+    }
+}
+
+/// `[kubeconfig_keychain]`: credentials from Kubernetes secrets.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct KubeconfigKeychain {
+    /// Whether to.
+    pub enable_keychain: bool,
+    /// Empty: `$KUBECONFIG`, then `~/.kube/config`, then the pod's service account.
+    pub kubeconfig_path: String,
+}
+
+impl Section for KubeconfigKeychain {
+    fn visit(&mut self, v: &mut impl Visitor) {
+        v.flag("enable_keychain", &mut self.enable_keychain);
+        v.text("kubeconfig_path", &mut self.kubeconfig_path);
+    }
+}
+
+/// `[cri_keychain]`: credentials seen in the kubelet's pulls.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CriKeychain {
+    /// Whether to.
+    pub enable_keychain: bool,
+    /// Socket of the real CRI image service: a path or `unix://PATH`.
+    pub image_service_path: String,
+}
+
+impl Default for CriKeychain {
+    fn default() -> Self {
+        Self {
+            enable_keychain: false,
+            image_service_path: CONTAINERD.to_owned(),
+        }
+    }
+}
+
+impl Section for CriKeychain {
+    fn visit(&mut self, v: &mut impl Visitor) {
+        v.flag("enable_keychain", &mut self.enable_keychain);
+        v.text("image_service_path", &mut self.image_service_path);
+    }
+
+    fn check(&self) -> Vec<Broken> {
+        socket(
+            "image_service_path",
+            &self.image_service_path,
+            self.enable_keychain,
+        )
+    }
+}
+
+/// `[snapshotter]`
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Snapshotter {
+    /// Layers with fewer compressed bytes are unpacked, not mounted.
+    pub min_layer_size: u64,
+    /// Start even if a layer of an earlier run cannot be mounted again.
+    pub allow_invalid_mounts_on_restart: bool,
+}
+
+impl Section for Snapshotter {
+    fn visit(&mut self, v: &mut impl Visitor) {
+        v.number("min_layer_size", &mut self.min_layer_size, 0..=MAX);
+        v.flag(
+            "allow_invalid_mounts_on_restart",
+            &mut self.allow_invalid_mounts_on_restart,
+        );
+    }
+}
+
+/// `[fetch]`, not in v0.15: the span fetcher.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fetch {
+    /// Most bytes of layer data that the fetcher holds in memory at once, at least 1 MiB.
+    pub memory_budget_bytes: u64,
+}
+
+impl Default for Fetch {
+    fn default() -> Self {
+        Self {
+            memory_budget_bytes: 64 << 20,
+        }
+    }
+}
+
+impl Section for Fetch {
+    fn visit(&mut self, v: &mut impl Visitor) {
+        v.number(
+            "memory_budget_bytes",
+            &mut self.memory_budget_bytes,
+            (1 << 20)..=MAX,
+        );
+    }
+}
+
+/// `[layer_store]`, not in v0.15: fetched layer data on disk.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct LayerStore {
+    /// Most bytes on disk; 0 is no limit.
+    pub max_size_bytes: u64,
+}
+
+impl Section for LayerStore {
+    fn visit(&mut self, v: &mut impl Visitor) {
+        v.number("max_size_bytes", &mut self.max_size_bytes, 0..=MAX);
+    }
+}
+
+/// A socket's address matters only where the feature that uses it is on.
+fn socket(key: &'static str, address: &str, used: bool) -> Vec<Broken> {
+    if !used
+        || address
+            .strip_prefix("unix://")
+            .unwrap_or(address)
+            .starts_with('/')
+    {
+        return Vec::new();
+    }
+    vec![Broken {
+        key,
+        value: format!("{address:?}"),
+        allowed: "the absolute path of a socket, or unix://PATH".to_owned(),
+    }]
+}

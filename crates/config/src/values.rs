@@ -1,0 +1,167 @@
+//! The value types of the file: named choices and sizes in bytes.
+
+use std::fmt;
+
+/// A value that is one of a few words.
+pub(crate) trait Choice: Copy + PartialEq + 'static {
+    /// The accepted words, the first spelling of a value being the printed one.
+    const WORDS: &'static [(&'static str, Self)];
+
+    fn word(self) -> &'static str {
+        Self::WORDS
+            .iter()
+            .find(|(_, v)| *v == self)
+            .map_or("", |(word, _)| *word)
+    }
+}
+
+macro_rules! choice {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $($word:literal)|+),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+        #[non_exhaustive]
+        pub enum $name { $($(#[$vdoc])* $variant),+ }
+
+        impl Choice for $name {
+            const WORDS: &'static [(&'static str, Self)] = &[$($(($word, Self::$variant)),+),+];
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.word())
+            }
+        }
+    };
+}
+
+choice! {
+    /// What `metrics_address` is an address of.
+    MetricsNetwork {
+        /// `host:port`.
+        #[default]
+        Tcp = "tcp" | "",
+        /// The path of a socket.
+        Unix = "unix",
+    }
+}
+
+choice! {
+    /// v0.15's layer metadata database. Ours has none; the words are accepted.
+    MetadataStoreType {
+        /// One database for all layers.
+        #[default]
+        Db = "db" | "",
+        /// One database for each layer.
+        DbMulti = "db-multi",
+    }
+}
+
+choice! {
+    /// What goes when the background queue is full.
+    DropPolicy {
+        /// The layer that wants in.
+        #[default]
+        Newest = "newest" | "",
+        /// The layer that waits longest.
+        Oldest = "oldest",
+    }
+}
+
+choice! {
+    /// Where SOCI artifacts are kept.
+    ContentStoreType {
+        /// An OCI layout of our own under the root.
+        #[default]
+        Soci = "soci" | "",
+        /// containerd's content store.
+        Containerd = "containerd",
+    }
+}
+
+/// A size as the operator wrote it, such as `8mb`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ByteSize {
+    text: String,
+    bytes: u64,
+}
+
+impl ByteSize {
+    /// What is accepted, for messages.
+    pub(crate) const ALLOWED: &'static str = "a size such as \"8mb\" (a whole number above 0, with b, kb, mb, gb or tb; 1 kb is 1024 bytes)";
+
+    /// Parses `8mb`, `8 MiB`, `8388608`. `None` if it is not a size of at least one byte.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let trimmed = text.trim();
+        let digits = trimmed
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(trimmed.len());
+        let (number, unit) = trimmed.split_at(digits);
+        let shift = match unit.trim_start().to_ascii_lowercase().as_str() {
+            "" | "b" => 0,
+            "k" | "kb" | "kib" => 10,
+            "m" | "mb" | "mib" => 20,
+            "g" | "gb" | "gib" => 30,
+            "t" | "tb" | "tib" => 40,
+            _ => return None,
+        };
+        let bytes = number.parse::<u64>().ok()?.checked_mul(1_u64 << shift)?;
+        (bytes > 0).then(|| Self {
+            text: text.to_owned(),
+            bytes,
+        })
+    }
+
+    /// The size in bytes, at least 1.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The size as written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ByteSize;
+
+    #[test]
+    fn sizes_are_binary_multiples_in_any_case() {
+        for (text, bytes) in [
+            ("8mb", 8 << 20),
+            ("8 MiB", 8 << 20),
+            ("1", 1),
+            ("3K", 3072),
+            ("2GB", 2 << 30),
+            ("64b", 64),
+        ] {
+            assert_eq!(
+                ByteSize::parse(text).map(|s| s.bytes()),
+                Some(bytes),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_size_is_refused() {
+        for text in [
+            "",
+            "mb",
+            "-1mb",
+            "8xb",
+            "8.5mb",
+            "0",
+            "0mb",
+            "99999999999999tb",
+            "1 m b",
+            "٣mb",
+        ] {
+            assert_eq!(ByteSize::parse(text), None, "{text}");
+        }
+    }
+}
