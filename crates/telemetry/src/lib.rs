@@ -1,1 +1,14 @@
-//! (skeleton)
+//! What the daemon tells its operator: the JSON log on stderr, and the names of its metrics.
+
+#![forbid(unsafe_code)]
+
+mod fields;
+mod level;
+mod line;
+mod log;
+pub mod metrics;
+mod panics;
+
+pub use level::{Level, ParseLevelError};
+pub use log::{JsonLog, fatal, init, init_text};
+pub use panics::log_panics;

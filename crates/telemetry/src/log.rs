@@ -1,0 +1,316 @@
+//! The log itself: a `tracing` layer that writes one JSON object per event, in one write.
+
+use std::error::Error;
+use std::io::Write;
+
+use jiff::Zoned;
+use parking_lot::Mutex;
+use tracing::level_filters::LevelFilter;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
+use tracing_subscriber::filter::FilterFn;
+use tracing_subscriber::layer::{Context, SubscriberExt as _};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::{Layer, Registry};
+
+use crate::fields::{Fields, chain};
+use crate::level::Level;
+use crate::line::line;
+
+/// Targets that give an event a level which `tracing` does not have.
+pub(crate) const FATAL: &str = "telemetry::fatal";
+pub(crate) const PANIC: &str = "telemetry::panic";
+
+/// Crates of this workspace. All others are held to warnings: what HTTP libraries log below that
+/// holds request headers, hence credentials.
+const OURS: &[&str] = &[
+    "config",
+    "fetch",
+    "fuse",
+    "index",
+    "layerfs",
+    "lazy",
+    "oci",
+    "registry",
+    "snapshotter",
+    "soci",
+    "soci_snapshotter_grpc",
+    "store",
+    "telemetry",
+    "testkit",
+    "unpack",
+    "ztoc",
+];
+
+/// Starts the JSON log on stderr for the whole process. A second call changes nothing.
+pub fn init(level: Level) {
+    start(level, JsonLog::new(std::io::stderr()));
+}
+
+/// Starts a log for people on stderr, as the CLI's `--debug` wants it: `LEVEL message key=value…`.
+/// A second call changes nothing.
+pub fn init_text(level: Level) {
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .without_time();
+    start(level, layer);
+}
+
+fn start(level: Level, layer: impl Layer<Registry> + Send + Sync) {
+    let subscriber = Registry::default().with(layer.with_filter(shown(level)));
+    // An error says that a log has been started before, which then goes on.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+pub(crate) fn shown(level: Level) -> FilterFn<impl Fn(&Metadata<'_>) -> bool> {
+    let ours = level.filter();
+    let others = ours.min(LevelFilter::WARN);
+    tracing_subscriber::filter::filter_fn(move |meta| {
+        let krate = meta.target().split("::").next().unwrap_or_default();
+        *meta.level() <= if OURS.contains(&krate) { ours } else { others }
+    })
+    .with_max_level_hint(ours)
+}
+
+/// Logs why the process cannot go on, with level `fatal`. The caller then exits.
+pub fn fatal(message: &str, error: &(dyn Error + 'static)) {
+    tracing::error!(target: FATAL, error = %chain(error), "{message}");
+}
+
+/// A layer that writes each event as a line of JSON to `W`, fields of the spans around it included
+/// (an event's own field wins, then the inner span's). What cannot be written is dropped: a log
+/// that nobody can read is no reason to stop.
+#[derive(Debug)]
+pub struct JsonLog<W> {
+    out: Mutex<W>,
+}
+
+impl<W: Write> JsonLog<W> {
+    /// A log to `out`, which should be unbuffered.
+    pub fn new(out: W) -> Self {
+        Self {
+            out: Mutex::new(out),
+        }
+    }
+}
+
+impl<S, W> Layer<S> for JsonLog<W>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: Write + 'static,
+{
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        if let Some(span) = context.span(id) {
+            let mut fields = Fields::default();
+            attributes.record(&mut fields);
+            span.extensions_mut().insert(fields);
+        }
+    }
+
+    fn on_record(&self, id: &Id, record: &Record<'_>, context: Context<'_, S>) {
+        if let Some(span) = context.span(id)
+            && let Some(fields) = span.extensions_mut().get_mut::<Fields>()
+        {
+            record.record(fields);
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        for span in context
+            .event_scope(event)
+            .into_iter()
+            .flat_map(|scope| scope.from_root())
+        {
+            if let Some(outer) = span.extensions().get::<Fields>() {
+                fields.values.extend(
+                    outer
+                        .values
+                        .iter()
+                        .map(|(name, value)| (*name, value.clone())),
+                );
+            }
+        }
+        event.record(&mut fields);
+        let level = match event.metadata().target() {
+            FATAL => Level::Fatal,
+            PANIC => Level::Panic,
+            _ => Level::from(*event.metadata().level()),
+        };
+        let line = line(level, &fields, &Zoned::now());
+        let mut out = self.out.lock();
+        let _ = out.write_all(&line).and_then(|()| out.flush());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Closed;
+
+    impl Write for Closed {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Err(std::io::ErrorKind::BrokenPipe.into())
+        }
+    }
+
+    fn logged(level: Level, run: impl FnOnce()) -> Vec<serde_json::Map<String, serde_json::Value>> {
+        let out = Shared::default();
+        let log = JsonLog::new(out.clone()).with_filter(shown(level));
+        tracing::subscriber::with_default(Registry::default().with(log), run);
+        let bytes = out.0.lock().clone();
+        String::from_utf8(bytes)
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn every_value_is_a_string_whatever_its_type() {
+        let lines = logged(Level::Info, || {
+            let cause = std::io::Error::other("no route");
+            tracing::info!(
+                count = 3,
+                share = 0.5,
+                ok = true,
+                path = ?std::path::Path::new("/x"),
+                error = &cause as &dyn Error,
+                "remote-snapshot-prepared" = "true",
+                stream.id = 7_u64,
+                "fetched {}\u{1b}[31m", 1
+            );
+        });
+        let line = &lines[0];
+        assert!(line.values().all(serde_json::Value::is_string), "{line:?}");
+        for (key, value) in [
+            ("level", "info"),
+            ("msg", "fetched 1\u{1b}[31m"),
+            ("count", "3"),
+            ("share", "0.5"),
+            ("ok", "true"),
+            ("path", "\"/x\""),
+            ("error", "no route"),
+            ("remote-snapshot-prepared", "true"),
+            ("stream.id", "7"),
+        ] {
+            assert_eq!(line[key], value, "{key}");
+        }
+        assert!(
+            line["time"]
+                .as_str()
+                .unwrap()
+                .parse::<jiff::Timestamp>()
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn an_event_carries_the_fields_of_the_spans_around_it_and_its_own_win() {
+        let lines = logged(Level::Info, || {
+            let outer = tracing::info_span!(
+                "prepare",
+                key = "outer",
+                namespace = "k8s.io",
+                late = tracing::field::Empty
+            );
+            let _outer = outer.enter();
+            outer.record("late", 1);
+            let inner = tracing::info_span!("mount", key = "inner");
+            let _inner = inner.enter();
+            tracing::info!("a");
+            tracing::info!(key = "own", "b");
+        });
+        assert_eq!(
+            (&lines[0]["key"], &lines[0]["namespace"], &lines[0]["late"]),
+            (&"inner".into(), &"k8s.io".into(), &"1".into())
+        );
+        assert_eq!(lines[1]["key"], "own");
+    }
+
+    #[test]
+    fn the_level_filters_and_foreign_crates_never_show_their_details() {
+        let run = || {
+            tracing::trace!("t");
+            tracing::debug!("d");
+            tracing::info!("i");
+            tracing::warn!("w");
+            tracing::error!("e");
+            tracing::debug!(target: "h2::codec", "authorization: Bearer secret");
+            tracing::warn!(target: "hyper::client", "foreign warning");
+        };
+        let shown = |level| {
+            logged(level, run)
+                .iter()
+                .map(|l| l["msg"].as_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            shown(Level::Trace),
+            ["t", "d", "i", "w", "e", "foreign warning"]
+        );
+        assert_eq!(shown(Level::Warn), ["w", "e", "foreign warning"]);
+        assert_eq!(shown(Level::Fatal), ["e"]);
+        assert_eq!(shown(Level::Panic), ["e"]);
+    }
+
+    #[test]
+    fn a_fatal_error_names_its_causes_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot listen")]
+        struct Outer(#[source] std::io::Error);
+
+        let lines = logged(Level::Fatal, || {
+            fatal(
+                "failed to start",
+                &Outer(std::io::Error::other("address in use")),
+            );
+        });
+        assert_eq!(
+            (&lines[0]["level"], &lines[0]["error"]),
+            (&"fatal".into(), &"cannot listen: address in use".into())
+        );
+    }
+
+    #[test]
+    fn a_closed_stderr_stops_nothing() {
+        let subscriber = Registry::default().with(JsonLog::new(Closed));
+        tracing::subscriber::with_default(subscriber, || tracing::error!("nobody hears"));
+    }
+
+    #[test]
+    fn levels_parse_in_any_case_and_nothing_else_does() {
+        for word in [
+            "trace", "DEBUG", "Info", "warn", "warning", "error", "fatal", "panic",
+        ] {
+            assert!(word.parse::<Level>().is_ok(), "{word}");
+        }
+        assert!(
+            "loud"
+                .parse::<Level>()
+                .unwrap_err()
+                .to_string()
+                .contains("trace, debug, info, warn")
+        );
+    }
+}
