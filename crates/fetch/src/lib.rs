@@ -1,1 +1,19 @@
-//! (skeleton)
+//! Gets the spans of lazy layers from registries into the layer store: one scheduler for the whole
+//! daemon with single flight, priorities, coalesced requests, readahead and background filling.
+//!
+//! [`LayerData`] is the edge to the file system.
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod fetcher;
+mod layer_data;
+mod lazy_layer;
+mod stats;
+pub mod testing;
+
+pub use config::{BackgroundConfig, DropPolicy, FetchConfig};
+pub use fetcher::SpanFetcher;
+pub use layer_data::{LayerData, LayerStatus, ReadDone, ReadError};
+pub use lazy_layer::LazyLayer;
+pub use stats::{PriorityStats, Stats};

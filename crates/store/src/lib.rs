@@ -1,1 +1,21 @@
-//! (skeleton)
+//! The stores on disk: OCI image layouts ([`content`]), the spans of lazy layers ([`LayerStore`]),
+//! and the lock that keeps a second daemon away from them ([`RootLock`]).
+
+#![forbid(unsafe_code)]
+
+mod atomic_file;
+pub mod content;
+mod error;
+mod flusher;
+mod layer_store;
+mod page_cache;
+mod reclaim;
+mod root_lock;
+mod span_states;
+mod spans_file;
+mod stored_layer;
+
+pub use error::StoreError;
+pub use layer_store::{LayerKey, LayerStore, LayerStoreConfig, Usage};
+pub use root_lock::RootLock;
+pub use stored_layer::{ReadOutcome, StoredLayer};

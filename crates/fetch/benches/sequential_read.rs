@@ -1,0 +1,2 @@
+//! Cold sequential reads through a lazy layer.
+fn main() {}

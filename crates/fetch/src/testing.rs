@@ -1,0 +1,149 @@
+//! [`MemoryLayer`], a [`LayerData`] in memory with scripted answers, for the tests of what reads layers.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use oci::Digest;
+use parking_lot::Mutex;
+
+use crate::{LayerData, LayerStatus, ReadDone, ReadError};
+
+/// How a [`MemoryLayer`] answers.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Answer {
+    /// Everything is here: `try_read` fills the buffer.
+    #[default]
+    Here,
+    /// Nothing is here: `try_read` says so, `read` answers at once, on the caller's thread.
+    Fetched,
+    /// As `Fetched`, but on another thread.
+    FetchedElsewhere,
+    /// `read` keeps its answer until [`MemoryLayer::release`].
+    Held,
+    /// Both fail with this error.
+    Fail(ReadError),
+}
+
+/// A layer in memory. Clones are the same layer.
+#[derive(Clone)]
+pub struct MemoryLayer {
+    data: Bytes,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    answer: Answer,
+    error: Option<String>,
+    reads: Vec<(u64, usize)>,
+    held: Vec<(u64, usize, ReadDone)>,
+}
+
+impl MemoryLayer {
+    /// A layer of these uncompressed tar bytes that are all here.
+    #[must_use]
+    pub fn new(tar: impl Into<Bytes>) -> Self {
+        Self {
+            data: tar.into(),
+            state: Arc::default(),
+        }
+    }
+
+    /// Changes how reads are answered from now on. Answers that are held stay held.
+    pub fn script(&self, answer: Answer) {
+        let mut state = self.state.lock();
+        if let Answer::Fail(error) = &answer {
+            state.error = Some(error.to_string());
+        }
+        state.answer = answer;
+    }
+
+    /// Answers the reads that were held, correctly; returns how many there were.
+    pub fn release(&self) -> usize {
+        let held = std::mem::take(&mut self.state.lock().held);
+        let count = held.len();
+        for (offset, len, done) in held {
+            done(self.part(offset, len));
+        }
+        count
+    }
+
+    /// Drops the reads that were held without an answer of its own, as closing the layer does: each
+    /// gets [`ReadError::Closed`].
+    pub fn close(&self) -> usize {
+        let held = std::mem::take(&mut self.state.lock().held);
+        let count = held.len();
+        for (_, _, done) in held {
+            done(Err(ReadError::Closed));
+        }
+        count
+    }
+
+    /// How many reads are held.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.state.lock().held.len()
+    }
+
+    /// Offset and length of every `read` so far (not of `try_read`).
+    #[must_use]
+    pub fn reads(&self) -> Vec<(u64, usize)> {
+        self.state.lock().reads.clone()
+    }
+
+    fn part(&self, offset: u64, len: usize) -> Result<Bytes, ReadError> {
+        let outside = || ReadError::OutOfRange {
+            offset,
+            len: len as u64,
+            size: self.data.len() as u64,
+        };
+        let start = usize::try_from(offset).map_err(|_| outside())?;
+        let end = start
+            .checked_add(len)
+            .filter(|end| *end <= self.data.len())
+            .ok_or_else(outside)?;
+        Ok(self.data.slice(start..end))
+    }
+}
+
+impl LayerData for MemoryLayer {
+    fn try_read(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
+        let part = self.part(offset, buf.len())?;
+        let answer = self.state.lock().answer.clone();
+        match answer {
+            Answer::Here => {
+                buf.copy_from_slice(&part);
+                Ok(true)
+            }
+            Answer::Fail(error) => Err(error),
+            Answer::Fetched | Answer::FetchedElsewhere | Answer::Held => Ok(false),
+        }
+    }
+
+    fn read(&self, offset: u64, len: usize, done: ReadDone) {
+        let answer = {
+            let mut state = self.state.lock();
+            state.reads.push((offset, len));
+            state.answer.clone()
+        };
+        match answer {
+            Answer::Here | Answer::Fetched => done(self.part(offset, len)),
+            Answer::FetchedElsewhere => {
+                let part = self.part(offset, len);
+                std::thread::spawn(move || done(part));
+            }
+            Answer::Held => self.state.lock().held.push((offset, len, done)),
+            Answer::Fail(error) => done(Err(error)),
+        }
+    }
+
+    fn status(&self) -> LayerStatus {
+        let size = self.data.len() as u64;
+        LayerStatus {
+            digest: Digest::of(&self.data),
+            size,
+            fetched_size: size,
+            error: self.state.lock().error.clone(),
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! What can go wrong with the stores: which file, what happened, what to do.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use oci::Digest;
+use ztoc::{SpanId, ZtocError};
+
+/// Why a store did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Another process uses the root folder.
+    #[error("{} is in use by another daemon{}; stop that one, or use another root folder", .path.display(), by(*.pid))]
+    Locked {
+        /// The root folder.
+        path: PathBuf,
+        /// The process that holds it, as far as it said.
+        pid: Option<u32>,
+    },
+    /// A folder that we must write to cannot be written to.
+    #[error("{} is not writable ({source}); check its owner, its mode and that the file system is not read-only", .path.display())]
+    NotWritable {
+        /// The folder.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The disk, a quota or the configured budget is full.
+    #[error("no space to {action} {}; free some space or lower what is kept", .path.display())]
+    NoSpace {
+        /// What was being done.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
+    /// The operating system refused.
+    #[error("cannot {action} {}: {source}", .path.display())]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The bytes are not those that the digest stands for.
+    #[error("{what}: the content has digest {actual}, not {expected}")]
+    DigestMismatch {
+        /// Which object.
+        what: String,
+        /// What it should be.
+        expected: Digest,
+        /// What it is.
+        actual: Digest,
+    },
+    /// More or fewer bytes than the descriptor says.
+    #[error("{what}: the content has {actual} bytes, not {expected}")]
+    SizeMismatch {
+        /// Which object.
+        what: String,
+        /// The bytes that the descriptor names.
+        expected: u64,
+        /// The bytes that came; it may stop counting just above `expected`.
+        actual: u64,
+    },
+    /// It is not in the store.
+    #[error("{what} is not in {}", .path.display())]
+    NotFound {
+        /// What was asked for.
+        what: String,
+        /// The store.
+        path: PathBuf,
+    },
+    /// A file of an OCI layout is not what the specification says.
+    #[error("{}: {reason}", .path.display())]
+    Layout {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The zTOC of a layer cannot be used.
+    #[error("zTOC {digest}: {source}")]
+    Ztoc {
+        /// Its digest.
+        digest: Digest,
+        /// The cause.
+        source: ZtocError,
+    },
+    /// A span that the layer does not have, or bytes of another length than it has.
+    #[error("span {} of layer {layer}: {reason}", .span.0)]
+    Span {
+        /// The layer.
+        layer: Digest,
+        /// The span.
+        span: SpanId,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// Bytes past the end of the layer were asked for.
+    #[error("bytes {offset} to {offset}+{len} lie outside of layer {layer} of {size} bytes")]
+    OutOfRange {
+        /// The layer.
+        layer: Digest,
+        /// Where the range starts, in the uncompressed tar.
+        offset: u64,
+        /// The length of the range in bytes.
+        len: u64,
+        /// The length of the uncompressed tar in bytes.
+        size: u64,
+    },
+}
+
+fn by(pid: Option<u32>) -> String {
+    pid.map(|pid| format!(" (process {pid})"))
+        .unwrap_or_default()
+}
+
+impl StoreError {
+    /// An error of the operating system; a full disk or quota gets its own variant.
+    pub(crate) fn io(action: &'static str, path: impl AsRef<Path>, source: io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::NoSpace { action, path }
+            }
+            _ => Self::Io {
+                action,
+                path,
+                source,
+            },
+        }
+    }
+
+    /// Is the disk, a quota or the budget full?
+    #[must_use]
+    pub const fn is_no_space(&self) -> bool {
+        matches!(self, Self::NoSpace { .. })
+    }
+
+    /// Is it only that the object is not in the store?
+    #[must_use]
+    pub const fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
+    }
+}
