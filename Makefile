@@ -1,0 +1,95 @@
+# What a person does with this project. `make help` lists it. Building needs Rust and protoc,
+# testing needs root, FUSE, containerd and runc: `make deps` installs what is missing.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+export PATH := $(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/sbin:/sbin
+
+PREFIX ?= /usr/local
+BINDIR ?= $(PREFIX)/bin
+SYSCONFDIR ?= /etc
+UNITDIR ?= /etc/systemd/system
+DESTDIR ?=
+
+CARGO ?= cargo
+# Tests that start a containerd each: more than four at once only slows them all down.
+TEST_THREADS ?= $(shell n=$$(nproc); echo $$((n > 4 ? 4 : n)))
+# Seconds for each fuzz target.
+FUZZ_SECONDS ?= 60
+
+BINARIES := soci-snapshotter-grpc soci
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: deps
+deps: ## Install the missing packages and Rust (Debian, root)
+	@scripts/install-deps.sh
+
+.PHONY: build
+build: deps ## Build both programs for debugging
+	$(CARGO) build --locked $(addprefix --package ,$(BINARIES))
+
+.PHONY: release
+release: deps ## Build both programs for use
+	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES))
+
+.PHONY: demo
+demo: deps ## Index an image, run it lazily and with overlayfs, print both (IMAGE=… for one of yours)
+	@test "$$(id -u)" = 0 || { echo "make demo needs root: it mounts file systems and starts containers" >&2; exit 1; }
+	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES)) --package e2e
+	target/release/demo
+
+# The programs are built first because the end-to-end tests run them from target/debug.
+.PHONY: test
+test: deps ## Run every test
+	@test "$$(id -u)" = 0 || { echo "make test needs root: it mounts file systems and starts containers" >&2; exit 1; }
+	$(CARGO) build --locked $(addprefix --package ,$(BINARIES))
+	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked --workspace --no-fail-fast
+
+.PHONY: bench
+bench: deps ## Print the benchmarks, overlayfs beside them
+	@test "$$(id -u)" = 0 || { echo "make bench needs root: it mounts file systems and starts containers" >&2; exit 1; }
+	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES)) --package e2e
+	target/release/bench
+
+.PHONY: fuzz
+fuzz: ## Fuzz each parser for FUZZ_SECONDS (nightly Rust and cargo-fuzz)
+	cd fuzz && for target in $$($(CARGO) +nightly fuzz list); do \
+		$(CARGO) +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	done
+
+.PHONY: lint
+lint: ## Format, clippy, documentation, licences and advisories
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
+	scripts/check-dependencies.sh
+
+.PHONY: install
+install: ## Install programs, units and default configuration (DESTDIR, PREFIX)
+	@for b in $(BINARIES); do test -x target/release/$$b || { echo "target/release/$$b is missing: make release first" >&2; exit 1; }; done
+	install -D -m 0755 -t $(DESTDIR)$(BINDIR) $(addprefix target/release/,$(BINARIES))
+	install -d $(DESTDIR)$(UNITDIR)
+	sed 's|/usr/local/bin/|$(BINDIR)/|' systemd/soci-snapshotter.service > $(DESTDIR)$(UNITDIR)/soci-snapshotter.service
+	install -m 0644 systemd/soci-snapshotter.socket $(DESTDIR)$(UNITDIR)/soci-snapshotter.socket
+	@# An operator's configuration is never overwritten.
+	@if test -e $(DESTDIR)$(SYSCONFDIR)/soci-snapshotter-grpc/config.toml; then \
+		echo "kept $(DESTDIR)$(SYSCONFDIR)/soci-snapshotter-grpc/config.toml"; \
+	else \
+		install -D -m 0644 config/config.toml $(DESTDIR)$(SYSCONFDIR)/soci-snapshotter-grpc/config.toml; \
+	fi
+	@if test -z "$(DESTDIR)" && test -d /run/systemd/system; then systemctl daemon-reload; fi
+
+.PHONY: uninstall
+uninstall: ## Remove what install put there, except the configuration
+	rm -f $(addprefix $(DESTDIR)$(BINDIR)/,$(BINARIES))
+	rm -f $(DESTDIR)$(UNITDIR)/soci-snapshotter.service $(DESTDIR)$(UNITDIR)/soci-snapshotter.socket
+	@if test -z "$(DESTDIR)" && test -d /run/systemd/system; then systemctl daemon-reload; fi
+
+.PHONY: clean
+clean: ## Remove what was built
+	$(CARGO) clean
