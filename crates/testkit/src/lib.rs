@@ -1,1 +1,26 @@
-//! (skeleton)
+//! What tests and benchmarks run against: real containerd, runc and registry of their own, a
+//! throttling and fault-injecting registry proxy, and an image builder.
+//!
+//! Everything here needs root on Linux. Each part lives below a private temporary root and takes
+//! its processes, mounts and files with it when it is dropped, also when the test panics; what a
+//! killed test run left behind is swept by the next one.
+
+#![forbid(unsafe_code)]
+
+mod containerd;
+mod http1;
+pub mod image;
+pub mod process;
+pub mod proxy;
+mod registry;
+mod soci;
+mod stack;
+
+pub use containerd::{Containerd, ContainerdOptions, Ctr, Run, RunOutput};
+pub use http1::{HttpResponse, http_request};
+pub use image::{Content, ImageBuilder, Layer, LayerCompression, OciImage};
+pub use process::TestRoot;
+pub use proxy::{Auth, Fault, Proxy, Rule, Throttle};
+pub use registry::Registry;
+pub use soci::{SociCli, SociDaemon, SociDaemonOptions, binary};
+pub use stack::{Stack, StackOptions};

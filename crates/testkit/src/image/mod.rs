@@ -1,0 +1,18 @@
+//! Images made for tests: from declarations, from folders, from Debian packages.
+
+mod builder;
+mod cache;
+mod content;
+pub mod diff;
+mod layer;
+pub mod layout;
+mod python;
+mod samples;
+mod sink;
+
+pub use builder::{ImageBuilder, OciImage, OciLayer};
+pub use content::Content;
+pub use layer::Layer;
+pub use python::{APP_SCRIPT, PYTHON_TAG, python_image};
+pub use samples::{busybox_image, busybox_layer, large_file_image, small_image, small_image_data};
+pub use sink::{LayerCompression, LayerSink};

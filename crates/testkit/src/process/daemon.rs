@@ -1,0 +1,234 @@
+//! A process that runs until it is stopped, its output kept line by line.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use parking_lot::{Condvar, Mutex};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+use super::spawner;
+
+/// The lines that a process wrote to stdout and stderr, in the order of arrival.
+#[derive(Debug, Default)]
+pub struct LogLines {
+    lines: Mutex<Vec<String>>,
+    changed: Condvar,
+}
+
+impl LogLines {
+    /// All lines so far.
+    #[must_use]
+    pub fn all(&self) -> Vec<String> {
+        self.lines.lock().clone()
+    }
+
+    /// How many lines there are so far: a place to search on from.
+    #[must_use]
+    pub fn mark(&self) -> usize {
+        self.lines.lock().len()
+    }
+
+    /// The last lines, joined, for an error message.
+    #[must_use]
+    pub fn tail(&self, count: usize) -> String {
+        let lines = self.lines.lock();
+        lines[lines.len().saturating_sub(count)..].join("\n")
+    }
+
+    /// Waits for a line at or after `from` that `wanted` accepts.
+    #[must_use]
+    pub fn wait_for(
+        &self,
+        from: usize,
+        timeout: Duration,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Option<String> {
+        let deadline = Instant::now() + timeout;
+        let mut lines = self.lines.lock();
+        let mut seen = from;
+        loop {
+            if let Some(line) = lines.iter().skip(seen).find(|line| wanted(line)) {
+                return Some(line.clone());
+            }
+            seen = seen.max(lines.len());
+            if self.changed.wait_until(&mut lines, deadline).timed_out() {
+                return lines.iter().skip(seen).find(|line| wanted(line)).cloned();
+            }
+        }
+    }
+
+    fn follow(self: &Arc<Self>, source: impl Read + Send + 'static) {
+        let log = Arc::clone(self);
+        std::thread::spawn(move || {
+            for line in BufReader::new(source).split(b'\n').map_while(Result::ok) {
+                log.lines.lock().push(String::from_utf8_lossy(&line).into_owned());
+                log.changed.notify_all();
+            }
+        });
+    }
+}
+
+/// A process that is killed with its group when this is dropped. When that happens during a panic,
+/// the end of its log is printed.
+#[derive(Debug)]
+pub struct Daemon {
+    name: String,
+    child: Child,
+    log: Arc<LogLines>,
+    ended: Option<ExitStatus>,
+}
+
+impl Daemon {
+    /// Starts `program`; `configure` adds arguments and environment.
+    ///
+    /// # Errors
+    /// When the process cannot be started.
+    pub fn spawn(
+        name: &str,
+        program: impl AsRef<std::ffi::OsStr>,
+        configure: impl FnOnce(&mut Command),
+    ) -> Result<Self> {
+        let mut command = spawner::mortal(program);
+        configure(&mut command);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = spawner::spawn(command).with_context(|| format!("start {name}"))?;
+        let log = Arc::new(LogLines::default());
+        if let Some(stdout) = child.stdout.take() {
+            log.follow(stdout);
+        }
+        if let Some(stderr) = child.stderr.take() {
+            log.follow(stderr);
+        }
+        Ok(Self { name: name.to_owned(), child, log, ended: None })
+    }
+
+    /// The process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it wrote.
+    #[must_use]
+    pub fn log(&self) -> &Arc<LogLines> {
+        &self.log
+    }
+
+    /// How it ended, when it has.
+    ///
+    /// # Errors
+    /// When the kernel cannot tell.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait()?;
+        }
+        Ok(self.ended)
+    }
+
+    /// Waits until `ready` holds; fails at once when the process ends before.
+    ///
+    /// # Errors
+    /// When it ends or the time is over; the message holds the end of its log.
+    pub fn wait_ready(&mut self, timeout: Duration, ready: impl Fn(&LogLines) -> bool) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            if ready(&self.log) {
+                return Ok(());
+            }
+            if let Some(status) = self.ended()? {
+                // The reader threads may still be behind.
+                std::thread::sleep(Duration::from_millis(50));
+                bail!("{} ended ({status}) instead of starting:\n{}", self.name, self.log.tail(40));
+            }
+            if Instant::now() > deadline {
+                bail!("{} was not ready after {timeout:?}:\n{}", self.name, self.log.tail(40));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Sends a signal to the process, not to its group.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill_process(self.raw_pid()?, signal).with_context(|| format!("signal {}", self.name))
+    }
+
+    /// Waits for the end of the process.
+    ///
+    /// # Errors
+    /// When it still runs after `timeout`.
+    pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            if let Some(status) = self.ended()? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                bail!("{} still runs after {timeout:?}:\n{}", self.name, self.log.tail(40));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Kills the whole process group and waits for the end.
+    ///
+    /// # Errors
+    /// When the process does not end even so.
+    pub fn kill(&mut self) -> Result<ExitStatus> {
+        if let Some(status) = self.ended()? {
+            return Ok(status);
+        }
+        // The process itself may have left the group that it was started in.
+        let _ = kill_process_group(self.raw_pid()?, Signal::KILL);
+        let _ = kill_process(self.raw_pid()?, Signal::KILL);
+        self.wait(Duration::from_secs(10))
+    }
+
+    /// Peak resident memory of the process in bytes (`VmHWM` of proc_pid_status(5)).
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn peak_memory(&self) -> Result<u64> {
+        self.status_kib("VmHWM:")
+    }
+
+    /// Resident memory of the process in bytes (`VmRSS`).
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn memory(&self) -> Result<u64> {
+        self.status_kib("VmRSS:")
+    }
+
+    fn status_kib(&self, key: &str) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.pid());
+        let status = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        let kib: u64 = status
+            .lines()
+            .find_map(|line| line.strip_prefix(key))
+            .and_then(|rest| rest.split_whitespace().next())
+            .with_context(|| format!("{path} has no {key}"))?
+            .parse()?;
+        Ok(kib * 1024)
+    }
+
+    fn raw_pid(&self) -> Result<Pid> {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("bad process id")
+    }
+}
+
+impl Drop for Daemon {
+    #[expect(clippy::print_stderr, reason = "a failed test shows what its daemons said")]
+    fn drop(&mut self) {
+        // There is nobody to tell; the root's sweep comes after this.
+        let _ = self.kill();
+        if std::thread::panicking() {
+            eprintln!("--- end of the log of {} ---\n{}", self.name, self.log.tail(60));
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! A private temporary root, swept of processes, mounts and files when it is dropped.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result};
+
+use super::{kill_below, unmount_below};
+
+/// Short: socket paths below it must fit into the 108 bytes of `sockaddr_un`.
+const PREFIX: &str = "soci-tk.";
+const LOCK: &str = ".lock";
+
+static SWEEP: Once = Once::new();
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A folder for one test or one daemon below the system's temporary folder (`TMPDIR`).
+///
+/// Dropping it kills every process that belongs to it, unmounts everything below it and removes it.
+/// Set `TESTKIT_KEEP=1` to keep the files for a look at them.
+#[derive(Debug)]
+pub struct TestRoot {
+    path: PathBuf,
+    /// Locked as long as this process lives: what nobody has locked is left over.
+    _lock: File,
+}
+
+impl TestRoot {
+    /// Makes a new root. The first one also sweeps what killed test runs left behind.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn new() -> Result<Self> {
+        SWEEP.call_once(sweep_left_over);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("{PREFIX}{}.{number}", std::process::id()));
+        // Made under another name, so that no sweep ever sees it without its lock held.
+        let hidden = std::env::temp_dir().join(format!("new-{PREFIX}{}.{number}", std::process::id()));
+        std::fs::create_dir(&hidden).with_context(|| format!("make {}", hidden.display()))?;
+        let lock = File::create(hidden.join(LOCK)).context("make the lock of a test root")?;
+        lock.lock().context("lock a test root")?;
+        std::fs::rename(&hidden, &path).with_context(|| format!("make {}", path.display()))?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    /// The root itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A folder below the root, made when it is not there.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn dir(&self, name: &str) -> Result<PathBuf> {
+        let path = self.path.join(name);
+        std::fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Kills every process that belongs to the root and unmounts everything below it, keeping files.
+    ///
+    /// # Errors
+    /// Names what could not be killed or unmounted.
+    pub fn quiet(&self) -> Result<()> {
+        clear(&self.path)
+    }
+}
+
+impl Drop for TestRoot {
+    fn drop(&mut self) {
+        let cleared = clear(&self.path);
+        if std::env::var_os("TESTKIT_KEEP").is_some() {
+            return;
+        }
+        // Never remove files below a mount that stayed: they are someone else's.
+        if cleared.is_ok() {
+            // What cannot be removed now is swept by the next run.
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+fn clear(path: &Path) -> Result<()> {
+    let alive = kill_below(path);
+    anyhow::ensure!(alive.is_empty(), "processes {alive:?} of {} do not end", path.display());
+    unmount_below(path).with_context(|| format!("unmount what is below {}", path.display()))
+}
+
+/// Roots whose lock nobody holds belong to test runs that were killed.
+fn sweep_left_over() {
+    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            continue;
+        }
+        let stale = File::open(entry.path().join(LOCK))
+            .is_ok_and(|lock| lock.try_lock().is_ok());
+        if stale && clear(&entry.path()).is_ok() {
+            // What stays is tried again by the next run.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}

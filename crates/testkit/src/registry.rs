@@ -1,0 +1,112 @@
+//! A private image registry: Debian's `docker-registry` on a port of its own, plain HTTP.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use oci::{Descriptor, Digest};
+
+use crate::http1::http_request;
+use crate::image::layout;
+use crate::process::{Daemon, TestRoot};
+
+/// A registry with storage of its own; its process ends when this is dropped.
+#[derive(Debug)]
+pub struct Registry {
+    daemon: Daemon,
+    address: SocketAddr,
+    root: TestRoot,
+}
+
+impl Registry {
+    /// Starts a registry on a free port of 127.0.0.1.
+    ///
+    /// # Errors
+    /// When `docker-registry` is not installed or does not start.
+    pub fn start() -> Result<Self> {
+        let root = TestRoot::new()?;
+        let (daemon, address) = Self::serve(&root, SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        Ok(Self { daemon, address, root })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A reference to an image in this registry, spoken to directly.
+    #[must_use]
+    pub fn reference(&self, name_and_tag: &str) -> String {
+        format!("{}/{name_and_tag}", self.address)
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn daemon(&self) -> &Daemon {
+        &self.daemon
+    }
+
+    /// Kills the process; connections to it are refused from then on.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn kill(&mut self) -> Result<()> {
+        self.daemon.kill().map(drop)
+    }
+
+    /// Starts it again on the same port with the same contents.
+    ///
+    /// # Errors
+    /// When it does not start, for example because another process took the port.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.daemon.kill()?;
+        (self.daemon, self.address) = Self::serve(&self.root, self.address)?;
+        Ok(())
+    }
+
+    /// Pushes everything that the OCI layout in `dir` lists under `tag`, blobs first.
+    ///
+    /// # Errors
+    /// When the layout is broken or the registry refuses something.
+    pub fn push_layout(&self, dir: &Path, tag: &str, repository: &str) -> Result<Descriptor> {
+        layout::push(dir, tag, self.address, repository)
+    }
+
+    /// Removes a blob from a repository: later requests for it get 404.
+    ///
+    /// # Errors
+    /// When the registry refuses.
+    pub fn delete_blob(&self, repository: &str, digest: Digest) -> Result<()> {
+        let path = format!("/v2/{repository}/blobs/{digest}");
+        let answer = http_request(self.address, "DELETE", &path, &[], b"")?;
+        anyhow::ensure!(answer.status == 202, "DELETE {path}: status {}", answer.status);
+        Ok(())
+    }
+
+    fn serve(root: &TestRoot, address: SocketAddr) -> Result<(Daemon, SocketAddr)> {
+        let storage = root.dir("storage")?;
+        let config = root.path().join("registry.yml");
+        let text = format!(
+            "version: 0.1\n\
+             log: {{ accesslog: {{ disabled: true }}, level: info }}\n\
+             storage:\n  filesystem: {{ rootdirectory: {} }}\n  delete: {{ enabled: true }}\n\
+             http: {{ addr: '{address}', secret: testkit }}\n",
+            storage.display()
+        );
+        std::fs::write(&config, text).context("write the registry's configuration")?;
+        let mut daemon = Daemon::spawn("docker-registry", "docker-registry", |command| {
+            command.arg("serve").arg(&config);
+        })?;
+        // `… msg="listening on 127.0.0.1:43215" …`
+        let listening = |log: &crate::process::LogLines| -> Option<SocketAddr> {
+            log.all().iter().find_map(|line| {
+                line.split_once("listening on ")?.1.split(['"', ' ', ',']).next()?.parse().ok()
+            })
+        };
+        daemon.wait_ready(Duration::from_secs(30), |log| listening(log).is_some())?;
+        let address = listening(daemon.log()).context("the registry named no port")?;
+        Ok((daemon, address))
+    }
+}

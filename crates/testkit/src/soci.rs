@@ -1,0 +1,274 @@
+//! Our own two programs: the daemon with a root of its own, and the CLI.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
+
+use crate::process::{Daemon, LogLines, TestRoot};
+
+/// How long a daemon may take to start or to stop.
+const PATIENCE: Duration = Duration::from_secs(60);
+const STARTED: &str = "soci-snapshotter-grpc successfully started";
+
+/// What a daemon under test is like.
+#[derive(Debug, Clone)]
+pub struct SociDaemonOptions {
+    /// The text of its configuration file.
+    pub config: String,
+    /// The value of `--log-level`.
+    pub log_level: String,
+    /// More environment.
+    pub environment: Vec<(String, String)>,
+}
+
+impl Default for SociDaemonOptions {
+    fn default() -> Self {
+        Self { config: String::new(), log_level: "debug".to_owned(), environment: Vec::new() }
+    }
+}
+
+impl SociDaemonOptions {
+    /// With this configuration text.
+    #[must_use]
+    pub fn with_config(config: &str) -> Self {
+        Self { config: config.to_owned(), ..Self::default() }
+    }
+}
+
+/// Our daemon with a root, socket and configuration of its own.
+#[derive(Debug)]
+pub struct SociDaemon {
+    daemon: Daemon,
+    socket: PathBuf,
+    options: SociDaemonOptions,
+    root: TestRoot,
+}
+
+impl SociDaemon {
+    /// Starts the daemon and waits for its start-up line and its socket.
+    ///
+    /// # Errors
+    /// When it does not start; the message holds the end of its log.
+    pub fn start(options: SociDaemonOptions) -> Result<Self> {
+        let root = TestRoot::new()?;
+        let socket = root.path().join("s.sock");
+        let mut daemon = Self::spawn(&root, &socket, &options)?;
+        ready(&mut daemon, &socket)?;
+        Ok(Self { daemon, socket, options, root })
+    }
+
+    /// The socket that it listens on.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The value of `--root`.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        self.root.path().join("root")
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn daemon(&self) -> &Daemon {
+        &self.daemon
+    }
+
+    /// What it logged since its last start.
+    #[must_use]
+    pub fn log(&self) -> &LogLines {
+        self.daemon.log()
+    }
+
+    /// The lines of its log that are JSON objects.
+    #[must_use]
+    pub fn json_log(&self) -> Vec<serde_json::Value> {
+        let lines = self.log().all();
+        lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Stops it with SIGTERM: mounts stay.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        self.end(Signal::TERM)
+    }
+
+    /// Stops it with SIGINT: mounts go.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn interrupt(&mut self) -> Result<ExitStatus> {
+        self.end(Signal::INT)
+    }
+
+    /// Kills it with SIGKILL.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn kill(&mut self) -> Result<ExitStatus> {
+        self.daemon.kill()
+    }
+
+    /// Starts it again on the same root and socket, after it ended.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_again(&mut self) -> Result<()> {
+        ensure!(self.daemon.ended()?.is_some(), "the daemon still runs");
+        self.daemon = Self::spawn(&self.root, &self.socket, &self.options)?;
+        ready(&mut self.daemon, &self.socket)
+    }
+
+    /// Starts it again with another configuration.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_again_with(&mut self, options: SociDaemonOptions) -> Result<()> {
+        self.options = options;
+        self.start_again()
+    }
+
+    /// Starts a second daemon on the same root with a socket of its own, without waiting for it.
+    ///
+    /// # Errors
+    /// When the process cannot be started.
+    pub fn spawn_rival(&self) -> Result<Daemon> {
+        Self::spawn(&self.root, &self.root.path().join("rival.sock"), &self.options)
+    }
+
+    fn end(&mut self, signal: Signal) -> Result<ExitStatus> {
+        self.daemon.signal(signal)?;
+        self.daemon.wait(PATIENCE)
+    }
+
+    fn spawn(root: &TestRoot, socket: &Path, options: &SociDaemonOptions) -> Result<Daemon> {
+        let config = root.path().join("config.toml");
+        std::fs::write(&config, &options.config).context("write the daemon's configuration")?;
+        let program = binary("soci-snapshotter-grpc")?;
+        Daemon::spawn("soci-snapshotter-grpc", program, |command| {
+            command.arg("--address").arg(socket);
+            command.arg("--root").arg(root.path().join("root"));
+            command.arg("--config").arg(&config);
+            command.args(["--log-level", &options.log_level]);
+            command.envs(options.environment.iter().cloned());
+        })
+    }
+}
+
+fn ready(daemon: &mut Daemon, socket: &Path) -> Result<()> {
+    daemon.wait_ready(PATIENCE, |log| {
+        socket.exists() && log.all().iter().any(|line| line.contains(STARTED))
+    })
+}
+
+/// Our CLI against one containerd.
+#[derive(Debug, Clone)]
+pub struct SociCli {
+    program: PathBuf,
+    arguments: Vec<std::ffi::OsString>,
+}
+
+impl SociCli {
+    /// The CLI for `convert --standalone` and the like, which talk to no containerd.
+    ///
+    /// # Errors
+    /// When the program cannot be built or found.
+    pub fn standalone() -> Result<Self> {
+        Ok(Self { program: binary("soci")?, arguments: Vec::new() })
+    }
+
+    /// The CLI against a containerd, in a namespace.
+    ///
+    /// # Errors
+    /// When the program cannot be built or found.
+    pub fn against(containerd: &Path, namespace: &str) -> Result<Self> {
+        let arguments = vec![
+            "--address".into(),
+            containerd.into(),
+            "--namespace".into(),
+            namespace.into(),
+        ];
+        Ok(Self { program: binary("soci")?, arguments })
+    }
+
+    /// The command with these arguments, not yet run.
+    #[must_use]
+    pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).args(arguments);
+        command
+    }
+
+    /// Runs it and returns its stdout.
+    ///
+    /// # Errors
+    /// When it fails; the message holds its stderr.
+    pub fn output<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<String> {
+        output_of(self.command(arguments))
+    }
+}
+
+/// Runs a command and returns its stdout; a failure carries its output.
+pub(crate) fn output_of(mut command: Command) -> Result<String> {
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_owned();
+    let shown: Vec<_> = command.get_args().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let output = command.output().with_context(|| format!("start {}", program.display()))?;
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        bail!(
+            "{} {} ended with {}:\n{stdout}{}",
+            program.display(),
+            shown.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(stdout)
+}
+
+/// Where one of our two programs is.
+///
+/// `SOCI_BIN_DIR` names a folder that holds both. Otherwise they are built (once per process, in the
+/// profile of the running test) with the cargo that runs the test, so that they are never stale.
+///
+/// # Errors
+/// When there is no such program, or building fails.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    static FOLDER: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| binaries().map_err(|error| format!("{error:#}")));
+    let path = folder.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?.join(name);
+    ensure!(path.is_file(), "there is no {}: build it, or set SOCI_BIN_DIR", path.display());
+    Ok(path)
+}
+
+fn binaries() -> Result<PathBuf> {
+    if let Some(folder) = std::env::var_os("SOCI_BIN_DIR") {
+        return Ok(PathBuf::from(folder));
+    }
+    // target/<profile>/deps/<test> or target/<profile>/<program>
+    let own = std::env::current_exe().context("find this program")?;
+    let folder = own
+        .ancestors()
+        .skip(1)
+        .find(|folder| !folder.ends_with("deps"))
+        .context("this program is in no folder")?
+        .to_owned();
+    if let Some(cargo) = std::env::var_os("CARGO") {
+        let mut command = Command::new(cargo);
+        command.current_dir(env!("CARGO_MANIFEST_DIR"));
+        command.args(["build", "--quiet", "-p", "soci", "-p", "soci-snapshotter-grpc"]);
+        if folder.ends_with("release") {
+            command.arg("--release");
+        }
+        output_of(command).context("build our two programs")?;
+    }
+    Ok(folder)
+}

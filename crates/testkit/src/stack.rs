@@ -1,0 +1,80 @@
+//! The whole set in one: registry, proxy in front of it, our daemon, containerd with it.
+
+use std::path::Path;
+
+use anyhow::Result;
+use oci::Descriptor;
+
+use crate::containerd::{Containerd, ContainerdOptions};
+use crate::proxy::{Proxy, Throttle};
+use crate::registry::Registry;
+use crate::soci::{SociCli, SociDaemon, SociDaemonOptions};
+
+/// What a [`Stack`] is like.
+#[derive(Debug, Clone, Default)]
+pub struct StackOptions {
+    /// The configuration of our daemon.
+    pub daemon: SociDaemonOptions,
+    /// How fast the registry seems to be.
+    pub throttle: Throttle,
+}
+
+/// Registry, proxy, our daemon and a containerd that uses it. Fields end in this order.
+#[derive(Debug)]
+pub struct Stack {
+    /// The containerd, with our daemon as its snapshotter `soci`.
+    pub containerd: Containerd,
+    /// Our daemon.
+    pub daemon: SociDaemon,
+    /// The proxy in front of the registry: pull from [`Stack::reference`].
+    pub proxy: Proxy,
+    /// The registry behind it: push here without throttling.
+    pub registry: Registry,
+}
+
+impl Stack {
+    /// Starts everything.
+    ///
+    /// # Errors
+    /// When a part does not start.
+    pub fn start(options: StackOptions) -> Result<Self> {
+        let registry = Registry::start()?;
+        let proxy = Proxy::start(registry.address())?;
+        proxy.throttle(options.throttle);
+        let daemon = SociDaemon::start(options.daemon)?;
+        let containerd = Containerd::start(&ContainerdOptions::with_soci(daemon.socket()))?;
+        Ok(Self { containerd, daemon, proxy, registry })
+    }
+
+    /// The name of an image of the registry, seen through the proxy.
+    #[must_use]
+    pub fn reference(&self, name_and_tag: &str) -> String {
+        format!("{}/{name_and_tag}", self.proxy.address())
+    }
+
+    /// Our CLI against the stack's containerd.
+    ///
+    /// # Errors
+    /// When it cannot be built.
+    pub fn soci(&self, namespace: &str) -> Result<SociCli> {
+        SociCli::against(self.containerd.address(), namespace)
+    }
+
+    /// Pushes the image of an OCI layout, past the proxy.
+    ///
+    /// # Errors
+    /// When the registry refuses.
+    pub fn push(&self, layout: &Path, tag: &str, repository: &str) -> Result<Descriptor> {
+        self.registry.push_layout(layout, tag, repository)
+    }
+
+    /// The last lines of both daemons' logs, for an error message.
+    #[must_use]
+    pub fn log_tails(&self) -> String {
+        format!(
+            "--- soci-snapshotter-grpc ---\n{}\n--- containerd ---\n{}\n",
+            self.daemon.log().tail(40),
+            self.containerd.log().tail(20)
+        )
+    }
+}
