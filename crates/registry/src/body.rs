@@ -3,9 +3,18 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use parking_lot::Mutex;
+use tokio_util::io::ReaderStream;
+
+use crate::RegistryError;
+
+/// How much of a file is read at once.
+const PIECE: usize = 256 << 10;
 
 /// Opens the body anew, at its start.
 type Factory = dyn Fn() -> BoxStream<'static, std::io::Result<Bytes>> + Send + Sync;
@@ -27,6 +36,82 @@ impl BlobBody {
         open: impl Fn() -> BoxStream<'static, std::io::Result<Bytes>> + Send + Sync + 'static,
     ) -> Self {
         Self::Stream(Arc::new(open))
+    }
+}
+
+/// What is known of a body on its way.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    /// Bytes handed to the connection.
+    pub(crate) sent: AtomicU64,
+    failure: Mutex<Option<RegistryError>>,
+}
+
+impl Meter {
+    pub(crate) fn shared() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Why reading the body failed, if that is what ended the request.
+    pub(crate) fn take_failure(&self) -> Option<RegistryError> {
+        self.failure.lock().take()
+    }
+}
+
+impl BlobBody {
+    /// The body from its start, which fails if it is not exactly `size` bytes long.
+    pub(crate) async fn open(
+        &self,
+        size: u64,
+        meter: &Arc<Meter>,
+    ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, RegistryError> {
+        let what = format!("{self:?}");
+        let source = move |reason: String| RegistryError::Source {
+            what: what.clone(),
+            reason,
+        };
+        let stream = match self {
+            Self::Bytes(bytes) => {
+                let mut bytes = bytes.clone();
+                let pieces = std::iter::from_fn(move || {
+                    let piece = bytes.split_to(PIECE.min(bytes.len()));
+                    (!piece.is_empty()).then_some(Ok(piece))
+                });
+                futures::stream::iter(pieces).boxed()
+            }
+            Self::File(path) => {
+                let file = tokio::fs::File::open(path)
+                    .await
+                    .map_err(|error| source(error.to_string()))?;
+                ReaderStream::with_capacity(file, PIECE).boxed()
+            }
+            Self::Stream(open) => open(),
+        };
+        let end = futures::stream::once(async { Ok(Bytes::new()) });
+        let meter = Arc::clone(meter);
+        let mut seen = 0_u64;
+        Ok(stream
+            .chain(end)
+            .and_then(move |piece| {
+                seen = seen.saturating_add(piece.len() as u64);
+                let wrong = seen > size || (piece.is_empty() && seen != size);
+                futures::future::ready(if wrong {
+                    Err(std::io::Error::other(format!(
+                        "it holds {} than the {size} bytes announced",
+                        if seen > size { "more" } else { "less" }
+                    )))
+                } else {
+                    Ok(piece)
+                })
+            })
+            .try_filter(|piece| futures::future::ready(!piece.is_empty()))
+            .inspect(move |piece| match piece {
+                Ok(piece) => {
+                    meter.sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                }
+                Err(error) => *meter.failure.lock() = Some(source(error.to_string())),
+            })
+            .boxed())
     }
 }
 

@@ -6,8 +6,6 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use oci::Reference;
 
-pub use crate::docker_config::DockerConfigCredentials;
-
 /// What proves who we are. `Debug` shows the kind only.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credential {

@@ -1,18 +1,30 @@
-//! Credentials from Docker's configuration file.
+//! Credentials from Docker's `config.json`, read anew at each look-up so that a `docker login`
+//! or a rotated secret counts at once.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use oci::Reference;
+use serde::Deserialize;
 
+use crate::docker_helper;
 use crate::{Credential, CredentialError, Credentials};
 
-/// Credentials from `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`.
+/// How Docker's files call Docker's registry.
+const HUB: &str = "https://index.docker.io/v1/";
+
+/// Credentials from `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`: `credHelpers`,
+/// `credsStore`, then `auths`.
 #[derive(Debug, Clone, Default)]
 pub struct DockerConfigCredentials {
-    path: Option<std::path::PathBuf>,
+    path: Option<PathBuf>,
 }
 
 impl DockerConfigCredentials {
-    /// Where Docker keeps it: looked for at each request.
+    /// Where Docker keeps it: the environment is looked at with each request.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -20,10 +32,43 @@ impl DockerConfigCredentials {
 
     /// This file instead.
     #[must_use]
-    pub fn at(path: impl Into<std::path::PathBuf>) -> Self {
+    pub fn at(path: impl Into<PathBuf>) -> Self {
         Self {
             path: Some(path.into()),
         }
+    }
+
+    /// What the text of such a file (a `kubernetes.io/dockerconfigjson` secret has the same form)
+    /// says about a registry.
+    ///
+    /// # Errors
+    /// The text is not such a file, or a credential helper fails.
+    pub async fn lookup_in(
+        json: &[u8],
+        registry_host: &str,
+    ) -> Result<Option<Credential>, CredentialError> {
+        let file: File = serde_json::from_slice(json).map_err(|error| {
+            // serde's message may quote a secret; where it is wrong is enough.
+            CredentialError::new(format!(
+                "not a Docker configuration: wrong at line {}, column {}",
+                error.line(),
+                error.column()
+            ))
+        })?;
+        file.lookup(registry_host).await
+    }
+
+    fn path(&self) -> Option<PathBuf> {
+        if let Some(path) = &self.path {
+            return Some(path.clone());
+        }
+        let folder = match std::env::var_os("DOCKER_CONFIG").filter(|value| !value.is_empty()) {
+            Some(folder) => PathBuf::from(folder),
+            None => {
+                PathBuf::from(std::env::var_os("HOME").filter(|v| !v.is_empty())?).join(".docker")
+            }
+        };
+        Some(folder.join("config.json"))
     }
 }
 
@@ -31,10 +76,233 @@ impl DockerConfigCredentials {
 impl Credentials for DockerConfigCredentials {
     async fn lookup(
         &self,
-        _: &str,
+        registry_host: &str,
         _: Option<&Reference>,
     ) -> Result<Option<Credential>, CredentialError> {
-        let _ = &self.path;
-        todo!()
+        let Some(path) = self.path() else {
+            return Ok(None);
+        };
+        let shown = path.display();
+        let text = match tokio::fs::read(&path).await {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(CredentialError::new(format!("read {shown}: {error}"))),
+        };
+        Self::lookup_in(&text, registry_host)
+            .await
+            .map_err(|error| CredentialError::new(format!("{shown}: {error}")))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct File {
+    #[serde(default)]
+    auths: Option<BTreeMap<String, Entry>>,
+    #[serde(default)]
+    cred_helpers: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    creds_store: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Entry {
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+    identitytoken: Option<String>,
+    registrytoken: Option<String>,
+}
+
+impl File {
+    async fn lookup(&self, host: &str) -> Result<Option<Credential>, CredentialError> {
+        let helper = self
+            .cred_helpers
+            .iter()
+            .flatten()
+            .find(|(key, _)| same_registry(key, host))
+            .map(|(_, helper)| helper)
+            .or(self.creds_store.as_ref())
+            .filter(|helper| !helper.is_empty());
+        let mut failure = None;
+        if let Some(helper) = helper {
+            let server = if is_hub(host) { HUB } else { host };
+            match docker_helper::get(helper, server).await {
+                Ok(Some(credential)) => return Ok(Some(credential)),
+                Ok(None) => {}
+                Err(error) => failure = Some(error),
+            }
+        }
+        match self.entry_for(host)? {
+            Some(credential) => Ok(Some(credential)),
+            None => failure.map_or(Ok(None), Err),
+        }
+    }
+
+    fn entry_for(&self, host: &str) -> Result<Option<Credential>, CredentialError> {
+        let Some(auths) = &self.auths else {
+            return Ok(None);
+        };
+        let exact = if is_hub(host) { HUB } else { host };
+        let others = auths
+            .iter()
+            .filter(|(key, _)| key.as_str() != exact && same_registry(key, host))
+            .map(|(_, entry)| entry);
+        for entry in auths.get(exact).into_iter().chain(others) {
+            if let Some(credential) = entry.credential(host)? {
+                return Ok(Some(credential));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Entry {
+    fn credential(&self, host: &str) -> Result<Option<Credential>, CredentialError> {
+        let given = |field: &Option<String>| field.clone().filter(|value| !value.is_empty());
+        if let Some(token) = given(&self.identitytoken) {
+            return Ok(Some(Credential::IdentityToken(token)));
+        }
+        if let Some(token) = given(&self.registrytoken) {
+            return Ok(Some(Credential::BearerToken(token)));
+        }
+        if let Some(auth) = given(&self.auth) {
+            let bad = || {
+                CredentialError::new(format!(
+                    "the auth entry of {host} is not base64 of user:password"
+                ))
+            };
+            let text = auth.trim().trim_end_matches('=');
+            let decoded = STANDARD_NO_PAD
+                .decode(text)
+                .or_else(|_| STANDARD.decode(auth.trim()))
+                .map_err(|_| bad())?;
+            let text = String::from_utf8(decoded).map_err(|_| bad())?;
+            let (user, password) = text.split_once(':').ok_or_else(bad)?;
+            return Ok(Some(Credential::Basic {
+                user: user.to_owned(),
+                // Docker pads what it writes with zero bytes.
+                password: password.trim_matches('\0').to_owned(),
+            }));
+        }
+        match (given(&self.username), given(&self.password)) {
+            (Some(user), Some(password)) => Ok(Some(Credential::Basic { user, password })),
+            _ => Ok(None),
+        }
+    }
+}
+
+fn is_hub(host: &str) -> bool {
+    matches!(
+        host,
+        "docker.io" | "index.docker.io" | "registry-1.docker.io"
+    )
+}
+
+/// Do a key of the file (a host, or a URL as older versions wrote) and a host mean the same?
+fn same_registry(key: &str, host: &str) -> bool {
+    let bare = key
+        .strip_prefix("https://")
+        .or_else(|| key.strip_prefix("http://"))
+        .unwrap_or(key);
+    let bare = bare.split('/').next().unwrap_or_default();
+    bare == host || (is_hub(bare) && is_hub(host))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn look(json: &str, host: &str) -> Option<Credential> {
+        DockerConfigCredentials::lookup_in(json.as_bytes(), host)
+            .await
+            .unwrap()
+    }
+
+    fn basic(user: &str, password: &str) -> Option<Credential> {
+        Some(Credential::Basic {
+            user: user.to_owned(),
+            password: password.to_owned(),
+        })
+    }
+
+    #[tokio::test]
+    async fn auths_are_found_under_every_name_docker_writes() {
+        let auth = STANDARD.encode("me:pa:ss");
+        for key in [
+            "https://index.docker.io/v1/",
+            "docker.io",
+            "index.docker.io",
+        ] {
+            let json = format!(r#"{{"auths":{{"{key}":{{"auth":"{auth}"}}}}}}"#);
+            assert_eq!(
+                look(&json, "docker.io").await,
+                basic("me", "pa:ss"),
+                "{key}"
+            );
+            assert_eq!(look(&json, "ghcr.io").await, None);
+        }
+        for key in [
+            "r.example:5000",
+            "https://r.example:5000",
+            "http://r.example:5000/v2/",
+        ] {
+            let json = format!(r#"{{"auths":{{"{key}":{{"auth":"{auth}"}}}}}}"#);
+            assert_eq!(
+                look(&json, "r.example:5000").await,
+                basic("me", "pa:ss"),
+                "{key}"
+            );
+            assert_eq!(look(&json, "r.example").await, None, "{key}");
+        }
+    }
+
+    #[tokio::test]
+    async fn every_form_of_an_entry_is_read() {
+        let json = r#"{"auths":{
+            "a":{"auth":"eDp5","identitytoken":"id"}, "b":{"registrytoken":"rt"},
+            "c":{"username":"u","password":"p"}, "d":{}}, "credHelpers":null}"#;
+        assert_eq!(
+            look(json, "a").await,
+            Some(Credential::IdentityToken("id".to_owned()))
+        );
+        assert_eq!(
+            look(json, "b").await,
+            Some(Credential::BearerToken("rt".to_owned()))
+        );
+        assert_eq!(look(json, "c").await, basic("u", "p"));
+        assert_eq!(look(json, "d").await, None);
+        assert_eq!(look("{}", "d").await, None);
+    }
+
+    #[tokio::test]
+    async fn a_broken_file_is_an_error_that_shows_no_secret() {
+        for json in [
+            r#"{"auths":{"a":{"auth":["hunter2"]}}}"#,
+            r#"{"auths":"hunter2"}"#,
+            r#"{"auths":{"a":{"auth":"hunter2!!"}}}"#,
+        ] {
+            let error = DockerConfigCredentials::lookup_in(json.as_bytes(), "a")
+                .await
+                .unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_file_is_read_again_each_time_and_may_be_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        let credentials = DockerConfigCredentials::at(&path);
+        assert_eq!(credentials.lookup("a", None).await, Ok(None));
+        for password in ["one", "two"] {
+            let auth = STANDARD.encode(format!("me:{password}"));
+            std::fs::write(&path, format!(r#"{{"auths":{{"a":{{"auth":"{auth}"}}}}}}"#)).unwrap();
+            assert_eq!(
+                credentials.lookup("a", None).await,
+                Ok(basic("me", password))
+            );
+        }
     }
 }

@@ -14,33 +14,40 @@ use crate::credentials::CredentialError;
 
 /// The request that an error is about, printed as `GET https://host/path` without secrets.
 #[derive(Clone)]
-pub struct RequestLine(Arc<(Method, RedactedUrl)>);
+pub struct RequestLine(Arc<Line>);
+
+struct Line {
+    method: Method,
+    url: RedactedUrl,
+    registry: String,
+}
 
 impl RequestLine {
-    pub(crate) fn new(method: &Method, url: &Url) -> Self {
-        Self(Arc::new((method.clone(), RedactedUrl::new(url.clone()))))
+    /// `registry` is the name that one logs in to, for advice.
+    pub(crate) fn new(method: &Method, url: &Url, registry: &str) -> Self {
+        Self(Arc::new(Line {
+            method: method.clone(),
+            url: RedactedUrl::new(url.clone()),
+            registry: registry.to_owned(),
+        }))
     }
 
     /// The HTTP method.
     #[must_use]
     pub fn method(&self) -> &Method {
-        &self.0.0
+        &self.0.method
     }
 
     /// The URL; its `Display` shows no secret.
     #[must_use]
     pub fn url(&self) -> &RedactedUrl {
-        &self.0.1
+        &self.0.url
     }
 
-    /// Host and port, for advice.
-    fn host(&self) -> String {
-        let url = self.url().expose();
-        match (url.host_str(), url.port()) {
-            (Some(host), Some(port)) => format!("{host}:{port}"),
-            (Some(host), None) => host.to_owned(),
-            (None, _) => String::new(),
-        }
+    /// The registry's name as in image references.
+    #[must_use]
+    pub fn registry(&self) -> &str {
+        &self.0.registry
     }
 }
 
@@ -260,7 +267,7 @@ fn said(message: &str) -> String {
 }
 
 fn advice(status: u16, request: &RequestLine) -> String {
-    let host = request.host();
+    let host = request.registry();
     match status {
         401 => format!("; log in with `docker login {host}` or pass --user"),
         403 => format!("; the account used for {host} lacks this right"),

@@ -4,26 +4,44 @@
 
 #![forbid(unsafe_code)]
 
+mod auth;
 mod blob;
 mod body;
+mod challenge;
 mod client;
 mod config;
 mod credentials;
+mod dates;
 mod docker_config;
+mod docker_helper;
+mod endpoint;
 mod error;
+mod exchange;
+mod manifest;
+mod range;
+mod reader;
+mod redirect;
+mod referrers;
+mod response;
+mod retry;
+mod signed_url;
 mod source;
 #[cfg(feature = "test-doubles")]
 pub mod testing;
+mod token;
+mod transport;
 mod upload;
+mod whole;
 
 pub use blob::RemoteBlob;
 pub use body::BlobBody;
-pub use client::{Client, ManifestKey};
+pub use client::Client;
 pub use config::{ClientConfig, ClientIdentity, HostsConfig, Mirror, RetryPolicy};
 pub use credentials::{
-    ChainedCredentials, Credential, CredentialError, Credentials, DockerConfigCredentials,
-    NoCredentials, StaticCredentials,
+    ChainedCredentials, Credential, CredentialError, Credentials, NoCredentials, StaticCredentials,
 };
+pub use docker_config::DockerConfigCredentials;
 pub use error::{ErrorKind, RegistryError, RequestLine};
+pub use manifest::ManifestKey;
 pub use source::{BlobSource, ByteStream};
 pub use upload::PushOutcome;

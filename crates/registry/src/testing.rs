@@ -105,7 +105,7 @@ impl MemoryBlob {
 fn line() -> RequestLine {
     #[expect(clippy::unwrap_used, reason = "a constant URL that parses")]
     let url = Url::parse("memory://registry/blob").unwrap();
-    RequestLine::new(&Method::GET, &url)
+    RequestLine::new(&Method::GET, &url, "memory")
 }
 
 #[async_trait]
@@ -144,14 +144,15 @@ impl BlobSource for MemoryBlob {
                 });
             }
             Some(Fault::Corrupt(at)) => {
-                if range.contains(&at) {
-                    let mut bytes = data.to_vec();
-                    let within = usize::try_from(at - range.start).unwrap_or(usize::MAX);
-                    if let Some(byte) = bytes.get_mut(within) {
-                        *byte ^= 0xff;
-                    }
-                    data = bytes.into();
+                let mut bytes = data.to_vec();
+                // Outside of the range: nothing to flip.
+                let within = at
+                    .checked_sub(range.start)
+                    .and_then(|within| usize::try_from(within).ok());
+                if let Some(byte) = within.and_then(|within| bytes.get_mut(within)) {
+                    *byte ^= 0xff;
                 }
+                data = bytes.into();
             }
             Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
             Some(Fault::Hang) => std::future::pending().await,

@@ -1,0 +1,230 @@
+//! What to send as `Authorization`: remembers how each registry wants to be asked and the tokens
+//! it gave, per host and scope, each fetched once however many requests wait for it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, HeaderValue};
+use oci::Reference;
+use parking_lot::Mutex;
+
+use crate::challenge::{Challenge, choose};
+use crate::endpoint::Endpoint;
+use crate::token::{self, TokenRequest, basic_header, bearer_header};
+use crate::transport::Transport;
+use crate::{Credential, CredentialError, Credentials, RegistryError};
+
+/// How long a credential that is sent as it is may be used before it is looked up again.
+const KEEP_CREDENTIAL: Duration = Duration::from_secs(60);
+/// Longest wait for a place where credentials are found.
+const LOOKUP_LIMIT: Duration = Duration::from_secs(60);
+/// Grants are swept when there are this many.
+const MANY_GRANTS: usize = 1024;
+
+/// A value for the `Authorization` header.
+#[derive(Clone)]
+pub(crate) struct Authorization {
+    pub(crate) header: HeaderValue,
+    /// What must not show in messages.
+    pub(crate) secret: String,
+}
+
+struct Grant {
+    authorization: Authorization,
+    until: Instant,
+}
+
+/// One token to be; its lock is held while it is fetched.
+type Slot = Arc<tokio::sync::Mutex<Option<Grant>>>;
+
+pub(crate) struct Authorizer {
+    credentials: Arc<dyn Credentials>,
+    /// By the endpoint's base URL.
+    challenges: Mutex<HashMap<String, Challenge>>,
+    /// By the endpoint's base URL and scope.
+    grants: Mutex<HashMap<(String, String), Slot>>,
+}
+
+/// Whom a request goes to, and what for.
+#[derive(Clone, Copy)]
+pub(crate) struct Purpose<'a> {
+    pub(crate) endpoint: &'a Endpoint,
+    pub(crate) reference: &'a Reference,
+    /// Scopes separated by spaces, as in `repository:a/b:pull`.
+    pub(crate) scope: &'a str,
+}
+
+impl Authorizer {
+    pub(crate) fn new(credentials: Arc<dyn Credentials>) -> Self {
+        Self {
+            credentials,
+            challenges: Mutex::default(),
+            grants: Mutex::default(),
+        }
+    }
+
+    /// What to send at once. `None` when the registry has not asked for anything yet.
+    pub(crate) async fn prepare(
+        &self,
+        transport: &Transport,
+        purpose: Purpose<'_>,
+    ) -> Result<Option<Authorization>, RegistryError> {
+        let known = self
+            .challenges
+            .lock()
+            .get(purpose.endpoint.base().as_str())
+            .cloned();
+        match known {
+            None => Ok(None),
+            Some(challenge) => self.grant(transport, purpose, &challenge, None).await,
+        }
+    }
+
+    /// What to send after a 401 that came in answer to `refused`. `None`: we have nothing that
+    /// would help.
+    pub(crate) async fn challenged(
+        &self,
+        transport: &Transport,
+        purpose: Purpose<'_>,
+        headers: &HeaderMap,
+        refused: Option<&Authorization>,
+    ) -> Result<Option<Authorization>, RegistryError> {
+        let Some(challenge) = choose(headers) else {
+            return Ok(None);
+        };
+        let mut remembered = challenge.clone();
+        if let Challenge::Bearer { scope, .. } = &mut remembered {
+            // The scope was for this request.
+            *scope = None;
+        }
+        self.challenges
+            .lock()
+            .insert(purpose.endpoint.base().to_string(), remembered);
+        self.grant(transport, purpose, &challenge, refused).await
+    }
+
+    async fn grant(
+        &self,
+        transport: &Transport,
+        purpose: Purpose<'_>,
+        challenge: &Challenge,
+        refused: Option<&Authorization>,
+    ) -> Result<Option<Authorization>, RegistryError> {
+        let slot = self.slot(purpose);
+        let mut slot = slot.lock().await;
+        if let Some(grant) = slot.as_ref()
+            && grant.until > Instant::now()
+            && refused.is_none_or(|refused| refused.secret != grant.authorization.secret)
+        {
+            return Ok(Some(grant.authorization.clone()));
+        }
+        *slot = None;
+        let credential = self.lookup(purpose).await?;
+        let grant = match (challenge, credential) {
+            (_, Some(Credential::BearerToken(secret))) => {
+                made(bearer_header(&secret), secret, KEEP_CREDENTIAL)
+            }
+            (Challenge::Basic, Some(Credential::Basic { user, password })) => {
+                made(basic_header(&user, &password), password, KEEP_CREDENTIAL)
+            }
+            (Challenge::Basic, _) => return Ok(None),
+            (
+                Challenge::Bearer {
+                    realm,
+                    service,
+                    scope,
+                },
+                credential,
+            ) => {
+                let scope = united(purpose.scope, scope.as_deref().unwrap_or_default());
+                let wanted = TokenRequest {
+                    realm,
+                    service: service.as_deref(),
+                    scope: &scope,
+                };
+                let token =
+                    token::fetch(transport, purpose.endpoint, &wanted, credential.as_ref()).await?;
+                // Not used in its last moments: it must still be valid when it arrives.
+                let margin = (token.lifetime / 10).min(Duration::from_secs(15));
+                made(
+                    bearer_header(&token.secret),
+                    token.secret,
+                    token.lifetime.saturating_sub(margin),
+                )
+            }
+        };
+        let grant = grant.ok_or_else(|| RegistryError::Credentials {
+            host: purpose.endpoint.credential_host.clone(),
+            source: CredentialError::new("the credential or token cannot be sent in a header"),
+        })?;
+        let authorization = grant.authorization.clone();
+        *slot = Some(grant);
+        Ok(Some(authorization))
+    }
+
+    fn slot(&self, purpose: Purpose<'_>) -> Slot {
+        let mut grants = self.grants.lock();
+        if grants.len() >= MANY_GRANTS {
+            grants.retain(|_, slot| {
+                Arc::strong_count(slot) > 1
+                    || slot
+                        .try_lock()
+                        .is_ok_and(|grant| grant.as_ref().is_some_and(|g| g.until > Instant::now()))
+            });
+        }
+        let key = (
+            purpose.endpoint.base().to_string(),
+            purpose.scope.to_owned(),
+        );
+        Arc::clone(grants.entry(key).or_default())
+    }
+
+    async fn lookup(&self, purpose: Purpose<'_>) -> Result<Option<Credential>, RegistryError> {
+        let host = &purpose.endpoint.credential_host;
+        let looking = self.credentials.lookup(host, Some(purpose.reference));
+        tokio::time::timeout(LOOKUP_LIMIT, looking)
+            .await
+            .unwrap_or_else(|_| Err(CredentialError::new("no answer in time")))
+            .map_err(|source| RegistryError::Credentials {
+                host: host.clone(),
+                source,
+            })
+    }
+}
+
+fn made(header: Option<HeaderValue>, secret: String, lifetime: Duration) -> Option<Grant> {
+    let now = Instant::now();
+    Some(Grant {
+        authorization: Authorization {
+            header: header?,
+            secret,
+        },
+        // A lifetime beyond what the clock can hold is as good as an hour.
+        until: now
+            .checked_add(lifetime)
+            .unwrap_or(now + Duration::from_secs(3600)),
+    })
+}
+
+/// The scopes of both lists, each once.
+fn united(ours: &str, theirs: &str) -> String {
+    let mut all: Vec<&str> = Vec::new();
+    for scope in ours.split(' ').chain(theirs.split(' ')) {
+        if !scope.is_empty() && !all.contains(&scope) {
+            all.push(scope);
+        }
+    }
+    all.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scopes_are_united_without_repeats() {
+        assert_eq!(united("a:b:pull", "a:b:pull c:d:pull"), "a:b:pull c:d:pull");
+        assert_eq!(united("a", ""), "a");
+    }
+}

@@ -1,0 +1,223 @@
+//! Where a registry name leads: its mirrors and its origin, as base URLs.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use url::Url;
+
+use crate::{ClientConfig, Mirror, RegistryError};
+
+/// One server that plays the registry.
+#[derive(Debug, Clone)]
+pub(crate) struct Endpoint {
+    /// The URL that stands for `/v2`, without a slash at its end.
+    base: Url,
+    /// What credentials are looked up by.
+    pub(crate) credential_host: String,
+    /// The registry name to tell a mirror which registry is meant (containerd's `?ns=`).
+    namespace: Option<String>,
+    /// Longest time for a whole request.
+    pub(crate) request_timeout: Duration,
+}
+
+impl Endpoint {
+    /// `<base>/<repository>/<segments…>`; each segment is percent-encoded.
+    pub(crate) fn url(&self, repository: &str, segments: &[&str]) -> Url {
+        let mut url = self.base.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty();
+            path.extend(repository.split('/'));
+            path.extend(segments);
+        }
+        if let Some(namespace) = &self.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
+        }
+        url
+    }
+
+    /// Is the URL served by this very endpoint, so that it may see our credentials?
+    pub(crate) fn owns(&self, url: &Url) -> bool {
+        self.base.origin() == url.origin()
+    }
+
+    pub(crate) fn base(&self) -> &Url {
+        &self.base
+    }
+
+    pub(crate) fn is_mirror(&self) -> bool {
+        self.namespace.is_some()
+    }
+}
+
+/// The endpoints of a registry: its mirrors in order, then the registry itself.
+pub(crate) fn endpoints(
+    config: &ClientConfig,
+    registry: &str,
+) -> Result<Vec<Endpoint>, RegistryError> {
+    let mut all = Vec::new();
+    for mirror in config.hosts.get(registry).into_iter().flatten() {
+        all.push(mirror_endpoint(config, registry, mirror)?);
+    }
+    all.push(origin(config, registry)?);
+    Ok(all)
+}
+
+/// The registry itself, the one that takes uploads.
+pub(crate) fn origin(config: &ClientConfig, registry: &str) -> Result<Endpoint, RegistryError> {
+    // Docker's own registry is not served at the name by which images call it.
+    let host = match registry {
+        "docker.io" | "index.docker.io" => "registry-1.docker.io",
+        other => other,
+    };
+    Ok(Endpoint {
+        base: base_url(host, "/v2", config.plain_http)
+            .ok_or_else(|| bad_host("registry", registry))?,
+        credential_host: registry.to_owned(),
+        namespace: None,
+        request_timeout: config.request_timeout,
+    })
+}
+
+fn mirror_endpoint(
+    config: &ClientConfig,
+    registry: &str,
+    mirror: &Mirror,
+) -> Result<Endpoint, RegistryError> {
+    let bad = || bad_host("mirror", &mirror.host);
+    let (scheme, rest) = match mirror.host.split_once("://") {
+        Some((scheme, rest)) => (Some(scheme), rest),
+        None => (None, mirror.host.as_str()),
+    };
+    // The scheme does not count, `insecure` does: that is how operators' files are written.
+    match scheme {
+        None | Some("https" | "http") => {}
+        Some(_) => return Err(bad()),
+    }
+    let (host, path) = match rest.find('/') {
+        Some(at) => rest.split_at(at),
+        None => (rest, ""),
+    };
+    let path = match path.trim_end_matches('/') {
+        "" => "/v2",
+        path => path,
+    };
+    Ok(Endpoint {
+        base: base_url(host, path, mirror.insecure).ok_or_else(bad)?,
+        credential_host: host.to_owned(),
+        namespace: Some(registry.to_owned()),
+        request_timeout: mirror.request_timeout.unwrap_or(config.request_timeout),
+    })
+}
+
+fn bad_host(what: &str, host: &str) -> RegistryError {
+    // A host may have been written with a password in it.
+    let shown = host.rsplit('@').next().unwrap_or_default();
+    RegistryError::Config(format!(
+        "{what} {shown:?} is not a host name, optionally with a port (and, for a mirror, a path)"
+    ))
+}
+
+fn base_url(host: &str, path: &str, insecure: bool) -> Option<Url> {
+    if host.is_empty() || host.contains(['@', '?', '#']) {
+        return None;
+    }
+    let url = Url::parse(&format!("https://{host}{path}")).ok()?;
+    if insecure || is_loopback(&url) {
+        // Parsed anew, since the default port differs.
+        return Url::parse(&format!("http://{host}{path}")).ok();
+    }
+    Some(url)
+}
+
+/// `localhost`, `127.0.0.0/8` or `::1`.
+pub(crate) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
+        Some(url::Host::Ipv4(address)) => IpAddr::V4(address).is_loopback(),
+        Some(url::Host::Ipv6(address)) => IpAddr::V6(address).is_loopback(),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bases(config: &ClientConfig, registry: &str) -> Vec<String> {
+        endpoints(config, registry)
+            .unwrap()
+            .iter()
+            .map(|e| e.base.to_string())
+            .collect()
+    }
+
+    #[test]
+    fn names_lead_where_docker_leads_them() {
+        let config = ClientConfig::default();
+        for (name, base) in [
+            ("docker.io", "https://registry-1.docker.io/v2"),
+            ("ghcr.io", "https://ghcr.io/v2"),
+            ("host.example:8443", "https://host.example:8443/v2"),
+            ("localhost:5000", "http://localhost:5000/v2"),
+            ("127.8.0.1", "http://127.8.0.1/v2"),
+            ("[::1]:5000", "http://[::1]:5000/v2"),
+        ] {
+            assert_eq!(bases(&config, name), [base]);
+        }
+        let plain = ClientConfig {
+            plain_http: true,
+            ..ClientConfig::default()
+        };
+        assert_eq!(bases(&plain, "r.example:443"), ["http://r.example:443/v2"]);
+    }
+
+    #[test]
+    fn mirrors_come_first_and_their_path_replaces_v2() {
+        let mirror = |host: &str, insecure| Mirror {
+            host: host.to_owned(),
+            insecure,
+            request_timeout: None,
+        };
+        let mut config = ClientConfig::default();
+        config.hosts.insert(
+            "docker.io".to_owned(),
+            vec![
+                mirror("https://one.example/cache/v2/", false),
+                mirror("two.example:80", true),
+                mirror("http://three.example", false),
+            ],
+        );
+        assert_eq!(
+            bases(&config, "docker.io"),
+            [
+                "https://one.example/cache/v2",
+                "http://two.example/v2",
+                "https://three.example/v2",
+                "https://registry-1.docker.io/v2"
+            ]
+        );
+        let url = endpoints(&config, "docker.io").unwrap()[0].url("a/b", &["manifests", "x?y"]);
+        assert_eq!(
+            url.as_str(),
+            "https://one.example/cache/v2/a/b/manifests/x%3Fy?ns=docker.io"
+        );
+    }
+
+    #[test]
+    fn a_bad_mirror_is_refused_without_showing_its_password() {
+        let mut config = ClientConfig::default();
+        config.hosts.insert(
+            "r.example".to_owned(),
+            vec![Mirror {
+                host: "https://me:hunter2@mirror".to_owned(),
+                insecure: false,
+                request_timeout: None,
+            }],
+        );
+        let error = endpoints(&config, "r.example").unwrap_err().to_string();
+        assert!(
+            error.contains("mirror") && !error.contains("hunter2"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,61 @@
+//! Redirects, followed by ourselves: another host never sees the `Authorization` header.
+
+use http::header::LOCATION;
+use http::{HeaderValue, Method};
+use url::Url;
+
+use crate::response::Incoming;
+use crate::transport::{Outgoing, Transport};
+use crate::{RegistryError, RequestLine};
+
+/// More hops than this are a circle.
+const MAX_HOPS: usize = 8;
+
+/// Sends a request and follows its redirects. `authorization` goes to the first host only.
+pub(crate) async fn send_following(
+    transport: &Transport,
+    mut outgoing: Outgoing<'_>,
+    authorization: Option<&HeaderValue>,
+) -> Result<Incoming, RegistryError> {
+    let home = outgoing.url.origin();
+    for _ in 0..=MAX_HOPS {
+        let at_home = outgoing.url.origin() == home;
+        let response = transport
+            .send(&outgoing, authorization.filter(|_| at_home))
+            .await?;
+        let follow = match response.status().as_u16() {
+            // With these a body and its method are kept; the others turn into GET.
+            307 | 308 => true,
+            301..=303 => matches!(outgoing.method, Method::GET | Method::HEAD),
+            _ => false,
+        };
+        if !follow {
+            return Ok(response);
+        }
+        outgoing.url = location(&response)?;
+        response.drain().await;
+    }
+    Err(RegistryError::Protocol {
+        request: RequestLine::new(&outgoing.method, &outgoing.url, outgoing.registry),
+        reason: format!("redirected more than {MAX_HOPS} times"),
+    })
+}
+
+/// The `Location` of an answer, absolute or relative to what was asked.
+pub(crate) fn location(response: &Incoming) -> Result<Url, RegistryError> {
+    let protocol = |reason: &str| RegistryError::Protocol {
+        request: response.line().clone(),
+        reason: reason.to_owned(),
+    };
+    let text = response
+        .header(LOCATION)
+        .ok_or_else(|| protocol("the answer has no Location"))?;
+    let url = response
+        .url()
+        .join(text)
+        .map_err(|_| protocol("the answer's Location is not a URL"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(protocol("the answer's Location is not an HTTP URL"));
+    }
+    Ok(url)
+}

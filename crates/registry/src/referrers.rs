@@ -1,0 +1,265 @@
+//! What refers to a manifest: the referrers API, and the referrers tag of registries without it
+//! (OCI distribution specification 1.1, "Listing Referrers" and "Referrers Tag Schema").
+
+use std::collections::BTreeMap;
+
+use futures::FutureExt;
+use http::header::{ACCEPT, LINK};
+use http::{HeaderMap, HeaderValue};
+use oci::{Descriptor, Digest, Index, Reference, media_types};
+use serde::Deserialize;
+use url::Url;
+
+use crate::auth::Purpose;
+use crate::endpoint::Endpoint;
+use crate::exchange::{Ask, Shared, pull_scope};
+use crate::{Client, RegistryError};
+
+/// Largest list of referrers in bytes, all its pages together.
+const MAX_LIST: u64 = 4 << 20;
+/// Most pages of a list.
+const MAX_PAGES: usize = 64;
+
+impl Client {
+    /// What refers to `subject`, of one artifact type if given: from the referrers API, or from
+    /// the referrers tag where the registry does not know the API.
+    ///
+    /// # Errors
+    /// The registry answers neither, or the list is too large.
+    pub async fn referrers(
+        &self,
+        reference: &Reference,
+        subject: Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Descriptor>, RegistryError> {
+        let all = self
+            .shared
+            .read(reference.registry(), |endpoint| {
+                async move {
+                    let api = from_api(&self.shared, &endpoint, reference, subject, artifact_type);
+                    match Box::pin(api).await {
+                        Ok(list) => Ok(list),
+                        Err(error) if no_such_api(&error) => {
+                            Ok(
+                                Box::pin(from_tag(&self.shared, &endpoint, reference, subject))
+                                    .await?
+                                    .map(|index| index.manifests)
+                                    .unwrap_or_default(),
+                            )
+                        }
+                        Err(error) => Err(error),
+                    }
+                }
+                .boxed()
+            })
+            .await?;
+        // Registries may filter, but need not.
+        Ok(all
+            .into_iter()
+            .filter(|d| {
+                artifact_type.is_none_or(|wanted| d.artifact_type.as_deref() == Some(wanted))
+            })
+            .collect())
+    }
+
+    /// Enters a manifest that has a `subject` into the referrers tag. One without: nothing to do.
+    pub(crate) async fn push_referrer(
+        &self,
+        reference: &Reference,
+        media_type: &str,
+        manifest: &[u8],
+    ) -> Result<(), RegistryError> {
+        let Some((subject, referrer)) = referrer_of(media_type, manifest) else {
+            return Ok(());
+        };
+        let _alone = self.shared.referrers_update.lock().await;
+        let endpoint = self.origin(reference)?;
+        let mut backoff = self.shared.backoff();
+        let known = loop {
+            match Box::pin(from_tag(&self.shared, &endpoint, reference, subject)).await {
+                Ok(known) => break known,
+                Err(error) => backoff.wait_after(error).await?,
+            }
+        };
+        let mut index = known.unwrap_or_else(|| Index {
+            schema_version: 2,
+            media_type: media_types::OCI_INDEX.to_owned(),
+            artifact_type: None,
+            manifests: Vec::new(),
+            subject: None,
+            annotations: BTreeMap::new(),
+        });
+        if index.manifests.iter().any(|d| d.digest == referrer.digest) {
+            return Ok(());
+        }
+        index.manifests.push(referrer);
+        let bytes = oci::json::to_vec(&index)
+            .map_err(|error| RegistryError::Config(format!("write the referrers: {error}")))?;
+        let tag = tag_of(subject);
+        self.put_manifest(reference, &tag, media_types::OCI_INDEX, bytes.into())
+            .await
+            .map(drop)
+    }
+}
+
+/// The tag under which registries without the API keep the referrers of `subject`.
+fn tag_of(subject: Digest) -> String {
+    format!("sha256-{}", subject.hex())
+}
+
+/// Does the error mean that the registry has no referrers API?
+fn no_such_api(error: &RegistryError) -> bool {
+    match error {
+        RegistryError::Status { status, .. } => {
+            matches!(status, 400 | 404 | 405 | 406 | 410 | 415 | 501)
+        }
+        // Something answered, but not with a list of referrers.
+        RegistryError::Protocol { .. } => true,
+        _ => false,
+    }
+}
+
+async fn from_api(
+    shared: &Shared,
+    endpoint: &Endpoint,
+    reference: &Reference,
+    subject: Digest,
+    artifact_type: Option<&str>,
+) -> Result<Vec<Descriptor>, RegistryError> {
+    let mut url = endpoint.url(reference.repository(), &["referrers", &subject.to_string()]);
+    if let Some(wanted) = artifact_type {
+        url.query_pairs_mut().append_pair("artifactType", wanted);
+    }
+    let mut all = Vec::new();
+    let mut left = MAX_LIST;
+    for _ in 0..MAX_PAGES {
+        let Page { index, next, size } =
+            page(shared, endpoint, reference, url.clone(), left).await?;
+        all.extend(index.manifests);
+        left = left.saturating_sub(size);
+        match next {
+            Some(next) => url = next,
+            None => return Ok(all),
+        }
+    }
+    Err(RegistryError::TooLarge {
+        what: format!("the list of what refers to {subject}"),
+        limit: MAX_LIST,
+    })
+}
+
+/// The index under the referrers tag; `None` if there is none.
+async fn from_tag(
+    shared: &Shared,
+    endpoint: &Endpoint,
+    reference: &Reference,
+    subject: Digest,
+) -> Result<Option<Index>, RegistryError> {
+    let url = endpoint.url(reference.repository(), &["manifests", &tag_of(subject)]);
+    match page(shared, endpoint, reference, url, MAX_LIST).await {
+        Ok(page) => Ok(Some(page.index)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+struct Page {
+    index: Index,
+    next: Option<Url>,
+    size: u64,
+}
+
+async fn page(
+    shared: &Shared,
+    endpoint: &Endpoint,
+    reference: &Reference,
+    url: Url,
+    limit: u64,
+) -> Result<Page, RegistryError> {
+    let scope = pull_scope(reference.repository());
+    let purpose = Purpose {
+        endpoint,
+        reference,
+        scope: &scope,
+    };
+    let mut headers = HeaderMap::new();
+    headers.insert(ACCEPT, HeaderValue::from_static(media_types::OCI_INDEX));
+    let response = shared.exchange(purpose, Ask::get(url, headers)).await?;
+    let line = response.line().clone();
+    let next = response
+        .header(LINK)
+        .and_then(next_link)
+        .and_then(|next| response.url().join(next).ok());
+    let bytes = response.bytes(limit).await?;
+    let index = serde_json::from_slice(&bytes).map_err(|error| RegistryError::Protocol {
+        request: line,
+        reason: format!("the list of referrers is not an image index ({error})"),
+    })?;
+    Ok(Page {
+        index,
+        next,
+        size: bytes.len() as u64,
+    })
+}
+
+/// The target of `<…>; rel="next"` (RFC 8288).
+fn next_link(header: &str) -> Option<&str> {
+    header.split(',').find_map(|link| {
+        let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
+        parameters
+            .split(';')
+            .any(|p| matches!(p.trim(), "rel=\"next\"" | "rel=next"))
+            .then_some(target)
+    })
+}
+
+/// The subject of a manifest, and the descriptor by which a list of referrers names the manifest:
+/// with its artifact type (or else its config's media type) and annotations.
+fn referrer_of(media_type: &str, manifest: &[u8]) -> Option<(Digest, Descriptor)> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Referrer {
+        subject: Option<Descriptor>,
+        artifact_type: Option<String>,
+        config: Option<Descriptor>,
+        annotations: Option<BTreeMap<String, String>>,
+    }
+    let read: Referrer = serde_json::from_slice(manifest).ok()?;
+    let subject = read.subject?.digest;
+    let mut referrer = Descriptor::of(media_type, manifest);
+    referrer.artifact_type = read
+        .artifact_type
+        .filter(|kind| !kind.is_empty())
+        .or(read.config.map(|config| config.media_type));
+    referrer.annotations = read.annotations.unwrap_or_default();
+    Some((subject, referrer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_to_the_next_page_are_found() {
+        assert_eq!(next_link("</v2/x?n=2>; rel=\"next\""), Some("/v2/x?n=2"));
+        assert_eq!(next_link("<a>; rel=prev, <b>; rel=next"), Some("b"));
+        assert_eq!(next_link("<a>; rel=prev"), None);
+        assert_eq!(next_link(""), None);
+    }
+
+    #[test]
+    fn a_referrer_is_listed_by_its_artifact_type_or_config_type() {
+        let subject = Digest::of(b"image");
+        let json = format!(
+            r#"{{"config":{{"mediaType":"c/t","digest":"{subject}","size":2}},
+                "subject":{{"digest":"{subject}","size":5}},"annotations":{{"k":"v"}}}}"#
+        );
+        let (found, referrer) = referrer_of("m/t", json.as_bytes()).unwrap();
+        assert_eq!(found, subject);
+        assert_eq!(referrer.artifact_type.as_deref(), Some("c/t"));
+        assert_eq!(referrer.annotation("k"), Some("v"));
+        assert_eq!(referrer.digest, Digest::of(json.as_bytes()));
+        assert!(referrer_of("m/t", b"{}").is_none());
+        assert!(referrer_of("m/t", b"?").is_none());
+    }
+}

@@ -1,0 +1,270 @@
+//! An answer whose head has arrived: reading its body within bounds, and what it says when it is
+//! an error.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_LENGTH, HeaderName, RETRY_AFTER};
+use http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use url::Url;
+
+use crate::retry::parse_retry_after;
+use crate::transport::failed;
+use crate::{RegistryError, RequestLine};
+
+/// How much of an error's body is read.
+const ERROR_BODY: u64 = 8 << 10;
+/// How many characters of it are shown.
+const SHOWN: usize = 300;
+
+pub(crate) struct Incoming {
+    response: reqwest::Response,
+    line: RequestLine,
+    idle: Duration,
+    whole: Duration,
+    started: Instant,
+}
+
+impl Incoming {
+    pub(crate) fn new(
+        response: reqwest::Response,
+        line: RequestLine,
+        idle: Duration,
+        whole: Duration,
+    ) -> Self {
+        Self {
+            response,
+            line,
+            idle: idle.min(whole),
+            whole,
+            started: Instant::now(),
+        }
+    }
+
+    pub(crate) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        self.response.headers()
+    }
+
+    pub(crate) fn header(&self, name: impl Into<HeaderName>) -> Option<&str> {
+        self.response.headers().get(name.into())?.to_str().ok()
+    }
+
+    /// `Content-Length` as the header says, which for HEAD is not the body's length.
+    pub(crate) fn content_length(&self) -> Option<u64> {
+        self.header(CONTENT_LENGTH)?.parse().ok()
+    }
+
+    pub(crate) fn url(&self) -> &Url {
+        self.line.url().expose()
+    }
+
+    pub(crate) fn line(&self) -> &RequestLine {
+        &self.line
+    }
+
+    /// How long ago the head arrived.
+    pub(crate) fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The next piece of the body; `None` at its end.
+    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, RegistryError> {
+        let idle = self.idle;
+        match tokio::time::timeout(idle, self.response.chunk()).await {
+            Ok(Ok(chunk)) => Ok(chunk),
+            Ok(Err(error)) => Err(match failed(self.line.clone(), error, idle) {
+                // The head has arrived, so what broke is the body.
+                RegistryError::Unreachable { request, reason } => {
+                    RegistryError::BadBody { request, reason }
+                }
+                other => other,
+            }),
+            Err(_) => Err(RegistryError::Timeout {
+                request: self.line.clone(),
+                phase: "further bytes",
+                after: idle,
+            }),
+        }
+    }
+
+    /// The whole body, at most `limit` bytes.
+    pub(crate) async fn bytes(mut self, limit: u64) -> Result<Bytes, RegistryError> {
+        let too_large = || RegistryError::TooLarge {
+            what: self.line.to_string(),
+            limit,
+        };
+        if self.content_length().is_some_and(|length| length > limit) {
+            return Err(too_large());
+        }
+        let left = self.whole.saturating_sub(self.age());
+        let line = self.line.clone();
+        let after = self.whole;
+        let read = async {
+            let mut all = BytesMut::new();
+            while let Some(chunk) = self.chunk().await? {
+                if (all.len() + chunk.len()) as u64 > limit {
+                    return Err(RegistryError::TooLarge {
+                        what: self.line.to_string(),
+                        limit,
+                    });
+                }
+                all.extend_from_slice(&chunk);
+            }
+            Ok(all.freeze())
+        };
+        tokio::time::timeout(left, read).await.unwrap_or_else(|_| {
+            Err(RegistryError::Timeout {
+                request: line,
+                phase: "end of the answer",
+                after,
+            })
+        })
+    }
+
+    /// The error that an answer with an error status stands for. `secret` is blotted out should
+    /// the registry repeat it.
+    pub(crate) async fn into_error(self, secret: Option<&str>) -> RegistryError {
+        let request = self.line.clone();
+        let status = self.status().as_u16();
+        let retry_after = self
+            .header(RETRY_AFTER)
+            .and_then(|value| parse_retry_after(value, SystemTime::now()));
+        let message = message(&self.error_body().await, secret);
+        RegistryError::Status {
+            request,
+            status,
+            message,
+            retry_after,
+        }
+    }
+
+    /// Reads a small body that does not matter, so that the connection can be used again.
+    pub(crate) async fn drain(self) {
+        self.error_body().await;
+    }
+
+    /// The start of the body, as far as it comes soon.
+    async fn error_body(mut self) -> BytesMut {
+        let mut start = BytesMut::new();
+        let read = async {
+            while let Ok(Some(chunk)) = self.chunk().await {
+                start.extend_from_slice(&chunk);
+                if start.len() as u64 >= ERROR_BODY {
+                    break;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(2), read).await;
+        start.truncate(usize::try_from(ERROR_BODY).unwrap_or(usize::MAX));
+        start
+    }
+}
+
+#[derive(Deserialize)]
+struct Errors {
+    errors: Vec<OneError>,
+}
+
+#[derive(Deserialize)]
+struct OneError {
+    #[serde(default)]
+    code: String,
+    #[serde(default)]
+    message: String,
+}
+
+/// What a registry (OCI error JSON), a token server or an object store (XML) says, shortened.
+/// Pages made for people are left out.
+fn message(body: &[u8], secret: Option<&str>) -> String {
+    let text = String::from_utf8_lossy(body);
+    let said = if let Ok(errors) = serde_json::from_str::<Errors>(&text) {
+        let parts: Vec<String> = errors
+            .errors
+            .into_iter()
+            .map(|e| match (e.code.as_str(), e.message.as_str()) {
+                (code, "") => code.to_owned(),
+                ("", message) => message.to_owned(),
+                (code, message) => format!("{code}: {message}"),
+            })
+            .collect();
+        parts.join("; ")
+    } else if let Ok(object) = serde_json::from_str::<serde_json::Value>(&text) {
+        ["details", "message", "error_description", "error"]
+            .iter()
+            .find_map(|key| object.get(key)?.as_str())
+            .unwrap_or_default()
+            .to_owned()
+    } else if text.trim_start().starts_with('<') {
+        // The other elements of an S3 error repeat what was signed.
+        let element = |name: &str| {
+            let (_, after) = text.split_once(&format!("<{name}>"))?;
+            Some(after.split_once("</")?.0.to_owned())
+        };
+        [element("Code"), element("Message")]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(": ")
+    } else {
+        text.lines().next().unwrap_or_default().to_owned()
+    };
+    clean(&said, secret)
+}
+
+fn clean(said: &str, secret: Option<&str>) -> String {
+    let mut text = said.to_owned();
+    if let Some(secret) = secret.filter(|secret| !secret.is_empty()) {
+        text = text.replace(secret, "…");
+    }
+    let words: Vec<String> = text
+        .split(|c: char| c.is_whitespace() || c.is_control())
+        .filter(|word| !word.is_empty())
+        .map(|word| match word.split_once('?') {
+            // A query may be signed.
+            Some((before, _)) if before.contains("://") => format!("{before}?…"),
+            _ => word.to_owned(),
+        })
+        .collect();
+    let text = words.join(" ");
+    match text.char_indices().nth(SHOWN) {
+        Some((at, _)) => format!("{}…", text.get(..at).unwrap_or_default()),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_the_registrys_own_words_short_and_without_control_characters() {
+        let json =
+            br#"{"errors":[{"code":"DENIED","message":"no\u001b[31m\n access"},{"code":"X"}]}"#;
+        assert_eq!(message(json, None), "DENIED: no [31m access; X");
+        let xml = b"<?xml?><Error><Code>AccessDenied</Code><Message>Request has expired</Message><StringToSign>s3cret</StringToSign></Error>";
+        assert_eq!(message(xml, None), "AccessDenied: Request has expired");
+        assert_eq!(message(b"<html><body>oops</body></html>", None), "");
+        assert_eq!(message(br#"{"details":"bad"}"#, None), "bad");
+        assert_eq!(
+            message("ü".repeat(1000).as_bytes(), None).chars().count(),
+            SHOWN + 1
+        );
+        assert_eq!(message(&[0xff, 0x00], None), "\u{fffd}");
+    }
+
+    #[test]
+    fn messages_that_repeat_a_secret_do_not_show_it() {
+        assert_eq!(
+            message(
+                b"token hunter2 refused for https://s/x?sig=abc",
+                Some("hunter2")
+            ),
+            "token … refused for https://s/x?…"
+        );
+    }
+}

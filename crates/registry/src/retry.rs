@@ -1,0 +1,127 @@
+//! Waiting between attempts: exponential, with full jitter, never shorter than `Retry-After`.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::time::{Duration, SystemTime};
+
+use crate::error::ErrorKind;
+use crate::{RegistryError, RetryPolicy};
+
+/// The retry budget of one operation.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    policy: RetryPolicy,
+    used: u32,
+    damaged: bool,
+}
+
+impl Backoff {
+    pub(crate) fn new(policy: RetryPolicy) -> Self {
+        Self {
+            policy,
+            used: 0,
+            damaged: false,
+        }
+    }
+
+    /// After a failure: waits and returns, or gives the error back when trying again is useless
+    /// or the budget is used up.
+    pub(crate) async fn wait_after(&mut self, error: RegistryError) -> Result<(), RegistryError> {
+        // Damaged content may have been damaged on its way: worth one more attempt.
+        let damaged = error.kind() == ErrorKind::DigestMismatch && !self.damaged;
+        if !(error.is_transient() || damaged) || self.used >= self.policy.max_retries {
+            return Err(error);
+        }
+        self.damaged |= damaged;
+        let wait = delay(
+            self.policy,
+            self.used,
+            error.retry_after(),
+            random_fraction(),
+        );
+        self.used += 1;
+        tracing::debug!(%error, attempt = self.used, wait_ms = wait.as_millis(), "trying again");
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+
+    /// Headway was made: the budget is for the next failure.
+    pub(crate) fn reset(&mut self) {
+        self.used = 0;
+    }
+}
+
+/// Between the shortest wait and `shortest * 2^used`, capped, at the point that `fraction` (0..1)
+/// says; `Retry-After` is a lower bound up to the longest wait.
+fn delay(policy: RetryPolicy, used: u32, retry_after: Option<Duration>, fraction: f64) -> Duration {
+    let top = policy
+        .min_wait
+        .saturating_mul(2_u32.saturating_pow(used.saturating_add(1)))
+        .min(policy.max_wait);
+    let spread = top.saturating_sub(policy.min_wait);
+    let jittered = policy.min_wait + spread.mul_f64(fraction.clamp(0.0, 1.0));
+    jittered
+        .max(retry_after.unwrap_or_default())
+        .min(policy.max_wait)
+}
+
+/// A number in 0..1 that differs between processes and calls; nothing secret depends on it.
+fn random_fraction() -> f64 {
+    let bits = RandomState::new().build_hasher().finish();
+    f64::from(u32::try_from(bits >> 32).unwrap_or(0)) / f64::from(u32::MAX)
+}
+
+/// `Retry-After` (RFC 9110 section 10.2.3): seconds, or an HTTP date.
+pub(crate) fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    if let Ok(seconds) = value.trim().parse::<u64>() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let at = crate::dates::http_date(value.trim())?;
+    Some(at.duration_since(now).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICY: RetryPolicy = RetryPolicy {
+        max_retries: 3,
+        min_wait: Duration::from_millis(10),
+        max_wait: Duration::from_millis(100),
+    };
+
+    #[test]
+    fn waits_stay_between_their_bounds() {
+        for used in 0..40 {
+            for fraction in [0.0, 0.3, 1.0] {
+                let wait = delay(POLICY, used, None, fraction);
+                assert!(wait >= POLICY.min_wait && wait <= POLICY.max_wait);
+            }
+        }
+        assert_eq!(delay(POLICY, 0, None, 1.0), Duration::from_millis(20));
+        let asked = Some(Duration::from_millis(70));
+        assert_eq!(delay(POLICY, 0, asked, 0.0), Duration::from_millis(70));
+        let too_long = Some(Duration::from_secs(9));
+        assert_eq!(delay(POLICY, 0, too_long, 0.0), POLICY.max_wait);
+    }
+
+    #[test]
+    fn random_fractions_differ() {
+        assert!(
+            (0..8)
+                .map(|_| random_fraction())
+                .any(|f| f != random_fraction())
+        );
+    }
+
+    #[test]
+    fn retry_after_is_read_in_both_forms() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777 - 5);
+        assert_eq!(parse_retry_after("7", now), Some(Duration::from_secs(7)));
+        assert_eq!(
+            parse_retry_after("Sun, 06 Nov 1994 08:49:37 GMT", now),
+            Some(Duration::from_secs(5))
+        );
+        assert_eq!(parse_retry_after("soon", now), None);
+    }
+}

@@ -1,0 +1,70 @@
+//! When a signed object-storage URL stops working, as far as its query tells.
+
+use std::time::{Duration, SystemTime};
+
+use url::Url;
+
+use crate::dates::iso_date;
+
+/// A URL is not used in the last moments of its life.
+const MARGIN: Duration = Duration::from_secs(20);
+
+/// How long from `now` the URL can be used. `None`: it does not say, or says that it has expired
+/// although it was just issued (then clocks differ and what it says is of no use).
+pub(crate) fn usable_for(url: &Url, now: SystemTime) -> Option<Duration> {
+    let left = expiry(url)?.duration_since(now).ok()?;
+    left.checked_sub(MARGIN)
+}
+
+fn expiry(url: &Url) -> Option<SystemTime> {
+    let value = |wanted: &str| {
+        url.query_pairs()
+            .find(|(name, _)| name.eq_ignore_ascii_case(wanted))
+            .map(|(_, value)| value.into_owned())
+    };
+    // AWS Signature Version 4, and Google's V4 which has the same form.
+    for vendor in ["X-Amz", "X-Goog"] {
+        if let Some(lifetime) = value(&format!("{vendor}-Expires")) {
+            let issued = iso_date(&value(&format!("{vendor}-Date"))?)?;
+            return issued.checked_add(Duration::from_secs(lifetime.parse().ok()?));
+        }
+    }
+    // Azure shared access signatures.
+    if value("sig").is_some()
+        && let Some(end) = value("se")
+    {
+        return iso_date(&end);
+    }
+    // CloudFront, and S3 before version 4: seconds since 1970.
+    let end = value("Expires")?.parse().ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_signatures_tell_their_end() {
+        let now = iso_date("20260101T000000Z").unwrap();
+        let left =
+            |query: &str| usable_for(&Url::parse(&format!("https://s/x?{query}")).unwrap(), now);
+        let some = |seconds| Some(Duration::from_secs(seconds));
+        assert_eq!(
+            left("X-Amz-Date=20260101T000000Z&X-Amz-Expires=1200"),
+            some(1180)
+        );
+        assert_eq!(
+            left("X-Goog-Date=20251231T235900Z&X-Goog-Expires=160"),
+            some(80)
+        );
+        assert_eq!(left("se=2026-01-01T00%3A10%3A00Z&sig=abc"), some(580));
+        assert_eq!(left("Expires=1767225720&Signature=abc"), some(100));
+        assert_eq!(left("X-Amz-Date=20200101T000000Z&X-Amz-Expires=60"), None);
+        assert_eq!(
+            left("X-Amz-Date=20260101T000000Z&X-Amz-Expires=99999999999999999999"),
+            None
+        );
+        assert_eq!(left(""), None);
+    }
+}

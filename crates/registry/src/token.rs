@@ -1,0 +1,239 @@
+//! Trading credentials for access tokens (distribution's token and OAuth2 specifications).
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method};
+use serde::Deserialize;
+use url::Url;
+
+use crate::endpoint::{Endpoint, is_loopback};
+use crate::redirect::send_following;
+use crate::transport::{Outgoing, Payload, Transport};
+use crate::{Credential, RegistryError, RequestLine};
+
+/// Largest answer of a token server.
+const MAX_ANSWER: u64 = 512 << 10;
+/// How we call ourselves towards OAuth2 token servers.
+const CLIENT_ID: &str = "soci-rs";
+
+/// What a token server is asked for.
+pub(crate) struct TokenRequest<'a> {
+    pub(crate) realm: &'a str,
+    pub(crate) service: Option<&'a str>,
+    /// Scopes separated by spaces.
+    pub(crate) scope: &'a str,
+}
+
+/// An access token and how long it lives.
+pub(crate) struct Token {
+    pub(crate) secret: String,
+    pub(crate) lifetime: Duration,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    #[serde(default)]
+    token: Option<String>,
+    #[serde(default)]
+    access_token: Option<String>,
+    /// Seconds; the specification's default is 60.
+    #[serde(default)]
+    expires_in: Option<u64>,
+}
+
+/// Gets a token: with user and password or anonymously by GET, with an identity token by POST.
+pub(crate) async fn fetch(
+    transport: &Transport,
+    endpoint: &Endpoint,
+    wanted: &TokenRequest<'_>,
+    credential: Option<&Credential>,
+) -> Result<Token, RegistryError> {
+    let realm = realm_url(endpoint, wanted.realm, credential.is_some())?;
+    match credential {
+        Some(Credential::IdentityToken(secret)) => {
+            let grant = [("grant_type", "refresh_token"), ("refresh_token", secret)];
+            post(transport, endpoint, realm, wanted, &grant, secret).await
+        }
+        Some(Credential::Basic { user, password }) => {
+            match get(
+                transport,
+                endpoint,
+                realm.clone(),
+                wanted,
+                Some((user, password)),
+            )
+            .await
+            {
+                // A token server that speaks OAuth2 only.
+                Err(error) if error.status() == Some(405) => {
+                    let grant = [
+                        ("grant_type", "password"),
+                        ("username", user.as_str()),
+                        ("password", password.as_str()),
+                    ];
+                    post(transport, endpoint, realm, wanted, &grant, password).await
+                }
+                other => other,
+            }
+        }
+        Some(Credential::BearerToken(_)) | None => {
+            get(transport, endpoint, realm, wanted, None).await
+        }
+    }
+}
+
+/// The realm as a URL that credentials may be sent to.
+fn realm_url(endpoint: &Endpoint, realm: &str, with_secret: bool) -> Result<Url, RegistryError> {
+    let protocol = |reason: String| RegistryError::Protocol {
+        request: RequestLine::new(&Method::GET, endpoint.base(), &endpoint.credential_host),
+        reason,
+    };
+    let url = Url::parse(realm)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+        .ok_or_else(|| protocol("the realm of its challenge is not an HTTP URL".to_owned()))?;
+    let downgraded = endpoint.base().scheme() == "https" && url.scheme() == "http";
+    if with_secret && downgraded && !is_loopback(&url) {
+        return Err(protocol(
+            "it asks to send credentials to its token server without TLS, which is refused"
+                .to_owned(),
+        ));
+    }
+    Ok(url)
+}
+
+async fn get(
+    transport: &Transport,
+    endpoint: &Endpoint,
+    mut url: Url,
+    wanted: &TokenRequest<'_>,
+    basic: Option<(&str, &str)>,
+) -> Result<Token, RegistryError> {
+    {
+        let mut query = url.query_pairs_mut();
+        if let Some(service) = wanted.service {
+            query.append_pair("service", service);
+        }
+        for scope in wanted.scope.split(' ').filter(|scope| !scope.is_empty()) {
+            query.append_pair("scope", scope);
+        }
+        if let Some((user, _)) = basic {
+            query.append_pair("account", user);
+        }
+    }
+    let authorization = match basic {
+        Some((user, password)) => Some(basic_header(user, password).ok_or_else(|| {
+            RegistryError::Config("user name or password cannot be sent in a header".to_owned())
+        })?),
+        None => None,
+    };
+    let outgoing = Outgoing {
+        method: Method::GET,
+        url,
+        headers: headers(),
+        payload: Payload::Empty,
+        registry: &endpoint.credential_host,
+        request_timeout: endpoint.request_timeout,
+    };
+    let secret = basic.map(|(_, password)| password);
+    exchange(transport, outgoing, authorization.as_ref(), secret).await
+}
+
+async fn post(
+    transport: &Transport,
+    endpoint: &Endpoint,
+    url: Url,
+    wanted: &TokenRequest<'_>,
+    grant: &[(&str, &str)],
+    secret: &str,
+) -> Result<Token, RegistryError> {
+    let mut headers = headers();
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("application/x-www-form-urlencoded"),
+    );
+    let outgoing = Outgoing {
+        method: Method::POST,
+        url,
+        headers,
+        payload: Payload::Bytes(form(wanted, grant)),
+        registry: &endpoint.credential_host,
+        request_timeout: endpoint.request_timeout,
+    };
+    exchange(transport, outgoing, None, Some(secret)).await
+}
+
+/// The body of an OAuth2 request.
+fn form(wanted: &TokenRequest<'_>, grant: &[(&str, &str)]) -> Bytes {
+    let mut form = url::form_urlencoded::Serializer::new(String::new());
+    form.extend_pairs(grant);
+    form.append_pair("client_id", CLIENT_ID);
+    if let Some(service) = wanted.service {
+        form.append_pair("service", service);
+    }
+    form.append_pair("scope", wanted.scope);
+    Bytes::from(form.finish())
+}
+
+async fn exchange(
+    transport: &Transport,
+    outgoing: Outgoing<'_>,
+    authorization: Option<&HeaderValue>,
+    secret: Option<&str>,
+) -> Result<Token, RegistryError> {
+    // The body of a POST holds a secret and must not follow a redirect.
+    let response = if outgoing.method == Method::GET {
+        send_following(transport, outgoing, authorization).await?
+    } else {
+        transport.send(&outgoing, authorization).await?
+    };
+    if !response.status().is_success() {
+        return Err(response.into_error(secret).await);
+    }
+    let line = response.line().clone();
+    let body = response.bytes(MAX_ANSWER).await?;
+    // serde's message may quote the answer, which holds the token.
+    let answer: Answer = serde_json::from_slice(&body).map_err(|_| RegistryError::Protocol {
+        request: line.clone(),
+        reason: "the token server's answer is not the JSON it should be".to_owned(),
+    })?;
+    let secret = answer
+        .token
+        .or(answer.access_token)
+        .filter(|token| !token.is_empty())
+        .ok_or_else(|| RegistryError::Protocol {
+            request: line,
+            reason: "the token server's answer holds no token".to_owned(),
+        })?;
+    Ok(Token {
+        secret,
+        lifetime: Duration::from_secs(answer.expires_in.filter(|s| *s > 0).unwrap_or(60)),
+    })
+}
+
+fn headers() -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    headers
+}
+
+/// `Basic` (RFC 7617). `None`: cannot be a header.
+pub(crate) fn basic_header(user: &str, password: &str) -> Option<HeaderValue> {
+    let encoded = STANDARD.encode(format!("{user}:{password}"));
+    sensitive(&format!("Basic {encoded}"))
+}
+
+/// `Bearer` (RFC 6750). `None`: cannot be a header.
+pub(crate) fn bearer_header(token: &str) -> Option<HeaderValue> {
+    sensitive(&format!("Bearer {token}"))
+}
+
+fn sensitive(value: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(value).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
