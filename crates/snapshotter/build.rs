@@ -4,10 +4,12 @@
 fn main() -> std::io::Result<()> {
     let root = "../../proto";
     println!("cargo:rerun-if-changed={root}/containerd");
-    tonic_prost_build::configure().compile_protos(
-        &[format!(
-            "{root}/containerd/services/snapshots/v1/snapshots.proto"
-        )],
-        &[root.to_owned()],
-    )
+    tonic_prost_build::configure()
+        .btree_map(".")
+        .compile_protos(
+            &[format!(
+                "{root}/containerd/services/snapshots/v1/snapshots.proto"
+            )],
+            &[root.to_owned()],
+        )
 }

@@ -6,10 +6,27 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+mod calls;
+mod directories;
+mod disk_usage;
+mod error;
+mod filter;
+mod keyed_lock;
+pub mod labels;
+mod layers;
+mod metadata;
+mod mountinfo;
+mod mounts;
+mod prepare;
 mod provider;
+mod restore;
 mod service;
 mod snapshotter;
+mod sweep;
 
+pub use error::SnapshotterError;
+pub use filter::FilterError;
+pub use layers::{LayerMode, LayerState};
 pub use provider::{LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError};
-pub use service::SnapshotService;
-pub use snapshotter::{Snapshotter, SnapshotterConfig, SnapshotterError, service};
+pub use service::{SnapshotService, service};
+pub use snapshotter::{Snapshotter, SnapshotterConfig};

@@ -27,9 +27,16 @@ pub trait LayerProvider: Send + Sync + 'static {
         labels: &BTreeMap<String, String>,
     ) -> Result<(), ProviderError>;
 
-    /// Leaves what is mounted there to the next process: the snapshotter is closed without
-    /// unmounting. Nothing to do unless the provider keeps state for its mounts.
-    async fn detach(&self, _mountpoint: &Path) {}
+    /// Brings a layer back that an earlier process mounted: called for each lazy snapshot when the
+    /// snapshotter is opened, with the labels of the Prepare that made it. A stale mount of that
+    /// process may still be there. By default it is unmounted and the layer mounted anew; a
+    /// provider that can take over a live connection does that instead.
+    async fn restore(&self, request: LayerRequest) -> Result<MountedInfo, LayerRefusal> {
+        self.unmount(&request.mountpoint)
+            .await
+            .map_err(LayerRefusal::failed)?;
+        self.mount(request).await
+    }
 }
 
 /// Which layer is to be mounted where.
@@ -39,7 +46,7 @@ pub struct LayerRequest {
     pub namespace: String,
     /// An existing, empty directory: `snapshots/<id>/fs`.
     pub mountpoint: PathBuf,
-    /// The labels of the Prepare; at a restart, those of the committed snapshot.
+    /// The labels of the Prepare, also when the layer is restored.
     pub labels: BTreeMap<String, String>,
 }
 

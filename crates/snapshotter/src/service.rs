@@ -1,68 +1,169 @@
-//! (API first, bodies follow)
-#![allow(missing_docs)]
-use crate::api::v1::*;
+//! The gRPC face: requests are taken apart here and errors become statuses; nothing else.
+
 use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
-/// The tonic service.
+
+use crate::api::v1::snapshots_server::{Snapshots, SnapshotsServer};
+use crate::api::v1::{
+    CleanupRequest, CommitSnapshotRequest, Info, ListSnapshotsRequest, ListSnapshotsResponse,
+    MountsRequest, MountsResponse, PrepareSnapshotRequest, PrepareSnapshotResponse,
+    RemoveSnapshotRequest, StatSnapshotRequest, StatSnapshotResponse, UpdateSnapshotRequest,
+    UpdateSnapshotResponse, UsageRequest, UsageResponse, ViewSnapshotRequest, ViewSnapshotResponse,
+};
+use crate::error::SnapshotterError;
+use crate::filter::Filters;
+use crate::snapshotter::Snapshotter;
+
+/// Where containerd's clients put the namespace.
+const NAMESPACE_HEADER: &str = "containerd-namespace";
+
+/// Snapshots per message of List, as containerd sends them.
+const BATCH: usize = 100;
+
+/// Implements `containerd.services.snapshots.v1.Snapshots`.
 pub struct SnapshotService {
-    pub(crate) snapshotter: Arc<crate::Snapshotter>,
+    snapshotter: Arc<Snapshotter>,
 }
-#[async_trait::async_trait]
-impl snapshots_server::Snapshots for SnapshotService {
-    type ListStream = futures::stream::BoxStream<'static, Result<ListSnapshotsResponse, Status>>;
+
+/// The service, to be added to a tonic server.
+pub fn service(snapshotter: Arc<Snapshotter>) -> SnapshotsServer<SnapshotService> {
+    SnapshotsServer::new(SnapshotService { snapshotter })
+}
+
+fn namespace(metadata: &MetadataMap) -> Option<String> {
+    let value = metadata.get(NAMESPACE_HEADER)?.to_str().ok()?;
+    Some(value.to_owned())
+}
+
+#[async_trait]
+impl Snapshots for SnapshotService {
     async fn prepare(
         &self,
-        _r: Request<PrepareSnapshotRequest>,
+        request: Request<PrepareSnapshotRequest>,
     ) -> Result<Response<PrepareSnapshotResponse>, Status> {
-        let _ = &self.snapshotter;
-        Err(Status::unimplemented(""))
+        let namespace = namespace(request.metadata());
+        let request = request.into_inner();
+        let mounts = self
+            .snapshotter
+            .prepare(namespace, request.key, request.parent, request.labels)
+            .await?;
+        Ok(Response::new(PrepareSnapshotResponse { mounts }))
     }
+
     async fn view(
         &self,
-        _r: Request<ViewSnapshotRequest>,
+        request: Request<ViewSnapshotRequest>,
     ) -> Result<Response<ViewSnapshotResponse>, Status> {
-        let _ = &self.snapshotter;
-        Err(Status::unimplemented(""))
+        let request = request.into_inner();
+        let mounts = self
+            .snapshotter
+            .view(request.key, request.parent, request.labels)
+            .await?;
+        Ok(Response::new(ViewSnapshotResponse { mounts }))
     }
-    async fn mounts(&self, _r: Request<MountsRequest>) -> Result<Response<MountsResponse>, Status> {
-        let _ = &self.snapshotter;
-        Err(Status::unimplemented(""))
+
+    async fn mounts(
+        &self,
+        request: Request<MountsRequest>,
+    ) -> Result<Response<MountsResponse>, Status> {
+        let mounts = self.snapshotter.mounts(request.into_inner().key).await?;
+        Ok(Response::new(MountsResponse { mounts }))
     }
-    async fn commit(&self, _r: Request<CommitSnapshotRequest>) -> Result<Response<()>, Status> {
-        let _ = &self.snapshotter;
-        Err(Status::unimplemented(""))
+
+    async fn commit(
+        &self,
+        request: Request<CommitSnapshotRequest>,
+    ) -> Result<Response<()>, Status> {
+        let request = request.into_inner();
+        self.snapshotter
+            .commit(request.name, request.key, request.labels)
+            .await?;
+        Ok(Response::new(()))
     }
-    async fn remove(&self, _r: Request<RemoveSnapshotRequest>) -> Result<Response<()>, Status> {
-        let _ = &self.snapshotter;
-        Err(Status::unimplemented(""))
+
+    async fn remove(
+        &self,
+        request: Request<RemoveSnapshotRequest>,
+    ) -> Result<Response<()>, Status> {
+        self.snapshotter.remove(request.into_inner().key).await?;
+        Ok(Response::new(()))
     }
+
     async fn stat(
         &self,
-        _r: Request<StatSnapshotRequest>,
+        request: Request<StatSnapshotRequest>,
     ) -> Result<Response<StatSnapshotResponse>, Status> {
-        let _ = &self.snapshotter;
-        Err(Status::unimplemented(""))
+        let info = self.snapshotter.stat(request.into_inner().key).await?;
+        Ok(Response::new(StatSnapshotResponse { info: Some(info) }))
     }
+
     async fn update(
         &self,
-        _r: Request<UpdateSnapshotRequest>,
+        request: Request<UpdateSnapshotRequest>,
     ) -> Result<Response<UpdateSnapshotResponse>, Status> {
-        let _ = &self.snapshotter;
-        Err(Status::unimplemented(""))
+        let request = request.into_inner();
+        let info = request
+            .info
+            .ok_or(SnapshotterError::MissingField { field: "info" })?;
+        let mask = request.update_mask.unwrap_or_default().paths;
+        let info = self.snapshotter.update(info, mask).await?;
+        Ok(Response::new(UpdateSnapshotResponse { info: Some(info) }))
     }
+
+    type ListStream = BoxStream<'static, Result<ListSnapshotsResponse, Status>>;
+
     async fn list(
         &self,
-        _r: Request<ListSnapshotsRequest>,
+        request: Request<ListSnapshotsRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
-        let _ = &self.snapshotter;
-        Err(Status::unimplemented(""))
+        drop(self.snapshotter.inner.enter()?);
+        let filters =
+            Filters::parse(&request.into_inner().filters).map_err(SnapshotterError::from)?;
+        let inner = Arc::clone(&self.snapshotter.inner);
+        let (sender, receiver) = mpsc::channel(4);
+        tokio::task::spawn_blocking(move || {
+            let mut batch: Vec<Info> = Vec::with_capacity(BATCH);
+            let send = |info| {
+                sender
+                    .blocking_send(Ok(ListSnapshotsResponse { info }))
+                    .is_ok()
+            };
+            let listed = Snapshotter::list(&inner, &filters, |info| {
+                batch.push(info);
+                batch.len() < BATCH || send(std::mem::take(&mut batch))
+            });
+            match listed {
+                Ok(()) if batch.is_empty() => {}
+                Ok(()) => {
+                    send(batch);
+                }
+                // If the client is gone, nobody wants the error either.
+                Err(error) => drop(sender.blocking_send(Err(error.into()))),
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver).boxed()))
     }
-    async fn usage(&self, _r: Request<UsageRequest>) -> Result<Response<UsageResponse>, Status> {
-        let _ = &self.snapshotter;
-        Err(Status::unimplemented(""))
+
+    async fn usage(
+        &self,
+        request: Request<UsageRequest>,
+    ) -> Result<Response<UsageResponse>, Status> {
+        let usage = self.snapshotter.usage(request.into_inner().key).await?;
+        Ok(Response::new(UsageResponse {
+            size: usage.size,
+            inodes: usage.inodes,
+        }))
     }
-    async fn cleanup(&self, _r: Request<CleanupRequest>) -> Result<Response<()>, Status> {
-        let _ = &self.snapshotter;
-        Err(Status::unimplemented(""))
+
+    async fn cleanup(&self, _request: Request<CleanupRequest>) -> Result<Response<()>, Status> {
+        self.snapshotter.cleanup().await?;
+        Ok(Response::new(()))
     }
 }

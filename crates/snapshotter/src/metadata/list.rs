@@ -1,0 +1,103 @@
+//! Listing with filters. What containerd asks after every lazy Prepare (target and parent) is
+//! answered from an index; so are filters by name and by parent.
+
+use std::collections::BTreeSet;
+
+use redb::ReadableTable;
+
+use super::lookup::find;
+use super::record::{Record, decode};
+use super::{Attempt, Metadata, Reader};
+use crate::api::v1::{Info, Kind};
+use crate::error::SnapshotterError;
+use crate::filter::{Fields, Filters};
+use crate::labels;
+
+impl Fields for Info {
+    fn field(&self, path: &[String]) -> Option<&str> {
+        let (first, rest) = path.split_first()?;
+        match first.as_str() {
+            "name" => Some(&self.name),
+            "parent" => Some(&self.parent),
+            "kind" => match self.kind() {
+                Kind::Unknown => None,
+                Kind::View => Some("view"),
+                Kind::Active => Some("active"),
+                Kind::Committed => Some("committed"),
+            },
+            "labels" => self.labels.get(&rest.join(".")).map(String::as_str),
+            _ => None,
+        }
+    }
+}
+
+impl Metadata {
+    /// Gives every snapshot that the filters accept to `visit`, in the order of the names, until
+    /// that returns false.
+    pub(crate) fn list(
+        &self,
+        filters: &Filters,
+        mut visit: impl FnMut(Info) -> bool,
+    ) -> Result<(), SnapshotterError> {
+        self.read(|tables| {
+            if let Some(names) = candidates(tables, filters)? {
+                for name in names {
+                    let Some(record) = find(&tables.snapshots, &name)? else {
+                        continue;
+                    };
+                    if filters.accepts(&record.info) && !visit(record.info) {
+                        break;
+                    }
+                }
+                return Ok(());
+            }
+            for entry in tables.snapshots.iter()? {
+                let (name, bytes) = entry?;
+                let record: Record = decode(name.value(), bytes.value())?;
+                if filters.accepts(&record.info) && !visit(record.info) {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The names among which all accepted snapshots are, if an index knows them.
+fn candidates(tables: &Reader, filters: &Filters) -> Attempt<Option<BTreeSet<String>>> {
+    if let Some(names) = filters.demanded(&["name"]) {
+        return Ok(Some(names.into_iter().map(str::to_owned).collect()));
+    }
+    let mut found = BTreeSet::new();
+    if let Some(targets) = filters.demanded(&["labels", labels::TARGET]) {
+        for target in targets {
+            for entry in tables.targets.range((target, "")..)? {
+                let (key, _) = entry?;
+                let (value, name) = key.value();
+                if value != target {
+                    break;
+                }
+                found.insert(name.to_owned());
+            }
+        }
+        return Ok(Some(found));
+    }
+    if let Some(parents) = filters.demanded(&["parent"]) {
+        for parent in parents {
+            if parent.is_empty() {
+                // Snapshots without a parent are in no index.
+                return Ok(None);
+            }
+            if let Some(parent) = find(&tables.snapshots, parent)? {
+                for child in tables
+                    .children
+                    .range((parent.id, 0)..=(parent.id, u64::MAX))?
+                {
+                    found.insert(child?.1.value().to_owned());
+                }
+            }
+        }
+        return Ok(Some(found));
+    }
+    Ok(None)
+}

@@ -1,0 +1,106 @@
+//! The entries of the database, as protobuf messages: fields can be added without a new schema.
+//! Tags are never used again for something else.
+
+use prost::Message;
+
+use crate::api::v1::{Info, Kind};
+use crate::error::SnapshotterError;
+use crate::labels::Labels;
+use crate::provider::{LayerRefusal, MountedInfo};
+
+/// One snapshot.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Record {
+    /// Names the directory `snapshots/<id>`.
+    #[prost(uint64, tag = "1")]
+    pub(crate) id: u64,
+    /// As it goes over the wire.
+    #[prost(message, required, tag = "2")]
+    pub(crate) info: Info,
+    /// Of a committed snapshot.
+    #[prost(message, required, tag = "3")]
+    pub(crate) usage: Usage,
+    /// Set when this is an image layer that could not be mounted lazily.
+    #[prost(message, optional, tag = "4")]
+    pub(crate) fallback: Option<Fallback>,
+}
+
+/// Disk space that a snapshot takes by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct Usage {
+    /// Bytes allocated.
+    #[prost(int64, tag = "1")]
+    pub(crate) size: i64,
+    #[prost(int64, tag = "2")]
+    pub(crate) inodes: i64,
+}
+
+/// Why a layer is not lazy.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct Fallback {
+    /// [`LayerRefusal::code`].
+    #[prost(string, tag = "1")]
+    pub(crate) code: String,
+    #[prost(string, tag = "2")]
+    pub(crate) reason: String,
+}
+
+/// What is needed to mount a lazy snapshot again. Kept apart from the labels of the snapshot,
+/// which clients may change.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct LazyRecord {
+    #[prost(string, tag = "1")]
+    pub(crate) namespace: String,
+    /// The labels of the Prepare.
+    #[prost(btree_map = "string, string", tag = "2")]
+    pub(crate) labels: Labels,
+    #[prost(uint32, tag = "3")]
+    pub(crate) uid: u32,
+    #[prost(uint32, tag = "4")]
+    pub(crate) gid: u32,
+    #[prost(uint32, tag = "5")]
+    pub(crate) mode: u32,
+}
+
+impl LazyRecord {
+    pub(crate) fn new(namespace: String, labels: Labels, root: MountedInfo) -> Self {
+        Self {
+            namespace,
+            labels,
+            uid: root.uid,
+            gid: root.gid,
+            mode: root.mode,
+        }
+    }
+}
+
+impl From<&LayerRefusal> for Fallback {
+    fn from(refusal: &LayerRefusal) -> Self {
+        Self {
+            code: refusal.code().to_owned(),
+            reason: refusal.to_string(),
+        }
+    }
+}
+
+impl Record {
+    pub(crate) fn kind(&self) -> Kind {
+        self.info.kind()
+    }
+
+    /// The value of a label that is indexed or tested.
+    pub(crate) fn label(&self, key: &str) -> Option<&str> {
+        self.info.labels.get(key).map(String::as_str)
+    }
+}
+
+/// Reads an entry; `name` is for the error only.
+pub(super) fn decode<M: Message + Default>(
+    name: &str,
+    bytes: &[u8],
+) -> Result<M, SnapshotterError> {
+    M::decode(bytes).map_err(|error| SnapshotterError::Corrupt {
+        name: name.to_owned(),
+        reason: error.to_string(),
+    })
+}

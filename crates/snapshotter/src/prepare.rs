@@ -1,0 +1,344 @@
+//! Prepare of an image layer: mounted lazily and committed at once if that is possible, otherwise
+//! a plain active snapshot that the client fills.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use crate::api::types::Mount;
+use crate::api::v1::Kind;
+use crate::calls::check_name;
+use crate::error::SnapshotterError;
+use crate::labels::{self, Labels};
+use crate::metadata::{Fallback, LazyCommit, LazyOutcome, LazyRecord, Link};
+use crate::mountinfo::Mounts;
+use crate::provider::{LayerRefusal, LayerRequest, MountedInfo};
+use crate::snapshotter::{Inner, Reservation, Snapshotter};
+
+/// A Prepare with a target.
+struct Layer {
+    key: String,
+    parent: String,
+    target: String,
+    namespace: String,
+    labels: Labels,
+}
+
+/// What is found out before anything is made.
+enum Plan {
+    /// The target is there already.
+    Exists,
+    Make(Reservation, Vec<Link>),
+}
+
+impl Snapshotter {
+    /// Makes a writable snapshot on `parent`, or on nothing if that is empty.
+    ///
+    /// With the label `containerd.io/snapshot.ref` it is an image layer: if it can be mounted
+    /// lazily, or is committed already, the answer is [`SnapshotterError::TargetExists`], which
+    /// tells the client that it need not unpack it.
+    pub(crate) async fn prepare(
+        &self,
+        namespace: Option<String>,
+        key: String,
+        parent: String,
+        labels: Labels,
+    ) -> Result<Vec<Mount>, SnapshotterError> {
+        let Some(target) = labels
+            .get(labels::TARGET)
+            .filter(|target| !target.is_empty())
+        else {
+            return self.inner.create(Kind::Active, key, parent, labels).await;
+        };
+        let layer = Layer {
+            namespace: namespace
+                .filter(|namespace| !namespace.is_empty())
+                .ok_or(SnapshotterError::NamespaceMissing)?,
+            target: target.clone(),
+            key,
+            parent,
+            labels: labels::check(labels)?,
+        };
+        check_name(&layer.key)?;
+        check_name(&layer.target)?;
+        let call = self.inner.enter()?;
+        let inner = Arc::clone(&self.inner);
+        // A task of its own: if the client goes away, this future is dropped, and what it does
+        // has to come to a consistent end nevertheless.
+        let (answer, answered) = oneshot::channel();
+        tokio::spawn(async move {
+            let _call = call;
+            let result = inner.prepare_layer(layer, &answer).await;
+            // An error here means that nobody listens any more.
+            let _ = answer.send(result);
+        });
+        answered.await.map_err(|_| SnapshotterError::Task {
+            reason: "preparing a layer panicked".to_owned(),
+        })?
+    }
+}
+
+type Answer = oneshot::Sender<Result<Vec<Mount>, SnapshotterError>>;
+
+impl Inner {
+    async fn prepare_layer(
+        self: &Arc<Self>,
+        layer: Layer,
+        answer: &Answer,
+    ) -> Result<Vec<Mount>, SnapshotterError> {
+        let _only_one = self.targets.lock(&layer.target).await;
+        let layer = Arc::new(layer);
+        let plan = {
+            let layer = Arc::clone(&layer);
+            self.blocking(move |inner| inner.plan(&layer)).await?
+        };
+        let (reservation, parents) = match plan {
+            Plan::Make(reservation, parents) => (reservation, parents),
+            Plan::Exists => {
+                log_lazy(&layer, "the target is committed already");
+                return Err(layer.target_exists());
+            }
+        };
+        match self.mount(&layer, reservation.id).await {
+            Ok(root) => self.commit_lazy(&layer, reservation, root).await,
+            Err(refusal) => {
+                log_refusal(&layer, &refusal);
+                self.defer(&layer, reservation, parents, &refusal, answer)
+                    .await
+            }
+        }
+    }
+
+    /// Checks the request against the metadata and makes the directories.
+    fn plan(self: &Arc<Self>, layer: &Layer) -> Result<Plan, SnapshotterError> {
+        if self
+            .metadata
+            .target(&layer.target, &layer.parent)?
+            .is_some()
+        {
+            return Ok(Plan::Exists);
+        }
+        let parents = self.metadata.before_insert(&layer.key, &layer.parent)?;
+        let owner = self.directories.inherited_owner(&parents)?;
+        let reservation = self.reserve();
+        self.directories.create(reservation.id, true, owner)?;
+        Ok(Plan::Make(reservation, parents))
+    }
+
+    async fn mount(self: &Arc<Self>, layer: &Layer, id: u64) -> Result<MountedInfo, LayerRefusal> {
+        let provider = Arc::clone(&self.provider);
+        let request = LayerRequest {
+            namespace: layer.namespace.clone(),
+            mountpoint: self.directories.fs(id),
+            labels: layer.labels.clone(),
+        };
+        // A task of its own, so that a panic is a refusal like others.
+        tokio::spawn(async move { provider.mount(request).await })
+            .await
+            .unwrap_or_else(|error| Err(LayerRefusal::failed(error)))
+    }
+
+    async fn commit_lazy(
+        self: &Arc<Self>,
+        layer: &Arc<Layer>,
+        reservation: Reservation,
+        root: MountedInfo,
+    ) -> Result<Vec<Mount>, SnapshotterError> {
+        let id = reservation.id;
+        let committed = {
+            let layer = Arc::clone(layer);
+            self.blocking(move |inner| {
+                let mut labels = layer.labels.clone();
+                for (key, value) in [
+                    (labels::REMOTE, labels::REMOTE_VALUE),
+                    (labels::HAS_INDEX, "true"),
+                    (labels::NAMESPACE, &layer.namespace),
+                ] {
+                    labels.insert(key.to_owned(), value.to_owned());
+                }
+                inner.metadata.insert_lazy(LazyCommit {
+                    id,
+                    target: &layer.target,
+                    parent: &layer.parent,
+                    labels,
+                    lazy: LazyRecord::new(layer.namespace.clone(), layer.labels.clone(), root),
+                })
+            })
+            .await
+        };
+        match committed {
+            Ok(LazyOutcome::Committed(_)) => {
+                log_lazy(layer, "mounted lazily");
+                Err(layer.target_exists())
+            }
+            Ok(LazyOutcome::Exists(_)) => {
+                self.discard(id).await;
+                log_lazy(layer, "the target was committed meanwhile");
+                Err(layer.target_exists())
+            }
+            Err(error) => {
+                tracing::warn!(
+                    key = layer.key,
+                    parent = layer.parent,
+                    "remote-snapshot-prepared" = "false",
+                    %error,
+                    "cannot commit a lazily mounted layer"
+                );
+                self.discard(id).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Leaves the layer to the client: an active snapshot with an empty directory.
+    async fn defer(
+        self: &Arc<Self>,
+        layer: &Arc<Layer>,
+        reservation: Reservation,
+        parents: Vec<Link>,
+        refusal: &LayerRefusal,
+        answer: &Answer,
+    ) -> Result<Vec<Mount>, SnapshotterError> {
+        let id = reservation.id;
+        if answer.is_closed() {
+            // Nobody would ever fill or remove it.
+            self.discard(id).await;
+            return Err(SnapshotterError::Task {
+                reason: "the client went away".to_owned(),
+            });
+        }
+        let deferred = async {
+            self.check_layers(&parents).await?;
+            self.clear_mountpoint(id, parents).await?;
+            let layer = Arc::clone(layer);
+            let fallback = Fallback::from(refusal);
+            self.blocking(move |inner| {
+                let parents = inner.insert_made(
+                    &layer.key,
+                    &layer.parent,
+                    layer.labels.clone(),
+                    fallback,
+                    &reservation,
+                )?;
+                Ok(inner.mounts(Kind::Active, id, &parents))
+            })
+            .await
+        };
+        match deferred.await {
+            Ok(mounts) => {
+                tracing::warn!(
+                    key = layer.key,
+                    parent = layer.parent,
+                    "defer-snapshot-runtime" = "true",
+                    reason = refusal.code(),
+                    error = %refusal,
+                    "the layer is left to the client to pull and unpack"
+                );
+                Ok(mounts)
+            }
+            Err(error) => {
+                self.discard(id).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// A provider that refuses leaves nothing behind; if it does, it is removed here.
+    async fn clear_mountpoint(
+        self: &Arc<Self>,
+        id: u64,
+        parents: Vec<Link>,
+    ) -> Result<(), SnapshotterError> {
+        let mountpoint = self.directories.fs(id);
+        if self.is_mounted(id).await? {
+            self.provider.unmount(&mountpoint).await.map_err(|error| {
+                SnapshotterError::LayerUnavailable {
+                    name: id.to_string(),
+                    source: error,
+                }
+            })?;
+            if self.is_mounted(id).await? {
+                return Err(SnapshotterError::Task {
+                    reason: format!("{} is still mounted", mountpoint.display()),
+                });
+            }
+        }
+        self.blocking(move |inner| {
+            let owner = inner.directories.inherited_owner(&parents)?;
+            inner.directories.empty_fs(id, owner)
+        })
+        .await
+    }
+
+    /// Unmounts and deletes what was made for a snapshot that is not to be.
+    async fn discard(self: &Arc<Self>, id: u64) {
+        let mountpoint = self.directories.fs(id);
+        if let Err(error) = self.provider.unmount(&mountpoint).await {
+            tracing::warn!(%error, "cannot unmount a layer that is not needed");
+        }
+        let discarded = self
+            .blocking(move |inner| {
+                if inner.mounted_now(id)? {
+                    // Left to the sweep: deleting would go into the mount.
+                    inner.removed.notify_one();
+                } else {
+                    inner.discard_directory(id);
+                }
+                Ok(())
+            })
+            .await;
+        if let Err(error) = discarded {
+            tracing::warn!(%error, "cannot remove the directory of a layer that is not needed");
+        }
+    }
+
+    async fn is_mounted(self: &Arc<Self>, id: u64) -> Result<bool, SnapshotterError> {
+        self.blocking(move |inner| inner.mounted_now(id)).await
+    }
+
+    /// Whether anything is mounted in the directory of a snapshot. Blocking.
+    pub(crate) fn mounted_now(&self, id: u64) -> Result<bool, SnapshotterError> {
+        let mounts = Mounts::read().map_err(SnapshotterError::io(
+            "read",
+            "/proc/self/mountinfo".as_ref(),
+        ))?;
+        Ok(mounts.under(&self.directories.real_snapshot(id)))
+    }
+}
+
+impl Layer {
+    fn target_exists(&self) -> SnapshotterError {
+        SnapshotterError::TargetExists {
+            target: self.target.clone(),
+        }
+    }
+
+    fn digest(&self) -> &str {
+        self.labels
+            .get(labels::LAYER_DIGEST)
+            .map_or("", String::as_str)
+    }
+}
+
+fn log_lazy(layer: &Layer, outcome: &str) {
+    tracing::info!(
+        key = layer.key,
+        parent = layer.parent,
+        layerDigest = layer.digest(),
+        "remote-snapshot-prepared" = "true",
+        outcome,
+        "the layer is ready to be read lazily"
+    );
+}
+
+fn log_refusal(layer: &Layer, refusal: &LayerRefusal) {
+    tracing::warn!(
+        key = layer.key,
+        parent = layer.parent,
+        layerDigest = layer.digest(),
+        "remote-snapshot-prepared" = "false",
+        reason = refusal.code(),
+        error = %refusal,
+        "the layer is not mounted lazily"
+    );
+}

@@ -1,0 +1,75 @@
+//! After a start: every lazy snapshot on record is mounted again, several at a time.
+
+use std::sync::Arc;
+
+use futures::{StreamExt, TryStreamExt, stream};
+
+use crate::error::SnapshotterError;
+use crate::metadata::LazyRecord;
+use crate::mountinfo::Mounts;
+use crate::provider::{LayerRefusal, LayerRequest};
+use crate::snapshotter::{CONCURRENT_MOUNTS, Inner};
+
+impl Inner {
+    /// Mounts the lazy snapshots again. With `allow_invalid` a failure is logged only: snapshots
+    /// on top of that layer will fail until it is removed and pulled again.
+    pub(crate) async fn restore(
+        self: &Arc<Self>,
+        allow_invalid: bool,
+    ) -> Result<(), SnapshotterError> {
+        let lazy = self.blocking(|inner| inner.prepare_mountpoints()).await?;
+        let restores = lazy.into_iter().map(|(id, name, lazy)| async move {
+            match self.restore_one(id, lazy).await {
+                Ok(()) => Ok(()),
+                Err(refusal) if allow_invalid => {
+                    tracing::warn!(
+                        name,
+                        reason = refusal.code(),
+                        error = %refusal,
+                        "cannot mount a lazy snapshot again; remove it to get rid of this"
+                    );
+                    Ok(())
+                }
+                Err(refusal) => Err(SnapshotterError::Restore {
+                    name,
+                    reason: refusal.to_string(),
+                }),
+            }
+        });
+        stream::iter(restores)
+            .buffer_unordered(CONCURRENT_MOUNTS)
+            .try_collect()
+            .await
+    }
+
+    async fn restore_one(&self, id: u64, lazy: LazyRecord) -> Result<(), LayerRefusal> {
+        let provider = Arc::clone(&self.provider);
+        let request = LayerRequest {
+            namespace: lazy.namespace,
+            mountpoint: self.directories.fs(id),
+            labels: lazy.labels,
+        };
+        tokio::spawn(async move { provider.restore(request).await })
+            .await
+            .unwrap_or_else(|error| Err(LayerRefusal::failed(error)))?;
+        Ok(())
+    }
+
+    /// The lazy snapshots, their mount points being there. A mount point that something is
+    /// mounted on is not touched: the mount may be dead.
+    fn prepare_mountpoints(&self) -> Result<Vec<(u64, String, LazyRecord)>, SnapshotterError> {
+        let lazy = self.metadata.lazy()?;
+        if !lazy.is_empty() {
+            let mounts = Mounts::read().map_err(SnapshotterError::io(
+                "read",
+                "/proc/self/mountinfo".as_ref(),
+            ))?;
+            for (id, ..) in &lazy {
+                if !mounts.under(&self.directories.real_snapshot(*id)) {
+                    self.directories.ensure_mountpoint(*id)?;
+                }
+            }
+        }
+        Ok(lazy)
+    }
+}
