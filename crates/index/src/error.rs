@@ -1,0 +1,144 @@
+//! Why an image could not be read, indexed or written.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use oci::Digest;
+
+/// What went wrong, where, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IndexError {
+    /// The source is no OCI image layout.
+    #[error("{} is not an OCI image layout: {reason}", path.display())]
+    NotALayout {
+        /// The source.
+        path: PathBuf,
+        /// What is missing or wrong.
+        reason: String,
+    },
+    /// A file could not be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// The verb: `open`, `read`, `create`, ….
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The bytes of a blob could not be read or passed on.
+    #[error("blob {digest} of {place}: {source}")]
+    Blob {
+        /// The blob.
+        digest: Digest,
+        /// The image source.
+        place: String,
+        /// What the system or the registry said.
+        source: io::Error,
+    },
+    /// A manifest names a blob that is not there.
+    #[error("{place} has no blob {digest}, which its manifest names: the image is incomplete")]
+    MissingBlob {
+        /// The blob.
+        digest: Digest,
+        /// The image source.
+        place: String,
+    },
+    /// A blob is longer or shorter than its descriptor says.
+    #[error("blob {digest} of {place} has {found} bytes where its descriptor says {expected}: it is truncated or damaged")]
+    Size {
+        /// The blob.
+        digest: Digest,
+        /// The image source.
+        place: String,
+        /// Bytes by the descriptor.
+        expected: u64,
+        /// Bytes found.
+        found: u64,
+    },
+    /// A blob's bytes do not have its digest.
+    #[error("blob {expected} of {place} has other bytes than its digest says ({found}): it is damaged")]
+    Digest {
+        /// The digest by the descriptor.
+        expected: Digest,
+        /// The digest of the bytes found.
+        found: Digest,
+        /// The image source.
+        place: String,
+    },
+    /// A manifest, index or configuration that cannot be understood.
+    #[error("{what} {digest} of {place}: {reason}")]
+    Document {
+        /// `manifest`, `index`, `configuration`, `SOCI index`, `zTOC`.
+        what: &'static str,
+        /// The document.
+        digest: Digest,
+        /// The image source.
+        place: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A layer is damaged.
+    #[error("layer {digest}: {reason}")]
+    Layer {
+        /// The layer.
+        digest: Digest,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The image is not there for a platform asked for.
+    #[error("the image is not there for platform {wanted}; it has {have} (choose with --platform, or take --all-platforms)")]
+    NoSuchPlatform {
+        /// The platform asked for.
+        wanted: String,
+        /// The platforms that the image has.
+        have: String,
+    },
+    /// No zTOC came out at all.
+    #[error("empty index: no zTOC was made because every layer was skipped (see the lines above; --min-layer-size 0 takes small layers too)")]
+    EmptyIndex,
+    /// The destination directory holds something.
+    #[error("destination {} is not empty: give a path that does not exist, or an empty directory", path.display())]
+    DestinationNotEmpty {
+        /// The destination.
+        path: PathBuf,
+    },
+    /// The destination cannot be what was asked for.
+    #[error("destination {}: {reason}", path.display())]
+    Destination {
+        /// The destination.
+        path: PathBuf,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// An image reference that cannot be used here.
+    #[error("{text:?}: {reason}")]
+    Reference {
+        /// What was given.
+        text: String,
+        /// Why it cannot be used.
+        reason: String,
+    },
+    /// Options that make no sense.
+    #[error("{0}")]
+    Options(String),
+    /// The registry refused or failed.
+    #[error(transparent)]
+    Registry(#[from] registry::RegistryError),
+    /// The work was interrupted.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl IndexError {
+    /// For `map_err`: names the action and the file.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+}

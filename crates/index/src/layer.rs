@@ -1,0 +1,275 @@
+//! One layer: its zTOC is reused or built while its bytes go to the destination, or it is skipped
+//! with a reason.
+
+use std::io::Read as _;
+
+use bytes::Bytes;
+use oci::media_types::{LayerCompression, layer_compression};
+use oci::{Descriptor, Digest, media_types};
+use ztoc::prefetch::PrefetchSpan;
+use ztoc::{Compression, Ztoc};
+
+use crate::options::ConvertOptions;
+use crate::progress::{LayerOutcome, Step};
+use crate::sink::{BlobWriter, ImageSink};
+use crate::source::SharedSource;
+use crate::transfer::{Meter, Tee, blocking};
+use crate::{IndexError, Progress};
+
+/// The file that makes a directory opaque (OCI image spec, `layer.md`, whiteouts).
+const OPAQUE: &[u8] = b".wh..wh..opq";
+/// PAX records with this prefix are extended attributes.
+const XATTR: &[u8] = b"SCHILY.xattr.";
+
+/// A layer to be brought over, and the zTOC that the source has of it.
+#[derive(Debug, Clone)]
+pub(crate) struct LayerWork {
+    pub(crate) layer: Descriptor,
+    /// It belongs to an image that gets an index.
+    pub(crate) selected: bool,
+    pub(crate) existing: Option<Descriptor>,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(crate) struct LayerResult {
+    pub(crate) layer: Descriptor,
+    pub(crate) ztoc: Option<LayerZtoc>,
+}
+
+/// A zTOC, to be written and listed.
+#[derive(Debug)]
+pub(crate) struct LayerZtoc {
+    pub(crate) blob: Bytes,
+    pub(crate) digest: Digest,
+    /// Neither extended attributes nor opaque directories are in the layer.
+    pub(crate) plain: bool,
+    /// For each path to prefetch: its spans, if the layer has it.
+    pub(crate) prefetch: Vec<Option<PrefetchSpan>>,
+}
+
+/// Why there shall be no zTOC; `Err` holds the outcome.
+fn compression(work: &LayerWork, options: &ConvertOptions) -> Result<Compression, LayerOutcome> {
+    let packed = |how: &str| {
+        Err(LayerOutcome::Unsupported {
+            reason: format!(
+                "is compressed in an unsupported format. expect: [tar, gzip] but got {how:?}"
+            ),
+        })
+    };
+    if work.layer.size < options.min_layer_size {
+        return Err(LayerOutcome::TooSmall {
+            min_layer_size: options.min_layer_size,
+        });
+    }
+    match layer_compression(&work.layer.media_type) {
+        LayerCompression::Gzip => Ok(Compression::Gzip),
+        LayerCompression::None => Ok(Compression::Uncompressed),
+        LayerCompression::Zstd => packed("zstd"),
+        LayerCompression::Unknown => packed("unknown"),
+    }
+}
+
+/// Everything that is done to one layer.
+pub(crate) async fn process(
+    work: LayerWork,
+    source: &SharedSource,
+    sink: &dyn ImageSink,
+    options: &ConvertOptions,
+    prefetch: &[Vec<u8>],
+    progress: &dyn Progress,
+    meter: &Meter,
+) -> Result<LayerResult, IndexError> {
+    let layer = work.layer.clone();
+    let done = |outcome: Option<LayerOutcome>, ztoc| {
+        if let Some(outcome) = outcome {
+            progress.layer(&layer, &outcome);
+        }
+        Ok(LayerResult {
+            layer: layer.clone(),
+            ztoc,
+        })
+    };
+    if is_foreign(&layer) && !source.contains(&layer).await? {
+        // Such layers stay at their URLs.
+        let outcome = LayerOutcome::Unsupported {
+            reason: "is not distributed with the image".to_owned(),
+        };
+        return done(work.selected.then_some(outcome), None);
+    }
+    let copy = || async {
+        progress.begin(&layer, Step::Copy);
+        sink.copy(&layer, source, meter).await
+    };
+    if !work.selected {
+        copy().await?;
+        return done(None, None);
+    }
+    let compression = match compression(&work, options) {
+        Ok(compression) => compression,
+        Err(outcome) => {
+            copy().await?;
+            return done(Some(outcome), None);
+        }
+    };
+    if let Some(existing) = &work.existing
+        && let Some(ztoc) = reuse(existing, &layer, compression, source, prefetch).await
+    {
+        copy().await?;
+        let outcome = LayerOutcome::Indexed {
+            ztoc: ztoc.digest,
+            reused: true,
+        };
+        return done(Some(outcome), Some(ztoc));
+    }
+    progress.begin(&layer, Step::Index);
+    match build(&layer, compression, source, sink, options, prefetch, meter).await? {
+        Ok((ztoc, copied)) => {
+            if !copied {
+                copy().await?;
+            }
+            let outcome = LayerOutcome::Indexed {
+                ztoc: ztoc.digest,
+                reused: false,
+            };
+            done(Some(outcome), Some(ztoc))
+        }
+        Err(reason) => {
+            copy().await?;
+            done(Some(LayerOutcome::Unsupported { reason }), None)
+        }
+    }
+}
+
+/// Is this a layer that registries need not hold?
+pub(crate) fn is_foreign(layer: &Descriptor) -> bool {
+    layer.media_type.contains("nondistributable") || layer.media_type.contains(".foreign.")
+}
+
+/// The zTOC that the source has, when it is sound and of this layer.
+async fn reuse(
+    existing: &Descriptor,
+    layer: &Descriptor,
+    compression: Compression,
+    source: &SharedSource,
+    prefetch: &[Vec<u8>],
+) -> Option<LayerZtoc> {
+    let blob = match source.bytes(existing).await {
+        Ok(blob) => blob,
+        Err(error) => {
+            tracing::debug!(layer = %layer.digest, %error, "the zTOC listed cannot be read; building it anew");
+            return None;
+        }
+    };
+    let ztoc = match Ztoc::parse(&blob) {
+        Ok(ztoc) => ztoc,
+        Err(error) => {
+            tracing::debug!(layer = %layer.digest, %error, "the zTOC listed is invalid; building it anew");
+            return None;
+        }
+    };
+    if ztoc.compressed_archive_size != layer.size || ztoc.compression.algorithm != compression {
+        return None;
+    }
+    Some(facts(&ztoc, blob, prefetch))
+}
+
+/// Builds the zTOC; the inner error is the reason why the layer cannot have one. The flag says
+/// whether the layer's bytes have gone to the destination on the way.
+async fn build(
+    layer: &Descriptor,
+    compression: Compression,
+    source: &SharedSource,
+    sink: &dyn ImageSink,
+    options: &ConvertOptions,
+    prefetch: &[Vec<u8>],
+    meter: &Meter,
+) -> Result<Result<(LayerZtoc, bool), String>, IndexError> {
+    let reader = source.open(layer).await?;
+    let writer: Option<Box<dyn BlobWriter>> = sink.tee(layer)?;
+    let place = source.describe();
+    let (layer, meter, prefetch) = (layer.clone(), meter.clone(), prefetch.to_vec());
+    let build = options.build();
+    let destination = sink.describe();
+    blocking(move || {
+        let mut tee = Tee {
+            reader,
+            writer,
+            meter: &meter,
+            left: layer.size,
+            write_failure: None,
+        };
+        let built = ztoc::build(&mut tee, compression, build);
+        if let Some(source) = tee.write_failure {
+            return Err(IndexError::Io {
+                action: "write",
+                path: destination.into(),
+                source,
+            });
+        }
+        let built = match built {
+            Ok(built) => built,
+            Err(e) if e.is_unsupported() => return Ok(Err(e.to_string())),
+            Err(ztoc::BuildError::Read(source)) => {
+                return Err(IndexError::Blob {
+                    digest: layer.digest,
+                    place,
+                    source,
+                });
+            }
+            Err(e) => {
+                return Err(IndexError::Layer {
+                    digest: layer.digest,
+                    reason: e.to_string(),
+                });
+            }
+        };
+        // The builder takes in everything; this makes sure of it.
+        if tee.left > 0 || tee.read(&mut [0; 1]).is_ok_and(|more| more > 0) {
+            return Err(IndexError::Size {
+                digest: layer.digest,
+                place,
+                expected: layer.size,
+                found: layer.size.saturating_sub(tee.left),
+            });
+        }
+        if built.compressed_digest != layer.digest {
+            return Err(IndexError::Digest {
+                expected: layer.digest,
+                found: built.compressed_digest,
+                place,
+            });
+        }
+        let copied = tee.writer.is_some();
+        if let Some(writer) = tee.writer {
+            writer.commit()?;
+        }
+        let blob = Bytes::from(built.ztoc.encode());
+        Ok(Ok((facts(&built.ztoc, blob, &prefetch), copied)))
+    })
+    .await
+}
+
+fn facts(ztoc: &Ztoc, blob: Bytes, prefetch: &[Vec<u8>]) -> LayerZtoc {
+    let plain = !ztoc.toc.iter().any(|entry| {
+        entry.name.ends_with(OPAQUE) || entry.xattrs.iter().any(|(key, _)| key.starts_with(XATTR))
+    });
+    let prefetch = if prefetch.is_empty() {
+        Vec::new()
+    } else {
+        crate::prefetch::locate(&ztoc.toc, &ztoc.span_table(), prefetch)
+    };
+    LayerZtoc {
+        digest: Digest::of(&blob),
+        blob,
+        plain,
+        prefetch,
+    }
+}
+
+impl LayerZtoc {
+    /// The zTOC's own descriptor, without annotations.
+    pub(crate) fn descriptor(&self) -> Descriptor {
+        Descriptor::new(media_types::ZTOC, self.digest, self.blob.len() as u64)
+    }
+}

@@ -1,0 +1,176 @@
+//! Where an image is read from: an OCI layout directory, an OCI layout tar, or a registry.
+
+mod archive;
+mod layout;
+mod registry;
+mod stream;
+
+use std::io::Read;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use oci::{Descriptor, Digest, Index, Reference};
+
+pub use self::archive::ArchiveSource;
+pub use self::layout::LayoutSource;
+pub use self::registry::RegistrySource;
+pub(crate) use self::stream::StreamReader;
+
+use crate::IndexError;
+
+/// No manifest, index or configuration that we take in whole is larger than this (bytes).
+pub const MAX_DOCUMENT: u64 = 16 << 20;
+
+/// What an image source points at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Root {
+    /// One manifest or index, to be read through [`ImageSource::bytes`].
+    Descriptor(Descriptor),
+    /// The source's own list of manifests (an `index.json` with several entries).
+    List(Index),
+}
+
+/// Reads the blobs of one image.
+#[async_trait]
+pub trait ImageSource: Send + Sync + 'static {
+    /// The source's name for messages, without secrets.
+    fn describe(&self) -> String;
+
+    /// The image's top.
+    ///
+    /// # Errors
+    /// When the source is not there or is no image.
+    async fn root(&self) -> Result<Root, IndexError>;
+
+    /// Is the blob there? A registry answers yes without asking.
+    ///
+    /// # Errors
+    /// When the source cannot be asked.
+    async fn contains(&self, descriptor: &Descriptor) -> Result<bool, IndexError>;
+
+    /// A manifest or index, whole, size and digest checked, at most [`MAX_DOCUMENT`] bytes.
+    ///
+    /// # Errors
+    /// When it is missing, damaged or too large.
+    async fn manifest(&self, descriptor: &Descriptor) -> Result<Bytes, IndexError> {
+        self.bytes(descriptor).await
+    }
+
+    /// A blob, whole, size and digest checked: for configurations and zTOCs, not for layers.
+    ///
+    /// # Errors
+    /// When it is missing or damaged.
+    async fn bytes(&self, descriptor: &Descriptor) -> Result<Bytes, IndexError>;
+
+    /// A reader of the whole blob for a thread that may block. The length is what the descriptor
+    /// says; checking the digest is the caller's.
+    ///
+    /// # Errors
+    /// When the blob is missing or of another size.
+    async fn open(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send>, IndexError>;
+
+    /// The whole blob as a stream, for an upload. The digest is checked by the receiver.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    async fn stream(
+        &self,
+        descriptor: &Descriptor,
+    ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, IndexError>;
+
+    /// The repository that the image comes from, when it comes from a registry: its blobs can be
+    /// mounted into another repository of the same registry.
+    fn repository(&self) -> Option<&Reference> {
+        None
+    }
+}
+
+/// A shared image source.
+pub type SharedSource = Arc<dyn ImageSource>;
+
+/// Checks a blob that was read whole.
+pub(crate) fn verify(
+    bytes: Bytes,
+    descriptor: &Descriptor,
+    place: &str,
+) -> Result<Bytes, IndexError> {
+    if bytes.len() as u64 != descriptor.size {
+        return Err(IndexError::Size {
+            digest: descriptor.digest,
+            place: place.to_owned(),
+            expected: descriptor.size,
+            found: bytes.len() as u64,
+        });
+    }
+    let found = Digest::of(&bytes);
+    if found != descriptor.digest {
+        return Err(IndexError::Digest {
+            expected: descriptor.digest,
+            found,
+            place: place.to_owned(),
+        });
+    }
+    Ok(bytes)
+}
+
+/// Refuses a document whose descriptor promises more than anybody needs.
+pub(crate) fn check_document_size(descriptor: &Descriptor, place: &str) -> Result<(), IndexError> {
+    if descriptor.size > MAX_DOCUMENT {
+        return Err(IndexError::Document {
+            what: "document",
+            digest: descriptor.digest,
+            place: place.to_owned(),
+            reason: format!(
+                "its size of {} bytes is above the limit of {MAX_DOCUMENT}",
+                descriptor.size
+            ),
+        });
+    }
+    Ok(())
+}
+
+/// The top of an image from the bytes of an `index.json`.
+pub(crate) fn root_of_index_json(bytes: &[u8]) -> Result<Root, String> {
+    let mut index: Index =
+        serde_json::from_slice(bytes).map_err(|e| format!("its index.json cannot be read: {e}"))?;
+    match index.manifests.as_slice() {
+        [] => Err("its index.json lists no manifest".to_owned()),
+        [_] => Ok(Root::Descriptor(index.manifests.swap_remove(0))),
+        many => {
+            if many.iter().any(|d| oci::media_types::is_index(&d.media_type)) {
+                return Err(format!(
+                    "its index.json lists {} images; a layout with one image is needed",
+                    many.len()
+                ));
+            }
+            Ok(Root::List(index))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_json_is_one_image_or_an_error() {
+        let digest = Digest::of(b"x");
+        let entry = |media_type: &str| {
+            format!(r#"{{"mediaType":"{media_type}","digest":"{digest}","size":1}}"#)
+        };
+        let json = |entries: &[String]| {
+            format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, entries.join(","))
+        };
+        let manifest = entry(oci::media_types::OCI_MANIFEST);
+        let index = entry(oci::media_types::OCI_INDEX);
+        let read = |entries: &[String]| root_of_index_json(json(entries).as_bytes());
+        assert!(matches!(read(std::slice::from_ref(&manifest)), Ok(Root::Descriptor(_))));
+        assert!(matches!(read(std::slice::from_ref(&index)), Ok(Root::Descriptor(_))));
+        assert!(matches!(read(&[manifest.clone(), manifest.clone()]), Ok(Root::List(_))));
+        assert!(read(&[manifest, index]).unwrap_err().contains("2 images"));
+        assert!(read(&[]).unwrap_err().contains("no manifest"));
+        assert!(root_of_index_json(b"{").is_err());
+    }
+}
