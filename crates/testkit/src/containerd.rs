@@ -26,7 +26,10 @@ impl ContainerdOptions {
     /// With the proxy snapshotter `soci` at this socket.
     #[must_use]
     pub fn with_soci(socket: &Path) -> Self {
-        Self { snapshotters: vec![("soci".to_owned(), socket.to_owned())], ..Self::default() }
+        Self {
+            snapshotters: vec![("soci".to_owned(), socket.to_owned())],
+            ..Self::default()
+        }
     }
 }
 
@@ -50,7 +53,11 @@ impl Containerd {
         std::fs::write(&config, config_text(root.path(), &address, options))
             .context("write containerd's configuration")?;
         let daemon = Self::serve(&root, &address)?;
-        Ok(Self { daemon, address, root })
+        Ok(Self {
+            daemon,
+            address,
+            root,
+        })
     }
 
     /// The gRPC socket.
@@ -80,7 +87,10 @@ impl Containerd {
     /// `ctr` against this containerd in a namespace.
     #[must_use]
     pub fn ctr(&self, namespace: &str) -> Ctr {
-        Ctr { address: self.address.clone(), namespace: namespace.to_owned() }
+        Ctr {
+            address: self.address.clone(),
+            namespace: namespace.to_owned(),
+        }
     }
 
     /// Kills containerd (containers go on) and starts it again with the same contents.
@@ -103,8 +113,10 @@ impl Containerd {
     }
 
     fn serve(root: &TestRoot, address: &Path) -> Result<Daemon> {
-        let mut daemon = Daemon::spawn("containerd", "containerd", |command| {
-            command.arg("--config").arg(root.path().join("containerd.toml"));
+        let mut daemon = Daemon::spawn("containerd", root, "containerd", |command| {
+            command
+                .arg("--config")
+                .arg(root.path().join("containerd.toml"));
         })?;
         daemon.wait_ready(Duration::from_secs(30), |_| {
             Command::new("ctr")
@@ -122,7 +134,11 @@ impl Containerd {
 
 fn config_text(root: &Path, address: &Path, options: &ContainerdOptions) -> String {
     let at = |name: &str| root.join(name).display().to_string();
-    let disabled = if options.cri { "" } else { "\"io.containerd.grpc.v1.cri\"" };
+    let disabled = if options.cri {
+        ""
+    } else {
+        "\"io.containerd.grpc.v1.cri\""
+    };
     let mut text = format!(
         "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [{disabled}]\n\
          [grpc]\n  address = {:?}\n[ttrpc]\n  address = {:?}\n[debug]\n  level = \"info\"\n",
@@ -207,7 +223,10 @@ impl Ctr {
     #[must_use]
     pub fn command(&self) -> Command {
         let mut command = Command::new("ctr");
-        command.arg("--address").arg(&self.address).args(["--namespace", &self.namespace]);
+        command
+            .arg("--address")
+            .arg(&self.address)
+            .args(["--namespace", &self.namespace]);
         command
     }
 
@@ -215,7 +234,10 @@ impl Ctr {
     ///
     /// # Errors
     /// When it fails; the message holds its stderr.
-    pub fn output<S: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<String> {
+    pub fn output<S: AsRef<std::ffi::OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<String> {
         let mut command = self.command();
         command.args(arguments);
         crate::soci::output_of(command)
@@ -226,7 +248,15 @@ impl Ctr {
     /// # Errors
     /// When `ctr` fails.
     pub fn pull(&self, reference: &str, snapshotter: &str) -> Result<()> {
-        self.output(["images", "pull", "--plain-http", "--snapshotter", snapshotter, reference]).map(drop)
+        self.output([
+            "images",
+            "pull",
+            "--plain-http",
+            "--snapshotter",
+            snapshotter,
+            reference,
+        ])
+        .map(drop)
     }
 
     /// Runs a container to its end and removes it. A command that fails is no error here: see
@@ -260,10 +290,18 @@ impl Ctr {
     /// # Errors
     /// When `ctr` cannot be started.
     pub fn start(&self, run: &Run) -> Result<Running> {
-        let id = format!("tk-{}-{}", std::process::id(), NEXT_CONTAINER.fetch_add(1, Ordering::Relaxed));
+        let id = format!(
+            "tk-{}-{}",
+            std::process::id(),
+            NEXT_CONTAINER.fetch_add(1, Ordering::Relaxed)
+        );
         let mut command = self.command();
         command.args(["run", "--rm", "--snapshotter", &run.snapshotter]);
-        command.args(&run.options).arg(&run.image).arg(&id).args(&run.command);
+        command
+            .args(&run.options)
+            .arg(&run.image)
+            .arg(&id)
+            .args(&run.command);
         Running::start(command, id)
     }
 }
@@ -289,7 +327,13 @@ impl Running {
             .context("start ctr run")?;
         let stdout = collect(child.stdout.take().context("no stdout")?, started);
         let stderr = collect(child.stderr.take().context("no stderr")?, started);
-        Ok(Self { id, started, child, stdout, stderr })
+        Ok(Self {
+            id,
+            started,
+            child,
+            stdout,
+            stderr,
+        })
     }
 
     /// The container's id.
@@ -308,7 +352,13 @@ impl Running {
         let lost = |_| anyhow::anyhow!("the reader of a container's output panicked");
         let (first_output, stdout) = self.stdout.join().map_err(lost)?;
         let (_, stderr) = self.stderr.join().map_err(lost)?;
-        Ok(RunOutput { status, stdout, stderr, first_output, elapsed })
+        Ok(RunOutput {
+            status,
+            stdout,
+            stderr,
+            first_output,
+            elapsed,
+        })
     }
 }
 

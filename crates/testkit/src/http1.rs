@@ -25,13 +25,21 @@ impl Head {
         // Header values are ISO 8859-1 at worst: every byte is a character.
         let text: String = bytes.iter().map(|byte| char::from(*byte)).collect();
         let mut lines = text.split("\r\n");
-        let first_line = lines.next().filter(|line| !line.is_empty()).context("no first line")?;
+        let first_line = lines
+            .next()
+            .filter(|line| !line.is_empty())
+            .context("no first line")?;
         let mut fields = Vec::new();
         for line in lines.take_while(|line| !line.is_empty()) {
-            let (name, value) = line.split_once(':').context("a header field without colon")?;
+            let (name, value) = line
+                .split_once(':')
+                .context("a header field without colon")?;
             fields.push((name.to_owned(), value.trim().to_owned()));
         }
-        Ok(Self { first_line: first_line.to_owned(), fields })
+        Ok(Self {
+            first_line: first_line.to_owned(),
+            fields,
+        })
     }
 
     /// The head as it goes on the wire, empty line included.
@@ -41,7 +49,9 @@ impl Head {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
         text.push_str("\r\n");
-        text.chars().map(|character| u8::try_from(character).unwrap_or(b'?')).collect()
+        text.chars()
+            .map(|character| u8::try_from(character).unwrap_or(b'?'))
+            .collect()
     }
 
     /// The first value of a field, whatever the case of its name.
@@ -54,7 +64,8 @@ impl Head {
 
     /// Removes a field.
     pub(crate) fn remove(&mut self, name: &str) {
-        self.fields.retain(|(field, _)| !field.eq_ignore_ascii_case(name));
+        self.fields
+            .retain(|(field, _)| !field.eq_ignore_ascii_case(name));
     }
 
     /// Sets a field, replacing what was there.
@@ -81,7 +92,10 @@ impl Head {
         if chunked {
             return Framing::Chunked;
         }
-        match self.get("content-length").and_then(|length| length.parse().ok()) {
+        match self
+            .get("content-length")
+            .and_then(|length| length.parse().ok())
+        {
             Some(length) => Framing::Length(length),
             None => Framing::UntilClose,
         }
@@ -131,10 +145,14 @@ pub fn http_request(
     fields: &[(&str, &str)],
     body: &[u8],
 ) -> Result<HttpResponse> {
-    let mut connection = TcpStream::connect(address).with_context(|| format!("connect {address}"))?;
+    let mut connection =
+        TcpStream::connect(address).with_context(|| format!("connect {address}"))?;
     connection.set_read_timeout(Some(Duration::from_secs(20)))?;
     connection.set_nodelay(true)?;
-    let mut head = Head { first_line: format!("{method} {target} HTTP/1.1"), fields: Vec::new() };
+    let mut head = Head {
+        first_line: format!("{method} {target} HTTP/1.1"),
+        fields: Vec::new(),
+    };
     head.set("Host", address.to_string());
     head.set("Connection", "close");
     if !body.is_empty() || !matches!(method, "GET" | "HEAD" | "DELETE") {
@@ -180,7 +198,12 @@ fn read_response(connection: &mut TcpStream, bodiless: bool) -> Result<HttpRespo
         Framing::UntilClose => (rest, ended),
         Framing::Chunked => unchunk(&rest),
     };
-    Ok(HttpResponse { status, body, complete, head })
+    Ok(HttpResponse {
+        status,
+        body,
+        complete,
+        head,
+    })
 }
 
 fn read_head(connection: &mut TcpStream) -> Result<(Head, Vec<u8>)> {
@@ -201,7 +224,10 @@ fn read_head(connection: &mut TcpStream) -> Result<(Head, Vec<u8>)> {
 
 /// Where the head ends: just behind its empty line.
 pub(crate) fn find_end(bytes: &[u8]) -> Option<usize> {
-    bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
+    bytes
+        .windows(4)
+        .position(|window| window == b"\r\n\r\n")
+        .map(|at| at + 4)
 }
 
 /// The data of a chunked body, and whether its last chunk came.
@@ -251,7 +277,10 @@ mod tests {
 
     #[test]
     fn a_chunked_body_without_its_last_chunk_is_incomplete() {
-        assert_eq!(unchunk(b"3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\n"), (b"abcde".to_vec(), true));
+        assert_eq!(
+            unchunk(b"3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\n"),
+            (b"abcde".to_vec(), true)
+        );
         assert_eq!(unchunk(b"3\r\nabc\r\n"), (b"abc".to_vec(), false));
         assert_eq!(unchunk(b"9\r\nabc"), (b"abc".to_vec(), false));
     }

@@ -27,7 +27,11 @@ impl Registry {
     pub fn start() -> Result<Self> {
         let root = TestRoot::new()?;
         let (daemon, address) = Self::serve(&root, SocketAddr::from(([127, 0, 0, 1], 0)))?;
-        Ok(Self { daemon, address, root })
+        Ok(Self {
+            daemon,
+            address,
+            root,
+        })
     }
 
     /// Where it listens.
@@ -81,7 +85,11 @@ impl Registry {
     pub fn delete_blob(&self, repository: &str, digest: Digest) -> Result<()> {
         let path = format!("/v2/{repository}/blobs/{digest}");
         let answer = http_request(self.address, "DELETE", &path, &[], b"")?;
-        anyhow::ensure!(answer.status == 202, "DELETE {path}: status {}", answer.status);
+        anyhow::ensure!(
+            answer.status == 202,
+            "DELETE {path}: status {}",
+            answer.status
+        );
         Ok(())
     }
 
@@ -96,13 +104,18 @@ impl Registry {
             storage.display()
         );
         std::fs::write(&config, text).context("write the registry's configuration")?;
-        let mut daemon = Daemon::spawn("docker-registry", "docker-registry", |command| {
+        let mut daemon = Daemon::spawn("docker-registry", root, "docker-registry", |command| {
             command.arg("serve").arg(&config);
         })?;
         // `… msg="listening on 127.0.0.1:43215" …`
         let listening = |log: &crate::process::LogLines| -> Option<SocketAddr> {
             log.all().iter().find_map(|line| {
-                line.split_once("listening on ")?.1.split(['"', ' ', ',']).next()?.parse().ok()
+                line.split_once("listening on ")?
+                    .1
+                    .split(['"', ' ', ','])
+                    .next()?
+                    .parse()
+                    .ok()
             })
         };
         daemon.wait_ready(Duration::from_secs(30), |log| listening(log).is_some())?;

@@ -28,7 +28,11 @@ pub struct SociDaemonOptions {
 
 impl Default for SociDaemonOptions {
     fn default() -> Self {
-        Self { config: String::new(), log_level: "debug".to_owned(), environment: Vec::new() }
+        Self {
+            config: String::new(),
+            log_level: "debug".to_owned(),
+            environment: Vec::new(),
+        }
     }
 }
 
@@ -36,7 +40,10 @@ impl SociDaemonOptions {
     /// With this configuration text.
     #[must_use]
     pub fn with_config(config: &str) -> Self {
-        Self { config: config.to_owned(), ..Self::default() }
+        Self {
+            config: config.to_owned(),
+            ..Self::default()
+        }
     }
 }
 
@@ -59,7 +66,12 @@ impl SociDaemon {
         let socket = root.path().join("s.sock");
         let mut daemon = Self::spawn(&root, &socket, &options)?;
         ready(&mut daemon, &socket)?;
-        Ok(Self { daemon, socket, options, root })
+        Ok(Self {
+            daemon,
+            socket,
+            options,
+            root,
+        })
     }
 
     /// The socket that it listens on.
@@ -90,7 +102,10 @@ impl SociDaemon {
     #[must_use]
     pub fn json_log(&self) -> Vec<serde_json::Value> {
         let lines = self.log().all();
-        lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        lines
+            .iter()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
     }
 
     /// Stops it with SIGTERM: mounts stay.
@@ -141,7 +156,11 @@ impl SociDaemon {
     /// # Errors
     /// When the process cannot be started.
     pub fn spawn_rival(&self) -> Result<Daemon> {
-        Self::spawn(&self.root, &self.root.path().join("rival.sock"), &self.options)
+        Self::spawn(
+            &self.root,
+            &self.root.path().join("rival.sock"),
+            &self.options,
+        )
     }
 
     fn end(&mut self, signal: Signal) -> Result<ExitStatus> {
@@ -153,7 +172,7 @@ impl SociDaemon {
         let config = root.path().join("config.toml");
         std::fs::write(&config, &options.config).context("write the daemon's configuration")?;
         let program = binary("soci-snapshotter-grpc")?;
-        Daemon::spawn("soci-snapshotter-grpc", program, |command| {
+        Daemon::spawn("soci-snapshotter-grpc", root, program, |command| {
             command.arg("--address").arg(socket);
             command.arg("--root").arg(root.path().join("root"));
             command.arg("--config").arg(&config);
@@ -182,7 +201,10 @@ impl SociCli {
     /// # Errors
     /// When the program cannot be built or found.
     pub fn standalone() -> Result<Self> {
-        Ok(Self { program: binary("soci")?, arguments: Vec::new() })
+        Ok(Self {
+            program: binary("soci")?,
+            arguments: Vec::new(),
+        })
     }
 
     /// The CLI against a containerd, in a namespace.
@@ -196,7 +218,10 @@ impl SociCli {
             "--namespace".into(),
             namespace.into(),
         ];
-        Ok(Self { program: binary("soci")?, arguments })
+        Ok(Self {
+            program: binary("soci")?,
+            arguments,
+        })
     }
 
     /// The command with these arguments, not yet run.
@@ -211,16 +236,27 @@ impl SociCli {
     ///
     /// # Errors
     /// When it fails; the message holds its stderr.
-    pub fn output<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<String> {
+    pub fn output<S: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<String> {
         output_of(self.command(arguments))
     }
 }
 
 /// Runs a command and returns its stdout; a failure carries its output.
 pub(crate) fn output_of(mut command: Command) -> Result<String> {
-    let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_owned();
-    let shown: Vec<_> = command.get_args().map(|argument| argument.to_string_lossy().into_owned()).collect();
-    let output = command.output().with_context(|| format!("start {}", program.display()))?;
+    let program = Path::new(command.get_program())
+        .file_name()
+        .unwrap_or_default()
+        .to_owned();
+    let shown: Vec<_> = command
+        .get_args()
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
+    let output = command
+        .output()
+        .with_context(|| format!("start {}", program.display()))?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
         bail!(
@@ -244,8 +280,15 @@ pub(crate) fn output_of(mut command: Command) -> Result<String> {
 pub fn binary(name: &str) -> Result<PathBuf> {
     static FOLDER: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| binaries().map_err(|error| format!("{error:#}")));
-    let path = folder.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?.join(name);
-    ensure!(path.is_file(), "there is no {}: build it, or set SOCI_BIN_DIR", path.display());
+    let path = folder
+        .as_ref()
+        .map_err(|error| anyhow::anyhow!("{error}"))?
+        .join(name);
+    ensure!(
+        path.is_file(),
+        "there is no {}: build it, or set SOCI_BIN_DIR",
+        path.display()
+    );
     Ok(path)
 }
 
@@ -264,7 +307,14 @@ fn binaries() -> Result<PathBuf> {
     if let Some(cargo) = std::env::var_os("CARGO") {
         let mut command = Command::new(cargo);
         command.current_dir(env!("CARGO_MANIFEST_DIR"));
-        command.args(["build", "--quiet", "-p", "soci", "-p", "soci-snapshotter-grpc"]);
+        command.args([
+            "build",
+            "--quiet",
+            "-p",
+            "soci",
+            "-p",
+            "soci-snapshotter-grpc",
+        ]);
         if folder.ends_with("release") {
             command.arg("--release");
         }

@@ -43,7 +43,12 @@ impl Stack {
         proxy.throttle(options.throttle);
         let daemon = SociDaemon::start(options.daemon)?;
         let containerd = Containerd::start(&ContainerdOptions::with_soci(daemon.socket()))?;
-        Ok(Self { containerd, daemon, proxy, registry })
+        Ok(Self {
+            containerd,
+            daemon,
+            proxy,
+            registry,
+        })
     }
 
     /// The name of an image of the registry, seen through the proxy.

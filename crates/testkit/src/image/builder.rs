@@ -45,8 +45,14 @@ impl OciImage {
             .into_iter()
             .find(|entry| entry.annotation(annotations::REF_NAME) == Some(tag))
             .with_context(|| format!("{} lists no {tag}", dir.display()))?;
-        let parsed: Manifest = super::layout::read_json(&super::layout::blob_path(dir, manifest.digest))?;
-        Ok(Self { dir: dir.to_owned(), tag: tag.to_owned(), manifest, layers: parsed.layers })
+        let parsed: Manifest =
+            super::layout::read_json(&super::layout::blob_path(dir, manifest.digest))?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            tag: tag.to_owned(),
+            manifest,
+            layers: parsed.layers,
+        })
     }
 
     /// The compressed size of all layers together.
@@ -158,6 +164,11 @@ impl ImageBuilder {
         put_blob(dir, &manifest)?;
         let manifest = Descriptor::of(media_types::OCI_MANIFEST, &manifest);
         super::layout::list(dir, tag, &manifest)?;
-        Ok(OciImage { dir: dir.to_owned(), tag: tag.to_owned(), manifest, layers: descriptors })
+        Ok(OciImage {
+            dir: dir.to_owned(),
+            tag: tag.to_owned(),
+            manifest,
+            layers: descriptors,
+        })
     }
 }

@@ -31,9 +31,22 @@ pub enum Content {
 }
 
 const WORDS: [&[u8; 8]; 16] = [
-    b"registry", b"snapshot", b"layer is", b"mounted ", b"checksum", b"offsets ", b"digests,",
-    b"the span", b"manifest", b" of the ", b"and then", b"fetched ", b"windows ", b"inflate ",
-    b"descrip.", b"archive\n",
+    b"registry",
+    b"snapshot",
+    b"layer is",
+    b"mounted ",
+    b"checksum",
+    b"offsets ",
+    b"digests,",
+    b"the span",
+    b"manifest",
+    b" of the ",
+    b"and then",
+    b"fetched ",
+    b"windows ",
+    b"inflate ",
+    b"descrip.",
+    b"archive\n",
 ];
 
 impl Content {
@@ -42,9 +55,9 @@ impl Content {
     pub fn len(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
-            Self::Noise { length, .. }
-            | Self::Text { length, .. }
-            | Self::Mixed { length, .. } => *length,
+            Self::Noise { length, .. } | Self::Text { length, .. } | Self::Mixed { length, .. } => {
+                *length
+            }
         }
     }
 
@@ -57,7 +70,9 @@ impl Content {
     /// The bytes from `offset` on, at most `length`, fewer at the end.
     #[must_use]
     pub fn range(&self, offset: u64, length: usize) -> Vec<u8> {
-        let length = usize::try_from(self.len().saturating_sub(offset)).unwrap_or(length).min(length);
+        let length = usize::try_from(self.len().saturating_sub(offset))
+            .unwrap_or(length)
+            .min(length);
         let mut out = vec![0; length];
         let mut filled = 0;
         while filled < length {
@@ -80,7 +95,10 @@ impl Content {
     /// The bytes as a stream.
     #[must_use]
     pub fn reader(&self) -> ContentReader<'_> {
-        ContentReader { content: self, at: 0 }
+        ContentReader {
+            content: self,
+            at: 0,
+        }
     }
 
     /// The eight bytes at eight times `index`.
@@ -138,9 +156,18 @@ mod tests {
     fn any_range_equals_that_part_of_the_whole() {
         for content in [
             Content::Bytes((0..99).collect()),
-            Content::Noise { seed: 1, length: 99 },
-            Content::Text { seed: 2, length: 99 },
-            Content::Mixed { seed: 3, length: 99 },
+            Content::Noise {
+                seed: 1,
+                length: 99,
+            },
+            Content::Text {
+                seed: 2,
+                length: 99,
+            },
+            Content::Mixed {
+                seed: 3,
+                length: 99,
+            },
         ] {
             let whole = content.to_vec();
             assert_eq!(whole.len(), 99);

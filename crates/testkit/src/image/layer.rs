@@ -18,7 +18,11 @@ enum Kind {
     Symlink(String),
     Hardlink(String),
     Fifo,
-    Device { entry: EntryType, major: u32, minor: u32 },
+    Device {
+        entry: EntryType,
+        major: u32,
+        minor: u32,
+    },
     /// A ready-made tar stream's entries, without its end.
     Raw(Vec<u8>),
 }
@@ -64,7 +68,11 @@ impl Layer {
     /// A directory of mode 0755.
     #[must_use]
     pub fn dir(self, path: &str) -> Self {
-        let path = if path.ends_with('/') { path.to_owned() } else { format!("{path}/") };
+        let path = if path.ends_with('/') {
+            path.to_owned()
+        } else {
+            format!("{path}/")
+        };
         self.entry(&path, Kind::Directory, 0o755)
     }
 
@@ -110,21 +118,39 @@ impl Layer {
     /// A character device of mode 0644.
     #[must_use]
     pub fn char_device(self, path: &str, major: u32, minor: u32) -> Self {
-        self.entry(path, Kind::Device { entry: EntryType::Char, major, minor }, 0o644)
+        self.entry(
+            path,
+            Kind::Device {
+                entry: EntryType::Char,
+                major,
+                minor,
+            },
+            0o644,
+        )
     }
 
     /// A block device of mode 0644.
     #[must_use]
     pub fn block_device(self, path: &str, major: u32, minor: u32) -> Self {
-        self.entry(path, Kind::Device { entry: EntryType::Block, major, minor }, 0o644)
+        self.entry(
+            path,
+            Kind::Device {
+                entry: EntryType::Block,
+                major,
+                minor,
+            },
+            0o644,
+        )
     }
 
     /// Deletes what lower layers have at this path (OCI image spec, whiteout files).
     #[must_use]
     pub fn whiteout(self, path: &str) -> Self {
-        let (folder, name) = path.rsplit_once('/').map_or((String::new(), path), |(folder, name)| {
-            (format!("{folder}/"), name)
-        });
+        let (folder, name) = path
+            .rsplit_once('/')
+            .map_or((String::new(), path), |(folder, name)| {
+                (format!("{folder}/"), name)
+            });
         self.file(&format!("{folder}.wh.{name}"), Content::Bytes(Vec::new()))
     }
 
@@ -189,7 +215,9 @@ impl Layer {
                 builder.get_mut().write_all(blocks)?;
                 continue;
             }
-            entry.append(&mut builder).with_context(|| format!("add {:?} to a layer", entry.path))?;
+            entry
+                .append(&mut builder)
+                .with_context(|| format!("add {:?} to a layer", entry.path))?;
         }
         builder.finish()?;
         Ok(())
@@ -199,7 +227,10 @@ impl Layer {
 impl Entry {
     fn append<W: Write>(&self, builder: &mut tar::Builder<W>) -> Result<()> {
         if !self.records.is_empty() {
-            let records = self.records.iter().map(|(key, value)| (key.as_str(), value.as_slice()));
+            let records = self
+                .records
+                .iter()
+                .map(|(key, value)| (key.as_str(), value.as_slice()));
             builder.append_pax_extensions(records)?;
         }
         let mut header = Header::new_gnu();
@@ -213,7 +244,10 @@ impl Entry {
             Kind::Directory => (EntryType::Directory, nothing),
             Kind::File(content) => {
                 header.set_size(content.len());
-                (EntryType::Regular, Box::new(content.reader()) as Box<dyn Read>)
+                (
+                    EntryType::Regular,
+                    Box::new(content.reader()) as Box<dyn Read>,
+                )
             }
             Kind::Symlink(target) | Kind::Hardlink(target) => {
                 let kind = match self.kind {
@@ -225,7 +259,11 @@ impl Entry {
                 return Ok(());
             }
             Kind::Fifo => (EntryType::Fifo, nothing),
-            Kind::Device { entry, major, minor } => {
+            Kind::Device {
+                entry,
+                major,
+                minor,
+            } => {
                 header.set_device_major(*major)?;
                 header.set_device_minor(*minor)?;
                 (*entry, nothing)

@@ -42,8 +42,12 @@ pub fn list(dir: &Path, tag: &str, manifest: &Descriptor) -> Result<()> {
             annotations: Default::default(),
         }
     };
-    index.manifests.retain(|entry| entry.annotation(annotations::REF_NAME) != Some(tag));
-    index.manifests.push(manifest.clone().annotated(annotations::REF_NAME, tag));
+    index
+        .manifests
+        .retain(|entry| entry.annotation(annotations::REF_NAME) != Some(tag));
+    index
+        .manifests
+        .push(manifest.clone().annotated(annotations::REF_NAME, tag));
     std::fs::write(&path, oci::json::to_vec(&index)?).context("write index.json")?;
     std::fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)
         .context("write oci-layout")
@@ -60,8 +64,15 @@ pub fn push(dir: &Path, tag: &str, registry: SocketAddr, repository: &str) -> Re
         .manifests
         .iter()
         .find(|entry| entry.annotation(annotations::REF_NAME) == Some(tag));
-    let only = || index.manifests.first().filter(|_| index.manifests.len() == 1);
-    let entry = named.or_else(only).with_context(|| format!("{} lists no {tag}", dir.display()))?;
+    let only = || {
+        index
+            .manifests
+            .first()
+            .filter(|_| index.manifests.len() == 1)
+    };
+    let entry = named
+        .or_else(only)
+        .with_context(|| format!("{} lists no {tag}", dir.display()))?;
     push_manifest(dir, entry, registry, repository, tag)?;
     Ok(entry.clone())
 }
@@ -76,7 +87,11 @@ fn push_manifest(
     let path = blob_path(dir, entry.digest);
     if media_types::is_index(&entry.media_type) {
         let index: Index = read_json(&path)?;
-        for child in index.manifests.iter().filter(|child| blob_path(dir, child.digest).exists()) {
+        for child in index
+            .manifests
+            .iter()
+            .filter(|child| blob_path(dir, child.digest).exists())
+        {
             push_manifest(dir, child, registry, repository, &child.digest.to_string())?;
         }
     } else {
@@ -105,8 +120,12 @@ fn push_blob(dir: &Path, digest: Digest, registry: SocketAddr, repository: &str)
     }
     let start = format!("/v2/{repository}/blobs/uploads/");
     let started = http_request(registry, "POST", &start, &[], b"")?;
-    let location = started.header("location").with_context(|| format!("POST {start}: no location"))?;
-    let target = location.strip_prefix(&format!("http://{registry}")).unwrap_or(location);
+    let location = started
+        .header("location")
+        .with_context(|| format!("POST {start}: no location"))?;
+    let target = location
+        .strip_prefix(&format!("http://{registry}"))
+        .unwrap_or(location);
     let joint = if target.contains('?') { '&' } else { '?' };
     let target = format!("{target}{joint}digest={digest}");
     let path = blob_path(dir, digest);

@@ -11,8 +11,30 @@ use super::layer::Layer;
 /// Where Debian's package `busybox-static` has it.
 const BUSYBOX: &str = "/bin/busybox";
 const APPLETS: [&str; 24] = [
-    "sh", "cat", "ls", "echo", "sha256sum", "sleep", "find", "stat", "dd", "wc", "mkdir", "rm",
-    "touch", "ln", "id", "mount", "head", "tail", "grep", "true", "false", "cp", "mv", "readlink",
+    "sh",
+    "cat",
+    "ls",
+    "echo",
+    "sha256sum",
+    "sleep",
+    "find",
+    "stat",
+    "dd",
+    "wc",
+    "mkdir",
+    "rm",
+    "touch",
+    "ln",
+    "id",
+    "mount",
+    "head",
+    "tail",
+    "grep",
+    "true",
+    "false",
+    "cp",
+    "mv",
+    "readlink",
 ];
 
 /// A layer that containers can start from: busybox and links to it.
@@ -36,7 +58,10 @@ pub fn busybox_layer() -> Result<Layer> {
 /// # Errors
 /// When it cannot be built.
 pub fn busybox_image(dir: &Path, tag: &str) -> Result<OciImage> {
-    ImageBuilder::new().layer(busybox_layer()?).command(["/bin/sh"]).write(dir, tag)
+    ImageBuilder::new()
+        .layer(busybox_layer()?)
+        .command(["/bin/sh"])
+        .write(dir, tag)
 }
 
 /// Three layers, a few MiB: busybox; data of several kinds; changes of that data. What
@@ -49,7 +74,13 @@ pub fn small_image(dir: &Path, tag: &str) -> Result<OciImage> {
     let data = Layer::new()
         .dir("data")
         .file("data/noise", small_image_data())
-        .file("data/words", Content::Text { seed: 8, length: 3 << 20 })
+        .file(
+            "data/words",
+            Content::Text {
+                seed: 8,
+                length: 3 << 20,
+            },
+        )
         .hardlink("data/words.link", "data/words")
         .text("data/gone", "deleted above")
         .dir("data/old")
@@ -72,7 +103,10 @@ pub fn small_image(dir: &Path, tag: &str) -> Result<OciImage> {
 /// The contents of `/data/noise` in [`small_image`].
 #[must_use]
 pub fn small_image_data() -> Content {
-    Content::Noise { seed: 7, length: 5 << 20 }
+    Content::Noise {
+        seed: 7,
+        length: 5 << 20,
+    }
 }
 
 /// A busybox layer and a layer with `/data/large` of this many bytes, half of them compressible.
@@ -81,7 +115,13 @@ pub fn small_image_data() -> Content {
 /// When it cannot be built.
 pub fn large_file_image(dir: &Path, tag: &str, bytes: u64) -> Result<OciImage> {
     // Blocks of both kinds alternate within the file, so that no part is all noise.
-    let layer = Layer::new().dir("data").file("data/large", Content::Mixed { seed: 9, length: bytes });
+    let layer = Layer::new().dir("data").file(
+        "data/large",
+        Content::Mixed {
+            seed: 9,
+            length: bytes,
+        },
+    );
     ImageBuilder::new()
         .layer(busybox_layer()?)
         .layer(layer)

@@ -26,7 +26,10 @@ pub enum LayerCompression {
 
 impl Default for LayerCompression {
     fn default() -> Self {
-        Self::Gzip { level: 6, member_size: None }
+        Self::Gzip {
+            level: 6,
+            member_size: None,
+        }
     }
 }
 
@@ -76,14 +79,26 @@ impl LayerSink {
         let blobs = layout.join("blobs/sha256");
         std::fs::create_dir_all(&blobs).with_context(|| format!("make {}", blobs.display()))?;
         let temporary = blobs.join(format!("new-{:?}", std::thread::current().id()));
-        let file = File::create(&temporary).with_context(|| format!("make {}", temporary.display()))?;
-        let blob =
-            Blob { file: BufWriter::with_capacity(1 << 18, file), hasher: Hasher::new(), size: 0 };
+        let file =
+            File::create(&temporary).with_context(|| format!("make {}", temporary.display()))?;
+        let blob = Blob {
+            file: BufWriter::with_capacity(1 << 18, file),
+            hasher: Hasher::new(),
+            size: 0,
+        };
         let stage = match compression {
             LayerCompression::Gzip { level, .. } => Stage::Gzip(encoder(blob, level)),
             LayerCompression::Plain => Stage::Plain(blob),
         };
-        Ok(Self { stage, compression, tar: Hasher::new(), tar_size: 0, in_member: 0, temporary, blobs })
+        Ok(Self {
+            stage,
+            compression,
+            tar: Hasher::new(),
+            tar_size: 0,
+            in_member: 0,
+            temporary,
+            blobs,
+        })
     }
 
     /// Ends the blob and puts it under its digest.
@@ -98,7 +113,8 @@ impl LayerSink {
         };
         blob.flush()?;
         let digest = blob.hasher.finish();
-        std::fs::rename(&self.temporary, self.blobs.join(digest.hex())).context("name a layer blob")?;
+        std::fs::rename(&self.temporary, self.blobs.join(digest.hex()))
+            .context("name a layer blob")?;
         Ok(OciLayer {
             descriptor: Descriptor::new(media_type, digest, blob.size),
             diff_id: self.tar.finish(),
@@ -124,7 +140,11 @@ fn encoder(blob: Blob, level: u32) -> GzEncoder<Blob> {
 impl Write for LayerSink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut count = bytes.len();
-        if let LayerCompression::Gzip { level, member_size: Some(size) } = self.compression {
+        if let LayerCompression::Gzip {
+            level,
+            member_size: Some(size),
+        } = self.compression
+        {
             if self.in_member >= size.max(1) {
                 self.next_member(level)?;
             }

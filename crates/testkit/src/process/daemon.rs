@@ -9,7 +9,9 @@ use anyhow::{Context, Result, bail};
 use parking_lot::{Condvar, Mutex};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
+use super::root::TestRoot;
 use super::spawner;
+use super::table::MARK;
 
 /// The lines that a process wrote to stdout and stderr, in the order of arrival.
 #[derive(Debug, Default)]
@@ -64,7 +66,9 @@ impl LogLines {
         let log = Arc::clone(self);
         std::thread::spawn(move || {
             for line in BufReader::new(source).split(b'\n').map_while(Result::ok) {
-                log.lines.lock().push(String::from_utf8_lossy(&line).into_owned());
+                log.lines
+                    .lock()
+                    .push(String::from_utf8_lossy(&line).into_owned());
                 log.changed.notify_all();
             }
         });
@@ -82,18 +86,24 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts `program`; `configure` adds arguments and environment.
+    /// Starts `program` as a process that belongs to `root`; `configure` adds arguments and
+    /// environment.
     ///
     /// # Errors
     /// When the process cannot be started.
     pub fn spawn(
         name: &str,
+        root: &TestRoot,
         program: impl AsRef<std::ffi::OsStr>,
         configure: impl FnOnce(&mut Command),
     ) -> Result<Self> {
         let mut command = spawner::mortal(program);
         configure(&mut command);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.env(MARK, root.path());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = spawner::spawn(command).with_context(|| format!("start {name}"))?;
         let log = Arc::new(LogLines::default());
         if let Some(stdout) = child.stdout.take() {
@@ -102,7 +112,12 @@ impl Daemon {
         if let Some(stderr) = child.stderr.take() {
             log.follow(stderr);
         }
-        Ok(Self { name: name.to_owned(), child, log, ended: None })
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            log,
+            ended: None,
+        })
     }
 
     /// The process id.
@@ -132,7 +147,11 @@ impl Daemon {
     ///
     /// # Errors
     /// When it ends or the time is over; the message holds the end of its log.
-    pub fn wait_ready(&mut self, timeout: Duration, ready: impl Fn(&LogLines) -> bool) -> Result<()> {
+    pub fn wait_ready(
+        &mut self,
+        timeout: Duration,
+        ready: impl Fn(&LogLines) -> bool,
+    ) -> Result<()> {
         let deadline = Instant::now() + timeout;
         loop {
             if ready(&self.log) {
@@ -141,10 +160,18 @@ impl Daemon {
             if let Some(status) = self.ended()? {
                 // The reader threads may still be behind.
                 std::thread::sleep(Duration::from_millis(50));
-                bail!("{} ended ({status}) instead of starting:\n{}", self.name, self.log.tail(40));
+                bail!(
+                    "{} ended ({status}) instead of starting:\n{}",
+                    self.name,
+                    self.log.tail(40)
+                );
             }
             if Instant::now() > deadline {
-                bail!("{} was not ready after {timeout:?}:\n{}", self.name, self.log.tail(40));
+                bail!(
+                    "{} was not ready after {timeout:?}:\n{}",
+                    self.name,
+                    self.log.tail(40)
+                );
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -169,7 +196,11 @@ impl Daemon {
                 return Ok(status);
             }
             if Instant::now() > deadline {
-                bail!("{} still runs after {timeout:?}:\n{}", self.name, self.log.tail(40));
+                bail!(
+                    "{} still runs after {timeout:?}:\n{}",
+                    self.name,
+                    self.log.tail(40)
+                );
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -218,17 +249,27 @@ impl Daemon {
     }
 
     fn raw_pid(&self) -> Result<Pid> {
-        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("bad process id")
+        i32::try_from(self.child.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .context("bad process id")
     }
 }
 
 impl Drop for Daemon {
-    #[expect(clippy::print_stderr, reason = "a failed test shows what its daemons said")]
+    #[expect(
+        clippy::print_stderr,
+        reason = "a failed test shows what its daemons said"
+    )]
     fn drop(&mut self) {
         // There is nobody to tell; the root's sweep comes after this.
         let _ = self.kill();
         if std::thread::panicking() {
-            eprintln!("--- end of the log of {} ---\n{}", self.name, self.log.tail(60));
+            eprintln!(
+                "--- end of the log of {} ---\n{}",
+                self.name,
+                self.log.tail(60)
+            );
         }
     }
 }

@@ -7,6 +7,8 @@ mod spawner;
 mod table;
 
 pub use daemon::{Daemon, LogLines};
-pub use mounts::{mounts_below, unmount_below};
+pub use mounts::mounts_below;
+pub(crate) use mounts::unmount_below;
 pub use root::TestRoot;
-pub use table::{kill_below, processes_below};
+pub use table::processes_below;
+pub(crate) use table::{kill_below, remove_control_groups};

@@ -25,7 +25,7 @@ pub fn mounts_below(root: &Path) -> io::Result<Vec<PathBuf>> {
 ///
 /// # Errors
 /// When mountinfo cannot be read, or mounts are still there after several attempts.
-pub fn unmount_below(root: &Path) -> io::Result<()> {
+pub(crate) fn unmount_below(root: &Path) -> io::Result<()> {
     for _ in 0..5 {
         let points = mounts_below(root)?;
         if points.is_empty() {

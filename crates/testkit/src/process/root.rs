@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 
-use super::{kill_below, unmount_below};
+use super::{kill_below, remove_control_groups, unmount_below};
 
 /// Short: socket paths below it must fit into the 108 bytes of `sockaddr_un`.
 const PREFIX: &str = "soci-tk.";
@@ -37,7 +37,8 @@ impl TestRoot {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("{PREFIX}{}.{number}", std::process::id()));
         // Made under another name, so that no sweep ever sees it without its lock held.
-        let hidden = std::env::temp_dir().join(format!("new-{PREFIX}{}.{number}", std::process::id()));
+        let hidden =
+            std::env::temp_dir().join(format!("new-{PREFIX}{}.{number}", std::process::id()));
         std::fs::create_dir(&hidden).with_context(|| format!("make {}", hidden.display()))?;
         let lock = File::create(hidden.join(LOCK)).context("make the lock of a test root")?;
         lock.lock().context("lock a test root")?;
@@ -86,18 +87,26 @@ impl Drop for TestRoot {
 
 fn clear(path: &Path) -> Result<()> {
     let alive = kill_below(path);
-    anyhow::ensure!(alive.is_empty(), "processes {alive:?} of {} do not end", path.display());
+    anyhow::ensure!(
+        alive.is_empty(),
+        "processes {alive:?} of {} do not end",
+        path.display()
+    );
+    remove_control_groups(path);
     unmount_below(path).with_context(|| format!("unmount what is below {}", path.display()))
 }
 
 /// Roots whose lock nobody holds belong to test runs that were killed.
 fn sweep_left_over() {
-    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+    for entry in std::fs::read_dir(std::env::temp_dir())
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
             continue;
         }
-        let stale = File::open(entry.path().join(LOCK))
-            .is_ok_and(|lock| lock.try_lock().is_ok());
+        let stale = File::open(entry.path().join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok());
         if stale && clear(&entry.path()).is_ok() {
             // What stays is tried again by the next run.
             let _ = std::fs::remove_dir_all(entry.path());

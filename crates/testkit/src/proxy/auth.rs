@@ -73,8 +73,9 @@ impl AuthState {
                 format!("Basic realm=\"{SERVICE}\"")
             }
             Auth::Bearer { .. } => {
-                if let Some(uses) =
-                    given.strip_prefix("Bearer ").and_then(|token| self.tokens.get_mut(token))
+                if let Some(uses) = given
+                    .strip_prefix("Bearer ")
+                    .and_then(|token| self.tokens.get_mut(token))
                     && *uses != Some(0)
                 {
                     *uses = uses.map(|left| left - 1);
@@ -125,7 +126,11 @@ impl AuthState {
         let token = format!("testkit-token-{}", self.given_out);
         self.tokens.insert(token.clone(), *uses);
         let body = serde_json::json!({ "token": token, "access_token": token, "expires_in": 300 });
-        Refusal { status: 200, fields: json, body: body.to_string() }
+        Refusal {
+            status: 200,
+            fields: json,
+            body: body.to_string(),
+        }
     }
 }
 
@@ -142,7 +147,11 @@ fn is_basic(given: &str, user: &str, password: &str) -> bool {
 
 /// The scope that a request needs, as the challenge writes it.
 fn scope(target: &str, method: &str) -> String {
-    let path = target.split('?').next().unwrap_or_default().trim_start_matches("/v2/");
+    let path = target
+        .split('?')
+        .next()
+        .unwrap_or_default()
+        .trim_start_matches("/v2/");
     let repository = ["/blobs/", "/manifests/", "/tags/", "/referrers/"]
         .iter()
         .find_map(|part| path.split_once(part))
@@ -150,7 +159,11 @@ fn scope(target: &str, method: &str) -> String {
     match repository {
         None => String::new(),
         Some(repository) => {
-            let actions = if matches!(method, "GET" | "HEAD") { "pull" } else { "pull,push" };
+            let actions = if matches!(method, "GET" | "HEAD") {
+                "pull"
+            } else {
+                "pull,push"
+            };
             format!(",scope=\"repository:{repository}:{actions}\"")
         }
     }
@@ -196,8 +209,10 @@ mod tests {
     use super::*;
 
     fn request(authorization: &str) -> Head {
-        let mut head =
-            Head { first_line: "GET /v2/a/b/manifests/t HTTP/1.1".to_owned(), fields: Vec::new() };
+        let mut head = Head {
+            first_line: "GET /v2/a/b/manifests/t HTTP/1.1".to_owned(),
+            fields: Vec::new(),
+        };
         head.set("Authorization", authorization);
         head
     }
@@ -206,9 +221,16 @@ mod tests {
     fn a_token_is_good_for_its_number_of_uses() {
         let mut state = AuthState::default();
         let user = Some(("u".to_owned(), "p+/ q".to_owned()));
-        state.demand(Auth::Bearer { user, uses: Some(1) });
+        state.demand(Auth::Bearer {
+            user,
+            uses: Some(1),
+        });
         let refusal = state.check(&request("")).unwrap();
-        assert!(refusal.fields[0].1.contains("scope=\"repository:a/b:pull\""));
+        assert!(
+            refusal.fields[0]
+                .1
+                .contains("scope=\"repository:a/b:pull\"")
+        );
         assert_eq!(state.token(&request(""), "").status, 401);
         let form = "grant_type=password&username=u&password=p%2B%2F+q";
         assert_eq!(state.token(&request(""), form).status, 200);

@@ -59,7 +59,11 @@ impl Fault {
     /// A status with an empty body.
     #[must_use]
     pub fn status(status: u16) -> Self {
-        Self::Status { status, headers: Vec::new(), body: String::new() }
+        Self::Status {
+            status,
+            headers: Vec::new(),
+            body: String::new(),
+        }
     }
 }
 
@@ -78,7 +82,14 @@ impl Rule {
     /// A fault for every request.
     #[must_use]
     pub fn always(fault: Fault) -> Self {
-        Self { method: None, path: None, ranged: None, skip: 0, times: None, fault }
+        Self {
+            method: None,
+            path: None,
+            ranged: None,
+            skip: 0,
+            times: None,
+            fault,
+        }
     }
 
     /// Only requests of this method.
@@ -127,9 +138,16 @@ impl Rule {
     }
 
     fn matches(&self, request: &Head) -> bool {
-        self.method.as_deref().is_none_or(|method| method == request.word(0))
-            && self.path.as_ref().is_none_or(|path| path.is_match(request.word(1)))
-            && self.ranged.is_none_or(|ranged| ranged == request.get("range").is_some())
+        self.method
+            .as_deref()
+            .is_none_or(|method| method == request.word(0))
+            && self
+                .path
+                .as_ref()
+                .is_none_or(|path| path.is_match(request.word(1)))
+            && self
+                .ranged
+                .is_none_or(|ranged| ranged == request.get("range").is_some())
     }
 }
 
@@ -178,10 +196,19 @@ mod tests {
     #[test]
     fn a_rule_counts_only_requests_that_match_it() {
         let mut rules = Rules::default();
-        let rule = Rule::always(Fault::Reset).method("GET").path("/blobs/").unwrap();
+        let rule = Rule::always(Fault::Reset)
+            .method("GET")
+            .path("/blobs/")
+            .unwrap();
         rules.add(rule.from_nth(1).times(2));
-        let get = Head { first_line: "GET /v2/a/blobs/x HTTP/1.1".to_owned(), fields: Vec::new() };
-        let head = Head { first_line: "HEAD /v2/a/blobs/x HTTP/1.1".to_owned(), fields: Vec::new() };
+        let get = Head {
+            first_line: "GET /v2/a/blobs/x HTTP/1.1".to_owned(),
+            fields: Vec::new(),
+        };
+        let head = Head {
+            first_line: "HEAD /v2/a/blobs/x HTTP/1.1".to_owned(),
+            fields: Vec::new(),
+        };
         let met: Vec<bool> = [&get, &head, &get, &get, &get]
             .into_iter()
             .map(|request| rules.meet(request).is_some())

@@ -75,7 +75,10 @@ impl Proxy {
             counter: Counter::default(),
         });
         runtime.spawn(relay::accept(listener, Arc::clone(&shared)));
-        Ok(Self { shared, runtime: Some(runtime) })
+        Ok(Self {
+            shared,
+            runtime: Some(runtime),
+        })
     }
 
     /// Where it listens.

@@ -53,7 +53,9 @@ async fn one_request(
         request.remove("expect");
         client.send(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
     }
-    let keep = !request.get("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
+    let keep = !request
+        .get("connection")
+        .is_some_and(|value| value.eq_ignore_ascii_case("close"))
         && request.word(2) == "HTTP/1.1";
     let bodiless = request.word(0) == "HEAD";
     let mut first_byte = throttle.first_byte;
@@ -77,11 +79,29 @@ async fn one_request(
             first_byte += delay;
             None
         }
-        (None, Some(Fault::Status { status, headers, body })) => {
+        (
+            None,
+            Some(Fault::Status {
+                status,
+                headers,
+                body,
+            }),
+        ) => {
             discard_body(client, &request).await?;
-            Some(Refusal { status, fields: headers, body })
+            Some(Refusal {
+                status,
+                fields: headers,
+                body,
+            })
         }
-        (None, Some(Fault::Redirect { status, base, query })) => {
+        (
+            None,
+            Some(Fault::Redirect {
+                status,
+                base,
+                query,
+            }),
+        ) => {
             discard_body(client, &request).await?;
             Some(redirect(status, &base, query.as_deref(), request.word(1)))
         }
@@ -100,7 +120,11 @@ async fn one_request(
         Err(error) => {
             // The registry is down: what a gateway in front of it would say.
             let body = format!("{error:#}");
-            let answer = Refusal { status: 502, fields: Vec::new(), body };
+            let answer = Refusal {
+                status: 502,
+                fields: Vec::new(),
+                body,
+            };
             return send_answer(client, &answer, bodiless, false, &ticket).await;
         }
     };
@@ -108,7 +132,11 @@ async fn one_request(
     let ending = relay_response(client, &mut server, head, bodiless, plan, shared, &ticket).await?;
     if ending == Ending::KeepOpen {
         *upstream = Some(server);
-        return Ok(if keep { Ending::KeepOpen } else { Ending::Close });
+        return Ok(if keep {
+            Ending::KeepOpen
+        } else {
+            Ending::Close
+        });
     }
     Ok(ending)
 }
@@ -116,7 +144,12 @@ async fn one_request(
 fn record_of(request: &Head) -> RequestRecord {
     RequestRecord {
         method: request.word(0).to_owned(),
-        path: request.word(1).split('?').next().unwrap_or_default().to_owned(),
+        path: request
+            .word(1)
+            .split('?')
+            .next()
+            .unwrap_or_default()
+            .to_owned(),
         range: request.get("range").map(str::to_owned),
         user_agent: request.get("user-agent").map(str::to_owned),
         authorized: request.get("authorization").is_some(),
@@ -145,7 +178,11 @@ fn redirect(status: u16, base: &str, query: Option<&str>, target: &str) -> Refus
         location.push_str(query);
     }
     let fields = vec![("Location".to_owned(), location)];
-    Refusal { status, fields, body: String::new() }
+    Refusal {
+        status,
+        fields,
+        body: String::new(),
+    }
 }
 
 async fn send_answer(
@@ -155,7 +192,10 @@ async fn send_answer(
     keep: bool,
     ticket: &Ticket<'_>,
 ) -> Result<Ending> {
-    let mut head = Head { first_line: format!("HTTP/1.1 {} Testkit", answer.status), ..Head::default() };
+    let mut head = Head {
+        first_line: format!("HTTP/1.1 {} Testkit", answer.status),
+        ..Head::default()
+    };
     head.fields.clone_from(&answer.fields);
     head.set("Content-Length", answer.body.len().to_string());
     if !keep {
@@ -167,7 +207,11 @@ async fn send_answer(
         client.send(answer.body.as_bytes()).await?;
         ticket.sent(answer.body.len() as u64);
     }
-    Ok(if keep { Ending::KeepOpen } else { Ending::Close })
+    Ok(if keep {
+        Ending::KeepOpen
+    } else {
+        Ending::Close
+    })
 }
 
 /// Sends the request to the registry and waits for the head of its response.
@@ -177,7 +221,8 @@ async fn forward(
     request: &Head,
     shared: &Shared,
 ) -> Result<(Wire, Head)> {
-    let has_body = request.framing() != Framing::UntilClose && request.framing() != Framing::Length(0);
+    let has_body =
+        request.framing() != Framing::UntilClose && request.framing() != Framing::Length(0);
     // A kept connection may have been closed meanwhile; a body could not be sent twice.
     if let Some(mut server) = kept.filter(|_| !has_body)
         && server.send(&request.encode()).await.is_ok()
@@ -185,12 +230,17 @@ async fn forward(
     {
         return Ok((server, head));
     }
-    let stream = TcpStream::connect(shared.upstream).await.context("connect the registry")?;
+    let stream = TcpStream::connect(shared.upstream)
+        .await
+        .context("connect the registry")?;
     let mut server = Wire::new(stream);
     server.send(&request.encode()).await?;
     relay_body(client, Some(&mut server), request).await?;
     loop {
-        let head = server.head().await?.context("the registry closed without a response")?;
+        let head = server
+            .head()
+            .await?
+            .context("the registry closed without a response")?;
         if head.status() >= 200 {
             return Ok((server, head));
         }
@@ -217,13 +267,15 @@ async fn small_body(client: &mut Wire, request: &Head) -> Result<Vec<u8>> {
 }
 
 /// Passes a request's body on, or drops it. A request without a length has no body.
-async fn relay_body(client: &mut Wire, mut server: Option<&mut Wire>, request: &Head) -> Result<()> {
+async fn relay_body(
+    client: &mut Wire,
+    mut server: Option<&mut Wire>,
+    request: &Head,
+) -> Result<()> {
     let mut buffer = vec![0; BUFFER];
     match request.framing() {
         Framing::UntilClose => Ok(()),
-        Framing::Length(length) => {
-            relay_bytes(client, &mut server, length, &mut buffer).await
-        }
+        Framing::Length(length) => relay_bytes(client, &mut server, length, &mut buffer).await,
         Framing::Chunked => loop {
             let mut line = client.line().await?;
             let length = chunk_length(&line).context("a chunk without length")?;
@@ -261,7 +313,9 @@ async fn relay_bytes(
     buffer: &mut [u8],
 ) -> Result<()> {
     while length > 0 {
-        let wanted = usize::try_from(length).unwrap_or(usize::MAX).min(buffer.len());
+        let wanted = usize::try_from(length)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
         let count = client.some(&mut buffer[..wanted]).await?;
         ensure!(count > 0, "the client closed in its body");
         if let Some(server) = server {

@@ -88,7 +88,10 @@ impl ResponsePlan {
 
 /// First and last byte and what stands behind the slash.
 fn content_range(head: &Head) -> Option<(u64, u64, String)> {
-    let (range, rest) = head.get("content-range")?.strip_prefix("bytes ")?.split_once('/')?;
+    let (range, rest) = head
+        .get("content-range")?
+        .strip_prefix("bytes ")?
+        .split_once('/')?;
     let (start, end) = range.split_once('-')?;
     Some((start.parse().ok()?, end.parse().ok()?, rest.to_owned()))
 }
@@ -103,8 +106,9 @@ pub(crate) async fn relay_response(
     ticket: &Ticket<'_>,
 ) -> Result<Ending> {
     let framing = head.framing();
-    let server_closes =
-        head.get("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+    let server_closes = head
+        .get("connection")
+        .is_some_and(|value| value.eq_ignore_ascii_case("close"));
     // Uploads go on through the proxy, not past it.
     let own = format!("http://{}", shared.address);
     if let Some(location) = head.get("location")
@@ -116,7 +120,14 @@ pub(crate) async fn relay_response(
     plan.alter(&mut head);
     ticket.status(head.status());
     client.send(&head.encode()).await?;
-    let mut body = Body { plan, shared, ticket, own: Pacer::new(), at: 0, buffer: Vec::new() };
+    let mut body = Body {
+        plan,
+        shared,
+        ticket,
+        own: Pacer::new(),
+        at: 0,
+        buffer: Vec::new(),
+    };
     let ending = if bodiless || matches!(head.status(), 204 | 304) {
         Ending::KeepOpen
     } else {
@@ -129,7 +140,11 @@ pub(crate) async fn relay_response(
             Framing::Chunked => body.pass_chunks(client, server).await?,
         }
     };
-    Ok(if server_closes && ending == Ending::KeepOpen { Ending::Close } else { ending })
+    Ok(if server_closes && ending == Ending::KeepOpen {
+        Ending::Close
+    } else {
+        ending
+    })
 }
 
 /// A body on its way.
@@ -146,7 +161,12 @@ struct Body<'a> {
 
 impl Body<'_> {
     /// Passes this many bytes, or everything until the server closes.
-    async fn pass(&mut self, client: &mut Wire, server: &mut Wire, length: Option<u64>) -> Result<Ending> {
+    async fn pass(
+        &mut self,
+        client: &mut Wire,
+        server: &mut Wire,
+        length: Option<u64>,
+    ) -> Result<Ending> {
         self.buffer.resize(BUFFER, 0);
         let mut left = length.unwrap_or(u64::MAX);
         while left > 0 {
@@ -211,8 +231,16 @@ impl Body<'_> {
     }
 
     async fn pace(&mut self, bytes: u64) {
-        let own = self.plan.throttle.per_response.map(|rate| self.own.take(bytes, rate));
-        let total = self.plan.throttle.total.map(|rate| self.shared.total.lock().take(bytes, rate));
+        let own = self
+            .plan
+            .throttle
+            .per_response
+            .map(|rate| self.own.take(bytes, rate));
+        let total = self
+            .plan
+            .throttle
+            .total
+            .map(|rate| self.shared.total.lock().take(bytes, rate));
         if let Some(until) = own.max(total) {
             sleep_until(until).await;
         }

@@ -118,7 +118,11 @@ impl Counter {
         state.in_flight += 1;
         state.stats.peak_in_flight = state.stats.peak_in_flight.max(state.in_flight);
         state.stats.log.push(record);
-        Ticket { counter: self, epoch: state.epoch, at: state.stats.log.len() - 1 }
+        Ticket {
+            counter: self,
+            epoch: state.epoch,
+            at: state.stats.log.len() - 1,
+        }
     }
 
     pub(crate) fn snapshot(&self) -> Stats {
@@ -127,7 +131,10 @@ impl Counter {
 
     pub(crate) fn reset(&self) {
         let mut state = self.0.lock();
-        state.stats = Stats { log: Vec::new(), peak_in_flight: state.in_flight };
+        state.stats = Stats {
+            log: Vec::new(),
+            peak_in_flight: state.in_flight,
+        };
         state.epoch += 1;
     }
 }

@@ -21,7 +21,10 @@ impl Wire {
     pub(crate) fn new(stream: TcpStream) -> Self {
         // Heads and bodies are written apart; a socket without the option is slower, not wrong.
         let _ = stream.set_nodelay(true);
-        Self { stream, ahead: Vec::new() }
+        Self {
+            stream,
+            ahead: Vec::new(),
+        }
     }
 
     /// The next head, or `None` when the other side closed before one began.
