@@ -1,7 +1,21 @@
 //! Checkpoints: where a stream can be entered, and what is needed to do so.
 
+use crate::flatbuffer_read::Table;
+use crate::flatbuffer_write::{Place, Writer};
+use crate::ZtocError;
+
 /// How far deflate looks back, and so the length of a checkpoint's window (RFC 1951, section 3.2.5).
 pub const WINDOW_SIZE: usize = 32768;
+
+/// `i32 count, i64 span_size`, little-endian.
+const BLOB_HEADER: usize = 12;
+/// `i64 in, i64 out, u8 bits`, little-endian, before each window.
+const POINT_HEADER: usize = 17;
+/// What one checkpoint takes in the blob.
+const POINT_SIZE: usize = POINT_HEADER + WINDOW_SIZE;
+/// The length of a gzip header without optional fields (RFC 1952, section 2.3), which is where the
+/// implied first checkpoint of old zTOCs is.
+const IMPLIED_INPUT: u64 = 10;
 
 /// A place where inflating can start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,11 +36,9 @@ pub struct GzipCheckpoints {
     /// The checkpoints in ascending order; span `i` begins at the `i`-th.
     pub points: Vec<Checkpoint>,
     /// The windows of all checkpoints that are stored, one after another.
-    pub(crate) windows: Vec<u8>,
+    windows: Vec<u8>,
     /// The first checkpoint is implied and has no window (zTOCs of soci 0.4 and older).
-    pub(crate) first_implied: bool,
-    /// Where in the zTOC the first stored checkpoint's window is; `None`: not from a zTOC.
-    pub(crate) first_window_at: Option<u64>,
+    first_implied: bool,
 }
 
 /// The spans of a plain tar layer: all have the same size but the last.
@@ -57,5 +69,192 @@ impl Checkpoints {
             Self::Gzip(gzip) => gzip.span_size,
             Self::Tar(tar) => tar.span_size,
         }
+    }
+}
+
+/// Takes the next `N` bytes off the front.
+fn take<const N: usize>(blob: &mut &[u8]) -> Option<[u8; N]> {
+    let (head, tail) = blob.split_first_chunk::<N>()?;
+    *blob = tail;
+    Some(*head)
+}
+
+fn invalid(what: impl Into<String>) -> ZtocError {
+    ZtocError::Invalid(what.into())
+}
+
+impl GzipCheckpoints {
+    pub(crate) const fn new(span_size: u64) -> Self {
+        Self { span_size, points: Vec::new(), windows: Vec::new(), first_implied: false }
+    }
+
+    /// Adds a checkpoint with its window, the last [`WINDOW_SIZE`] bytes before it.
+    pub(crate) fn push(&mut self, point: Checkpoint, window: &[u8]) {
+        debug_assert_eq!(window.len(), WINDOW_SIZE);
+        self.points.push(point);
+        self.windows.extend_from_slice(window);
+    }
+
+    /// Reads the checkpoints of a zTOC.
+    ///
+    /// # Errors
+    /// [`ZtocError::Invalid`] for another length than the count calls for, and for checkpoints that
+    /// do not follow one another.
+    #[doc(hidden)]
+    pub fn parse(blob: &[u8]) -> Result<Self, ZtocError> {
+        Self::parse_with(blob, true)
+    }
+
+    pub(crate) fn parse_with(blob: &[u8], keep_windows: bool) -> Result<Self, ZtocError> {
+        let mut rest = blob;
+        let header = take(&mut rest).map(i32::from_le_bytes).zip(take(&mut rest).map(i64::from_le_bytes));
+        let (count, span_size) = header
+            .ok_or_else(|| invalid(format!("its checkpoints have only {} bytes", blob.len())))?;
+        let stored = rest.len() / POINT_SIZE;
+        let first_implied = match usize::try_from(count) {
+            Ok(count) if count >= 1 && rest.len() == stored * POINT_SIZE && stored == count => false,
+            Ok(count) if count >= 1 && rest.len() == stored * POINT_SIZE && stored == count - 1 => true,
+            _ => {
+                return Err(invalid(format!(
+                    "its {} bytes of checkpoints do not fit their number, {count}",
+                    blob.len()
+                )));
+            }
+        };
+        let span_size = u64::try_from(span_size)
+            .map_err(|_| invalid(format!("its span size is negative: {span_size}")))?;
+        let mut parsed = Self {
+            span_size,
+            points: Vec::with_capacity(stored + usize::from(first_implied)),
+            windows: Vec::with_capacity(if keep_windows { stored * WINDOW_SIZE } else { 0 }),
+            first_implied,
+        };
+        if first_implied {
+            parsed.points.push(Checkpoint { input: IMPLIED_INPUT, output: 0, bits: 0 });
+        }
+        for point in rest.chunks_exact(POINT_SIZE) {
+            let Some((head, window)) = point.split_first_chunk::<POINT_HEADER>() else { continue };
+            let mut head = head.as_slice();
+            let input = take(&mut head).map(i64::from_le_bytes).and_then(|at| u64::try_from(at).ok());
+            let output = take(&mut head).map(i64::from_le_bytes).and_then(|at| u64::try_from(at).ok());
+            let bits = take(&mut head).map(|[bits]| bits);
+            let (Some(input), Some(output), Some(bits)) = (input, output, bits) else {
+                return Err(invalid("a checkpoint has a negative offset"));
+            };
+            parsed.points.push(Checkpoint { input, output, bits });
+            if keep_windows {
+                parsed.windows.extend_from_slice(window);
+            }
+        }
+        parsed.check_order()?;
+        Ok(parsed)
+    }
+
+    /// Checkpoints follow one another, and the first is at the start of the output. Two may have
+    /// the same output where blocks are empty, but each block takes at least ten bits of input.
+    fn check_order(&self) -> Result<(), ZtocError> {
+        if let Some(bad) = self.points.iter().find(|point| point.bits > 7) {
+            return Err(invalid(format!("a checkpoint has {} bits, more than 7", bad.bits)));
+        }
+        match self.points.first() {
+            Some(first) if first.output == 0 && first.input >= IMPLIED_INPUT => {}
+            _ => return Err(invalid("its first checkpoint is not at the start of the stream")),
+        }
+        for pair in self.points.windows(2) {
+            if let [before, after] = pair
+                && (after.input <= before.input || after.output < before.output)
+            {
+                return Err(invalid(format!(
+                    "its checkpoints are not in order: {},{} follows {},{}",
+                    after.input, after.output, before.input, before.output
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The [`WINDOW_SIZE`] bytes of output before a checkpoint. `None`: all zero, or no such
+    /// checkpoint.
+    #[must_use]
+    pub fn window(&self, index: usize) -> Option<&[u8]> {
+        let stored = index.checked_sub(usize::from(self.first_implied))?;
+        let start = stored.checked_mul(WINDOW_SIZE)?;
+        self.windows.get(start..start.checked_add(WINDOW_SIZE)?)
+    }
+
+    /// Where in the blob the window of a checkpoint is, if it has one.
+    pub(crate) fn window_offset(index: usize, first_implied: bool) -> Option<usize> {
+        let stored = index.checked_sub(usize::from(first_implied))?;
+        Some(BLOB_HEADER + stored * POINT_SIZE + POINT_HEADER)
+    }
+
+    /// Is the first checkpoint implied, without a window?
+    pub(crate) const fn first_implied(&self) -> bool {
+        self.first_implied
+    }
+
+    /// Writes the blob as a byte vector.
+    pub(crate) fn write(&self, writer: &mut Writer) -> Place {
+        let skipped = usize::from(self.first_implied);
+        let stored = self.points.get(skipped..).unwrap_or_default();
+        let len = BLOB_HEADER + stored.len() * POINT_SIZE;
+        writer.start_bytes(len);
+        for (point, window) in stored.iter().zip(self.windows.chunks_exact(WINDOW_SIZE)).rev() {
+            writer.vector_bytes(window);
+            writer.vector_bytes(&[point.bits]);
+            writer.vector_bytes(&point.output.to_le_bytes());
+            writer.vector_bytes(&point.input.to_le_bytes());
+        }
+        writer.vector_bytes(&self.span_size.to_le_bytes());
+        let count = u32::try_from(self.points.len()).unwrap_or(u32::MAX);
+        writer.vector_bytes(&count.to_le_bytes());
+        writer.end_bytes(len)
+    }
+}
+
+impl TarZinfo {
+    const VERSION: usize = 0;
+    const SPAN_SIZE: usize = 1;
+    const SIZE: usize = 2;
+
+    pub(crate) const fn new(span_size: u64, size: u64) -> Self {
+        Self { version: 2, span_size, size }
+    }
+
+    /// Reads the checkpoints of a plain tar layer's zTOC.
+    ///
+    /// # Errors
+    /// [`ZtocError`] when they are damaged or no span has a size.
+    #[doc(hidden)]
+    pub fn parse(blob: &[u8]) -> Result<Self, ZtocError> {
+        let table = Table::root(blob)?;
+        let parsed = Self {
+            version: table.i32(Self::VERSION, "tar zinfo version")?,
+            span_size: table.size(Self::SPAN_SIZE, "tar span size")?,
+            size: table.size(Self::SIZE, "tar size")?,
+        };
+        if parsed.span_size == 0 {
+            return Err(invalid("its span size is 0"));
+        }
+        Ok(parsed)
+    }
+
+    /// How many spans there are.
+    #[must_use]
+    pub const fn spans(&self) -> u64 {
+        if self.span_size == 0 { 0 } else { self.size.div_ceil(self.span_size) }
+    }
+
+    /// Writes the structure.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::with_capacity(64);
+        let mut table = writer.table(3);
+        table.i32(Self::VERSION, self.version);
+        table.i64(Self::SPAN_SIZE, self.span_size.cast_signed());
+        table.i64(Self::SIZE, self.size.cast_signed());
+        let root = table.end();
+        writer.finish(root)
     }
 }

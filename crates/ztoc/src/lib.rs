@@ -7,7 +7,13 @@
 
 mod build;
 mod checkpoint;
+mod decode;
+mod encode;
 mod error;
+mod extract;
+mod flatbuffer_read;
+mod flatbuffer_write;
+mod inflate;
 pub mod prefetch;
 pub mod soci_index;
 mod span;

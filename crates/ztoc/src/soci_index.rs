@@ -85,31 +85,73 @@ pub enum IndexError {
     Invalid(String),
 }
 
+/// No manifest is larger: registries refuse those above 4 MiB.
+const SIZE_LIMIT: u64 = 4 << 20;
+
+/// The one config of a SOCI index.
+const EMPTY_CONFIG: &[u8] = b"{}";
+
 impl SociIndex {
     /// Reads a SOCI index.
     ///
     /// # Errors
     /// [`IndexError`] when it is none.
-    pub fn parse(_bytes: &[u8]) -> Result<Self, IndexError> {
-        todo!()
+    pub fn parse(bytes: &[u8]) -> Result<Self, IndexError> {
+        let size = bytes.len() as u64;
+        if size > SIZE_LIMIT {
+            return Err(IndexError::TooLarge { size, limit: SIZE_LIMIT });
+        }
+        let manifest: Manifest = serde_json::from_slice(bytes)?;
+        let version = index_version(&manifest)?;
+        let mut index = Self {
+            version,
+            ztocs: Vec::new(),
+            prefetch: Vec::new(),
+            subject: manifest.subject.clone(),
+            annotations: manifest.annotations.clone(),
+            manifest,
+        };
+        for descriptor in &index.manifest.layers {
+            match descriptor.media_type.as_str() {
+                media_types::ZTOC => index.ztocs.push(ZtocDescriptor::read(descriptor)?),
+                media_types::PREFETCH => index.prefetch.push(PrefetchDescriptor::read(descriptor)?),
+                // Something that a later version lists besides.
+                _ => {}
+            }
+        }
+        Ok(index)
     }
 
-    /// Writes the index from its typed parts, in the bytes that Go's encoder would write.
+    /// Writes the index in the bytes that Go's encoder would write, which those that re-encode a
+    /// fetched index depend on.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        todo!()
+        // Writing a structure of strings and numbers to memory cannot fail.
+        oci::json::to_vec(&self.manifest).unwrap_or_default()
     }
 
-    /// A new index. `layers` are in the order of the image's layers.
+    /// A new index. `ztocs` are in the order of the image's layers; `subject` is the image manifest
+    /// of a v1 index.
     #[must_use]
     pub fn new(
-        _version: IndexVersion,
-        _ztocs: Vec<ZtocDescriptor>,
-        _prefetch: Vec<PrefetchDescriptor>,
-        _subject: Option<Descriptor>,
-        _annotations: BTreeMap<String, String>,
+        version: IndexVersion,
+        ztocs: Vec<ZtocDescriptor>,
+        prefetch: Vec<PrefetchDescriptor>,
+        subject: Option<Descriptor>,
+        annotations: BTreeMap<String, String>,
     ) -> Self {
-        todo!()
+        let ztoc_layers = ztocs.iter().map(|ztoc| ztoc.descriptor.clone());
+        let prefetch_layers = prefetch.iter().map(|prefetch| prefetch.descriptor.clone());
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: media_types::OCI_MANIFEST.to_owned(),
+            artifact_type: None,
+            config: Descriptor::of(version.media_type(), EMPTY_CONFIG),
+            layers: ztoc_layers.chain(prefetch_layers).collect(),
+            subject: subject.clone(),
+            annotations: annotations.clone(),
+        };
+        Self { version, ztocs, prefetch, subject, annotations, manifest }
     }
 
     /// The zTOC of a layer.
@@ -131,7 +173,52 @@ impl SociIndex {
     }
 }
 
+/// Which form of index a manifest is. The first v1 indexes said it with `artifactType`.
+fn index_version(manifest: &Manifest) -> Result<IndexVersion, IndexError> {
+    let kinds = [manifest.config.media_type.as_str(), manifest.artifact_type.as_deref().unwrap_or("")];
+    for kind in kinds {
+        match kind {
+            media_types::SOCI_INDEX_V1 => return Ok(IndexVersion::V1),
+            media_types::SOCI_INDEX_V2 => return Ok(IndexVersion::V2),
+            _ => {}
+        }
+    }
+    Err(IndexError::Invalid(format!(
+        "its config has the media type {:?} instead of {:?} or {:?}",
+        manifest.config.media_type,
+        media_types::SOCI_INDEX_V1,
+        media_types::SOCI_INDEX_V2
+    )))
+}
+
+/// The layer that an entry of the index belongs to.
+fn layer_digest(descriptor: &Descriptor) -> Result<Digest, IndexError> {
+    let text = descriptor.annotation(annotations::IMAGE_LAYER_DIGEST).ok_or_else(|| {
+        IndexError::Invalid(format!(
+            "its entry {} has no annotation {}",
+            descriptor.digest,
+            annotations::IMAGE_LAYER_DIGEST
+        ))
+    })?;
+    text.parse().map_err(|error| {
+        IndexError::Invalid(format!("its entry {} names no layer: {error}", descriptor.digest))
+    })
+}
+
 impl ZtocDescriptor {
+    fn read(descriptor: &Descriptor) -> Result<Self, IndexError> {
+        let annotation = |key| descriptor.annotation(key);
+        Ok(Self {
+            layer_digest: layer_digest(descriptor)?,
+            layer_media_type: annotation(annotations::IMAGE_LAYER_MEDIA_TYPE)
+                .unwrap_or_default()
+                .to_owned(),
+            span_size: annotation(annotations::SPAN_SIZE).and_then(|size| size.parse().ok()),
+            disable_xattrs: annotation(annotations::DISABLE_XATTRS) == Some("true"),
+            descriptor: descriptor.clone(),
+        })
+    }
+
     /// The descriptor of a zTOC blob in an index.
     #[must_use]
     pub fn new(
@@ -159,6 +246,10 @@ impl ZtocDescriptor {
 }
 
 impl PrefetchDescriptor {
+    fn read(descriptor: &Descriptor) -> Result<Self, IndexError> {
+        Ok(Self { layer_digest: layer_digest(descriptor)?, descriptor: descriptor.clone() })
+    }
+
     /// The descriptor of a prefetch artifact in an index.
     #[must_use]
     pub fn new(artifact: &[u8], layer_digest: Digest) -> Self {

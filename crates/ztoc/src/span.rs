@@ -5,11 +5,25 @@ use std::sync::Arc;
 
 use oci::Digest;
 
-use crate::{Compression, SpanError};
+use crate::checkpoint::{Checkpoint, Checkpoints, GzipCheckpoints, WINDOW_SIZE};
+use crate::extract::inflate_span;
+use crate::{Compression, SpanError, Ztoc};
 
 /// The number of a span in its layer, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SpanId(pub u32);
+
+impl std::fmt::Display for SpanId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl SpanId {
+    const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
 
 /// Where a span lies and what its bytes must hash to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,7 +31,7 @@ pub struct Span {
     /// Its bytes in the layer blob, including the byte shared with its neighbour before where
     /// `bits` is not 0.
     pub compressed: Range<u64>,
-    /// Its bytes in the uncompressed stream.
+    /// Its bytes in the uncompressed tar.
     pub uncompressed: Range<u64>,
     /// How many high bits of its first byte belong to it; 0: all of it.
     pub bits: u8,
@@ -33,20 +47,54 @@ pub struct SpanTable {
 }
 
 #[derive(Debug)]
-struct Inner {}
+struct Inner {
+    compression: Compression,
+    compressed_size: u64,
+    uncompressed_size: u64,
+    /// Where each span starts. As many as `digests`.
+    starts: Vec<Checkpoint>,
+    digests: Vec<Digest>,
+    /// Where in the zTOC blob the checkpoints are.
+    checkpoints_at: u64,
+    first_implied: bool,
+}
 
 impl SpanTable {
+    pub(crate) fn of(ztoc: &Ztoc, checkpoints_at: u64) -> Self {
+        let info = &ztoc.compression;
+        let (starts, first_implied) = match &info.checkpoints {
+            Checkpoints::Gzip(gzip) => (gzip.points.clone(), gzip.first_implied()),
+            Checkpoints::Tar(tar) => {
+                let starts = (0..tar.spans()).map(|span| {
+                    let start = span * tar.span_size;
+                    Checkpoint { input: start, output: start, bits: 0 }
+                });
+                (starts.collect(), false)
+            }
+        };
+        Self {
+            inner: Arc::new(Inner {
+                compression: info.algorithm,
+                compressed_size: ztoc.compressed_archive_size,
+                uncompressed_size: ztoc.uncompressed_archive_size,
+                starts,
+                digests: info.span_digests.clone(),
+                checkpoints_at,
+                first_implied,
+            }),
+        }
+    }
+
     /// How many spans there are.
     #[must_use]
     pub fn len(&self) -> u32 {
-        let _ = &self.inner;
-        todo!()
+        u32::try_from(self.inner.starts.len()).unwrap_or(u32::MAX)
     }
 
-    /// Is there no span? Never so for a zTOC that was parsed.
+    /// Is there no span? So for a plain tar layer of no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.inner.starts.is_empty()
     }
 
     /// A span.
@@ -54,73 +102,147 @@ impl SpanTable {
     /// # Panics
     /// When `id` is not below [`SpanTable::len`]; [`SpanTable::get`] does not.
     #[must_use]
-    pub fn span(&self, _id: SpanId) -> Span {
-        todo!()
+    #[expect(clippy::panic, reason = "like indexing; ids from outside go through get")]
+    pub fn span(&self, id: SpanId) -> Span {
+        self.get(id).unwrap_or_else(|| panic!("span {id} of {}", self.len()))
     }
 
     /// A span, if there is one of that number.
     #[must_use]
-    pub fn get(&self, _id: SpanId) -> Option<Span> {
-        todo!()
+    pub fn get(&self, id: SpanId) -> Option<Span> {
+        let inner = &*self.inner;
+        let start = inner.starts.get(id.index())?;
+        let next = inner.starts.get(id.index() + 1);
+        let (end_in, end_out) = next
+            .map_or((inner.compressed_size, inner.uncompressed_size), |next| (next.input, next.output));
+        let shared = u64::from(start.bits != 0);
+        // A stream may go on behind the tar's end, with checkpoints there: nobody reads those.
+        let most = inner.uncompressed_size;
+        Some(Span {
+            compressed: start.input.saturating_sub(shared)..end_in,
+            uncompressed: start.output.min(most)..end_out.min(most),
+            bits: start.bits,
+            digest: *inner.digests.get(id.index())?,
+        })
     }
 
     /// The length of the layer blob in bytes.
     #[must_use]
     pub fn compressed_size(&self) -> u64 {
-        todo!()
+        self.inner.compressed_size
     }
 
     /// The length of the tar in bytes, which is where the last span ends.
     #[must_use]
     pub fn uncompressed_size(&self) -> u64 {
-        todo!()
+        self.inner.uncompressed_size
     }
 
     /// How the layer is compressed.
     #[must_use]
     pub fn compression(&self) -> Compression {
-        todo!()
+        self.inner.compression
     }
 
     /// The span that holds an uncompressed offset; `None` past the end.
     #[must_use]
-    pub fn at_uncompressed(&self, _offset: u64) -> Option<SpanId> {
-        todo!()
+    pub fn at_uncompressed(&self, offset: u64) -> Option<SpanId> {
+        if offset >= self.inner.uncompressed_size {
+            return None;
+        }
+        let behind = self.inner.starts.partition_point(|start| start.output <= offset);
+        u32::try_from(behind.checked_sub(1)?).ok().map(SpanId)
     }
 
     /// The numbers of all spans that hold a part of a range of the tar; empty for an empty range.
     #[must_use]
-    pub fn covering(&self, _uncompressed: Range<u64>) -> Range<u32> {
-        todo!()
+    pub fn covering(&self, uncompressed: Range<u64>) -> Range<u32> {
+        let end = uncompressed.end.min(self.inner.uncompressed_size);
+        if uncompressed.start >= end {
+            return 0..0;
+        }
+        match (self.at_uncompressed(uncompressed.start), self.at_uncompressed(end - 1)) {
+            (Some(first), Some(last)) => first.0..last.0.saturating_add(1),
+            _ => 0..0,
+        }
     }
 
     /// Where the span's 32 KiB window lies in the zTOC blob. `None`: plain tar, or the implied first
     /// checkpoint of old zTOCs, whose window is all zero; `extract` takes an empty window then.
     #[must_use]
-    pub fn window_at(&self, _id: SpanId) -> Option<Range<u64>> {
-        todo!()
+    pub fn window_at(&self, id: SpanId) -> Option<Range<u64>> {
+        let inner = &*self.inner;
+        if inner.compression != Compression::Gzip || id.index() >= inner.starts.len() {
+            return None;
+        }
+        let offset = GzipCheckpoints::window_offset(id.index(), inner.first_implied)?;
+        let start = inner.checkpoints_at.checked_add(offset as u64)?;
+        Some(start..start.checked_add(WINDOW_SIZE as u64)?)
+    }
+
+    fn known(&self, id: SpanId) -> Result<Span, SpanError> {
+        self.get(id).ok_or(SpanError::NoSuchSpan { id, count: self.len() })
     }
 
     /// Checks a span's compressed bytes against its digest.
     ///
     /// # Errors
     /// [`SpanError::Length`] or [`SpanError::Digest`] when they are not the span's bytes.
-    pub fn verify(&self, _id: SpanId, _compressed: &[u8]) -> Result<(), SpanError> {
-        todo!()
+    pub fn verify(&self, id: SpanId, compressed: &[u8]) -> Result<(), SpanError> {
+        let span = self.known(id)?;
+        let expected = span.compressed.end.saturating_sub(span.compressed.start);
+        if compressed.len() as u64 != expected {
+            return Err(SpanError::Length { id, expected, actual: compressed.len() as u64 });
+        }
+        let actual = Digest::of(compressed);
+        if actual != span.digest {
+            return Err(SpanError::Digest { id, expected: span.digest, actual });
+        }
+        Ok(())
     }
 
     /// Checks a span's compressed bytes, exactly `span.compressed`, then inflates them: afterwards
     /// `out` holds exactly `span.uncompressed`. On an error `out` is empty.
     ///
+    /// The window is trusted: it is part of the zTOC, whose own digest was checked when it was
+    /// fetched. It is not looked at where [`SpanTable::window_at`] is `None`.
+    ///
     /// # Errors
     /// [`SpanError`] when the bytes are not the span's or the zTOC is wrong about it.
     pub fn extract(
         &self,
-        _id: SpanId,
-        _compressed: &[u8],
-        _window: &[u8],
-        _out: &mut Vec<u8>,
+        id: SpanId,
+        compressed: &[u8],
+        window: &[u8],
+        out: &mut Vec<u8>,
     ) -> Result<(), SpanError> {
-        todo!()
+        out.clear();
+        self.verify(id, compressed)?;
+        let span = self.known(id)?;
+        let expected = span.uncompressed.end.saturating_sub(span.uncompressed.start);
+        let wrong = |reason| SpanError::Inflate { id, expected, reason };
+        let len = usize::try_from(expected).map_err(|_| wrong("it does not fit into memory"))?;
+        if self.inner.compression == Compression::Uncompressed {
+            out.extend_from_slice(compressed.get(..len).ok_or_else(|| wrong("it is too short"))?);
+            return Ok(());
+        }
+        let window = match self.window_at(id) {
+            None => None,
+            Some(_) if window.len() == WINDOW_SIZE => Some(window),
+            Some(_) => {
+                let (expected, actual) = (WINDOW_SIZE as u64, window.len() as u64);
+                return Err(SpanError::Window { id, expected, actual });
+            }
+        };
+        // Whatever follows the tar's end is cut off; elsewhere a span must end where the next starts.
+        let cut = self
+            .inner
+            .starts
+            .get(id.index() + 1)
+            .is_none_or(|next| next.output > self.inner.uncompressed_size);
+        inflate_span(span.bits, compressed, window, len, cut, out).map_err(|reason| {
+            out.clear();
+            wrong(reason)
+        })
     }
 }

@@ -65,8 +65,9 @@ pub struct FileMetadata {
     pub uncompressed_size: u64,
     /// The target of a symbolic or hard link, any bytes.
     pub linkname: Vec<u8>,
-    /// The tar header's mode field: permissions, setuid, setgid, sticky, and whatever else was there.
-    pub mode: i64,
+    /// The low 32 bits of the tar header's mode field: permissions, setuid, setgid, sticky, and
+    /// whatever else was there.
+    pub mode: u32,
     /// Owner.
     pub uid: u32,
     /// Group.
@@ -88,6 +89,16 @@ pub struct FileMetadata {
 const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
 
 impl FileMetadata {
+    /// How many bytes of content follow the entry's header. Only regular files have any, whatever
+    /// the size field of other entries says.
+    #[must_use]
+    pub const fn content_len(&self) -> u64 {
+        match self.file_type {
+            FileType::Reg => self.uncompressed_size,
+            _ => 0,
+        }
+    }
+
     /// The modification time in seconds and nanoseconds since 1970. `None` where the tar had none
     /// (Go's zero time, in the year 1) or the text is no RFC 3339 time.
     #[must_use]

@@ -2,7 +2,44 @@
 
 use oci::Digest;
 
+use crate::decode::decode;
+use crate::encode::encode;
 use crate::{Checkpoints, FileMetadata, SpanTable, ZtocError};
+
+/// The one version of the format.
+pub(crate) const VERSION: &str = "0.9";
+
+/// The slots of the tables' fields, in the order of `proto/ztoc.fbs`.
+pub(crate) mod slots {
+    pub(crate) const VERSION: usize = 0;
+    pub(crate) const BUILD_TOOL: usize = 1;
+    pub(crate) const COMPRESSED_SIZE: usize = 2;
+    pub(crate) const UNCOMPRESSED_SIZE: usize = 3;
+    pub(crate) const TOC: usize = 4;
+    pub(crate) const COMPRESSION_INFO: usize = 5;
+
+    pub(crate) const ALGORITHM: usize = 0;
+    pub(crate) const MAX_SPAN_ID: usize = 1;
+    pub(crate) const SPAN_DIGESTS: usize = 2;
+    pub(crate) const CHECKPOINTS: usize = 3;
+
+    pub(crate) mod entry {
+        pub(crate) const NAME: usize = 0;
+        pub(crate) const TYPE: usize = 1;
+        pub(crate) const OFFSET: usize = 2;
+        pub(crate) const SIZE: usize = 3;
+        pub(crate) const LINKNAME: usize = 4;
+        pub(crate) const MODE: usize = 5;
+        pub(crate) const UID: usize = 6;
+        pub(crate) const GID: usize = 7;
+        pub(crate) const UNAME: usize = 8;
+        pub(crate) const GNAME: usize = 9;
+        pub(crate) const MOD_TIME: usize = 10;
+        pub(crate) const DEVMAJOR: usize = 11;
+        pub(crate) const DEVMINOR: usize = 12;
+        pub(crate) const XATTRS: usize = 13;
+    }
+}
 
 /// How a layer is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -22,7 +59,21 @@ pub struct CompressionInfo {
     pub span_digests: Vec<Digest>,
     /// Where the spans begin.
     pub checkpoints: Checkpoints,
+    pub(crate) checkpoints_at: BlobOffset,
 }
+
+/// Where the checkpoints are in the blob that a zTOC was parsed from; nothing when it was not.
+/// It says nothing about what the zTOC means, so any two are equal.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct BlobOffset(pub(crate) Option<u64>);
+
+impl PartialEq for BlobOffset {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for BlobOffset {}
 
 /// A layer's table of contents and its checkpoints.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,27 +106,37 @@ impl Ztoc {
     ///
     /// # Errors
     /// [`ZtocError`] for anything that no writer could have meant.
-    pub fn parse(_blob: &[u8]) -> Result<Self, ZtocError> {
-        todo!()
+    pub fn parse(blob: &[u8]) -> Result<Self, ZtocError> {
+        decode(blob, true)
     }
 
     /// Like [`Ztoc::parse`], but does not copy the windows out of the blob.
     ///
     /// # Errors
     /// As [`Ztoc::parse`].
-    pub fn parse_parts(_blob: &[u8]) -> Result<Parts, ZtocError> {
-        todo!()
+    pub fn parse_parts(blob: &[u8]) -> Result<Parts, ZtocError> {
+        let ztoc = decode(blob, false)?;
+        let spans = ztoc.span_table();
+        Ok(Parts { toc: ztoc.toc, spans })
     }
 
-    /// Writes the zTOC.
+    /// Writes the zTOC. A zTOC that was parsed gives the bytes that it was parsed from, if they were
+    /// written by soci-snapshotter or by us. FlatBuffers end at 2 GiB, which is a layer of some
+    /// 250 GB at the default span size; the builder refuses to make a larger one.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        todo!()
+        encode(self).blob
     }
 
-    /// The table of its spans.
+    /// The table of its spans. Its [`SpanTable::window_at`] refers to the bytes that the zTOC was
+    /// parsed from, or that [`Ztoc::encode`] gives when it was built.
     #[must_use]
     pub fn span_table(&self) -> SpanTable {
-        todo!()
+        let checkpoints_at = self
+            .compression
+            .checkpoints_at
+            .0
+            .unwrap_or_else(|| encode(self).checkpoints_at);
+        SpanTable::of(self, checkpoints_at)
     }
 }

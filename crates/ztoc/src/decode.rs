@@ -1,0 +1,264 @@
+//! Reading a zTOC, which comes over the network: everything is checked.
+
+use oci::Digest;
+
+use crate::checkpoint::{Checkpoints, GzipCheckpoints, TarZinfo};
+use crate::flatbuffer_read::{References, Table};
+use crate::toc::{FileMetadata, FileType};
+use crate::ztoc::{BlobOffset, Compression, CompressionInfo, VERSION, Ztoc, slots};
+use crate::ZtocError;
+
+/// What an entry takes in a zTOC at the very least; bounds how many a blob can stand for when
+/// they are all one and the same.
+const ENTRY_COST: usize = 96;
+/// The same for a PAX record.
+const RECORD_COST: usize = 24;
+/// deflate cannot do better: two bits stand for 258 bytes.
+const MAX_EXPANSION: u64 = 1032;
+
+fn invalid(what: impl Into<String>) -> ZtocError {
+    ZtocError::Invalid(what.into())
+}
+
+pub(crate) fn decode(blob: &[u8], keep_windows: bool) -> Result<Ztoc, ZtocError> {
+    let root = Table::root(blob)?;
+    let version = lossy(root.bytes(slots::VERSION, "version")?);
+    if version != VERSION {
+        return Err(ZtocError::Version(version.chars().take(64).collect()));
+    }
+    let mut budget = Budget::of(blob);
+    let info = root.table(slots::COMPRESSION_INFO, "compression info")?;
+    let checkpoint_bytes = info.bytes(slots::CHECKPOINTS, "checkpoints")?;
+    let mut compression = compression_info(info, checkpoint_bytes, keep_windows)?;
+    let checkpoints_at = checkpoint_bytes.as_ptr().addr().saturating_sub(blob.as_ptr().addr());
+    compression.checkpoints_at = BlobOffset(Some(checkpoints_at as u64));
+    let ztoc = Ztoc {
+        version,
+        build_tool_identifier: lossy(
+            budget.spend(root.bytes(slots::BUILD_TOOL, "build-tool identifier")?)?,
+        ),
+        compressed_archive_size: root.size(slots::COMPRESSED_SIZE, "compressed size")?,
+        uncompressed_archive_size: root.size(slots::UNCOMPRESSED_SIZE, "uncompressed size")?,
+        toc: match root.table(slots::TOC, "table of contents") {
+            Ok(toc) => entries(toc.references(0, "table of contents")?, &mut budget)?,
+            Err(ZtocError::Missing(_)) => Vec::new(),
+            Err(error) => return Err(error),
+        },
+        compression,
+    };
+    check_entries(&ztoc)?;
+    check_spans(&ztoc)?;
+    Ok(ztoc)
+}
+
+/// Only version and build tool are texts for people; file names stay bytes.
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// How many bytes the entries may still come to. Nothing in the format keeps references from
+/// sharing their targets, so that a small blob could stand for a huge table.
+struct Budget {
+    limit: usize,
+    left: usize,
+}
+
+impl Budget {
+    fn of(blob: &[u8]) -> Self {
+        let limit = blob.len().saturating_mul(4).saturating_add(4096);
+        Self { limit, left: limit }
+    }
+
+    fn charge(&mut self, amount: usize) -> Result<(), ZtocError> {
+        self.left = self
+            .left
+            .checked_sub(amount)
+            .ok_or(ZtocError::TooMuchWork { limit: self.limit as u64 })?;
+        Ok(())
+    }
+
+    fn spend<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], ZtocError> {
+        self.charge(bytes.len())?;
+        Ok(bytes)
+    }
+}
+
+fn entries(
+    references: References<'_>,
+    budget: &mut Budget,
+) -> Result<Vec<FileMetadata>, ZtocError> {
+    budget.charge(references.len().saturating_mul(ENTRY_COST))?;
+    let mut entries = Vec::with_capacity(references.len());
+    for table in references.tables("entry") {
+        entries.push(entry(table?, budget)?);
+    }
+    entries.sort_by_key(|entry: &FileMetadata| entry.uncompressed_offset);
+    Ok(entries)
+}
+
+fn entry(table: Table<'_>, budget: &mut Budget) -> Result<FileMetadata, ZtocError> {
+    use slots::entry as slot;
+    let mut text = |slot, what| -> Result<Vec<u8>, ZtocError> {
+        Ok(budget.spend(table.bytes(slot, what)?)?.to_vec())
+    };
+    let name = text(slot::NAME, "entry name")?;
+    let linkname = text(slot::LINKNAME, "entry link name")?;
+    let uname = text(slot::UNAME, "entry user name")?;
+    let gname = text(slot::GNAME, "entry group name")?;
+    let mod_time = String::from_utf8(text(slot::MOD_TIME, "entry time")?)
+        .map_err(|_| invalid(format!("the time of {} is no text", lossy(&name))))?;
+    let kind = table.bytes(slot::TYPE, "entry type")?;
+    let file_type = FileType::from_bytes(kind).ok_or_else(|| {
+        let kind = kind.get(..kind.len().min(32)).unwrap_or_default();
+        invalid(format!("{} has the unknown type {:?}", lossy(&name), lossy(kind)))
+    })?;
+    let records = table.references(slot::XATTRS, "entry xattrs")?;
+    budget.charge(records.len().saturating_mul(RECORD_COST))?;
+    let mut xattrs = Vec::with_capacity(records.len());
+    for record in records.tables("xattr") {
+        let record = record?;
+        let key = budget.spend(record.bytes(0, "xattr key")?)?.to_vec();
+        xattrs.push((key, budget.spend(record.bytes(1, "xattr value")?)?.to_vec()));
+    }
+    xattrs.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(FileMetadata {
+        name,
+        file_type,
+        uncompressed_offset: table.size(slot::OFFSET, "entry offset")?,
+        uncompressed_size: table.size(slot::SIZE, "entry size")?,
+        linkname,
+        mode: low_half(table.i64(slot::MODE, "entry mode")?),
+        uid: table.u32(slot::UID, "entry uid")?,
+        gid: table.u32(slot::GID, "entry gid")?,
+        uname,
+        gname,
+        mod_time,
+        devmajor: table.i64(slot::DEVMAJOR, "entry device major")?,
+        devminor: table.i64(slot::DEVMINOR, "entry device minor")?,
+        xattrs,
+    })
+}
+
+/// The low 32 bits, which hold all that a mode can mean.
+pub(crate) const fn low_half(value: i64) -> u32 {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "that is the purpose")]
+    let low = value as u32;
+    low
+}
+
+fn compression_info(
+    info: Table<'_>,
+    checkpoints: &[u8],
+    keep_windows: bool,
+) -> Result<CompressionInfo, ZtocError> {
+    let algorithm = match info.i8(slots::ALGORITHM, 1, "compression algorithm")? {
+        1 => Compression::Gzip,
+        2 => Compression::Uncompressed,
+        other => return Err(invalid(format!("its compression algorithm {other} is unknown"))),
+    };
+    let digests = info.references(slots::SPAN_DIGESTS, "span digests")?;
+    let max_span = info.i32(slots::MAX_SPAN_ID, "last span")?;
+    if i64::try_from(digests.len()) != Ok(i64::from(max_span) + 1) {
+        return Err(invalid(format!(
+            "its last span is {max_span}, but it has {} span digests",
+            digests.len()
+        )));
+    }
+    let checkpoints = match algorithm {
+        Compression::Gzip => {
+            Checkpoints::Gzip(GzipCheckpoints::parse_with(checkpoints, keep_windows)?)
+        }
+        Compression::Uncompressed => Checkpoints::Tar(TarZinfo::parse(checkpoints)?),
+    };
+    let spans = match &checkpoints {
+        Checkpoints::Gzip(gzip) => gzip.points.len() as u64,
+        Checkpoints::Tar(tar) => tar.spans(),
+    };
+    if spans != digests.len() as u64 {
+        return Err(invalid(format!(
+            "it has {spans} checkpoints, but {} span digests",
+            digests.len()
+        )));
+    }
+    let mut span_digests: Vec<Digest> = Vec::with_capacity(digests.len());
+    for digest in digests.strings("span digest") {
+        let text = digest?;
+        let digest = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+        span_digests.push(digest.ok_or_else(|| {
+            let text = text.get(..text.len().min(80)).unwrap_or_default();
+            invalid(format!("its span digest {:?} is no sha256 digest", lossy(text)))
+        })?);
+    }
+    Ok(CompressionInfo { algorithm, span_digests, checkpoints, checkpoints_at: BlobOffset(None) })
+}
+
+/// Contents follow one another, each after its header, and end inside the tar.
+fn check_entries(ztoc: &Ztoc) -> Result<(), ZtocError> {
+    let mut next_header = 0_u64;
+    for entry in &ztoc.toc {
+        let name = || lossy(&entry.name);
+        if next_header > entry.uncompressed_offset {
+            return Err(invalid(format!(
+                "the content of {} starts at {}, before its header at {next_header}",
+                name(),
+                entry.uncompressed_offset
+            )));
+        }
+        let end = entry
+            .uncompressed_offset
+            .checked_add(entry.content_len())
+            .filter(|end| *end <= ztoc.uncompressed_archive_size)
+            .ok_or_else(|| {
+                invalid(format!(
+                    "{} at {} with {} bytes ends behind the tar, which has {}",
+                    name(),
+                    entry.uncompressed_offset,
+                    entry.uncompressed_size,
+                    ztoc.uncompressed_archive_size
+                ))
+            })?;
+        next_header = end.div_ceil(512).saturating_mul(512);
+    }
+    Ok(())
+}
+
+/// Spans lie inside the layer and inflate to no more than deflate allows.
+fn check_spans(ztoc: &Ztoc) -> Result<(), ZtocError> {
+    let (compressed, uncompressed) =
+        (ztoc.compressed_archive_size, ztoc.uncompressed_archive_size);
+    let gzip = match &ztoc.compression.checkpoints {
+        Checkpoints::Gzip(gzip) => gzip,
+        Checkpoints::Tar(tar) => {
+            return if tar.size == compressed && uncompressed <= compressed {
+                Ok(())
+            } else {
+                Err(invalid(format!(
+                    "its sizes do not agree: layer {compressed}, tar {uncompressed}, spans {}",
+                    tar.size
+                )))
+            };
+        }
+    };
+    for (index, point) in gzip.points.iter().enumerate() {
+        let (end_in, end_out) = match gzip.points.get(index + 1) {
+            Some(next) => (next.input, next.output),
+            None => (compressed, uncompressed),
+        };
+        if point.input >= compressed || point.input >= end_in {
+            return Err(invalid(format!(
+                "span {index} starts at {}, behind the layer's {compressed} bytes",
+                point.input
+            )));
+        }
+        // One byte may be shared with the span before.
+        let most = (end_in - point.input).saturating_add(1).saturating_mul(MAX_EXPANSION);
+        if end_out.saturating_sub(point.output) > most {
+            return Err(invalid(format!(
+                "span {index} would inflate from {} bytes to {}, more than deflate can",
+                end_in - point.input,
+                end_out - point.output
+            )));
+        }
+    }
+    Ok(())
+}

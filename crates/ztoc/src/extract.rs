@@ -1,0 +1,66 @@
+//! Inflating one span from its checkpoint.
+
+use crate::inflate::{Inflater, State, Stop, Wrapping};
+
+/// The checksum and length after a gzip member's blocks (RFC 1952, section 2.3).
+const TRAILER: usize = 8;
+
+/// Inflates `compressed` to exactly `len` bytes in `out`, which is empty before. `bits` high bits of
+/// the first byte belong to the span; `cut`: the stream may go on, and the rest is not wanted.
+/// Members may end and start inside.
+pub(crate) fn inflate_span(
+    bits: u8,
+    compressed: &[u8],
+    window: Option<&[u8]>,
+    len: usize,
+    cut: bool,
+    out: &mut Vec<u8>,
+) -> Result<(), &'static str> {
+    // Before memory is taken: two bits stand for 258 bytes at best.
+    if len / 1032 > compressed.len() {
+        return Err("it is too short for that");
+    }
+    // A byte more than must come, so that more than must come is noticed.
+    let limit = len.saturating_add(usize::from(!cut));
+    out.reserve_exact(limit);
+
+    let mut inflater = Inflater::new(Wrapping::Raw).map_err(|invalid| invalid.0)?;
+    let mut input = compressed;
+    if bits != 0 {
+        let (first, rest) = compressed.split_first().ok_or("it is empty")?;
+        inflater.prime(bits, first >> (8 - bits)).map_err(|invalid| invalid.0)?;
+        input = rest;
+    }
+    if let Some(window) = window {
+        inflater.set_window(window).map_err(|invalid| invalid.0)?;
+    }
+    let mut raw = true;
+    loop {
+        if cut && out.len() >= len {
+            break;
+        }
+        let step = inflater.append(input, out, Stop::Never).map_err(|invalid| invalid.0)?;
+        input = input.get(step.consumed..).unwrap_or_default();
+        if out.len() > len && !cut {
+            return Err("there is more in it");
+        }
+        if step.state == State::End {
+            // A raw stream ends before its member's trailer; later members are read as gzip.
+            if raw {
+                input = input.get(TRAILER..).unwrap_or_default();
+                raw = false;
+            }
+            if input.is_empty() {
+                break;
+            }
+            inflater.reset(Wrapping::Gzip).map_err(|invalid| invalid.0)?;
+        } else if step.consumed == 0 && step.produced == 0 {
+            break;
+        }
+    }
+    // The allocation may be larger than asked for, so a cut stream may have filled more.
+    if cut {
+        out.truncate(len);
+    }
+    if out.len() == len { Ok(()) } else { Err("it is too short") }
+}

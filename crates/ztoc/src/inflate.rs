@@ -1,0 +1,244 @@
+//! The one place with `unsafe`: a safe face on zlib-rs's inflate.
+//!
+//! zlib-rs is pure Rust, but priming bits and the state at block boundaries are public only in
+//! its C-shaped interface, libz-rs-sys. docs/inflate.md tells why this library.
+
+#![allow(unsafe_code)]
+
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
+
+use libz_rs_sys as zlib;
+
+/// What the compressed bytes are wrapped in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wrapping {
+    /// Deflate blocks alone (RFC 1951).
+    Raw,
+    /// A gzip member with header and trailer, whose checksum is verified (RFC 1952).
+    Gzip,
+}
+
+impl Wrapping {
+    /// zlib's `windowBits`: 15 for 32 KiB, negative for raw, plus 16 for gzip.
+    const fn window_bits(self) -> i32 {
+        match self {
+            Self::Raw => -15,
+            Self::Gzip => 15 + 16,
+        }
+    }
+}
+
+/// When to return besides running out of input or output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Only at the end of the stream.
+    Never,
+    /// At the end of each block and after the gzip header.
+    AtBlocks,
+}
+
+/// Where the stream stands after a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Anywhere.
+    Inside,
+    /// Right before a block's header, whose first bits are the `bits` high bits of the last input
+    /// byte consumed.
+    Boundary {
+        /// 0 to 7.
+        bits: u8,
+    },
+    /// The stream, or gzip member with its trailer, is complete.
+    End,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Step {
+    pub(crate) consumed: usize,
+    pub(crate) produced: usize,
+    pub(crate) state: State,
+}
+
+/// The input is no valid stream, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Invalid(pub(crate) &'static str);
+
+/// An inflater.
+pub(crate) struct Inflater {
+    /// Allocated by `Box`, so that it never moves: the state inside points back at it.
+    stream: NonNull<zlib::z_stream>,
+}
+
+// SAFETY: the stream and everything it points at belong to this value alone, its allocator is the
+// global one, and zlib-rs keeps nothing per thread.
+unsafe impl Send for Inflater {}
+
+impl std::fmt::Debug for Inflater {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inflater").finish_non_exhaustive()
+    }
+}
+
+const NO_MEMORY: Invalid = Invalid("there is no memory for an inflater");
+
+impl Inflater {
+    /// An inflater at the start of a stream.
+    pub(crate) fn new(wrapping: Wrapping) -> Result<Self, Invalid> {
+        let stream = NonNull::from(Box::leak(Box::new(zlib::z_stream::default())));
+        let size = i32::try_from(size_of::<zlib::z_stream>()).map_err(|_| NO_MEMORY)?;
+        // SAFETY: `stream` points at an initialised z_stream without an allocator, for which
+        // inflateInit2_ puts in its own; version and size are those of the library itself.
+        let code = unsafe {
+            zlib::inflateInit2_(stream.as_ptr(), wrapping.window_bits(), zlib::zlibVersion(), size)
+        };
+        // From here on Drop frees the stream; inflateEnd accepts one that was not initialised.
+        let inflater = Self { stream };
+        if code == zlib::Z_OK { Ok(inflater) } else { Err(NO_MEMORY) }
+    }
+
+    /// Starts over with another stream; the allocation is kept.
+    pub(crate) fn reset(&mut self, wrapping: Wrapping) -> Result<(), Invalid> {
+        // SAFETY: `stream` was initialised by inflateInit2_.
+        let code = unsafe { zlib::inflateReset2(self.stream.as_ptr(), wrapping.window_bits()) };
+        if code == zlib::Z_OK { Ok(()) } else { Err(NO_MEMORY) }
+    }
+
+    /// Puts `bits` bits, the low ones of `value`, before the input. Raw streams only.
+    pub(crate) fn prime(&mut self, bits: u8, value: u8) -> Result<(), Invalid> {
+        // SAFETY: `stream` was initialised by inflateInit2_.
+        let code =
+            unsafe { zlib::inflatePrime(self.stream.as_ptr(), i32::from(bits), i32::from(value)) };
+        if code == zlib::Z_OK { Ok(()) } else { Err(Invalid("its bits cannot be primed")) }
+    }
+
+    /// Sets what the stream's first matches may refer to. Raw streams only.
+    pub(crate) fn set_window(&mut self, window: &[u8]) -> Result<(), Invalid> {
+        let len = u32::try_from(window.len()).map_err(|_| Invalid("its window is too long"))?;
+        // SAFETY: `stream` was initialised by inflateInit2_; `window` holds `len` bytes, which are
+        // copied.
+        let code =
+            unsafe { zlib::inflateSetDictionary(self.stream.as_ptr(), window.as_ptr(), len) };
+        if code == zlib::Z_OK { Ok(()) } else { Err(Invalid("its window cannot be set")) }
+    }
+
+    /// Inflates some of `input` into `output`.
+    pub(crate) fn step(
+        &mut self,
+        input: &[u8],
+        output: &mut [u8],
+        stop: Stop,
+    ) -> Result<Step, Invalid> {
+        let len = output.len();
+        // SAFETY: `output` is `len` initialised bytes that we may write, and MaybeUninit<u8> has
+        // the layout of u8; inflate writes only initialised bytes.
+        let output = unsafe { std::slice::from_raw_parts_mut(output.as_mut_ptr().cast(), len) };
+        self.step_uninit(input, output, stop)
+    }
+
+    /// Inflates some of `input` behind what is in `out`, within its capacity.
+    pub(crate) fn append(
+        &mut self,
+        input: &[u8],
+        out: &mut Vec<u8>,
+        stop: Stop,
+    ) -> Result<Step, Invalid> {
+        let step = self.step_uninit(input, out.spare_capacity_mut(), stop)?;
+        // SAFETY: inflate initialised `produced` bytes at the start of the spare capacity.
+        unsafe { out.set_len(out.len() + step.produced) };
+        Ok(step)
+    }
+
+    fn step_uninit(
+        &mut self,
+        input: &[u8],
+        output: &mut [MaybeUninit<u8>],
+        stop: Stop,
+    ) -> Result<Step, Invalid> {
+        let available_in = u32::try_from(input.len()).unwrap_or(u32::MAX);
+        let available_out = u32::try_from(output.len()).unwrap_or(u32::MAX);
+        let flush = match stop {
+            Stop::Never => zlib::Z_NO_FLUSH,
+            Stop::AtBlocks => zlib::Z_BLOCK,
+        };
+        // SAFETY: `stream` was initialised by inflateInit2_ and nothing else refers to it now; the
+        // pointers and lengths are those of `input` and `output`, which outlive the call; inflate
+        // only reads the input.
+        let (code, left_in, left_out, data_type, message) = unsafe {
+            let stream = self.stream.as_ptr();
+            (*stream).next_in = input.as_ptr().cast_mut();
+            (*stream).avail_in = available_in;
+            (*stream).next_out = output.as_mut_ptr().cast();
+            (*stream).avail_out = available_out;
+            let code = zlib::inflate(stream, flush);
+            (*stream).next_in = std::ptr::null_mut();
+            (*stream).next_out = std::ptr::null_mut();
+            (code, (*stream).avail_in, (*stream).avail_out, (*stream).data_type, (*stream).msg)
+        };
+        let state = match code {
+            zlib::Z_STREAM_END => State::End,
+            // data_type: 128 at a boundary, 64 in the last block, the low bits are bits unused.
+            zlib::Z_OK | zlib::Z_BUF_ERROR if data_type & 128 != 0 && data_type & 64 == 0 => {
+                State::Boundary { bits: u8::try_from(data_type & 7).unwrap_or(0) }
+            }
+            zlib::Z_OK | zlib::Z_BUF_ERROR => State::Inside,
+            _ if message.is_null() => return Err(Invalid("it is no deflate stream")),
+            // SAFETY: zlib-rs's messages are static strings that end in a zero.
+            _ => return Err(Invalid(match unsafe { std::ffi::CStr::from_ptr(message) }.to_str() {
+                Ok(message) => message,
+                Err(_) => "it is no deflate stream",
+            })),
+        };
+        Ok(Step {
+            consumed: available_in.saturating_sub(left_in) as usize,
+            produced: available_out.saturating_sub(left_out) as usize,
+            state,
+        })
+    }
+}
+
+impl Drop for Inflater {
+    fn drop(&mut self) {
+        // SAFETY: `stream` came from Box::leak, is given back once, and inflateEnd frees what
+        // inflateInit2_ allocated, if it did.
+        unsafe {
+            zlib::inflateEnd(self.stream.as_ptr());
+            drop(Box::from_raw(self.stream.as_ptr()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn a_gzip_member_is_inflated_and_its_checksum_verified() {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        gzip.write_all(b"some words, some words").unwrap();
+        let mut gzip = gzip.finish().unwrap();
+        let mut inflater = Inflater::new(Wrapping::Gzip).unwrap();
+        let mut out = Vec::with_capacity(100);
+        let step = inflater.append(&gzip, &mut out, Stop::Never).unwrap();
+        assert_eq!((step.state, step.consumed), (State::End, gzip.len()));
+        assert_eq!(out, b"some words, some words");
+
+        let checksum = gzip.len() - 8;
+        gzip[checksum] ^= 1;
+        inflater.reset(Wrapping::Gzip).unwrap();
+        let refused = inflater.step(&gzip, &mut [0; 100], Stop::Never);
+        assert_eq!(refused.unwrap_err(), Invalid("incorrect data check"));
+    }
+
+    #[test]
+    fn the_first_boundary_is_behind_the_gzip_header() {
+        let gzip = flate2::GzBuilder::new().filename("a name");
+        let gzip = gzip.write(Vec::new(), flate2::Compression::fast()).finish().unwrap();
+        let mut inflater = Inflater::new(Wrapping::Gzip).unwrap();
+        let step = inflater.step(&gzip, &mut [0; 10], Stop::AtBlocks).unwrap();
+        assert_eq!((step.state, step.consumed), (State::Boundary { bits: 0 }, 10 + 7));
+    }
+}
