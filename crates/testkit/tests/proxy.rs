@@ -185,7 +185,7 @@ fn each_fault_shows_on_the_wire_as_it_is_named() {
         Some(format!("bytes 107-206/{}", whole.len()).as_str())
     );
     assert_eq!(answer.body, whole[100..200]);
-    assert_eq!(set.proxy.faults_injected(), 1);
+    assert_eq!(set.proxy.faults_injected(), 10);
 }
 
 #[test]
