@@ -226,9 +226,10 @@ impl Writer<'_> {
                     manifest.media_type = media_types::OCI_MANIFEST.to_owned();
                     manifest.config.media_type = media_types::OCI_CONFIG.to_owned();
                     if let Some((index, _)) = &index {
-                        manifest
-                            .annotations
-                            .insert(annotations::INDEX_DIGEST.to_owned(), index.digest.to_string());
+                        manifest.annotations.insert(
+                            annotations::INDEX_DIGEST.to_owned(),
+                            index.digest.to_string(),
+                        );
                     }
                     self.copy_small(&manifest.config).await?;
                     let new = self.manifest(&manifest).await?;
@@ -249,10 +250,8 @@ impl Writer<'_> {
                             soci_index: index.digest,
                             indexed_layers,
                         });
-                        let mut listed = index.annotated(
-                            annotations::IMAGE_MANIFEST_DIGEST,
-                            new.digest.to_string(),
-                        );
+                        let mut listed = index
+                            .annotated(annotations::IMAGE_MANIFEST_DIGEST, new.digest.to_string());
                         listed.platform = Some(platform.clone());
                         new_indexes.push((platform, listed));
                     }
@@ -274,13 +273,20 @@ impl Writer<'_> {
         for (mut descriptor, index, bytes) in old_indexes {
             // The old index of an image that got a new one is replaced.
             let replaced = new_indexes.iter_mut().find(|(platform, _)| {
-                descriptor.platform.as_ref().is_some_and(|old| old.matches(platform))
+                descriptor
+                    .platform
+                    .as_ref()
+                    .is_some_and(|old| old.matches(platform))
             });
             match replaced {
                 Some(_) => {}
                 None => {
                     self.old_index(&index, &descriptor, bytes).await?;
-                    rename(&mut descriptor, annotations::IMAGE_MANIFEST_DIGEST, &renamed);
+                    rename(
+                        &mut descriptor,
+                        annotations::IMAGE_MANIFEST_DIGEST,
+                        &renamed,
+                    );
                     manifests.push(descriptor);
                 }
             }
@@ -289,7 +295,10 @@ impl Writer<'_> {
         let index = Index {
             schema_version: 2,
             media_type: media_types::OCI_INDEX.to_owned(),
-            artifact_type: image.list.as_ref().and_then(|list| list.artifact_type.clone()),
+            artifact_type: image
+                .list
+                .as_ref()
+                .and_then(|list| list.artifact_type.clone()),
             manifests,
             subject: image.list.as_ref().and_then(|list| list.subject.clone()),
             annotations: image.list.map(|list| list.annotations).unwrap_or_default(),
@@ -324,7 +333,8 @@ impl Writer<'_> {
             )]),
         );
         let config = Bytes::from_static(EMPTY_CONFIG);
-        self.blob(&Descriptor::of(media_types::SOCI_INDEX_V2, &config), config).await?;
+        self.blob(&Descriptor::of(media_types::SOCI_INDEX_V2, &config), config)
+            .await?;
         let bytes = Bytes::from(index.encode());
         let mut descriptor = Descriptor::of(media_types::OCI_MANIFEST, &bytes);
         self.put_manifest(&descriptor, bytes).await?;
@@ -338,7 +348,10 @@ impl Writer<'_> {
             .ztoc
             .clone()
             .annotated(annotations::IMAGE_LAYER_DIGEST, layer.digest.to_string())
-            .annotated(annotations::IMAGE_LAYER_MEDIA_TYPE, layer.media_type.as_str())
+            .annotated(
+                annotations::IMAGE_LAYER_MEDIA_TYPE,
+                layer.media_type.as_str(),
+            )
             .annotated(annotations::SPAN_SIZE, self.options.span_size.to_string());
         if disable_xattrs {
             descriptor = descriptor.annotated(annotations::DISABLE_XATTRS, "true");
@@ -360,7 +373,12 @@ impl Writer<'_> {
         let mut by_layer: BTreeMap<Digest, Vec<PrefetchSpan>> = BTreeMap::new();
         for file in 0..self.options.prefetch_files.len() {
             let found = manifest.layers.iter().rev().find_map(|layer| {
-                let span = self.indexed.get(&layer.digest)?.prefetch.get(file)?.as_ref()?;
+                let span = self
+                    .indexed
+                    .get(&layer.digest)?
+                    .prefetch
+                    .get(file)?
+                    .as_ref()?;
                 Some((layer.digest, *span))
             });
             if let Some((layer, span)) = found {
@@ -375,7 +393,8 @@ impl Writer<'_> {
             let bytes = Bytes::from(Prefetch::new(spans).encode());
             let artifact = PrefetchDescriptor::new(&bytes, layer.digest);
             if !self.written.contains(&artifact.descriptor.digest) {
-                self.progress.prefetch(layer.digest, artifact.descriptor.digest);
+                self.progress
+                    .prefetch(layer.digest, artifact.descriptor.digest);
             }
             self.blob(&artifact.descriptor, bytes).await?;
             listed.push(artifact);
@@ -390,8 +409,9 @@ impl Writer<'_> {
                 .values()
                 .any(|layer| layer.prefetch.get(at).is_some_and(Option::is_some));
             if !found {
-                self.progress
-                    .warn(&format!("prefetch file {path} not found in any indexed layer"));
+                self.progress.warn(&format!(
+                    "prefetch file {path} not found in any indexed layer"
+                ));
             }
         }
     }
@@ -460,7 +480,11 @@ fn rename(descriptor: &mut Descriptor, key: &str, renamed: &BTreeMap<Digest, Dig
     let Some(value) = descriptor.annotations.get_mut(key) else {
         return false;
     };
-    match value.parse::<Digest>().ok().and_then(|old| renamed.get(&old)) {
+    match value
+        .parse::<Digest>()
+        .ok()
+        .and_then(|old| renamed.get(&old))
+    {
         Some(new) => {
             *value = new.to_string();
             true

@@ -46,7 +46,9 @@ pub enum IndexError {
         place: String,
     },
     /// A blob is longer or shorter than its descriptor says.
-    #[error("blob {digest} of {place} has {found} bytes where its descriptor says {expected}: it is truncated or damaged")]
+    #[error(
+        "blob {digest} of {place} has {found} bytes where its descriptor says {expected}: it is truncated or damaged"
+    )]
     Size {
         /// The blob.
         digest: Digest,
@@ -58,7 +60,9 @@ pub enum IndexError {
         found: u64,
     },
     /// A blob's bytes do not have its digest.
-    #[error("blob {expected} of {place} has other bytes than its digest says ({found}): it is damaged")]
+    #[error(
+        "blob {expected} of {place} has other bytes than its digest says ({found}): it is damaged"
+    )]
     Digest {
         /// The digest by the descriptor.
         expected: Digest,
@@ -88,7 +92,9 @@ pub enum IndexError {
         reason: String,
     },
     /// The image is not there for a platform asked for.
-    #[error("the image is not there for platform {wanted}; it has {have} (choose with --platform, or take --all-platforms)")]
+    #[error(
+        "the image is not there for platform {wanted}; it has {have} (choose with --platform, or take --all-platforms)"
+    )]
     NoSuchPlatform {
         /// The platform asked for.
         wanted: String,
@@ -96,7 +102,9 @@ pub enum IndexError {
         have: String,
     },
     /// No zTOC came out at all.
-    #[error("empty index: no zTOC was made because every layer was skipped (see the lines above; --min-layer-size 0 takes small layers too)")]
+    #[error(
+        "empty index: no zTOC was made because every layer was skipped (see the lines above; --min-layer-size 0 takes small layers too)"
+    )]
     EmptyIndex,
     /// The destination directory holds something.
     #[error("destination {} is not empty: give a path that does not exist, or an empty directory", path.display())]

@@ -4,9 +4,9 @@ use bytes::Bytes;
 use oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, media_types};
 use ztoc::soci_index::SociIndex;
 
+use crate::IndexError;
 use crate::options::Platforms;
 use crate::source::{ImageSource, Root};
-use crate::IndexError;
 
 /// Marks the descriptor of a manifest that is about another one (BuildKit's attestations).
 const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
@@ -147,7 +147,10 @@ impl Entry {
         let bytes = source.manifest(&descriptor).await?;
         let manifest: Manifest = document("manifest", digest, source, &bytes)?;
         let config = manifest.config.media_type.as_str();
-        let content = if matches!(config, media_types::SOCI_INDEX_V1 | media_types::SOCI_INDEX_V2) {
+        let content = if matches!(
+            config,
+            media_types::SOCI_INDEX_V1 | media_types::SOCI_INDEX_V2
+        ) {
             let index = SociIndex::parse(&bytes).map_err(|e| IndexError::Document {
                 what: "SOCI index",
                 digest,
@@ -158,7 +161,10 @@ impl Entry {
         } else if media_types::docker_to_oci(config) != media_types::OCI_CONFIG
             || manifest.artifact_type.is_some()
             || descriptor.annotations.contains_key(REFERENCE_TYPE)
-            || descriptor.platform.as_ref().is_some_and(|p| p.os == "unknown")
+            || descriptor
+                .platform
+                .as_ref()
+                .is_some_and(|p| p.os == "unknown")
         {
             Content::Other { manifest, bytes }
         } else {
@@ -188,7 +194,11 @@ fn normal(platform: &Platform) -> Platform {
     Platform {
         os_version: platform.os_version.clone(),
         os_features: platform.os_features.clone(),
-        ..Platform::new(&platform.os, &platform.architecture, platform.variant.as_deref())
+        ..Platform::new(
+            &platform.os,
+            &platform.architecture,
+            platform.variant.as_deref(),
+        )
     }
 }
 
@@ -207,7 +217,11 @@ async fn config_platform(
             reason: "it names no operating system or architecture".to_owned(),
         });
     }
-    Ok(Platform::new(&config.os, &config.architecture, config.variant.as_deref()))
+    Ok(Platform::new(
+        &config.os,
+        &config.architecture,
+        config.variant.as_deref(),
+    ))
 }
 
 fn document<T: serde::de::DeserializeOwned>(

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use oci::Reference;
 use registry::Client;
 
+use crate::IndexError;
 use crate::sink::{ArchiveSink, DirSink, ImageSink, RegistrySink};
 use crate::source::{ArchiveSource, LayoutSource, RegistrySource, SharedSource};
-use crate::IndexError;
 
 /// The prefix of an image at a registry.
 const DOCKER: &str = "docker://";
@@ -56,7 +56,9 @@ impl Source {
         client: impl FnOnce() -> Result<Client, IndexError>,
     ) -> Result<SharedSource, IndexError> {
         Ok(match self {
-            Self::Registry(reference) => Arc::new(RegistrySource::new(client()?, reference.clone())),
+            Self::Registry(reference) => {
+                Arc::new(RegistrySource::new(client()?, reference.clone()))
+            }
             Self::Path(path) => {
                 let found = std::fs::metadata(path).map_err(IndexError::io("open", path))?;
                 if found.is_dir() {
@@ -142,17 +144,19 @@ impl Destination {
 }
 
 fn parse(text: &str) -> Result<Reference, IndexError> {
-    text.parse().map_err(|e: oci::ReferenceError| IndexError::Reference {
-        text: format!("{DOCKER}{text}"),
-        reason: e.to_string(),
-    })
+    text.parse()
+        .map_err(|e: oci::ReferenceError| IndexError::Reference {
+            text: format!("{DOCKER}{text}"),
+            reason: e.to_string(),
+        })
 }
 
 /// Does the text itself name a tag, and no digest? (A parsed reference has a default tag.)
 fn is_tagged(reference: &str) -> bool {
     !reference.contains('@')
         && reference.rsplit('/').next().is_some_and(|last| {
-            last.split_once(':').is_some_and(|(name, tag)| !name.is_empty() && !tag.is_empty())
+            last.split_once(':')
+                .is_some_and(|(name, tag)| !name.is_empty() && !tag.is_empty())
         })
 }
 
@@ -163,7 +167,10 @@ mod tests {
     #[test]
     fn a_registry_destination_needs_a_tag_of_its_own() {
         for good in ["docker://localhost:5000/a:b", "docker://alpine:3"] {
-            assert!(matches!(good.parse(), Ok(Destination::Registry(_))), "{good}");
+            assert!(
+                matches!(good.parse(), Ok(Destination::Registry(_))),
+                "{good}"
+            );
         }
         let digest = oci::Digest::of(b"x");
         for bad in [
@@ -179,7 +186,10 @@ mod tests {
 
     #[test]
     fn anything_without_the_prefix_is_a_path() {
-        assert_eq!("a/b:c".parse::<Source>().unwrap(), Source::Path("a/b:c".into()));
+        assert_eq!(
+            "a/b:c".parse::<Source>().unwrap(),
+            Source::Path("a/b:c".into())
+        );
         assert!("".parse::<Source>().is_err());
         assert!("docker://UPPER".parse::<Source>().is_err());
     }

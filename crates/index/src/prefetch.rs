@@ -27,7 +27,10 @@ pub(crate) fn locate(
     spans: &SpanTable,
     paths: &[Vec<u8>],
 ) -> Vec<Option<PrefetchSpan>> {
-    paths.iter().map(|path| locate_one(toc, spans, path)).collect()
+    paths
+        .iter()
+        .map(|path| locate_one(toc, spans, path))
+        .collect()
 }
 
 fn locate_one(toc: &[FileMetadata], spans: &SpanTable, path: &[u8]) -> Option<PrefetchSpan> {
@@ -60,7 +63,12 @@ mod tests {
 
     #[test]
     fn paths_are_compared_in_their_clean_form() {
-        for path in ["/usr/bin/env", "./usr/bin/env", "usr//bin/./env", "/x/../usr/bin/env/"] {
+        for path in [
+            "/usr/bin/env",
+            "./usr/bin/env",
+            "usr//bin/./env",
+            "/x/../usr/bin/env/",
+        ] {
             assert_eq!(clean(path.as_bytes()), b"usr/bin/env", "{path}");
         }
         assert_eq!(clean(b"/"), b"");

@@ -89,7 +89,10 @@ fn no_ztoc(layer: &Descriptor) -> String {
     match layer_compression(&layer.media_type) {
         LayerCompression::Zstd => "no zTOC: zstd layers cannot be indexed".to_owned(),
         LayerCompression::Unknown => {
-            format!("no zTOC: layers of type {} cannot be indexed", layer.media_type)
+            format!(
+                "no zTOC: layers of type {} cannot be indexed",
+                layer.media_type
+            )
         }
         LayerCompression::None | LayerCompression::Gzip => {
             "no zTOC: the layer was below --min-layer-size when the image was indexed".to_owned()

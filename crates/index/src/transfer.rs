@@ -30,7 +30,10 @@ impl Cancel {
     pub(crate) fn check(&self) -> io::Result<()> {
         if self.0.load(Ordering::Relaxed) {
             // Not `Interrupted`, which readers take as a reason to go on.
-            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "interrupted"));
+            return Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "interrupted",
+            ));
         }
         Ok(())
     }

@@ -109,7 +109,9 @@ impl ArchiveSink {
             .checked_next_multiple_of(BLOCK)
             .and_then(|padded| content.checked_add(padded))
             .ok_or_else(|| failed(io::ErrorKind::FileTooLarge.into()))?;
-        self.file.write_all_at(header.as_bytes(), at).map_err(failed)?;
+        self.file
+            .write_all_at(header.as_bytes(), at)
+            .map_err(failed)?;
         Ok(content)
     }
 
@@ -157,7 +159,9 @@ impl Write for ArchiveBlob {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         let next = self.at.saturating_add(buf.len() as u64);
         if next > self.end {
-            return Err(io::Error::other("the blob is longer than its descriptor says"));
+            return Err(io::Error::other(
+                "the blob is longer than its descriptor says",
+            ));
         }
         self.file.write_all_at(buf, self.at)?;
         self.at = next;
@@ -200,7 +204,9 @@ impl ImageSink for ArchiveSink {
 
     async fn put_blob(&self, blob: &Descriptor, bytes: Bytes) -> Result<(), IndexError> {
         let mut writer = self.begin(blob)?;
-        writer.write_all(&bytes).map_err(IndexError::io("write", &self.destination))
+        writer
+            .write_all(&bytes)
+            .map_err(IndexError::io("write", &self.destination))
     }
 
     async fn put_manifest(&self, manifest: &Descriptor, bytes: Bytes) -> Result<(), IndexError> {
@@ -210,14 +216,18 @@ impl ImageSink for ArchiveSink {
     async fn finish(self: Box<Self>, index: &Descriptor, bytes: Bytes) -> Result<(), IndexError> {
         self.put_blob(index, bytes).await?;
         self.entry("index.json", &index_json(index)?)?;
-        let end = self.places.lock().unwrap_or_else(PoisonError::into_inner).end;
+        let end = self
+            .places
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .end;
         // Two zero blocks end a tar; what was skipped as padding reads as zeros too.
         self.file
             .set_len(end.saturating_add(2 * BLOCK))
             .map_err(IndexError::io("write", &self.destination))?;
-        self.temporary
-            .persist(&self.destination)
-            .map_err(|e| IndexError::io("rename the finished archive to", &self.destination)(e.error))?;
+        self.temporary.persist(&self.destination).map_err(|e| {
+            IndexError::io("rename the finished archive to", &self.destination)(e.error)
+        })?;
         Ok(())
     }
 }

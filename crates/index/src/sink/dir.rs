@@ -60,7 +60,11 @@ impl DirSink {
     }
 
     fn path(&self, digest: Digest) -> PathBuf {
-        self.temporary.path().join("blobs").join("sha256").join(digest.hex())
+        self.temporary
+            .path()
+            .join("blobs")
+            .join("sha256")
+            .join(digest.hex())
     }
 
     fn begin(&self, digest: Digest) -> Result<DirBlob, IndexError> {
@@ -148,13 +152,18 @@ impl ImageSink for DirSink {
 
     async fn finish(self: Box<Self>, index: &Descriptor, bytes: Bytes) -> Result<(), IndexError> {
         self.put_blob(index, bytes).await?;
-        for (name, content) in [("oci-layout", OCI_LAYOUT), ("index.json", &index_json(index)?)] {
+        for (name, content) in [
+            ("oci-layout", OCI_LAYOUT),
+            ("index.json", &index_json(index)?),
+        ] {
             let path = self.temporary.path().join(name);
             fs::write(&path, content).map_err(IndexError::io("write", &path))?;
         }
         // Replaces an empty directory, fails on anything that has come there meanwhile.
-        fs::rename(self.temporary.path(), &self.destination)
-            .map_err(IndexError::io("rename the finished layout to", &self.destination))?;
+        fs::rename(self.temporary.path(), &self.destination).map_err(IndexError::io(
+            "rename the finished layout to",
+            &self.destination,
+        ))?;
         let _ = self.temporary.keep();
         Ok(())
     }

@@ -74,7 +74,13 @@ impl ImageSink for RegistrySink {
         };
         let seen = |bytes: u64| meter.add(bytes);
         self.client
-            .push_blob(&self.reference, blob, body, mount_from.as_deref(), Some(&seen))
+            .push_blob(
+                &self.reference,
+                blob,
+                body,
+                mount_from.as_deref(),
+                Some(&seen),
+            )
             .await?;
         Ok(())
     }

@@ -45,7 +45,9 @@ impl ArchiveSource {
         let file = File::open(path).map_err(IndexError::io("open", path))?;
         let length = file.metadata().map_err(IndexError::io("read", path))?.len();
         if let Some(packed) = compressed(&file).map_err(IndexError::io("read", path))? {
-            return Err(not(format!("it is compressed with {packed}; decompress it first")));
+            return Err(not(format!(
+                "it is compressed with {packed}; decompress it first"
+            )));
         }
         let mut blobs = BTreeMap::new();
         let mut index = None;
@@ -66,9 +68,14 @@ impl ArchiveSource {
             let name = entry.path_bytes();
             let name = String::from_utf8_lossy(&name);
             let name = name.trim_start_matches("./").trim_start_matches('/');
-            let inside = extent.offset.checked_add(extent.size).is_some_and(|end| end <= length);
+            let inside = extent
+                .offset
+                .checked_add(extent.size)
+                .is_some_and(|end| end <= length);
             if !inside {
-                return Err(not(format!("it ends in the middle of {name}: it is truncated")));
+                return Err(not(format!(
+                    "it ends in the middle of {name}: it is truncated"
+                )));
             }
             match name {
                 "index.json" => index = Some(extent),
@@ -101,10 +108,13 @@ impl ArchiveSource {
     }
 
     fn reader(&self, descriptor: &Descriptor) -> Result<ExtentReader, IndexError> {
-        let extent = *self.blobs.get(&descriptor.digest).ok_or(IndexError::MissingBlob {
-            digest: descriptor.digest,
-            place: self.describe(),
-        })?;
+        let extent = *self
+            .blobs
+            .get(&descriptor.digest)
+            .ok_or(IndexError::MissingBlob {
+                digest: descriptor.digest,
+                place: self.describe(),
+            })?;
         if extent.size != descriptor.size {
             return Err(IndexError::Size {
                 digest: descriptor.digest,
@@ -141,7 +151,9 @@ struct ExtentReader {
 
 impl Read for ExtentReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let want = usize::try_from(self.left).unwrap_or(usize::MAX).min(buf.len());
+        let want = usize::try_from(self.left)
+            .unwrap_or(usize::MAX)
+            .min(buf.len());
         let Some(buf) = buf.get_mut(..want) else {
             return Ok(0);
         };
@@ -167,7 +179,9 @@ impl ImageSource for ArchiveSource {
             reason,
         };
         if self.index.size > MAX_DOCUMENT {
-            return Err(not(format!("its index.json is larger than {MAX_DOCUMENT} bytes")));
+            return Err(not(format!(
+                "its index.json is larger than {MAX_DOCUMENT} bytes"
+            )));
         }
         let mut bytes = Vec::new();
         ExtentReader {
@@ -207,19 +221,21 @@ impl ImageSource for ArchiveSource {
     ) -> Result<BoxStream<'static, io::Result<Bytes>>, IndexError> {
         const CHUNK: u64 = 256 << 10;
         let reader = self.reader(descriptor)?;
-        Ok(futures::stream::try_unfold(reader, |mut reader| async move {
-            if reader.left == 0 {
-                return Ok(None);
-            }
-            tokio::task::spawn_blocking(move || {
-                let want = usize::try_from(reader.left.min(CHUNK)).unwrap_or(0);
-                let mut chunk = BytesMut::zeroed(want);
-                reader.read_exact(&mut chunk)?;
-                Ok(Some((chunk.freeze(), reader)))
+        Ok(
+            futures::stream::try_unfold(reader, |mut reader| async move {
+                if reader.left == 0 {
+                    return Ok(None);
+                }
+                tokio::task::spawn_blocking(move || {
+                    let want = usize::try_from(reader.left.min(CHUNK)).unwrap_or(0);
+                    let mut chunk = BytesMut::zeroed(want);
+                    reader.read_exact(&mut chunk)?;
+                    Ok(Some((chunk.freeze(), reader)))
+                })
+                .await
+                .map_err(io::Error::other)?
             })
-            .await
-            .map_err(io::Error::other)?
-        })
-        .boxed())
+            .boxed(),
+        )
     }
 }

@@ -29,7 +29,11 @@ impl LayoutSource {
             path: dir.to_owned(),
             reason: reason.to_owned(),
         };
-        let has = |name: &str| dir.join(name).try_exists().map_err(IndexError::io("read", dir));
+        let has = |name: &str| {
+            dir.join(name)
+                .try_exists()
+                .map_err(IndexError::io("read", dir))
+        };
         if !has("index.json")? {
             return Err(not(if has("manifest.json")? {
                 "it has manifest.json but no index.json (an unpacked `docker save` archive of an \
@@ -56,7 +60,10 @@ impl LayoutSource {
             },
             _ => IndexError::io("open", &path)(e),
         })?;
-        let found = file.metadata().map_err(IndexError::io("read", &path))?.len();
+        let found = file
+            .metadata()
+            .map_err(IndexError::io("read", &path))?
+            .len();
         if found != descriptor.size {
             return Err(IndexError::Size {
                 digest: descriptor.digest,

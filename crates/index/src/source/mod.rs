@@ -139,7 +139,10 @@ pub(crate) fn root_of_index_json(bytes: &[u8]) -> Result<Root, String> {
         [] => Err("its index.json lists no manifest".to_owned()),
         [_] => Ok(Root::Descriptor(index.manifests.swap_remove(0))),
         many => {
-            if many.iter().any(|d| oci::media_types::is_index(&d.media_type)) {
+            if many
+                .iter()
+                .any(|d| oci::media_types::is_index(&d.media_type))
+            {
                 return Err(format!(
                     "its index.json lists {} images; a layout with one image is needed",
                     many.len()
@@ -161,14 +164,26 @@ mod tests {
             format!(r#"{{"mediaType":"{media_type}","digest":"{digest}","size":1}}"#)
         };
         let json = |entries: &[String]| {
-            format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, entries.join(","))
+            format!(
+                r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
+                entries.join(",")
+            )
         };
         let manifest = entry(oci::media_types::OCI_MANIFEST);
         let index = entry(oci::media_types::OCI_INDEX);
         let read = |entries: &[String]| root_of_index_json(json(entries).as_bytes());
-        assert!(matches!(read(std::slice::from_ref(&manifest)), Ok(Root::Descriptor(_))));
-        assert!(matches!(read(std::slice::from_ref(&index)), Ok(Root::Descriptor(_))));
-        assert!(matches!(read(&[manifest.clone(), manifest.clone()]), Ok(Root::List(_))));
+        assert!(matches!(
+            read(std::slice::from_ref(&manifest)),
+            Ok(Root::Descriptor(_))
+        ));
+        assert!(matches!(
+            read(std::slice::from_ref(&index)),
+            Ok(Root::Descriptor(_))
+        ));
+        assert!(matches!(
+            read(&[manifest.clone(), manifest.clone()]),
+            Ok(Root::List(_))
+        ));
         assert!(read(&[manifest, index]).unwrap_err().contains("2 images"));
         assert!(read(&[]).unwrap_err().contains("no manifest"));
         assert!(root_of_index_json(b"{").is_err());

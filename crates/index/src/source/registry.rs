@@ -34,7 +34,9 @@ impl ImageSource for RegistrySource {
     }
 
     async fn root(&self) -> Result<Root, IndexError> {
-        Ok(Root::Descriptor(self.client.resolve(&self.reference).await?))
+        Ok(Root::Descriptor(
+            self.client.resolve(&self.reference).await?,
+        ))
     }
 
     async fn contains(&self, _: &Descriptor) -> Result<bool, IndexError> {
@@ -43,7 +45,10 @@ impl ImageSource for RegistrySource {
 
     async fn manifest(&self, descriptor: &Descriptor) -> Result<Bytes, IndexError> {
         check_document_size(descriptor, &self.describe())?;
-        let (_, bytes) = self.client.manifest(&self.reference, descriptor.digest).await?;
+        let (_, bytes) = self
+            .client
+            .manifest(&self.reference, descriptor.digest)
+            .await?;
         verify(bytes, descriptor, &self.describe())
     }
 

@@ -1,0 +1,5 @@
+//! One file per command.
+
+pub(crate) mod completion;
+pub(crate) mod convert;
+pub(crate) mod pull;

@@ -1,0 +1,177 @@
+//! `soci pull`: an image into containerd, lazily where it can be.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Args;
+use index::lazy_report;
+use oci::{Digest, Platform, Reference};
+use serde::Serialize;
+
+use crate::cli::{Global, limited};
+use crate::output;
+use crate::progress::Bars;
+use crate::pull::{self, Active, Containerd, Downloads, Layer, State, Unpack};
+use crate::registry_args::RegistryArgs;
+
+/// The snapshotter that mounts layers lazily.
+const LAZY_SNAPSHOTTER: &str = "soci";
+
+/// Pull an image into containerd, lazily where it has a SOCI index
+///
+/// Layers that the snapshotter mounts lazily are not downloaded; the others are downloaded
+/// and unpacked as usual. At the end each layer is listed with what became of it.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  soci pull registry.example/app:1-soci
+  soci pull --platform linux/arm64 --json registry.example/app:1-soci
+  ctr run --rm --snapshotter soci registry.example/app:1-soci test sh
+
+containerd needs the snapshotter as a proxy plugin in its configuration:
+  [proxy_plugins.soci]
+    type = \"snapshot\"
+    address = \"/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock\"")]
+pub(crate) struct Pull {
+    /// The image
+    #[arg(value_name = "REF")]
+    reference: Reference,
+
+    /// The snapshotter to unpack with; one other than soci gets every layer unpacked
+    #[arg(long, value_name = "NAME", env = "CONTAINERD_SNAPSHOTTER", default_value = LAZY_SNAPSHOTTER)]
+    snapshotter: String,
+
+    /// The platform to pull (default: this machine's)
+    #[arg(short, long, value_name = "OS/ARCH")]
+    platform: Option<Platform>,
+
+    /// Use this SOCI index, whatever the image says
+    #[arg(long, value_name = "DIGEST")]
+    soci_index_digest: Option<Digest>,
+
+    /// Layers downloaded at a time
+    #[arg(long, value_name = "N", default_value = "3")]
+    max_concurrent_downloads: NonZeroUsize,
+
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+
+    /// Print neither progress nor a line per layer
+    #[arg(short, long, conflicts_with = "json")]
+    quiet: bool,
+
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+/// The result, for programs.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Pulled {
+    image: String,
+    digest: Digest,
+    manifest: Digest,
+    snapshotter: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    soci_index: Option<Digest>,
+    layers: Vec<Layer>,
+}
+
+impl Pull {
+    pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
+        let mut containerd = Containerd::connect(&global.address, &global.namespace).await?;
+        containerd.take_lease().await?;
+        let containerd = Arc::new(containerd);
+        let active = Active::default();
+        let bars = Arc::new(Bars::new(self.quiet));
+        let result = limited(global.timeout, self.pull(&containerd, &active, &bars)).await;
+        bars.finish();
+        // However it ended: nothing half-done stays, and the lease goes.
+        active.remove_all(&containerd, &self.snapshotter).await;
+        let released = containerd.release_lease().await;
+        let pulled = result?;
+        released?;
+        self.print(&pulled)
+    }
+
+    async fn pull(
+        &self,
+        containerd: &Arc<Containerd>,
+        active: &Active,
+        bars: &Arc<Bars>,
+    ) -> anyhow::Result<Pulled> {
+        let reference = &self.reference;
+        let client = self
+            .registry
+            .client(reference, self.registry.user.as_ref())?;
+        let platform = self.platform.clone().unwrap_or_else(Platform::host);
+        let image = pull::fetch(containerd, &client, reference, &platform).await?;
+        let report = if self.snapshotter == LAZY_SNAPSHOTTER {
+            let explicit = self.soci_index_digest;
+            Some(
+                lazy_report(
+                    &client,
+                    reference,
+                    image.manifest_digest,
+                    &image.manifest,
+                    explicit,
+                )
+                .await,
+            )
+        } else {
+            None
+        };
+        let downloads = Downloads::new(
+            Arc::clone(containerd),
+            client,
+            reference.clone(),
+            Arc::clone(bars),
+            self.max_concurrent_downloads.get(),
+        );
+        let layers = Unpack {
+            containerd,
+            snapshotter: &self.snapshotter,
+            reference,
+            image: &image,
+            index_digest: self.soci_index_digest,
+            downloads: &downloads,
+            report: report.as_ref(),
+            active,
+        }
+        .run()
+        .await?;
+        pull::record(containerd, reference, &image.target).await?;
+        Ok(Pulled {
+            image: reference.to_string(),
+            digest: image.target.digest,
+            manifest: image.manifest_digest,
+            snapshotter: self.snapshotter.clone(),
+            soci_index: report.and_then(|report| report.index.ok()),
+            layers,
+        })
+    }
+
+    fn print(&self, pulled: &Pulled) -> anyhow::Result<()> {
+        if self.json {
+            output::line(serde_json::to_string_pretty(pulled).context("cannot print JSON")?);
+        } else if !self.quiet {
+            for layer in &pulled.layers {
+                output::line(layer.line());
+            }
+            let lazy = pulled
+                .layers
+                .iter()
+                .filter(|layer| layer.state == State::Lazy)
+                .count();
+            output::line(format!(
+                "{} {}: {lazy} of {} layers lazy",
+                pulled.image,
+                pulled.digest,
+                pulled.layers.len()
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,149 @@
+//! Progress bars on a terminal (stderr), a line per layer on stdout.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use index::{LayerOutcome, Progress, Step};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use oci::{Descriptor, Digest};
+
+use crate::output;
+
+/// A bar per layer, drawn only when stderr is a terminal.
+#[derive(Debug)]
+pub(crate) struct Bars {
+    all: MultiProgress,
+    shown: bool,
+    bars: Mutex<BTreeMap<Digest, ProgressBar>>,
+}
+
+impl Bars {
+    /// No bars yet; none ever when `quiet` or without a terminal.
+    pub(crate) fn new(quiet: bool) -> Self {
+        let shown = !quiet && std::io::stderr().is_terminal();
+        let target = if shown {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        Self {
+            all: MultiProgress::with_draw_target(target),
+            shown,
+            bars: Mutex::default(),
+        }
+    }
+
+    fn bars(&self) -> MutexGuard<'_, BTreeMap<Digest, ProgressBar>> {
+        self.bars.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a layer's bar, or starts it again for another step.
+    pub(crate) fn begin(&self, layer: &Descriptor, step: &'static str) {
+        if !self.shown {
+            return;
+        }
+        let mut bars = self.bars();
+        let bar = bars
+            .entry(layer.digest)
+            .or_insert_with(|| self.all.add(ProgressBar::new(layer.size)));
+        if let Ok(style) = ProgressStyle::with_template(
+            "{prefix} {msg:9} [{bar:30}] {bytes:>11} of {total_bytes:<11} {bytes_per_sec}",
+        ) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_prefix(layer.digest.hex().chars().take(12).collect::<String>());
+        bar.set_message(step);
+        bar.reset();
+        bar.enable_steady_tick(Duration::from_millis(200));
+    }
+
+    /// So many more bytes of a layer are done.
+    pub(crate) fn advance(&self, layer: Digest, bytes: u64) {
+        if self.shown
+            && let Some(bar) = self.bars().get(&layer)
+        {
+            bar.inc(bytes);
+        }
+    }
+
+    /// A layer is done: its bar goes.
+    pub(crate) fn end(&self, layer: Digest) {
+        let bar = self.bars().remove(&layer);
+        if let Some(bar) = bar {
+            bar.finish_and_clear();
+            self.all.remove(&bar);
+        }
+    }
+
+    /// Prints without tearing the bars.
+    pub(crate) fn suspend(&self, print: impl FnOnce()) {
+        if self.shown {
+            self.all.suspend(print);
+        } else {
+            print();
+        }
+    }
+
+    /// Takes all bars off the screen.
+    pub(crate) fn finish(&self) {
+        let layers: Vec<Digest> = self.bars().keys().copied().collect();
+        layers.into_iter().for_each(|layer| self.end(layer));
+    }
+}
+
+/// What `soci convert` shows.
+#[derive(Debug)]
+pub(crate) struct ConvertProgress {
+    bars: Bars,
+    quiet: bool,
+}
+
+impl ConvertProgress {
+    pub(crate) fn new(quiet: bool) -> Self {
+        Self {
+            bars: Bars::new(quiet),
+            quiet,
+        }
+    }
+
+    pub(crate) fn finish(&self) {
+        self.bars.finish();
+    }
+
+    fn say(&self, line: &str) {
+        if !self.quiet {
+            self.bars.suspend(|| output::line(line));
+        }
+    }
+}
+
+impl Progress for ConvertProgress {
+    fn begin(&self, layer: &Descriptor, step: Step) {
+        let step = match step {
+            Step::Index => "indexing",
+            Step::Copy => "copying",
+        };
+        self.bars.begin(layer, step);
+    }
+
+    fn advance(&self, layer: Digest, bytes: u64) {
+        self.bars.advance(layer, bytes);
+    }
+
+    fn layer(&self, layer: &Descriptor, outcome: &LayerOutcome) {
+        self.bars.end(layer.digest);
+        self.say(&outcome.line(layer));
+    }
+
+    fn prefetch(&self, layer: Digest, artifact: Digest) {
+        self.say(&format!(
+            "Created prefetch artifact for layer {layer}: {artifact}"
+        ));
+    }
+
+    fn warn(&self, message: &str) {
+        self.bars.suspend(|| output::warning(message));
+    }
+}

@@ -1,0 +1,113 @@
+//! Downloading layer blobs into containerd, several at a time, each at most once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use anyhow::anyhow;
+use futures::future::{BoxFuture, FutureExt as _, Shared};
+use futures::{StreamExt as _, TryStreamExt as _};
+use oci::{Descriptor, Digest, Reference};
+use registry::{BlobSource as _, Client};
+use tokio::sync::{Mutex, Semaphore};
+
+use super::content::write;
+use super::{Containerd, labels};
+use crate::progress::Bars;
+
+/// A download that several may wait for; the error is its text.
+type Download = Shared<BoxFuture<'static, Result<(), Arc<anyhow::Error>>>>;
+
+/// Downloads layer blobs. Dropping it stops them.
+pub(crate) struct Downloads {
+    containerd: Arc<Containerd>,
+    client: Client,
+    reference: Reference,
+    bars: Arc<Bars>,
+    slots: Arc<Semaphore>,
+    started: Mutex<HashMap<Digest, Download>>,
+    tasks: Mutex<tokio::task::JoinSet<()>>,
+}
+
+impl Downloads {
+    /// Nothing is downloaded yet; at most `parallel` blobs are at a time.
+    pub(crate) fn new(
+        containerd: Arc<Containerd>,
+        client: Client,
+        reference: Reference,
+        bars: Arc<Bars>,
+        parallel: usize,
+    ) -> Self {
+        Self {
+            containerd,
+            client,
+            reference,
+            bars,
+            slots: Arc::new(Semaphore::new(parallel)),
+            started: Mutex::default(),
+            tasks: Mutex::default(),
+        }
+    }
+
+    /// Starts downloading a layer unless that was done before.
+    pub(crate) async fn start(&self, layer: &Descriptor) {
+        let download = self.download(layer).await;
+        self.tasks.lock().await.spawn(async move {
+            // Whoever needs the layer gets the error.
+            let _ = download.await;
+        });
+    }
+
+    /// Returns when the layer is in containerd's content store.
+    pub(crate) async fn wait(&self, layer: &Descriptor) -> anyhow::Result<()> {
+        let download = self.download(layer).await;
+        download.await.map_err(|error| anyhow!("{error:#}"))
+    }
+
+    async fn download(&self, layer: &Descriptor) -> Download {
+        let mut started = self.started.lock().await;
+        started
+            .entry(layer.digest)
+            .or_insert_with(|| {
+                let layer = layer.clone();
+                let (containerd, client) = (Arc::clone(&self.containerd), self.client.clone());
+                let (reference, bars) = (self.reference.clone(), Arc::clone(&self.bars));
+                let slots = Arc::clone(&self.slots);
+                async move {
+                    let _slot = slots.acquire().await;
+                    download(&containerd, &client, &reference, &layer, &bars)
+                        .await
+                        .map_err(Arc::new)
+                }
+                .boxed()
+                .shared()
+            })
+            .clone()
+    }
+}
+
+async fn download(
+    containerd: &Containerd,
+    client: &Client,
+    reference: &Reference,
+    layer: &Descriptor,
+    bars: &Bars,
+) -> anyhow::Result<()> {
+    bars.begin(layer, "download");
+    let size = layer.size;
+    let open = |offset: u64| async move {
+        let stream = if offset == 0 {
+            client.blob_stream(reference, layer).await?
+        } else {
+            client
+                .blob(reference, layer)
+                .stream_range(offset..size)
+                .await?
+        };
+        Ok(stream.map_err(anyhow::Error::from).boxed())
+    };
+    let labels = HashMap::from([labels::source(reference)]);
+    let advance = |bytes| bars.advance(layer.digest, bytes);
+    let result = write(containerd, "layer", layer, labels, open, &advance).await;
+    bars.end(layer.digest);
+    result
+}

@@ -1,0 +1,21 @@
+//! Pulling an image through containerd's API with a remote snapshotter.
+//!
+//! What containerd's own unpacker does, step by step: content under a lease, one `Prepare` per
+//! layer with the labels that a lazy snapshotter needs, download and apply only where the
+//! snapshotter does not take the layer over, and an image record at the end.
+
+mod containerd;
+mod content;
+mod fetch;
+mod image;
+mod labels;
+mod layers;
+mod outcome;
+mod unpack;
+
+pub(crate) use containerd::Containerd;
+pub(crate) use fetch::{Fetched, fetch};
+pub(crate) use image::record;
+pub(crate) use layers::Downloads;
+pub(crate) use outcome::{Layer, State};
+pub(crate) use unpack::{Active, Unpack};
