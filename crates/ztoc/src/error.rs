@@ -123,6 +123,14 @@ pub enum BuildError {
         /// Where the header starts.
         at: u64,
     },
+    /// The tar ends in the middle.
+    #[error("the layer's tar ends {reason}, the one that starts at uncompressed byte {at}")]
+    TruncatedTar {
+        /// In the middle of what.
+        reason: &'static str,
+        /// Where the last header starts.
+        at: u64,
+    },
     /// The tar has an entry that zTOCs have no way to describe.
     #[error("the layer has an entry that a zTOC cannot describe: {what} {name:?}, at uncompressed byte {at}")]
     UnsupportedEntry {

@@ -13,10 +13,15 @@ mod error;
 mod extract;
 mod flatbuffer_read;
 mod flatbuffer_write;
+mod gzip_scan;
+mod hashing;
 mod inflate;
+mod pax;
 pub mod prefetch;
 pub mod soci_index;
 mod span;
+mod tar_header;
+mod tar_scan;
 mod toc;
 mod ztoc;
 

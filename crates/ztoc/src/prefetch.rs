@@ -50,24 +50,100 @@ pub enum PrefetchError {
     Invalid(String),
 }
 
+/// The version that is read and written.
+const VERSION: &str = "1.0";
+
 impl Prefetch {
     /// A prefetch artifact of these spans, merged and sorted.
     #[must_use]
-    pub fn new(_spans: impl IntoIterator<Item = PrefetchSpan>) -> Self {
-        todo!()
+    pub fn new(spans: impl IntoIterator<Item = PrefetchSpan>) -> Self {
+        Self { version: VERSION.to_owned(), prefetch_spans: merge(spans.into_iter().collect()) }
     }
 
     /// Reads a prefetch artifact; its spans come out merged and sorted.
     ///
     /// # Errors
     /// [`PrefetchError`] when it is none.
-    pub fn parse(_bytes: &[u8]) -> Result<Self, PrefetchError> {
-        todo!()
+    pub fn parse(bytes: &[u8]) -> Result<Self, PrefetchError> {
+        let read: Self = serde_json::from_slice(bytes)?;
+        if read.version != VERSION {
+            return Err(PrefetchError::Invalid(format!(
+                "it has version {:?}; only {VERSION:?} is supported",
+                read.version
+            )));
+        }
+        if let Some(span) = read.prefetch_spans.iter().find(|span| span.start_span > span.end_span) {
+            return Err(PrefetchError::Invalid(format!(
+                "its spans {} to {} are in the wrong order",
+                span.start_span, span.end_span
+            )));
+        }
+        if read.prefetch_spans.is_empty() {
+            return Err(PrefetchError::Invalid("it lists no spans".to_owned()));
+        }
+        Ok(Self::new(read.prefetch_spans))
     }
 
     /// Writes the artifact as Go's encoder would.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        todo!()
+        // Writing a structure of strings and numbers to memory cannot fail.
+        oci::json::to_vec(self).unwrap_or_default()
+    }
+}
+
+/// Sorts spans by where they start, and makes one of those that overlap or touch; that one has the
+/// most urgent, the smallest, of their priorities.
+fn merge(mut spans: Vec<PrefetchSpan>) -> Vec<PrefetchSpan> {
+    spans.sort_unstable();
+    let mut merged: Vec<PrefetchSpan> = Vec::with_capacity(spans.len());
+    for span in spans {
+        match merged.last_mut() {
+            Some(last) if span.start_span <= last.end_span.saturating_add(1) => {
+                last.end_span = last.end_span.max(span.end_span);
+                last.priority = last.priority.min(span.priority);
+            }
+            _ => merged.push(span),
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(start_span: u32, end_span: u32, priority: i64) -> PrefetchSpan {
+        PrefetchSpan { start_span, end_span, priority }
+    }
+
+    #[test]
+    fn spans_are_merged_and_sorted_and_written_as_go_does() {
+        let prefetch =
+            Prefetch::new([span(9, 9, 3), span(0, 2, 0), span(7, 8, 2), span(1, 4, 0), span(6, 6, 5)]);
+        assert_eq!(prefetch.prefetch_spans, [span(0, 4, 0), span(6, 9, 2)]);
+        let json = br#"{"version":"1.0","prefetch_spans":[{"start_span":0,"end_span":4},{"start_span":6,"end_span":9,"priority":2}]}"#;
+        assert_eq!(prefetch.encode(), json);
+        assert_eq!(Prefetch::parse(json).unwrap(), prefetch);
+    }
+
+    #[test]
+    fn what_is_no_artifact_is_refused() {
+        for bad in [
+            "",
+            "{}",
+            r#"{"version":"2.0","prefetch_spans":[{"start_span":0,"end_span":0}]}"#,
+            r#"{"version":"1.0","prefetch_spans":[]}"#,
+            r#"{"version":"1.0","prefetch_spans":[{"start_span":2,"end_span":1}]}"#,
+            r#"{"version":"1.0","prefetch_spans":[{"start_span":-1,"end_span":1}]}"#,
+        ] {
+            assert!(Prefetch::parse(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_last_possible_span_does_not_overflow() {
+        let prefetch = Prefetch::new([span(0, u32::MAX, 0), span(u32::MAX, u32::MAX, 0)]);
+        assert_eq!(prefetch.prefetch_spans, [span(0, u32::MAX, 0)]);
     }
 }
