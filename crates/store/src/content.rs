@@ -1,17 +1,36 @@
 //! An OCI image layout folder (OCI image spec, `image-layout.md`): blobs by digest, and an
 //! `index.json` that names what is complete.
 
+mod blob_writer;
+
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use std::{fs, io};
 
 use bytes::Bytes;
-use oci::{Descriptor, Digest, Index};
+use oci::{Descriptor, Digest, Index, annotations, media_types};
+use parking_lot::Mutex;
 
 use crate::StoreError;
+use crate::atomic_file::{UNFINISHED, write_file};
 
-/// An OCI image layout folder. Clones share nothing but the path and may be used from many threads.
+pub use blob_writer::BlobWriter;
+
+/// How much of a reader is held at once.
+const CHUNK: usize = 256 << 10;
+/// An unfinished blob that nobody wrote to for this long was left by a process that died.
+const ABANDONED: Duration = Duration::from_secs(24 * 3600);
+const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+
+/// An OCI image layout folder. Clones are the same folder; all may be used from many threads.
 #[derive(Debug, Clone)]
-pub struct OciLayout {}
+pub struct OciLayout {
+    dir: PathBuf,
+    /// One changes `index.json` at a time.
+    index: Arc<Mutex<()>>,
+}
 
 /// What [`OciLayout::put`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,150 +41,292 @@ pub enum PutOutcome {
     Exists,
 }
 
-/// A blob that is being written; dropped before [`BlobWriter::commit`], it leaves nothing.
-#[derive(Debug)]
-pub struct BlobWriter {}
-
-impl std::io::Write for BlobWriter {
-    fn write(&mut self, _data: &[u8]) -> std::io::Result<usize> {
-        todo!()
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl BlobWriter {
-    /// Takes in the next bytes.
-    ///
-    /// # Errors
-    /// More bytes than the descriptor says, or the file system refused.
-    pub fn append(&mut self, _data: &[u8]) -> Result<(), StoreError> {
-        todo!()
-    }
-    /// Ends the blob: digest and size are checked, the file is made durable and takes its name.
-    ///
-    /// # Errors
-    /// [`StoreError::SizeMismatch`], [`StoreError::DigestMismatch`], or the file system refused.
-    pub fn commit(self) -> Result<Descriptor, StoreError> {
-        todo!()
-    }
-}
-
 impl OciLayout {
     /// Opens a layout; the folder, `oci-layout` and `blobs/sha256` are created if need be.
     ///
     /// # Errors
     /// The file system refused, or `oci-layout` names another version.
-    pub fn open(_dir: &Path) -> Result<Self, StoreError> {
-        todo!()
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        let blobs = dir.join("blobs/sha256");
+        fs::create_dir_all(&blobs).map_err(|source| match source.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                let path = dir.to_path_buf();
+                StoreError::NotWritable { path, source }
+            }
+            _ => StoreError::io("create", &blobs, source),
+        })?;
+        if !dir.join("oci-layout").exists() {
+            write_file(&dir.join("oci-layout"), LAYOUT)?;
+        }
+        clear_abandoned(&blobs);
+        Self::open_existing(dir)
     }
+
     /// Opens a layout that must be there, and writes nothing.
     ///
     /// # Errors
     /// There is none, or it has another version.
-    pub fn open_existing(_dir: &Path) -> Result<Self, StoreError> {
-        todo!()
+    pub fn open_existing(dir: &Path) -> Result<Self, StoreError> {
+        let path = dir.join("oci-layout");
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let reason = "the file is missing, so its folder is no OCI image layout".to_owned();
+                return Err(StoreError::Layout { path, reason });
+            }
+            Err(error) => return Err(StoreError::io("read", &path, error)),
+        };
+        let layout: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        match layout
+            .get("imageLayoutVersion")
+            .and_then(serde_json::Value::as_str)
+        {
+            Some("1.0.0") => Ok(Self {
+                dir: dir.to_path_buf(),
+                index: Arc::default(),
+            }),
+            version => {
+                let reason = match version {
+                    Some(version) => {
+                        format!("version {version:?} is not supported, only \"1.0.0\"")
+                    }
+                    None => "it names no imageLayoutVersion".to_owned(),
+                };
+                Err(StoreError::Layout { path, reason })
+            }
+        }
     }
+
     /// The folder.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        todo!()
+        &self.dir
     }
+
     /// Stores a blob that is in memory.
     ///
     /// # Errors
     /// The bytes are not those that the descriptor names, or the file system refused.
-    pub fn put(&self, _descriptor: &Descriptor, _bytes: &[u8]) -> Result<PutOutcome, StoreError> {
-        todo!()
+    pub fn put(&self, descriptor: &Descriptor, bytes: &[u8]) -> Result<PutOutcome, StoreError> {
+        self.put_reader(descriptor, bytes)
     }
-    /// Stores a blob from a reader.
+
+    /// Stores a blob from a reader, of which it reads nothing if the blob is here.
     ///
     /// # Errors
     /// As [`OciLayout::put`], and what the reader reports.
     pub fn put_reader(
         &self,
-        _descriptor: &Descriptor,
-        _reader: impl Read,
+        descriptor: &Descriptor,
+        mut reader: impl Read,
     ) -> Result<PutOutcome, StoreError> {
-        todo!()
+        if self.size(&descriptor.digest) == Some(descriptor.size) {
+            return Ok(PutOutcome::Exists);
+        }
+        let mut writer = self.writer(descriptor)?;
+        let wanted = usize::try_from(descriptor.size).unwrap_or(usize::MAX);
+        let mut chunk = vec![0; wanted.saturating_add(1).min(CHUNK)];
+        loop {
+            match reader.read(&mut chunk) {
+                Ok(0) => break,
+                Ok(len) => writer.append(chunk.get(..len).unwrap_or_default())?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    return Err(StoreError::io(
+                        "read what is to become",
+                        self.path(&descriptor.digest),
+                        error,
+                    ));
+                }
+            }
+        }
+        writer.commit()?;
+        Ok(PutOutcome::Written)
     }
+
     /// Starts to write a blob of known digest and size piece by piece.
     ///
     /// # Errors
     /// The file system refused.
-    pub fn writer(&self, _descriptor: &Descriptor) -> Result<BlobWriter, StoreError> {
-        todo!()
+    pub fn writer(&self, descriptor: &Descriptor) -> Result<BlobWriter, StoreError> {
+        BlobWriter::new(&self.blobs(), descriptor.clone(), true)
     }
+
     /// Starts to write a blob whose digest and size will be known at its end.
     ///
     /// # Errors
     /// The file system refused.
-    pub fn new_blob(&self, _media_type: &str) -> Result<BlobWriter, StoreError> {
-        todo!()
+    pub fn new_blob(&self, media_type: &str) -> Result<BlobWriter, StoreError> {
+        let unknown = Descriptor::new(media_type, Digest::of(&[]), 0);
+        BlobWriter::new(&self.blobs(), unknown, false)
     }
-    /// A whole blob, for small metadata. A damaged one is removed and reported.
+
+    /// A whole blob, for small metadata. A damaged one is removed and reported, never served.
     ///
     /// # Errors
     /// [`StoreError::NotFound`], [`StoreError::DigestMismatch`], or the file system refused.
-    pub fn get(&self, _digest: &Digest) -> Result<Bytes, StoreError> {
-        todo!()
+    pub fn get(&self, digest: &Digest) -> Result<Bytes, StoreError> {
+        let path = self.path(digest);
+        let blob = match fs::read(&path) {
+            Ok(blob) => blob,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let what = format!("blob {digest}");
+                return Err(StoreError::NotFound {
+                    what,
+                    path: self.dir.clone(),
+                });
+            }
+            Err(error) => return Err(StoreError::io("read", &path, error)),
+        };
+        let actual = Digest::of(&blob);
+        if actual != *digest {
+            self.delete(digest)?;
+            let what = format!("blob {}, which is removed", path.display());
+            let expected = *digest;
+            return Err(StoreError::DigestMismatch {
+                what,
+                expected,
+                actual,
+            });
+        }
+        Ok(blob.into())
     }
+
+    fn blobs(&self) -> PathBuf {
+        self.dir.join("blobs/sha256")
+    }
+
     /// Where the blob is or would be.
     #[must_use]
-    pub fn path(&self, _digest: &Digest) -> PathBuf {
-        todo!()
+    pub fn path(&self, digest: &Digest) -> PathBuf {
+        self.blobs().join(digest.hex())
     }
+
     /// Is the blob here? Its content is not checked.
     #[must_use]
-    pub fn contains(&self, _digest: &Digest) -> bool {
-        todo!()
+    pub fn contains(&self, digest: &Digest) -> bool {
+        self.size(digest).is_some()
     }
+
     /// The blob's size in bytes, if it is here.
     #[must_use]
-    pub fn size(&self, _digest: &Digest) -> Option<u64> {
-        todo!()
+    pub fn size(&self, digest: &Digest) -> Option<u64> {
+        let metadata = fs::metadata(self.path(digest)).ok()?;
+        metadata.is_file().then_some(metadata.len())
     }
+
     /// Removes a blob; answers whether it was here.
     ///
     /// # Errors
     /// The file system refused.
-    pub fn delete(&self, _digest: &Digest) -> Result<bool, StoreError> {
-        todo!()
+    pub fn delete(&self, digest: &Digest) -> Result<bool, StoreError> {
+        let path = self.path(digest);
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(StoreError::io("remove", &path, error)),
+        }
     }
+
     /// The digests of all blobs, ascending.
     ///
     /// # Errors
     /// The folder cannot be read.
     pub fn list(&self) -> Result<Vec<Digest>, StoreError> {
-        todo!()
+        let blobs = self.blobs();
+        let failed = |e| StoreError::io("list", &blobs, e);
+        let mut digests = Vec::new();
+        for entry in fs::read_dir(&blobs).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            digests.extend(
+                name.to_str()
+                    .and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok()),
+            );
+        }
+        digests.sort_unstable();
+        Ok(digests)
     }
+
     /// `index.json`; empty if there is none yet.
     ///
     /// # Errors
     /// It cannot be read or is no image index.
     pub fn index(&self) -> Result<Index, StoreError> {
-        todo!()
+        let path = self.dir.join("index.json");
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|e| StoreError::Layout {
+                path,
+                reason: format!("it is no OCI image index: {e}"),
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Index {
+                schema_version: 2,
+                media_type: media_types::OCI_INDEX.to_owned(),
+                artifact_type: None,
+                manifests: Vec::new(),
+                subject: None,
+                annotations: Default::default(),
+            }),
+            Err(error) => Err(StoreError::io("read", &path, error)),
+        }
     }
+
     /// Replaces `index.json`.
     ///
     /// # Errors
     /// The file system refused.
-    pub fn set_index(&self, _index: &Index) -> Result<(), StoreError> {
-        todo!()
+    pub fn set_index(&self, index: &Index) -> Result<(), StoreError> {
+        let path = self.dir.join("index.json");
+        let text = oci::json::to_vec(index).map_err(|e| StoreError::Layout {
+            path: path.clone(),
+            reason: format!("it cannot be written: {e}"),
+        })?;
+        write_file(&path, &text)
     }
+
     /// What a tag (annotation `org.opencontainers.image.ref.name`) points at.
     ///
     /// # Errors
     /// As [`OciLayout::index`].
-    pub fn tag(&self, _tag: &str) -> Result<Option<Descriptor>, StoreError> {
-        todo!()
+    pub fn tag(&self, tag: &str) -> Result<Option<Descriptor>, StoreError> {
+        let found = |of: &Descriptor| of.annotation(annotations::REF_NAME) == Some(tag);
+        Ok(self.index()?.manifests.into_iter().find(found))
     }
+
     /// Points a tag at something, instead of what it pointed at before.
     ///
     /// # Errors
     /// As [`OciLayout::index`] and [`OciLayout::set_index`].
-    pub fn set_tag(&self, _tag: &str, _descriptor: &Descriptor) -> Result<(), StoreError> {
-        todo!()
+    pub fn set_tag(&self, tag: &str, descriptor: &Descriptor) -> Result<(), StoreError> {
+        let _one = self.index.lock();
+        let mut index = self.index()?;
+        index
+            .manifests
+            .retain(|of| of.annotation(annotations::REF_NAME) != Some(tag));
+        index
+            .manifests
+            .push(descriptor.clone().annotated(annotations::REF_NAME, tag));
+        self.set_index(&index)
     }
 }
+
+/// Removes blobs that a process started to write and never finished.
+fn clear_abandoned(blobs: &Path) {
+    for entry in fs::read_dir(blobs).into_iter().flatten().flatten() {
+        let unfinished = entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(UNFINISHED.as_bytes());
+        let age = entry
+            .metadata()
+            .and_then(|m| m.modified())
+            .ok()
+            .and_then(|at| at.elapsed().ok());
+        if unfinished && age.is_some_and(|age| age > ABANDONED) {
+            // It takes room, nothing else.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

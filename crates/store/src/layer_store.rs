@@ -1,16 +1,25 @@
-//! The layer store.
+//! The layer store: a folder per layer and zTOC, shared by all images and namespaces that use the
+//! two, kept across restarts.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use std::{fs, io};
 
 use oci::Digest;
 
+use crate::flusher::Flusher;
+use crate::layer_folder::{self, Opened};
+use crate::shared::Shared;
 use crate::{StoreError, StoredLayer};
 
+/// Where folders go before their content is deleted, so that a crash leaves no half of one.
+const REMOVED: &str = ".removed";
+
 /// What names a stored layer: the layer, and the zTOC through which it is read. A zTOC is only as
-/// trustworthy as the index that named it, so that two images that use one layer through different
-/// zTOCs must not share data.
+/// trustworthy as the index that named it, so two images that use one layer through different zTOCs
+/// do not share data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LayerKey {
     /// The digest of the compressed layer.
@@ -19,10 +28,25 @@ pub struct LayerKey {
     pub ztoc: Digest,
 }
 
+impl LayerKey {
+    fn folder_name(&self) -> String {
+        format!("{}-{}", self.layer.hex(), self.ztoc.hex())
+    }
+
+    fn from_folder_name(name: &str) -> Option<Self> {
+        let (layer, ztoc) = name.split_once('-')?;
+        let digest = |hex: &str| format!("sha256:{hex}").parse().ok();
+        Some(Self {
+            layer: digest(layer)?,
+            ztoc: digest(ztoc)?,
+        })
+    }
+}
+
 /// How the store behaves.
 #[derive(Debug, Clone)]
 pub struct LayerStoreConfig {
-    /// How many bytes of uncompressed data may be stored in all; `None`: as many as fit.
+    /// How many bytes of uncompressed data may be stored in open layers; `None`: as many as fit.
     pub budget_bytes: Option<u64>,
     /// How long a span may wait before it is made durable.
     pub sync_interval: Duration,
@@ -48,59 +72,183 @@ pub struct Usage {
     pub open_layers: usize,
 }
 
-/// The layer store. Clones are the same store.
+/// The layer store. Clones are the same store; when the last one goes, what was written is made
+/// durable.
 #[derive(Debug, Clone)]
-pub struct LayerStore {}
+pub struct LayerStore {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    dir: PathBuf,
+    shared: Arc<Shared>,
+    removals: AtomicU64,
+    _flusher: Flusher,
+}
 
 impl LayerStore {
     /// Opens the store in `dir`, which is created if need be, and clears away what a crash left.
     ///
     /// # Errors
     /// The folder cannot be created, read or written to.
-    pub fn open(_dir: &Path, _config: LayerStoreConfig) -> Result<Self, StoreError> {
-        todo!()
+    pub fn open(dir: &Path, config: LayerStoreConfig) -> Result<Self, StoreError> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let refused = |source: io::Error| match source.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                let path = dir.to_path_buf();
+                StoreError::NotWritable { path, source }
+            }
+            _ => StoreError::io("open the layer store", dir, source),
+        };
+        let removed = dir.join(REMOVED);
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(refused)?;
+        match fs::remove_dir_all(&removed) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(refused(error)),
+            _ => fs::create_dir(&removed).map_err(refused)?,
+        }
+        let shared = Arc::new(Shared::new(config.budget_bytes));
+        let flusher = Flusher::start(shared.clone(), config.sync_interval).map_err(refused)?;
+        let store = Self {
+            inner: Arc::new(Inner {
+                dir: dir.to_path_buf(),
+                shared,
+                removals: AtomicU64::new(0),
+                _flusher: flusher,
+            }),
+        };
+        for key in store.layers()? {
+            // Without its zTOC, a folder was never finished; nothing in it can be used.
+            if !layer_folder::is_usable(&store.folder(key)) {
+                store.remove(key.layer, key.ztoc)?;
+            }
+        }
+        Ok(store)
     }
 
-    /// Opens a layer, creating it if need be. `ztoc_blob` is needed (and verified) when the zTOC is not stored yet;
-    /// without it the answer is then [`StoreError::NotFound`].
+    fn folder(&self, key: LayerKey) -> PathBuf {
+        self.inner.dir.join(key.folder_name())
+    }
+
+    /// Opens a layer, creating it if need be. `ztoc_blob` is needed (and verified) when the zTOC is
+    /// not stored yet; without it the answer is then [`StoreError::NotFound`].
     ///
     /// # Errors
     /// The zTOC is missing, damaged or unusable, or the disk is full or fails.
     pub fn create_or_open(
         &self,
-        _layer: Digest,
-        _ztoc_digest: Digest,
-        _ztoc_blob: Option<&[u8]>,
+        layer: Digest,
+        ztoc_digest: Digest,
+        ztoc_blob: Option<&[u8]>,
     ) -> Result<Arc<StoredLayer>, StoreError> {
-        todo!()
+        let key = LayerKey {
+            layer,
+            ztoc: ztoc_digest,
+        };
+        let place = self.inner.shared.place(key);
+        let mut place = place.lock();
+        if let Some(open) = place.upgrade() {
+            return Ok(open);
+        }
+        let Opened { layer, .. } =
+            layer_folder::open(&self.folder(key), key, ztoc_blob, &self.inner.shared)?;
+        *place = Arc::downgrade(&layer);
+        Ok(layer)
+    }
+
+    /// As [`LayerStore::create_or_open`], with what was read of the zTOC on the way: its entries.
+    ///
+    /// # Errors
+    /// As [`LayerStore::create_or_open`].
+    pub fn create_or_open_with_toc(
+        &self,
+        layer: Digest,
+        ztoc_digest: Digest,
+        ztoc_blob: Option<&[u8]>,
+    ) -> Result<(Arc<StoredLayer>, Vec<ztoc::FileMetadata>), StoreError> {
+        let key = LayerKey {
+            layer,
+            ztoc: ztoc_digest,
+        };
+        let place = self.inner.shared.place(key);
+        let mut place = place.lock();
+        if let Some(open) = place.upgrade() {
+            let toc = open.ztoc()?.toc;
+            return Ok((open, toc));
+        }
+        let Opened { layer, toc } =
+            layer_folder::open(&self.folder(key), key, ztoc_blob, &self.inner.shared)?;
+        *place = Arc::downgrade(&layer);
+        Ok((layer, toc))
     }
 
     /// The layer, if it is open.
     #[must_use]
-    pub fn get(&self, _layer: Digest, _ztoc_digest: Digest) -> Option<Arc<StoredLayer>> {
-        todo!()
+    pub fn get(&self, layer: Digest, ztoc_digest: Digest) -> Option<Arc<StoredLayer>> {
+        let key = LayerKey {
+            layer,
+            ztoc: ztoc_digest,
+        };
+        let place = self.inner.shared.layers.lock().get(&key)?.clone();
+        place.lock().upgrade()
     }
 
-    /// Removes a layer, open or not. Who still holds it can go on reading. Nothing to remove is no error.
+    /// Removes a layer, open or not. Who still holds it can go on reading. Nothing to remove is no
+    /// error.
     ///
     /// # Errors
     /// The file system refused.
-    pub fn remove(&self, _layer: Digest, _ztoc_digest: Digest) -> Result<(), StoreError> {
-        todo!()
+    pub fn remove(&self, layer: Digest, ztoc_digest: Digest) -> Result<(), StoreError> {
+        let key = LayerKey {
+            layer,
+            ztoc: ztoc_digest,
+        };
+        let place = self.inner.shared.place(key);
+        let mut place = place.lock();
+        if let Some(open) = place.upgrade() {
+            open.removed.store(true, Ordering::Release);
+        }
+        *place = std::sync::Weak::new();
+        let from = self.folder(key);
+        let number = self.inner.removals.fetch_add(1, Ordering::Relaxed);
+        let to = self.inner.dir.join(REMOVED).join(number.to_string());
+        match fs::rename(&from, &to) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(StoreError::io("remove", &from, error)),
+        }
+        drop(place);
+        self.inner.shared.forget(key);
+        fs::remove_dir_all(&to).map_err(|e| StoreError::io("remove", &from, e))
     }
 
     /// What is stored.
     #[must_use]
     pub fn usage(&self) -> Usage {
-        todo!()
+        Usage {
+            stored_bytes: self.inner.shared.stored.load(Ordering::Relaxed),
+            budget_bytes: self.inner.shared.budget,
+            open_layers: self.inner.shared.open_layers().len(),
+        }
     }
 
-    /// The layers on disk, open or not.
+    /// The layers on disk, open or not, ascending.
     ///
     /// # Errors
     /// The folder cannot be read.
     pub fn layers(&self) -> Result<Vec<LayerKey>, StoreError> {
-        todo!()
+        let failed = |e| StoreError::io("list", &self.inner.dir, e);
+        let mut keys = Vec::new();
+        for entry in fs::read_dir(&self.inner.dir).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            keys.extend(name.to_str().and_then(LayerKey::from_folder_name));
+        }
+        keys.sort_unstable();
+        Ok(keys)
     }
 
     /// Makes durable what has been written to all layers.
@@ -108,6 +256,10 @@ impl LayerStore {
     /// # Errors
     /// The first failure; the others are tried all the same.
     pub fn sync(&self) -> Result<(), StoreError> {
-        todo!()
+        let mut result = Ok(());
+        for layer in self.inner.shared.open_layers() {
+            result = result.and(layer.sync());
+        }
+        result
     }
 }

@@ -5,12 +5,15 @@
 
 mod atomic_file;
 pub mod content;
+mod durability;
 mod error;
 mod flusher;
+mod layer_folder;
 mod layer_store;
 mod page_cache;
 mod reclaim;
 mod root_lock;
+mod shared;
 mod span_states;
 mod spans_file;
 mod stored_layer;

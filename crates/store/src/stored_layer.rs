@@ -1,11 +1,26 @@
-//! One layer in the store.
+//! One layer in the store: the sparse file of its uncompressed tar, the record of what is in it, and
+//! its zTOC.
 
+use std::fs::File;
+use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use oci::Digest;
-use ztoc::{SpanId, SpanTable, Ztoc};
+use parking_lot::Mutex;
+use ztoc::{Span, SpanId, SpanTable, Ztoc};
 
-use crate::StoreError;
+use crate::page_cache;
+use crate::shared::Shared;
+use crate::span_states::{SpanStates, State};
+use crate::spans_file::SpansFile;
+use crate::{LayerKey, StoreError};
+
+/// How much is read at once when a checksum is compared.
+const CHECK_CHUNK: usize = 256 << 10;
 
 /// What a read found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,89 +28,345 @@ use crate::StoreError;
 pub enum ReadOutcome {
     /// The whole buffer is filled.
     Filled,
-    /// These spans are needed and not here; the buffer's content is undefined.
+    /// From the first to the last span that is needed and not here; some between may be here. The
+    /// buffer's content is undefined.
     Missing(Range<u32>),
 }
 
 /// One layer in the store. It keeps three descriptors open.
 #[derive(Debug)]
-pub struct StoredLayer {}
+pub struct StoredLayer {
+    pub(crate) me: Weak<Self>,
+    pub(crate) key: LayerKey,
+    pub(crate) dir: PathBuf,
+    pub(crate) spans: SpanTable,
+    pub(crate) states: SpanStates,
+    pub(crate) data: File,
+    pub(crate) ztoc: File,
+    /// crc32c of each span's window: a span's digest covers its compressed bytes only, so a window
+    /// that rots on disk would give wrong bytes.
+    pub(crate) window_sums: Box<[u32]>,
+    pub(crate) record: Mutex<SpansFile>,
+    /// Spans that are written and not durable.
+    pub(crate) dirty: Mutex<Vec<u32>>,
+    /// One sync at a time.
+    pub(crate) syncing: Mutex<()>,
+    /// One checksum is compared at a time, so that many first readers of a span read it once.
+    pub(crate) checking: Mutex<()>,
+    pub(crate) fetched: AtomicU64,
+    pub(crate) removed: AtomicBool,
+    pub(crate) shared: Arc<Shared>,
+}
 
 impl StoredLayer {
+    /// What names it.
+    #[must_use]
+    pub const fn key(&self) -> LayerKey {
+        self.key
+    }
+
     /// The digest of the compressed layer.
     #[must_use]
-    pub fn digest(&self) -> Digest {
-        todo!()
+    pub const fn digest(&self) -> Digest {
+        self.key.layer
     }
+
     /// The digest of its zTOC.
     #[must_use]
-    pub fn ztoc_digest(&self) -> Digest {
-        todo!()
+    pub const fn ztoc_digest(&self) -> Digest {
+        self.key.ztoc
     }
+
     /// Its spans.
     #[must_use]
-    pub fn spans(&self) -> &SpanTable {
-        todo!()
+    pub const fn spans(&self) -> &SpanTable {
+        &self.spans
     }
+
     /// Parses the zTOC from disk.
     ///
     /// # Errors
     /// It cannot be read or is not what it was.
     pub fn ztoc(&self) -> Result<Ztoc, StoreError> {
-        todo!()
+        let path = self.dir.join("ztoc");
+        let failed = |e| StoreError::io("read", &path, e);
+        let len = self.ztoc.metadata().map_err(failed)?.len();
+        let mut blob = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+        self.ztoc.read_exact_at(&mut blob, 0).map_err(failed)?;
+        page_cache::drop_all(&self.ztoc);
+        let (expected, actual) = (self.key.ztoc, Digest::of(&blob));
+        if actual != expected {
+            let what = format!("zTOC {}", path.display());
+            return Err(StoreError::DigestMismatch {
+                what,
+                expected,
+                actual,
+            });
+        }
+        Ztoc::parse(&blob).map_err(|source| StoreError::Ztoc {
+            digest: expected,
+            source,
+        })
     }
+
     /// Is the span here?
     #[must_use]
-    pub fn has(&self, _id: SpanId) -> bool {
-        todo!()
+    pub fn has(&self, id: SpanId) -> bool {
+        self.states.state(id.0).is_here()
     }
+
     /// The runs of spans that are not here, ascending.
     #[must_use]
     pub fn missing(&self) -> Vec<Range<u32>> {
-        todo!()
+        let mut runs: Vec<Range<u32>> = Vec::new();
+        for id in (0..self.spans.len()).filter(|id| !self.has(SpanId(*id))) {
+            match runs.last_mut() {
+                Some(run) if run.end == id => run.end += 1,
+                _ => runs.push(id..id + 1),
+            }
+        }
+        runs
     }
+
     /// Are all spans here?
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        todo!()
+        (0..self.spans.len()).all(|id| self.has(SpanId(id)))
     }
+
     /// The window that inflating the span needs; empty where none is needed.
     ///
     /// # Errors
     /// It cannot be read or is not what it was.
-    pub fn window(&self, _id: SpanId) -> Result<Vec<u8>, StoreError> {
-        todo!()
+    pub fn window(&self, id: SpanId) -> Result<Vec<u8>, StoreError> {
+        let Some(range) = self.spans.window_at(id) else {
+            return Ok(Vec::new());
+        };
+        let failed = |e| StoreError::io("read", self.dir.join("ztoc"), e);
+        let len = range.end.saturating_sub(range.start);
+        let mut window = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+        self.ztoc
+            .read_exact_at(&mut window, range.start)
+            .map_err(failed)?;
+        page_cache::drop_range(&self.ztoc, range);
+        if self.window_sums.get(id.0 as usize) != Some(&crc32c::crc32c(&window)) {
+            let reason = "it has changed on disk; pull the image again";
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidData, reason)));
+        }
+        Ok(window)
     }
-    /// Stores a span's uncompressed bytes. It is readable at once, and durable after [`StoredLayer::sync`] or a
-    /// moment later.
+
+    /// Stores a span's uncompressed bytes. It is readable at once, and durable after
+    /// [`StoredLayer::sync`] or a moment later. A span that is here, or is just being removed to make
+    /// room, is left alone.
     ///
     /// # Errors
     /// [`StoreError::NoSpace`], or the file system refused; then the span is not here.
-    pub fn write_span(&self, _id: SpanId, _data: &[u8]) -> Result<(), StoreError> {
-        todo!()
+    pub fn write_span(&self, id: SpanId, data: &[u8]) -> Result<(), StoreError> {
+        let span = self.known(id)?;
+        let len = data.len() as u64;
+        if len != length(&span) {
+            return Err(self.span_error(id, "bytes of another length than it has were given"));
+        }
+        if !self.states.change(id.0, State::Missing, State::Busy) {
+            return Ok(());
+        }
+        if !self.shared.take_room(len) {
+            self.states.change(id.0, State::Busy, State::Missing);
+            let action = "store a span within the budget in";
+            let path = self.dir.join("data");
+            return Err(StoreError::NoSpace { action, path });
+        }
+        if let Err(error) = self.data.write_all_at(data, span.uncompressed.start) {
+            self.shared.give_room(len);
+            self.states.change(id.0, State::Busy, State::Missing);
+            return Err(StoreError::io("write", self.dir.join("data"), error));
+        }
+        self.states
+            .set_sum(id.0, crc32c::crc32c(data), self.shared.tick());
+        self.fetched.fetch_add(self.weight(id), Ordering::Relaxed);
+        self.states.change(id.0, State::Busy, State::Fresh);
+        // After the state: a sync that finds it here takes it for written.
+        self.dirty.lock().push(id.0);
+        if let Some(me) = self
+            .me
+            .upgrade()
+            .filter(|me| !me.removed.load(Ordering::Acquire))
+        {
+            self.shared.written(me, len);
+        }
+        Ok(())
     }
-    /// Reads uncompressed bytes if all of them are here.
+
+    /// Reads uncompressed bytes if all of them are here. A span whose bytes turn out to be damaged is
+    /// not here any more.
     ///
     /// # Errors
-    /// The range is outside of the layer, or the file system refused.
-    pub fn read_at(&self, _offset: u64, _buf: &mut [u8]) -> Result<ReadOutcome, StoreError> {
-        todo!()
+    /// The range is outside of the layer.
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<ReadOutcome, StoreError> {
+        let len = buf.len() as u64;
+        let size = self.spans.uncompressed_size();
+        let end =
+            offset
+                .checked_add(len)
+                .filter(|end| *end <= size)
+                .ok_or(StoreError::OutOfRange {
+                    layer: self.key.layer,
+                    offset,
+                    len,
+                    size,
+                })?;
+        let needed = self.spans.covering(offset..end);
+        let mut at = offset;
+        let mut rest = buf;
+        for id in needed.clone() {
+            let part_end = self.known(SpanId(id))?.uncompressed.end.min(end);
+            let part_len = usize::try_from(part_end.saturating_sub(at)).unwrap_or(usize::MAX);
+            let Some((part, after)) = rest.split_at_mut_checked(part_len) else {
+                return Err(self.span_error(SpanId(id), "it does not lie where its neighbours say"));
+            };
+            if !self.read_part(SpanId(id), at, part) {
+                return Ok(ReadOutcome::Missing(self.missing_of(id..needed.end)));
+            }
+            (at, rest) = (part_end, after);
+        }
+        Ok(ReadOutcome::Filled)
     }
+
+    /// Reads a part of one span; `false`: it is not here.
+    fn read_part(&self, id: SpanId, at: u64, part: &mut [u8]) -> bool {
+        let Some(pin) = self.states.pin(id.0, self.shared.now()) else {
+            return false;
+        };
+        if pin.state == State::Unchecked && !self.check(id) {
+            return false;
+        }
+        if let Err(error) = self.data.read_exact_at(part, at) {
+            self.lose(id, &error.to_string());
+            return false;
+        }
+        // Pages that are not durable yet are the flusher's: dropping would only start their write-out.
+        if pin.state != State::Fresh {
+            page_cache::drop_range(&self.data, at..at.saturating_add(part.len() as u64));
+        }
+        true
+    }
+
+    /// Compares the checksum of a span that an earlier process stored.
+    fn check(&self, id: SpanId) -> bool {
+        let _one = self.checking.lock();
+        match self.states.state(id.0) {
+            State::Unchecked => {}
+            state => return state.is_here(),
+        }
+        match self.known(id).and_then(|span| self.sum_on_disk(&span)) {
+            Ok(sum) if sum == self.states.sum(id.0) => {
+                self.states.change(id.0, State::Unchecked, State::Durable);
+                return true;
+            }
+            Ok(_) => self.lose(id, "its checksum is wrong"),
+            Err(error) => self.lose(id, &error.to_string()),
+        }
+        false
+    }
+
+    fn sum_on_disk(&self, span: &Span) -> Result<u32, StoreError> {
+        let mut sum = 0;
+        let mut chunk = vec![0; CHECK_CHUNK];
+        let mut at = span.uncompressed.start;
+        while at < span.uncompressed.end {
+            let left = usize::try_from(span.uncompressed.end - at).unwrap_or(usize::MAX);
+            let part = chunk.get_mut(..left.min(CHECK_CHUNK)).unwrap_or_default();
+            self.data
+                .read_exact_at(part, at)
+                .map_err(|e| StoreError::io("read", self.dir.join("data"), e))?;
+            sum = crc32c::crc32c_append(sum, part);
+            at += part.len() as u64;
+        }
+        Ok(sum)
+    }
+
+    /// A span on disk is damaged: from now on it is not here.
+    fn lose(&self, id: SpanId, reason: &str) {
+        let state = self.states.state(id.0);
+        if !state.is_here() || !self.states.change(id.0, state, State::Busy) {
+            return;
+        }
+        tracing::warn!(
+            layer = %self.key.layer,
+            span = id.0,
+            reason,
+            "a stored span is damaged; it is fetched again"
+        );
+        self.uncount(id);
+        if let Err(error) = self.record.lock().clear(&[id.0]) {
+            // Its checksum is compared again after the next start.
+            tracing::warn!(layer = %self.key.layer, error = %error, "a damaged span stays on record");
+        }
+        self.states.change(id.0, State::Busy, State::Missing);
+    }
+
+    pub(crate) fn uncount(&self, id: SpanId) {
+        self.fetched.fetch_sub(self.weight(id), Ordering::Relaxed);
+        if let Some(span) = self.spans.get(id) {
+            self.shared.give_room(length(&span));
+        }
+    }
+
+    /// How many bytes of the blob a span stands for. Neighbours may share a byte: it counts once.
+    pub(crate) fn weight(&self, id: SpanId) -> u64 {
+        let end = |id| self.spans.get(id).map_or(0, |span| span.compressed.end);
+        let before = id.0.checked_sub(1).map_or(0, |before| end(SpanId(before)));
+        end(id).saturating_sub(before)
+    }
+
     /// The length of the compressed layer in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
-        todo!()
+        self.spans.compressed_size()
     }
+
     /// How many of them the spans that are here stand for.
     #[must_use]
     pub fn fetched_bytes(&self) -> u64 {
-        todo!()
+        self.fetched.load(Ordering::Relaxed)
     }
-    /// Makes durable what has been written.
-    ///
-    /// # Errors
-    /// The file system refused; what was not durable will be checked again at its next use.
-    pub fn sync(&self) -> Result<(), StoreError> {
-        todo!()
+
+    fn known(&self, id: SpanId) -> Result<Span, StoreError> {
+        self.spans
+            .get(id)
+            .ok_or_else(|| self.span_error(id, "the layer has no such span"))
     }
+
+    fn missing_of(&self, mut needed: Range<u32>) -> Range<u32> {
+        while needed.end > needed.start + 1 && self.has(SpanId(needed.end - 1)) {
+            needed.end -= 1;
+        }
+        needed
+    }
+
+    const fn span_error(&self, span: SpanId, reason: &'static str) -> StoreError {
+        StoreError::Span {
+            layer: self.key.layer,
+            span,
+            reason,
+        }
+    }
+}
+
+impl Drop for StoredLayer {
+    fn drop(&mut self) {
+        for id in (0..self.spans.len()).filter(|id| self.states.state(*id).is_here()) {
+            if let Some(span) = self.spans.get(SpanId(id)) {
+                self.shared.give_room(length(&span));
+            }
+        }
+    }
+}
+
+/// The uncompressed length of a span in bytes.
+pub(crate) const fn length(span: &Span) -> u64 {
+    span.uncompressed
+        .end
+        .saturating_sub(span.uncompressed.start)
 }

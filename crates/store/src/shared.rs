@@ -1,0 +1,102 @@
+//! What all layers of a store share: who is open, how much is stored, what waits to become durable.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::{LayerKey, StoredLayer};
+
+/// A place for one open layer; its lock is held while the layer is being opened or removed.
+pub(crate) type Place = Arc<Mutex<Weak<StoredLayer>>>;
+
+/// What all layers of a store share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) layers: Mutex<HashMap<LayerKey, Place>>,
+    pub(crate) budget: Option<u64>,
+    /// Uncompressed bytes in the spans of open layers.
+    pub(crate) stored: AtomicU64,
+    /// One reclaims at a time.
+    pub(crate) reclaiming: Mutex<()>,
+    /// Advances with each span that is written: the clock by which spans are old or new.
+    clock: AtomicU32,
+    pub(crate) dirty: Mutex<Dirty>,
+    pub(crate) wake: Condvar,
+}
+
+/// What waits to become durable.
+#[derive(Debug, Default)]
+pub(crate) struct Dirty {
+    /// Held, so that a layer is not dropped before it is durable.
+    pub(crate) layers: HashMap<LayerKey, Arc<StoredLayer>>,
+    pub(crate) bytes: u64,
+    pub(crate) stop: bool,
+}
+
+impl Shared {
+    pub(crate) fn new(budget: Option<u64>) -> Self {
+        Self {
+            layers: Mutex::default(),
+            budget,
+            stored: AtomicU64::new(0),
+            reclaiming: Mutex::default(),
+            clock: AtomicU32::new(0),
+            dirty: Mutex::default(),
+            wake: Condvar::new(),
+        }
+    }
+
+    pub(crate) fn now(&self) -> u32 {
+        self.clock.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn tick(&self) -> u32 {
+        self.clock.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
+    }
+
+    /// The place of a layer.
+    pub(crate) fn place(&self, key: LayerKey) -> Place {
+        let mut layers = self.layers.lock();
+        // Places that nobody uses any more are cleared away on the way.
+        layers.retain(|other, place| {
+            *other == key
+                || Arc::strong_count(place) > 1
+                || place
+                    .try_lock()
+                    .is_none_or(|layer| layer.strong_count() > 0)
+        });
+        layers.entry(key).or_default().clone()
+    }
+
+    /// The layers that are open.
+    pub(crate) fn open_layers(&self) -> Vec<Arc<StoredLayer>> {
+        let places: Vec<_> = self.layers.lock().values().cloned().collect();
+        // A layer that is just being opened has nothing to sync or reclaim: not waited for.
+        places
+            .iter()
+            .filter_map(|place| place.try_lock()?.upgrade())
+            .collect()
+    }
+
+    /// Notes that a layer has something to make durable.
+    pub(crate) fn written(&self, layer: Arc<StoredLayer>, bytes: u64) {
+        let mut dirty = self.dirty.lock();
+        if dirty.stop {
+            // The store is closed; who holds the layer syncs it or loses what it writes.
+            return;
+        }
+        let known = dirty.layers.insert(layer.key(), layer);
+        dirty.bytes = dirty.bytes.saturating_add(bytes);
+        self.wake.notify_one();
+        drop(dirty);
+        drop(known);
+    }
+
+    /// Lets go of a layer that was removed.
+    pub(crate) fn forget(&self, key: LayerKey) {
+        let forgotten = self.dirty.lock().layers.remove(&key);
+        drop(forgotten);
+    }
+}
