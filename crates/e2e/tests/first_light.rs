@@ -1,0 +1,305 @@
+//! The main job, end to end on real parts: index an image, pull it lazily, run it, and keep the
+//! promises when the daemon, the index or the registry is missing. Needs root, FUSE, containerd,
+//! runc, docker-registry, mmdebstrap and the two programs.
+
+use std::time::{Duration, Instant};
+
+use testkit::image::{APP_OUTPUT, PYTHON_TAG, python_image, small_image, small_image_data};
+use testkit::{Run, SociCli, SociDaemonOptions, Stack, StackOptions, TestRoot};
+
+const NAMESPACE: &str = "e2e";
+/// Everything else is measured while the background fetcher rests.
+const NO_BACKGROUND: &str = "[background_fetch]\ndisable = true\n";
+
+fn stack(config: &str) -> Stack {
+    let daemon = SociDaemonOptions::with_config(config);
+    Stack::start(StackOptions {
+        daemon,
+        ..StackOptions::default()
+    })
+    .unwrap()
+}
+
+/// Indexes the image of a layout into the registry; returns its name seen through the proxy.
+fn indexed(stack: &Stack, layout: &std::path::Path, name: &str) -> String {
+    let target = format!(
+        "docker://{}",
+        stack.registry.reference(&format!("{name}:soci"))
+    );
+    let arguments = [
+        "convert",
+        "--standalone",
+        "--min-layer-size",
+        "0",
+        &layout.display().to_string(),
+        &target,
+    ];
+    SociCli::standalone().unwrap().output(arguments).unwrap();
+    stack.reference(&format!("{name}:soci"))
+}
+
+/// Pulls with our CLI; returns what it prints.
+fn pull(stack: &Stack, reference: &str) -> String {
+    let soci = stack.soci(NAMESPACE).unwrap();
+    soci.output(["pull", "--plain-http", reference]).unwrap()
+}
+
+fn run(stack: &Stack, reference: &str, command: &[&str]) -> String {
+    let run = Run::new(reference, "soci").command(command.iter().copied());
+    stack.containerd.ctr(NAMESPACE).run_ok(&run).unwrap()
+}
+
+/// The FUSE mounts of the daemon's layers.
+fn lazy_mounts(stack: &Stack) -> usize {
+    let root = stack.daemon.root();
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    table
+        .lines()
+        .filter(|line| {
+            line.contains(root.to_str().unwrap()) && line.contains(" - fuse.rawBridge soci ")
+        })
+        .count()
+}
+
+#[test]
+fn python_computes_while_less_than_the_whole_image_has_been_fetched() {
+    let image = python_image().unwrap();
+    let mut stack = stack(NO_BACKGROUND);
+    let reference = indexed(&stack, &image.dir, PYTHON_TAG);
+    stack.proxy.reset_stats();
+    pull(&stack, &reference);
+    assert_eq!(
+        lazy_mounts(&stack),
+        image.layers.len(),
+        "every layer is lazy"
+    );
+    assert_eq!(run(&stack, &reference, &[]), APP_OUTPUT);
+    let fetched = stack.proxy.stats().total().bytes;
+    let size = image.compressed_size();
+    assert!(
+        fetched < size * 3 / 4,
+        "{fetched} of {size} bytes went over the network"
+    );
+    assert!(
+        fetched > size / 100,
+        "{fetched} bytes cannot be enough: something else was read"
+    );
+
+    // The same image goes on being lazy after a restart, and what is here is not fetched again.
+    assert!(stack.daemon.terminate().unwrap().success());
+    stack.daemon.start_again().unwrap();
+    assert_eq!(
+        lazy_mounts(&stack),
+        image.layers.len(),
+        "mounts are restored"
+    );
+    stack.proxy.reset_stats();
+    assert_eq!(run(&stack, &reference, &[]), APP_OUTPUT);
+    let again = stack.proxy.stats().total().bytes;
+    assert!(
+        again < fetched / 10,
+        "{again} bytes were fetched again, {fetched} at first"
+    );
+}
+
+#[test]
+fn a_lazy_image_shows_exactly_what_unpacking_it_shows() {
+    let root = TestRoot::new().unwrap();
+    small_image(root.path(), "small").unwrap();
+    let stack = stack(NO_BACKGROUND);
+    let lazy = indexed(&stack, root.path(), "small");
+    stack.push(root.path(), "small", "plain").unwrap();
+    let plain = stack.reference("plain:small");
+    pull(&stack, &lazy);
+    assert!(lazy_mounts(&stack) > 0);
+    let ctr = stack.containerd.ctr(NAMESPACE);
+    ctr.pull(&plain, "overlayfs").unwrap();
+    // Inode numbers and device numbers differ by nature, and so does the size of directories.
+    let script = "cd / && find bin data etc -xdev | sort | while read -r name; do \
+        stat -c '%A %u:%g %h %Y %t:%T %n' \"$name\"; \
+        if [ -L \"$name\" ]; then readlink \"$name\"; \
+        elif [ -f \"$name\" ]; then stat -c %s \"$name\"; sha256sum \"$name\"; fi; done";
+    // The links of a directory count its subdirectories on disk, and 1 or so elsewhere.
+    let without_links = |text: String| -> Vec<String> {
+        text.lines()
+            .map(|line| match line.split_once(' ') {
+                Some((mode, rest)) if mode.starts_with('d') => {
+                    let mut words = rest.split(' ').collect::<Vec<_>>();
+                    words.remove(1);
+                    format!("{mode} {}", words.join(" "))
+                }
+                _ => line.to_owned(),
+            })
+            .collect()
+    };
+    let show = |reference: &str, snapshotter: &str| {
+        let run = Run::new(reference, snapshotter).command([
+            "/bin/sh",
+            "-c",
+            &script.replace("sort", "cat"),
+        ]);
+        let mut lines = without_links(ctr.run_ok(&run).unwrap());
+        lines.sort();
+        lines
+    };
+    let (expected, seen) = (show(&plain, "overlayfs"), show(&lazy, "soci"));
+    assert!(expected.len() > 50, "{expected:?}");
+    assert_eq!(seen, expected);
+    let digest = oci::Digest::of(&small_image_data().to_vec()).hex();
+    assert!(
+        seen.iter().any(|line| line.starts_with(&digest)),
+        "{seen:?}"
+    );
+    assert!(
+        !seen
+            .iter()
+            .any(|line| line.contains("gone") || line.contains("hidden"))
+    );
+}
+
+#[test]
+fn an_image_without_an_index_is_unpacked_and_runs() {
+    let root = TestRoot::new().unwrap();
+    let image = small_image(root.path(), "small").unwrap();
+    let stack = stack(NO_BACKGROUND);
+    stack.push(root.path(), "small", "plain").unwrap();
+    let reference = stack.reference("plain:small");
+    let said = pull(&stack, &reference);
+    for layer in &image.layers {
+        let line = said
+            .lines()
+            .find(|line| line.contains(&layer.digest.to_string()));
+        let line = line.unwrap_or_else(|| panic!("no word about {}:\n{said}", layer.digest));
+        assert!(!line.contains(" lazy"), "{line}");
+    }
+    assert_eq!(lazy_mounts(&stack), 0);
+    assert_eq!(run(&stack, &reference, &[]), "hello\n");
+    // And with containerd's own client.
+    stack.push(root.path(), "small", "other").unwrap();
+    let other = stack.reference("other:small");
+    stack.containerd.ctr("plain").pull(&other, "soci").unwrap();
+    let run = Run::new(&other, "soci");
+    assert_eq!(
+        stack.containerd.ctr("plain").run_ok(&run).unwrap(),
+        "hello\n"
+    );
+}
+
+#[test]
+fn a_second_daemon_on_the_same_root_is_refused_and_harms_nothing() {
+    let root = TestRoot::new().unwrap();
+    small_image(root.path(), "small").unwrap();
+    let stack = stack(NO_BACKGROUND);
+    let reference = indexed(&stack, root.path(), "small");
+    pull(&stack, &reference);
+    let mut rival = stack.daemon.spawn_rival().unwrap();
+    let status = rival.wait(Duration::from_secs(30)).unwrap();
+    assert_eq!(status.code(), Some(1), "{}", rival.log().tail(20));
+    let said = rival.log().tail(20);
+    assert!(
+        said.contains(&stack.daemon.daemon().pid().to_string()),
+        "who has it is named: {said}"
+    );
+    assert_eq!(run(&stack, &reference, &[]), "hello\n");
+}
+
+#[test]
+fn a_read_that_needs_a_dead_registry_fails_with_eio_and_the_reader_goes_on() {
+    let root = TestRoot::new().unwrap();
+    small_image(root.path(), "small").unwrap();
+    let quick = "[http]\nMaxRetries = 1\nMinWaitMsec = 10\nMaxWaitMsec = 50\n\
+        [blob]\nmax_retries = 1\nmin_wait_msec = 10\nmax_wait_msec = 50\n";
+    let mut stack = stack(&format!("{quick}{NO_BACKGROUND}"));
+    let reference = indexed(&stack, root.path(), "small");
+    pull(&stack, &reference);
+    assert_eq!(run(&stack, &reference, &[]), "hello\n");
+    stack.registry.kill().unwrap();
+    let read = "cat /data/noise > /dev/null; echo status $?; cat /data/hello";
+    let run_read = Run::new(&reference, "soci").command(["/bin/sh", "-c", read]);
+    let ctr = stack.containerd.ctr(NAMESPACE);
+    let output = ctr.run(&run_read).unwrap();
+    assert_eq!(output.stdout, "status 1\nhello\n", "{}", output.stderr);
+    assert!(
+        output.stderr.contains("I/O error") || output.stderr.contains("Input/output error"),
+        "{}",
+        output.stderr
+    );
+    // Nothing of the failure is kept: when the registry is back, the bytes are the right ones.
+    stack.registry.start_again().unwrap();
+    let digest = oci::Digest::of(&small_image_data().to_vec()).hex();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let run = Run::new(&reference, "soci").command(["/bin/sha256sum", "/data/noise"]);
+        let output = ctr.run(&run).unwrap();
+        if output.status.success() {
+            assert!(output.stdout.starts_with(&digest), "{}", output.stdout);
+            break;
+        }
+        assert!(Instant::now() < deadline, "still fails: {}", output.stderr);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn once_the_background_fetcher_is_done_the_registry_may_die() {
+    let root = TestRoot::new().unwrap();
+    let image = small_image(root.path(), "small").unwrap();
+    let mut stack =
+        stack("[background_fetch]\nsilence_period_msec = 100\nfetch_period_msec = 10\n");
+    let reference = indexed(&stack, root.path(), "small");
+    pull(&stack, &reference);
+    // By the daemon's own account of each layer, kept in its root and read without fetching.
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let layers: u64 = image.layers.iter().map(|layer| layer.size).sum();
+    let fetched = || -> u64 {
+        let stats = stack.proxy.stats();
+        image
+            .layers
+            .iter()
+            .map(|layer| stats.blob(layer.digest).bytes)
+            .sum()
+    };
+    // Bytes at the borders of spans may be fetched twice or never (gzip header and trailer are).
+    while fetched() < layers - 64 * image.layers.len() as u64 {
+        assert!(Instant::now() < deadline, "{} of {layers} bytes", fetched());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // Sent is not yet stored: the last span may still be on its way to the disk.
+    let mut before = fetched();
+    loop {
+        std::thread::sleep(Duration::from_millis(1000));
+        if fetched() == before {
+            break;
+        }
+        before = fetched();
+    }
+    stack.registry.kill().unwrap();
+    let read =
+        "sha256sum /data/noise; cat /data/words | wc -c; cat /data/hello; cat /bin/busybox | wc -c";
+    let output = run(&stack, &reference, &["/bin/sh", "-c", read]);
+    let digest = oci::Digest::of(&small_image_data().to_vec()).hex();
+    let busybox = std::fs::metadata("/bin/busybox").unwrap().len();
+    assert_eq!(
+        output,
+        format!("{digest}  /data/noise\n{}\nhello\n{busybox}\n", 3 << 20)
+    );
+}
+
+#[test]
+fn sigint_takes_the_mounts_along_and_sigterm_leaves_them() {
+    let root = TestRoot::new().unwrap();
+    small_image(root.path(), "small").unwrap();
+    let mut stack = stack(NO_BACKGROUND);
+    let reference = indexed(&stack, root.path(), "small");
+    pull(&stack, &reference);
+    let mounted = lazy_mounts(&stack);
+    assert!(mounted > 0);
+    assert!(stack.daemon.terminate().unwrap().success());
+    assert_eq!(lazy_mounts(&stack), mounted);
+    stack.daemon.start_again().unwrap();
+    assert_eq!(run(&stack, &reference, &[]), "hello\n");
+    assert!(stack.daemon.interrupt().unwrap().success());
+    assert_eq!(lazy_mounts(&stack), 0);
+    stack.daemon.start_again().unwrap();
+    assert_eq!(run(&stack, &reference, &[]), "hello\n");
+}
