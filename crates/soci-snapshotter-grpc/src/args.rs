@@ -1,0 +1,137 @@
+//! The command line and its environment variables.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use telemetry::Level;
+
+/// Where the daemon listens unless it is told otherwise.
+pub(crate) const DEFAULT_SOCKET: &str = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock";
+
+/// Version as it is printed and logged: `v1.0.0`.
+pub(crate) const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
+/// The git commit that was built.
+pub(crate) const REVISION: &str = env!("REVISION");
+
+/// containerd snapshotter that starts containers before their images have arrived.
+#[derive(Debug, Parser)]
+#[command(
+    name = "soci-snapshotter-grpc",
+    disable_version_flag = true,
+    disable_help_subcommand = true
+)]
+pub(crate) struct Args {
+    /// Socket to listen on: a path, unix://PATH, or fd:// for the one that systemd passes
+    #[arg(long, global = true, env = "SOCI_SNAPSHOTTER_ADDRESS", default_value = DEFAULT_SOCKET)]
+    pub(crate) address: String,
+
+    /// Configuration file; only the default one may be missing
+    #[arg(long, global = true, env = "SOCI_SNAPSHOTTER_CONFIG", default_value = config::DEFAULT_PATH)]
+    pub(crate) config: PathBuf,
+
+    /// What to log: trace, debug, info, warn, error, fatal or panic
+    #[arg(long, global = true, env = "SOCI_SNAPSHOTTER_LOG_LEVEL", default_value_t = Level::Info)]
+    pub(crate) log_level: Level,
+
+    /// Folder of the snapshots and of everything that is fetched
+    #[arg(
+        long,
+        global = true,
+        env = "SOCI_SNAPSHOTTER_ROOT",
+        default_value = "/var/lib/soci-snapshotter-grpc/"
+    )]
+    pub(crate) root: PathBuf,
+
+    /// Print the version
+    #[arg(long, short = 'v')]
+    pub(crate) version: bool,
+
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum Command {
+    /// Show the configuration
+    Config {
+        #[command(subcommand)]
+        show: ConfigCommand,
+    },
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print the defaults as TOML
+    Default,
+    /// Print what the file given by --config amounts to, as TOML
+    Dump,
+}
+
+impl Args {
+    /// Reads the process's command line.
+    ///
+    /// # Errors
+    /// What is wrong with it, or the help text that was asked for.
+    pub(crate) fn read() -> Result<Self, clap::Error> {
+        Self::try_parse_from(std::env::args_os().map(with_two_dashes))
+    }
+
+    /// What `--version` prints.
+    pub(crate) fn version_line() -> String {
+        format!("soci-snapshotter-grpc version {VERSION} {REVISION}")
+    }
+}
+
+/// v0.15 also takes its flags with one dash, as Go programs do.
+fn with_two_dashes(argument: OsString) -> OsString {
+    let Some(text) = argument.to_str() else {
+        return argument;
+    };
+    let name = text.split('=').next().unwrap_or(text);
+    match name {
+        "-address" | "-config" | "-log-level" | "-root" | "-version" | "-help" => {
+            format!("-{text}").into()
+        }
+        _ => argument,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Args, clap::Error> {
+        let args = ["soci-snapshotter-grpc"]
+            .iter()
+            .chain(args)
+            .map(OsString::from);
+        Args::try_parse_from(args.map(with_two_dashes))
+    }
+
+    #[test]
+    fn flags_stand_before_and_after_the_subcommand_with_one_dash_or_two() {
+        for args in [
+            &["--config", "/c", "--log-level=fatal", "config", "dump"][..],
+            &["config", "dump", "-config=/c", "-log-level", "fatal"][..],
+        ] {
+            let args = parse(args).unwrap();
+            assert_eq!((args.config, args.log_level), ("/c".into(), Level::Fatal));
+            assert!(matches!(
+                args.command,
+                Some(Command::Config {
+                    show: ConfigCommand::Dump
+                })
+            ));
+        }
+    }
+
+    #[test]
+    fn a_bad_level_names_the_good_ones() {
+        let message = parse(&["--log-level", "loud"]).unwrap_err().to_string();
+        assert!(
+            message.contains("trace, debug, info, warn, error, fatal or panic"),
+            "{message}"
+        );
+    }
+}

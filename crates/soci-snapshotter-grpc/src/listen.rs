@@ -1,0 +1,289 @@
+//! The socket that containerd talks to: made at a path, or passed by systemd.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use listenfd::ListenFd;
+
+use crate::args::DEFAULT_SOCKET;
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Address {
+    /// A socket to be made.
+    Path(PathBuf),
+    /// The socket that systemd passes (`sd_listen_fds(3)`).
+    Passed,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ListenError {
+    #[error("{0:?} is not an address: expected an absolute path, unix://PATH or fd://")]
+    Address(String),
+    #[error("another process is listening on {}: stop it, or choose another --address", .0.display())]
+    InUse(PathBuf),
+    #[error("{} exists and is not a socket: remove it, or choose another --address", .0.display())]
+    NotASocket(PathBuf),
+    #[error("cannot {doing} {}: {source}", path.display())]
+    Path {
+        doing: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error(
+        "systemd passed {0} listening sockets, and exactly one is needed: \
+         keep one ListenStream= in the socket unit"
+    )]
+    Several(usize),
+    #[error(
+        "systemd passed {0}, none of which is a listening unix stream socket: check ListenStream= in the socket unit"
+    )]
+    NoneListening(String),
+    #[error("cannot use the socket that systemd passed: {0}")]
+    Passed(io::Error),
+}
+
+/// A listening socket, and how it is named in the log.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    pub(crate) socket: UnixListener,
+    pub(crate) address: String,
+    /// Set if the file is ours to remove at the end.
+    made: Option<PathBuf>,
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(path) = &self.made {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl Address {
+    pub(crate) fn parse(text: &str) -> Result<Self, ListenError> {
+        if text == "fd://" {
+            return Ok(Self::Passed);
+        }
+        let path = match text {
+            "" => DEFAULT_SOCKET,
+            text => text.strip_prefix("unix://").unwrap_or(text),
+        };
+        if path.is_empty() || path.contains("://") {
+            return Err(ListenError::Address(text.to_owned()));
+        }
+        Ok(Self::Path(path.into()))
+    }
+}
+
+/// Descriptors that the service manager handed over. Taken before any thread runs, because taking
+/// them changes the environment, so that our children do not think that they are meant.
+pub(crate) struct PassedSockets {
+    all: ListenFd,
+    names: Vec<String>,
+}
+
+impl PassedSockets {
+    pub(crate) fn take() -> Self {
+        let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+        let names = names.split(':').map(str::to_owned).collect();
+        Self {
+            all: ListenFd::from_env(),
+            names,
+        }
+    }
+
+    /// The one listening socket among them; `None` if nothing was passed. Descriptors that we
+    /// stored with systemd in an earlier life (name `stored` or `soci-…`) are not looked at.
+    fn listener(mut self) -> Result<Option<(UnixListener, String)>, ListenError> {
+        let mut found = Vec::new();
+        let mut others = Vec::new();
+        for index in 0..self.all.len() {
+            let name = self.names.get(index).cloned().unwrap_or_default();
+            if name == "stored" || name.starts_with("soci-fuse") {
+                continue;
+            }
+            match self.all.take_unix_listener(index) {
+                Ok(Some(socket)) if listens(&socket) => found.push((socket, name)),
+                Ok(Some(_)) => others.push(format!("{name:?} (a socket that does not listen)")),
+                Ok(None) => {}
+                Err(e) => others.push(format!("{name:?} ({e})")),
+            }
+        }
+        match (found.len(), others.len()) {
+            (0, 0) => Ok(None),
+            (0, _) => Err(ListenError::NoneListening(others.join(", "))),
+            (1, _) => Ok(found.pop()),
+            (n, _) => Err(ListenError::Several(n)),
+        }
+    }
+}
+
+fn listens(socket: &UnixListener) -> bool {
+    rustix::net::sockopt::socket_acceptconn(socket).unwrap_or(false)
+}
+
+/// Starts to listen.
+pub(crate) fn listen(address: &Address, passed: PassedSockets) -> Result<Listener, ListenError> {
+    match address {
+        Address::Path(path) => at_path(path),
+        Address::Passed => match passed.listener()? {
+            Some((socket, name)) => {
+                let path = socket
+                    .local_addr()
+                    .ok()
+                    .and_then(|a| a.as_pathname().map(Path::to_owned));
+                let address = path.map_or(name, |path| path.display().to_string());
+                socket.set_nonblocking(true).map_err(ListenError::Passed)?;
+                Ok(Listener {
+                    socket,
+                    address,
+                    made: None,
+                })
+            }
+            None => {
+                tracing::warn!(
+                    address = DEFAULT_SOCKET,
+                    "--address is fd:// but no socket was passed: listening on the default path"
+                );
+                at_path(Path::new(DEFAULT_SOCKET))
+            }
+        },
+    }
+}
+
+fn at_path(path: &Path) -> Result<Listener, ListenError> {
+    let failed = |doing| {
+        move |source| ListenError::Path {
+            doing,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    if let Some(parent) = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(parent)
+            .map_err(failed("create the folder of"))?;
+    }
+    match path.symlink_metadata() {
+        Ok(meta) if !meta.file_type().is_socket() => {
+            return Err(ListenError::NotASocket(path.to_owned()));
+        }
+        Ok(_) => {
+            // A socket that nobody listens on refuses; one that answers, or whose queue is full,
+            // has an owner.
+            match UnixStream::connect(path) {
+                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+                    std::fs::remove_file(path).map_err(failed("remove the stale socket"))?;
+                    tracing::debug!(path = %path.display(), "removed a stale socket");
+                }
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Ok(_) | Err(_) => return Err(ListenError::InUse(path.to_owned())),
+            }
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(failed("look at")(e)),
+    }
+    let socket = UnixListener::bind(path).map_err(|source| {
+        if source.kind() == io::ErrorKind::AddrInUse {
+            ListenError::InUse(path.to_owned())
+        } else {
+            failed("listen on")(source)
+        }
+    })?;
+    socket.set_nonblocking(true).map_err(failed("listen on"))?;
+    Ok(Listener {
+        socket,
+        address: path.display().to_string(),
+        made: Some(path.to_owned()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn nothing_passed() -> PassedSockets {
+        PassedSockets {
+            all: ListenFd::empty(),
+            names: Vec::new(),
+        }
+    }
+
+    fn path(path: &Path) -> Address {
+        Address::parse(path.to_str().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn an_address_is_a_path_a_unix_url_or_fd() {
+        assert_eq!(
+            Address::parse("/a/b").unwrap(),
+            Address::Path("/a/b".into())
+        );
+        assert_eq!(
+            Address::parse("unix:///a/b").unwrap(),
+            Address::Path("/a/b".into())
+        );
+        assert_eq!(Address::parse("fd://").unwrap(), Address::Passed);
+        assert_eq!(
+            Address::parse("").unwrap(),
+            Address::Path(DEFAULT_SOCKET.into())
+        );
+        for bad in ["tcp://x", "unix://", "fd://3"] {
+            assert!(Address::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_missing_folder_is_made_for_root_only_and_the_socket_goes_at_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("new/deep/s.sock");
+        let listener = listen(&path(&socket), nothing_passed()).unwrap();
+        let mode = socket
+            .parent()
+            .unwrap()
+            .metadata()
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o700);
+        assert!(UnixStream::connect(&socket).is_ok());
+        drop(listener);
+        assert!(!socket.exists());
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_but_never_one_that_answers() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s.sock");
+        drop(UnixListener::bind(&socket).unwrap());
+        assert!(socket.exists(), "std leaves the file: it is stale now");
+        let _first = listen(&path(&socket), nothing_passed()).unwrap();
+        let refused = listen(&path(&socket), nothing_passed()).unwrap_err();
+        assert!(matches!(refused, ListenError::InUse(_)), "{refused}");
+        assert!(
+            UnixStream::connect(&socket).is_ok(),
+            "the first still has it"
+        );
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_not_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("precious");
+        std::fs::write(&file, "x").unwrap();
+        let refused = listen(&path(&file), nothing_passed()).unwrap_err();
+        assert!(matches!(refused, ListenError::NotASocket(_)), "{refused}");
+        assert_eq!(std::fs::read(&file).unwrap(), b"x");
+    }
+}

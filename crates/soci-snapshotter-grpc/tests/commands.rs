@@ -1,0 +1,107 @@
+//! What the program prints without serving.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, in its helper functions too"
+)]
+
+mod daemon;
+
+use std::process::Output;
+
+use daemon::{Place, output, package, program};
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn stdout(out: &Output) -> String {
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    text(&out.stdout)
+}
+
+#[test]
+fn the_version_is_one_line_that_tools_can_parse() {
+    for flag in ["--version", "-version", "-v"] {
+        let line = stdout(&output(program().arg(flag)));
+        let words: Vec<_> = line.split_whitespace().collect();
+        assert_eq!(words[..2], ["soci-snapshotter-grpc", "version"]);
+        let numbers = words[2]
+            .strip_prefix('v')
+            .unwrap()
+            .split('.')
+            .map(str::parse::<u32>);
+        assert_eq!(numbers.filter(Result::is_ok).count(), 3, "{line}");
+        assert_eq!(words.len(), 4, "a revision and nothing else: {line}");
+    }
+}
+
+#[test]
+fn config_default_prints_what_v0_15_prints() {
+    let golden = std::fs::read_to_string(
+        package().join("../../tests/golden/v0.15-root/config-default.toml"),
+    );
+    let printed = stdout(&output(program().args(["config", "default"])));
+    assert!(printed.starts_with(&golden.unwrap()), "{printed}");
+}
+
+#[test]
+fn config_dump_prints_what_the_file_amounts_to() {
+    let place = Place::new();
+    place.write_config("MOUNT_TIMEOUT_SEC = 7\nnonsense = 1\n");
+    let out = output(
+        program()
+            .args(["config", "dump", "--config"])
+            .arg(place.path("config.toml")),
+    );
+    assert!(stdout(&out).contains("\nmount_timeout_sec = 7\n"));
+    assert!(
+        text(&out.stderr).contains("unknown key nonsense is ignored"),
+        "{}",
+        text(&out.stderr)
+    );
+}
+
+#[test]
+fn the_environment_stands_in_for_flags() {
+    let place = Place::new();
+    place.write_config("mount_timeout_sec = 7\n");
+    let out = output(
+        program()
+            .args(["config", "dump"])
+            .env("SOCI_SNAPSHOTTER_CONFIG", place.path("config.toml")),
+    );
+    assert!(stdout(&out).contains("\nmount_timeout_sec = 7\n"));
+    let out = output(
+        program()
+            .arg("--version")
+            .env("SOCI_SNAPSHOTTER_LOG_LEVEL", "loud"),
+    );
+    assert_eq!(out.status.code(), Some(1));
+}
+
+#[test]
+fn a_wrong_command_line_is_refused_with_status_1() {
+    for args in [
+        &["--adress", "x"][..],
+        &["config"],
+        &["config", "show"],
+        &["serve"],
+        &["--log-level", "loud"],
+    ] {
+        let out = output(program().args(args));
+        assert_eq!(out.status.code(), Some(1), "{args:?}");
+        assert!(!out.stderr.is_empty() && out.stdout.is_empty(), "{args:?}");
+    }
+    let help = stdout(&output(program().arg("--help")));
+    for flag in [
+        "--address",
+        "--config",
+        "--log-level",
+        "--root",
+        "--version",
+        "SOCI_SNAPSHOTTER_ROOT",
+    ] {
+        assert!(help.contains(flag), "{flag}: {help}");
+    }
+}
