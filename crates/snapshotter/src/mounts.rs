@@ -43,7 +43,7 @@ fn needs_userxattr(root: &Path) -> bool {
         return false;
     };
     let initial = map.split_whitespace().eq(["0", "0", "4294967295"]);
-    let tmpfs = statfs(root).is_ok_and(|stat| i64::from(stat.f_type) == TMPFS_MAGIC);
+    let tmpfs = statfs(root).is_ok_and(|stat| stat.f_type == TMPFS_MAGIC);
     !initial && !tmpfs
 }
 

@@ -1,0 +1,169 @@
+//! What containerd's public conformance suite asks of the files: layers over layers.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+
+use crate::fixture::Machine;
+
+#[tokio::test]
+async fn an_updated_file_hides_the_one_below() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    machine
+        .layer(&daemon, "one", "", |root| {
+            fs::write(root.join("foo"), "old").unwrap();
+            fs::write(root.join("same"), "same").unwrap();
+        })
+        .await;
+    machine
+        .layer(&daemon, "two", "one", |root| {
+            fs::write(root.join("foo"), "new").unwrap()
+        })
+        .await;
+    machine.layer(&daemon, "three", "two", |_| ()).await;
+    assert_eq!(
+        machine.contents(&daemon, "one").await,
+        ["foo=old", "same=same"]
+    );
+    assert_eq!(
+        machine.contents(&daemon, "three").await,
+        ["foo=new", "same=same"]
+    );
+}
+
+#[tokio::test]
+async fn a_removed_directory_stays_removed_and_made_anew_is_empty() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    machine
+        .layer(&daemon, "one", "", |root| {
+            fs::create_dir_all(root.join("dir/sub")).unwrap();
+            fs::write(root.join("dir/file"), "x").unwrap();
+        })
+        .await;
+    machine
+        .layer(&daemon, "two", "one", |root| {
+            fs::remove_dir_all(root.join("dir")).unwrap()
+        })
+        .await;
+    machine
+        .layer(&daemon, "three", "two", |root| {
+            fs::create_dir(root.join("dir")).unwrap();
+            fs::write(root.join("dir/new"), "y").unwrap();
+        })
+        .await;
+    assert!(machine.contents(&daemon, "two").await.is_empty());
+    assert_eq!(
+        machine.contents(&daemon, "three").await,
+        ["dir/", "dir/new=y"]
+    );
+}
+
+#[tokio::test]
+async fn deleted_and_moved_lower_files_are_gone_above() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    machine
+        .layer(&daemon, "one", "", |root| {
+            fs::create_dir(root.join("dir")).unwrap();
+            fs::write(root.join("dir/moved"), "m").unwrap();
+            fs::write(root.join("deleted"), "d").unwrap();
+        })
+        .await;
+    machine
+        .layer(&daemon, "two", "one", |root| {
+            fs::rename(root.join("dir/moved"), root.join("here")).unwrap();
+            fs::remove_file(root.join("deleted")).unwrap();
+        })
+        .await;
+    assert_eq!(machine.contents(&daemon, "two").await, ["dir/", "here=m"]);
+}
+
+#[tokio::test]
+async fn owners_and_modes_survive_the_commit() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    machine
+        .layer(&daemon, "one", "", |root| {
+            for name in ["d1", "d2"] {
+                fs::create_dir(root.join(name)).unwrap();
+            }
+            fs::set_permissions(root.join("d1"), fs::Permissions::from_mode(0o1777)).unwrap();
+            fs::write(root.join("d2/file"), "").unwrap();
+            chown(root.join("d2/file"), Some(1000), Some(1001)).unwrap();
+            chown(root, Some(77), Some(78)).unwrap();
+        })
+        .await;
+    machine
+        .layer(&daemon, "two", "one", |root| {
+            chown(root.join("d2/file"), Some(2000), Some(2001)).unwrap();
+            fs::set_permissions(root.join("d2"), fs::Permissions::from_mode(0o700)).unwrap();
+        })
+        .await;
+    let mounts = daemon.prepare("container", "two").await.unwrap();
+    let (root, _mounted) = machine.mount(&mounts, "container");
+    let look = |name: &str| {
+        let found = fs::metadata(root.join(name)).unwrap();
+        (found.uid(), found.gid(), found.mode() & 0o7777)
+    };
+    assert_eq!(look("d1"), (0, 0, 0o1777));
+    assert_eq!(look("d2"), (0, 0, 0o700));
+    assert_eq!(look("d2/file").0, 2000);
+    // A snapshot takes the owner of its parent's root.
+    assert_eq!(look(""), (77, 78, 0o755));
+}
+
+#[tokio::test]
+async fn a_view_cannot_be_written() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    machine
+        .layer(&daemon, "one", "", |root| {
+            fs::write(root.join("f"), "1").unwrap()
+        })
+        .await;
+    machine
+        .layer(&daemon, "two", "one", |root| {
+            fs::write(root.join("g"), "2").unwrap()
+        })
+        .await;
+    for parent in ["", "one", "two"] {
+        let key = format!("view-{parent}");
+        let mounts = daemon.view(&key, parent).await.unwrap();
+        let (root, _mounted) = machine.mount(&mounts, &key);
+        let error = fs::write(root.join("new"), "x").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ReadOnlyFilesystem, "{parent}");
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_of_128_layers_can_be_mounted() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    let mut parent = String::new();
+    for index in 0..128 {
+        let name = format!("layer-{index}");
+        let key = format!("{name}-active");
+        let mounts = daemon.prepare(&key, &parent).await.unwrap();
+        // What this layer adds goes into its upper directory.
+        let upper = match mounts[0].r#type.as_str() {
+            "bind" => mounts[0].source.clone(),
+            _ => mounts[0].options[1]
+                .strip_prefix("upperdir=")
+                .unwrap()
+                .to_owned(),
+        };
+        fs::write(format!("{upper}/file-{index}"), "").unwrap();
+        fs::write(format!("{upper}/latest"), index.to_string()).unwrap();
+        daemon.commit(&name, &key).await.unwrap();
+        parent = name;
+    }
+    let contents = machine.contents(&daemon, &parent).await;
+    assert_eq!(contents.len(), 129);
+    assert!(contents.contains(&"latest=127".to_owned()));
+    let mounts = daemon.prepare("container", &parent).await.unwrap();
+    let (root, _mounted) = machine.mount(&mounts, "container");
+    fs::write(root.join("file-0"), "written").unwrap();
+    assert_eq!(fs::read_to_string(root.join("latest")).unwrap(), "127");
+}

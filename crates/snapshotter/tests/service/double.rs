@@ -1,0 +1,113 @@
+//! A provider that "mounts" a layer by bind-mounting a prepared folder, and misbehaves on demand.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
+use snapshotter::labels::LAYER_DIGEST;
+use snapshotter::{LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError};
+use tokio::sync::Notify;
+
+/// What becomes of the mount of a layer.
+#[derive(Clone)]
+pub(crate) enum Behaviour {
+    /// A bind mount of the folder; its root is said to have this owner.
+    Lazy(PathBuf, MountedInfo),
+    Refuse(LayerRefusal),
+    /// Refuses, but leaves a half-written file behind.
+    RefuseDirty,
+    /// Refuses, but leaves the folder mounted.
+    RefuseMounted(PathBuf),
+    Panic,
+    /// Tells that it was asked, and waits until it may go on with another behaviour.
+    Wait(Arc<Notify>, Arc<Notify>, Box<Behaviour>),
+}
+
+#[derive(Default)]
+pub(crate) struct Layers {
+    pub(crate) behaviours: Mutex<HashMap<String, Behaviour>>,
+    pub(crate) requests: Mutex<Vec<LayerRequest>>,
+    pub(crate) unmounted: Mutex<Vec<PathBuf>>,
+    pub(crate) checked: Mutex<Vec<PathBuf>>,
+    /// While set, every check fails with it.
+    pub(crate) broken: Mutex<Option<String>>,
+}
+
+impl Layers {
+    pub(crate) fn set(&self, layer: &str, behaviour: Behaviour) {
+        self.behaviours.lock().insert(layer.to_owned(), behaviour);
+    }
+}
+
+pub(crate) fn bind(source: &Path, target: &Path, read_only: bool) {
+    mount_bind(source, target).unwrap();
+    if read_only {
+        mount_remount(target, MountFlags::BIND | MountFlags::RDONLY, c"").unwrap();
+    }
+}
+
+#[async_trait]
+impl LayerProvider for Layers {
+    async fn mount(&self, request: LayerRequest) -> Result<MountedInfo, LayerRefusal> {
+        let layer = request.labels.get(LAYER_DIGEST).cloned();
+        let mountpoint = request.mountpoint.clone();
+        assert_eq!(fs::read_dir(&mountpoint).unwrap().count(), 0, "not empty");
+        self.requests.lock().push(request);
+        let layer = layer.ok_or_else(|| LayerRefusal::missing_label(LAYER_DIGEST))?;
+        let mut behaviour = self
+            .behaviours
+            .lock()
+            .get(&layer)
+            .cloned()
+            .ok_or_else(|| LayerRefusal::no_index(format!("none knows {layer}")))?;
+        loop {
+            match behaviour {
+                Behaviour::Lazy(source, root) => {
+                    bind(&source, &mountpoint, true);
+                    return Ok(root);
+                }
+                Behaviour::Refuse(refusal) => return Err(refusal),
+                Behaviour::RefuseDirty => {
+                    fs::write(mountpoint.join("half"), "written").unwrap();
+                    return Err(LayerRefusal::failed("disk full"));
+                }
+                Behaviour::RefuseMounted(source) => {
+                    bind(&source, &mountpoint, true);
+                    return Err(LayerRefusal::failed("died half-way"));
+                }
+                Behaviour::Panic => panic!("a provider that panics"),
+                Behaviour::Wait(asked, go_on, next) => {
+                    asked.notify_one();
+                    go_on.notified().await;
+                    behaviour = *next;
+                }
+            }
+        }
+    }
+
+    async fn unmount(&self, mountpoint: &Path) -> Result<(), ProviderError> {
+        self.unmounted.lock().push(mountpoint.to_owned());
+        // EINVAL: nothing is mounted there. ENOENT: there is no such directory.
+        match unmount(mountpoint, UnmountFlags::DETACH) {
+            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
+            Err(error) => Err(ProviderError::new(mountpoint, error)),
+        }
+    }
+
+    async fn check(
+        &self,
+        mountpoint: &Path,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), ProviderError> {
+        assert!(labels.contains_key(LAYER_DIGEST));
+        self.checked.lock().push(mountpoint.to_owned());
+        match &*self.broken.lock() {
+            Some(reason) => Err(ProviderError::new(mountpoint, reason)),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! A snapshotter on a temporary directory, served on a unix socket.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use rustix::mount::{UnmountFlags, unmount};
+use snapshotter::api::v1::snapshots_client::SnapshotsClient;
+use snapshotter::{MountedInfo, Snapshotter, SnapshotterConfig, SnapshotterError, service};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::{Channel, Endpoint, Server, Uri};
+
+use crate::double::{Behaviour, Layers};
+
+/// Outlives the daemons that are started on it.
+pub(crate) struct Machine {
+    directory: tempfile::TempDir,
+    pub(crate) layers: Arc<Layers>,
+}
+
+/// A daemon that runs.
+pub(crate) struct Daemon {
+    pub(crate) client: SnapshotsClient<Channel>,
+    pub(crate) snapshotter: Arc<Snapshotter>,
+    server: JoinHandle<()>,
+    stop: oneshot::Sender<()>,
+}
+
+impl Machine {
+    pub(crate) fn new() -> Self {
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            layers: Arc::default(),
+        }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) fn root(&self) -> PathBuf {
+        self.path("root")
+    }
+
+    pub(crate) fn snapshots(&self) -> PathBuf {
+        self.root().join("snapshots")
+    }
+
+    /// An empty directory to mount on or to keep a layer in.
+    pub(crate) fn folder(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    /// A layer that can be mounted lazily, holding one file of its own name.
+    pub(crate) fn lazy_layer(&self, layer: &str) -> PathBuf {
+        let folder = self.folder(&format!("layer-{layer}"));
+        fs::write(folder.join(layer), layer).unwrap();
+        let behaviour = Behaviour::Lazy(folder.clone(), MountedInfo::default());
+        self.layers.set(layer, behaviour);
+        folder
+    }
+
+    pub(crate) async fn open(&self, allow_invalid: bool) -> Result<Snapshotter, SnapshotterError> {
+        let config = SnapshotterConfig {
+            root: self.root(),
+            allow_invalid_mounts_on_restart: allow_invalid,
+        };
+        // The database of a daemon that was dropped is closed a moment later.
+        for _ in 0..500 {
+            match Snapshotter::open(config.clone(), self.layers.clone()).await {
+                Err(SnapshotterError::Database { source, .. })
+                    if source.to_string().contains("already open") =>
+                {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                opened => return opened,
+            }
+        }
+        panic!("the database stays open");
+    }
+
+    pub(crate) async fn start(&self) -> Daemon {
+        let snapshotter = Arc::new(self.open(false).await.unwrap());
+        let socket = self.path("socket");
+        let _ = fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let router = Server::builder().add_service(service(snapshotter.clone()));
+        let server = tokio::spawn(async move {
+            let stopped = async {
+                let _ = stopped.await;
+            };
+            router
+                .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped)
+                .await
+                .unwrap();
+        });
+        let channel = Endpoint::from_static("http://socket")
+            .connect_with_connector(tower::service_fn(move |_: Uri| {
+                let socket = socket.clone();
+                async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+            }))
+            .await
+            .unwrap();
+        Daemon {
+            client: SnapshotsClient::new(channel),
+            snapshotter,
+            server,
+            stop,
+        }
+    }
+
+    /// The names in `snapshots/`.
+    pub(crate) fn directories(&self) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(self.snapshots())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Mount points below the temporary directory, deepest last.
+    pub(crate) fn mounted(&self) -> Vec<PathBuf> {
+        let real = fs::canonicalize(self.directory.path()).unwrap();
+        fs::read_to_string("/proc/self/mountinfo")
+            .unwrap()
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4))
+            .map(PathBuf::from)
+            .filter(|path| path.starts_with(&real))
+            .collect()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        for path in self.mounted().iter().rev() {
+            let _ = unmount(path, UnmountFlags::DETACH);
+        }
+    }
+}
+
+impl Daemon {
+    /// In order, as by SIGTERM (mounts stay) or SIGINT.
+    pub(crate) async fn stop(self, unmount_all: bool) {
+        self.snapshotter.close(unmount_all).await;
+        self.kill().await;
+    }
+
+    /// As by a crash: the snapshotter is not closed.
+    pub(crate) async fn kill(self) {
+        drop(self.client);
+        let _ = self.stop.send(());
+        self.server.await.unwrap();
+    }
+}
+
+pub(crate) fn exists(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}

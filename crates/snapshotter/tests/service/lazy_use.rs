@@ -1,0 +1,98 @@
+//! Containers on lazy layers: the mounts show them, their roots' owners are inherited without a
+//! look at the mount, and a layer that cannot be served is an error before a container starts.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use snapshotter::MountedInfo;
+use tonic::Code;
+
+use crate::client::assert_code;
+use crate::double::Behaviour;
+use crate::fixture::Machine;
+use crate::mounting::tree;
+
+#[tokio::test]
+async fn a_container_sees_lazy_and_plain_layers_merged() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    machine.lazy_layer("one");
+    machine.lazy_layer("three");
+    daemon.pull_lazily("l1", "", "one").await;
+    machine
+        .layer(&daemon, "l2", "l1", |root| {
+            assert_eq!(tree(root), ["one=one"]);
+            fs::write(root.join("two"), "two").unwrap();
+        })
+        .await;
+    daemon.pull_lazily("l3", "l2", "three").await;
+    let expected = ["one=one", "three=three", "two=two"];
+    assert_eq!(machine.contents(&daemon, "l3").await, expected);
+    // A view of a single lazy layer is a bind mount of it.
+    let view = daemon.view("view", "l1").await.unwrap();
+    assert_eq!(view[0].r#type, "bind");
+    assert_eq!(
+        view[0].source,
+        machine.snapshots().join("1/fs").display().to_string()
+    );
+
+    let mounts = daemon.prepare("container", "l3").await.unwrap();
+    let (root, _mounted) = machine.mount(&mounts, "container");
+    assert_eq!(tree(&root), expected);
+    fs::write(root.join("one"), "changed").unwrap();
+    assert_eq!(machine.contents(&daemon, "l3").await, expected);
+}
+
+#[tokio::test]
+async fn the_owner_of_a_lazy_root_is_taken_from_what_the_provider_said() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    let folder = machine.lazy_layer("one");
+    // Not what a stat of the mount would say.
+    let root = MountedInfo {
+        uid: 123,
+        gid: 456,
+        mode: 0o755,
+    };
+    machine.layers.set("one", Behaviour::Lazy(folder, root));
+    daemon.pull_lazily("target", "", "one").await;
+    daemon.prepare("container", "target").await.unwrap();
+    let upper = fs::metadata(machine.snapshots().join("2/fs")).unwrap();
+    assert_eq!((upper.uid(), upper.gid()), (123, 456));
+}
+
+#[tokio::test]
+async fn nothing_starts_on_a_layer_that_cannot_be_served() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    machine.lazy_layer("one");
+    daemon.pull_lazily("lazy", "", "one").await;
+    machine.layer(&daemon, "top", "lazy", |_| ()).await;
+    daemon.prepare("before", "top").await.unwrap();
+    assert!(
+        machine
+            .layers
+            .checked
+            .lock()
+            .contains(&machine.snapshots().join("1/fs"))
+    );
+
+    *machine.layers.broken.lock() = Some("connection lost".to_owned());
+    let refused = daemon.prepare("container", "top").await;
+    assert_code(&refused, Code::Unavailable);
+    assert!(refused.unwrap_err().message().contains("connection lost"));
+    assert_code(&daemon.view("view", "top").await, Code::Unavailable);
+    assert_code(&daemon.mounts("before").await, Code::Unavailable);
+    let deferred = daemon
+        .prepare_layer("layer", "top", "target", "no such layer")
+        .await;
+    assert_code(&deferred, Code::Unavailable);
+    // A failed Prepare leaves its key free.
+    assert_eq!(daemon.names(&[]).await, ["before", "lazy", "top"]);
+    // What does not use the layer still works.
+    daemon.stat("top").await.unwrap();
+    daemon.prepare("other", "").await.unwrap();
+
+    *machine.layers.broken.lock() = None;
+    daemon.prepare("container", "top").await.unwrap();
+}

@@ -1,0 +1,22 @@
+//! The Snapshots service over a real unix socket, with a real tonic client and real mounts. Needs
+//! root and overlayfs (bind and overlay mounts are made below a temporary directory).
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "clippy does not know what helpers of tests are for"
+)]
+
+mod client;
+mod conformance;
+mod conformance_layers;
+mod double;
+mod fixture;
+mod foreign_client;
+mod lazy_prepare;
+mod lazy_use;
+mod listing;
+mod mounting;
+mod removal;
+mod restart;
+mod status_codes;

@@ -1,0 +1,185 @@
+//! A start finds everything as it was, in order or after a crash, and mounts lazy layers again.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use snapshotter::{LayerMode, LayerRefusal, SnapshotterError};
+use tonic::Code;
+
+use crate::client::{assert_code, labels};
+use crate::double::Behaviour;
+use crate::fixture::{Machine, exists};
+
+#[tokio::test]
+async fn after_a_crash_every_acknowledged_snapshot_is_there() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    machine
+        .layer(&daemon, "base", "", |root| {
+            fs::write(root.join("f"), "1").unwrap()
+        })
+        .await;
+    daemon
+        .prepare_with("active", "base", labels(&[("k", "v")]))
+        .await
+        .unwrap();
+    daemon.prepare("gone", "base").await.unwrap();
+    daemon.remove("gone").await.unwrap();
+    let before = daemon.list(&[]).await.unwrap();
+    let usage = daemon.usage("base").await.unwrap();
+    let mounts = daemon.mounts("active").await.unwrap();
+    daemon.kill().await;
+
+    let daemon = machine.start().await;
+    assert_eq!(daemon.list(&[]).await.unwrap(), before);
+    assert_eq!(daemon.usage("base").await.unwrap(), usage);
+    assert_eq!(daemon.mounts("active").await.unwrap(), mounts);
+    assert_eq!(machine.contents(&daemon, "base").await, ["f=1"]);
+    assert_code(&daemon.remove("base").await, Code::FailedPrecondition);
+}
+
+#[tokio::test]
+async fn stopping_leaves_the_mounts_or_takes_them_down_as_told() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    machine.lazy_layer("one");
+    daemon.pull_lazily("target", "", "one").await;
+    daemon.stop(false).await;
+    assert_eq!(machine.mounted().len(), 1);
+
+    let daemon = machine.start().await;
+    assert_eq!(machine.mounted().len(), 1);
+    daemon.stop(true).await;
+    assert!(machine.mounted().is_empty());
+    assert!(exists(&machine.snapshots().join("1/fs")));
+}
+
+#[tokio::test]
+async fn lazy_layers_are_mounted_again_with_the_labels_of_their_prepare() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    for layer in ["one", "two"] {
+        machine.lazy_layer(layer);
+    }
+    daemon.pull_lazily("l1", "", "one").await;
+    daemon.pull_lazily("l2", "l1", "two").await;
+    // Clients may change every label; what we need is kept apart.
+    let mut info = daemon.stat("l1").await.unwrap();
+    info.labels.clear();
+    daemon.update(info, &[]).await.unwrap();
+    let mut first = std::mem::take(&mut *machine.layers.requests.lock());
+    daemon.kill().await;
+
+    let daemon = machine.start().await;
+    let mut second = std::mem::take(&mut *machine.layers.requests.lock());
+    first.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
+    second.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
+    assert_eq!(first, second);
+    // The stale mounts of the first daemon were taken down first.
+    assert_eq!(machine.mounted().len(), 2);
+    assert_eq!(
+        machine.contents(&daemon, "l2").await,
+        ["one=one", "two=two"]
+    );
+    let layers = daemon.snapshotter.layers().await.unwrap();
+    assert!(layers.iter().all(|layer| layer.mode == LayerMode::Lazy));
+}
+
+#[tokio::test]
+async fn a_layer_that_cannot_be_mounted_again_stops_the_start_unless_allowed() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    for layer in ["good", "bad"] {
+        machine.lazy_layer(layer);
+    }
+    daemon.pull_lazily("bad target", "", "bad").await;
+    daemon.pull_lazily("good target", "", "good").await;
+    daemon.stop(true).await;
+    let bad = machine.layers.behaviours.lock().remove("bad").unwrap();
+    for behaviour in [
+        Behaviour::Refuse(LayerRefusal::failed("registry unreachable")),
+        Behaviour::Panic,
+    ] {
+        machine.layers.set("bad", behaviour);
+        let Err(error) = machine.open(false).await else {
+            panic!("started with a broken layer");
+        };
+        assert!(
+            matches!(&error, SnapshotterError::Restore { .. }),
+            "{error}"
+        );
+        let text = error.to_string();
+        assert!(text.contains("bad target"), "{text}");
+        assert!(text.contains("allow_invalid_mounts_on_restart"), "{text}");
+    }
+
+    let allowed = machine.open(true).await.unwrap();
+    assert_eq!(
+        machine.mounted(),
+        [fs::canonicalize(machine.snapshots()).unwrap().join("2/fs")]
+    );
+    allowed.close(true).await;
+    drop(allowed);
+
+    // Nothing was lost: when the registry is back, so is the layer.
+    machine.layers.set("bad", bad);
+    let daemon = machine.start().await;
+    assert_eq!(machine.contents(&daemon, "bad target").await, ["bad=bad"]);
+}
+
+#[tokio::test]
+async fn a_mount_point_that_vanished_is_made_again() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    machine.lazy_layer("one");
+    daemon.pull_lazily("target", "", "one").await;
+    daemon.stop(true).await;
+    fs::remove_dir_all(machine.snapshots().join("1")).unwrap();
+    let daemon = machine.start().await;
+    assert_eq!(machine.contents(&daemon, "target").await, ["one=one"]);
+}
+
+#[tokio::test]
+async fn the_reason_why_a_layer_is_not_lazy_survives() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    daemon
+        .prepare_layer("key", "", "target", "unknown layer")
+        .await
+        .unwrap();
+    daemon.commit("target", "key").await.unwrap();
+    daemon.kill().await;
+    let daemon = machine.start().await;
+    let layers = daemon.snapshotter.layers().await.unwrap();
+    assert_eq!(layers.len(), 1);
+    let (code, reason) = layers[0].reason.clone().unwrap();
+    assert_eq!(code, "no-index");
+    assert!(reason.contains("unknown layer"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_root_that_cannot_be_used_is_a_clear_error() {
+    let machine = Machine::new();
+    fs::write(machine.root(), "a file").unwrap();
+    let Err(error) = machine.open(false).await else {
+        panic!("opened a file as a directory");
+    };
+    assert!(error.to_string().contains("root/snapshots"), "{error}");
+    fs::remove_file(machine.root()).unwrap();
+
+    fs::create_dir(machine.root()).unwrap();
+    fs::write(machine.root().join("metadata.redb"), [7; 5000]).unwrap();
+    let Err(error) = machine.open(false).await else {
+        panic!("opened garbage as a database");
+    };
+    assert!(error.to_string().contains("metadata.redb"), "{error}");
+    assert_eq!(
+        fs::read(machine.root().join("metadata.redb")).unwrap(),
+        [7; 5000]
+    );
+    let mode = fs::metadata(machine.snapshots())
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o7777, 0o700);
+}
