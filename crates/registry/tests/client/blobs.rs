@@ -1,0 +1,348 @@
+//! Reading blobs: ranges, whole blobs in memory, streams.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use registry::{BlobSource, Client, ErrorKind, NoCredentials};
+
+use crate::fake::{Fake, With, broken, client, config, descriptor, noise, serve, status};
+
+#[tokio::test]
+async fn ranges_are_exactly_the_bytes_asked_for() {
+    let data = noise(10_000);
+    let served = data.clone();
+    let fake = Fake::start(move |_, request| Some(serve(request, &served))).await;
+    let blob = client().blob(&fake.reference("a/b:t"), &descriptor(&data));
+    for (from, to) in [(0, 1), (0, 10_000), (9_999, 10_000), (17, 4_242)] {
+        let got = blob.read_range(from as u64..to as u64).await.unwrap();
+        assert_eq!(got, data.slice(from..to));
+    }
+    let before = fake.requests().len();
+    assert!(blob.read_range(5..5).await.unwrap().is_empty());
+    for bad in [0..10_001, 10_001..10_002] {
+        let error = blob.read_range(bad).await.unwrap_err();
+        assert!(!error.is_transient(), "{error}");
+    }
+    assert_eq!(fake.requests().len(), before, "no request for these");
+    let path = format!("/v2/a/b/blobs/{}", descriptor(&data).digest);
+    assert!(fake.requests().iter().all(|r| r.path == path));
+    assert!(!blob.ignores_ranges());
+}
+
+#[tokio::test]
+async fn requests_say_who_we_are() {
+    let data = noise(10);
+    let served = data.clone();
+    let fake = Fake::start(move |_, request| Some(serve(request, &served))).await;
+    let reference = fake.reference("a/b:t");
+    client()
+        .blob_bytes(&reference, &descriptor(&data))
+        .await
+        .unwrap();
+    let mut config = config();
+    config.user_agent = "another/1".to_owned();
+    let named = Client::new(config, Arc::new(NoCredentials)).unwrap();
+    named
+        .blob_bytes(&reference, &descriptor(&data))
+        .await
+        .unwrap();
+    let requests = fake.requests();
+    assert!(
+        requests[0]
+            .header("user-agent")
+            .unwrap()
+            .starts_with("soci-rs/")
+    );
+    assert_eq!(requests[1].header("user-agent"), Some("another/1"));
+}
+
+#[tokio::test]
+async fn a_host_that_ignores_ranges_still_gives_exactly_the_range() {
+    let data = noise(300_000);
+    let served = data.clone();
+    let fake = Fake::start(move |_, _| Some(status(200).body(served.clone()))).await;
+    let blob = client().blob(&fake.reference("a/b:t"), &descriptor(&data));
+    assert!(!blob.ignores_ranges());
+    for (from, to) in [(200_001, 200_101), (0, 3), (299_999, 300_000)] {
+        let got = blob.read_range(from as u64..to as u64).await.unwrap();
+        assert_eq!(got, data.slice(from..to));
+        assert!(blob.ignores_ranges());
+    }
+}
+
+#[tokio::test]
+async fn a_large_blob_from_a_host_that_ignores_ranges_comes_whole_not_in_parts() {
+    let data = noise(20 << 20);
+    let served = data.clone();
+    let fake = Fake::start(move |_, _| Some(status(200).body(served.clone()))).await;
+    let got = client()
+        .blob_bytes(&fake.reference("a/b:t"), &descriptor(&data))
+        .await
+        .unwrap();
+    assert!(got == data);
+    assert_eq!(fake.requests().len(), 2, "one to learn it, one for all");
+}
+
+#[tokio::test]
+async fn a_large_blob_comes_in_ranges_and_is_verified() {
+    let data = noise((20 << 20) + 7);
+    let served = data.clone();
+    let fake = Fake::start(move |_, request| Some(serve(request, &served))).await;
+    let got = client()
+        .blob_bytes(&fake.reference("a/b:t"), &descriptor(&data))
+        .await
+        .unwrap();
+    assert!(got == data);
+    let mut ranges: Vec<_> = fake.requests().iter().filter_map(|r| r.range()).collect();
+    ranges.sort_unstable();
+    let part = 8 << 20;
+    assert_eq!(
+        ranges,
+        [
+            (0, part - 1),
+            (part, 2 * part - 1),
+            (2 * part, (20 << 20) + 6)
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_server_may_give_less_than_the_range_and_is_asked_for_the_rest() {
+    let data = noise(10_000);
+    let served = data.clone();
+    let fake = Fake::start(move |_, request| {
+        let (first, last) = request.range().unwrap_or((0, 9_999));
+        let last = last.min(first + 2_999);
+        Some(
+            status(206)
+                .with("content-range", &format!("bytes {first}-{last}/10000"))
+                .body(served.slice(first..=last)),
+        )
+    })
+    .await;
+    let blob = client().blob(&fake.reference("a/b:t"), &descriptor(&data));
+    assert_eq!(blob.read_range(1..10_000).await.unwrap(), data.slice(1..));
+    assert_eq!(fake.requests().len(), 4);
+}
+
+#[tokio::test]
+async fn wrong_content_ranges_are_refused() {
+    let data = noise(1000);
+    for said in [
+        "bytes 0-9/1000",
+        "bytes 11-20/1000",
+        "bytes 10-29/1000",
+        "bytes 10-19/999",
+        "bytes 10-9/1000",
+        "nonsense",
+        "",
+    ] {
+        let served = data.clone();
+        let fake = Fake::start(move |_, _| {
+            let body = served.slice(10..20);
+            Some(status(206).with("content-range", said).body(body))
+        })
+        .await;
+        let blob = client().blob(&fake.reference("a/b:t"), &descriptor(&data));
+        let error = blob.read_range(10..20).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Protocol, "{said}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_longer_than_its_content_range_is_an_error() {
+    let data = noise(1000);
+    // All at once, or the surplus after the promised bytes.
+    for pieces in [vec![0..100], vec![0..10, 10..100]] {
+        let served = data.clone();
+        let fake = Fake::start(move |_, _| {
+            let pieces: Vec<_> = pieces
+                .iter()
+                .map(|piece| Ok::<_, std::io::Error>(served.slice(piece.clone())))
+                .collect();
+            let body = Body::from_stream(futures::stream::iter(pieces));
+            Some(
+                status(206)
+                    .with("content-range", "bytes 0-9/1000")
+                    .body(body),
+            )
+        })
+        .await;
+        let blob = client().blob(&fake.reference("a/b:t"), &descriptor(&data));
+        let error = blob.read_range(0..10).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::BadBody, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_blob_of_another_size_than_its_descriptor_is_refused() {
+    let data = noise(1000);
+    let served = data.slice(0..900);
+    let fake = Fake::start(move |_, request| Some(serve(request, &served))).await;
+    let error = client()
+        .blob_bytes(&fake.reference("a/b:t"), &descriptor(&data))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
+}
+
+#[tokio::test]
+async fn a_truncated_body_is_never_served_but_resumed_where_it_broke() {
+    let data = noise(100_000);
+    let served = data.clone();
+    let fake = Fake::start(move |number, request| {
+        let (first, last) = request.range().unwrap_or((0, served.len() - 1));
+        let response = match request.range() {
+            None => status(200),
+            Some(_) => {
+                let said = format!("bytes {first}-{last}/{}", served.len());
+                status(206).with("content-range", &said)
+            }
+        };
+        Some(if number < 3 {
+            broken(
+                response,
+                last + 1 - first,
+                served.slice(first..first + 20_000),
+            )
+        } else {
+            response.body(served.slice(first..=last))
+        })
+    })
+    .await;
+    let stream = client()
+        .blob_stream(&fake.reference("a/b:t"), &descriptor(&data))
+        .await
+        .unwrap();
+    let pieces: Vec<Bytes> = stream.try_collect().await.unwrap();
+    assert!(pieces.concat() == data);
+    let requests = fake.requests();
+    assert_eq!(requests.len(), 4);
+    assert_eq!(requests[0].range(), None);
+    // What reached us before the break may be less than what was sent.
+    let starts: Vec<_> = requests[1..].iter().map(|r| r.range().unwrap().0).collect();
+    assert!(
+        starts.is_sorted() && starts.iter().all(|s| *s <= 60_000),
+        "{starts:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_body_that_always_breaks_off_is_an_error_within_the_retry_budget() {
+    let data = noise(1000);
+    let fake = Fake::start(|_, request| {
+        let (first, last) = request.range().unwrap();
+        let response = status(206).with("content-range", &format!("bytes {first}-{last}/1000"));
+        Some(broken(response, last + 1 - first, Bytes::new()))
+    })
+    .await;
+    let blob = client().blob(&fake.reference("a/b:t"), &descriptor(&data));
+    let error = blob.read_range(5..500).await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    assert_eq!(fake.requests().len(), 4, "the first and three retries");
+}
+
+#[tokio::test]
+async fn a_corrupted_body_is_never_served_whole() {
+    let data = noise(50_000);
+    let mut bad = data.to_vec();
+    bad[31_337] ^= 1;
+    let bad = Bytes::from(bad);
+    let fake = Fake::start(move |_, request| Some(serve(request, &bad))).await;
+    let reference = fake.reference("a/b:t");
+    let client = client();
+    let wanted = descriptor(&data);
+    let error = client.blob_bytes(&reference, &wanted).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DigestMismatch, "{error}");
+    assert_eq!(fake.requests().len(), 2, "one more attempt");
+    let stream = client.blob_stream(&reference, &wanted).await.unwrap();
+    let items: Vec<_> = stream.collect().await;
+    let (last, before) = items.split_last().unwrap();
+    assert!(before.iter().all(Result::is_ok));
+    assert_eq!(last.as_ref().unwrap_err().kind(), ErrorKind::DigestMismatch);
+}
+
+#[tokio::test]
+async fn a_body_corrupted_once_is_fetched_again() {
+    let data = noise(5_000);
+    let served = data.clone();
+    let fake = Fake::start(move |number, request| {
+        let mut body = served.to_vec();
+        if number == 0 {
+            body[77] ^= 1;
+        }
+        Some(serve(request, &body.into()))
+    })
+    .await;
+    let got = client()
+        .blob_bytes(&fake.reference("a/b:t"), &descriptor(&data))
+        .await
+        .unwrap();
+    assert!(got == data);
+}
+
+#[tokio::test]
+async fn a_blob_beyond_the_limit_is_not_read_into_memory() {
+    let fake = Fake::start(|_, _| Some(status(500))).await;
+    let mut huge = descriptor(b"x");
+    huge.size = u64::MAX;
+    let error = client()
+        .blob_bytes(&fake.reference("a/b:t"), &huge)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    assert!(fake.requests().is_empty());
+}
+
+#[tokio::test]
+async fn the_empty_blob_is_verified_too() {
+    let fake = Fake::start(|_, _| Some(status(200))).await;
+    let reference = fake.reference("a/b:t");
+    let client = client();
+    let got = client
+        .blob_bytes(&reference, &descriptor(b""))
+        .await
+        .unwrap();
+    assert!(got.is_empty());
+    let mut wrong = descriptor(b"x");
+    wrong.size = 0;
+    let error = client.blob_bytes(&reference, &wrong).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DigestMismatch);
+}
+
+#[tokio::test]
+async fn where_head_is_refused_existence_is_asked_with_a_get() {
+    let data = noise(10);
+    let served = data.clone();
+    let fake = Fake::start(move |_, request| {
+        Some(match request.method {
+            http::Method::HEAD => status(405),
+            _ if request.path.contains("missing") => status(404),
+            _ => serve(request, &served),
+        })
+    })
+    .await;
+    let client = client();
+    let wanted = descriptor(&data);
+    assert!(
+        client
+            .blob_exists(&fake.reference("a/b:t"), &wanted)
+            .await
+            .unwrap()
+    );
+    assert_eq!(fake.requests()[1].range(), Some((0, 0)));
+    assert!(
+        !client
+            .blob_exists(&fake.reference("missing/b:t"), &wanted)
+            .await
+            .unwrap()
+    );
+    assert!(
+        client
+            .manifest_exists(&fake.reference("a/b:t"))
+            .await
+            .unwrap()
+    );
+}

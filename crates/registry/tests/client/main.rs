@@ -1,0 +1,14 @@
+//! The client against servers on the loopback interface: one that plays a registry with scripted
+//! faults, and the real `docker-registry`.
+
+mod authentication;
+mod blobs;
+mod docker_registry;
+mod fake;
+mod faults;
+mod manifests;
+mod mirrors;
+mod redirects;
+mod referrers;
+mod secrets;
+mod uploads;
