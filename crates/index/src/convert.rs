@@ -163,7 +163,15 @@ async fn bring_layers(
         async move { process(work, source, sink, options, prefetch, progress, &meter).await }
     }))
     .buffered(options.parallelism.get());
-    while let Some(LayerResult { layer, ztoc }) = results.try_next().await? {
+    while let Some(result) = results.try_next().await? {
+        let LayerResult {
+            layer,
+            outcome,
+            ztoc,
+        } = result;
+        if let Some(outcome) = outcome {
+            progress.layer(&layer, &outcome);
+        }
         if let Some(ztoc) = ztoc {
             let descriptor = ztoc.descriptor();
             sink.put_blob(&descriptor, ztoc.blob).await?;

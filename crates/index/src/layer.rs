@@ -34,6 +34,8 @@ pub(crate) struct LayerWork {
 #[derive(Debug)]
 pub(crate) struct LayerResult {
     pub(crate) layer: Descriptor,
+    /// What to tell; `None` for a layer of an image that gets no index.
+    pub(crate) outcome: Option<LayerOutcome>,
     pub(crate) ztoc: Option<LayerZtoc>,
 }
 
@@ -81,12 +83,10 @@ pub(crate) async fn process(
     meter: &Meter,
 ) -> Result<LayerResult, IndexError> {
     let layer = work.layer.clone();
-    let done = |outcome: Option<LayerOutcome>, ztoc| {
-        if let Some(outcome) = outcome {
-            progress.layer(&layer, &outcome);
-        }
+    let done = |outcome, ztoc| {
         Ok(LayerResult {
             layer: layer.clone(),
+            outcome,
             ztoc,
         })
     };

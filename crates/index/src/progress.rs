@@ -65,7 +65,7 @@ pub trait Progress: Send + Sync + 'static {
     fn begin(&self, layer: &Descriptor, step: Step);
     /// So many more bytes of the layer are done in this step.
     fn advance(&self, layer: Digest, bytes: u64);
-    /// The layer is done.
+    /// The layer is done. Called in the order of the image's layers.
     fn layer(&self, layer: &Descriptor, outcome: &LayerOutcome);
     /// A prefetch artifact was made for a layer.
     fn prefetch(&self, layer: Digest, artifact: Digest);
