@@ -12,6 +12,8 @@ BINDIR ?= $(PREFIX)/bin
 SYSCONFDIR ?= /etc
 UNITDIR ?= /etc/systemd/system
 DESTDIR ?=
+# Where `make install` takes the programs from.
+RELEASE_DIR ?= target/release
 
 CARGO ?= cargo
 # Tests that start a containerd each: more than four at once only slows them all down.
@@ -66,13 +68,13 @@ fuzz: ## Fuzz each parser for FUZZ_SECONDS (nightly Rust and cargo-fuzz)
 lint: ## Format, clippy, documentation, licences and advisories
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
 	scripts/check-dependencies.sh
 
 .PHONY: install
 install: ## Install programs, units and default configuration (DESTDIR, PREFIX)
-	@for b in $(BINARIES); do test -x target/release/$$b || { echo "target/release/$$b is missing: make release first" >&2; exit 1; }; done
-	install -D -m 0755 -t $(DESTDIR)$(BINDIR) $(addprefix target/release/,$(BINARIES))
+	@for b in $(BINARIES); do test -x $(RELEASE_DIR)/$$b || { echo "$(RELEASE_DIR)/$$b is missing: make release first" >&2; exit 1; }; done
+	install -D -m 0755 -t $(DESTDIR)$(BINDIR) $(addprefix $(RELEASE_DIR)/,$(BINARIES))
 	install -d $(DESTDIR)$(UNITDIR)
 	sed 's|/usr/local/bin/|$(BINDIR)/|' systemd/soci-snapshotter.service > $(DESTDIR)$(UNITDIR)/soci-snapshotter.service
 	install -m 0644 systemd/soci-snapshotter.socket $(DESTDIR)$(UNITDIR)/soci-snapshotter.socket

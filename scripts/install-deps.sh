@@ -8,7 +8,6 @@ needs='
 git                                         git
 curl                                        curl
 cc                                          build-essential
-pkg-config                                  pkg-config
 protoc                                      protobuf-compiler
 /usr/include/google/protobuf/timestamp.proto  libprotobuf-dev
 /etc/ssl/certs/ca-certificates.crt          ca-certificates
@@ -17,19 +16,13 @@ ctr                                         containerd
 runc                                        runc
 docker-registry                             docker-registry
 skopeo                                      skopeo
-umoci                                       umoci
 busybox                                     busybox-static
 mmdebstrap                                  mmdebstrap
-fusermount3                                 fuse3
-getfattr                                    attr
 setpriv                                     util-linux
 mount                                       mount
-findmnt                                     util-linux
-ip                                          iproute2
-pgrep                                       procps
-openssl                                     openssl
-python3                                     python3-minimal
 systemd-analyze                             systemd
+unshare                                     util-linux
+systemd-socket-activate                     systemd
 '
 oldest_rust=1.90
 
@@ -96,7 +89,7 @@ install_rust() {
     fi
 }
 
-export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin:/sbin"
+export PATH="${CARGO_HOME:-${HOME:-/root}/.cargo}/bin:$PATH:/usr/sbin:/sbin"
 
 missing=()
 while read -r what package; do

@@ -2,11 +2,13 @@
 
 mod daemon;
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::process::Stdio;
 use std::time::Duration;
 
 use daemon::{Daemon, Place, refusal, wrapped};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 #[test]
 fn the_lines_that_tools_wait_for_come_in_order_and_with_strings_only() {
@@ -203,4 +205,21 @@ fn a_machine_without_fuse_is_refused_with_what_to_do() {
         error.contains("/dev/fuse") && error.contains("modprobe fuse"),
         "{error}"
     );
+}
+
+#[test]
+fn a_log_that_nobody_reads_any_more_stops_nothing() {
+    let place = Place::new();
+    let mut child = place.command().stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("successfully started") {
+        line.clear();
+        assert!(log.read_line(&mut line).unwrap() > 0);
+    }
+    drop(log);
+    let pid = Pid::from_child(&child);
+    // Several lines are written on the way out.
+    kill_process(pid, Signal::TERM).unwrap();
+    assert!(child.wait().unwrap().success());
 }
