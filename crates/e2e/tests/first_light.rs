@@ -2,6 +2,11 @@
 //! promises when the daemon, the index or the registry is missing. Needs root, FUSE, containerd,
 //! runc, docker-registry, mmdebstrap and the two programs.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
+
 use std::time::{Duration, Instant};
 
 use testkit::image::{APP_OUTPUT, PYTHON_TAG, python_image, small_image, small_image_data};

@@ -7,7 +7,9 @@
 
 #![forbid(unsafe_code)]
 
+mod cli;
 mod containerd;
+mod ctr;
 mod http1;
 pub mod image;
 pub mod process;
@@ -16,11 +18,13 @@ mod registry;
 mod soci;
 mod stack;
 
-pub use containerd::{Containerd, ContainerdOptions, Ctr, Run, RunOutput};
+pub use cli::{SociCli, binary};
+pub use containerd::{Containerd, ContainerdOptions};
+pub use ctr::{Ctr, Run, RunOutput, Running};
 pub use http1::{HttpResponse, http_request};
 pub use image::{Content, ImageBuilder, Layer, LayerCompression, OciImage};
 pub use process::TestRoot;
 pub use proxy::{Auth, Fault, Proxy, Rule, Throttle};
 pub use registry::Registry;
-pub use soci::{SociCli, SociDaemon, SociDaemonOptions, binary};
+pub use soci::{SociDaemon, SociDaemonOptions};
 pub use stack::{Stack, StackOptions};

@@ -5,10 +5,11 @@ use std::path::Path;
 use anyhow::Result;
 use oci::Descriptor;
 
+use crate::cli::SociCli;
 use crate::containerd::{Containerd, ContainerdOptions};
 use crate::proxy::{Proxy, Throttle};
 use crate::registry::Registry;
-use crate::soci::{SociCli, SociDaemon, SociDaemonOptions};
+use crate::soci::{SociDaemon, SociDaemonOptions};
 
 /// What a [`Stack`] is like.
 #[derive(Debug, Clone, Default)]

@@ -1,5 +1,10 @@
 //! The images that the kit builds are what other programs take for images. Needs skopeo.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
+
 use std::process::Command;
 
 use testkit::image::{large_file_image, python_image, small_image};

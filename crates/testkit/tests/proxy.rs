@@ -1,5 +1,10 @@
 //! The proxy counts, throttles, breaks and guards exactly what it is told to. Needs docker-registry.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
+
 use std::net::SocketAddr;
 use std::time::Duration;
 

@@ -251,7 +251,8 @@ fn start(runs: u32) -> Result<()> {
     }
     let title = format!("demo image, cloud, median of {}", lazy.len());
     let mut table = Table::new(&[&title, "lazy", "overlayfs", "overlayfs / lazy"]);
-    let parts: [(&str, fn(&Start) -> Duration); 4] = [
+    type Part = fn(&Start) -> Duration;
+    let parts: [(&str, Part); 4] = [
         ("pull", |start| start.pull),
         ("container to first output", |start| start.first_output),
         ("pull to first output", Start::until_output),

@@ -64,7 +64,7 @@ impl OciImage {
 
 enum Source {
     Declared(Layer, LayerCompression),
-    Ready(OciLayer),
+    Ready(Box<OciLayer>),
 }
 
 /// Builds an image, lowest layer first.
@@ -98,7 +98,7 @@ impl ImageBuilder {
     /// Adds a layer whose blob is in the layout already.
     #[must_use]
     pub fn ready(mut self, layer: OciLayer) -> Self {
-        self.layers.push(Source::Ready(layer));
+        self.layers.push(Source::Ready(Box::new(layer)));
         self
     }
 
@@ -125,7 +125,7 @@ impl ImageBuilder {
         let mut layers = Vec::new();
         for source in self.layers {
             layers.push(match source {
-                Source::Ready(layer) => layer,
+                Source::Ready(layer) => *layer,
                 Source::Declared(layer, compression) => {
                     let mut sink = LayerSink::create(dir, compression)?;
                     layer.write_tar(&mut sink)?;

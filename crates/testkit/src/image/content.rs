@@ -113,7 +113,9 @@ impl Content {
                 block
             }
             Self::Noise { seed, .. } => mixed(*seed, index).to_le_bytes(),
-            Self::Mixed { seed, .. } if index / 512 % 2 == 0 => mixed(*seed, index).to_le_bytes(),
+            Self::Mixed { seed, .. } if (index / 512).is_multiple_of(2) => {
+                mixed(*seed, index).to_le_bytes()
+            }
             Self::Text { seed, .. } | Self::Mixed { seed, .. } => {
                 let word = usize::try_from(mixed(*seed, index) % 16).unwrap_or(0);
                 *WORDS[word]

@@ -11,8 +11,8 @@ use super::cache::cached;
 use super::diff;
 use super::layer::Layer;
 use super::sink::{LayerCompression, LayerSink};
+use crate::cli::output_of;
 use crate::process::{TestRoot, unmount_below};
-use crate::soci::output_of;
 
 /// The tag of the image in its layout.
 pub const PYTHON_TAG: &str = "python";

@@ -7,6 +7,7 @@
 mod auth;
 mod fault;
 mod relay;
+mod request_body;
 mod response;
 mod stats;
 mod throttle;
