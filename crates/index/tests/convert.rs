@@ -480,7 +480,7 @@ fn a_plain_tar_layer_is_indexed_too() {
     ImageBuilder::new()
         .layer_with(
             Layer::new().file("f", Content::Noise { seed: 1, length: 300_000 }),
-            LayerCompression::None,
+            LayerCompression::Plain,
         )
         .write(&image, "v1")
         .unwrap();
