@@ -55,9 +55,10 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("cannot watch for signals")?;
     check_fuse(config)?;
-    let _lock = wiring::lock_root(&args.root)?;
+    let root = std::path::absolute(&args.root).context("--root is not a path")?;
+    let _lock = wiring::lock_root(&root)?;
     let listener = listen::listen(address, passed)?;
-    let running = wiring::wire(&args.root, config).await?;
+    let running = wiring::wire(&root, config).await?;
 
     let (health, health_service) = tonic_health::server::health_reporter();
     let snapshots = snapshotter::service(running.snapshotter.clone())
