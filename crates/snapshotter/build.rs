@@ -6,6 +6,11 @@ fn main() -> std::io::Result<()> {
     println!("cargo:rerun-if-changed={root}/containerd");
     tonic_prost_build::configure()
         .btree_map(".")
+        // Snapshots are stored as they go over the wire: List does not decode them.
+        .extern_path(
+            ".containerd.services.snapshots.v1.ListSnapshotsResponse",
+            "crate::info_batch::ListSnapshotsResponse",
+        )
         .compile_protos(
             &[format!(
                 "{root}/containerd/services/snapshots/v1/snapshots.proto"

@@ -129,7 +129,7 @@ async fn list(client: &mut SnapshotsClient<Channel>, filters: Vec<String>) -> us
     let mut stream = client.list(request).await.unwrap().into_inner();
     let mut count = 0;
     while let Some(batch) = stream.message().await.unwrap() {
-        count += batch.info.len();
+        count += batch.decode().unwrap().len();
     }
     count
 }

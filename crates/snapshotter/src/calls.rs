@@ -9,7 +9,6 @@ use crate::api::types::Mount;
 use crate::api::v1::{Info, Kind};
 use crate::disk_usage;
 use crate::error::SnapshotterError;
-use crate::filter::Filters;
 use crate::labels::{self, Labels};
 use crate::metadata::{Commit, Fallback, Link, NewSnapshot, Usage};
 use crate::mounts::mounts;
@@ -122,15 +121,6 @@ impl Snapshotter {
                 inner.metadata.update(&info.name, &labels, &mask)
             })
             .await
-    }
-
-    /// Gives the accepted snapshots to `visit` until that returns false. Blocking.
-    pub(crate) fn list(
-        inner: &Inner,
-        filters: &Filters,
-        visit: impl FnMut(Info) -> bool,
-    ) -> Result<(), SnapshotterError> {
-        inner.metadata.list(filters, visit)
     }
 
     /// Disk space of one snapshot without its parents.

@@ -11,6 +11,7 @@ mod directories;
 mod disk_usage;
 mod error;
 mod filter;
+mod info_batch;
 mod keyed_lock;
 pub mod labels;
 mod layers;
@@ -26,6 +27,7 @@ mod sweep;
 
 pub use error::SnapshotterError;
 pub use filter::FilterError;
+pub use info_batch::ListSnapshotsResponse;
 pub use layers::{LayerMode, LayerState};
 pub use provider::{LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError};
 pub use service::{SnapshotService, service};

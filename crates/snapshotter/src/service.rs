@@ -12,13 +12,14 @@ use tonic::{Request, Response, Status};
 
 use crate::api::v1::snapshots_server::{Snapshots, SnapshotsServer};
 use crate::api::v1::{
-    CleanupRequest, CommitSnapshotRequest, Info, ListSnapshotsRequest, ListSnapshotsResponse,
-    MountsRequest, MountsResponse, PrepareSnapshotRequest, PrepareSnapshotResponse,
-    RemoveSnapshotRequest, StatSnapshotRequest, StatSnapshotResponse, UpdateSnapshotRequest,
-    UpdateSnapshotResponse, UsageRequest, UsageResponse, ViewSnapshotRequest, ViewSnapshotResponse,
+    CleanupRequest, CommitSnapshotRequest, ListSnapshotsRequest, MountsRequest, MountsResponse,
+    PrepareSnapshotRequest, PrepareSnapshotResponse, RemoveSnapshotRequest, StatSnapshotRequest,
+    StatSnapshotResponse, UpdateSnapshotRequest, UpdateSnapshotResponse, UsageRequest,
+    UsageResponse, ViewSnapshotRequest, ViewSnapshotResponse,
 };
 use crate::error::SnapshotterError;
 use crate::filter::Filters;
+use crate::info_batch::ListSnapshotsResponse;
 use crate::snapshotter::Snapshotter;
 
 /// Where containerd's clients put the namespace.
@@ -129,13 +130,13 @@ impl Snapshots for SnapshotService {
         let inner = Arc::clone(&self.snapshotter.inner);
         let (sender, receiver) = mpsc::channel(4);
         tokio::task::spawn_blocking(move || {
-            let mut batch: Vec<Info> = Vec::with_capacity(BATCH);
+            let mut batch = Vec::with_capacity(BATCH);
             let send = |info| {
                 sender
                     .blocking_send(Ok(ListSnapshotsResponse { info }))
                     .is_ok()
             };
-            let listed = Snapshotter::list(&inner, &filters, |info| {
+            let listed = inner.metadata.list(&filters, |info| {
                 batch.push(info);
                 batch.len() < BATCH || send(std::mem::take(&mut batch))
             });

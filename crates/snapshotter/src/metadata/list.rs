@@ -3,10 +3,11 @@
 
 use std::collections::BTreeSet;
 
+use prost::bytes::Bytes;
 use redb::ReadableTable;
 
 use super::lookup::find;
-use super::record::{Record, decode};
+use super::record::{EncodedRecord, decode};
 use super::{Attempt, Metadata, Reader};
 use crate::api::v1::{Info, Kind};
 use crate::error::SnapshotterError;
@@ -32,20 +33,25 @@ impl Fields for Info {
 }
 
 impl Metadata {
-    /// Gives every snapshot that the filters accept to `visit`, in the order of the names, until
-    /// that returns false.
+    /// Gives every snapshot that the filters accept to `visit`, encoded as [`Info`], in the order
+    /// of the names, until that returns false.
     pub(crate) fn list(
         &self,
         filters: &Filters,
-        mut visit: impl FnMut(Info) -> bool,
+        mut visit: impl FnMut(Bytes) -> bool,
     ) -> Result<(), SnapshotterError> {
+        let mut visit_accepted = |name: &str, bytes: &[u8]| -> Attempt<bool> {
+            let EncodedRecord { info } = decode(name, bytes)?;
+            let accepted = filters.accept_all() || filters.accepts(&decode::<Info>(name, &info)?);
+            Ok(!accepted || visit(info))
+        };
         self.read(|tables| {
             if let Some(names) = candidates(tables, filters)? {
                 for name in names {
-                    let Some(record) = find(&tables.snapshots, &name)? else {
+                    let Some(bytes) = tables.snapshots.get(name.as_str())? else {
                         continue;
                     };
-                    if filters.accepts(&record.info) && !visit(record.info) {
+                    if !visit_accepted(&name, bytes.value())? {
                         break;
                     }
                 }
@@ -53,8 +59,7 @@ impl Metadata {
             }
             for entry in tables.snapshots.iter()? {
                 let (name, bytes) = entry?;
-                let record: Record = decode(name.value(), bytes.value())?;
-                if filters.accepts(&record.info) && !visit(record.info) {
+                if !visit_accepted(name.value(), bytes.value())? {
                     break;
                 }
             }

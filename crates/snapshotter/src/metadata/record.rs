@@ -2,6 +2,7 @@
 //! Tags are never used again for something else.
 
 use prost::Message;
+use prost::bytes::Bytes;
 
 use crate::api::v1::{Info, Kind};
 use crate::error::SnapshotterError;
@@ -23,6 +24,14 @@ pub(crate) struct Record {
     /// Set when this is an image layer that could not be mounted lazily.
     #[prost(message, optional, tag = "4")]
     pub(crate) fallback: Option<Fallback>,
+}
+
+/// A [`Record`] of which only the snapshot is wanted, as it goes over the wire.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct EncodedRecord {
+    /// An encoded [`Info`].
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(super) info: Bytes,
 }
 
 /// Disk space that a snapshot takes by itself.

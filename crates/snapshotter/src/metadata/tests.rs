@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::api::v1::Kind;
+use crate::api::v1::{Info, Kind};
 use crate::filter::Filters;
 use crate::labels;
 use crate::provider::MountedInfo;
@@ -58,7 +58,7 @@ fn names(metadata: &Metadata, filter: &str) -> Vec<String> {
     let filters = Filters::parse(&[filter]).unwrap();
     metadata
         .list(&filters, |info| {
-            names.push(info.name);
+            names.push(<Info as prost::Message>::decode(info).unwrap().name);
             true
         })
         .unwrap();

@@ -133,7 +133,7 @@ impl Daemon {
         let mut infos = Vec::new();
         while let Some(batch) = stream.message().await? {
             assert!((1..=100).contains(&batch.info.len()));
-            infos.extend(batch.info);
+            infos.extend(batch.decode().unwrap());
         }
         Ok(infos)
     }

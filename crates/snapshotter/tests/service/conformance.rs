@@ -209,7 +209,7 @@ async fn a_snapshot_can_be_asked_for_while_all_are_listed() {
         .into_inner();
     let mut seen = 0;
     while let Some(batch) = stream.message().await.unwrap() {
-        for info in batch.info {
+        for info in batch.decode().unwrap() {
             assert_eq!(daemon.stat(&info.name).await.unwrap(), info);
             // What the list began with is what it shows, whatever happens meanwhile.
             daemon.remove(&info.name).await.unwrap();
