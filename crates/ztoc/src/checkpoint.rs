@@ -258,3 +258,83 @@ impl TarZinfo {
         writer.finish(root)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{SpanId, Ztoc};
+
+    /// Versions of soci before the golden ones left the first checkpoint out of the blob; made here of a golden zTOC.
+    #[test]
+    fn an_old_ztoc_with_an_implied_first_checkpoint_is_read_and_written() {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/kinds/");
+        let blob = |name: &str| std::fs::read(format!("{root}{name}")).unwrap();
+        let layer =
+            blob("image/blobs/sha256/8b49287f08fe6d79dea9c8d5531898e7768b819dd30ce0a973e9c98a8b9df69f");
+        let current =
+            blob("soci-v1/blobs/sha256/c503eba99e8a1049df06be37f93a020287792a4b742f14a8502f3ca4546c2479");
+        let mut tar = Vec::new();
+        std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&layer[..]), &mut tar).unwrap();
+
+        let mut old = Ztoc::parse(&current).unwrap();
+        let Checkpoints::Gzip(gzip) = &mut old.compression.checkpoints else { panic!() };
+        gzip.first_implied = true;
+        gzip.windows.drain(..WINDOW_SIZE);
+        let old_blob = old.encode();
+        assert!(old_blob.len() < current.len() - WINDOW_SIZE);
+        let reread = Ztoc::parse(&old_blob).unwrap();
+        assert!(reread == old && reread.encode() == old_blob);
+
+        let table = reread.span_table();
+        assert_eq!(table.window_at(SpanId(0)), None);
+        let at = |range: std::ops::Range<u64>| {
+            usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()
+        };
+        let mut out = Vec::new();
+        for id in (0..table.len()).map(SpanId) {
+            let span = table.span(id);
+            let window = table.window_at(id).map_or(&[][..], |window| &old_blob[at(window)]);
+            table.extract(id, &layer[at(span.compressed)], window, &mut out).unwrap();
+            assert!(out == tar[at(span.uncompressed)], "span {id}");
+        }
+    }
+
+    #[test]
+    fn checkpoints_of_any_other_length_or_order_are_refused() {
+        let mut checkpoints = GzipCheckpoints::new(100);
+        for (input, output) in [(10, 0), (50, 200), (90, 400)] {
+            checkpoints.push(Checkpoint { input, output, bits: 0 }, &[7; WINDOW_SIZE]);
+        }
+        let encode = |checkpoints: &GzipCheckpoints| {
+            let mut writer = Writer::with_capacity(0);
+            let place = checkpoints.write(&mut writer);
+            let mut table = writer.table(1);
+            table.reference(0, place);
+            let root = table.end();
+            let buffer = writer.finish(root);
+            Table::root(&buffer).unwrap().bytes(0, "checkpoints").unwrap().to_vec()
+        };
+        let blob = encode(&checkpoints);
+        assert_eq!(GzipCheckpoints::parse(&blob).as_ref(), Ok(&checkpoints));
+        for len in [0, 4, 11, 12, blob.len() - 1, blob.len() - POINT_SIZE - 1, POINT_SIZE + 12] {
+            assert!(GzipCheckpoints::parse(&blob[..len]).is_err(), "{len}");
+        }
+        for count in [-1, 0, 1, 2, 5, i32::MIN, i32::MAX] {
+            let mut wrong = blob.clone();
+            wrong[..4].copy_from_slice(&i32::to_le_bytes(count));
+            assert!(GzipCheckpoints::parse(&wrong).is_err(), "{count}");
+        }
+        for (point, wrong) in [
+            (0, Checkpoint { input: 10, output: 1, bits: 0 }),
+            (0, Checkpoint { input: 9, output: 0, bits: 0 }),
+            (1, Checkpoint { input: 10, output: 200, bits: 0 }),
+            (1, Checkpoint { input: 50, output: 401, bits: 0 }),
+            (2, Checkpoint { input: 90, output: 400, bits: 8 }),
+            (2, Checkpoint { input: u64::MAX, output: 400, bits: 0 }),
+        ] {
+            let mut bad = checkpoints.clone();
+            bad.points[point] = wrong;
+            assert!(GzipCheckpoints::parse(&encode(&bad)).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -13,6 +13,8 @@ use crate::ZtocError;
 const ENTRY_COST: usize = 96;
 /// The same for a PAX record.
 const RECORD_COST: usize = 24;
+/// A tar is made of blocks of this size.
+const BLOCK: u64 = 512;
 /// deflate cannot do better: two bits stand for 258 bytes.
 const MAX_EXPANSION: u64 = 1032;
 
@@ -192,14 +194,14 @@ fn compression_info(
     Ok(CompressionInfo { algorithm, span_digests, checkpoints, checkpoints_at: BlobOffset(None) })
 }
 
-/// Contents follow one another, each after its header, and end inside the tar.
+/// Contents follow one another, each after a header block of its own, and end inside the tar.
 fn check_entries(ztoc: &Ztoc) -> Result<(), ZtocError> {
     let mut next_header = 0_u64;
     for entry in &ztoc.toc {
         let name = || lossy(&entry.name);
-        if next_header > entry.uncompressed_offset {
+        if next_header.saturating_add(BLOCK) > entry.uncompressed_offset {
             return Err(invalid(format!(
-                "the content of {} starts at {}, before its header at {next_header}",
+                "the content of {} starts at {}, not behind a header at {next_header}",
                 name(),
                 entry.uncompressed_offset
             )));
@@ -217,7 +219,7 @@ fn check_entries(ztoc: &Ztoc) -> Result<(), ZtocError> {
                     ztoc.uncompressed_archive_size
                 ))
             })?;
-        next_header = end.div_ceil(512).saturating_mul(512);
+        next_header = end.div_ceil(BLOCK).saturating_mul(BLOCK);
     }
     Ok(())
 }

@@ -13,6 +13,8 @@ mod error;
 mod extract;
 mod flatbuffer_read;
 mod flatbuffer_write;
+#[doc(hidden)]
+pub mod fuzz;
 mod gzip_scan;
 mod hashing;
 mod inflate;

@@ -19,14 +19,10 @@ fn sizes_are_those_of_the_layer() {
     for golden in golden::all() {
         let ztoc = Ztoc::parse(&golden.blob).unwrap();
         let tar = golden::decompress(&golden.layer, golden.compression);
-        println!("{} {} {} {} {}", golden.name, ztoc.compressed_archive_size, golden.layer.len(), ztoc.uncompressed_archive_size, tar.len());
         assert_eq!(ztoc.compressed_archive_size, golden.layer.len() as u64, "{}", golden.name);
         assert!(ztoc.uncompressed_archive_size <= tar.len() as u64, "{}", golden.name);
         assert_eq!(ztoc.compression.algorithm, golden.compression);
-        match &ztoc.compression.checkpoints {
-            Checkpoints::Gzip(gzip) => println!("{:?}", gzip.points),
-            Checkpoints::Tar(tar) => println!("{tar:?}"),
-        }
+        assert_eq!(ztoc.compression.checkpoints.span_size(), golden::SPAN_SIZE);
     }
 }
 
@@ -43,4 +39,112 @@ fn windows_are_where_the_span_table_says() {
             assert!(stored == gzip.window(number), "{} span {id}", golden.name);
         }
     }
+}
+
+#[test]
+fn ztoc_info_says_the_same_as_socis() {
+    let mut seen = 0;
+    for golden in golden::all() {
+        let case = golden.name.split('/').next().unwrap();
+        let info = golden::root().join(case).join("ztoc-info");
+        let Ok(info) = std::fs::read(info.join(format!("{}.json", golden.digest.hex()))) else {
+            assert!(golden.name.contains("soci-v1-old"), "{}: no ztoc-info", golden.name);
+            continue;
+        };
+        seen += 1;
+        let info: serde_json::Value = serde_json::from_slice(&info).unwrap();
+        let ztoc = Ztoc::parse(&golden.blob).unwrap();
+        let table = ztoc.span_table();
+        assert_eq!(info["version"], ztoc.version);
+        assert_eq!(info["build_tool"], ztoc.build_tool_identifier);
+        assert_eq!(info["size"], golden.blob.len());
+        assert_eq!(info["span_size"], ztoc.compression.checkpoints.span_size());
+        assert_eq!(info["num_spans"], table.len());
+        assert_eq!(info["num_files"], ztoc.toc.len());
+        for (file, entry) in info["files"].as_array().unwrap().iter().zip(&ztoc.toc) {
+            assert_eq!(file["filename"], String::from_utf8_lossy(&entry.name).into_owned());
+            assert_eq!(file["offset"], entry.uncompressed_offset);
+            assert_eq!(file["size"], entry.uncompressed_size);
+            assert_eq!(file["type"], entry.file_type.as_str());
+            let start = table.at_uncompressed(entry.uncompressed_offset).unwrap();
+            assert_eq!(file["start_span"], start.0, "{}", golden.name);
+            // soci's end is the span of the byte behind the file.
+            let end = table.at_uncompressed(entry.uncompressed_offset + entry.uncompressed_size);
+            assert_eq!(file["end_span"], end.unwrap().0, "{}", golden.name);
+        }
+    }
+    assert_eq!(seen, 11);
+}
+
+#[test]
+fn bytes_that_are_no_ztoc_are_refused() {
+    let golden = &golden::all()[0];
+    for len in [0, 1, 3, 4, 8, 100, 1000, golden.blob.len() / 2, golden.blob.len() - 100] {
+        assert!(Ztoc::parse(&golden.blob[..len]).is_err(), "{len}");
+        assert!(Ztoc::parse(&vec![0; len]).is_err(), "{len} zeros");
+        assert!(Ztoc::parse(&vec![0xff; len]).is_err(), "{len} ones");
+    }
+}
+
+/// Changes a golden zTOC and expects it to be refused when it is read back.
+fn refused(change: impl Fn(&mut Ztoc)) {
+    for golden in golden::all() {
+        let mut ztoc = Ztoc::parse(&golden.blob).unwrap();
+        change(&mut ztoc);
+        assert!(Ztoc::parse(&ztoc.encode()).is_err(), "{}", golden.name);
+    }
+}
+
+#[test]
+fn a_ztoc_that_contradicts_itself_is_refused() {
+    refused(|ztoc| ztoc.version = "1.0".to_owned());
+    refused(|ztoc| drop(ztoc.compression.span_digests.pop()));
+    refused(|ztoc| ztoc.compression.span_digests.push(oci::Digest::of(b"")));
+    refused(|ztoc| ztoc.compressed_archive_size = 5);
+    refused(|ztoc| ztoc.compressed_archive_size = u64::MAX);
+    refused(|ztoc| ztoc.uncompressed_archive_size = 512);
+    refused(|ztoc| ztoc.uncompressed_archive_size = 1 << 50);
+    refused(|ztoc| ztoc.toc[1].uncompressed_offset = 1);
+    refused(|ztoc| ztoc.toc[0].uncompressed_offset = u64::MAX);
+    refused(|ztoc| {
+        let first = ztoc.toc.iter_mut().find(|entry| entry.content_len() > 0);
+        if let Some(first) = first {
+            first.uncompressed_size = i64::MAX.cast_unsigned();
+        } else {
+            ztoc.uncompressed_archive_size = 0;
+        }
+    });
+}
+
+/// Entries that all refer to one and the same name are no way to make a small zTOC large.
+#[test]
+fn a_ztoc_that_would_grow_in_memory_is_refused() {
+    const ENTRIES: usize = 10;
+    let golden = golden::all().into_iter().find(|golden| golden.name.starts_with("kinds")).unwrap();
+    let mut ztoc = Ztoc::parse(&golden.blob).unwrap();
+    let small = ztoc.toc[0].clone();
+    ztoc.toc = vec![small; ENTRIES];
+    ztoc.toc[0].name = vec![b'n'; 1 << 20];
+    ztoc.toc.iter_mut().zip(1..).for_each(|(entry, block)| entry.uncompressed_offset = 512 * block);
+    let mut blob = ztoc.encode();
+    assert_eq!(Ztoc::parse(&blob).as_ref(), Ok(&ztoc));
+    // The vector of entries: their number, then the distances to tables that follow one another.
+    let vector = (0..blob.len() - 4 * (ENTRIES + 1)).find(|at| {
+        let targets = (1..=ENTRIES).map(|entry| at + 4 * entry + distance(&blob, at + 4 * entry));
+        distance(&blob, *at) == ENTRIES
+            && targets.clone().is_sorted()
+            && targets.clone().min() >= Some(at + 4 * (ENTRIES + 1))
+            && targets.max() < Some(blob.len())
+    });
+    let first = vector.expect("the entries' vector") + 4;
+    let target = first + distance(&blob, first);
+    for at in (first..).step_by(4).take(ENTRIES) {
+        blob[at..at + 4].copy_from_slice(&u32::try_from(target - at).unwrap().to_le_bytes());
+    }
+    let refused = Ztoc::parse(&blob).unwrap_err();
+    assert!(matches!(refused, ztoc::ZtocError::TooMuchWork { .. }), "{refused}");
+}
+
+fn distance(blob: &[u8], at: usize) -> usize {
+    u32::from_le_bytes(blob[at..at + 4].try_into().unwrap()) as usize
 }
