@@ -28,6 +28,8 @@ pub(crate) struct Authorization {
     pub(crate) header: HeaderValue,
     /// What must not show in messages.
     pub(crate) secret: String,
+    /// Was it kept from an earlier request, so that it may be stale?
+    cached: bool,
 }
 
 struct Grant {
@@ -104,6 +106,27 @@ impl Authorizer {
         self.grant(transport, purpose, &challenge, refused).await
     }
 
+    /// What to send after `refused` was not enough. `None` when it was not kept from earlier, or
+    /// when there is nothing else: then the registry means what it says.
+    pub(crate) async fn renewed(
+        &self,
+        transport: &Transport,
+        purpose: Purpose<'_>,
+        refused: Option<&Authorization>,
+    ) -> Result<Option<Authorization>, RegistryError> {
+        let Some(refused) = refused.filter(|refused| refused.cached) else {
+            return Ok(None);
+        };
+        let base = purpose.endpoint.base().as_str();
+        let Some(challenge) = self.challenges.lock().get(base).cloned() else {
+            return Ok(None);
+        };
+        let fresh = self
+            .grant(transport, purpose, &challenge, Some(refused))
+            .await?;
+        Ok(fresh.filter(|fresh| fresh.secret != refused.secret))
+    }
+
     async fn grant(
         &self,
         transport: &Transport,
@@ -117,7 +140,10 @@ impl Authorizer {
             && grant.until > Instant::now()
             && refused.is_none_or(|refused| refused.secret != grant.authorization.secret)
         {
-            return Ok(Some(grant.authorization.clone()));
+            return Ok(Some(Authorization {
+                cached: true,
+                ..grant.authorization.clone()
+            }));
         }
         *slot = None;
         let credential = self.lookup(purpose).await?;
@@ -199,6 +225,7 @@ fn made(header: Option<HeaderValue>, secret: String, lifetime: Duration) -> Opti
         authorization: Authorization {
             header: header?,
             secret,
+            cached: false,
         },
         // A lifetime beyond what the clock can hold is as good as an hour.
         until: now

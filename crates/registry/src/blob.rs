@@ -113,6 +113,10 @@ impl BlobSource for RemoteBlob {
         self.place.honours_ranges() == Some(false)
     }
 
+    fn setbacks(&self) -> u64 {
+        self.place.shared.setbacks()
+    }
+
     fn describe(&self) -> String {
         self.place.describe()
     }

@@ -2,6 +2,7 @@
 //! or a rotated secret counts at once.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
@@ -59,17 +60,21 @@ impl DockerConfigCredentials {
     }
 
     fn path(&self) -> Option<PathBuf> {
-        if let Some(path) = &self.path {
-            return Some(path.clone());
+        match &self.path {
+            Some(path) => Some(path.clone()),
+            None => path_by(|name| std::env::var_os(name)),
         }
-        let folder = match std::env::var_os("DOCKER_CONFIG").filter(|value| !value.is_empty()) {
-            Some(folder) => PathBuf::from(folder),
-            None => {
-                PathBuf::from(std::env::var_os("HOME").filter(|v| !v.is_empty())?).join(".docker")
-            }
-        };
-        Some(folder.join("config.json"))
     }
+}
+
+/// Where Docker's configuration is, by the environment.
+fn path_by(environment: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let folder = |name: &str| {
+        let value = environment(name).filter(|value| !value.is_empty())?;
+        Some(PathBuf::from(value))
+    };
+    let docker = folder("DOCKER_CONFIG").or_else(|| Some(folder("HOME")?.join(".docker")));
+    Some(docker?.join("config.json"))
 }
 
 #[async_trait]
@@ -288,6 +293,26 @@ mod tests {
                 .unwrap_err();
             assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
         }
+    }
+
+    #[test]
+    fn docker_config_wins_over_home() {
+        let path = |variables: &[(&str, &str)]| {
+            path_by(|name| {
+                let (_, value) = variables.iter().find(|(n, _)| *n == name)?;
+                Some(OsString::from(value))
+            })
+        };
+        let home = ("HOME", "/h");
+        assert_eq!(
+            path(&[home, ("DOCKER_CONFIG", "/d")]),
+            Some("/d/config.json".into())
+        );
+        assert_eq!(
+            path(&[home, ("DOCKER_CONFIG", "")]),
+            Some("/h/.docker/config.json".into())
+        );
+        assert_eq!(path(&[]), None);
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
@@ -29,6 +30,7 @@ pub(crate) struct Shared {
     resting: Mutex<HashMap<String, Instant>>,
     /// Whether hosts honour ranges, by origin, once it is known.
     ranges: Mutex<HashMap<String, bool>>,
+    setbacks: Arc<AtomicU64>,
     /// Updates of referrers tags, which are read-modify-write, one after another.
     pub(crate) referrers_update: tokio::sync::Mutex<()>,
 }
@@ -66,6 +68,7 @@ impl Shared {
             authorizer,
             resting: Mutex::default(),
             ranges: Mutex::default(),
+            setbacks: Arc::default(),
             referrers_update: tokio::sync::Mutex::default(),
         }
     }
@@ -75,7 +78,11 @@ impl Shared {
     }
 
     pub(crate) fn backoff(&self) -> Backoff {
-        Backoff::new(self.config().retries)
+        Backoff::new(self.config().retries, Arc::clone(&self.setbacks))
+    }
+
+    pub(crate) fn setbacks(&self) -> u64 {
+        self.setbacks.load(Ordering::Relaxed)
     }
 
     /// Sends a request with what the endpoint wants as authorization, asked again once with fresh
@@ -102,16 +109,22 @@ impl Shared {
         }
         let header = authorization.as_ref().map(|a| &a.header);
         let mut response = send_following(&self.transport, outgoing.clone(), header).await?;
-        if ours && response.status().as_u16() == 401 && endpoint.owns(response.url()) {
-            let fresh = self
-                .authorizer
-                .challenged(
-                    &self.transport,
-                    purpose,
-                    response.headers(),
-                    authorization.as_ref(),
-                )
-                .await?;
+        if ours && endpoint.owns(response.url()) {
+            let fresh = match response.status().as_u16() {
+                401 => {
+                    let headers = response.headers();
+                    self.authorizer
+                        .challenged(&self.transport, purpose, headers, authorization.as_ref())
+                        .await?
+                }
+                // Some registries answer a password or token that has expired like this.
+                403 => {
+                    self.authorizer
+                        .renewed(&self.transport, purpose, authorization.as_ref())
+                        .await?
+                }
+                _ => None,
+            };
             if let Some(fresh) = fresh {
                 response.drain().await;
                 response = send_following(&self.transport, outgoing, Some(&fresh.header)).await?;

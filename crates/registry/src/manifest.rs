@@ -10,6 +10,7 @@ use oci::{Descriptor, Digest, Reference};
 use serde::Deserialize;
 
 use crate::auth::Purpose;
+use crate::client::head_refused;
 use crate::endpoint::Endpoint;
 use crate::exchange::{Ask, Shared, pull_scope};
 use crate::response::Incoming;
@@ -86,7 +87,7 @@ impl Client {
                     let head = head(&self.shared, &endpoint, reference, key).await;
                     match head {
                         Ok(Some(descriptor)) => Ok(descriptor),
-                        Err(error) if error.is_not_found() || error.is_transient() => Err(error),
+                        Err(error) if !head_refused(&error) => Err(error),
                         // HEAD is refused, or its answer does not say all: GET does.
                         Ok(None) | Err(_) => {
                             let (descriptor, _) =

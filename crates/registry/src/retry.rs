@@ -2,6 +2,8 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use crate::error::ErrorKind;
@@ -11,14 +13,17 @@ use crate::{RegistryError, RetryPolicy};
 #[derive(Debug)]
 pub(crate) struct Backoff {
     policy: RetryPolicy,
+    /// Counts what was tried again, for whoever adapts how much is asked for at once.
+    setbacks: Arc<AtomicU64>,
     used: u32,
     damaged: bool,
 }
 
 impl Backoff {
-    pub(crate) fn new(policy: RetryPolicy) -> Self {
+    pub(crate) fn new(policy: RetryPolicy, setbacks: Arc<AtomicU64>) -> Self {
         Self {
             policy,
+            setbacks,
             used: 0,
             damaged: false,
         }
@@ -40,6 +45,7 @@ impl Backoff {
             random_fraction(),
         );
         self.used += 1;
+        self.setbacks.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(%error, attempt = self.used, wait_ms = wait.as_millis(), "trying again");
         tokio::time::sleep(wait).await;
         Ok(())

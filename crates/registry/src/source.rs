@@ -56,6 +56,12 @@ pub trait BlobSource: Send + Sync + 'static {
         false
     }
 
+    /// How many requests failed and were made again so far, of all blobs of the same client (for
+    /// example because of 429 or a time-out). Growth means: ask for less at once.
+    fn setbacks(&self) -> u64 {
+        0
+    }
+
     /// Names the blob for logs, as `host/repository@digest`, without any secret.
     fn describe(&self) -> String;
 }

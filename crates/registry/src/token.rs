@@ -237,3 +237,30 @@ fn sensitive(value: &str) -> Option<HeaderValue> {
     value.set_sensitive(true);
     Some(value)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ClientConfig;
+
+    #[test]
+    fn secrets_go_to_no_token_server_without_tls_from_a_registry_with_tls() {
+        let config = ClientConfig::default();
+        let registry = |name| crate::endpoint::origin(&config, name).unwrap();
+        let secure = registry("r.example");
+        assert!(realm_url(&secure, "http://auth.example/token", true).is_err());
+        assert!(realm_url(&secure, "http://auth.example/token", false).is_ok());
+        assert!(realm_url(&secure, "http://localhost/token", true).is_ok());
+        assert!(realm_url(&secure, "https://auth.example/token", true).is_ok());
+        let plain = registry("localhost:5000");
+        assert!(realm_url(&plain, "http://auth.example/token", true).is_ok());
+        assert!(realm_url(&plain, "/token", true).is_err());
+    }
+
+    #[test]
+    fn headers_with_secrets_are_marked_and_injections_refused() {
+        let header = basic_header("me", "hunter2").unwrap();
+        assert!(header.is_sensitive() && !format!("{header:?}").contains("bWU"));
+        assert!(bearer_header("a\r\nX: y").is_none());
+    }
+}

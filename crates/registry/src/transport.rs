@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_LENGTH};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, RANGE};
 use http::{HeaderMap, HeaderValue, Method};
 use url::Url;
 
@@ -110,6 +110,7 @@ impl Transport {
             }
         }
         let limit = self.head_limit(outgoing);
+        let started = Instant::now();
         let mut answer = pin!(request.send());
         let mut last_sent = 0;
         let mut active = Instant::now();
@@ -125,6 +126,14 @@ impl Transport {
             }
             match outcome {
                 Ok(Ok(response)) => {
+                    tracing::trace!(
+                        target: "registry::http",
+                        request = %line,
+                        range = outgoing.headers.get(RANGE).and_then(|r| r.to_str().ok()),
+                        status = response.status().as_u16(),
+                        milliseconds = started.elapsed().as_millis(),
+                        "request"
+                    );
                     let whole = outgoing.request_timeout;
                     return Ok(Incoming::new(
                         response,
@@ -196,8 +205,11 @@ impl Transport {
             Lane::Plain => builder = builder.tls_certs_only([]),
             Lane::Tls => {
                 // h2's default windows hold a fast link back.
+                // A connection that died silently is noticed, not used for request after request.
                 builder = builder
                     .http2_adaptive_window(true)
+                    .http2_keep_alive_interval(Duration::from_secs(10))
+                    .http2_keep_alive_timeout(Duration::from_secs(10))
                     .tls_danger_accept_invalid_certs(config.skip_verify);
                 let mut extra = Vec::new();
                 for pem in &config.extra_ca {

@@ -261,6 +261,39 @@ async fn basic_is_sent_after_a_challenge_and_then_at_once() {
 }
 
 #[tokio::test]
+async fn a_kept_credential_that_has_expired_with_403_is_looked_up_again() {
+    let data = noise(100);
+    let served = data.clone();
+    let epoch = Arc::new(AtomicUsize::new(0));
+    let now = Arc::clone(&epoch);
+    let fake = Fake::start(move |_, request| {
+        // me:one, then me:two, then nobody.
+        let valid = ["Basic bWU6b25l", "Basic bWU6dHdv", "?"][now.load(Ordering::SeqCst)];
+        Some(match request.header("authorization") {
+            None => status(401).with("www-authenticate", "Basic realm=x"),
+            Some(sent) if sent == valid => serve(request, &served),
+            Some(_) => status(403),
+        })
+    })
+    .await;
+    let password = Arc::new(AtomicUsize::new(0));
+    let client = client_with(Rotating(Arc::clone(&password)));
+    let blob = client.blob(&fake.reference("a/b:t"), &descriptor(&data));
+    blob.read_range(0..10).await.unwrap();
+    epoch.store(1, Ordering::SeqCst);
+    password.store(1, Ordering::SeqCst);
+    assert_eq!(blob.read_range(10..20).await.unwrap(), data.slice(10..20));
+    epoch.store(2, Ordering::SeqCst);
+    let before = fake.requests().len();
+    let error = blob.read_range(10..20).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Forbidden);
+    assert!(
+        fake.requests().len() <= before + 2,
+        "the same password is not tried again"
+    );
+}
+
+#[tokio::test]
 async fn wrong_credentials_are_tried_once_and_reported_with_advice() {
     let fake = Fake::start(|_, request| {
         Some(if request.path == "/token" {

@@ -155,7 +155,7 @@ async fn wrong_content_ranges_are_refused() {
 async fn a_body_longer_than_its_content_range_is_an_error() {
     let data = noise(1000);
     // All at once, or the surplus after the promised bytes.
-    for pieces in [vec![0..100], vec![0..10, 10..100]] {
+    for pieces in [&[0..100][..], &[0..10, 10..100]] {
         let served = data.clone();
         let fake = Fake::start(move |_, _| {
             let pieces: Vec<_> = pieces

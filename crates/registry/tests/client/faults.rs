@@ -62,6 +62,7 @@ async fn overload_and_server_errors_are_tried_again_until_they_end() {
         let blob = client().blob(&fake.reference("a/b:t"), &descriptor(&data));
         assert_eq!(blob.read_range(1..9).await.unwrap(), data.slice(1..9));
         assert_eq!(fake.requests().len(), 3);
+        assert_eq!(blob.setbacks(), 2);
     }
 }
 

@@ -1,6 +1,8 @@
 //! The client against servers on the loopback interface: one that plays a registry with scripted
 //! faults, and the real `docker-registry`.
 
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod authentication;
 mod blobs;
 mod docker_registry;
@@ -11,4 +13,5 @@ mod mirrors;
 mod redirects;
 mod referrers;
 mod secrets;
+mod tls;
 mod uploads;
