@@ -1,1 +1,35 @@
-//! (skeleton)
+//! The FUSE kernel protocol for read-only file systems.
+//!
+//! A codec without I/O ([`Request`], [`Entry`], [`DirBuffer`]…), the session that mounts and
+//! negotiates ([`mount`]), and a [`Pool`] whose few threads serve all mounts. Whoever serves a
+//! connection needs its descriptor and its [`ConnectionFacts`] and nothing else, so that another
+//! process can take it up.
+
+#![forbid(unsafe_code)]
+
+mod abi;
+mod answer;
+mod connection;
+mod error;
+mod file_system;
+mod init;
+mod interrupt;
+mod mount;
+mod mountinfo;
+mod pool;
+mod reply;
+mod request;
+mod slots;
+mod worker;
+
+pub use abi::{ROOT_ID, UNIQUE_RESEND, init_flags, open_flags};
+pub use answer::{Attr, DirBuffer, Entry, StatFs, encode_device};
+pub use connection::{Connection, ConnectionFacts, ContentIdentity};
+pub use error::FuseError;
+pub use file_system::FileSystem;
+pub use init::{Limits, Negotiated};
+pub use mount::{MountOptions, mount, set_readahead, unmount};
+pub use pool::{Pool, Served};
+pub use reply::{Reply, ReplySink};
+pub use request::{KernelOffer, Operation, ParseError, Request};
+pub use rustix::io::Errno;

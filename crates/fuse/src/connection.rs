@@ -1,0 +1,143 @@
+//! One FUSE connection: the descriptor and the facts that whoever serves it must know.
+
+use std::io::IoSlice;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use parking_lot::RwLock;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::init::Negotiated;
+use crate::interrupt::Waiting;
+use crate::reply::ReplySink;
+
+/// What a connection shows, so that a later server can check that it would show the same.
+/// Meaningless to this crate.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContentIdentity {
+    /// What is shown, for instance a layer's digest.
+    pub name: String,
+    /// Version of the rule that numbers the nodes.
+    pub numbering_version: u32,
+    /// Checksum over the numbers that the rule gave.
+    pub numbering_checksum: String,
+}
+
+/// All that a server must know besides the descriptor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionFacts {
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// The outcome of INIT.
+    pub negotiated: Negotiated,
+    /// What it shows.
+    pub content: ContentIdentity,
+    /// Device number of the mount, `major:minor` as in mountinfo; `None` if it was not found
+    /// there.
+    pub device: Option<String>,
+}
+
+/// One open /dev/fuse descriptor after INIT, and its facts.
+#[derive(Debug)]
+pub struct Connection {
+    pub(crate) device: OwnedFd,
+    pub(crate) facts: ConnectionFacts,
+}
+
+impl Connection {
+    /// A live connection that another process began.
+    #[must_use]
+    pub const fn from_parts(device: OwnedFd, facts: ConnectionFacts) -> Self {
+        Self { device, facts }
+    }
+
+    /// The facts.
+    #[must_use]
+    pub const fn facts(&self) -> &ConnectionFacts {
+        &self.facts
+    }
+
+    /// A second descriptor of the same open file, for a holder to keep: while it is open the
+    /// connection lives, whoever serves it.
+    ///
+    /// # Errors
+    /// If the process has too many open files.
+    pub fn duplicate(&self) -> std::io::Result<OwnedFd> {
+        self.device.try_clone()
+    }
+}
+
+/// A connection that is being served. The descriptor can be taken away while answers are still
+/// owed: they then go nowhere.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    pub(crate) facts: ConnectionFacts,
+    device: RwLock<Option<OwnedFd>>,
+    waiting: Waiting,
+}
+
+impl Channel {
+    pub(crate) fn new(connection: Connection) -> Self {
+        Self {
+            facts: connection.facts,
+            device: RwLock::new(Some(connection.device)),
+            waiting: Waiting::default(),
+        }
+    }
+
+    /// Reads one request. EAGAIN: there is none. ENODEV: unmounted, or the connection was aborted.
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        match self.device.read().as_ref() {
+            Some(device) => rustix::io::read(device, buffer),
+            None => Err(Errno::NODEV),
+        }
+    }
+
+    /// Does something with the descriptor, if it was not taken away.
+    pub(crate) fn with_device<T>(&self, action: impl FnOnce(&OwnedFd) -> T) -> Option<T> {
+        self.device.read().as_ref().map(action)
+    }
+
+    /// Takes the descriptor away.
+    pub(crate) fn close(&self) -> Option<OwnedFd> {
+        self.device.write().take()
+    }
+
+    pub(crate) fn waiting(&self) -> &Waiting {
+        &self.waiting
+    }
+}
+
+impl ReplySink for Channel {
+    fn send(&self, unique: u64, message: &[IoSlice<'_>]) {
+        let device = self.device.read();
+        let Some(device) = device.as_ref() else {
+            return;
+        };
+        loop {
+            match rustix::io::writev(device.as_fd(), message) {
+                Err(Errno::INTR) => {}
+                // ENOENT: the caller gave up. ENODEV: unmounted. Both mean that nobody waits.
+                Ok(_) | Err(Errno::NOENT | Errno::NODEV) => return,
+                Err(error) => {
+                    tracing::error!(
+                        mountpoint = %self.facts.mountpoint.display(),
+                        unique,
+                        error = %error,
+                        "the kernel refused an answer"
+                    );
+                    return;
+                }
+            }
+        }
+    }
+
+    fn defer(&self, unique: u64, pid: u32) {
+        self.waiting.add(unique, pid);
+    }
+
+    fn claim(&self, unique: u64) -> bool {
+        self.waiting.remove(unique)
+    }
+}

@@ -1,0 +1,183 @@
+//! Mounting and unmounting, and beginning a session (INIT). Nothing here looks at anything below a
+//! mount, because that could wait for ourselves.
+
+use std::ffi::CString;
+use std::io::IoSlice;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+use zerocopy::IntoBytes;
+
+use crate::abi::OutHeader;
+use crate::connection::{Connection, ConnectionFacts, ContentIdentity};
+use crate::error::FuseError;
+use crate::init::{Limits, Negotiated, negotiate};
+use crate::mountinfo;
+use crate::request::{Operation, Request};
+use crate::slots::SLOT_SIZE;
+
+/// mount(2) queues INIT before it returns, so this is never reached on a working kernel.
+const INIT_WAIT: Duration = Duration::from_secs(10);
+
+/// How to mount.
+#[derive(Debug, Clone, Default)]
+pub struct MountOptions {
+    /// Limits asked of the kernel.
+    pub limits: Limits,
+    /// Readahead of the mount in KiB; `None` leaves the kernel's 128.
+    pub readahead_kib: Option<u32>,
+    /// What is shown.
+    pub content: ContentIdentity,
+}
+
+/// Mounts a FUSE file system, source `soci`, type `fuse.rawBridge`: read-only, for all users,
+/// permissions checked by the kernel, setuid and devices honoured. Negotiates the session; nothing
+/// is served until the connection is given to a [`crate::Pool`].
+///
+/// # Errors
+/// If /dev/fuse, mount(2) or the negotiation fails. Nothing stays mounted then.
+pub fn mount(mountpoint: &Path, options: &MountOptions) -> Result<Connection, FuseError> {
+    let device = rustix::fs::open(
+        "/dev/fuse",
+        OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(FuseError::Device)?;
+    attach(&device, mountpoint)?;
+    let negotiated = begin(&device, mountpoint, &options.limits).inspect_err(|_| {
+        let _ = unmount(mountpoint);
+    })?;
+    let number = std::fs::read("/proc/self/mountinfo")
+        .ok()
+        .and_then(|table| mountinfo::device_of(&table, mountpoint));
+    let facts = ConnectionFacts {
+        mountpoint: mountpoint.to_owned(),
+        negotiated,
+        content: options.content.clone(),
+        device: number,
+    };
+    if let Some(kib) = options.readahead_kib {
+        set_readahead(&facts, kib);
+    }
+    Ok(Connection::from_parts(device, facts))
+}
+
+fn attach(device: &OwnedFd, mountpoint: &Path) -> Result<(), FuseError> {
+    let failed = |source| FuseError::Mount {
+        mountpoint: mountpoint.to_owned(),
+        source,
+    };
+    let data = CString::new(format!(
+        "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
+        device.as_raw_fd()
+    ))
+    .map_err(|_| failed(Errno::INVAL))?;
+    rustix::mount::mount(
+        "soci",
+        mountpoint,
+        "fuse.rawBridge",
+        MountFlags::RDONLY,
+        data.as_c_str(),
+    )
+    .map_err(failed)
+}
+
+/// Answers INIT: the first request of a new connection.
+fn begin(device: &OwnedFd, mountpoint: &Path, limits: &Limits) -> Result<Negotiated, FuseError> {
+    let failed = |source| FuseError::Session {
+        mountpoint: mountpoint.to_owned(),
+        source,
+    };
+    let no_init = || FuseError::NoInit {
+        mountpoint: mountpoint.to_owned(),
+        waited: INIT_WAIT,
+    };
+    let mut buffer = vec![0; SLOT_SIZE];
+    let deadline = Instant::now() + INIT_WAIT;
+    let length = loop {
+        match rustix::io::read(device, buffer.as_mut_slice()) {
+            Ok(length) => break length,
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(no_init());
+                }
+                let left = Timespec::try_from(left).map_err(|_| no_init())?;
+                let mut watched = [PollFd::new(device, PollFlags::IN)];
+                match poll(&mut watched, Some(&left)) {
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(errno) => return Err(failed(errno)),
+                }
+            }
+            Err(errno) => return Err(failed(errno)),
+        }
+    };
+    let request = buffer
+        .get(..length)
+        .and_then(|bytes| Request::parse(bytes).ok());
+    let Some(Request {
+        unique,
+        operation: Operation::Init(offer),
+        ..
+    }) = request
+    else {
+        return Err(no_init());
+    };
+    let (answer, negotiated) = negotiate(&offer, limits)?;
+    let body = answer.as_bytes();
+    let header = OutHeader {
+        len: u32::try_from(size_of::<OutHeader>() + body.len()).unwrap_or(u32::MAX),
+        error: 0,
+        unique,
+    };
+    let message = [IoSlice::new(header.as_bytes()), IoSlice::new(body)];
+    rustix::io::writev(device.as_fd(), &message).map_err(failed)?;
+    Ok(negotiated)
+}
+
+/// Sets the readahead of a mount. A failure is only logged: the mount works, slower.
+pub fn set_readahead(facts: &ConnectionFacts, kib: u32) {
+    let outcome = match &facts.device {
+        Some(device) => {
+            let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
+            std::fs::write(&path, kib.to_string()).map_err(|error| format!("{path}: {error}"))
+        }
+        None => Err("the mount is not in /proc/self/mountinfo".to_owned()),
+    };
+    if let Err(reason) = outcome {
+        tracing::warn!(
+            mountpoint = %facts.mountpoint.display(),
+            reason,
+            "cannot raise the mount's readahead; sequential reads are slower"
+        );
+    }
+}
+
+/// Unmounts. A mount in use disappears from the tree at once and goes on being served until its
+/// last user is gone. What is not mounted is no error.
+///
+/// # Errors
+/// If umount2(2) fails otherwise.
+pub fn unmount(mountpoint: &Path) -> Result<(), FuseError> {
+    let result = match rustix::mount::unmount(mountpoint, UnmountFlags::NOFOLLOW) {
+        Err(Errno::BUSY) => rustix::mount::unmount(
+            mountpoint,
+            UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
+        ),
+        other => other,
+    };
+    match result {
+        // EINVAL: no mount point.
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+        Err(source) => Err(FuseError::Unmount {
+            mountpoint: mountpoint.to_owned(),
+            source,
+        }),
+    }
+}

@@ -1,0 +1,260 @@
+//! A fixed number of threads that serve all connections.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use parking_lot::{Condvar, Mutex, RwLock};
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+
+use crate::connection::{Channel, Connection, ConnectionFacts};
+use crate::error::FuseError;
+use crate::file_system::FileSystem;
+use crate::slots;
+use crate::worker;
+
+/// The key of the descriptor that ends the workers.
+pub(crate) const STOP: u64 = 0;
+
+/// A connection, who answers for it, and whether it has ended.
+pub(crate) struct Station {
+    pub(crate) id: u64,
+    pub(crate) channel: Arc<Channel>,
+    pub(crate) file_system: Arc<dyn FileSystem>,
+    ended: Mutex<bool>,
+    end: Condvar,
+}
+
+/// What the workers share.
+pub(crate) struct Hub {
+    pub(crate) epoll: OwnedFd,
+    stop: OwnedFd,
+    next_id: AtomicU64,
+    stations: RwLock<HashMap<u64, Arc<Station>>>,
+}
+
+/// The threads. Clones are the same pool; it ends with [`Pool::shutdown`] or its last clone.
+#[derive(Clone)]
+pub struct Pool {
+    inner: Arc<Threads>,
+}
+
+struct Threads {
+    hub: Arc<Hub>,
+    workers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("connections", &self.connections())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Pool {
+    /// Starts `threads` threads (at least one).
+    ///
+    /// # Errors
+    /// If the system has no more threads or descriptors.
+    pub fn new(threads: usize) -> Result<Self, FuseError> {
+        let system = |errno: Errno| FuseError::Pool(errno.into());
+        let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(system)?;
+        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(system)?;
+        // Level-triggered and never read: every worker sees it.
+        epoll::add(&epoll, &stop, EventData::new_u64(STOP), EventFlags::IN).map_err(system)?;
+        let hub = Arc::new(Hub {
+            epoll,
+            stop,
+            next_id: AtomicU64::new(STOP + 1),
+            stations: RwLock::default(),
+        });
+        let pool = Self {
+            inner: Arc::new(Threads {
+                hub: hub.clone(),
+                workers: Mutex::default(),
+            }),
+        };
+        for (number, slot) in slots::allocate(threads.max(1)).into_iter().enumerate() {
+            let hub = hub.clone();
+            let mut slot = Box::new(slot);
+            let handle = std::thread::Builder::new()
+                .name(format!("fuse-{number}"))
+                .spawn(move || worker::run(&hub, slot.as_mut_slice()))
+                .map_err(FuseError::Pool)?;
+            pool.inner.workers.lock().push(handle);
+        }
+        Ok(pool)
+    }
+
+    /// Serves a connection until it is unmounted or [`Served::release`]d.
+    ///
+    /// # Errors
+    /// If the descriptor cannot be watched. It is closed then, which ends the connection unless
+    /// somebody else holds it.
+    pub fn serve(
+        &self,
+        connection: Connection,
+        file_system: Arc<dyn FileSystem>,
+    ) -> Result<Served, FuseError> {
+        let hub = &self.inner.hub;
+        let id = hub.next_id.fetch_add(1, Ordering::Relaxed);
+        let station = Arc::new(Station {
+            id,
+            channel: Arc::new(Channel::new(connection)),
+            file_system,
+            ended: Mutex::new(false),
+            end: Condvar::new(),
+        });
+        hub.stations.write().insert(id, station.clone());
+        let watched = station.channel.with_device(|device| {
+            epoll::add(&hub.epoll, device, EventData::new_u64(id), watch_flags())
+        });
+        if let Some(Err(source)) = watched {
+            hub.forget(&station);
+            return Err(FuseError::Serve {
+                mountpoint: station.channel.facts.mountpoint.clone(),
+                source,
+            });
+        }
+        Ok(Served {
+            hub: hub.clone(),
+            station,
+        })
+    }
+
+    /// How many connections are served now.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.inner.hub.stations.read().len()
+    }
+
+    /// Ends the threads and closes the descriptors. Connections that nobody else holds end: their
+    /// mounts answer "transport endpoint is not connected" until unmounted.
+    pub fn shutdown(&self) {
+        self.inner.shutdown();
+    }
+}
+
+impl Threads {
+    fn shutdown(&self) {
+        let _ = rustix::io::write(&self.hub.stop, &1_u64.to_ne_bytes());
+        for worker in self.workers.lock().drain(..) {
+            // The last clone may be dropped by a worker, through a file system that it served.
+            if worker.thread().id() != std::thread::current().id() {
+                let _ = worker.join();
+            }
+        }
+        let stations: Vec<_> = self.hub.stations.read().values().cloned().collect();
+        for station in stations {
+            self.hub.forget(&station);
+        }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+/// Edge-triggered: each new request wakes one worker, which reads until there is none.
+pub(crate) fn watch_flags() -> EventFlags {
+    EventFlags::IN | EventFlags::ET
+}
+
+impl Hub {
+    pub(crate) fn station(&self, id: u64) -> Option<Arc<Station>> {
+        self.stations.read().get(&id).cloned()
+    }
+
+    /// Answers EINTR to requests whose callers were killed; whether more of them may come.
+    pub(crate) fn give_up_abandoned(&self) {
+        for station in self.interrupted() {
+            for unique in station.channel.waiting().abandoned() {
+                worker::answer_error(&station.channel, unique, Errno::INTR);
+            }
+        }
+    }
+
+    /// The connections with interrupted requests.
+    pub(crate) fn interrupted(&self) -> Vec<Arc<Station>> {
+        let stations = self.stations.read();
+        let waiting = |station: &&Arc<Station>| station.channel.waiting().has_interrupted();
+        stations.values().filter(waiting).cloned().collect()
+    }
+
+    /// Stops serving a connection and closes its descriptor.
+    pub(crate) fn forget(&self, station: &Station) {
+        self.stations.write().remove(&station.id);
+        if let Some(device) = station.channel.close() {
+            // A duplicate elsewhere would keep the epoll entry alive.
+            let _ = epoll::delete(&self.epoll, &device);
+        }
+        *station.ended.lock() = true;
+        station.end.notify_all();
+    }
+}
+
+/// A connection that is being served. Dropping it changes nothing: the mount goes on.
+#[derive(Clone)]
+pub struct Served {
+    hub: Arc<Hub>,
+    station: Arc<Station>,
+}
+
+impl fmt::Debug for Served {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Served")
+            .field("facts", self.facts())
+            .field("ended", &self.has_ended())
+            .finish()
+    }
+}
+
+impl Served {
+    /// The connection's facts.
+    #[must_use]
+    pub fn facts(&self) -> &ConnectionFacts {
+        &self.station.channel.facts
+    }
+
+    /// A second descriptor of the connection, for a holder; `None` once it has ended.
+    #[must_use]
+    pub fn duplicate(&self) -> Option<OwnedFd> {
+        self.station
+            .channel
+            .with_device(|device| device.try_clone().ok())
+            .flatten()
+    }
+
+    /// Whether the file system was unmounted everywhere, or released.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        *self.station.ended.lock()
+    }
+
+    /// Waits until it has ended; false if it has not within `limit`.
+    #[must_use]
+    pub fn wait_ended(&self, limit: std::time::Duration) -> bool {
+        let deadline = std::time::Instant::now() + limit;
+        let mut ended = self.station.ended.lock();
+        while !*ended {
+            if self.station.end.wait_until(&mut ended, deadline).timed_out() {
+                return *ended;
+            }
+        }
+        true
+    }
+
+    /// Stops serving and closes the descriptor. If nobody else holds it the connection is aborted:
+    /// everybody who waits gets an error at once, and so does every later use of the mount.
+    pub fn release(&self) {
+        self.hub.forget(&self.station);
+    }
+}

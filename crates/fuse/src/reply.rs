@@ -1,0 +1,155 @@
+//! The one answer that a request gets: at once, or later from any thread.
+
+use std::fmt;
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use zerocopy::IntoBytes;
+
+use crate::abi::{OpenOut, OutHeader, XattrSize};
+use crate::answer::{Attr, DirBuffer, Entry, StatFs, attr_out};
+
+/// Where answers go: a connection, or a test.
+pub trait ReplySink: Send + Sync {
+    /// Takes one whole message, header first, in pieces. `unique` is the request it answers.
+    fn send(&self, unique: u64, message: &[IoSlice<'_>]);
+
+    /// The request is answered later: until then the sink may answer it itself, see
+    /// [`ReplySink::claim`].
+    fn defer(&self, unique: u64, pid: u32) {
+        let _ = (unique, pid);
+    }
+
+    /// The deferred request is about to be answered. False: the sink did so before, the answer is
+    /// not wanted any more.
+    fn claim(&self, unique: u64) -> bool {
+        let _ = unique;
+        true
+    }
+}
+
+/// Answers one request exactly once. Dropped without an answer it answers EIO.
+pub struct Reply {
+    unique: u64,
+    pid: u32,
+    deferred: bool,
+    /// `None` once answered.
+    sink: Option<Arc<dyn ReplySink>>,
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reply")
+            .field("unique", &self.unique)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Reply {
+    /// The answer to request `unique` of thread `pid`, which goes to `sink`.
+    #[must_use]
+    pub fn new(unique: u64, pid: u32, sink: Arc<dyn ReplySink>) -> Self {
+        Self {
+            unique,
+            pid,
+            deferred: false,
+            sink: Some(sink),
+        }
+    }
+
+    /// Says that the answer comes later, from another thread. Until then the request can be given
+    /// up if the thread that made it is killed; the answer then goes nowhere.
+    #[must_use]
+    pub fn defer(mut self) -> Self {
+        if let Some(sink) = self.sink.as_ref().filter(|_| !self.deferred) {
+            sink.defer(self.unique, self.pid);
+            self.deferred = true;
+        }
+        self
+    }
+
+    /// Answers with an error.
+    pub fn error(mut self, errno: Errno) {
+        self.send(errno.raw_os_error(), &[]);
+    }
+
+    /// Answers that it is done, with nothing more to say.
+    pub fn ok(mut self) {
+        self.send(0, &[]);
+    }
+
+    /// Answers with bytes: content, a link's target, an attribute's value.
+    pub fn data(mut self, bytes: &[u8]) {
+        self.send(0, bytes);
+    }
+
+    /// Answers LOOKUP.
+    pub fn entry(mut self, entry: &Entry) {
+        self.send(0, entry.wire().as_bytes());
+    }
+
+    /// Answers GETATTR.
+    pub fn attr(mut self, attr: &Attr, ttl: Duration) {
+        self.send(0, attr_out(attr, ttl).as_bytes());
+    }
+
+    /// Answers OPEN and OPENDIR with a handle and [`crate::open_flags`].
+    pub fn opened(mut self, fh: u64, open_flags: u32) {
+        let answer = OpenOut {
+            fh,
+            open_flags,
+            backing_id: 0,
+        };
+        self.send(0, answer.as_bytes());
+    }
+
+    /// Answers READDIR and READDIRPLUS.
+    pub fn directory(mut self, entries: &DirBuffer) {
+        self.send(0, entries.as_bytes());
+    }
+
+    /// Answers STATFS.
+    pub fn statfs(mut self, statfs: &StatFs) {
+        self.send(0, statfs.wire().as_bytes());
+    }
+
+    /// Answers GETXATTR and LISTXATTR: the length if `room` is 0, ERANGE if `value` does not fit
+    /// in it, else the value.
+    pub fn xattr(mut self, value: &[u8], room: u32) {
+        match u32::try_from(value.len()) {
+            Ok(size) if room == 0 => self.send(0, XattrSize { size, padding: 0 }.as_bytes()),
+            Ok(size) if size <= room => self.send(0, value),
+            _ => self.send(Errno::RANGE.raw_os_error(), &[]),
+        }
+    }
+
+    fn send(&mut self, errno: i32, body: &[u8]) {
+        let Some(sink) = self.sink.take() else {
+            return;
+        };
+        if self.deferred && !sink.claim(self.unique) {
+            return;
+        }
+        let header = OutHeader {
+            len: u32::try_from(size_of::<OutHeader>() + body.len()).unwrap_or(u32::MAX),
+            error: -errno,
+            unique: self.unique,
+        };
+        let header = IoSlice::new(header.as_bytes());
+        if body.is_empty() {
+            sink.send(self.unique, &[header]);
+        } else {
+            sink.send(self.unique, &[header, IoSlice::new(body)]);
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if self.sink.is_some() {
+            self.send(Errno::IO.raw_os_error(), &[]);
+        }
+    }
+}

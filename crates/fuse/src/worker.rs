@@ -1,0 +1,145 @@
+//! One worker thread: waits for requests of any connection, reads them into its slot, hands them on.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, Event, EventData, EventFlags};
+use rustix::io::Errno;
+
+use crate::connection::Channel;
+use crate::interrupt::Verdict;
+use crate::pool::{Hub, STOP, Station, watch_flags};
+use crate::reply::Reply;
+use crate::request::{Operation, Request};
+
+/// How many requests of one connection are taken before the others get their turn.
+const TURN: usize = 32;
+
+/// How often interrupted requests are looked at again.
+const RECHECK: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
+
+/// Serves until the pool stops.
+pub(crate) fn run(hub: &Hub, slot: &mut [u8]) {
+    loop {
+        let mut events = [Event {
+            flags: EventFlags::empty(),
+            data: EventData::new_u64(STOP),
+        }];
+        let interrupted = !hub.interrupted().is_empty();
+        let limit = interrupted.then_some(&RECHECK);
+        match epoll::wait(&hub.epoll, &mut events, limit) {
+            Ok(0) => {}
+            Ok(_) => {
+                let [event] = events;
+                let id = event.data.u64();
+                if id == STOP {
+                    return;
+                }
+                if let Some(station) = hub.station(id) {
+                    serve_turn(hub, &station, slot);
+                }
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => {
+                tracing::error!(error = %error, "a FUSE worker ends: epoll_wait failed");
+                return;
+            }
+        }
+        if interrupted {
+            hub.give_up_abandoned();
+        }
+    }
+}
+
+fn serve_turn(hub: &Hub, station: &Arc<Station>, slot: &mut [u8]) {
+    for _ in 0..TURN {
+        match station.channel.read(slot) {
+            Ok(length) => {
+                if let Some(bytes) = slot.get(..length) {
+                    serve_one(station, bytes);
+                }
+            }
+            // ENOENT: the request was taken back by a signal.
+            Err(Errno::INTR | Errno::NOENT) => {}
+            Err(Errno::AGAIN) => return,
+            Err(Errno::NODEV) => {
+                hub.forget(station);
+                return;
+            }
+            Err(error) => {
+                tracing::error!(
+                    mountpoint = %station.channel.facts.mountpoint.display(),
+                    error = %error,
+                    "reading FUSE requests failed; the mount is given up"
+                );
+                hub.forget(station);
+                return;
+            }
+        }
+    }
+    // More may be there: watching anew reports it again, to whichever worker is free.
+    let id = EventData::new_u64(station.id);
+    station
+        .channel
+        .with_device(|device| epoll::modify(&hub.epoll, device, id, watch_flags()));
+}
+
+fn serve_one(station: &Station, bytes: &[u8]) {
+    let channel = &station.channel;
+    let request = match Request::parse(bytes) {
+        Ok(request) => request,
+        Err(error) => {
+            tracing::error!(
+                mountpoint = %channel.facts.mountpoint.display(),
+                error = %error,
+                "a FUSE request cannot be understood"
+            );
+            if let Some(unique) = error.unique() {
+                answer_error(channel, unique, Errno::IO);
+            }
+            return;
+        }
+    };
+    match request.operation {
+        Operation::Forget => {}
+        Operation::Interrupt { unique } => match channel.waiting().interrupt(unique) {
+            Verdict::GiveUp => answer_error(channel, unique, Errno::INTR),
+            Verdict::KeepWaiting => {}
+            // Perhaps another worker is just handling it: EAGAIN has the kernel send the
+            // interrupt again, unless the request is answered by then.
+            Verdict::NotWaiting => answer_error(channel, request.unique, Errno::AGAIN),
+        },
+        Operation::Destroy => reply_to(channel, &request).ok(),
+        // INIT was answered before the connection got here, and comes but once.
+        Operation::Init(_) => reply_to(channel, &request).error(Errno::IO),
+        _ => hand_on(station, &request),
+    }
+}
+
+fn hand_on(station: &Station, request: &Request<'_>) {
+    let reply = reply_to(&station.channel, request);
+    // A reply that is dropped while unwinding answers EIO.
+    let handled = catch_unwind(AssertUnwindSafe(|| {
+        station.file_system.handle(request, reply);
+    }));
+    if handled.is_err() {
+        tracing::error!(
+            mountpoint = %station.channel.facts.mountpoint.display(),
+            operation = ?request.operation,
+            node = request.node,
+            "a FUSE request made the server panic; it was answered EIO"
+        );
+    }
+}
+
+fn reply_to(channel: &Arc<Channel>, request: &Request<'_>) -> Reply {
+    Reply::new(request.unique, request.pid, channel.clone())
+}
+
+pub(crate) fn answer_error(channel: &Arc<Channel>, unique: u64, errno: Errno) {
+    Reply::new(unique, 0, channel.clone()).error(errno);
+}
