@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use registry::{BlobSource, Client, ClientConfig, ErrorKind, NoCredentials, RemoteBlob};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 use crate::fake::{Fake, With, config, descriptor, noise, redirect, status};
@@ -36,7 +37,7 @@ impl Secure {
     async fn start(data: Bytes, protocols: &[&str]) -> Self {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-        let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+        let provider = Arc::new(ring::default_provider());
         let mut tls = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
