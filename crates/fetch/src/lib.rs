@@ -5,12 +5,25 @@
 
 #![forbid(unsafe_code)]
 
+mod background;
+mod budget;
 mod config;
+mod core;
 mod fetcher;
+mod inflate_pool;
+mod layer;
 mod layer_data;
 mod lazy_layer;
+mod limit;
+mod pending_read;
+mod priority;
+mod readahead;
+mod request;
+mod schedule;
+mod span_work;
 mod stats;
 pub mod testing;
+mod unsaved;
 
 pub use config::{BackgroundConfig, DropPolicy, FetchConfig};
 pub use fetcher::SpanFetcher;
