@@ -50,7 +50,10 @@ fn a_truncated_layer_is_refused() {
     let bytes = fs::read(path(&layout, &layer)).unwrap();
     fs::write(path(&layout, &layer), &bytes[..bytes.len() / 2]).unwrap();
     let error = failure(&layout);
-    assert!(error.contains(&layer.digest.to_string()) && error.contains("truncated"), "{error}");
+    assert!(
+        error.contains(&layer.digest.to_string()) && error.contains("truncated"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -64,7 +67,10 @@ fn a_layer_with_a_wrong_byte_is_refused() {
         fs::write(path(&layout, &layer), &bytes).unwrap();
         bytes[at] ^= 0x40;
         let error = failure(&layout);
-        assert!(error.contains(&layer.digest.to_string()), "byte {at}: {error}");
+        assert!(
+            error.contains(&layer.digest.to_string()),
+            "byte {at}: {error}"
+        );
     }
 }
 
@@ -92,7 +98,10 @@ fn a_missing_layer_is_named() {
     let (layout, layer) = copy(dir.path());
     fs::remove_file(path(&layout, &layer)).unwrap();
     let error = failure(&layout);
-    assert!(error.contains(&format!("no blob {}", layer.digest)), "{error}");
+    assert!(
+        error.contains(&format!("no blob {}", layer.digest)),
+        "{error}"
+    );
 }
 
 #[test]
@@ -104,7 +113,10 @@ fn a_damaged_manifest_is_refused() {
     bytes[5] ^= 1;
     fs::write(path(&layout, &image), bytes).unwrap();
     let error = failure(&layout);
-    assert!(error.contains(&image.digest.to_string()) && error.contains("damaged"), "{error}");
+    assert!(
+        error.contains(&image.digest.to_string()) && error.contains("damaged"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -122,10 +134,16 @@ fn what_is_no_layout_is_told_apart() {
     fs::write(&text, "hello, this is no tar archive at all\n".repeat(100)).unwrap();
     let error = archive(&text).err().unwrap().to_string();
     assert!(error.contains("not an OCI image layout"), "{error}");
-    for (magic, name) in [(&[0x1f, 0x8b, 8, 0][..], "gzip"), (&[0x28, 0xb5, 0x2f, 0xfd], "zstd")] {
+    for (magic, name) in [
+        (&[0x1f, 0x8b, 8, 0][..], "gzip"),
+        (&[0x28, 0xb5, 0x2f, 0xfd], "zstd"),
+    ] {
         fs::write(&text, magic).unwrap();
         let error = archive(&text).err().unwrap().to_string();
-        assert!(error.contains(name) && error.contains("decompress"), "{error}");
+        assert!(
+            error.contains(name) && error.contains("decompress"),
+            "{error}"
+        );
     }
 }
 
@@ -134,13 +152,23 @@ fn an_archive_cut_anywhere_is_refused_and_never_half_converted() {
     let dir = tempfile::tempdir().unwrap();
     let whole = dir.path().join("whole.tar");
     let source = Arc::new(LayoutSource::open(&golden("kinds").join("image")).unwrap());
-    run(source, Box::new(ArchiveSink::create(&whole).unwrap()), &every_layer()).unwrap();
+    run(
+        source,
+        Box::new(ArchiveSink::create(&whole).unwrap()),
+        &every_layer(),
+    )
+    .unwrap();
     let bytes = fs::read(&whole).unwrap();
     let cut = dir.path().join("cut.tar");
     for length in [0, 1, 511, 600, 3000, bytes.len() / 2, bytes.len() - 1600] {
         fs::write(&cut, &bytes[..length]).unwrap();
-        let error = archive(&cut).err().unwrap_or_else(|| panic!("{length} bytes were taken"));
-        assert!(matches!(error, IndexError::NotALayout { .. }), "{length}: {error}");
+        let error = archive(&cut)
+            .err()
+            .unwrap_or_else(|| panic!("{length} bytes were taken"));
+        assert!(
+            matches!(error, IndexError::NotALayout { .. }),
+            "{length}: {error}"
+        );
     }
 }
 
@@ -154,10 +182,19 @@ fn a_destination_in_use_is_refused_and_left_as_it_is() {
     assert!(matches!(error, IndexError::DestinationNotEmpty { .. }));
     assert!(error.to_string().contains("not empty"), "{error}");
     assert_eq!(names(&used), ["precious"]);
-    assert!(ArchiveSink::create(&used).unwrap_err().to_string().contains("is a directory"));
-    let error = DirSink::create(&used.join("precious")).unwrap_err().to_string();
+    assert!(
+        ArchiveSink::create(&used)
+            .unwrap_err()
+            .to_string()
+            .contains("is a directory")
+    );
+    let error = DirSink::create(&used.join("precious"))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("no directory"), "{error}");
-    let error = ArchiveSink::create(Path::new("/dev/null")).unwrap_err().to_string();
+    let error = ArchiveSink::create(Path::new("/dev/null"))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("no regular file"), "{error}");
 }
 
@@ -178,7 +215,9 @@ fn a_failed_conversion_leaves_the_archive_that_was_there() {
 /// Needs root: root may write everywhere but below /proc.
 #[test]
 fn a_destination_that_cannot_be_written_is_named() {
-    let error = DirSink::create(Path::new("/proc/soci-test/out")).unwrap_err().to_string();
+    let error = DirSink::create(Path::new("/proc/soci-test/out"))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("/proc/soci-test"), "{error}");
 }
 
@@ -189,7 +228,12 @@ fn what_is_written_has_the_permissions_of_ordinary_files() {
     dir_to_dir(&golden("kinds").join("image"), &out, &every_layer()).unwrap();
     let tar = dir.path().join("out.tar");
     let source = Arc::new(LayoutSource::open(&golden("kinds").join("image")).unwrap());
-    run(source, Box::new(ArchiveSink::create(&tar).unwrap()), &every_layer()).unwrap();
+    run(
+        source,
+        Box::new(ArchiveSink::create(&tar).unwrap()),
+        &every_layer(),
+    )
+    .unwrap();
     let probe = dir.path().join("probe");
     fs::create_dir(&probe).unwrap();
     fs::write(probe.join("file"), "").unwrap();
@@ -206,7 +250,11 @@ fn senseless_options_are_refused() {
         span_size: 0,
         ..every_layer()
     };
-    let error = dir_to_dir(&golden("kinds").join("image"), &dir.path().join("out"), &options);
+    let error = dir_to_dir(
+        &golden("kinds").join("image"),
+        &dir.path().join("out"),
+        &options,
+    );
     assert!(error.unwrap_err().to_string().contains("span size"));
     assert_eq!(names(dir.path()), Vec::<String>::new());
 }

@@ -36,10 +36,26 @@ fn two_layers(dir: &Path) -> PathBuf {
         .layer(
             Layer::new()
                 .dir("usr")
-                .file("usr/big", Content::Noise { seed: 1, length: 900_000 })
-                .file("usr/more", Content::Text { seed: 2, length: 900_000 }),
+                .file(
+                    "usr/big",
+                    Content::Noise {
+                        seed: 1,
+                        length: 900_000,
+                    },
+                )
+                .file(
+                    "usr/more",
+                    Content::Text {
+                        seed: 2,
+                        length: 900_000,
+                    },
+                ),
         )
-        .layer(Layer::new().text("etc/small", "hello\n").xattr("user.a", b"b"))
+        .layer(
+            Layer::new()
+                .text("etc/small", "hello\n")
+                .xattr("user.a", b"b"),
+        )
         .write(&image, "v1")
         .unwrap();
     image
@@ -92,7 +108,11 @@ fn multi_platform(dir: &Path, platforms: &[&str]) -> PathBuf {
         ..list
     };
     std::fs::write(layout.join("index.json"), oci::json::to_vec(&root).unwrap()).unwrap();
-    std::fs::write(layout.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    std::fs::write(
+        layout.join("oci-layout"),
+        br#"{"imageLayoutVersion":"1.0.0"}"#,
+    )
+    .unwrap();
     layout
 }
 
@@ -100,13 +120,21 @@ fn multi_platform(dir: &Path, platforms: &[&str]) -> PathBuf {
 fn converting_a_converted_image_replaces_and_never_duplicates() {
     let dir = tempfile::tempdir().unwrap();
     let [first, second, third] = ["1", "2", "3"].map(|name| dir.path().join(name));
-    let (once, lines) =
-        dir_to_dir(&golden("kinds").join("image"), &first, &every_layer()).unwrap();
-    assert!(lines.iter().all(|line| !line.contains("already")), "{lines:?}");
+    let (once, lines) = dir_to_dir(&golden("kinds").join("image"), &first, &every_layer()).unwrap();
+    assert!(
+        lines.iter().all(|line| !line.contains("already")),
+        "{lines:?}"
+    );
     let (twice, lines) = dir_to_dir(&first, &second, &every_layer()).unwrap();
     assert_eq!(once, twice);
-    assert!(lines.iter().all(|line| line.ends_with("(already exists)")), "{lines:?}");
-    assert_eq!(names(&first.join("blobs/sha256")), names(&second.join("blobs/sha256")));
+    assert!(
+        lines.iter().all(|line| line.ends_with("(already exists)")),
+        "{lines:?}"
+    );
+    assert_eq!(
+        names(&first.join("blobs/sha256")),
+        names(&second.join("blobs/sha256"))
+    );
 
     // Another span size: new zTOCs, and the old index is gone.
     let wider = ConvertOptions {
@@ -114,7 +142,10 @@ fn converting_a_converted_image_replaces_and_never_duplicates() {
         ..every_layer()
     };
     let (other, lines) = dir_to_dir(&first, &third, &wider).unwrap();
-    assert!(lines.iter().all(|line| !line.contains("already")), "{lines:?}");
+    assert!(
+        lines.iter().all(|line| !line.contains("already")),
+        "{lines:?}"
+    );
     assert_ne!(once.index, other.index);
     let indexes = soci_indexes(&third);
     assert_eq!(indexes.len(), 1);
@@ -134,7 +165,10 @@ fn force_builds_anew_and_arrives_at_the_same_bytes() {
     };
     let (twice, lines) = dir_to_dir(&first, &second, &force).unwrap();
     assert_eq!(once, twice);
-    assert!(lines.iter().all(|line| !line.contains("already")), "{lines:?}");
+    assert!(
+        lines.iter().all(|line| !line.contains("already")),
+        "{lines:?}"
+    );
 }
 
 #[test]
@@ -174,12 +208,22 @@ fn an_archive_holds_what_a_directory_holds_and_its_bytes_depend_on_the_image_alo
     // And so do we.
     let again = dir.path().join("again");
     let sink = Box::new(DirSink::create(&again).unwrap());
-    let (converted, lines) =
-        run(archive(&dir.path().join("a.tar")).unwrap(), sink, &every_layer()).unwrap();
+    let (converted, lines) = run(
+        archive(&dir.path().join("a.tar")).unwrap(),
+        sink,
+        &every_layer(),
+    )
+    .unwrap();
     assert_eq!(converted, expected);
-    assert!(lines.iter().all(|line| line.ends_with("(already exists)")), "{lines:?}");
+    assert!(
+        lines.iter().all(|line| line.ends_with("(already exists)")),
+        "{lines:?}"
+    );
     assert_eq!(blobs(&again), blobs(&layout));
-    assert_eq!(names(dir.path()), ["a.tar", "again", "b.tar", "dir", "unpacked"]);
+    assert_eq!(
+        names(dir.path()),
+        ["a.tar", "again", "b.tar", "dir", "unpacked"]
+    );
 }
 
 #[test]
@@ -194,8 +238,14 @@ fn small_layers_are_copied_but_get_no_ztoc() {
     let (converted, lines) = dir_to_dir(&image, &out, &options).unwrap();
     assert_eq!(converted.images[0].indexed_layers, 1);
     assert!(lines[0].contains(" -> ztoc "), "{lines:?}");
-    assert!(lines[1].starts_with("ztoc skipped - layer sha256:"), "{lines:?}");
-    assert!(lines[1].ends_with("is less than min-layer-size 100000"), "{lines:?}");
+    assert!(
+        lines[1].starts_with("ztoc skipped - layer sha256:"),
+        "{lines:?}"
+    );
+    assert!(
+        lines[1].ends_with("is less than min-layer-size 100000"),
+        "{lines:?}"
+    );
     let image_manifest = manifest(&out, converted.images[0].manifest);
     for layer in &image_manifest.layers {
         assert_eq!(blob(&out, layer.digest).len() as u64, layer.size);
@@ -228,7 +278,10 @@ fn a_zstd_layer_is_skipped_with_a_line_that_says_so() {
     )
     .unwrap();
     assert_eq!(converted.images[0].indexed_layers, 1);
-    assert!(lines[0].contains("ztoc skipped") && lines[0].contains("zstd"), "{lines:?}");
+    assert!(
+        lines[0].contains("ztoc skipped") && lines[0].contains("zstd"),
+        "{lines:?}"
+    );
 }
 
 #[test]
@@ -246,7 +299,10 @@ fn a_layer_that_no_ztoc_can_describe_is_left_out_of_the_index() {
     let out = dir.path().join("out");
     let (converted, lines) = dir_to_dir(&image, &out, &every_layer()).unwrap();
     assert_eq!(converted.images[0].indexed_layers, 1);
-    assert!(lines[1].starts_with("ztoc skipped") && lines[1].contains("sparse"), "{lines:?}");
+    assert!(
+        lines[1].starts_with("ztoc skipped") && lines[1].contains("sparse"),
+        "{lines:?}"
+    );
     for layer in manifest(&out, converted.images[0].manifest).layers {
         assert_eq!(blob(&out, layer.digest).len() as u64, layer.size);
     }
@@ -301,11 +357,29 @@ fn the_files_to_prefetch_are_listed_as_spans_of_the_uppermost_layer_that_has_the
     ImageBuilder::new()
         .layer(
             Layer::new()
-                .file("opt/first", Content::Noise { seed: 1, length: 400_000 })
-                .file("opt/second", Content::Noise { seed: 2, length: 400_000 })
+                .file(
+                    "opt/first",
+                    Content::Noise {
+                        seed: 1,
+                        length: 400_000,
+                    },
+                )
+                .file(
+                    "opt/second",
+                    Content::Noise {
+                        seed: 2,
+                        length: 400_000,
+                    },
+                )
                 .hardlink("opt/linked", "opt/second"),
         )
-        .layer(Layer::new().file("opt/first", Content::Noise { seed: 3, length: 300_000 }))
+        .layer(Layer::new().file(
+            "opt/first",
+            Content::Noise {
+                seed: 3,
+                length: 300_000,
+            },
+        ))
         .write(&image, "v1")
         .unwrap();
     let out = dir.path().join("out");
@@ -320,7 +394,11 @@ fn the_files_to_prefetch_are_listed_as_spans_of_the_uppermost_layer_that_has_the
         panic!("one index")
     };
     let layers: Vec<Digest> = index.ztocs.iter().map(|ztoc| ztoc.layer_digest).collect();
-    let of: Vec<Digest> = index.prefetch.iter().map(|prefetch| prefetch.layer_digest).collect();
+    let of: Vec<Digest> = index
+        .prefetch
+        .iter()
+        .map(|prefetch| prefetch.layer_digest)
+        .collect();
     assert_eq!(of, layers);
     let spans = |at: usize| {
         let bytes = blob(&out, index.prefetch[at].descriptor.digest);
@@ -330,11 +408,18 @@ fn the_files_to_prefetch_are_listed_as_spans_of_the_uppermost_layer_that_has_the
     let [lower] = spans(0)[..] else {
         panic!("one run")
     };
-    assert!(lower.start_span >= 2 && lower.end_span > lower.start_span, "{lower:?}");
+    assert!(
+        lower.start_span >= 2 && lower.end_span > lower.start_span,
+        "{lower:?}"
+    );
     assert_eq!(spans(1)[0].start_span, 0);
     let told = |text: &str| lines.iter().filter(|line| line.starts_with(text)).count();
     assert_eq!(told("prefetch "), 2, "{lines:?}");
-    assert_eq!(told("warning: prefetch file /none not found"), 1, "{lines:?}");
+    assert_eq!(
+        told("warning: prefetch file /none not found"),
+        1,
+        "{lines:?}"
+    );
 }
 
 #[test]
@@ -361,7 +446,10 @@ fn only_the_chosen_platforms_get_an_index_and_all_become_oci_images() {
         assert_eq!(image.media_type, media_types::OCI_MANIFEST);
         assert_eq!(image.config.media_type, media_types::OCI_CONFIG);
         assert_eq!(image.annotations, listed.annotations);
-        assert_eq!(image.annotations.contains_key(annotations::INDEX_DIGEST), at == 1);
+        assert_eq!(
+            image.annotations.contains_key(annotations::INDEX_DIGEST),
+            at == 1
+        );
         blob(&out, image.config.digest);
     }
     let soci = &index.manifests[3];
@@ -379,12 +467,17 @@ fn only_the_chosen_platforms_get_an_index_and_all_become_oci_images() {
     };
     let (converted, lines) = dir_to_dir(&out, &more, &options).unwrap();
     assert_intact(&more);
-    assert!(lines.iter().all(|line| line.ends_with("(already exists)")), "{lines:?}");
+    assert!(
+        lines.iter().all(|line| line.ends_with("(already exists)")),
+        "{lines:?}"
+    );
     let index = image_index(&more);
     assert_eq!(index.manifests.len(), 5);
     let listed: BTreeSet<Digest> = index.manifests.iter().map(|d| d.digest).collect();
     for (descriptor, _) in soci_indexes(&more) {
-        let image = descriptor.annotation(annotations::IMAGE_MANIFEST_DIGEST).unwrap();
+        let image = descriptor
+            .annotation(annotations::IMAGE_MANIFEST_DIGEST)
+            .unwrap();
         assert!(listed.contains(&image.parse().unwrap()));
     }
     assert_eq!(converted.images[0].platform.to_string(), "linux/riscv64");
@@ -407,8 +500,13 @@ fn all_platforms_means_every_image_and_an_unknown_one_is_named() {
         platforms: Platforms::These(vec!["linux/s390x".parse().unwrap()]),
         ..every_layer()
     };
-    let error = dir_to_dir(&image, &dir.path().join("none"), &none).unwrap_err().to_string();
-    assert!(error.contains("linux/s390x") && error.contains("linux/amd64, linux/arm64"), "{error}");
+    let error = dir_to_dir(&image, &dir.path().join("none"), &none)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("linux/s390x") && error.contains("linux/amd64, linux/arm64"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -429,7 +527,11 @@ fn an_attestation_is_carried_along_and_goes_on_naming_its_image() {
     let dir = tempfile::tempdir().unwrap();
     let image = multi_platform(dir.path(), &["linux/amd64"]);
     let put = |bytes: &[u8]| {
-        std::fs::write(image.join("blobs/sha256").join(Digest::of(bytes).hex()), bytes).unwrap();
+        std::fs::write(
+            image.join("blobs/sha256").join(Digest::of(bytes).hex()),
+            bytes,
+        )
+        .unwrap();
     };
     let mut list: Index = serde_json::from_slice(&blob(&image, top(&image).digest)).unwrap();
     let statement = br#"{"_type":"https://in-toto.io/Statement/v0.1"}"#;
@@ -445,7 +547,10 @@ fn an_attestation_is_carried_along_and_goes_on_naming_its_image() {
     put(attestation.as_bytes());
     let mut listed = Descriptor::of(media_types::OCI_MANIFEST, attestation.as_bytes())
         .annotated("vnd.docker.reference.type", "attestation-manifest")
-        .annotated("vnd.docker.reference.digest", list.manifests[0].digest.to_string());
+        .annotated(
+            "vnd.docker.reference.digest",
+            list.manifests[0].digest.to_string(),
+        );
     listed.platform = Some(Platform::new("unknown", "unknown", None));
     list.manifests.push(listed.clone());
     let bytes = oci::json::to_vec(&list).unwrap();
@@ -479,7 +584,13 @@ fn a_plain_tar_layer_is_indexed_too() {
     let image = dir.path().join("image");
     ImageBuilder::new()
         .layer_with(
-            Layer::new().file("f", Content::Noise { seed: 1, length: 300_000 }),
+            Layer::new().file(
+                "f",
+                Content::Noise {
+                    seed: 1,
+                    length: 300_000,
+                },
+            ),
             LayerCompression::Plain,
         )
         .write(&image, "v1")

@@ -60,7 +60,12 @@ fn under_our_own_name_the_structure_stays() {
                 .iter()
                 .map(|d| {
                     let keys: Vec<String> = d.annotations.keys().cloned().collect();
-                    (d.media_type.clone(), d.artifact_type.clone(), d.platform.clone(), keys)
+                    (
+                        d.media_type.clone(),
+                        d.artifact_type.clone(),
+                        d.platform.clone(),
+                        keys,
+                    )
                 })
                 .collect::<Vec<_>>()
         };

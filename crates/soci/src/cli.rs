@@ -32,12 +32,12 @@ Examples:
   ctr run --rm --snapshotter soci registry.example/app:1-soci test sh"
 )]
 pub(crate) struct Cli {
-    #[command(flatten)]
-    pub(crate) global: Global,
-
     /// Print the version
     #[arg(short = 'v', long, action = ArgAction::Version)]
     version: Option<bool>,
+
+    #[command(flatten)]
+    pub(crate) global: Global,
 
     #[command(subcommand)]
     command: Option<Command>,
@@ -45,6 +45,7 @@ pub(crate) struct Cli {
 
 /// Flags that stand before or after the command.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// The socket of containerd's API
     #[arg(
@@ -52,6 +53,7 @@ pub(crate) struct Global {
         long,
         global = true,
         env = "CONTAINERD_ADDRESS",
+        hide_env_values = true,
         default_value = "/run/containerd/containerd.sock"
     )]
     pub(crate) address: String,
@@ -62,6 +64,7 @@ pub(crate) struct Global {
         long,
         global = true,
         env = "CONTAINERD_NAMESPACE",
+        hide_env_values = true,
         default_value = "default"
     )]
     pub(crate) namespace: String,

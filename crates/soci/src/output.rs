@@ -14,7 +14,20 @@ pub(crate) fn text(text: impl AsRef<str>) {
 
 /// Prints `soci: <reason>` on stderr, the form that other programs know.
 pub(crate) fn error(error: &anyhow::Error) {
-    let _ = writeln!(io::stderr().lock(), "soci: {error:#}");
+    let _ = writeln!(io::stderr().lock(), "soci: {}", reason(error));
+}
+
+/// The error and its causes, each said once: some errors say their cause themselves.
+pub(crate) fn reason(error: &anyhow::Error) -> String {
+    let mut reason = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if reason.is_empty() {
+            reason = cause;
+        } else if !reason.contains(&cause) {
+            reason = format!("{reason}: {cause}");
+        }
+    }
+    reason
 }
 
 /// Prints a warning on stderr.

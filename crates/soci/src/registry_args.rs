@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
@@ -18,7 +17,7 @@ use registry::{
 #[command(next_help_heading = "Registry options")]
 pub(crate) struct RegistryArgs {
     /// Credentials as USER:PASSWORD (otherwise those of `docker login` are used)
-    #[arg(short, long, value_name = "USER:PASSWORD", hide_env_values = true)]
+    #[arg(short, long, value_name = "USER:PASSWORD")]
     pub(crate) user: Option<UserPassword>,
 
     /// Speak plain HTTP to the registry
@@ -42,12 +41,10 @@ pub(crate) struct RegistryArgs {
     tlskey: Option<PathBuf>,
 }
 
-/// `USER:PASSWORD`; `Debug` shows neither.
+/// `USER:PASSWORD`, taken apart only when it is used: a message about a wrong argument would
+/// repeat it. `Debug` shows nothing.
 #[derive(Clone)]
-pub(crate) struct UserPassword {
-    user: String,
-    password: String,
-}
+pub(crate) struct UserPassword(String);
 
 impl fmt::Debug for UserPassword {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -55,16 +52,20 @@ impl fmt::Debug for UserPassword {
     }
 }
 
-impl FromStr for UserPassword {
-    type Err = &'static str;
+impl From<String> for UserPassword {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
 
-    fn from_str(text: &str) -> Result<Self, &'static str> {
-        match text.split_once(':') {
-            Some((user, password)) if !user.is_empty() => Ok(Self {
+impl UserPassword {
+    fn credential(&self) -> anyhow::Result<Credential> {
+        match self.0.split_once(':') {
+            Some((user, password)) if !user.is_empty() => Ok(Credential::Basic {
                 user: user.to_owned(),
                 password: password.to_owned(),
             }),
-            _ => Err("not of the form USER:PASSWORD"),
+            _ => bail!("the credentials given are not of the form USER:PASSWORD"),
         }
     }
 }
@@ -79,12 +80,8 @@ impl RegistryArgs {
         let docker: Arc<dyn Credentials> = Arc::new(DockerConfigCredentials::new());
         let credentials = match user {
             None => docker,
-            Some(UserPassword { user, password }) => {
-                let credential = Credential::Basic {
-                    user: user.clone(),
-                    password: password.clone(),
-                };
-                let given = StaticCredentials::new(reference.registry(), credential);
+            Some(user) => {
+                let given = StaticCredentials::new(reference.registry(), user.credential()?);
                 Arc::new(ChainedCredentials::new(vec![Arc::new(given), docker]))
             }
         };

@@ -55,16 +55,26 @@ impl ArchiveSource {
         let mut archive = tar::Archive::new(&file);
         let entries = archive
             .entries_with_seek()
-            .map_err(|e| not(format!("it is no tar archive: {e}")))?;
+            .map_err(IndexError::io("read", path))?;
+        // Where the entry before ends, which is where a damaged one begins.
+        let mut seen = 0;
         for entry in entries {
-            let entry = entry.map_err(|e| not(format!("its tar structure is damaged: {e}")))?;
-            if !entry.header().entry_type().is_file() {
-                continue;
-            }
+            // The error of the tar reader repeats raw bytes of what it takes for a header.
+            let entry = entry.map_err(|_| {
+                not(if seen == 0 {
+                    "it is neither a directory nor a tar archive".to_owned()
+                } else {
+                    format!("its tar structure is damaged after byte {seen}")
+                })
+            })?;
             let extent = Extent {
                 offset: entry.raw_file_position(),
                 size: entry.size(),
             };
+            seen = extent.offset.saturating_add(extent.size);
+            if !entry.header().entry_type().is_file() {
+                continue;
+            }
             let name = entry.path_bytes();
             let name = String::from_utf8_lossy(&name);
             let name = name.trim_start_matches("./").trim_start_matches('/');

@@ -6,14 +6,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use index::{
-    ArchiveSource, Converted, ConvertOptions, DirSink, ImageSink, IndexError, LayerOutcome,
+    ArchiveSource, ConvertOptions, Converted, DirSink, ImageSink, IndexError, LayerOutcome,
     LayoutSource, Progress, SharedSource, Step, convert,
 };
 use oci::{Descriptor, Digest, Index, Manifest};
 
 /// The folder of a golden case.
 pub fn golden(case: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(case)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/golden")
+        .join(case)
 }
 
 /// Options that give every layer a zTOC with small spans.
@@ -47,10 +49,16 @@ impl Progress for Told {
         self.lines.lock().unwrap().push(outcome.line(layer));
     }
     fn prefetch(&self, layer: Digest, artifact: Digest) {
-        self.lines.lock().unwrap().push(format!("prefetch {layer} {artifact}"));
+        self.lines
+            .lock()
+            .unwrap()
+            .push(format!("prefetch {layer} {artifact}"));
     }
     fn warn(&self, message: &str) {
-        self.lines.lock().unwrap().push(format!("warning: {message}"));
+        self.lines
+            .lock()
+            .unwrap()
+            .push(format!("warning: {message}"));
     }
 }
 

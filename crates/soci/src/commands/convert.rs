@@ -43,15 +43,15 @@ pub(crate) struct Convert {
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 
+    /// Print neither progress nor a line per layer
+    #[arg(short, long)]
+    quiet: bool,
+
     #[command(flatten)]
     platforms: PlatformArgs,
 
     #[command(flatten)]
     ztoc: ZtocArgs,
-
-    /// Print neither progress nor a line per layer
-    #[arg(short, long)]
-    quiet: bool,
 
     #[command(flatten)]
     registry: RegistryArgs,
@@ -73,6 +73,7 @@ enum Format {
 
 /// Which platforms are indexed.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Index options")]
 struct PlatformArgs {
     /// Index the images of these platforms (default: this machine's, or the only one)
     #[arg(
@@ -143,7 +144,7 @@ impl Convert {
                 .ok_or_else(|| IndexError::Options("no registry is involved".to_owned()))?;
             self.registry
                 .client(reference, user)
-                .map_err(|e| IndexError::Options(format!("{e:#}")))
+                .map_err(|e| IndexError::Options(output::reason(&e)))
         };
         let image = source.open(|| client(source.reference(), source_user))?;
         let format = match self.format {

@@ -39,7 +39,8 @@ pub(crate) struct Pull {
     reference: Reference,
 
     /// The snapshotter to unpack with; one other than soci gets every layer unpacked
-    #[arg(long, value_name = "NAME", env = "CONTAINERD_SNAPSHOTTER", default_value = LAZY_SNAPSHOTTER)]
+    #[arg(long, value_name = "NAME", env = "CONTAINERD_SNAPSHOTTER",
+        hide_env_values = true, default_value = LAZY_SNAPSHOTTER)]
     snapshotter: String,
 
     /// The platform to pull (default: this machine's)

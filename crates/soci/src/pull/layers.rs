@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use super::content::write;
 use super::{Containerd, labels};
+use crate::output;
 use crate::progress::Bars;
 
 /// A download that several may wait for; the error is its text.
@@ -60,7 +61,9 @@ impl Downloads {
     /// Returns when the layer is in containerd's content store.
     pub(crate) async fn wait(&self, layer: &Descriptor) -> anyhow::Result<()> {
         let download = self.download(layer).await;
-        download.await.map_err(|error| anyhow!("{error:#}"))
+        download
+            .await
+            .map_err(|error| anyhow!(output::reason(&error)))
     }
 
     async fn download(&self, layer: &Descriptor) -> Download {

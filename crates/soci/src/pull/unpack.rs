@@ -50,7 +50,11 @@ impl Active {
         let keys = std::mem::take(&mut *self.keys());
         for key in keys {
             if let Err(error) = remove(containerd, snapshotter, &key).await {
-                tracing::warn!(key, error = %format!("{error:#}"), "a snapshot is left over");
+                tracing::warn!(
+                    key,
+                    error = crate::output::reason(&error),
+                    "a snapshot is left over"
+                );
             }
         }
     }

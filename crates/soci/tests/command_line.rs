@@ -1,0 +1,159 @@
+//! What the command line says: help, version, errors.
+
+use std::process::{Command, Output};
+
+fn soci(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_soci"))
+        .args(arguments)
+        .env_clear()
+        .output()
+        .unwrap()
+}
+
+fn stdout(arguments: &[&str]) -> String {
+    let output = soci(arguments);
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The one form of a failure: exit code 1, nothing on stdout, `soci: <reason>` on stderr.
+fn failure(arguments: &[&str]) -> String {
+    let output = soci(arguments);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.starts_with("soci: "), "{text}");
+    text
+}
+
+#[test]
+fn the_version_has_the_form_that_nerdctl_reads() {
+    for flag in ["--version", "-v"] {
+        let line = stdout(&[flag]);
+        let words: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(
+            words[..3],
+            ["soci", "version", concat!("v", env!("CARGO_PKG_VERSION"))]
+        );
+        assert_eq!(words.len(), 4, "{line}");
+        let revision = words[3];
+        assert!(
+            revision == "unknown" || revision.chars().all(|c| c.is_ascii_hexdigit()),
+            "{revision}"
+        );
+    }
+}
+
+#[test]
+fn help_of_every_command() {
+    insta::assert_snapshot!("help", stdout(&["--help"]));
+    insta::assert_snapshot!("help_convert", stdout(&["convert", "--help"]));
+    insta::assert_snapshot!("help_pull", stdout(&["pull", "--help"]));
+    insta::assert_snapshot!("help_completion", stdout(&["completion", "--help"]));
+    assert!(stdout(&[]).contains("Usage: soci"));
+}
+
+#[test]
+fn wrong_usage_is_told_in_one_form() {
+    let cases: [&[&str]; 9] = [
+        &["frobnicate"],
+        &["convert"],
+        &["convert", "a", "b"],
+        &["convert", "--standalone", "--span-size", "many", "a", "b"],
+        &["convert", "--standalone", "--format", "zip", "a", "b"],
+        &["convert", "--standalone", "--platform", "linux", "a", "b"],
+        &["pull", "Not A Reference"],
+        &["pull", "--user", "nobody", "localhost:1/a:b"],
+        &["--timeout", "soon", "pull", "localhost:1/a:b"],
+    ];
+    let told: Vec<String> = cases
+        .iter()
+        .map(|arguments| format!("$ soci {}\n{}", arguments.join(" "), failure(arguments)))
+        .collect();
+    insta::assert_snapshot!(told.join("\n"));
+}
+
+#[test]
+fn failures_say_what_where_and_what_to_do() {
+    let cases: [&[&str]; 7] = [
+        &["convert", "--standalone", "/nonexistent", "/tmp/out"],
+        &["convert", "--standalone", "/proc/self/mounts", "/tmp/out"],
+        &[
+            "convert",
+            "--standalone",
+            "docker://localhost:1/a:b",
+            "docker://localhost:1/a",
+        ],
+        &["convert", "--standalone", "", "/tmp/out"],
+        &["convert", "--standalone", "/proc/self", "/tmp/out"],
+        &["pull", "--address", "/nonexistent.sock", "localhost:1/a:b"],
+        &[
+            "convert",
+            "--standalone",
+            "--prefetch-files-json",
+            "/proc/self/mounts",
+            "a",
+            "b",
+        ],
+    ];
+    let told: Vec<String> = cases
+        .iter()
+        .map(|arguments| format!("$ soci {}\n{}", arguments.join(" "), failure(arguments)))
+        .collect();
+    insta::assert_snapshot!(told.join("\n"));
+}
+
+#[test]
+fn a_password_is_never_repeated() {
+    for arguments in [
+        &["pull", "--user", ":hunter2", "localhost:1/a:b"][..],
+        &["pull", "--user", "me:hunter2", "Not A Reference"],
+        &[
+            "--address",
+            "/nonexistent.sock",
+            "pull",
+            "--user",
+            "me:hunter2",
+            "localhost:1/a:b",
+        ],
+    ] {
+        let text = failure(arguments);
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+}
+
+#[test]
+fn global_flags_stand_before_or_after_the_command() {
+    for arguments in [
+        &[
+            "--address",
+            "/nonexistent.sock",
+            "--namespace",
+            "n",
+            "pull",
+            "localhost:1/a:b",
+        ][..],
+        &[
+            "pull",
+            "localhost:1/a:b",
+            "-a",
+            "/nonexistent.sock",
+            "-n",
+            "n",
+        ],
+    ] {
+        assert!(failure(arguments).contains("/nonexistent.sock"));
+    }
+}
+
+#[test]
+fn completions_know_the_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = stdout(&["completion", shell]);
+        for command in ["convert", "pull", "completion"] {
+            assert!(script.contains(command), "{shell}: {command}");
+        }
+    }
+    failure(&["completion", "tcsh"]);
+}
