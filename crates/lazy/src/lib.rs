@@ -10,6 +10,7 @@ mod discovery;
 mod kept;
 mod labels;
 mod layers;
+mod opening;
 mod parts;
 mod provider;
 mod verdicts;

@@ -1,0 +1,331 @@
+//! The layer provider: what the snapshotter asks for, put together from the parts.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use fetch::LayerData;
+use layerfs::{MountOptions, MountedLayer};
+use oci::Digest;
+use parking_lot::Mutex;
+use snapshotter::{LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError};
+use store::LayerKey;
+use tokio::sync::{RwLock, Semaphore};
+use tokio::task::spawn_blocking;
+use ztoc::soci_index::ZtocDescriptor;
+
+use crate::discovery::{Discovery, FoundIndex};
+use crate::kept::KeptIndexes;
+use crate::labels::{ImageKey, ImageLayer};
+use crate::layers::{Layers, Lease};
+use crate::opening::{OpenLayer, Opening};
+use crate::verdicts::Verdicts;
+use crate::{LazyConfig, Parts};
+
+/// For how long a layer that was prepared ahead waits for its Prepare.
+const PREPARED_FOR: Duration = Duration::from_secs(300);
+
+/// All lazy layers of a daemon.
+pub struct LazyLayers {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    discovery: Discovery,
+    verdicts: Verdicts<FoundIndex>,
+    opening: Opening,
+    layers: Arc<Layers<OpenLayer>>,
+    mounts: Mutex<HashMap<PathBuf, Mount>>,
+    /// Opened because a layer below them was asked for.
+    prepared: Mutex<HashMap<LayerKey, Lease<OpenLayer>>>,
+    /// Layers that somebody has asked to mount since the start, successfully or not.
+    asked: Mutex<HashSet<Digest>>,
+    /// Unmounting means going away, not that the layers are not needed any more.
+    leaving: AtomicBool,
+    pool: fuse::Pool,
+    config: LazyConfig,
+}
+
+struct Mount {
+    mounted: MountedLayer,
+    lease: Lease<OpenLayer>,
+    image: ImageKey,
+    index: Digest,
+}
+
+impl LazyLayers {
+    /// Puts the parts together. `notes` is a folder of our own for what was found out about images.
+    #[must_use]
+    pub fn new(parts: Parts, notes: PathBuf) -> Arc<Self> {
+        let Parts {
+            client,
+            layers,
+            content,
+            fetcher,
+            pool,
+            config,
+        } = parts;
+        Arc::new(Self {
+            shared: Arc::new(Shared {
+                discovery: Discovery {
+                    client: client.clone(),
+                    kept: KeptIndexes::new(content, notes),
+                    soci_v1: config.soci_v1,
+                    soci_v2: config.soci_v2,
+                },
+                verdicts: Verdicts::new(config.retry_after),
+                opening: Opening {
+                    client,
+                    store: layers,
+                    fetcher,
+                    slots: config.max_concurrency.map(Semaphore::new),
+                    folders: RwLock::default(),
+                },
+                layers: Arc::default(),
+                mounts: Mutex::default(),
+                prepared: Mutex::default(),
+                asked: Mutex::default(),
+                leaving: AtomicBool::new(false),
+                pool,
+                config,
+            }),
+        })
+    }
+
+    /// From now on unmounting keeps what is stored: the daemon goes away, the snapshots stay.
+    pub fn leave(&self) {
+        self.shared.leaving.store(true, Ordering::Relaxed);
+    }
+
+    /// Removes stored layers that no snapshot has asked for; called once the snapshots of an earlier
+    /// run have been mounted again.
+    pub async fn sweep(&self) {
+        let stored = match self.shared.opening.store.layers() {
+            Ok(stored) => stored,
+            Err(error) => {
+                tracing::warn!(error = %error, "stored layers cannot be listed; none is swept");
+                return;
+            }
+        };
+        for key in stored {
+            if !self.shared.asked.lock().contains(&key.layer) {
+                tracing::info!(layer = %key.layer, "removing a stored layer that no snapshot uses");
+                self.shared.remove_unused(key).await;
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// The index of an image and the zTOC of one of its layers.
+    async fn ztoc_of(
+        &self,
+        request: &ImageLayer,
+    ) -> Result<(Arc<FoundIndex>, ZtocDescriptor), LayerRefusal> {
+        let found = self
+            .verdicts
+            .get(&request.image, self.discovery.find(&request.image))
+            .await?;
+        match found.index.ztoc_for(&request.layer) {
+            Some(ztoc) => Ok((found.clone(), ztoc.clone())),
+            None => Err(LayerRefusal::no_ztoc(format_args!(
+                "index {} does not list layer {}",
+                found.digest, request.layer
+            ))),
+        }
+    }
+
+    async fn acquire(
+        &self,
+        image: &ImageKey,
+        ztoc: &ZtocDescriptor,
+    ) -> Result<Lease<OpenLayer>, LayerRefusal> {
+        let key = LayerKey {
+            layer: ztoc.layer_digest,
+            ztoc: ztoc.descriptor.digest,
+        };
+        self.layers
+            .acquire(key, self.opening.open(&image.reference, ztoc))
+            .await
+    }
+
+    /// Opens the layers above the one that was asked for: they will be asked for next.
+    fn prepare_above(self: &Arc<Self>, request: &ImageLayer, found: &FoundIndex) {
+        for ztoc in &found.index.ztocs {
+            let key = LayerKey {
+                layer: ztoc.layer_digest,
+                ztoc: ztoc.descriptor.digest,
+            };
+            if !request.above.contains(&key.layer) || self.layers.in_use(&key) {
+                continue;
+            }
+            let (shared, image, ztoc) = (self.clone(), request.image.clone(), ztoc.clone());
+            tokio::spawn(async move {
+                // A failure is reported by the Prepare of that layer, which tries again.
+                if let Ok(lease) = shared.acquire(&image, &ztoc).await {
+                    shared.prepared.lock().insert(key, lease);
+                    tokio::time::sleep(PREPARED_FOR).await;
+                    let unclaimed = shared.prepared.lock().remove(&key);
+                    if unclaimed.is_some() {
+                        drop(unclaimed);
+                        shared.remove_unused(key).await;
+                    }
+                }
+            });
+        }
+    }
+
+    async fn mount(self: &Arc<Self>, request: LayerRequest) -> Result<MountedInfo, LayerRefusal> {
+        let layer = ImageLayer::from_labels(&request.labels)?;
+        self.asked.lock().insert(layer.layer);
+        let minimum = self.config.min_layer_size;
+        if let Some(size) = layer.size
+            && size < minimum
+        {
+            return Err(LayerRefusal::BelowMinSize { size, minimum });
+        }
+        let getting_ready = async {
+            let (found, ztoc) = self.ztoc_of(&layer).await?;
+            self.prepare_above(&layer, &found);
+            let lease = self.acquire(&layer.image, &ztoc).await?;
+            Ok((found.digest, lease))
+        };
+        let limit = self.config.mount_timeout;
+        let (index, lease) = tokio::time::timeout(limit, getting_ready)
+            .await
+            .map_err(|_| {
+                LayerRefusal::failed(format_args!(
+                    "index and zTOC were not here within mount_timeout_sec = {}",
+                    limit.as_secs()
+                ))
+            })??;
+        let (mounted, lease) = self.mount_at(&request.mountpoint, lease).await?;
+        let root = lease.layer().tree.root_attr();
+        if !self.config.disable_background {
+            lease.layer().data.start_background();
+        }
+        self.prepared.lock().remove(&lease.key());
+        self.mounts.lock().insert(
+            request.mountpoint,
+            Mount {
+                mounted,
+                lease,
+                image: layer.image,
+                index,
+            },
+        );
+        Ok(MountedInfo {
+            uid: root.uid,
+            gid: root.gid,
+            mode: root.mode & 0o7777,
+        })
+    }
+
+    async fn mount_at(
+        &self,
+        mountpoint: &Path,
+        lease: Lease<OpenLayer>,
+    ) -> Result<(MountedLayer, Lease<OpenLayer>), LayerRefusal> {
+        let (pool, mountpoint) = (self.pool.clone(), mountpoint.to_owned());
+        let options = MountOptions {
+            attr_timeout: self.config.attr_timeout,
+            entry_timeout: self.config.entry_timeout,
+            negative_timeout: self.config.negative_timeout,
+            ..MountOptions::default()
+        };
+        spawn_blocking(move || {
+            let layer = lease.layer();
+            let data: Arc<dyn LayerData> = layer.data.clone();
+            let mounted =
+                layerfs::mount_layer(&pool, layer.tree.clone(), data, &mountpoint, options);
+            mounted.map(|mounted| (mounted, lease))
+        })
+        .await
+        .map_err(LayerRefusal::failed)?
+        .map_err(LayerRefusal::failed)
+    }
+
+    async fn unmount(&self, mountpoint: &Path) -> Result<(), ProviderError> {
+        let mount = self.mounts.lock().remove(mountpoint);
+        let path = mountpoint.to_owned();
+        let failed = |e: &dyn std::fmt::Display| ProviderError::new(mountpoint, e);
+        let Some(Mount {
+            mounted,
+            lease,
+            image,
+            index,
+        }) = mount
+        else {
+            // Perhaps a process before this one mounted it.
+            return spawn_blocking(move || fuse::unmount(&path))
+                .await
+                .map_err(|e| failed(&e))?
+                .map_err(|e| failed(&e));
+        };
+        let unmounted = spawn_blocking(move || mounted.unmount())
+            .await
+            .map_err(|e| failed(&e))?
+            .map_err(|e| failed(&e));
+        let key = lease.key();
+        drop(lease);
+        if !self.leaving.load(Ordering::Relaxed) {
+            self.remove_unused(key).await;
+            let index_in_use = self.mounts.lock().values().any(|mount| mount.index == index);
+            if !index_in_use {
+                self.verdicts.forget(&image);
+                self.discovery.kept.forget(&image, &index);
+            }
+        }
+        unmounted
+    }
+
+    /// Removes what is stored of a layer unless somebody uses it.
+    async fn remove_unused(&self, key: LayerKey) {
+        let _alone = self.opening.folders.write().await;
+        if self.layers.in_use(&key) {
+            return;
+        }
+        let store = self.opening.store.clone();
+        match spawn_blocking(move || store.remove(key.layer, key.ztoc)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(layer = %key.layer, error = %error, "a stored layer is not removed");
+            }
+            Err(error) => {
+                tracing::warn!(layer = %key.layer, error = %error, "a stored layer is not removed");
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl LayerProvider for LazyLayers {
+    async fn mount(&self, request: LayerRequest) -> Result<MountedInfo, LayerRefusal> {
+        self.shared.mount(request).await
+    }
+
+    async fn unmount(&self, mountpoint: &Path) -> Result<(), ProviderError> {
+        self.shared.unmount(mountpoint).await
+    }
+
+    async fn check(
+        &self,
+        mountpoint: &Path,
+        _labels: &BTreeMap<String, String>,
+    ) -> Result<(), ProviderError> {
+        match self.shared.mounts.lock().get(mountpoint) {
+            Some(mount) if mount.mounted.is_served() => Ok(()),
+            Some(_) => Err(ProviderError::new(
+                mountpoint,
+                "its FUSE connection was aborted; remove the image and pull it again",
+            )),
+            None => Err(ProviderError::new(
+                mountpoint,
+                "it is not mounted; the log of the last start says why",
+            )),
+        }
+    }
+}
