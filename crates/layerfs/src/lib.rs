@@ -1,1 +1,23 @@
-//! (skeleton)
+//! The read-only file tree of one layer, and its FUSE adapter.
+//!
+//! [`Tree`] is the layer's files as containerd would unpack them, built from the zTOC and nothing
+//! else. [`LayerFs`] answers requests from a tree and a [`fetch::LayerData`]; it is tested without
+//! FUSE. [`mount_layer`] puts it on a mount point.
+
+#![forbid(unsafe_code)]
+
+mod build;
+mod counters;
+mod flatten;
+mod layer_fs;
+mod mount;
+mod options;
+mod state_file;
+mod tree;
+
+pub use counters::{CounterSnapshot, Counters};
+pub use layer_fs::{CacheTimes, LayerFs};
+pub use mount::{MountError, MountOptions, MountedLayer, mount_layer};
+pub use options::{IdMaps, IdRange, OpaqueXattr, TreeError, TreeOptions};
+pub use state_file::STATE_DIRECTORY;
+pub use tree::{DirEntry, NUMBERING_VERSION, Tree};

@@ -1,0 +1,160 @@
+//! Putting a layer on a mount point.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fetch::LayerData;
+use fuse::{ConnectionFacts, ContentIdentity, Limits, Pool, Served};
+
+use crate::counters::{CounterSnapshot, Counters};
+use crate::layer_fs::{CacheTimes, LayerFs};
+use crate::tree::{NUMBERING_VERSION, Tree};
+
+/// Why a layer cannot be mounted or unmounted.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct MountError(#[from] fuse::FuseError);
+
+/// How a layer is mounted.
+#[derive(Debug, Clone)]
+pub struct MountOptions {
+    /// How long the kernel must at least be able to cache attributes. A layer never changes, so
+    /// that longer ([`CacheTimes::FOREVER`]) is used; zero turns caching off.
+    pub attr_timeout: Duration,
+    /// The same for names that exist.
+    pub entry_timeout: Duration,
+    /// The same for names that do not exist.
+    pub negative_timeout: Duration,
+    /// Readahead of the mount in KiB.
+    pub readahead_kib: u32,
+    /// What STATFS reports on; `None`: the directory that holds the mount point.
+    pub backing: Option<PathBuf>,
+    /// Limits asked of the kernel.
+    pub limits: Limits,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self {
+            attr_timeout: CacheTimes::FOREVER.attr,
+            entry_timeout: CacheTimes::FOREVER.entry,
+            negative_timeout: CacheTimes::FOREVER.negative,
+            readahead_kib: 4096,
+            backing: None,
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl MountOptions {
+    fn cache_times(&self) -> CacheTimes {
+        let at_least = |least: Duration, forever: Duration| match least {
+            Duration::ZERO => Duration::ZERO,
+            _ => least.max(forever),
+        };
+        CacheTimes {
+            attr: at_least(self.attr_timeout, CacheTimes::FOREVER.attr),
+            entry: at_least(self.entry_timeout, CacheTimes::FOREVER.entry),
+            negative: at_least(self.negative_timeout, CacheTimes::FOREVER.negative),
+        }
+    }
+}
+
+/// A layer that is mounted. Dropping it changes nothing: the mount stays and goes on being served
+/// while its pool lives.
+#[derive(Debug, Clone)]
+pub struct MountedLayer {
+    served: Served,
+    counters: Arc<Counters>,
+}
+
+/// Mounts a layer and begins to serve it.
+///
+/// # Errors
+/// If it cannot be mounted. Nothing stays mounted then.
+pub fn mount_layer(
+    pool: &Pool,
+    tree: Arc<Tree>,
+    data: Arc<dyn LayerData>,
+    mountpoint: &Path,
+    options: MountOptions,
+) -> Result<MountedLayer, MountError> {
+    let times = options.cache_times();
+    let backing = options.backing.unwrap_or_else(|| {
+        let parent = mountpoint.parent().unwrap_or(mountpoint);
+        parent.to_owned()
+    });
+    let connection = fuse::mount(
+        mountpoint,
+        &fuse::MountOptions {
+            limits: options.limits,
+            readahead_kib: Some(options.readahead_kib),
+            content: ContentIdentity {
+                name: data.status().digest.to_string(),
+                numbering_version: NUMBERING_VERSION,
+                numbering_checksum: tree.numbering_checksum().to_string(),
+            },
+        },
+    )?;
+    let negotiated = connection.facts().negotiated;
+    let file_system = LayerFs::new(tree, data, times, backing, &negotiated);
+    let counters = file_system.counters().clone();
+    let served = pool
+        .serve(connection, Arc::new(file_system))
+        .inspect_err(|_| {
+            let _ = fuse::unmount(mountpoint);
+        })?;
+    Ok(MountedLayer { served, counters })
+}
+
+impl MountedLayer {
+    /// Where it is mounted.
+    #[must_use]
+    pub fn mountpoint(&self) -> &Path {
+        &self.facts().mountpoint
+    }
+
+    /// What a later server of this connection must know.
+    #[must_use]
+    pub fn facts(&self) -> &ConnectionFacts {
+        self.served.facts()
+    }
+
+    /// The connection, for a holder and for tests.
+    #[must_use]
+    pub const fn connection(&self) -> &Served {
+        &self.served
+    }
+
+    /// Whether it is served: false once it is unmounted everywhere or its connection was aborted.
+    #[must_use]
+    pub fn is_served(&self) -> bool {
+        !self.served.has_ended()
+    }
+
+    /// Counts of operations since it was mounted.
+    #[must_use]
+    pub fn counters(&self) -> CounterSnapshot {
+        self.counters.snapshot()
+    }
+
+    /// Unmounts it. If it is in use it disappears at once and goes on being served until its last
+    /// user is gone. Unmounting again does nothing.
+    ///
+    /// # Errors
+    /// If umount2(2) fails.
+    pub fn unmount(&self) -> Result<(), MountError> {
+        // Somebody else may have mounted on the same path since this one ended.
+        if self.served.has_ended() {
+            return Ok(());
+        }
+        Ok(fuse::unmount(self.mountpoint())?)
+    }
+
+    /// Ends the connection at once: whoever waits or comes later gets an error. The mount stays
+    /// until [`MountedLayer::unmount`]… is called on its path.
+    pub fn abort(&self) {
+        self.served.release();
+    }
+}

@@ -1,0 +1,128 @@
+//! How a layer's tree is built, and what can be wrong with it.
+
+/// How overlayfs finds opaque directories.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OpaqueXattr {
+    /// `trusted.overlay.opaque`
+    #[default]
+    Trusted,
+    /// `user.overlay.opaque`, where overlay is mounted with `userxattr`.
+    User,
+}
+
+impl OpaqueXattr {
+    /// The attribute's name; its value is `y`.
+    #[must_use]
+    pub const fn name(self) -> &'static [u8] {
+        match self {
+            Self::Trusted => b"trusted.overlay.opaque",
+            Self::User => b"user.overlay.opaque",
+        }
+    }
+}
+
+/// A range of ids in a container and what they are outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdRange {
+    /// First id in the container.
+    pub container: u32,
+    /// First id outside.
+    pub host: u32,
+    /// How many.
+    pub length: u32,
+}
+
+/// Maps of user and group ids. An empty map leaves ids as they are; an id outside of all ranges
+/// becomes 65534, as the kernel shows ids that have no meaning.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IdMaps {
+    /// User ids.
+    pub uid: Vec<IdRange>,
+    /// Group ids.
+    pub gid: Vec<IdRange>,
+}
+
+pub(crate) fn map_id(ranges: &[IdRange], id: u32) -> u32 {
+    const OVERFLOW: u32 = 65534;
+    if ranges.is_empty() {
+        return id;
+    }
+    ranges
+        .iter()
+        .find_map(|range| {
+            let distance = id.checked_sub(range.container)?;
+            (distance < range.length).then(|| range.host.checked_add(distance))?
+        })
+        .unwrap_or(OVERFLOW)
+}
+
+/// How a tree is built.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TreeOptions {
+    /// The mark of opaque directories.
+    pub opaque_xattr: OpaqueXattr,
+    /// Show no extended attributes but the mark of opaque directories.
+    pub disable_xattrs: bool,
+    /// Owners as seen outside of a user namespace.
+    pub id_maps: IdMaps,
+}
+
+/// Why a layer cannot be shown. In each case containerd could not unpack it either.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TreeError {
+    /// The target of a hard link is not in the layer.
+    #[error("hard link {name:?} names {target:?}, which is not in the layer")]
+    LinkTarget {
+        /// The link.
+        name: String,
+        /// Its target.
+        target: String,
+    },
+    /// A hard link to a directory.
+    #[error("hard link {name:?} names the directory {target:?}")]
+    LinkToDirectory {
+        /// The link.
+        name: String,
+        /// Its target.
+        target: String,
+    },
+    /// A parent of an entry is a file.
+    #[error("{name:?} lies below something that is no directory")]
+    NotADirectory {
+        /// The entry.
+        name: String,
+    },
+    /// More symbolic links on the way than the kernel follows.
+    #[error("{name:?} is reached through too many symbolic links")]
+    TooManyLinks {
+        /// The entry.
+        name: String,
+    },
+    /// A part of a path longer than 255 bytes or with a zero byte, or a link target that is empty
+    /// or longer than 4095 bytes.
+    #[error("{name:?} has a name or link target that no file system can hold")]
+    BadName {
+        /// The entry.
+        name: String,
+    },
+    /// A device number that Linux does not have.
+    #[error("{name:?} has the device number {major}:{minor}, which Linux does not have")]
+    BadDevice {
+        /// The entry.
+        name: String,
+        /// Major part.
+        major: i64,
+        /// Minor part.
+        minor: i64,
+    },
+    /// A file's content reaches beyond the end of the tar.
+    #[error("{name:?} lies beyond the end of the layer's tar")]
+    BadExtent {
+        /// The entry.
+        name: String,
+    },
+    /// More than fits 32-bit positions.
+    #[error("the layer's names are longer than 4 GiB or it has more than 4 billion entries")]
+    TooLarge,
+}

@@ -1,0 +1,139 @@
+//! The hidden file that says how much of a layer has been fetched and what went wrong:
+//! `.soci-snapshotter/<layer digest>.json` in the root, found by lookup but not listed.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use fetch::LayerStatus;
+use fuse::Attr;
+use oci::Digest;
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use crate::tree::{BLOCK, S_IFDIR, S_IFREG};
+
+/// The hidden directory in the root of each layer.
+pub const STATE_DIRECTORY: &[u8] = b".soci-snapshotter";
+
+/// Its file.
+#[derive(Debug)]
+pub(crate) struct StateFile {
+    name: String,
+    /// Inode numbers follow those of the tree.
+    pub(crate) directory: u64,
+    pub(crate) file: u64,
+    /// The content that the last answer of attributes was about: a read right after it gets the
+    /// same bytes, so that length and content fit together.
+    shown: Mutex<Option<Vec<u8>>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Content<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+    digest: String,
+    size: u64,
+    fetched_size: u64,
+    fetched_percent: f64,
+}
+
+impl StateFile {
+    pub(crate) fn new(layer: &Digest, last_inode: u64) -> Self {
+        Self {
+            name: format!("{layer}.json"),
+            directory: last_inode + 1,
+            file: last_inode + 2,
+            shown: Mutex::new(None),
+        }
+    }
+
+    pub(crate) const fn has(&self, ino: u64) -> bool {
+        ino == self.directory || ino == self.file
+    }
+
+    /// The inode that a name in the state directory stands for.
+    pub(crate) fn lookup(&self, name: &[u8]) -> Option<u64> {
+        match name {
+            b"." => Some(self.directory),
+            b".." => Some(fuse::ROOT_ID),
+            _ => (name == self.name.as_bytes()).then_some(self.file),
+        }
+    }
+
+    /// The entries of the state directory.
+    pub(crate) fn entries(&self) -> [(&[u8], u64); 3] {
+        [
+            (b".", self.directory),
+            (b"..", fuse::ROOT_ID),
+            (self.name.as_bytes(), self.file),
+        ]
+    }
+
+    /// Attributes. The file's time is now, always: that makes the kernel drop what it has cached of
+    /// the content.
+    pub(crate) fn attr(&self, ino: u64, status: impl FnOnce() -> LayerStatus) -> Attr {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let (size, mode, nlink) = if ino == self.file {
+            let content = content(&status());
+            let size = content.len() as u64;
+            *self.shown.lock() = Some(content);
+            (size, S_IFREG | 0o400, 1)
+        } else {
+            (BLOCK, S_IFDIR | 0o500, 2)
+        };
+        Attr {
+            ino,
+            size,
+            blocks: size.div_ceil(BLOCK) * (BLOCK / 512),
+            mtime: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
+            mtime_nanos: now.subsec_nanos(),
+            mode,
+            nlink,
+            blksize: 4096,
+            ..Attr::default()
+        }
+    }
+
+    /// Part of the content.
+    pub(crate) fn read(
+        &self,
+        offset: u64,
+        size: u32,
+        status: impl FnOnce() -> LayerStatus,
+    ) -> Vec<u8> {
+        let mut shown = self.shown.lock();
+        let content = shown.get_or_insert_with(|| content(&status()));
+        let start = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(content.len());
+        let length = usize::try_from(size).unwrap_or(usize::MAX);
+        let end = start.saturating_add(length).min(content.len());
+        content.get(start..end).unwrap_or_default().to_vec()
+    }
+}
+
+fn content(status: &LayerStatus) -> Vec<u8> {
+    let fetched_percent = if status.size == 0 {
+        100.0
+    } else {
+        percent(status.fetched_size, status.size)
+    };
+    let content = Content {
+        error: status.error.as_deref(),
+        digest: status.digest.to_string(),
+        size: status.size,
+        fetched_size: status.fetched_size,
+        fetched_percent,
+    };
+    serde_json::to_vec(&content).unwrap_or_default()
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a percentage needs no 64 bits of precision"
+)]
+fn percent(part: u64, whole: u64) -> f64 {
+    part as f64 * 100.0 / whole as f64
+}
