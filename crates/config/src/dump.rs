@@ -162,6 +162,10 @@ impl Visitor for Writer {
         self.key(key, quoted(value));
     }
 
+    fn text_or_default(&mut self, key: &'static str, value: &mut String) {
+        self.text(key, value);
+    }
+
     fn texts(&mut self, key: &'static str, value: &mut Vec<String>) {
         let items: Vec<_> = value.iter().map(|text| quoted(text)).collect();
         self.key(key, format!("[{}]", items.join(", ")));

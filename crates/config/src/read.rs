@@ -98,8 +98,17 @@ fn read_table<'a, S: Section>(
     for broken in section.check() {
         // A rule between keys says nothing more when one of its keys could not be read.
         if fine_so_far {
-            let start = reader.start_of(broken.key).unwrap_or(start);
-            reader.problem(broken.key, start, broken.value, broken.allowed);
+            let start = reader.start_of(&broken.key).unwrap_or(start);
+            if broken.stops {
+                reader.problem(&broken.key, start, broken.value, broken.allowed);
+            } else {
+                let key = reader.dotted(&broken.key);
+                let text = format!(
+                    "{key} = {} is ignored: expected {}",
+                    broken.value, broken.allowed
+                );
+                reader.warn(start, text);
+            }
         }
     }
 }
@@ -260,6 +269,14 @@ impl Visitor for Reader<'_, '_> {
         }
     }
 
+    fn text_or_default(&mut self, key: &'static str, value: &mut String) {
+        let mut given = String::new();
+        self.text(key, &mut given);
+        if !given.is_empty() {
+            *value = given;
+        }
+    }
+
     fn texts(&mut self, key: &'static str, value: &mut Vec<String>) {
         let strings = self.get(key, "an array of strings", |v| {
             v.as_array()?
@@ -334,7 +351,7 @@ impl Visitor for Reader<'_, '_> {
     fn size(&mut self, key: &'static str, value: &mut Option<ByteSize>) {
         let size = self.get(key, ByteSize::ALLOWED, |v| match v.as_str()? {
             "" => Some(None),
-            text => ByteSize::parse(text).map(Some),
+            text => ByteSize::parse(text).map(|size| (size.bytes() > 0).then_some(size)),
         });
         if let Some(v) = size {
             *value = v;

@@ -1,6 +1,7 @@
 //! The walk over the keys. A [`Section`] names its keys to a [`Visitor`]; the reader fills them,
 //! the writer prints them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -18,9 +19,26 @@ pub(crate) enum Unit {
 #[derive(Debug)]
 pub(crate) struct Broken {
     /// The key below the section.
-    pub(crate) key: &'static str,
+    pub(crate) key: Cow<'static, str>,
     pub(crate) value: String,
     pub(crate) allowed: String,
+    /// Whether this stops the start, or is only worth a warning.
+    pub(crate) stops: bool,
+}
+
+impl Broken {
+    pub(crate) fn new(
+        key: impl Into<Cow<'static, str>>,
+        value: impl Into<String>,
+        allowed: impl Into<String>,
+    ) -> Self {
+        Self {
+            key: key.into(),
+            value: value.into(),
+            allowed: allowed.into(),
+            stops: true,
+        }
+    }
 }
 
 /// One table of the file.
@@ -38,6 +56,8 @@ pub(crate) trait Section {
 pub(crate) trait Visitor {
     fn flag(&mut self, key: &'static str, value: &mut bool);
     fn text(&mut self, key: &'static str, value: &mut String);
+    /// A text, where an empty one in the file means the default.
+    fn text_or_default(&mut self, key: &'static str, value: &mut String);
     fn texts(&mut self, key: &'static str, value: &mut Vec<String>);
     fn choice<T: Choice>(&mut self, key: &'static str, value: &mut T);
     /// A whole number; 0 is an ordinary value.

@@ -174,24 +174,28 @@ impl Section for Config {
     fn check(&self) -> Vec<Broken> {
         let mut broken = Vec::new();
         if let Some(allowed) = self.bad_metrics_address() {
-            broken.push(Broken {
-                key: "metrics_address",
-                value: format!("{:?}", self.metrics_address),
-                allowed: allowed.to_owned(),
-            });
+            broken.push(Broken::new(
+                "metrics_address",
+                format!("{:?}", self.metrics_address),
+                allowed,
+            ));
         }
         let parallel = &self.pull_modes.parallel_pull_unpack;
-        if parallel.enable
-            && !parallel.discard_unpacked_layers
-            && self.content_store.kind == ContentStoreType::Soci
-        {
-            broken.push(Broken {
-                key: "pull_modes.parallel_pull_unpack.enable",
-                value: "true".to_owned(),
-                allowed: "false, unless content_store.type is \"containerd\" or \
-                          pull_modes.parallel_pull_unpack.discard_unpacked_layers is true"
-                    .to_owned(),
-            });
+        let has_store = self.content_store.kind == ContentStoreType::Containerd;
+        if !has_store && !parallel.discard_unpacked_layers {
+            for (on, key) in [
+                (parallel.enable, "pull_modes.parallel_pull_unpack.enable"),
+                (
+                    parallel.experimental_parallel_pull_as_fallback,
+                    "pull_modes.parallel_pull_unpack.experimental_parallel_pull_as_fallback",
+                ),
+            ] {
+                if on {
+                    let allowed = "false, unless content_store.type is \"containerd\" or \
+                                   pull_modes.parallel_pull_unpack.discard_unpacked_layers is true";
+                    broken.push(Broken::new(key, "true", allowed));
+                }
+            }
         }
         broken
     }
@@ -201,7 +205,7 @@ impl Config {
     fn bad_metrics_address(&self) -> Option<&'static str> {
         let address = self.metrics_address.as_str();
         let good = match self.metrics_network {
-            _ if address.is_empty() => true,
+            _ if address.is_empty() || self.no_prometheus => true,
             MetricsNetwork::Tcp => address
                 .rsplit_once(':')
                 .is_some_and(|(_, port)| port.parse::<u16>().is_ok()),

@@ -87,17 +87,18 @@ pub struct ByteSize {
 
 impl ByteSize {
     /// What is accepted, for messages.
-    pub(crate) const ALLOWED: &'static str = "a size such as \"8mb\" (a whole number above 0, with b, kb, mb, gb or tb; 1 kb is 1024 bytes)";
+    pub(crate) const ALLOWED: &'static str =
+        "a size such as \"8mb\" or \"1.5gb\" (b, kb, mb, gb or tb; 1 kb is 1024 bytes)";
 
-    /// Parses `8mb`, `8 MiB`, `8388608`. `None` if it is not a size of at least one byte.
+    /// Parses `8mb`, `1.5 GB`, `8388608`; fractions of a byte are cut off. `None` if it is not a
+    /// size.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let trimmed = text.trim();
-        let digits = trimmed
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(trimmed.len());
-        let (number, unit) = trimmed.split_at(digits);
-        let shift = match unit.trim_start().to_ascii_lowercase().as_str() {
+        let is_number = |c: char| c.is_ascii_digit() || c == '.';
+        let end = trimmed.find(|c| !is_number(c)).unwrap_or(trimmed.len());
+        let (number, unit) = trimmed.split_at(end);
+        let shift: u32 = match unit.trim_start().to_ascii_lowercase().as_str() {
             "" | "b" => 0,
             "k" | "kb" | "kib" => 10,
             "m" | "mb" | "mib" => 20,
@@ -105,14 +106,29 @@ impl ByteSize {
             "t" | "tb" | "tib" => 40,
             _ => return None,
         };
-        let bytes = number.parse::<u64>().ok()?.checked_mul(1_u64 << shift)?;
-        (bytes > 0).then(|| Self {
+        let (whole, fraction) = match number.split_once('.') {
+            Some((_, "")) => return None,
+            Some((whole, fraction)) => (whole, fraction),
+            None => (number, ""),
+        };
+        let mut bytes = whole.parse::<u64>().ok()?.checked_mul(1 << shift)?;
+        // Digit by digit in whole numbers: 1.5mb is exactly 1572864 bytes.
+        let (mut part, mut scale) = (0_u128, 1_u128);
+        for digit in fraction.chars().take(18) {
+            part = part * 10 + u128::from(digit.to_digit(10)?);
+            scale *= 10;
+        }
+        if fraction.contains('.') {
+            return None;
+        }
+        bytes = bytes.checked_add(u64::try_from((part << shift) / scale).ok()?)?;
+        Some(Self {
             text: text.to_owned(),
             bytes,
         })
     }
 
-    /// The size in bytes, at least 1.
+    /// The size in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -138,6 +154,9 @@ mod tests {
             ("3K", 3072),
             ("2GB", 2 << 30),
             ("64b", 64),
+            ("1.5MB", 1_572_864),
+            ("0.25k", 256),
+            ("0", 0),
         ] {
             assert_eq!(
                 ByteSize::parse(text).map(|s| s.bytes()),
@@ -154,9 +173,9 @@ mod tests {
             "mb",
             "-1mb",
             "8xb",
-            "8.5mb",
-            "0",
-            "0mb",
+            "8.mb",
+            ".5mb",
+            "1.2.3mb",
             "99999999999999tb",
             "1 m b",
             "٣mb",

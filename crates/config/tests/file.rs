@@ -237,10 +237,10 @@ fn every_bad_value_is_named_with_line_key_value_and_what_is_allowed() {
             "absolute path",
         ),
         (
-            "[cri_keychain]\nenable_keychain = true\nimage_service_path = ''",
+            "[cri_keychain]\nenable_keychain = true\nimage_service_path = 'c.sock'",
             3,
             "cri_keychain.image_service_path",
-            "\"\"",
+            "\"c.sock\"",
             "absolute path",
         ),
         (
@@ -392,21 +392,70 @@ fn every_bad_value_is_named_with_line_key_value_and_what_is_allowed() {
 }
 
 #[test]
-fn bad_values_of_the_parallel_mode_are_named() {
+fn bad_values_of_the_parallel_mode_are_named_when_it_is_on() {
     let table = "pull_modes.parallel_pull_unpack";
+    let on = "discard_unpacked_layers = true\nenable = true\n";
+    let per_image = "max_concurrent_unpacks_per_image";
     let cases = [
         (
             "max_concurrent_downloads = 2",
             "max_concurrent_downloads_per_image",
             "3",
-            "at most max_concurrent_downloads, which is 2",
+            "which is 2",
         ),
         (
             "max_concurrent_unpacks = 4\nmax_concurrent_unpacks_per_image = 5",
-            "max_concurrent_unpacks_per_image",
+            per_image,
             "5",
             "which is 4",
         ),
+        (
+            "decompress_streams.gzip.path = 'bin/sh'",
+            "decompress_streams.\"gzip\".path",
+            "\"bin/sh\"",
+            "absolute path",
+        ),
+        (
+            "decompress_streams.gzip.path = '/no/such'",
+            "decompress_streams.\"gzip\".path",
+            "\"/no/such\"",
+            "existing",
+        ),
+        (
+            "decompress_streams.zstd.path = '/etc/passwd'",
+            "decompress_streams.\"zstd\".path",
+            "\"/etc/passwd\"",
+            "executable",
+        ),
+    ];
+    for (text, key, value, allowed) in cases {
+        let all = problems(&format!("[{table}]\n{on}{text}"));
+        assert_eq!(all.len(), 1, "{text}: {all:?}");
+        assert_eq!(
+            (all[0].key.as_str(), all[0].value.as_str()),
+            (format!("{table}.{key}").as_str(), value)
+        );
+        assert!(
+            all[0].allowed.contains(allowed),
+            "{text}: {}",
+            all[0].allowed
+        );
+        parse(&format!("[{table}]\n{text}"));
+    }
+    let unknown = warnings(&format!(
+        "[{table}]\n{on}decompress_streams.lz4.path = '/bin/sh'"
+    ));
+    assert_eq!(unknown.len(), 1);
+    assert!(
+        unknown[0].contains("\"lz4\" is ignored: expected tables named gzip or zstd"),
+        "{unknown:?}"
+    );
+}
+
+#[test]
+fn values_of_the_wrong_kind_are_refused_in_a_mode_that_is_off_too() {
+    let table = "pull_modes.parallel_pull_unpack";
+    for (text, key, value, allowed) in [
         (
             "concurrent_download_chunk_size = '8 parsecs'",
             "concurrent_download_chunk_size",
@@ -420,38 +469,12 @@ fn bad_values_of_the_parallel_mode_are_named() {
             "\"8mb\"",
         ),
         (
-            "decompress_streams.lz4.path = '/bin/sh'",
-            "decompress_streams",
-            "lz4",
-            "gzip or zstd",
-        ),
-        (
-            "decompress_streams.gzip.path = 'bin/sh'",
-            "decompress_streams.\"gzip\".path",
-            "\"bin/sh\"",
-            "absolute path",
-        ),
-        (
-            "decompress_streams.gzip.path = '/no/such'",
-            "decompress_streams.\"gzip\".path",
-            "\"/no/such\"",
-            "existing executable",
-        ),
-        (
-            "decompress_streams.gzip.path = '/etc/passwd'",
-            "decompress_streams.\"gzip\".path",
-            "\"/etc/passwd\"",
-            "executable file",
-        ),
-        (
-            "decompress_streams.gzip = { path = '/bin/sh', args = 'x' }",
+            "decompress_streams.gzip.args = 'x'",
             "decompress_streams.\"gzip\".args",
             "'x'",
             "an array of strings",
         ),
-        ("enable = true", "enable", "true", "discard_unpacked_layers"),
-    ];
-    for (text, key, value, allowed) in cases {
+    ] {
         let all = problems(&format!("[{table}]\n{text}"));
         assert_eq!(all.len(), 1, "{text}: {all:?}");
         assert_eq!(
@@ -464,12 +487,58 @@ fn bad_values_of_the_parallel_mode_are_named() {
             all[0].allowed
         );
     }
-    parse(&format!(
-        "[{table}]\nenable = true\ndiscard_unpacked_layers = true"
-    ));
-    parse(&format!(
-        "[content_store]\ntype = 'containerd'\n[{table}]\nenable = true"
-    ));
+}
+
+#[test]
+fn the_parallel_mode_wants_somewhere_to_put_layers() {
+    let table = "[pull_modes.parallel_pull_unpack]";
+    for key in ["enable", "experimental_parallel_pull_as_fallback"] {
+        let all = problems(&format!("{table}\n{key} = true"));
+        assert_eq!(all.len(), 1, "{all:?}");
+        assert!(
+            all[0].key.ends_with(key) && all[0].allowed.contains("discard_unpacked_layers"),
+            "{all:?}"
+        );
+        parse(&format!(
+            "{table}\n{key} = true\ndiscard_unpacked_layers = true"
+        ));
+        parse(&format!(
+            "[content_store]\ntype = 'containerd'\n{table}\n{key} = true"
+        ));
+    }
+}
+
+#[test]
+fn v0_15s_special_values_are_understood() {
+    let config = parse(
+        "[content_store]\ncontainerd_address = ''\ntype = 'containerd'\n[prefetch]\nmax_concurrency = -1\n\
+         [resolver]\nauth_client_ttl_sec = -1\n[cri_keychain]\nenable_keychain = true\nimage_service_path = ''\n\
+         [pull_modes.parallel_pull_unpack]\nconcurrent_download_chunk_size = '0mb'\nmax_concurrent_unpacks = -7",
+    );
+    assert_eq!(
+        config.content_store.containerd_address,
+        "/run/containerd/containerd.sock"
+    );
+    assert_eq!(
+        config.cri_keychain.image_service_path,
+        "/run/containerd/containerd.sock"
+    );
+    assert_eq!(config.prefetch.max_concurrency, None);
+    assert_eq!(config.resolver.auth_client_ttl_sec, None);
+    assert_eq!(
+        config
+            .pull_modes
+            .parallel_pull_unpack
+            .concurrent_download_chunk_size,
+        None
+    );
+    assert_eq!(
+        config
+            .pull_modes
+            .parallel_pull_unpack
+            .max_concurrent_unpacks,
+        None
+    );
 }
 
 #[test]

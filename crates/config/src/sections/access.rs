@@ -129,18 +129,15 @@ fn waits(key: &'static str, min: Duration, max: Duration) -> Vec<Broken> {
     if min <= max {
         return Vec::new();
     }
-    vec![Broken {
-        key,
-        value: min.as_millis().to_string(),
-        allowed: format!("at most the longest wait, {} ms", max.as_millis()),
-    }]
+    let allowed = format!("at most the longest wait, {} ms", max.as_millis());
+    vec![Broken::new(key, min.as_millis().to_string(), allowed)]
 }
 
 /// `[resolver]`: which hosts serve a registry name.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Resolver {
-    /// How long an authorised client is kept.
-    pub auth_client_ttl: Duration,
+    /// How many seconds an authorised client is kept; `None` for ever.
+    pub auth_client_ttl_sec: Option<u64>,
     /// Share authorised clients between images.
     pub enable_auth_client_sharing: bool,
     /// `[resolver.host."NAME"]`, by registry name.
@@ -150,7 +147,7 @@ pub struct Resolver {
 impl Default for Resolver {
     fn default() -> Self {
         Self {
-            auth_client_ttl: Duration::from_secs(3600),
+            auth_client_ttl_sec: Some(3600),
             enable_auth_client_sharing: false,
             host: BTreeMap::new(),
         }
@@ -159,11 +156,7 @@ impl Default for Resolver {
 
 impl Section for Resolver {
     fn visit(&mut self, v: &mut impl Visitor) {
-        v.duration(
-            "auth_client_ttl_sec",
-            Unit::Seconds,
-            &mut self.auth_client_ttl,
-        );
+        v.limit("auth_client_ttl_sec", &mut self.auth_client_ttl_sec);
         v.flag(
             "enable_auth_client_sharing",
             &mut self.enable_auth_client_sharing,
@@ -217,17 +210,15 @@ impl Section for Mirror {
         if is_mirror_host(&self.host) {
             return Vec::new();
         }
-        vec![Broken {
-            key: "host",
-            // A URL may carry a password: it is not repeated.
-            value: if self.host.contains('@') {
-                "(a value with @)".to_owned()
-            } else {
-                format!("{:?}", self.host)
-            },
-            allowed: "http(s)://HOST[:PORT][/PATH] or HOST[:PORT], without user, query or fragment"
-                .to_owned(),
-        }]
+        // A URL may carry a password: it is not repeated.
+        let value = if self.host.contains('@') {
+            "(a value with @)".to_owned()
+        } else {
+            format!("{:?}", self.host)
+        };
+        let allowed =
+            "http(s)://HOST[:PORT][/PATH] or HOST[:PORT], without user, query or fragment";
+        vec![Broken::new("host", value, allowed)]
     }
 }
 

@@ -117,6 +117,10 @@ impl Section for ParallelPullUnpack {
     }
 
     fn check(&self) -> Vec<Broken> {
+        // Nobody has to mend a mode that is off.
+        if !self.enable && !self.experimental_parallel_pull_as_fallback {
+            return Vec::new();
+        }
         let mut broken = Vec::new();
         for (key, per_image, all, global) in [
             (
@@ -135,20 +139,24 @@ impl Section for ParallelPullUnpack {
             if let (Some(per_image), Some(all)) = (per_image, all)
                 && per_image > all
             {
-                broken.push(Broken {
-                    key,
-                    value: per_image.to_string(),
-                    allowed: format!("at most {global}, which is {all}"),
-                });
+                let allowed = format!("at most {global}, which is {all}");
+                broken.push(Broken::new(key, per_image.to_string(), allowed));
             }
         }
-        for name in self.decompress_streams.keys() {
+        for (name, stream) in &self.decompress_streams {
             if !matches!(name.as_str(), "gzip" | "zstd") {
+                let allowed = "tables named gzip or zstd";
+                let unknown = Broken::new("decompress_streams", format!("{name:?}"), allowed);
                 broken.push(Broken {
-                    key: "decompress_streams",
-                    value: name.clone(),
-                    allowed: "tables named gzip or zstd".to_owned(),
+                    stops: false,
+                    ..unknown
                 });
+            } else if !stream.is_executable() {
+                broken.push(Broken::new(
+                    format!("decompress_streams.{name:?}.path"),
+                    format!("{:?}", stream.path),
+                    "the absolute path of an existing executable file",
+                ));
             }
         }
         broken
@@ -170,21 +178,15 @@ impl Section for DecompressStream {
         v.text("path", &mut self.path);
         v.texts("args", &mut self.args);
     }
+}
 
-    fn check(&self) -> Vec<Broken> {
+impl DecompressStream {
+    fn is_executable(&self) -> bool {
         let path = Path::new(&self.path);
         // `metadata` follows symbolic links, as running the program will.
-        let executable = path.is_absolute()
+        path.is_absolute()
             && path
                 .metadata()
-                .is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
-        if executable {
-            return Vec::new();
-        }
-        vec![Broken {
-            key: "path",
-            value: format!("{:?}", self.path),
-            allowed: "the absolute path of an existing executable file".to_owned(),
-        }]
+                .is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
     }
 }

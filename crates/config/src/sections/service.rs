@@ -158,7 +158,7 @@ impl Section for ContentStore {
         v.choice("type", &mut self.kind);
         // The namespace of each request counts; v0.15 takes the key and does not use it either.
         v.ignored("namespace");
-        v.text("containerd_address", &mut self.containerd_address);
+        v.text_or_default("containerd_address", &mut self.containerd_address);
     }
 
     fn check(&self) -> Vec<Broken> {
@@ -171,18 +171,27 @@ impl Section for ContentStore {
 }
 
 /// `[prefetch]`: fetching what an image's prefetch artifact lists, at mount.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Prefetch {
     /// Whether to.
     pub enable: bool,
-    /// Layers at once; 0 is no limit.
-    pub max_concurrency: u64,
+    /// Layers at once; both `Some(0)`, the default, and `None` are no limit.
+    pub max_concurrency: Option<u64>,
+}
+
+impl Default for Prefetch {
+    fn default() -> Self {
+        Self {
+            enable: false,
+            max_concurrency: Some(0),
+        }
+    }
 }
 
 impl Section for Prefetch {
     fn visit(&mut self, v: &mut impl Visitor) {
         v.flag("enable", &mut self.enable);
-        v.number("max_concurrency", &mut self.max_concurrency, 0..=MAX);
+        v.limit("max_concurrency", &mut self.max_concurrency);
     }
 }
 
@@ -223,7 +232,7 @@ impl Default for CriKeychain {
 impl Section for CriKeychain {
     fn visit(&mut self, v: &mut impl Visitor) {
         v.flag("enable_keychain", &mut self.enable_keychain);
-        v.text("image_service_path", &mut self.image_service_path);
+        v.text_or_default("image_service_path", &mut self.image_service_path);
     }
 
     fn check(&self) -> Vec<Broken> {
@@ -302,9 +311,9 @@ fn socket(key: &'static str, address: &str, used: bool) -> Vec<Broken> {
     {
         return Vec::new();
     }
-    vec![Broken {
+    vec![Broken::new(
         key,
-        value: format!("{address:?}"),
-        allowed: "the absolute path of a socket, or unix://PATH".to_owned(),
-    }]
+        format!("{address:?}"),
+        "the absolute path of a socket, or unix://PATH",
+    )]
 }
