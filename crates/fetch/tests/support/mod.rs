@@ -1,0 +1,154 @@
+//! Layers to read, stores to keep them in, and sources that can be held up.
+
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fetch::{FetchConfig, LayerData as _, LazyLayer, ReadError, SpanFetcher};
+use oci::Digest;
+use registry::BlobSource;
+use store::{LayerStore, LayerStoreConfig};
+
+/// A layer and the truth about it.
+pub(crate) struct Sample {
+    pub(crate) tar: Vec<u8>,
+    pub(crate) blob: Bytes,
+    pub(crate) ztoc: Vec<u8>,
+}
+
+impl Sample {
+    pub(crate) fn digest(&self) -> Digest {
+        Digest::of(&self.blob)
+    }
+
+    pub(crate) fn ztoc_digest(&self) -> Digest {
+        Digest::of(&self.ztoc)
+    }
+
+    /// A gzip layer of `files` files of 100,000 bytes that compress to about a half.
+    pub(crate) fn gzip(files: u32, span_size: u64) -> Self {
+        let mut seed = 1_u64;
+        let mut builder = tar::Builder::new(Vec::new());
+        for number in 0..files {
+            let content: Vec<u8> = (0..100_000)
+                .map(|_| {
+                    seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    b'a' + u8::try_from(seed >> 60).unwrap()
+                })
+                .collect();
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            header.set_mode(0o644);
+            header.set_cksum();
+            builder.append_data(&mut header, format!("file-{number}"), &content[..]).unwrap();
+        }
+        let tar = builder.into_inner().unwrap();
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(&tar).unwrap();
+        let blob: Bytes = encoder.finish().unwrap().into();
+        let options = ztoc::BuildOptions { span_size, ..Default::default() };
+        let built = ztoc::build(&blob[..], ztoc::Compression::Gzip, options).unwrap();
+        Self { tar, blob, ztoc: built.ztoc.encode() }
+    }
+}
+
+/// A store, a fetcher, and the runtime that it runs on.
+pub(crate) struct Rig {
+    pub(crate) fetcher: Arc<SpanFetcher>,
+    pub(crate) store: LayerStore,
+    pub(crate) dir: Arc<tempfile::TempDir>,
+    pub(crate) runtime: Option<tokio::runtime::Runtime>,
+}
+
+pub(crate) fn quick() -> FetchConfig {
+    FetchConfig {
+        stall_timeout: Duration::from_millis(300),
+        negative_backoff: Duration::ZERO,
+        ..FetchConfig::default()
+    }
+}
+
+impl Rig {
+    pub(crate) fn new(config: FetchConfig) -> Self {
+        Self::at(Arc::new(tempfile::tempdir().unwrap()), config, LayerStoreConfig::default())
+    }
+
+    pub(crate) fn at(dir: Arc<tempfile::TempDir>, config: FetchConfig, store: LayerStoreConfig) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        Self {
+            fetcher: SpanFetcher::new(config, runtime.handle().clone()),
+            store: LayerStore::open(&dir.path().join("layers"), store).unwrap(),
+            dir,
+            runtime: Some(runtime),
+        }
+    }
+
+    pub(crate) fn open(&self, sample: &Sample, source: impl BlobSource) -> Arc<LazyLayer> {
+        let stored = self
+            .store
+            .create_or_open(sample.digest(), sample.ztoc_digest(), Some(&sample.ztoc))
+            .unwrap();
+        self.fetcher.add_layer(stored, Arc::new(source))
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(Duration::from_secs(1));
+        }
+    }
+}
+
+/// Starts a read.
+pub(crate) fn start(layer: &LazyLayer, offset: u64, len: usize) -> mpsc::Receiver<Result<Bytes, ReadError>> {
+    let (tell, told) = mpsc::channel();
+    layer.read(offset, len, Box::new(move |answer| tell.send(answer).unwrap_or_default()));
+    told
+}
+
+/// Waits for the answer to a read: a hang fails the test instead of stopping it.
+pub(crate) fn finish(told: &mpsc::Receiver<Result<Bytes, ReadError>>) -> Result<Bytes, ReadError> {
+    let answer = told.recv_timeout(Duration::from_secs(60)).expect("an answer");
+    assert!(told.recv_timeout(Duration::ZERO).is_err(), "a second answer");
+    answer
+}
+
+/// Reads as the file system does: from the store, else by fetching.
+pub(crate) fn read(layer: &LazyLayer, offset: u64, len: usize) -> Result<Bytes, ReadError> {
+    let mut buf = vec![0; len];
+    if layer.try_read(offset, &mut buf)? {
+        return Ok(buf.into());
+    }
+    finish(&start(layer, offset, len))
+}
+
+/// Reads everything in pieces of `step` bytes and compares it with the truth.
+pub(crate) fn check_all(layer: &LazyLayer, tar: &[u8], step: usize) {
+    let mut at = 0;
+    while at < tar.len() {
+        let len = step.min(tar.len() - at);
+        let got = read(layer, at as u64, len).unwrap();
+        assert!(got == tar[at..at + len], "bytes {at}..{} differ", at + len);
+        at += len;
+    }
+}
+
+/// Waits until something is so.
+pub(crate) fn eventually(what: &str, so: impl Fn() -> bool) {
+    for _ in 0..6000 {
+        if so() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("never: {what}");
+}
