@@ -207,7 +207,7 @@ impl Writer<'_> {
         let mut renamed: BTreeMap<Digest, Digest> = BTreeMap::new();
         let mut new_indexes: Vec<(Platform, Descriptor)> = Vec::new();
         let mut manifests: Vec<Descriptor> = Vec::new();
-        let mut old_indexes: Vec<(Descriptor, SociIndex, Bytes)> = Vec::new();
+        let mut old_indexes: Vec<(Descriptor, Box<SociIndex>, Bytes)> = Vec::new();
         let mut others: Vec<(Descriptor, Manifest, Bytes)> = Vec::new();
         for (at, entry) in image.entries.into_iter().enumerate() {
             let Entry {

@@ -42,7 +42,7 @@ pub enum Content {
     /// The SOCI index of one of the images.
     SociIndex {
         /// The index.
-        index: SociIndex,
+        index: Box<SociIndex>,
         /// Its bytes.
         bytes: Bytes,
     },
@@ -157,7 +157,10 @@ impl Entry {
                 place: source.describe(),
                 reason: e.to_string(),
             })?;
-            Content::SociIndex { index, bytes }
+            Content::SociIndex {
+                index: Box::new(index),
+                bytes,
+            }
         } else if media_types::docker_to_oci(config) != media_types::OCI_CONFIG
             || manifest.artifact_type.is_some()
             || descriptor.annotations.contains_key(REFERENCE_TYPE)

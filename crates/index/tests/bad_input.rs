@@ -1,5 +1,11 @@
 //! Damaged or impossible input is a clear error, and leaves nothing at the destination.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod images;
 
 use std::fs;

@@ -1,5 +1,11 @@
 //! What a conversion does and leaves: reuse, replacement, platforms, options, formats.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod images;
 
 use std::collections::BTreeSet;

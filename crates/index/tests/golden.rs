@@ -1,5 +1,11 @@
 //! What the reference program made of the golden images, we make too.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod images;
 
 use images::{assert_intact, blob, dir_to_dir, every_layer, golden, image_index, top};

@@ -1,5 +1,11 @@
 //! From and to a real registry (Debian's `docker-registry`, private, on loopback).
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod images;
 
 use std::path::Path;

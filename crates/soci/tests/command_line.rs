@@ -1,5 +1,11 @@
 //! What the command line says: help, version, errors.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 use std::process::{Command, Output};
 
 fn soci(arguments: &[&str]) -> Output {

@@ -1,5 +1,11 @@
 //! `soci pull` against a real containerd (private, needs root) and a real registry on loopback.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -118,7 +124,7 @@ fn an_image_without_lazy_snapshotter_is_pulled_as_usual_and_runs() {
         assert_eq!(states(&pulled), [("unpacked", false); 3]);
         assert_eq!(pulled["image"], reference);
         assert!(no_leases(&ctr));
-        assert_eq!(lines(&ctr, &["images", "ls", "-q"]), [reference.clone()]);
+        assert_eq!(lines(&ctr, &["images", "ls", "-q"]), std::slice::from_ref(&reference));
         let output = ctr.run_ok(&Run::new(&reference, snapshotter)).unwrap();
         assert_eq!(output, "lazily\n");
 

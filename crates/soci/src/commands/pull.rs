@@ -87,7 +87,8 @@ impl Pull {
         let containerd = Arc::new(containerd);
         let active = Active::default();
         let bars = Arc::new(Bars::new(self.quiet));
-        let result = limited(global.timeout, self.pull(&containerd, &active, &bars)).await;
+        let work = Box::pin(self.pull(&containerd, &active, &bars));
+        let result = limited(global.timeout, work).await;
         bars.finish();
         // However it ended: nothing half-done stays, and the lease goes.
         active.remove_all(&containerd, &self.snapshotter).await;

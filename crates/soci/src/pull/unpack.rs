@@ -284,7 +284,6 @@ impl Unpack<'_> {
             name: chain_id.to_string(),
             key: key.to_owned(),
             labels: HashMap::from([(labels::SNAPSHOT_REF.to_owned(), chain_id.to_string())]),
-            ..CommitSnapshotRequest::default()
         });
         match self.containerd.services().snapshots().commit(request).await {
             Ok(_) => {}
