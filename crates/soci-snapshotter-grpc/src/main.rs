@@ -6,6 +6,7 @@ mod args;
 mod calls;
 mod listen;
 mod serve;
+mod settings;
 mod show;
 mod signals;
 mod wiring;

@@ -1,29 +1,45 @@
-//! From the configuration to the subsystems, and from the subsystems to a snapshotter. For the
-//! moment without lazy layers: every image is pulled the usual way.
+//! From the configuration to the subsystems, and from the subsystems to a snapshotter.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use config::Config;
-use snapshotter::{
-    LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError, Snapshotter,
-    SnapshotterConfig,
-};
-use store::RootLock;
+use fetch::SpanFetcher;
+use lazy::LazyLayers;
+use registry::{Client, DockerConfigCredentials};
+use snapshotter::{Snapshotter, SnapshotterConfig};
+use store::content::OciLayout;
+use store::{LayerStore, RootLock};
+use tokio::runtime::Handle;
 
+use crate::settings;
 use crate::signals::Stop;
+
+/// How long threads that serve file systems may take to end.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The running subsystems, to be ended in order.
 pub(crate) struct Running {
     pub(crate) snapshotter: Arc<Snapshotter>,
+    lazy: Arc<LazyLayers>,
+    fetcher: Arc<SpanFetcher>,
+    pool: fuse::Pool,
 }
 
 impl Running {
-    /// Ends the work behind the service; with [`Stop::Clean`] no mount is left.
+    /// Ends the work behind the service; after [`Stop::Clean`] no layer is mounted. What was
+    /// fetched stays in both cases.
     pub(crate) async fn close(self, stop: Stop) {
+        self.lazy.leave();
         self.snapshotter.close(stop == Stop::Clean).await;
+        self.fetcher.shutdown().await;
+        let pool = self.pool;
+        let joined = tokio::task::spawn_blocking(move || pool.shutdown());
+        if tokio::time::timeout(PATIENCE, joined).await.is_err() {
+            tracing::warn!("a thread that serves file systems does not end: it is left behind");
+        }
     }
 }
 
@@ -32,33 +48,47 @@ pub(crate) fn lock_root(root: &Path) -> anyhow::Result<RootLock> {
     RootLock::acquire(root).context("choose another folder with --root, or make this one usable")
 }
 
-struct NothingLazy;
-
-#[async_trait::async_trait]
-impl LayerProvider for NothingLazy {
-    async fn mount(&self, _: LayerRequest) -> Result<MountedInfo, LayerRefusal> {
-        let reason = "lazy layers are not wired in yet".to_owned();
-        Err(LayerRefusal::NoIndex { reason })
-    }
-    async fn unmount(&self, _: &Path) -> Result<(), ProviderError> {
-        Ok(())
-    }
-    async fn check(&self, _: &Path, _: &BTreeMap<String, String>) -> Result<(), ProviderError> {
-        Ok(())
-    }
-}
-
 /// Builds everything below the gRPC service, and mounts the layers of an earlier run again.
 pub(crate) async fn wire(root: &Path, config: &Config) -> anyhow::Result<Running> {
-    tracing::info!("constructing background fetcher");
+    let credentials = Arc::new(DockerConfigCredentials::new());
+    let client = Client::new(settings::client(config), credentials)?;
+    let layers = LayerStore::open(&root.join("soci/layers"), settings::layer_store(config))?;
+    let content = OciLayout::open(&root.join("content"))?;
+
+    let fetch = settings::fetch(config);
+    tracing::info!(
+        disabled = fetch.background.disable,
+        "constructing background fetcher"
+    );
+    let fetcher = SpanFetcher::new(fetch, Handle::current());
+    // They wait for the disk now and then, never for the network.
+    let threads = std::thread::available_parallelism().map_or(4, |cores| cores.get().clamp(4, 16));
+    let pool =
+        fuse::Pool::new(threads).context("cannot start the threads that serve file systems")?;
+
+    let parts = lazy::Parts {
+        client,
+        layers,
+        content,
+        fetcher: fetcher.clone(),
+        pool: pool.clone(),
+        config: settings::lazy(config),
+    };
+    let lazy = LazyLayers::new(parts, root.join("soci/images"));
     let snapshots = SnapshotterConfig {
         root: root.join("snapshotter"),
         allow_invalid_mounts_on_restart: config.snapshotter.allow_invalid_mounts_on_restart,
     };
-    let snapshotter = Snapshotter::open(snapshots, Arc::new(NothingLazy))
+    let snapshotter = Snapshotter::open(snapshots, lazy.clone())
         .await
         .context("cannot open the snapshots of earlier runs")?;
+    // Every layer that a snapshot uses has been asked for by now; the rest only takes room.
+    let sweeping = lazy.clone();
+    tokio::spawn(async move { sweeping.sweep().await });
     Ok(Running {
         snapshotter: Arc::new(snapshotter),
+        lazy,
+        fetcher,
+        pool,
     })
 }

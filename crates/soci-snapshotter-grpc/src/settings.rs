@@ -1,0 +1,168 @@
+//! What the configuration file means to each subsystem.
+
+use std::time::Duration;
+
+use config::Config;
+use fetch::{BackgroundConfig, DropPolicy, FetchConfig};
+use lazy::LazyConfig;
+use registry::{ClientConfig, HostsConfig, Mirror, RetryPolicy};
+use store::LayerStoreConfig;
+
+/// A request without a time limit: a century.
+const NO_LIMIT: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+pub(crate) fn client(config: &Config) -> ClientConfig {
+    let http = &config.http;
+    ClientConfig {
+        retries: RetryPolicy {
+            max_retries: u32::try_from(http.max_retries).unwrap_or(u32::MAX),
+            min_wait: http.min_wait,
+            max_wait: http.max_wait,
+        },
+        dial_timeout: http.dial_timeout,
+        response_header_timeout: http.response_header_timeout,
+        request_timeout: http.request_timeout,
+        hosts: hosts(config),
+        ..ClientConfig::default()
+    }
+}
+
+fn hosts(config: &Config) -> HostsConfig {
+    let mirror = |mirror: &config::Mirror| Mirror {
+        host: mirror.host.clone(),
+        insecure: mirror.insecure,
+        request_timeout: match mirror.request_timeout_sec {
+            Some(0) => None,
+            Some(seconds) => Some(Duration::from_secs(seconds).min(NO_LIMIT)),
+            None => Some(NO_LIMIT),
+        },
+    };
+    config
+        .resolver
+        .host
+        .iter()
+        .map(|(name, host)| (name.clone(), host.mirrors.iter().map(mirror).collect()))
+        .collect()
+}
+
+pub(crate) fn fetch(config: &Config) -> FetchConfig {
+    let background = &config.background_fetch;
+    FetchConfig {
+        memory_budget: config.fetch.memory_budget_bytes,
+        max_span_verification_retries: u32::try_from(config.blob.max_span_verification_retries)
+            .unwrap_or(u32::MAX),
+        background: BackgroundConfig {
+            disable: background.disable,
+            silence_period: background.silence_period,
+            fetch_period: background.fetch_period,
+            max_queue_size: background.max_queue_size.map(size),
+            drop_policy: match background.drop_policy {
+                config::DropPolicy::Oldest => DropPolicy::Oldest,
+                _ => DropPolicy::Newest,
+            },
+        },
+        ..FetchConfig::default()
+    }
+}
+
+pub(crate) fn layer_store(config: &Config) -> LayerStoreConfig {
+    let most = config.layer_store.max_size_bytes;
+    LayerStoreConfig {
+        budget_bytes: (most > 0).then_some(most),
+        ..LayerStoreConfig::default()
+    }
+}
+
+pub(crate) fn lazy(config: &Config) -> LazyConfig {
+    LazyConfig {
+        soci_v1: config.pull_modes.soci_v1.enable,
+        soci_v2: config.pull_modes.soci_v2.enable,
+        min_layer_size: config.snapshotter.min_layer_size,
+        mount_timeout: config.mount_timeout,
+        attr_timeout: config.fuse.attr_timeout,
+        entry_timeout: config.fuse.entry_timeout,
+        negative_timeout: config.fuse.negative_timeout,
+        max_concurrency: config.max_concurrency.map(size),
+        disable_background: config.background_fetch.disable,
+        ..LazyConfig::default()
+    }
+}
+
+fn size(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn parse(text: &str) -> Config {
+        Config::parse(text, Path::new("config.toml"))
+            .unwrap()
+            .config
+    }
+
+    /// An operator without a configuration file gets what each subsystem takes for normal.
+    #[test]
+    fn the_files_defaults_are_the_subsystems_defaults() {
+        let config = Config::default();
+        let (ours, theirs) = (client(&config), ClientConfig::default());
+        assert_eq!(ours.retries, theirs.retries);
+        assert_eq!(ours.dial_timeout, theirs.dial_timeout);
+        assert_eq!(ours.response_header_timeout, theirs.response_header_timeout);
+        assert_eq!(ours.request_timeout, theirs.request_timeout);
+        assert_eq!(
+            format!("{:?}", lazy(&config)),
+            format!("{:?}", LazyConfig::default())
+        );
+        let background = |config: &FetchConfig| format!("{:?}", config.background);
+        assert_eq!(
+            background(&fetch(&config)),
+            background(&FetchConfig::default())
+        );
+        assert_eq!(
+            fetch(&config).memory_budget,
+            FetchConfig::default().memory_budget
+        );
+    }
+
+    #[test]
+    fn mirrors_keep_their_order_and_their_time_limits() {
+        let config = parse(
+            "[[resolver.host.'docker.io'.mirrors]]\nhost = 'a'\nrequest_timeout_sec = 7\ninsecure = true\n\
+             [[resolver.host.'docker.io'.mirrors]]\nhost = 'b'\n\
+             [[resolver.host.'docker.io'.mirrors]]\nhost = 'c'\nrequest_timeout_sec = -1\n",
+        );
+        let hosts = hosts(&config);
+        let mirrors = &hosts["docker.io"];
+        assert_eq!(
+            mirrors.iter().map(|m| m.host.as_str()).collect::<Vec<_>>(),
+            ["a", "b", "c"]
+        );
+        assert_eq!(
+            mirrors.iter().map(|m| m.insecure).collect::<Vec<_>>(),
+            [true, false, false]
+        );
+        let limits: Vec<_> = mirrors.iter().map(|m| m.request_timeout).collect();
+        assert_eq!(limits, [Some(Duration::from_secs(7)), None, Some(NO_LIMIT)]);
+    }
+
+    #[test]
+    fn a_store_of_size_0_is_a_store_without_limit() {
+        assert_eq!(layer_store(&parse("")).budget_bytes, None);
+        let config = parse("[layer_store]\nmax_size_bytes = 5");
+        assert_eq!(layer_store(&config).budget_bytes, Some(5));
+    }
+
+    #[test]
+    fn no_limit_in_the_file_is_no_limit_in_the_subsystem() {
+        let config = parse(
+            "max_concurrency = -1\n[background_fetch]\nmax_queue_size = -1\ndrop_policy = 'oldest'",
+        );
+        assert_eq!(lazy(&config).max_concurrency, None);
+        assert_eq!(fetch(&config).background.max_queue_size, None);
+        assert_eq!(fetch(&config).background.drop_policy, DropPolicy::Oldest);
+    }
+}
