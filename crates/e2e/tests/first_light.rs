@@ -191,6 +191,18 @@ fn an_image_without_an_index_is_unpacked_and_runs() {
 }
 
 #[test]
+fn an_indexed_image_is_an_ordinary_image_for_everybody_else() {
+    let root = TestRoot::new().unwrap();
+    small_image(root.path(), "small").unwrap();
+    let stack = stack(NO_BACKGROUND);
+    let reference = indexed(&stack, root.path(), "small");
+    let ctr = stack.containerd.ctr(NAMESPACE);
+    ctr.pull(&reference, "overlayfs").unwrap();
+    let run = Run::new(&reference, "overlayfs");
+    assert_eq!(ctr.run_ok(&run).unwrap(), "hello\n");
+}
+
+#[test]
 fn a_second_daemon_on_the_same_root_is_refused_and_harms_nothing() {
     let root = TestRoot::new().unwrap();
     small_image(root.path(), "small").unwrap();

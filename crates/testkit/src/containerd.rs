@@ -136,7 +136,7 @@ fn config_text(root: &Path, address: &Path, options: &ContainerdOptions) -> Stri
     };
     let mut text = format!(
         "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [{disabled}]\n\
-         [grpc]\n  address = {:?}\n[ttrpc]\n  address = {:?}\n[debug]\n  level = \"info\"\n",
+         [grpc]\n  address = {:?}\n[ttrpc]\n  address = {:?}\n[debug]\n  level = \"warn\"\n",
         at("root"),
         at("state"),
         address.display().to_string(),

@@ -1,6 +1,6 @@
 //! A private image registry: Debian's `docker-registry` on a port of its own, plain HTTP.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
@@ -26,12 +26,24 @@ impl Registry {
     /// When `docker-registry` is not installed or does not start.
     pub fn start() -> Result<Self> {
         let root = TestRoot::new()?;
-        let (daemon, address) = Self::serve(&root, SocketAddr::from(([127, 0, 0, 1], 0)))?;
-        Ok(Self {
-            daemon,
-            address,
-            root,
-        })
+        // Between choosing a free port and using it another process may take it.
+        let mut attempts = 0;
+        loop {
+            let address = TcpListener::bind(("127.0.0.1", 0))
+                .and_then(|listener| listener.local_addr())
+                .context("find a free port")?;
+            match Self::serve(&root, address) {
+                Ok(daemon) => {
+                    return Ok(Self {
+                        daemon,
+                        address,
+                        root,
+                    });
+                }
+                Err(_) if attempts < 3 => attempts += 1,
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Where it listens.
@@ -66,7 +78,7 @@ impl Registry {
     /// When it does not start, for example because another process took the port.
     pub fn start_again(&mut self) -> Result<()> {
         self.daemon.kill()?;
-        (self.daemon, self.address) = Self::serve(&self.root, self.address)?;
+        self.daemon = Self::serve(&self.root, self.address)?;
         Ok(())
     }
 
@@ -93,12 +105,12 @@ impl Registry {
         Ok(())
     }
 
-    fn serve(root: &TestRoot, address: SocketAddr) -> Result<(Daemon, SocketAddr)> {
+    fn serve(root: &TestRoot, address: SocketAddr) -> Result<Daemon> {
         let storage = root.dir("storage")?;
         let config = root.path().join("registry.yml");
         let text = format!(
             "version: 0.1\n\
-             log: {{ accesslog: {{ disabled: true }}, level: info }}\n\
+             log: {{ accesslog: {{ disabled: true }}, level: fatal }}\n\
              storage:\n  filesystem: {{ rootdirectory: {} }}\n  delete: {{ enabled: true }}\n\
              http: {{ addr: '{address}', secret: testkit }}\n",
             storage.display()
@@ -107,19 +119,16 @@ impl Registry {
         let mut daemon = Daemon::spawn("docker-registry", root, "docker-registry", |command| {
             command.arg("serve").arg(&config);
         })?;
-        // `… msg="listening on 127.0.0.1:43215" …`
-        let listening = |log: &crate::process::LogLines| -> Option<SocketAddr> {
-            log.all().iter().find_map(|line| {
-                line.split_once("listening on ")?
-                    .1
-                    .split(['"', ' ', ','])
-                    .next()?
-                    .parse()
-                    .ok()
-            })
-        };
-        daemon.wait_ready(Duration::from_secs(30), |log| listening(log).is_some())?;
-        let address = listening(daemon.log()).context("the registry named no port")?;
-        Ok((daemon, address))
+        daemon.wait_ready(Duration::from_secs(30), |_| {
+            TcpStream::connect(address).is_ok()
+        })?;
+        // Had another process taken the port, it would have answered, and ours would have ended.
+        std::thread::sleep(Duration::from_millis(20));
+        anyhow::ensure!(
+            daemon.ended()?.is_none(),
+            "docker-registry: {}",
+            daemon.log().tail(5)
+        );
+        Ok(daemon)
     }
 }

@@ -33,11 +33,14 @@ impl LogLines {
         self.lines.lock().len()
     }
 
-    /// The last lines, joined, for an error message.
+    /// The last lines, joined, for an error message; long lines are cut.
     #[must_use]
     pub fn tail(&self, count: usize) -> String {
+        const WIDTH: usize = 400;
         let lines = self.lines.lock();
-        lines[lines.len().saturating_sub(count)..].join("\n")
+        let last = lines.iter().skip(lines.len().saturating_sub(count));
+        let cut = last.map(|line| line.chars().take(WIDTH).collect::<String>());
+        cut.collect::<Vec<_>>().join("\n")
     }
 
     /// Waits for a line at or after `from` that `wanted` accepts.
@@ -268,7 +271,7 @@ impl Drop for Daemon {
             eprintln!(
                 "--- end of the log of {} ---\n{}",
                 self.name,
-                self.log.tail(60)
+                self.log.tail(30)
             );
         }
     }
