@@ -48,15 +48,7 @@ impl DockerConfigCredentials {
         json: &[u8],
         registry_host: &str,
     ) -> Result<Option<Credential>, CredentialError> {
-        let file: File = serde_json::from_slice(json).map_err(|error| {
-            // serde's message may quote a secret; where it is wrong is enough.
-            CredentialError::new(format!(
-                "not a Docker configuration: wrong at line {}, column {}",
-                error.line(),
-                error.column()
-            ))
-        })?;
-        file.lookup(registry_host).await
+        File::parse(json)?.lookup(registry_host).await
     }
 
     fn path(&self) -> Option<PathBuf> {
@@ -88,14 +80,23 @@ impl Credentials for DockerConfigCredentials {
             return Ok(None);
         };
         let shown = path.display();
-        let text = match tokio::fs::read(&path).await {
-            Ok(text) => text,
+        let file = match tokio::fs::read(&path).await {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(CredentialError::new(format!("read {shown}: {error}"))),
+            Err(error) => Err(CredentialError::new(error.to_string())),
+            Ok(text) => File::parse(&text),
         };
-        Self::lookup_in(&text, registry_host)
-            .await
-            .map_err(|error| CredentialError::new(format!("{shown}: {error}")))
+        match file {
+            Ok(file) => file
+                .lookup(registry_host)
+                .await
+                .map_err(|error| CredentialError::new(format!("{shown}: {error}"))),
+            // As ever, a file that cannot be read means anonymous access: public images must
+            // not depend on it.
+            Err(error) => {
+                tracing::warn!(file = %shown, %error, "Docker's configuration is not used");
+                Ok(None)
+            }
+        }
     }
 }
 
@@ -121,6 +122,17 @@ struct Entry {
 }
 
 impl File {
+    fn parse(json: &[u8]) -> Result<Self, CredentialError> {
+        serde_json::from_slice(json).map_err(|error| {
+            // serde's message may quote a secret; where it is wrong is enough.
+            CredentialError::new(format!(
+                "not a Docker configuration: wrong at line {}, column {}",
+                error.line(),
+                error.column()
+            ))
+        })
+    }
+
     async fn lookup(&self, host: &str) -> Result<Option<Credential>, CredentialError> {
         let helper = self
             .cred_helpers
@@ -295,6 +307,26 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_helper_is_asked_for_its_registry_only_and_auths_make_up_for_it() {
+        let json = r#"{"credHelpers":{"a":"there-is-none","b":"there-is-none"},
+            "auths":{"a":{"username":"u","password":"p"}}}"#;
+        assert_eq!(look(json, "a").await, basic("u", "p"));
+        assert_eq!(look(json, "c").await, None);
+        let error = DockerConfigCredentials::lookup_in(json.as_bytes(), "b")
+            .await
+            .unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("docker-credential-there-is-none"),
+            "{error}"
+        );
+        let store = r#"{"credsStore":"there-is-none"}"#;
+        let lookup = DockerConfigCredentials::lookup_in(store.as_bytes(), "a");
+        assert!(lookup.await.is_err());
+    }
+
     #[test]
     fn docker_config_wins_over_home() {
         let path = |variables: &[(&str, &str)]| {
@@ -316,10 +348,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_file_is_read_again_each_time_and_may_be_missing() {
+    async fn the_file_is_read_again_each_time_and_may_be_missing_or_broken() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.json");
         let credentials = DockerConfigCredentials::at(&path);
+        assert_eq!(credentials.lookup("a", None).await, Ok(None));
+        std::fs::write(&path, "{ broken").unwrap();
         assert_eq!(credentials.lookup("a", None).await, Ok(None));
         for password in ["one", "two"] {
             let auth = STANDARD.encode(format!("me:{password}"));

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::Stream;
@@ -11,7 +11,8 @@ use crate::RegistryError;
 use crate::blob::{Opened, Place};
 use crate::retry::Backoff;
 
-/// So many bytes count as headway: the retry budget starts anew, as does the clock.
+/// So many bytes count as headway: after them the retry budget starts anew, and each span of the
+/// request time-out has to bring as many.
 const HEADWAY: u64 = 1 << 20;
 /// After the last byte the end of the body follows at once, or the connection is given up.
 const END_LIMIT: Duration = Duration::from_secs(1);
@@ -24,8 +25,8 @@ pub(crate) struct RangeReader {
     backoff: Backoff,
     /// Bytes since the last failure.
     since_failure: u64,
-    /// Bytes since the present body was opened.
-    since_open: u64,
+    /// When the present span of the request time-out began, and the bytes since.
+    window: (Instant, u64),
     ended: bool,
 }
 
@@ -39,7 +40,7 @@ impl RangeReader {
             current: None,
             backoff,
             since_failure: 0,
-            since_open: 0,
+            window: (Instant::now(), 0),
             ended: false,
         }
     }
@@ -50,7 +51,7 @@ impl RangeReader {
             match self.place.open(&self.rest).await {
                 Ok(opened) => {
                     self.current = Some(opened);
-                    self.since_open = 0;
+                    self.window = (Instant::now(), 0);
                 }
                 Err(error) => self.failed(error).await?,
             }
@@ -97,7 +98,7 @@ impl RangeReader {
                     let length = bytes.len() as u64;
                     self.rest.start = self.rest.start.saturating_add(length);
                     self.since_failure = self.since_failure.saturating_add(length);
-                    self.since_open = self.since_open.saturating_add(length);
+                    self.window.1 = self.window.1.saturating_add(length);
                     if self.since_failure >= HEADWAY {
                         self.backoff.reset();
                     }
@@ -124,7 +125,12 @@ impl RangeReader {
         let Some(current) = self.current.as_ref() else {
             return Ok(());
         };
-        if self.rest.is_empty() || self.since_open >= HEADWAY || current.response.age() < limit {
+        let (began, bytes) = self.window;
+        if self.rest.is_empty() || began.elapsed() < limit {
+            return Ok(());
+        }
+        if bytes >= HEADWAY {
+            self.window = (Instant::now(), 0);
             return Ok(());
         }
         let request = current.response.line().clone();

@@ -67,11 +67,6 @@ impl Incoming {
         &self.line
     }
 
-    /// How long ago the head arrived.
-    pub(crate) fn age(&self) -> Duration {
-        self.started.elapsed()
-    }
-
     /// The next piece of the body; `None` at its end.
     pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, RegistryError> {
         let idle = self.idle;
@@ -94,24 +89,21 @@ impl Incoming {
 
     /// The whole body, at most `limit` bytes.
     pub(crate) async fn bytes(mut self, limit: u64) -> Result<Bytes, RegistryError> {
+        let line = self.line.clone();
         let too_large = || RegistryError::TooLarge {
-            what: self.line.to_string(),
+            what: line.to_string(),
             limit,
         };
         if self.content_length().is_some_and(|length| length > limit) {
             return Err(too_large());
         }
-        let left = self.whole.saturating_sub(self.age());
-        let line = self.line.clone();
+        let left = self.whole.saturating_sub(self.started.elapsed());
         let after = self.whole;
         let read = async {
             let mut all = BytesMut::new();
             while let Some(chunk) = self.chunk().await? {
                 if (all.len() + chunk.len()) as u64 > limit {
-                    return Err(RegistryError::TooLarge {
-                        what: self.line.to_string(),
-                        limit,
-                    });
+                    return Err(too_large());
                 }
                 all.extend_from_slice(&chunk);
             }
@@ -119,7 +111,7 @@ impl Incoming {
         };
         tokio::time::timeout(left, read).await.unwrap_or_else(|_| {
             Err(RegistryError::Timeout {
-                request: line,
+                request: line.clone(),
                 phase: "end of the answer",
                 after,
             })

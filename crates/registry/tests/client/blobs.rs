@@ -243,6 +243,41 @@ async fn a_body_that_always_breaks_off_is_an_error_within_the_retry_budget() {
 }
 
 #[tokio::test]
+async fn under_any_mixture_of_faults_only_the_right_bytes_are_served() {
+    let data = noise(40_000);
+    let served = data.clone();
+    let dice = noise(4096);
+    let fake = Fake::start(move |number, request| {
+        let (first, last) = request.range().unwrap_or((0, served.len() - 1));
+        let said = |last| format!("bytes {first}-{last}/{}", served.len());
+        let middle = first + (last - first) / 2;
+        Some(match dice[number % dice.len()] % 6 {
+            0 => status(503),
+            1 => status(200).body(served.clone()),
+            2 => broken(status(200), served.len(), served.slice(0..=middle)),
+            3 => status(206)
+                .with("content-range", &said(middle))
+                .body(served.slice(first..=middle)),
+            4 => {
+                let response = status(206).with("content-range", &said(last));
+                broken(response, last + 1 - first, served.slice(first..=middle))
+            }
+            _ => serve(request, &served),
+        })
+    })
+    .await;
+    let mut config = config();
+    config.retries.max_retries = 100;
+    let client = Client::new(config, Arc::new(NoCredentials)).unwrap();
+    let blob = client.blob(&fake.reference("a/b:t"), &descriptor(&data));
+    for step in 0..20_usize {
+        let (from, to) = (step * 1_777, 40_000 - step * 99);
+        let got = blob.read_range(from as u64..to as u64).await.unwrap();
+        assert!(got == data.slice(from..to), "{from}..{to}");
+    }
+}
+
+#[tokio::test]
 async fn a_corrupted_body_is_never_served_whole() {
     let data = noise(50_000);
     let mut bad = data.to_vec();
