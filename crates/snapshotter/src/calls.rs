@@ -249,11 +249,16 @@ impl Inner {
             let lazy = link.lazy.as_ref()?;
             Some(async move {
                 let mountpoint = self.directories.fs(link.id);
-                let checked = self.provider.check(&mountpoint, &lazy.labels).await;
-                checked.map_err(|source| SnapshotterError::LayerUnavailable {
-                    name: link.name.clone(),
-                    source,
-                })
+                let check = async {
+                    self.repair(link.id, &link.name, lazy).await?;
+                    self.provider.check(&mountpoint, &lazy.labels).await
+                };
+                check
+                    .await
+                    .map_err(|source| SnapshotterError::LayerUnavailable {
+                        name: link.name.clone(),
+                        source,
+                    })
             })
         });
         try_join_all(checks).await?;

@@ -19,7 +19,7 @@ pub trait LayerProvider: Send + Sync + 'static {
     /// mounted is success, and so is a mount point that does not exist.
     async fn unmount(&self, mountpoint: &Path) -> Result<(), ProviderError>;
 
-    /// Whether the layer mounted there can still be served; called before a snapshot is put on
+    /// Whether a layer is mounted there and can still be served; called before a snapshot is put on
     /// top of it. Must be cheap: every start of a container waits for it.
     async fn check(
         &self,

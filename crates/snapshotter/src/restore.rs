@@ -7,12 +7,12 @@ use futures::{StreamExt, TryStreamExt, stream};
 use crate::error::SnapshotterError;
 use crate::metadata::LazyRecord;
 use crate::mountinfo::Mounts;
-use crate::provider::{LayerRefusal, LayerRequest};
+use crate::provider::{LayerRefusal, LayerRequest, ProviderError};
 use crate::snapshotter::{CONCURRENT_MOUNTS, Inner};
 
 impl Inner {
-    /// Mounts the lazy snapshots again. With `allow_invalid` a failure is logged only: snapshots
-    /// on top of that layer will fail until it is removed and pulled again.
+    /// Mounts the lazy snapshots again. With `allow_invalid` a failure is logged only; it is tried
+    /// again when somebody wants the layer.
     pub(crate) async fn restore(
         self: &Arc<Self>,
         allow_invalid: bool,
@@ -26,8 +26,10 @@ impl Inner {
                         name,
                         reason = refusal.code(),
                         error = %refusal,
-                        "cannot mount a lazy snapshot again; remove it to get rid of this"
+                        "cannot mount a lazy snapshot again; nothing can start on it until that \
+                         succeeds"
                     );
+                    self.broken.lock().insert(id, refusal);
                     Ok(())
                 }
                 Err(refusal) => Err(SnapshotterError::Restore {
@@ -40,6 +42,35 @@ impl Inner {
             .buffer_unordered(CONCURRENT_MOUNTS)
             .try_collect()
             .await
+    }
+
+    /// Another attempt for a layer that could not be mounted at the start. Without it a container
+    /// would start on the empty directory.
+    pub(crate) async fn repair(
+        &self,
+        id: u64,
+        name: &str,
+        lazy: &LazyRecord,
+    ) -> Result<(), ProviderError> {
+        if !self.broken.lock().contains_key(&id) {
+            return Ok(());
+        }
+        let _one_at_a_time = self.repairs.lock(name).await;
+        if !self.broken.lock().contains_key(&id) {
+            return Ok(());
+        }
+        match self.restore_one(id, lazy.clone()).await {
+            Ok(()) => {
+                self.broken.lock().remove(&id);
+                tracing::info!(name, "a lazy snapshot is mounted again after all");
+                Ok(())
+            }
+            Err(refusal) => {
+                let error = ProviderError::new(self.directories.fs(id), &refusal);
+                self.broken.lock().insert(id, refusal);
+                Err(error)
+            }
+        }
     }
 
     async fn restore_one(&self, id: u64, lazy: LazyRecord) -> Result<(), LayerRefusal> {

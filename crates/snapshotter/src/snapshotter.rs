@@ -1,7 +1,7 @@
 //! The snapshotter itself: what it holds, how it is opened and closed, and how calls run their
 //! blocking work.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,7 +17,7 @@ use crate::error::SnapshotterError;
 use crate::keyed_lock::KeyedLocks;
 use crate::metadata::Metadata;
 use crate::mounts::OverlayOptions;
-use crate::provider::LayerProvider;
+use crate::provider::{LayerProvider, LayerRefusal};
 
 /// Unmounting or mounting this many layers at once at the start and the end.
 pub(crate) const CONCURRENT_MOUNTS: usize = 16;
@@ -50,10 +50,14 @@ pub(crate) struct Inner {
     pub(crate) provider: Arc<dyn LayerProvider>,
     /// One Prepare at a time per target.
     pub(crate) targets: KeyedLocks,
+    /// One attempt at a time to mount a broken layer again, by the name of its snapshot.
+    pub(crate) repairs: KeyedLocks,
     /// Wakes the sweeper.
     pub(crate) removed: Notify,
     /// One sweep at a time.
     pub(crate) sweeping: AsyncMutex<()>,
+    /// Lazy snapshots that could not be mounted again at the start, and why.
+    pub(crate) broken: Mutex<HashMap<u64, LayerRefusal>>,
     /// Directories with lower ids are not ours.
     pub(crate) first_id: u64,
     next_id: AtomicU64,
@@ -155,8 +159,10 @@ impl Inner {
             metadata,
             provider,
             targets: KeyedLocks::default(),
+            repairs: KeyedLocks::default(),
             removed: Notify::new(),
             sweeping: AsyncMutex::new(()),
+            broken: Mutex::default(),
             first_id,
             next_id: AtomicU64::new(unused),
             in_flight: Mutex::default(),

@@ -87,7 +87,11 @@ impl Machine {
     }
 
     pub(crate) async fn start(&self) -> Daemon {
-        let snapshotter = Arc::new(self.open(false).await.unwrap());
+        self.start_with(false).await
+    }
+
+    pub(crate) async fn start_with(&self, allow_invalid: bool) -> Daemon {
+        let snapshotter = Arc::new(self.open(allow_invalid).await.unwrap());
         let socket = self.path("socket");
         let _ = fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).unwrap();

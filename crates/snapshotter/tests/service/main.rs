@@ -17,6 +17,7 @@ mod lazy_prepare;
 mod lazy_use;
 mod listing;
 mod mounting;
+mod outcome_log;
 mod removal;
 mod restart;
 mod status_codes;

@@ -113,18 +113,19 @@ async fn a_layer_that_cannot_be_mounted_again_stops_the_start_unless_allowed() {
         assert!(text.contains("allow_invalid_mounts_on_restart"), "{text}");
     }
 
-    let allowed = machine.open(true).await.unwrap();
+    let daemon = machine.start_with(true).await;
     assert_eq!(
         machine.mounted(),
         [fs::canonicalize(machine.snapshots()).unwrap().join("2/fs")]
     );
-    allowed.close(true).await;
-    drop(allowed);
+    let refused = daemon.prepare("container", "bad target").await;
+    assert_code(&refused, Code::Unavailable);
+    daemon.prepare("container", "good target").await.unwrap();
 
     // Nothing was lost: when the registry is back, so is the layer.
     machine.layers.set("bad", bad);
-    let daemon = machine.start().await;
     assert_eq!(machine.contents(&daemon, "bad target").await, ["bad=bad"]);
+    assert_eq!(machine.mounted().len(), 2);
 }
 
 #[tokio::test]

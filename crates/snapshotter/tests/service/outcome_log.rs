@@ -1,0 +1,99 @@
+//! The outcome of each Prepare of a layer is logged under the keys that operators' tools look
+//! for, as strings.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::OnceLock;
+
+use parking_lot::Mutex;
+use tonic::Code;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+use crate::client::assert_code;
+use crate::fixture::Machine;
+
+type Fields = BTreeMap<String, String>;
+
+/// All events of this process: the daemon logs from tasks of its own.
+static EVENTS: Mutex<Vec<Fields>> = Mutex::new(Vec::new());
+
+struct Capture;
+
+impl<S: Subscriber> Layer<S> for Capture {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut collected = Collected(Fields::new());
+        event.record(&mut collected);
+        EVENTS.lock().push(collected.0);
+    }
+}
+
+struct Collected(Fields);
+
+impl Visit for Collected {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0
+            .insert(field.name().to_owned(), format!("string {value}"));
+    }
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.0.insert(field.name().to_owned(), format!("{value:?}"));
+    }
+}
+
+fn capture() {
+    static ONCE: OnceLock<()> = OnceLock::new();
+    ONCE.get_or_init(|| {
+        let subscriber = tracing_subscriber::registry().with(Capture);
+        tracing::subscriber::set_global_default(subscriber).unwrap();
+    });
+}
+
+/// The events about a key that only one test uses.
+fn events(key: &str) -> Vec<Fields> {
+    let key = format!("string {key}");
+    let events = EVENTS.lock();
+    let of_key = |event: &&Fields| event.get("key") == Some(&key);
+    events.iter().filter(of_key).cloned().collect()
+}
+
+#[tokio::test]
+async fn a_lazy_layer_is_logged_as_prepared() {
+    capture();
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    machine.lazy_layer("one");
+    let answer = daemon
+        .prepare_layer("logged lazy", "", "target", "one")
+        .await;
+    assert_code(&answer, Code::AlreadyExists);
+    let [event] = &events("logged lazy")[..] else {
+        panic!("{:?}", events("logged lazy"));
+    };
+    assert_eq!(event["remote-snapshot-prepared"], "string true");
+    assert_eq!(event["parent"], "string ");
+    assert_eq!(event["layerDigest"], "string one");
+    assert!(!event.contains_key("defer-snapshot-runtime"));
+}
+
+#[tokio::test]
+async fn a_deferred_layer_is_logged_with_its_reason() {
+    capture();
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    machine.layer(&daemon, "base", "", |_| ()).await;
+    daemon
+        .prepare_layer("logged deferred", "base", "target", "unknown")
+        .await
+        .unwrap();
+    let [refused, deferred] = &events("logged deferred")[..] else {
+        panic!("{:?}", events("logged deferred"));
+    };
+    assert_eq!(refused["remote-snapshot-prepared"], "string false");
+    assert_eq!(deferred["defer-snapshot-runtime"], "string true");
+    for event in [refused, deferred] {
+        assert_eq!(event["parent"], "string base");
+        assert_eq!(event["reason"], "string no-index");
+        assert!(event["error"].contains("none knows unknown"), "{event:?}");
+    }
+}
