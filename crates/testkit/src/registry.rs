@@ -110,7 +110,7 @@ impl Registry {
         let config = root.path().join("registry.yml");
         let text = format!(
             "version: 0.1\n\
-             log: {{ accesslog: {{ disabled: true }}, level: fatal }}\n\
+             log: {{ accesslog: {{ disabled: true }}, level: error }}\n\
              storage:\n  filesystem: {{ rootdirectory: {} }}\n  delete: {{ enabled: true }}\n\
              http: {{ addr: '{address}', secret: testkit }}\n",
             storage.display()
