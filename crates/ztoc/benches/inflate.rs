@@ -3,7 +3,11 @@
 //! `cargo bench -p ztoc [-- LAYER.tar.gz]`; without a layer it packs this machine's /usr/bin and
 //! /usr/lib with `tar` and `gzip -6`. docs/inflate.md holds the figures.
 
-#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a program for developers")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a program for developers"
+)]
 
 use std::hint::black_box;
 use std::io::Write as _;
@@ -18,7 +22,11 @@ fn packed_usr() -> Vec<u8> {
     let command = "tar --create --file=- --directory=/ usr/bin usr/lib 2>/dev/null \
                    | gzip -6 --no-name";
     println!("packing: {command}");
-    let packed = Command::new("sh").args(["-c", command]).stderr(Stdio::inherit()).output().unwrap();
+    let packed = Command::new("sh")
+        .args(["-c", command])
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
     packed.stdout
 }
 
@@ -37,11 +45,17 @@ fn measure(what: &str, bytes: u64, mut run: impl FnMut()) {
 }
 
 fn main() {
-    let layer = match std::env::args().skip(1).find(|argument| !argument.starts_with("--")) {
+    let layer = match std::env::args()
+        .skip(1)
+        .find(|argument| !argument.starts_with("--"))
+    {
         Some(path) => std::fs::read(path).unwrap(),
         None => packed_usr(),
     };
-    let options = |diff_id| BuildOptions { diff_id, ..BuildOptions::default() };
+    let options = |diff_id| BuildOptions {
+        diff_id,
+        ..BuildOptions::default()
+    };
     let Ok(built) = build(&layer[..], Compression::Gzip, options(true)) else {
         println!("that is no whole gzip layer");
         return;
@@ -58,15 +72,21 @@ fn main() {
 
     measure("build, one thread", size, || {
         let mut builder = Builder::new(Compression::Gzip, options(false)).unwrap();
-        layer.chunks(1 << 20).for_each(|piece| builder.write(piece).unwrap());
+        layer
+            .chunks(1 << 20)
+            .for_each(|piece| builder.write(piece).unwrap());
         black_box(builder.finish().unwrap());
     });
     measure("build, hashing on a second thread", size, || {
         black_box(build(&layer[..], Compression::Gzip, options(false)).unwrap());
     });
-    measure("build with diff ID, hashing on a second thread", size, || {
-        black_box(build(&layer[..], Compression::Gzip, options(true)).unwrap());
-    });
+    measure(
+        "build with diff ID, hashing on a second thread",
+        size,
+        || {
+            black_box(build(&layer[..], Compression::Gzip, options(true)).unwrap());
+        },
+    );
     let parts = Ztoc::parse_parts(&blob).unwrap();
     let at = |range: std::ops::Range<u64>| {
         usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()
@@ -74,15 +94,24 @@ fn main() {
     let mut out = Vec::new();
     measure("extract every span, digest checked", size, || {
         for id in (0..parts.spans.len()).map(SpanId) {
-            let window = parts.spans.window_at(id).map_or(&[][..], |window| &blob[at(window)]);
+            let window = parts
+                .spans
+                .window_at(id)
+                .map_or(&[][..], |window| &blob[at(window)]);
             let compressed = &layer[at(parts.spans.span(id).compressed)];
-            parts.spans.extract(id, compressed, window, &mut out).unwrap();
+            parts
+                .spans
+                .extract(id, compressed, window, &mut out)
+                .unwrap();
             black_box(&out);
         }
     });
     measure("check every span's digest, per MB of output", size, || {
         for id in (0..parts.spans.len()).map(SpanId) {
-            parts.spans.verify(id, &layer[at(parts.spans.span(id).compressed)]).unwrap();
+            parts
+                .spans
+                .verify(id, &layer[at(parts.spans.span(id).compressed)])
+                .unwrap();
         }
     });
     many_files(built.ztoc);
@@ -103,8 +132,13 @@ fn many_files(mut ztoc: Ztoc) {
         .collect();
     let blob = ztoc.encode();
     for (what, parse) in [
-        ("parse", (|blob| drop(black_box(Ztoc::parse(blob).unwrap()))) as fn(&[u8])),
-        ("parse for a mount", |blob| drop(black_box(Ztoc::parse_parts(blob).unwrap()))),
+        (
+            "parse",
+            (|blob| drop(black_box(Ztoc::parse(blob).unwrap()))) as fn(&[u8]),
+        ),
+        ("parse for a mount", |blob| {
+            drop(black_box(Ztoc::parse_parts(blob).unwrap()))
+        }),
     ] {
         let times = (0..5).map(|_| {
             let start = Instant::now();
@@ -112,7 +146,10 @@ fn many_files(mut ztoc: Ztoc) {
             start.elapsed()
         });
         let best = times.min().unwrap_or_default();
-        println!("{what}: 100,000 entries, {} MB: {best:.1?}", blob.len() / 1_000_000);
+        println!(
+            "{what}: 100,000 entries, {} MB: {best:.1?}",
+            blob.len() / 1_000_000
+        );
     }
     let start = Instant::now();
     black_box(ztoc.encode());

@@ -29,7 +29,8 @@ impl Default for BuildOptions {
     fn default() -> Self {
         Self {
             span_size: DEFAULT_SPAN_SIZE,
-            build_tool_identifier: concat!("soci-snapshotter-rs v", env!("CARGO_PKG_VERSION")).to_owned(),
+            build_tool_identifier: concat!("soci-snapshotter-rs v", env!("CARGO_PKG_VERSION"))
+                .to_owned(),
             diff_id: false,
         }
     }
@@ -71,7 +72,9 @@ pub struct Builder {
 enum Stream {
     Gzip(Box<GzipScanner>),
     /// With the number of spans that have begun.
-    Plain { spans: u64 },
+    Plain {
+        spans: u64,
+    },
 }
 
 impl Builder {
@@ -102,13 +105,21 @@ impl Builder {
         hashing: Hashing,
     ) -> Result<Self, BuildError> {
         if options.span_size == 0 || i64::try_from(options.span_size).is_err() {
-            return Err(BuildError::Options("the span size must be at least one byte"));
+            return Err(BuildError::Options(
+                "the span size must be at least one byte",
+            ));
         }
         let stream = match compression {
             Compression::Gzip => Stream::Gzip(Box::new(GzipScanner::new(options.span_size)?)),
             Compression::Uncompressed => Stream::Plain { spans: 0 },
         };
-        Ok(Self { options, stream, tar: TarScanner::new(), hashing, compressed_size: 0 })
+        Ok(Self {
+            options,
+            stream,
+            tar: TarScanner::new(),
+            hashing,
+            compressed_size: 0,
+        })
     }
 
     /// Takes in the next bytes of the layer blob.
@@ -117,7 +128,9 @@ impl Builder {
     /// [`BuildError`] when the layer is damaged or cannot be described; the builder is of no use then.
     pub fn write(&mut self, compressed: &[u8]) -> Result<(), BuildError> {
         // Small pieces keep what one call takes in memory small, whatever a checkpoint's density.
-        compressed.chunks(CHUNK).try_for_each(|piece| self.write_piece(piece))
+        compressed
+            .chunks(CHUNK)
+            .try_for_each(|piece| self.write_piece(piece))
     }
 
     fn write_piece(&mut self, compressed: &[u8]) -> Result<(), BuildError> {
@@ -138,7 +151,11 @@ impl Builder {
                 while let Some(start) = spans.checked_mul(self.options.span_size)
                     && start < end
                 {
-                    begun.push(Checkpoint { input: start, output: start, bits: 0 });
+                    begun.push(Checkpoint {
+                        input: start,
+                        output: start,
+                        bits: 0,
+                    });
                     *spans += 1;
                 }
                 begun
@@ -192,7 +209,11 @@ impl Builder {
                 checkpoints_at: BlobOffset(None),
             },
         };
-        Ok(Built { ztoc, compressed_digest: digests.compressed, diff_id: digests.uncompressed })
+        Ok(Built {
+            ztoc,
+            compressed_digest: digests.compressed,
+            diff_id: digests.uncompressed,
+        })
     }
 }
 

@@ -1,8 +1,8 @@
 //! Checkpoints: where a stream can be entered, and what is needed to do so.
 
+use crate::ZtocError;
 use crate::flatbuffer_read::Table;
 use crate::flatbuffer_write::{Place, Writer};
-use crate::ZtocError;
 
 /// How far deflate looks back, and so the length of a checkpoint's window (RFC 1951, section 3.2.5).
 pub const WINDOW_SIZE: usize = 32768;
@@ -85,7 +85,12 @@ fn invalid(what: impl Into<String>) -> ZtocError {
 
 impl GzipCheckpoints {
     pub(crate) const fn new(span_size: u64) -> Self {
-        Self { span_size, points: Vec::new(), windows: Vec::new(), first_implied: false }
+        Self {
+            span_size,
+            points: Vec::new(),
+            windows: Vec::new(),
+            first_implied: false,
+        }
     }
 
     /// Adds a checkpoint with its window, the last [`WINDOW_SIZE`] bytes before it.
@@ -107,13 +112,19 @@ impl GzipCheckpoints {
 
     pub(crate) fn parse_with(blob: &[u8], keep_windows: bool) -> Result<Self, ZtocError> {
         let mut rest = blob;
-        let header = take(&mut rest).map(i32::from_le_bytes).zip(take(&mut rest).map(i64::from_le_bytes));
+        let header = take(&mut rest)
+            .map(i32::from_le_bytes)
+            .zip(take(&mut rest).map(i64::from_le_bytes));
         let (count, span_size) = header
             .ok_or_else(|| invalid(format!("its checkpoints have only {} bytes", blob.len())))?;
         let stored = rest.len() / POINT_SIZE;
         let first_implied = match usize::try_from(count) {
-            Ok(count) if count >= 1 && rest.len() == stored * POINT_SIZE && stored == count => false,
-            Ok(count) if count >= 1 && rest.len() == stored * POINT_SIZE && stored == count - 1 => true,
+            Ok(count) if count >= 1 && rest.len() == stored * POINT_SIZE && stored == count => {
+                false
+            }
+            Ok(count) if count >= 1 && rest.len() == stored * POINT_SIZE && stored == count - 1 => {
+                true
+            }
             _ => {
                 return Err(invalid(format!(
                     "its {} bytes of checkpoints do not fit their number, {count}",
@@ -126,22 +137,40 @@ impl GzipCheckpoints {
         let mut parsed = Self {
             span_size,
             points: Vec::with_capacity(stored + usize::from(first_implied)),
-            windows: Vec::with_capacity(if keep_windows { stored * WINDOW_SIZE } else { 0 }),
+            windows: Vec::with_capacity(if keep_windows {
+                stored * WINDOW_SIZE
+            } else {
+                0
+            }),
             first_implied,
         };
         if first_implied {
-            parsed.points.push(Checkpoint { input: IMPLIED_INPUT, output: 0, bits: 0 });
+            parsed.points.push(Checkpoint {
+                input: IMPLIED_INPUT,
+                output: 0,
+                bits: 0,
+            });
         }
         for point in rest.chunks_exact(POINT_SIZE) {
-            let Some((head, window)) = point.split_first_chunk::<POINT_HEADER>() else { continue };
+            let Some((head, window)) = point.split_first_chunk::<POINT_HEADER>() else {
+                continue;
+            };
             let mut head = head.as_slice();
-            let input = take(&mut head).map(i64::from_le_bytes).and_then(|at| u64::try_from(at).ok());
-            let output = take(&mut head).map(i64::from_le_bytes).and_then(|at| u64::try_from(at).ok());
+            let input = take(&mut head)
+                .map(i64::from_le_bytes)
+                .and_then(|at| u64::try_from(at).ok());
+            let output = take(&mut head)
+                .map(i64::from_le_bytes)
+                .and_then(|at| u64::try_from(at).ok());
             let bits = take(&mut head).map(|[bits]| bits);
             let (Some(input), Some(output), Some(bits)) = (input, output, bits) else {
                 return Err(invalid("a checkpoint has a negative offset"));
             };
-            parsed.points.push(Checkpoint { input, output, bits });
+            parsed.points.push(Checkpoint {
+                input,
+                output,
+                bits,
+            });
             if keep_windows {
                 parsed.windows.extend_from_slice(window);
             }
@@ -154,11 +183,18 @@ impl GzipCheckpoints {
     /// the same output where blocks are empty, but each block takes at least ten bits of input.
     fn check_order(&self) -> Result<(), ZtocError> {
         if let Some(bad) = self.points.iter().find(|point| point.bits > 7) {
-            return Err(invalid(format!("a checkpoint has {} bits, more than 7", bad.bits)));
+            return Err(invalid(format!(
+                "a checkpoint has {} bits, more than 7",
+                bad.bits
+            )));
         }
         match self.points.first() {
             Some(first) if first.output == 0 && first.input >= IMPLIED_INPUT => {}
-            _ => return Err(invalid("its first checkpoint is not at the start of the stream")),
+            _ => {
+                return Err(invalid(
+                    "its first checkpoint is not at the start of the stream",
+                ));
+            }
         }
         for pair in self.points.windows(2) {
             if let [before, after] = pair
@@ -199,7 +235,11 @@ impl GzipCheckpoints {
         let stored = self.points.get(skipped..).unwrap_or_default();
         let len = BLOB_HEADER + stored.len() * POINT_SIZE;
         writer.start_bytes(len);
-        for (point, window) in stored.iter().zip(self.windows.chunks_exact(WINDOW_SIZE)).rev() {
+        for (point, window) in stored
+            .iter()
+            .zip(self.windows.chunks_exact(WINDOW_SIZE))
+            .rev()
+        {
             writer.vector_bytes(window);
             writer.vector_bytes(&[point.bits]);
             writer.vector_bytes(&point.output.to_le_bytes());
@@ -218,7 +258,11 @@ impl TarZinfo {
     const SIZE: usize = 2;
 
     pub(crate) const fn new(span_size: u64, size: u64) -> Self {
-        Self { version: 2, span_size, size }
+        Self {
+            version: 2,
+            span_size,
+            size,
+        }
     }
 
     /// Reads the checkpoints of a plain tar layer's zTOC.
@@ -242,7 +286,11 @@ impl TarZinfo {
     /// How many spans there are.
     #[must_use]
     pub const fn spans(&self) -> u64 {
-        if self.span_size == 0 { 0 } else { self.size.div_ceil(self.span_size) }
+        if self.span_size == 0 {
+            0
+        } else {
+            self.size.div_ceil(self.span_size)
+        }
     }
 
     /// Writes the structure.
@@ -269,15 +317,20 @@ mod tests {
     fn an_old_ztoc_with_an_implied_first_checkpoint_is_read_and_written() {
         let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/kinds/");
         let blob = |name: &str| std::fs::read(format!("{root}{name}")).unwrap();
-        let layer =
-            blob("image/blobs/sha256/8b49287f08fe6d79dea9c8d5531898e7768b819dd30ce0a973e9c98a8b9df69f");
-        let current =
-            blob("soci-v1/blobs/sha256/c503eba99e8a1049df06be37f93a020287792a4b742f14a8502f3ca4546c2479");
+        let layer = blob(
+            "image/blobs/sha256/8b49287f08fe6d79dea9c8d5531898e7768b819dd30ce0a973e9c98a8b9df69f",
+        );
+        let current = blob(
+            "soci-v1/blobs/sha256/c503eba99e8a1049df06be37f93a020287792a4b742f14a8502f3ca4546c2479",
+        );
         let mut tar = Vec::new();
-        std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&layer[..]), &mut tar).unwrap();
+        std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&layer[..]), &mut tar)
+            .unwrap();
 
         let mut old = Ztoc::parse(&current).unwrap();
-        let Checkpoints::Gzip(gzip) = &mut old.compression.checkpoints else { panic!() };
+        let Checkpoints::Gzip(gzip) = &mut old.compression.checkpoints else {
+            panic!()
+        };
         gzip.first_implied = true;
         gzip.windows.drain(..WINDOW_SIZE);
         let old_blob = old.encode();
@@ -293,8 +346,12 @@ mod tests {
         let mut out = Vec::new();
         for id in (0..table.len()).map(SpanId) {
             let span = table.span(id);
-            let window = table.window_at(id).map_or(&[][..], |window| &old_blob[at(window)]);
-            table.extract(id, &layer[at(span.compressed)], window, &mut out).unwrap();
+            let window = table
+                .window_at(id)
+                .map_or(&[][..], |window| &old_blob[at(window)]);
+            table
+                .extract(id, &layer[at(span.compressed)], window, &mut out)
+                .unwrap();
             assert!(out == tar[at(span.uncompressed)], "span {id}");
         }
     }
@@ -303,7 +360,14 @@ mod tests {
     fn checkpoints_of_any_other_length_or_order_are_refused() {
         let mut checkpoints = GzipCheckpoints::new(100);
         for (input, output) in [(10, 0), (50, 200), (90, 400)] {
-            checkpoints.push(Checkpoint { input, output, bits: 0 }, &[7; WINDOW_SIZE]);
+            checkpoints.push(
+                Checkpoint {
+                    input,
+                    output,
+                    bits: 0,
+                },
+                &[7; WINDOW_SIZE],
+            );
         }
         let encode = |checkpoints: &GzipCheckpoints| {
             let mut writer = Writer::with_capacity(0);
@@ -312,11 +376,23 @@ mod tests {
             table.reference(0, place);
             let root = table.end();
             let buffer = writer.finish(root);
-            Table::root(&buffer).unwrap().bytes(0, "checkpoints").unwrap().to_vec()
+            Table::root(&buffer)
+                .unwrap()
+                .bytes(0, "checkpoints")
+                .unwrap()
+                .to_vec()
         };
         let blob = encode(&checkpoints);
         assert_eq!(GzipCheckpoints::parse(&blob).as_ref(), Ok(&checkpoints));
-        for len in [0, 4, 11, 12, blob.len() - 1, blob.len() - POINT_SIZE - 1, POINT_SIZE + 12] {
+        for len in [
+            0,
+            4,
+            11,
+            12,
+            blob.len() - 1,
+            blob.len() - POINT_SIZE - 1,
+            POINT_SIZE + 12,
+        ] {
             assert!(GzipCheckpoints::parse(&blob[..len]).is_err(), "{len}");
         }
         for count in [-1, 0, 1, 2, 5, i32::MIN, i32::MAX] {
@@ -325,12 +401,54 @@ mod tests {
             assert!(GzipCheckpoints::parse(&wrong).is_err(), "{count}");
         }
         for (point, wrong) in [
-            (0, Checkpoint { input: 10, output: 1, bits: 0 }),
-            (0, Checkpoint { input: 9, output: 0, bits: 0 }),
-            (1, Checkpoint { input: 10, output: 200, bits: 0 }),
-            (1, Checkpoint { input: 50, output: 401, bits: 0 }),
-            (2, Checkpoint { input: 90, output: 400, bits: 8 }),
-            (2, Checkpoint { input: u64::MAX, output: 400, bits: 0 }),
+            (
+                0,
+                Checkpoint {
+                    input: 10,
+                    output: 1,
+                    bits: 0,
+                },
+            ),
+            (
+                0,
+                Checkpoint {
+                    input: 9,
+                    output: 0,
+                    bits: 0,
+                },
+            ),
+            (
+                1,
+                Checkpoint {
+                    input: 10,
+                    output: 200,
+                    bits: 0,
+                },
+            ),
+            (
+                1,
+                Checkpoint {
+                    input: 50,
+                    output: 401,
+                    bits: 0,
+                },
+            ),
+            (
+                2,
+                Checkpoint {
+                    input: 90,
+                    output: 400,
+                    bits: 8,
+                },
+            ),
+            (
+                2,
+                Checkpoint {
+                    input: u64::MAX,
+                    output: 400,
+                    bits: 0,
+                },
+            ),
         ] {
             let mut bad = checkpoints.clone();
             bad.points[point] = wrong;

@@ -2,11 +2,11 @@
 
 use oci::Digest;
 
+use crate::ZtocError;
 use crate::checkpoint::{Checkpoints, GzipCheckpoints, TarZinfo};
 use crate::flatbuffer_read::{References, Table};
 use crate::toc::{FileMetadata, FileType};
 use crate::ztoc::{BlobOffset, Compression, CompressionInfo, VERSION, Ztoc, slots};
-use crate::ZtocError;
 
 /// What an entry takes in a zTOC at the very least; bounds how many a blob can stand for when
 /// they are all one and the same.
@@ -32,7 +32,10 @@ pub(crate) fn decode(blob: &[u8], keep_windows: bool) -> Result<Ztoc, ZtocError>
     let info = root.table(slots::COMPRESSION_INFO, "compression info")?;
     let checkpoint_bytes = info.bytes(slots::CHECKPOINTS, "checkpoints")?;
     let mut compression = compression_info(info, checkpoint_bytes, keep_windows)?;
-    let checkpoints_at = checkpoint_bytes.as_ptr().addr().saturating_sub(blob.as_ptr().addr());
+    let checkpoints_at = checkpoint_bytes
+        .as_ptr()
+        .addr()
+        .saturating_sub(blob.as_ptr().addr());
     compression.checkpoints_at = BlobOffset(Some(checkpoints_at as u64));
     let ztoc = Ztoc {
         version,
@@ -75,7 +78,9 @@ impl Budget {
         self.left = self
             .left
             .checked_sub(amount)
-            .ok_or(ZtocError::TooMuchWork { limit: self.limit as u64 })?;
+            .ok_or(ZtocError::TooMuchWork {
+                limit: self.limit as u64,
+            })?;
         Ok(())
     }
 
@@ -112,7 +117,11 @@ fn entry(table: Table<'_>, budget: &mut Budget) -> Result<FileMetadata, ZtocErro
     let kind = table.bytes(slot::TYPE, "entry type")?;
     let file_type = FileType::from_bytes(kind).ok_or_else(|| {
         let kind = kind.get(..kind.len().min(32)).unwrap_or_default();
-        invalid(format!("{} has the unknown type {:?}", lossy(&name), lossy(kind)))
+        invalid(format!(
+            "{} has the unknown type {:?}",
+            lossy(&name),
+            lossy(kind)
+        ))
     })?;
     let records = table.references(slot::XATTRS, "entry xattrs")?;
     budget.charge(records.len().saturating_mul(RECORD_COST))?;
@@ -143,7 +152,11 @@ fn entry(table: Table<'_>, budget: &mut Budget) -> Result<FileMetadata, ZtocErro
 
 /// The low 32 bits, which hold all that a mode can mean.
 pub(crate) const fn low_half(value: i64) -> u32 {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "that is the purpose")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "that is the purpose"
+    )]
     let low = value as u32;
     low
 }
@@ -156,7 +169,11 @@ fn compression_info(
     let algorithm = match info.i8(slots::ALGORITHM, 1, "compression algorithm")? {
         1 => Compression::Gzip,
         2 => Compression::Uncompressed,
-        other => return Err(invalid(format!("its compression algorithm {other} is unknown"))),
+        other => {
+            return Err(invalid(format!(
+                "its compression algorithm {other} is unknown"
+            )));
+        }
     };
     let digests = info.references(slots::SPAN_DIGESTS, "span digests")?;
     let max_span = info.i32(slots::MAX_SPAN_ID, "last span")?;
@@ -185,13 +202,23 @@ fn compression_info(
     let mut span_digests: Vec<Digest> = Vec::with_capacity(digests.len());
     for digest in digests.strings("span digest") {
         let text = digest?;
-        let digest = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+        let digest = std::str::from_utf8(text)
+            .ok()
+            .and_then(|text| text.parse().ok());
         span_digests.push(digest.ok_or_else(|| {
             let text = text.get(..text.len().min(80)).unwrap_or_default();
-            invalid(format!("its span digest {:?} is no sha256 digest", lossy(text)))
+            invalid(format!(
+                "its span digest {:?} is no sha256 digest",
+                lossy(text)
+            ))
         })?);
     }
-    Ok(CompressionInfo { algorithm, span_digests, checkpoints, checkpoints_at: BlobOffset(None) })
+    Ok(CompressionInfo {
+        algorithm,
+        span_digests,
+        checkpoints,
+        checkpoints_at: BlobOffset(None),
+    })
 }
 
 /// Contents follow one another, each after a header block of its own, and end inside the tar.
@@ -226,8 +253,7 @@ fn check_entries(ztoc: &Ztoc) -> Result<(), ZtocError> {
 
 /// Spans lie inside the layer and inflate to no more than deflate allows.
 fn check_spans(ztoc: &Ztoc) -> Result<(), ZtocError> {
-    let (compressed, uncompressed) =
-        (ztoc.compressed_archive_size, ztoc.uncompressed_archive_size);
+    let (compressed, uncompressed) = (ztoc.compressed_archive_size, ztoc.uncompressed_archive_size);
     let gzip = match &ztoc.compression.checkpoints {
         Checkpoints::Gzip(gzip) => gzip,
         Checkpoints::Tar(tar) => {
@@ -253,7 +279,9 @@ fn check_spans(ztoc: &Ztoc) -> Result<(), ZtocError> {
             )));
         }
         // One byte may be shared with the span before.
-        let most = (end_in - point.input).saturating_add(1).saturating_mul(MAX_EXPANSION);
+        let most = (end_in - point.input)
+            .saturating_add(1)
+            .saturating_mul(MAX_EXPANSION);
         if end_out.saturating_sub(point.output) > most {
             return Err(invalid(format!(
                 "span {index} would inflate from {} bytes to {}, more than deflate can",

@@ -23,14 +23,23 @@ pub(crate) fn encode(ztoc: &Ztoc) -> Encoded {
     root.reference(slots::VERSION, version);
     root.reference(slots::BUILD_TOOL, build_tool);
     root.reference(slots::TOC, toc);
-    root.i64(slots::COMPRESSED_SIZE, ztoc.compressed_archive_size.cast_signed());
-    root.i64(slots::UNCOMPRESSED_SIZE, ztoc.uncompressed_archive_size.cast_signed());
+    root.i64(
+        slots::COMPRESSED_SIZE,
+        ztoc.compressed_archive_size.cast_signed(),
+    );
+    root.i64(
+        slots::UNCOMPRESSED_SIZE,
+        ztoc.uncompressed_archive_size.cast_signed(),
+    );
     root.reference(slots::COMPRESSION_INFO, info);
     let root = root.end();
     let blob = writer.finish(root);
     // A vector's place is that of its length, four bytes before its first element.
     let checkpoints_at = Writer::position(checkpoints, blob.len()) + 4;
-    Encoded { checkpoints_at: checkpoints_at as u64, blob }
+    Encoded {
+        checkpoints_at: checkpoints_at as u64,
+        blob,
+    }
 }
 
 fn compression_info(writer: &mut Writer, ztoc: &Ztoc) -> (Place, Place) {
@@ -64,7 +73,11 @@ fn compression_info(writer: &mut Writer, ztoc: &Ztoc) -> (Place, Place) {
 }
 
 fn toc(writer: &mut Writer, entries: &[FileMetadata]) -> Place {
-    let mut places: Vec<Place> = entries.iter().rev().map(|entry| metadata(writer, entry)).collect();
+    let mut places: Vec<Place> = entries
+        .iter()
+        .rev()
+        .map(|entry| metadata(writer, entry))
+        .collect();
     places.reverse();
     let entries = writer.references(&places);
     let mut toc = writer.table(1);

@@ -22,13 +22,17 @@ pub enum ZtocError {
     #[error("the zTOC is damaged: it has no {0}")]
     Missing(&'static str),
     /// A version that we do not know.
-    #[error("the zTOC has version {0:?}; only \"0.9\" is supported: rebuild it with `soci create --force` or `soci convert --force`")]
+    #[error(
+        "the zTOC has version {0:?}; only \"0.9\" is supported: rebuild it with `soci create --force` or `soci convert --force`"
+    )]
     Version(String),
     /// A value that cannot be.
     #[error("the zTOC is damaged: {0}")]
     Invalid(String),
     /// The same bytes are referred to over and over, which no writer does.
-    #[error("the zTOC is damaged: its entries add up to more than {limit} bytes, many times its own size")]
+    #[error(
+        "the zTOC is damaged: its entries add up to more than {limit} bytes, many times its own size"
+    )]
     TooMuchWork {
         /// The bytes that a blob of this size may expand to.
         limit: u64,
@@ -132,7 +136,9 @@ pub enum BuildError {
         at: u64,
     },
     /// The tar has an entry that zTOCs have no way to describe.
-    #[error("the layer has an entry that a zTOC cannot describe: {what} {name:?}, at uncompressed byte {at}")]
+    #[error(
+        "the layer has an entry that a zTOC cannot describe: {what} {name:?}, at uncompressed byte {at}"
+    )]
     UnsupportedEntry {
         /// What kind of entry.
         what: String,

@@ -28,7 +28,9 @@ pub(crate) fn inflate_span(
     let mut input = compressed;
     if bits != 0 {
         let (first, rest) = compressed.split_first().ok_or("it is empty")?;
-        inflater.prime(bits, first >> (8 - bits)).map_err(|invalid| invalid.0)?;
+        inflater
+            .prime(bits, first >> (8 - bits))
+            .map_err(|invalid| invalid.0)?;
         input = rest;
     }
     if let Some(window) = window {
@@ -39,7 +41,9 @@ pub(crate) fn inflate_span(
         if cut && out.len() >= len {
             break;
         }
-        let step = inflater.append(input, out, Stop::Never).map_err(|invalid| invalid.0)?;
+        let step = inflater
+            .append(input, out, Stop::Never)
+            .map_err(|invalid| invalid.0)?;
         input = input.get(step.consumed..).unwrap_or_default();
         if out.len() > len && !cut {
             return Err("there is more in it");
@@ -53,7 +57,9 @@ pub(crate) fn inflate_span(
             if input.is_empty() {
                 break;
             }
-            inflater.reset(Wrapping::Gzip).map_err(|invalid| invalid.0)?;
+            inflater
+                .reset(Wrapping::Gzip)
+                .map_err(|invalid| invalid.0)?;
         } else if step.consumed == 0 && step.produced == 0 {
             break;
         }
@@ -62,5 +68,9 @@ pub(crate) fn inflate_span(
     if cut {
         out.truncate(len);
     }
-    if out.len() == len { Ok(()) } else { Err("it is too short") }
+    if out.len() == len {
+        Ok(())
+    } else {
+        Err("it is too short")
+    }
 }

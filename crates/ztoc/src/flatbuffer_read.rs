@@ -25,7 +25,11 @@ pub(crate) struct References<'a> {
 }
 
 fn outside(buffer: &[u8], what: &'static str, at: usize) -> ZtocError {
-    ZtocError::OutOfBounds { what, at: at as u64, len: buffer.len() as u64 }
+    ZtocError::OutOfBounds {
+        what,
+        at: at as u64,
+        len: buffer.len() as u64,
+    }
 }
 
 fn array<const N: usize>(
@@ -88,7 +92,9 @@ impl<'a> Table<'a> {
         slot: usize,
         what: &'static str,
     ) -> Result<Option<[u8; N]>, ZtocError> {
-        self.field(slot).map(|at| array(self.buffer, at, what)).transpose()
+        self.field(slot)
+            .map(|at| array(self.buffer, at, what))
+            .transpose()
     }
 
     /// A signed byte, `default` where absent.
@@ -120,7 +126,9 @@ impl<'a> Table<'a> {
 
     /// A string or byte vector, empty where absent.
     pub(crate) fn bytes(&self, slot: usize, what: &'static str) -> Result<&'a [u8], ZtocError> {
-        let Some(field) = self.field(slot) else { return Ok(&[]) };
+        let Some(field) = self.field(slot) else {
+            return Ok(&[]);
+        };
         let (at, len) = vector(self.buffer, field, what)?;
         at.checked_add(len)
             .and_then(|end| self.buffer.get(at..end))
@@ -140,14 +148,22 @@ impl<'a> Table<'a> {
         what: &'static str,
     ) -> Result<References<'a>, ZtocError> {
         let Some(field) = self.field(slot) else {
-            return Ok(References { buffer: self.buffer, at: 0, len: 0 });
+            return Ok(References {
+                buffer: self.buffer,
+                at: 0,
+                len: 0,
+            });
         };
         let (at, len) = vector(self.buffer, field, what)?;
         len.checked_mul(4)
             .and_then(|size| at.checked_add(size))
             .filter(|end| *end <= self.buffer.len())
             .ok_or_else(|| outside(self.buffer, what, at))?;
-        Ok(References { buffer: self.buffer, at, len })
+        Ok(References {
+            buffer: self.buffer,
+            at,
+            len,
+        })
     }
 }
 

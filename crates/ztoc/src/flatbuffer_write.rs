@@ -28,7 +28,12 @@ pub(crate) struct TableWriter<'a> {
 impl Writer {
     /// An empty buffer with room for `capacity` bytes.
     pub(crate) fn with_capacity(capacity: usize) -> Self {
-        Self { bytes: vec![0; capacity], head: capacity, alignment: 1, vtables: Vec::new() }
+        Self {
+            bytes: vec![0; capacity],
+            head: capacity,
+            alignment: 1,
+            vtables: Vec::new(),
+        }
     }
 
     fn place(&self) -> Place {
@@ -106,7 +111,11 @@ impl Writer {
     /// Starts a table of `slots` fields.
     pub(crate) fn table(&mut self, slots: usize) -> TableWriter<'_> {
         let end = self.place().0;
-        TableWriter { writer: self, end, fields: vec![None; slots] }
+        TableWriter {
+            writer: self,
+            end,
+            fields: vec![None; slots],
+        }
     }
 
     /// Makes `root` the root table and returns the buffer.
@@ -174,10 +183,17 @@ impl TableWriter<'_> {
     /// Ends the table. Go's builder shares a vtable with the latest table that has the same
     /// field distances, whatever that table's length.
     pub(crate) fn end(self) -> Place {
-        let Self { writer, end, fields } = self;
+        let Self {
+            writer,
+            end,
+            fields,
+        } = self;
         writer.aligned(&[0; 4]);
         let table = writer.place();
-        let used = fields.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        let used = fields
+            .iter()
+            .rposition(Option::is_some)
+            .map_or(0, |last| last + 1);
         let mut vtable = Vec::with_capacity(used * 2);
         for field in fields.iter().take(used) {
             let distance = field.map_or(0, |field| table.0 - field.0);

@@ -12,10 +12,16 @@ use crate::{
 /// When that does not hold.
 pub fn ztoc_parse(data: &[u8]) {
     let Ok(ztoc) = Ztoc::parse(data) else {
-        assert!(Ztoc::parse_parts(data).is_err(), "only one of the two readers refuses it");
+        assert!(
+            Ztoc::parse_parts(data).is_err(),
+            "only one of the two readers refuses it"
+        );
         return;
     };
-    assert!(Ztoc::parse(&ztoc.encode()).as_ref() == Ok(&ztoc), "another zTOC comes back");
+    assert!(
+        Ztoc::parse(&ztoc.encode()).as_ref() == Ok(&ztoc),
+        "another zTOC comes back"
+    );
     for entry in &ztoc.toc {
         let _ = (entry.mtime(), entry.posix_xattrs().count());
     }
@@ -30,7 +36,12 @@ pub fn ztoc_parse(data: &[u8]) {
         if let Some(window) = table.window_at(id) {
             assert!(window.end <= data.len() as u64, "a window outside the zTOC");
         }
-        assert!(table.extract(id, data, &[0; crate::WINDOW_SIZE], &mut out).is_err() || out.is_empty());
+        assert!(
+            table
+                .extract(id, data, &[0; crate::WINDOW_SIZE], &mut out)
+                .is_err()
+                || out.is_empty()
+        );
     }
 }
 
@@ -64,12 +75,22 @@ pub fn gzip_checkpoints(data: &[u8]) {
         stretched.extend_from_slice(&[0; crate::WINDOW_SIZE]);
     }
     for blob in [data, &stretched] {
-        let Ok(gzip) = GzipCheckpoints::parse(blob) else { continue };
+        let Ok(gzip) = GzipCheckpoints::parse(blob) else {
+            continue;
+        };
         assert!(!gzip.points.is_empty());
-        assert!(gzip.points.is_sorted_by(|a, b| a.input < b.input && a.output <= b.output));
+        assert!(
+            gzip.points
+                .is_sorted_by(|a, b| a.input < b.input && a.output <= b.output)
+        );
         assert!(gzip.points.iter().all(|point| point.bits < 8));
-        let windows = (0..gzip.points.len()).filter(|index| gzip.window(*index).is_some()).count();
-        assert!(windows + 1 >= gzip.points.len(), "only the first may have none");
+        let windows = (0..gzip.points.len())
+            .filter(|index| gzip.window(*index).is_some())
+            .count();
+        assert!(
+            windows + 1 >= gzip.points.len(),
+            "only the first may have none"
+        );
     }
 }
 
@@ -80,7 +101,10 @@ pub fn gzip_checkpoints(data: &[u8]) {
 pub fn soci_index(data: &[u8]) {
     if let Ok(index) = SociIndex::parse(data) {
         let again = SociIndex::parse(&index.encode());
-        assert!(again.is_ok_and(|again| again == index), "another index comes back");
+        assert!(
+            again.is_ok_and(|again| again == index),
+            "another index comes back"
+        );
     }
 }
 
@@ -91,7 +115,10 @@ pub fn soci_index(data: &[u8]) {
 pub fn prefetch(data: &[u8]) {
     if let Ok(prefetch) = Prefetch::parse(data) {
         let again = Prefetch::parse(&prefetch.encode());
-        assert!(again.is_ok_and(|again| again == prefetch), "another artifact comes back");
+        assert!(
+            again.is_ok_and(|again| again == prefetch),
+            "another artifact comes back"
+        );
     }
 }
 
@@ -109,7 +136,11 @@ pub fn build_gzip(data: &[u8]) {
 fn build_one(data: &[u8], compression: Compression) {
     let build = |piece: usize| {
         let span_size = 4096;
-        let options = BuildOptions { span_size, diff_id: true, ..BuildOptions::default() };
+        let options = BuildOptions {
+            span_size,
+            diff_id: true,
+            ..BuildOptions::default()
+        };
         let mut builder = Builder::new(compression, options).ok()?;
         for piece in data.chunks(piece) {
             builder.write(piece).ok()?;
@@ -123,7 +154,10 @@ fn build_one(data: &[u8], compression: Compression) {
     assert_eq!(whole.diff_id, pieces.diff_id);
     let blob = whole.ztoc.encode();
     let parsed = Ztoc::parse(&blob);
-    assert!(parsed.as_ref() == Ok(&whole.ztoc), "our reader refuses or changes what we built");
+    assert!(
+        parsed.as_ref() == Ok(&whole.ztoc),
+        "our reader refuses or changes what we built"
+    );
     let table = whole.ztoc.span_table();
     let at = |range: std::ops::Range<u64>| {
         let end = usize::try_from(range.end).unwrap_or(usize::MAX);
@@ -134,7 +168,10 @@ fn build_one(data: &[u8], compression: Compression) {
         let span = table.span(id);
         assert_eq!(span.uncompressed.start, end, "a gap");
         end = span.uncompressed.end;
-        let window = table.window_at(id).and_then(|window| blob.get(at(window))).unwrap_or_default();
+        let window = table
+            .window_at(id)
+            .and_then(|window| blob.get(at(window)))
+            .unwrap_or_default();
         let compressed = data.get(at(span.compressed)).unwrap_or_default();
         let extracted = table.extract(id, compressed, window, &mut out);
         assert!(extracted.is_ok(), "span {id}: {extracted:?}");

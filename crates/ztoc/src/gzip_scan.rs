@@ -27,8 +27,10 @@ pub(crate) struct GzipScanner {
 
 impl GzipScanner {
     pub(crate) fn new(span_size: u64) -> Result<Self, BuildError> {
-        let inflater = Inflater::new(Wrapping::Gzip)
-            .map_err(|invalid| BuildError::Gzip { reason: invalid.0, at: 0 })?;
+        let inflater = Inflater::new(Wrapping::Gzip).map_err(|invalid| BuildError::Gzip {
+            reason: invalid.0,
+            at: 0,
+        })?;
         Ok(Self {
             inflater,
             buffer: vec![0; WINDOW_SIZE + OUTPUT].into_boxed_slice(),
@@ -49,7 +51,11 @@ impl GzipScanner {
 
     /// The checkpoints after the first `known`.
     pub(crate) fn checkpoints_after(&self, known: usize) -> Vec<Checkpoint> {
-        self.checkpoints.points.get(known..).unwrap_or_default().to_vec()
+        self.checkpoints
+            .points
+            .get(known..)
+            .unwrap_or_default()
+            .to_vec()
     }
 
     /// Takes in the next compressed bytes and hands all output to `sink`, piece by piece.
@@ -63,7 +69,9 @@ impl GzipScanner {
                 if input.is_empty() {
                     return Ok(());
                 }
-                self.inflater.reset(Wrapping::Gzip).map_err(|invalid| self.invalid(invalid.0))?;
+                self.inflater
+                    .reset(Wrapping::Gzip)
+                    .map_err(|invalid| self.invalid(invalid.0))?;
                 self.between_members = false;
             }
             if self.at == self.buffer.len() {
@@ -87,7 +95,11 @@ impl GzipScanner {
                 State::Boundary { bits } => self.boundary(bits),
                 State::Inside if step.consumed == 0 && step.produced == 0 => {
                     // No progress with input there and room for output cannot be.
-                    return if input.is_empty() { Ok(()) } else { Err(self.invalid("it is stuck")) };
+                    return if input.is_empty() {
+                        Ok(())
+                    } else {
+                        Err(self.invalid("it is stuck"))
+                    };
                 }
                 State::Inside => {}
             }
@@ -97,8 +109,15 @@ impl GzipScanner {
     /// At the end of a block, not a member's last, or behind a gzip header.
     fn boundary(&mut self, bits: u8) {
         if self.total_out == 0 || self.total_out - self.last > self.checkpoints.span_size {
-            let window = self.buffer.get(self.at - WINDOW_SIZE..self.at).unwrap_or_default();
-            let point = Checkpoint { input: self.total_in, output: self.total_out, bits };
+            let window = self
+                .buffer
+                .get(self.at - WINDOW_SIZE..self.at)
+                .unwrap_or_default();
+            let point = Checkpoint {
+                input: self.total_in,
+                output: self.total_out,
+                bits,
+            };
             self.checkpoints.push(point, window);
             self.last = self.total_out;
         }
@@ -111,7 +130,10 @@ impl GzipScanner {
         } else {
             reason
         };
-        BuildError::Gzip { reason, at: self.total_in }
+        BuildError::Gzip {
+            reason,
+            at: self.total_in,
+        }
     }
 
     /// Ends the layer.
@@ -119,8 +141,14 @@ impl GzipScanner {
         if self.members > 0 && self.between_members {
             return Ok(self.checkpoints);
         }
-        let reason =
-            if self.total_in == 0 { "it is empty" } else { "in the middle of a gzip member" };
-        Err(BuildError::Truncated { reason, at: self.total_in })
+        let reason = if self.total_in == 0 {
+            "it is empty"
+        } else {
+            "in the middle of a gzip member"
+        };
+        Err(BuildError::Truncated {
+            reason,
+            at: self.total_in,
+        })
     }
 }

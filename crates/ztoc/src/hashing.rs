@@ -99,13 +99,20 @@ pub(crate) struct Hashing {
 #[derive(Debug)]
 enum Place {
     Here(Box<State>),
-    Thread { work: SyncSender<Work>, used: Receiver<Vec<u8>>, thread: JoinHandle<State> },
+    Thread {
+        work: SyncSender<Work>,
+        used: Receiver<Vec<u8>>,
+        thread: JoinHandle<State>,
+    },
 }
 
 impl Hashing {
     /// Computes on the caller's thread.
     pub(crate) fn here(diff_id: bool) -> Self {
-        Self { place: Place::Here(Box::new(State::new(diff_id))), diff_id }
+        Self {
+            place: Place::Here(Box::new(State::new(diff_id))),
+            diff_id,
+        }
     }
 
     /// Computes on a thread of its own.
@@ -132,8 +139,13 @@ impl Hashing {
             }
             state
         };
-        let thread = std::thread::Builder::new().name("ztoc-hash".to_owned()).spawn(run)?;
-        Ok(Self { place: Place::Thread { work, used, thread }, diff_id })
+        let thread = std::thread::Builder::new()
+            .name("ztoc-hash".to_owned())
+            .spawn(run)?;
+        Ok(Self {
+            place: Place::Thread { work, used, thread },
+            diff_id,
+        })
     }
 
     /// Takes in compressed bytes with the checkpoints that lie in or right behind them.

@@ -91,18 +91,31 @@ impl Inflater {
         // SAFETY: `stream` points at an initialised z_stream without an allocator, for which
         // inflateInit2_ puts in its own; version and size are those of the library itself.
         let code = unsafe {
-            zlib::inflateInit2_(stream.as_ptr(), wrapping.window_bits(), zlib::zlibVersion(), size)
+            zlib::inflateInit2_(
+                stream.as_ptr(),
+                wrapping.window_bits(),
+                zlib::zlibVersion(),
+                size,
+            )
         };
         // From here on Drop frees the stream; inflateEnd accepts one that was not initialised.
         let inflater = Self { stream };
-        if code == zlib::Z_OK { Ok(inflater) } else { Err(NO_MEMORY) }
+        if code == zlib::Z_OK {
+            Ok(inflater)
+        } else {
+            Err(NO_MEMORY)
+        }
     }
 
     /// Starts over with another stream; the allocation is kept.
     pub(crate) fn reset(&mut self, wrapping: Wrapping) -> Result<(), Invalid> {
         // SAFETY: `stream` was initialised by inflateInit2_.
         let code = unsafe { zlib::inflateReset2(self.stream.as_ptr(), wrapping.window_bits()) };
-        if code == zlib::Z_OK { Ok(()) } else { Err(NO_MEMORY) }
+        if code == zlib::Z_OK {
+            Ok(())
+        } else {
+            Err(NO_MEMORY)
+        }
     }
 
     /// Puts `bits` bits, the low ones of `value`, before the input. Raw streams only.
@@ -110,7 +123,11 @@ impl Inflater {
         // SAFETY: `stream` was initialised by inflateInit2_.
         let code =
             unsafe { zlib::inflatePrime(self.stream.as_ptr(), i32::from(bits), i32::from(value)) };
-        if code == zlib::Z_OK { Ok(()) } else { Err(Invalid("its bits cannot be primed")) }
+        if code == zlib::Z_OK {
+            Ok(())
+        } else {
+            Err(Invalid("its bits cannot be primed"))
+        }
     }
 
     /// Sets what the stream's first matches may refer to. Raw streams only.
@@ -120,7 +137,11 @@ impl Inflater {
         // copied.
         let code =
             unsafe { zlib::inflateSetDictionary(self.stream.as_ptr(), window.as_ptr(), len) };
-        if code == zlib::Z_OK { Ok(()) } else { Err(Invalid("its window cannot be set")) }
+        if code == zlib::Z_OK {
+            Ok(())
+        } else {
+            Err(Invalid("its window cannot be set"))
+        }
     }
 
     /// Inflates some of `input` into `output`.
@@ -174,21 +195,31 @@ impl Inflater {
             let code = zlib::inflate(stream, flush);
             (*stream).next_in = std::ptr::null_mut();
             (*stream).next_out = std::ptr::null_mut();
-            (code, (*stream).avail_in, (*stream).avail_out, (*stream).data_type, (*stream).msg)
+            (
+                code,
+                (*stream).avail_in,
+                (*stream).avail_out,
+                (*stream).data_type,
+                (*stream).msg,
+            )
         };
         let state = match code {
             zlib::Z_STREAM_END => State::End,
             // data_type: 128 at a boundary, 64 in the last block, the low bits are bits unused.
             zlib::Z_OK | zlib::Z_BUF_ERROR if data_type & 128 != 0 && data_type & 64 == 0 => {
-                State::Boundary { bits: u8::try_from(data_type & 7).unwrap_or(0) }
+                State::Boundary {
+                    bits: u8::try_from(data_type & 7).unwrap_or(0),
+                }
             }
             zlib::Z_OK | zlib::Z_BUF_ERROR => State::Inside,
             _ if message.is_null() => return Err(Invalid("it is no deflate stream")),
-            // SAFETY: zlib-rs's messages are static strings that end in a zero.
-            _ => return Err(Invalid(match unsafe { std::ffi::CStr::from_ptr(message) }.to_str() {
-                Ok(message) => message,
-                Err(_) => "it is no deflate stream",
-            })),
+            _ => {
+                // SAFETY: zlib-rs's messages are static strings that end in a zero.
+                let message = unsafe { std::ffi::CStr::from_ptr(message) };
+                return Err(Invalid(
+                    message.to_str().unwrap_or("it is no deflate stream"),
+                ));
+            }
         };
         Ok(Step {
             consumed: available_in.saturating_sub(left_in) as usize,
@@ -236,9 +267,15 @@ mod tests {
     #[test]
     fn the_first_boundary_is_behind_the_gzip_header() {
         let gzip = flate2::GzBuilder::new().filename("a name");
-        let gzip = gzip.write(Vec::new(), flate2::Compression::fast()).finish().unwrap();
+        let gzip = gzip
+            .write(Vec::new(), flate2::Compression::fast())
+            .finish()
+            .unwrap();
         let mut inflater = Inflater::new(Wrapping::Gzip).unwrap();
         let step = inflater.step(&gzip, &mut [0; 10], Stop::AtBlocks).unwrap();
-        assert_eq!((step.state, step.consumed), (State::Boundary { bits: 0 }, 10 + 7));
+        assert_eq!(
+            (step.state, step.consumed),
+            (State::Boundary { bits: 0 }, 10 + 7)
+        );
     }
 }

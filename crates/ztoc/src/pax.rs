@@ -17,7 +17,10 @@ const BAD_RECORD: &str = "its PAX records are malformed";
 pub(crate) fn parse(mut data: &[u8]) -> Result<Records, &'static str> {
     let mut records = Records::new();
     while !data.is_empty() {
-        let space = data.iter().position(|byte| *byte == b' ').ok_or(BAD_RECORD)?;
+        let space = data
+            .iter()
+            .position(|byte| *byte == b' ')
+            .ok_or(BAD_RECORD)?;
         let (digits, _) = data.split_at(space);
         let len: usize = integer(digits)
             .and_then(|len| usize::try_from(len).ok())
@@ -25,9 +28,14 @@ pub(crate) fn parse(mut data: &[u8]) -> Result<Records, &'static str> {
             .ok_or(BAD_RECORD)?;
         let (record, rest) = data.split_at(len);
         data = rest;
-        let record = record.get(space + 1..).and_then(|record| record.strip_suffix(b"\n"));
+        let record = record
+            .get(space + 1..)
+            .and_then(|record| record.strip_suffix(b"\n"));
         let record = record.ok_or(BAD_RECORD)?;
-        let equals = record.iter().position(|byte| *byte == b'=').ok_or(BAD_RECORD)?;
+        let equals = record
+            .iter()
+            .position(|byte| *byte == b'=')
+            .ok_or(BAD_RECORD)?;
         let (key, value) = record.split_at(equals);
         let value = value.get(1..).unwrap_or_default();
         let checked = match key {
@@ -52,6 +60,13 @@ pub(crate) fn is_sparse(records: &Records) -> bool {
         }
         _ => false,
     }
+}
+
+/// The name of such a file; the one in its header may be made up.
+pub(crate) fn sparse_name(records: &Records) -> Option<&Vec<u8>> {
+    records
+        .get(&b"GNU.sparse.name"[..])
+        .filter(|name| !name.is_empty())
 }
 
 /// Lets records overrule the header's fields; empty ones do not. Returns the time if there is one.
@@ -96,7 +111,10 @@ fn time(text: &[u8]) -> Option<Time> {
         nanoseconds = nanoseconds * 10 + i32::from(digit);
     }
     let negative = seconds.first() == Some(&b'-');
-    Some((integer(seconds)?, if negative { -nanoseconds } else { nanoseconds }))
+    Some((
+        integer(seconds)?,
+        if negative { -nanoseconds } else { nanoseconds },
+    ))
 }
 
 /// The time the way Go's `MarshalText` writes it, in UTC so that the same layer gives the same zTOC
@@ -106,7 +124,11 @@ pub(crate) fn rfc3339((seconds, nanoseconds): Time) -> String {
     const WRITABLE: std::ops::RangeInclusive<i64> = -62_167_219_200..=253_402_300_799;
     let borrow = i64::from(nanoseconds < 0);
     let seconds = seconds.saturating_sub(borrow);
-    let nanoseconds = if nanoseconds < 0 { nanoseconds + 1_000_000_000 } else { nanoseconds };
+    let nanoseconds = if nanoseconds < 0 {
+        nanoseconds + 1_000_000_000
+    } else {
+        nanoseconds
+    };
     if !WRITABLE.contains(&seconds) {
         return String::new();
     }

@@ -16,7 +16,10 @@ pub struct PrefetchSpan {
     pub priority: i64,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde calls it with a reference"
+)]
 const fn is_zero(priority: &i64) -> bool {
     *priority == 0
 }
@@ -57,7 +60,10 @@ impl Prefetch {
     /// A prefetch artifact of these spans, merged and sorted.
     #[must_use]
     pub fn new(spans: impl IntoIterator<Item = PrefetchSpan>) -> Self {
-        Self { version: VERSION.to_owned(), prefetch_spans: merge(spans.into_iter().collect()) }
+        Self {
+            version: VERSION.to_owned(),
+            prefetch_spans: merge(spans.into_iter().collect()),
+        }
     }
 
     /// Reads a prefetch artifact; its spans come out merged and sorted.
@@ -72,7 +78,11 @@ impl Prefetch {
                 read.version
             )));
         }
-        if let Some(span) = read.prefetch_spans.iter().find(|span| span.start_span > span.end_span) {
+        if let Some(span) = read
+            .prefetch_spans
+            .iter()
+            .find(|span| span.start_span > span.end_span)
+        {
             return Err(PrefetchError::Invalid(format!(
                 "its spans {} to {} are in the wrong order",
                 span.start_span, span.end_span
@@ -114,13 +124,22 @@ mod tests {
     use super::*;
 
     fn span(start_span: u32, end_span: u32, priority: i64) -> PrefetchSpan {
-        PrefetchSpan { start_span, end_span, priority }
+        PrefetchSpan {
+            start_span,
+            end_span,
+            priority,
+        }
     }
 
     #[test]
     fn spans_are_merged_and_sorted_and_written_as_go_does() {
-        let prefetch =
-            Prefetch::new([span(9, 9, 3), span(0, 2, 0), span(7, 8, 2), span(1, 4, 0), span(6, 6, 5)]);
+        let prefetch = Prefetch::new([
+            span(9, 9, 3),
+            span(0, 2, 0),
+            span(7, 8, 2),
+            span(1, 4, 0),
+            span(6, 6, 5),
+        ]);
         assert_eq!(prefetch.prefetch_spans, [span(0, 4, 0), span(6, 9, 2)]);
         let json = br#"{"version":"1.0","prefetch_spans":[{"start_span":0,"end_span":4},{"start_span":6,"end_span":9,"priority":2}]}"#;
         assert_eq!(prefetch.encode(), json);

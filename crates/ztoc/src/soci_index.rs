@@ -99,7 +99,10 @@ impl SociIndex {
     pub fn parse(bytes: &[u8]) -> Result<Self, IndexError> {
         let size = bytes.len() as u64;
         if size > SIZE_LIMIT {
-            return Err(IndexError::TooLarge { size, limit: SIZE_LIMIT });
+            return Err(IndexError::TooLarge {
+                size,
+                limit: SIZE_LIMIT,
+            });
         }
         let manifest: Manifest = serde_json::from_slice(bytes)?;
         let version = index_version(&manifest)?;
@@ -151,7 +154,14 @@ impl SociIndex {
             subject: subject.clone(),
             annotations: annotations.clone(),
         };
-        Self { version, ztocs, prefetch, subject, annotations, manifest }
+        Self {
+            version,
+            ztocs,
+            prefetch,
+            subject,
+            annotations,
+            manifest,
+        }
     }
 
     /// The zTOC of a layer.
@@ -163,19 +173,26 @@ impl SociIndex {
     /// The prefetch artifact of a layer.
     #[must_use]
     pub fn prefetch_for(&self, layer: &Digest) -> Option<&PrefetchDescriptor> {
-        self.prefetch.iter().find(|prefetch| prefetch.layer_digest == *layer)
+        self.prefetch
+            .iter()
+            .find(|prefetch| prefetch.layer_digest == *layer)
     }
 
     /// The program that built it, as it says.
     #[must_use]
     pub fn build_tool_identifier(&self) -> Option<&str> {
-        self.annotations.get(annotations::BUILD_TOOL_IDENTIFIER).map(String::as_str)
+        self.annotations
+            .get(annotations::BUILD_TOOL_IDENTIFIER)
+            .map(String::as_str)
     }
 }
 
 /// Which form of index a manifest is. The first v1 indexes said it with `artifactType`.
 fn index_version(manifest: &Manifest) -> Result<IndexVersion, IndexError> {
-    let kinds = [manifest.config.media_type.as_str(), manifest.artifact_type.as_deref().unwrap_or("")];
+    let kinds = [
+        manifest.config.media_type.as_str(),
+        manifest.artifact_type.as_deref().unwrap_or(""),
+    ];
     for kind in kinds {
         match kind {
             media_types::SOCI_INDEX_V1 => return Ok(IndexVersion::V1),
@@ -193,15 +210,20 @@ fn index_version(manifest: &Manifest) -> Result<IndexVersion, IndexError> {
 
 /// The layer that an entry of the index belongs to.
 fn layer_digest(descriptor: &Descriptor) -> Result<Digest, IndexError> {
-    let text = descriptor.annotation(annotations::IMAGE_LAYER_DIGEST).ok_or_else(|| {
-        IndexError::Invalid(format!(
-            "its entry {} has no annotation {}",
-            descriptor.digest,
-            annotations::IMAGE_LAYER_DIGEST
-        ))
-    })?;
+    let text = descriptor
+        .annotation(annotations::IMAGE_LAYER_DIGEST)
+        .ok_or_else(|| {
+            IndexError::Invalid(format!(
+                "its entry {} has no annotation {}",
+                descriptor.digest,
+                annotations::IMAGE_LAYER_DIGEST
+            ))
+        })?;
     text.parse().map_err(|error| {
-        IndexError::Invalid(format!("its entry {} names no layer: {error}", descriptor.digest))
+        IndexError::Invalid(format!(
+            "its entry {} names no layer: {error}",
+            descriptor.digest
+        ))
     })
 }
 
@@ -247,7 +269,10 @@ impl ZtocDescriptor {
 
 impl PrefetchDescriptor {
     fn read(descriptor: &Descriptor) -> Result<Self, IndexError> {
-        Ok(Self { layer_digest: layer_digest(descriptor)?, descriptor: descriptor.clone() })
+        Ok(Self {
+            layer_digest: layer_digest(descriptor)?,
+            descriptor: descriptor.clone(),
+        })
     }
 
     /// The descriptor of a prefetch artifact in an index.

@@ -67,7 +67,11 @@ impl SpanTable {
             Checkpoints::Tar(tar) => {
                 let starts = (0..tar.spans()).map(|span| {
                     let start = span * tar.span_size;
-                    Checkpoint { input: start, output: start, bits: 0 }
+                    Checkpoint {
+                        input: start,
+                        output: start,
+                        bits: 0,
+                    }
                 });
                 (starts.collect(), false)
             }
@@ -102,9 +106,13 @@ impl SpanTable {
     /// # Panics
     /// When `id` is not below [`SpanTable::len`]; [`SpanTable::get`] does not.
     #[must_use]
-    #[expect(clippy::panic, reason = "like indexing; ids from outside go through get")]
+    #[expect(
+        clippy::panic,
+        reason = "like indexing; ids from outside go through get"
+    )]
     pub fn span(&self, id: SpanId) -> Span {
-        self.get(id).unwrap_or_else(|| panic!("span {id} of {}", self.len()))
+        self.get(id)
+            .unwrap_or_else(|| panic!("span {id} of {}", self.len()))
     }
 
     /// A span, if there is one of that number.
@@ -114,7 +122,9 @@ impl SpanTable {
         let start = inner.starts.get(id.index())?;
         let next = inner.starts.get(id.index() + 1);
         let (end_in, end_out) = next
-            .map_or((inner.compressed_size, inner.uncompressed_size), |next| (next.input, next.output));
+            .map_or((inner.compressed_size, inner.uncompressed_size), |next| {
+                (next.input, next.output)
+            });
         let shared = u64::from(start.bits != 0);
         // A stream may go on behind the tar's end, with checkpoints there: nobody reads those.
         let most = inner.uncompressed_size;
@@ -150,7 +160,10 @@ impl SpanTable {
         if offset >= self.inner.uncompressed_size {
             return None;
         }
-        let behind = self.inner.starts.partition_point(|start| start.output <= offset);
+        let behind = self
+            .inner
+            .starts
+            .partition_point(|start| start.output <= offset);
         u32::try_from(behind.checked_sub(1)?).ok().map(SpanId)
     }
 
@@ -161,7 +174,10 @@ impl SpanTable {
         if uncompressed.start >= end {
             return 0..0;
         }
-        match (self.at_uncompressed(uncompressed.start), self.at_uncompressed(end - 1)) {
+        match (
+            self.at_uncompressed(uncompressed.start),
+            self.at_uncompressed(end - 1),
+        ) {
             (Some(first), Some(last)) => first.0..last.0.saturating_add(1),
             _ => 0..0,
         }
@@ -181,7 +197,10 @@ impl SpanTable {
     }
 
     fn known(&self, id: SpanId) -> Result<Span, SpanError> {
-        self.get(id).ok_or(SpanError::NoSuchSpan { id, count: self.len() })
+        self.get(id).ok_or(SpanError::NoSuchSpan {
+            id,
+            count: self.len(),
+        })
     }
 
     /// Checks a span's compressed bytes against its digest.
@@ -192,11 +211,19 @@ impl SpanTable {
         let span = self.known(id)?;
         let expected = span.compressed.end.saturating_sub(span.compressed.start);
         if compressed.len() as u64 != expected {
-            return Err(SpanError::Length { id, expected, actual: compressed.len() as u64 });
+            return Err(SpanError::Length {
+                id,
+                expected,
+                actual: compressed.len() as u64,
+            });
         }
         let actual = Digest::of(compressed);
         if actual != span.digest {
-            return Err(SpanError::Digest { id, expected: span.digest, actual });
+            return Err(SpanError::Digest {
+                id,
+                expected: span.digest,
+                actual,
+            });
         }
         Ok(())
     }
@@ -219,11 +246,22 @@ impl SpanTable {
         out.clear();
         self.verify(id, compressed)?;
         let span = self.known(id)?;
-        let expected = span.uncompressed.end.saturating_sub(span.uncompressed.start);
-        let wrong = |reason| SpanError::Inflate { id, expected, reason };
+        let expected = span
+            .uncompressed
+            .end
+            .saturating_sub(span.uncompressed.start);
+        let wrong = |reason| SpanError::Inflate {
+            id,
+            expected,
+            reason,
+        };
         let len = usize::try_from(expected).map_err(|_| wrong("it does not fit into memory"))?;
         if self.inner.compression == Compression::Uncompressed {
-            out.extend_from_slice(compressed.get(..len).ok_or_else(|| wrong("it is too short"))?);
+            out.extend_from_slice(
+                compressed
+                    .get(..len)
+                    .ok_or_else(|| wrong("it is too short"))?,
+            );
             return Ok(());
         }
         let window = match self.window_at(id) {
@@ -231,7 +269,11 @@ impl SpanTable {
             Some(_) if window.len() == WINDOW_SIZE => Some(window),
             Some(_) => {
                 let (expected, actual) = (WINDOW_SIZE as u64, window.len() as u64);
-                return Err(SpanError::Window { id, expected, actual });
+                return Err(SpanError::Window {
+                    id,
+                    expected,
+                    actual,
+                });
             }
         };
         // Whatever follows the tar's end is cut off; elsewhere a span must end where the next starts.

@@ -142,7 +142,9 @@ fn format(block: &[u8; BLOCK]) -> Result<Format, &'static str> {
 
 /// A number in octal digits or, with the first bit set, in big-endian two's complement (GNU).
 fn number(field: &[u8]) -> Result<i64, &'static str> {
-    let Some((first, rest)) = field.split_first() else { return Ok(0) };
+    let Some((first, rest)) = field.split_first() else {
+        return Ok(0);
+    };
     if first & 0x80 == 0 {
         return octal(field);
     }
@@ -159,8 +161,13 @@ fn number(field: &[u8]) -> Result<i64, &'static str> {
 fn octal(field: &[u8]) -> Result<i64, &'static str> {
     const WRONG: &str = "a number in it is not octal";
     let is_padding = |byte: &u8| matches!(byte, b' ' | 0);
-    let Some(start) = field.iter().position(|byte| !is_padding(byte)) else { return Ok(0) };
-    let end = field.iter().rposition(|byte| !is_padding(byte)).map_or(0, |last| last + 1);
+    let Some(start) = field.iter().position(|byte| !is_padding(byte)) else {
+        return Ok(0);
+    };
+    let end = field
+        .iter()
+        .rposition(|byte| !is_padding(byte))
+        .map_or(0, |last| last + 1);
     let mut value = 0_u64;
     for digit in text(field.get(start..end).unwrap_or_default()) {
         if !matches!(digit, b'0'..=b'7') {
@@ -183,9 +190,15 @@ mod tests {
         assert_eq!(number(b"0000644\0"), Ok(0o644));
         assert_eq!(number(b" 644 \0\0\0"), Ok(0o644));
         assert_eq!(number(&[0; 8]), Ok(0));
-        assert_eq!(number(&[0x80, 0, 0, 0, 0xb2, 0xd0, 0x5e, 0]), Ok(3_000_000_000));
+        assert_eq!(
+            number(&[0x80, 0, 0, 0, 0xb2, 0xd0, 0x5e, 0]),
+            Ok(3_000_000_000)
+        );
         assert_eq!(number(&[0xff; 8]), Ok(-1));
-        assert_eq!(number(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfe]), Ok(-2));
+        assert_eq!(
+            number(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfe]),
+            Ok(-2)
+        );
         let mut most = [0; 12];
         most[0] = 0x80;
         most[4] = 0x7f;

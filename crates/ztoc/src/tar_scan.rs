@@ -43,7 +43,12 @@ enum State {
     /// Skipping an entry's content, then what fills up its last block.
     Content { left: u64, padding: u64 },
     /// Collecting the data of a header that describes the next entry.
-    Metadata { kind: u8, data: Vec<u8>, left: u64, padding: u64 },
+    Metadata {
+        kind: u8,
+        data: Vec<u8>,
+        left: u64,
+        padding: u64,
+    },
     /// Both blocks of zeros were there; whatever follows does not belong to the tar.
     Ended,
 }
@@ -61,7 +66,11 @@ impl TarScanner {
             block: [0; BLOCK],
             filled: 0,
             header_at: 0,
-            pending: Pending { records: None, long_name: Vec::new(), long_link: Vec::new() },
+            pending: Pending {
+                records: None,
+                long_name: Vec::new(),
+                long_link: Vec::new(),
+            },
             entries: Vec::new(),
             text_len: 0,
         }
@@ -78,7 +87,10 @@ impl TarScanner {
     }
 
     const fn broken(&self, reason: &'static str) -> BuildError {
-        BuildError::Tar { reason, at: self.header_at }
+        BuildError::Tar {
+            reason,
+            at: self.header_at,
+        }
     }
 
     /// Takes in the next bytes.
@@ -91,7 +103,12 @@ impl TarScanner {
                     let used = used + skip(padding, data.len() - used);
                     (used, *left == 0 && *padding == 0)
                 }
-                State::Metadata { data: collected, left, padding, .. } => {
+                State::Metadata {
+                    data: collected,
+                    left,
+                    padding,
+                    ..
+                } => {
                     let used = skip(left, data.len());
                     collected.extend_from_slice(data.get(..used).unwrap_or_default());
                     let used = used + skip(padding, data.len() - used);
@@ -156,10 +173,19 @@ impl TarScanner {
                 return self.metadata(header.kind, &[]);
             }
             let (kind, padding) = (header.kind, padding(left));
-            self.state = State::Metadata { kind, data: Vec::new(), left, padding };
+            self.state = State::Metadata {
+                kind,
+                data: Vec::new(),
+                left,
+                padding,
+            };
             return Ok(());
         }
-        let Pending { records, long_name, long_link } = std::mem::take(&mut self.pending);
+        let Pending {
+            records,
+            long_name,
+            long_link,
+        } = std::mem::take(&mut self.pending);
         let records = records.unwrap_or_default();
         let mtime = pax::apply(&records, &mut header).map_err(|reason| self.broken(reason))?;
         if !long_name.is_empty() {
@@ -189,12 +215,18 @@ impl TarScanner {
             xattrs: records.into_iter().collect(),
         };
         let left = entry.content_len();
-        let records = entry.xattrs.iter().map(|(key, value)| key.len() + value.len() + 32);
+        let records = entry
+            .xattrs
+            .iter()
+            .map(|(key, value)| key.len() + value.len() + 32);
         let text_len = entry.name.len() + entry.linkname.len() + records.sum::<usize>();
         self.text_len = self.text_len.saturating_add(text_len as u64);
         self.entries.push(entry);
         if left > 0 {
-            self.state = State::Content { left, padding: padding(left) };
+            self.state = State::Content {
+                left,
+                padding: padding(left),
+            };
         }
         Ok(())
     }
@@ -202,7 +234,8 @@ impl TarScanner {
     fn file_type(&self, header: &Header, records: &Records) -> Result<FileType, BuildError> {
         let unsupported = |what: String| BuildError::UnsupportedEntry {
             what,
-            name: String::from_utf8_lossy(&header.name).into_owned(),
+            name: String::from_utf8_lossy(pax::sparse_name(records).unwrap_or(&header.name))
+                .into_owned(),
             at: self.header_at,
         };
         if header.kind == b'S' || pax::is_sparse(records) {
@@ -244,7 +277,12 @@ impl TarScanner {
     /// Ends the tar and returns the entries and where it ends. Like Go's reader, it does not insist
     /// on the zeros at the end.
     pub(crate) fn finish(self) -> Result<(Vec<FileMetadata>, u64), BuildError> {
-        let cut = |reason| Err(BuildError::TruncatedTar { reason, at: self.header_at });
+        let cut = |reason| {
+            Err(BuildError::TruncatedTar {
+                reason,
+                at: self.header_at,
+            })
+        };
         match self.state {
             State::Header | State::ZeroBlock if self.filled > 0 => cut("in the middle of a header"),
             State::Content { left: 1.., .. } => cut("in the middle of a file"),

@@ -48,7 +48,9 @@ impl FileType {
     /// The kind that a word of a zTOC stands for.
     #[must_use]
     pub fn from_bytes(word: &[u8]) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.as_str().as_bytes() == word)
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.as_str().as_bytes() == word)
     }
 }
 

@@ -117,7 +117,10 @@ impl Ztoc {
     pub fn parse_parts(blob: &[u8]) -> Result<Parts, ZtocError> {
         let ztoc = decode(blob, false)?;
         let spans = ztoc.span_table();
-        Ok(Parts { toc: ztoc.toc, spans })
+        Ok(Parts {
+            toc: ztoc.toc,
+            spans,
+        })
     }
 
     /// Writes the zTOC. A zTOC that was parsed gives the bytes that it was parsed from, if they were

@@ -1,5 +1,11 @@
 //! Reading and writing zTOCs that soci wrote.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "also in what tests share"
+)]
+
 mod golden;
 
 use ztoc::{Checkpoints, Ztoc};
@@ -7,8 +13,14 @@ use ztoc::{Checkpoints, Ztoc};
 #[test]
 fn every_golden_ztoc_is_written_back_in_the_same_bytes() {
     for golden in golden::all() {
-        assert_eq!(oci::Digest::of(&golden.blob), golden.digest, "{}", golden.name);
-        let ztoc = Ztoc::parse(&golden.blob).unwrap_or_else(|error| panic!("{}: {error}", golden.name));
+        assert_eq!(
+            oci::Digest::of(&golden.blob),
+            golden.digest,
+            "{}",
+            golden.name
+        );
+        let ztoc =
+            Ztoc::parse(&golden.blob).unwrap_or_else(|error| panic!("{}: {error}", golden.name));
         assert!(!ztoc.toc.is_empty(), "{}", golden.name);
         assert!(ztoc.encode() == golden.blob, "{}: other bytes", golden.name);
     }
@@ -19,8 +31,17 @@ fn sizes_are_those_of_the_layer() {
     for golden in golden::all() {
         let ztoc = Ztoc::parse(&golden.blob).unwrap();
         let tar = golden::decompress(&golden.layer, golden.compression);
-        assert_eq!(ztoc.compressed_archive_size, golden.layer.len() as u64, "{}", golden.name);
-        assert!(ztoc.uncompressed_archive_size <= tar.len() as u64, "{}", golden.name);
+        assert_eq!(
+            ztoc.compressed_archive_size,
+            golden.layer.len() as u64,
+            "{}",
+            golden.name
+        );
+        assert!(
+            ztoc.uncompressed_archive_size <= tar.len() as u64,
+            "{}",
+            golden.name
+        );
         assert_eq!(ztoc.compression.algorithm, golden.compression);
         assert_eq!(ztoc.compression.checkpoints.span_size(), golden::SPAN_SIZE);
     }
@@ -31,10 +52,13 @@ fn windows_are_where_the_span_table_says() {
     for golden in golden::all() {
         let ztoc = Ztoc::parse(&golden.blob).unwrap();
         let table = ztoc.span_table();
-        let Checkpoints::Gzip(gzip) = &ztoc.compression.checkpoints else { continue };
+        let Checkpoints::Gzip(gzip) = &ztoc.compression.checkpoints else {
+            continue;
+        };
         for (number, id) in (0..table.len()).map(ztoc::SpanId).enumerate() {
             let stored = table.window_at(id).map(|window| {
-                &golden.blob[usize::try_from(window.start).unwrap()..usize::try_from(window.end).unwrap()]
+                &golden.blob
+                    [usize::try_from(window.start).unwrap()..usize::try_from(window.end).unwrap()]
             });
             assert!(stored == gzip.window(number), "{} span {id}", golden.name);
         }
@@ -48,7 +72,11 @@ fn ztoc_info_says_the_same_as_socis() {
         let case = golden.name.split('/').next().unwrap();
         let info = golden::root().join(case).join("ztoc-info");
         let Ok(info) = std::fs::read(info.join(format!("{}.json", golden.digest.hex()))) else {
-            assert!(golden.name.contains("soci-v1-old"), "{}: no ztoc-info", golden.name);
+            assert!(
+                golden.name.contains("soci-v1-old"),
+                "{}: no ztoc-info",
+                golden.name
+            );
             continue;
         };
         seen += 1;
@@ -62,7 +90,10 @@ fn ztoc_info_says_the_same_as_socis() {
         assert_eq!(info["num_spans"], table.len());
         assert_eq!(info["num_files"], ztoc.toc.len());
         for (file, entry) in info["files"].as_array().unwrap().iter().zip(&ztoc.toc) {
-            assert_eq!(file["filename"], String::from_utf8_lossy(&entry.name).into_owned());
+            assert_eq!(
+                file["filename"],
+                String::from_utf8_lossy(&entry.name).into_owned()
+            );
             assert_eq!(file["offset"], entry.uncompressed_offset);
             assert_eq!(file["size"], entry.uncompressed_size);
             assert_eq!(file["type"], entry.file_type.as_str());
@@ -79,7 +110,17 @@ fn ztoc_info_says_the_same_as_socis() {
 #[test]
 fn bytes_that_are_no_ztoc_are_refused() {
     let golden = &golden::all()[0];
-    for len in [0, 1, 3, 4, 8, 100, 1000, golden.blob.len() / 2, golden.blob.len() - 100] {
+    for len in [
+        0,
+        1,
+        3,
+        4,
+        8,
+        100,
+        1000,
+        golden.blob.len() / 2,
+        golden.blob.len() - 100,
+    ] {
         assert!(Ztoc::parse(&golden.blob[..len]).is_err(), "{len}");
         assert!(Ztoc::parse(&vec![0; len]).is_err(), "{len} zeros");
         assert!(Ztoc::parse(&vec![0xff; len]).is_err(), "{len} ones");
@@ -98,7 +139,7 @@ fn refused(change: impl Fn(&mut Ztoc)) {
 #[test]
 fn a_ztoc_that_contradicts_itself_is_refused() {
     refused(|ztoc| ztoc.version = "1.0".to_owned());
-    refused(|ztoc| drop(ztoc.compression.span_digests.pop()));
+    refused(|ztoc| ztoc.compression.span_digests.truncate(0));
     refused(|ztoc| ztoc.compression.span_digests.push(oci::Digest::of(b"")));
     refused(|ztoc| ztoc.compressed_archive_size = 5);
     refused(|ztoc| ztoc.compressed_archive_size = u64::MAX);
@@ -120,12 +161,18 @@ fn a_ztoc_that_contradicts_itself_is_refused() {
 #[test]
 fn a_ztoc_that_would_grow_in_memory_is_refused() {
     const ENTRIES: usize = 10;
-    let golden = golden::all().into_iter().find(|golden| golden.name.starts_with("kinds")).unwrap();
+    let golden = golden::all()
+        .into_iter()
+        .find(|golden| golden.name.starts_with("kinds"))
+        .unwrap();
     let mut ztoc = Ztoc::parse(&golden.blob).unwrap();
     let small = ztoc.toc[0].clone();
     ztoc.toc = vec![small; ENTRIES];
     ztoc.toc[0].name = vec![b'n'; 1 << 20];
-    ztoc.toc.iter_mut().zip(1..).for_each(|(entry, block)| entry.uncompressed_offset = 512 * block);
+    ztoc.toc
+        .iter_mut()
+        .zip(1..)
+        .for_each(|(entry, block)| entry.uncompressed_offset = 512 * block);
     let mut blob = ztoc.encode();
     assert_eq!(Ztoc::parse(&blob).as_ref(), Ok(&ztoc));
     // The vector of entries: their number, then the distances to tables that follow one another.
@@ -142,7 +189,10 @@ fn a_ztoc_that_would_grow_in_memory_is_refused() {
         blob[at..at + 4].copy_from_slice(&u32::try_from(target - at).unwrap().to_le_bytes());
     }
     let refused = Ztoc::parse(&blob).unwrap_err();
-    assert!(matches!(refused, ztoc::ZtocError::TooMuchWork { .. }), "{refused}");
+    assert!(
+        matches!(refused, ztoc::ZtocError::TooMuchWork { .. }),
+        "{refused}"
+    );
 }
 
 fn distance(blob: &[u8], at: usize) -> usize {

@@ -1,5 +1,11 @@
 //! Extracting spans: what comes out is what the layer holds, or an error.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "also in what tests share"
+)]
+
 mod golden;
 
 use golden::{Golden, SPAN_SIZE};
@@ -16,14 +22,21 @@ fn window<'a>(table: &SpanTable, blob: &'a [u8], id: SpanId) -> &'a [u8] {
 
 /// Extracts every span and compares all of them with the plain decompression.
 fn every_span_is_right(name: &str, blob: &[u8], layer: &[u8], tar: &[u8]) {
-    let table = Ztoc::parse(blob).unwrap_or_else(|error| panic!("{name}: {error}")).span_table();
+    let table = Ztoc::parse(blob)
+        .unwrap_or_else(|error| panic!("{name}: {error}"))
+        .span_table();
     let (mut end, mut out) = (0, Vec::new());
     for id in (0..table.len()).map(SpanId) {
         let span = table.span(id);
         assert_eq!(span.uncompressed.start, end, "{name} span {id}");
         end = span.uncompressed.end;
         table
-            .extract(id, slice(layer, span.compressed), window(&table, blob, id), &mut out)
+            .extract(
+                id,
+                slice(layer, span.compressed),
+                window(&table, blob, id),
+                &mut out,
+            )
             .unwrap_or_else(|error| panic!("{name} span {id}: {error}"));
         assert!(out == slice(tar, span.uncompressed), "{name} span {id}");
     }
@@ -31,13 +44,23 @@ fn every_span_is_right(name: &str, blob: &[u8], layer: &[u8], tar: &[u8]) {
 }
 
 fn built(layer: &[u8], compression: Compression, span_size: u64) -> Vec<u8> {
-    let options = BuildOptions { span_size, ..BuildOptions::default() };
+    let options = BuildOptions {
+        span_size,
+        ..BuildOptions::default()
+    };
     build(layer, compression, options).unwrap().ztoc.encode()
 }
 
 #[test]
 fn every_span_of_every_golden_layer_through_socis_ztoc_and_through_ours() {
-    for Golden { name, layer, compression, blob, .. } in golden::all() {
+    for Golden {
+        name,
+        layer,
+        compression,
+        blob,
+        ..
+    } in golden::all()
+    {
         let tar = golden::decompress(&layer, compression);
         every_span_is_right(&name, &blob, &layer, &tar);
         for span_size in [1, 1 << 16, SPAN_SIZE, 1 << 20, 1 << 40] {
@@ -45,15 +68,25 @@ fn every_span_of_every_golden_layer_through_socis_ztoc_and_through_ours() {
                 continue; // A span per byte.
             }
             let ours = built(&layer, compression, span_size);
-            every_span_is_right(&format!("{name}, span size {span_size}"), &ours, &layer, &tar);
+            every_span_is_right(
+                &format!("{name}, span size {span_size}"),
+                &ours,
+                &layer,
+                &tar,
+            );
         }
     }
 }
 
 #[test]
 fn a_layer_smaller_than_a_span_has_one() {
-    for Golden { layer, compression, .. } in golden::all() {
-        let table = Ztoc::parse(&built(&layer, compression, 1 << 40)).unwrap().span_table();
+    for Golden {
+        layer, compression, ..
+    } in golden::all()
+    {
+        let table = Ztoc::parse(&built(&layer, compression, 1 << 40))
+            .unwrap()
+            .span_table();
         assert_eq!(table.len(), 1);
         assert_eq!(table.covering(0..u64::MAX), 0..1);
     }
@@ -65,8 +98,16 @@ fn offsets_find_their_spans() {
         let table = Ztoc::parse_parts(&blob).unwrap().spans;
         for id in (0..table.len()).map(SpanId) {
             let span = table.span(id);
-            assert_eq!(table.at_uncompressed(span.uncompressed.start), Some(id), "{name}");
-            assert_eq!(table.at_uncompressed(span.uncompressed.end - 1), Some(id), "{name}");
+            assert_eq!(
+                table.at_uncompressed(span.uncompressed.start),
+                Some(id),
+                "{name}"
+            );
+            assert_eq!(
+                table.at_uncompressed(span.uncompressed.end - 1),
+                Some(id),
+                "{name}"
+            );
             assert_eq!(table.covering(span.uncompressed), id.0..id.0 + 1, "{name}");
         }
         assert_eq!(table.at_uncompressed(table.uncompressed_size()), None);
@@ -110,10 +151,15 @@ fn bytes_that_are_not_the_spans_are_refused() {
 /// A span that ends before or behind where the zTOC says is an error even when its digest fits.
 #[test]
 fn a_span_that_inflates_to_another_length_is_refused() {
-    let golden = golden::all().into_iter().find(|golden| golden.name.starts_with("kinds")).unwrap();
+    let golden = golden::all()
+        .into_iter()
+        .find(|golden| golden.name.starts_with("kinds"))
+        .unwrap();
     for shift in [-1_i64, 1, 1000] {
         let mut ztoc = Ztoc::parse(&golden.blob).unwrap();
-        let ztoc::Checkpoints::Gzip(gzip) = &mut ztoc.compression.checkpoints else { panic!() };
+        let ztoc::Checkpoints::Gzip(gzip) = &mut ztoc.compression.checkpoints else {
+            panic!()
+        };
         gzip.points[1].output = gzip.points[1].output.checked_add_signed(shift).unwrap();
         let blob = ztoc.encode();
         let table = Ztoc::parse(&blob).unwrap().span_table();
@@ -126,7 +172,10 @@ fn a_span_that_inflates_to_another_length_is_refused() {
                 window(&table, &blob, id),
                 &mut out,
             );
-            assert!(matches!(found, Err(SpanError::Inflate { .. })), "{shift} {id}: {found:?}");
+            assert!(
+                matches!(found, Err(SpanError::Inflate { .. })),
+                "{shift} {id}: {found:?}"
+            );
             assert!(out.is_empty());
         }
     }

@@ -1,5 +1,11 @@
 //! The fuzz targets' functions over golden data and mutations of it, for plain `cargo test`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "also in what tests share"
+)]
+
 mod golden;
 
 use proptest::prelude::*;
@@ -48,7 +54,10 @@ fn mutate(seed: &[u8], mutations: &[Mutation]) -> Vec<u8> {
             Mutation::Set(at, value) => data[place(at)] = *value,
             Mutation::Word(at, value) => {
                 let at = place(at) & !3;
-                data[at..len.min(at + 4)].iter_mut().zip(value.to_le_bytes()).for_each(|(to, from)| *to = from);
+                data[at..len.min(at + 4)]
+                    .iter_mut()
+                    .zip(value.to_le_bytes())
+                    .for_each(|(to, from)| *to = from);
             }
             Mutation::Cut(at) => data.truncate(place(at)),
             Mutation::Remove(at, count) => drop(data.drain(place(at)..len.min(place(at) + count))),
@@ -64,13 +73,20 @@ fn mutate(seed: &[u8], mutations: &[Mutation]) -> Vec<u8> {
 
 /// The golden data that a target starts from.
 fn seeds(layers: bool) -> Vec<Vec<u8>> {
-    golden::all().into_iter().map(|golden| if layers { golden.layer } else { golden.blob }).collect()
+    golden::all()
+        .into_iter()
+        .map(|golden| if layers { golden.layer } else { golden.blob })
+        .collect()
 }
 
 fn run(target: fn(&[u8]), seeds: &[Vec<u8>], cases: u32) {
     for seed in seeds {
         target(seed);
-        let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+        let config = ProptestConfig {
+            cases,
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        };
         let mut runner = proptest::test_runner::TestRunner::new(config);
         let mutations = prop::collection::vec(mutation(), 1..6);
         runner
@@ -89,13 +105,22 @@ fn ztoc_parse_holds() {
 
 #[test]
 fn tar_zinfo_holds() {
-    let seeds: Vec<_> = golden::all().into_iter().filter(|golden| golden.name.starts_with("uncompressed")).collect();
-    let ztoc::Checkpoints::Tar(tar) =
-        ztoc::Ztoc::parse(&seeds[0].blob).unwrap().compression.checkpoints
+    let seeds: Vec<_> = golden::all()
+        .into_iter()
+        .filter(|golden| golden.name.starts_with("uncompressed"))
+        .collect();
+    let ztoc::Checkpoints::Tar(tar) = ztoc::Ztoc::parse(&seeds[0].blob)
+        .unwrap()
+        .compression
+        .checkpoints
     else {
         panic!()
     };
-    run(ztoc::fuzz::tar_zinfo, &[tar.encode(), seeds[0].blob.clone()], 500);
+    run(
+        ztoc::fuzz::tar_zinfo,
+        &[tar.encode(), seeds[0].blob.clone()],
+        500,
+    );
 }
 
 #[test]
@@ -109,13 +134,17 @@ fn gzip_checkpoints_holds() {
 
 #[test]
 fn soci_index_holds() {
-    let seeds: Vec<_> = golden::v1_folders().iter().map(|folder| golden::index(folder).1).collect();
+    let seeds: Vec<_> = golden::v1_folders()
+        .iter()
+        .map(|folder| golden::index(folder).1)
+        .collect();
     run(ztoc::fuzz::soci_index, &seeds, 300);
 }
 
 #[test]
 fn prefetch_holds() {
-    let seed = br#"{"version":"1.0","prefetch_spans":[{"start_span":0,"end_span":2,"priority":1}]}"#;
+    let seed =
+        br#"{"version":"1.0","prefetch_spans":[{"start_span":0,"end_span":2,"priority":1}]}"#;
     run(ztoc::fuzz::prefetch, &[seed.to_vec()], 2000);
 }
 

@@ -1,5 +1,11 @@
 //! SOCI indexes that soci wrote.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "also in what tests share"
+)]
+
 mod golden;
 
 use ztoc::soci_index::{IndexVersion, SociIndex, ZtocDescriptor};
@@ -11,7 +17,12 @@ fn every_golden_index_is_written_back_in_the_same_bytes() {
         let index = SociIndex::parse(&bytes).unwrap();
         assert_eq!(index.version, IndexVersion::V1);
         assert!(index.subject.is_some());
-        assert_eq!(oci::Digest::of(&index.encode()), digest, "{}", folder.display());
+        assert_eq!(
+            oci::Digest::of(&index.encode()),
+            digest,
+            "{}",
+            folder.display()
+        );
     }
 }
 
@@ -55,7 +66,11 @@ fn an_index_made_of_its_parts_has_socis_bytes() {
                 ztoc.disable_xattrs,
             );
             // soci 0.4 did not write the span size yet.
-            if ztoc.span_size.is_some() { made } else { ztoc.clone() }
+            if ztoc.span_size.is_some() {
+                made
+            } else {
+                ztoc.clone()
+            }
         });
         let made = SociIndex::new(
             IndexVersion::V1,
@@ -81,7 +96,18 @@ fn an_index_made_of_its_parts_has_socis_bytes() {
 fn what_is_no_soci_index_is_refused() {
     let image = golden::manifests(&golden::root().join("kinds/image")).remove(0);
     let image = serde_json::to_vec(&image).unwrap();
-    for bad in [&b""[..], b"{}", b"null", b"[]", &image, &vec![b' '; 5 << 20]] {
-        assert!(SociIndex::parse(bad).is_err(), "{:?}", String::from_utf8_lossy(bad.get(..80).unwrap_or(bad)));
+    for bad in [
+        &b""[..],
+        b"{}",
+        b"null",
+        b"[]",
+        &image,
+        &vec![b' '; 5 << 20],
+    ] {
+        assert!(
+            SociIndex::parse(bad).is_err(),
+            "{:?}",
+            String::from_utf8_lossy(bad.get(..80).unwrap_or(bad))
+        );
     }
 }

@@ -1,6 +1,10 @@
 //! The golden data: the cases, their layers and the zTOCs that soci made of them.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file uses a part of it"
+)]
 
 use std::path::{Path, PathBuf};
 
@@ -52,7 +56,10 @@ pub fn index(folder: &Path) -> (Digest, Vec<u8>) {
 
 /// The folders with a SOCI index v1: soci v0.15's of every case and v0.4's of `kinds`.
 pub fn v1_folders() -> Vec<PathBuf> {
-    let mut folders: Vec<PathBuf> = CASES.iter().map(|case| root().join(case).join("soci-v1")).collect();
+    let mut folders: Vec<PathBuf> = CASES
+        .iter()
+        .map(|case| root().join(case).join("soci-v1"))
+        .collect();
     folders.push(root().join("kinds/soci-v1-old"));
     folders
 }
@@ -91,7 +98,9 @@ pub fn manifests(folder: &Path) -> Vec<Manifest> {
     let index: oci::Index =
         serde_json::from_slice(&std::fs::read(folder.join("index.json")).unwrap()).unwrap();
     let manifests = index.manifests.iter();
-    manifests.filter_map(|manifest| serde_json::from_slice(&blob(folder, &manifest.digest)).ok()).collect()
+    manifests
+        .filter_map(|manifest| serde_json::from_slice(&blob(folder, &manifest.digest)).ok())
+        .collect()
 }
 
 /// What a plain gzip reader makes of a layer.
@@ -101,7 +110,9 @@ pub fn decompress(layer: &[u8], compression: Compression) -> Vec<u8> {
         Compression::Uncompressed => layer.to_vec(),
         Compression::Gzip => {
             let mut out = Vec::new();
-            flate2::read::MultiGzDecoder::new(layer).read_to_end(&mut out).unwrap();
+            flate2::read::MultiGzDecoder::new(layer)
+                .read_to_end(&mut out)
+                .unwrap();
             out
         }
     }
