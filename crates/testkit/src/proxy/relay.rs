@@ -31,7 +31,17 @@ pub(crate) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 async fn serve(stream: TcpStream, shared: Arc<Shared>) {
     let mut client = Wire::new(stream);
     let mut upstream = None;
-    while let Ok(Some(request)) = client.head().await {
+    loop {
+        let request = match client.head().await {
+            Ok(Some(request)) => request,
+            Ok(None) => return,
+            Err(_) => {
+                // Clients that try TLS first take this for "no TLS here" and go on without.
+                let answer = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n";
+                let _ = client.send(answer).await;
+                return;
+            }
+        };
         match one_request(&mut client, &mut upstream, request, &shared).await {
             Ok(Ending::KeepOpen) => {}
             Ok(Ending::Reset) => return client.reset(),

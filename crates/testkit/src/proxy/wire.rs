@@ -36,6 +36,9 @@ impl Wire {
                 return Head::parse(&head).map(Some);
             }
             ensure!(self.ahead.len() < MAX_HEAD, "the head is too long");
+            // A TLS handshake would be waited for in vain.
+            let first = self.ahead.first().copied().unwrap_or(b'H');
+            ensure!(first.is_ascii_alphabetic(), "this is not HTTP");
             let before = self.ahead.len();
             if self.stream.read_buf(&mut self.ahead).await? == 0 {
                 ensure!(before == 0, "the connection ended in a head");
