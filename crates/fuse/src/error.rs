@@ -45,9 +45,7 @@ pub enum FuseError {
         waited: Duration,
     },
     /// A protocol too old or too new.
-    #[error(
-        "the kernel speaks FUSE {major}.{minor}; 7.23 (Linux 3.15) or a later 7.x is needed"
-    )]
+    #[error("the kernel speaks FUSE {major}.{minor}; 7.23 (Linux 3.15) or a later 7.x is needed")]
     Version {
         /// Major part.
         major: u32,

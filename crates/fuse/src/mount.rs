@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -42,6 +42,7 @@ pub struct MountOptions {
 /// # Errors
 /// If /dev/fuse, mount(2) or the negotiation fails. Nothing stays mounted then.
 pub fn mount(mountpoint: &Path, options: &MountOptions) -> Result<Connection, FuseError> {
+    let mountpoint = &as_in_mountinfo(mountpoint);
     let device = rustix::fs::open(
         "/dev/fuse",
         OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC,
@@ -141,6 +142,24 @@ fn begin(device: &OwnedFd, mountpoint: &Path, limits: &Limits) -> Result<Negotia
     Ok(negotiated)
 }
 
+/// The path as the kernel shows it in mountinfo. Only the parent directory is looked at: on the
+/// mount point itself there may be a mount that nobody serves.
+fn as_in_mountinfo(mountpoint: &Path) -> PathBuf {
+    let resolved = mountpoint
+        .parent()
+        .zip(mountpoint.file_name())
+        .and_then(|(parent, name)| Some(parent.canonicalize().ok()?.join(name)));
+    resolved.unwrap_or_else(|| mountpoint.to_owned())
+}
+
+/// Whether the connection's mount is (still) the topmost one on its mount point.
+#[must_use]
+pub fn is_mounted(facts: &ConnectionFacts) -> bool {
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let device = mountinfo::device_of(&table, &facts.mountpoint);
+    device.is_some() && device == facts.device
+}
+
 /// Sets the readahead of a mount. A failure is only logged: the mount works, slower.
 pub fn set_readahead(facts: &ConnectionFacts, kib: u32) {
     let outcome = match &facts.device {
@@ -166,10 +185,9 @@ pub fn set_readahead(facts: &ConnectionFacts, kib: u32) {
 /// If umount2(2) fails otherwise.
 pub fn unmount(mountpoint: &Path) -> Result<(), FuseError> {
     let result = match rustix::mount::unmount(mountpoint, UnmountFlags::NOFOLLOW) {
-        Err(Errno::BUSY) => rustix::mount::unmount(
-            mountpoint,
-            UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
-        ),
+        Err(Errno::BUSY) => {
+            rustix::mount::unmount(mountpoint, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
+        }
         other => other,
     };
     match result {

@@ -55,10 +55,7 @@ mod tests {
         let table = b"27 1 254:0 / / rw - ext4 /dev/vda rw\n\
             40 27 0:40 / /a\\040b ro - fuse.rawBridge soci ro\n\
             41 40 0:41 / /a\\040b ro - fuse.rawBridge soci ro\n";
-        assert_eq!(
-            device_of(table, Path::new("/a b")).as_deref(),
-            Some("0:41")
-        );
+        assert_eq!(device_of(table, Path::new("/a b")).as_deref(), Some("0:41"));
         assert_eq!(device_of(table, Path::new("/a")), None);
     }
 

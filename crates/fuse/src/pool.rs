@@ -245,7 +245,12 @@ impl Served {
         let deadline = std::time::Instant::now() + limit;
         let mut ended = self.station.ended.lock();
         while !*ended {
-            if self.station.end.wait_until(&mut ended, deadline).timed_out() {
+            if self
+                .station
+                .end
+                .wait_until(&mut ended, deadline)
+                .timed_out()
+            {
                 return *ended;
             }
         }

@@ -333,12 +333,7 @@ impl<'a> Builder<'a> {
 
     /// The directory that a path leads to, symbolic links followed within the layer. Missing
     /// directories are made, or the answer is `None`.
-    fn walk(
-        &mut self,
-        path: &'a [u8],
-        entry: &[u8],
-        make: bool,
-    ) -> Result<Option<u32>, TreeError> {
+    fn walk(&mut self, path: &'a [u8], entry: &[u8], make: bool) -> Result<Option<u32>, TreeError> {
         let mut links = 0;
         // The way down from the root, for `..`; what is left to walk, next part last.
         let mut way = vec![ROOT];
@@ -465,7 +460,10 @@ fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     let mut skip = 0_usize;
     loop {
         let head = path.get(..end)?;
-        let start = head.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+        let start = head
+            .iter()
+            .rposition(|&byte| byte == b'/')
+            .map_or(0, |slash| slash + 1);
         let part = head.get(start..)?;
         match part {
             b"" | b"." => {}

@@ -145,15 +145,15 @@ impl MountedLayer {
     /// # Errors
     /// If umount2(2) fails.
     pub fn unmount(&self) -> Result<(), MountError> {
-        // Somebody else may have mounted on the same path since this one ended.
-        if self.served.has_ended() {
+        // Somebody else may have mounted on the same path since this one was unmounted.
+        if !fuse::is_mounted(self.facts()) {
             return Ok(());
         }
         Ok(fuse::unmount(self.mountpoint())?)
     }
 
     /// Ends the connection at once: whoever waits or comes later gets an error. The mount stays
-    /// until [`MountedLayer::unmount`]… is called on its path.
+    /// until [`MountedLayer::unmount`].
     pub fn abort(&self) {
         self.served.release();
     }

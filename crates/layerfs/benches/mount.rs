@@ -1,0 +1,125 @@
+//! Tree building, walking with stat beside overlayfs on plain directories, and sequential reads.
+//! Needs root, /dev/fuse and overlayfs: `cargo bench -p layerfs`.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use layerfs::{MountOptions, Tree, TreeOptions};
+use support::{Layer, Mount, noise, run, ztoc_of};
+
+const FILES: u32 = 100_000;
+
+fn timed<T>(action: impl FnOnce() -> T) -> (T, Duration) {
+    let start = Instant::now();
+    let value = action();
+    (value, start.elapsed())
+}
+
+/// `find` with stat, its output thrown away.
+fn walk(directory: &Path) -> Duration {
+    let mut find = Command::new("find");
+    find.arg(directory)
+        .args(["-xdev", "-printf", "%s %m %U %T@\n"]);
+    let (status, time) = timed(|| find.stdout(Stdio::null()).status().unwrap());
+    assert!(status.success());
+    time
+}
+
+fn overlay(lower: &Path, at: &Path) {
+    let empty = at.join("empty");
+    let merged = at.join("merged");
+    std::fs::create_dir_all(&empty).unwrap();
+    std::fs::create_dir_all(&merged).unwrap();
+    let layers = format!("lowerdir={}:{}", lower.display(), empty.display());
+    run(
+        "mount",
+        &[
+            "-t",
+            "overlay",
+            "overlay",
+            "-o",
+            &layers,
+            merged.to_str().unwrap(),
+        ],
+    );
+}
+
+fn show(what: &str, lower: &Path, at: &Path) {
+    overlay(lower, at);
+    // Dentries and inodes only; data stays.
+    std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    let merged = at.join("merged");
+    let times: Vec<_> = (0..3).map(|_| walk(&merged)).collect();
+    run("umount", &[merged.to_str().unwrap()]);
+    println!(
+        "find with stat, {what}: first {:?}, then {:?}, {:?}",
+        times[0], times[1], times[2]
+    );
+}
+
+fn main() {
+    let mut layer = Layer::new();
+    for n in 0..FILES {
+        let name = format!(
+            "usr/lib/python3/site-packages/p{}/s{}/file-{n}.py",
+            n / 1000,
+            n / 50 % 20
+        );
+        layer = layer.file(&name, b"");
+    }
+    let tar = layer.tar();
+    let ztoc = ztoc_of(&tar);
+    let build = || Tree::build(&ztoc, TreeOptions::default()).unwrap();
+    let tree = build();
+    let best = (0..5).map(|_| timed(build).1).min().unwrap();
+    println!(
+        "tree of {} inodes: {best:?}, {} KiB, {} bytes an inode",
+        tree.len(),
+        tree.memory() / 1024,
+        tree.memory() as u64 / tree.len(),
+    );
+
+    let plain = tempfile::tempdir().unwrap();
+    let archive = plain.path().join("a.tar");
+    std::fs::write(&archive, &tar).unwrap();
+    let unpacked = plain.path().join("unpacked");
+    std::fs::create_dir(&unpacked).unwrap();
+    run(
+        "tar",
+        &[
+            "-xf",
+            archive.to_str().unwrap(),
+            "-C",
+            unpacked.to_str().unwrap(),
+        ],
+    );
+    show("overlay over plain directories", &unpacked, plain.path());
+    let mount = Mount::new(&ztoc, tar, MountOptions::default());
+    let root = mount.path("");
+    show("overlay over the layer's mount", &root, mount.beside());
+    std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    println!(
+        "find with stat, the mount itself: first {:?}, then {:?}",
+        walk(&root),
+        walk(&root)
+    );
+    println!("requests: {:?}", mount.layer.counters());
+
+    let length = 512 << 20;
+    let mount = Mount::of_tar(Layer::new().file("big", &noise(length)).tar());
+    let path = mount.path("big");
+    let argument = format!("if={}", path.display());
+    let dd = || run("dd", &[&argument, "of=/dev/null", "bs=1M", "status=none"]);
+    for what in ["first", "second (page cache)"] {
+        let ((), time) = timed(|| drop(dd()));
+        let rate = (length >> 20) as f64 / time.as_secs_f64();
+        println!("sequential read, {what}: {rate:.0} MiB/s");
+    }
+    println!("requests: {:?}", mount.layer.counters());
+}
