@@ -17,7 +17,7 @@ use crate::layer::Layer;
 use crate::pending_read::PendingRead;
 use crate::priority::Priority;
 use crate::request;
-use crate::schedule::{Broken, Schedule, Waiters, Wish};
+use crate::schedule::{Broken, Failed, Schedule, Waiters, Wish};
 use crate::stats::Counters;
 use crate::unsaved::Unsaved;
 use crate::{FetchConfig, ReadDone, ReadError};
@@ -189,44 +189,33 @@ impl Core {
     }
 
     /// A request is over.
-    pub(crate) fn ended(
-        self: &Arc<Self>,
-        request: u64,
-        layer: &Layer,
-        broken: Option<(Broken, &dyn Fn(u32) -> ReadError)>,
-    ) {
-        let given_up = self
-            .schedule
-            .lock()
-            .ended(request, broken.map(|(broken, _)| broken));
-        for (span, waiters) in given_up {
-            let error = broken.map_or(ReadError::Abandoned, |(_, error)| error(span));
-            if waiters.is_empty() {
-                tracing::debug!(layer = %layer.stored.digest(), error = %error, "a span that nobody waits for is not fetched");
-            } else {
-                self.fail(layer, span, &error, waiters);
-            }
+    pub(crate) fn ended(self: &Arc<Self>, request: u64, layer: &Layer, broken: Option<Broken<'_>>) {
+        let until = Instant::now() + self.config.negative_backoff;
+        let failed = self.schedule.lock().ended(request, broken, until);
+        for Failed { error, waiters } in failed {
+            self.tell(layer, &error, waiters);
         }
         self.pump();
     }
 
-    /// A span cannot be had: tells those who wait, and the layer's state.
-    pub(crate) fn fail(&self, layer: &Layer, span: u32, error: &ReadError, mut waiters: Waiters) {
+    /// A span cannot be had.
+    pub(crate) fn fail(&self, layer: &Layer, span: u32, error: &ReadError) {
         let until = Instant::now() + self.config.negative_backoff;
-        waiters.extend(self.schedule.lock().fail(layer.number, span, error, until));
+        let waiters = self.schedule.lock().fail(layer.number, span, error, until);
+        self.tell(layer, error, waiters);
+    }
+
+    /// Tells those who wait, the layer's state and the log.
+    fn tell(&self, layer: &Layer, error: &ReadError, waiters: Waiters) {
         if layer.is_closed() {
-            waiters
-                .into_iter()
-                .for_each(|waiter| waiter.fail(ReadError::Closed));
+            waiters.into_iter().for_each(|waiter| waiter.fail(ReadError::Closed));
             return;
         }
         self.counters.spans_failed.fetch_add(1, Ordering::Relaxed);
         if layer.set_error(error.to_string()) {
             tracing::error!(layer = %layer.stored.digest(), error = %error, "a span cannot be served");
         }
-        waiters
-            .into_iter()
-            .for_each(|waiter| waiter.fail(error.clone()));
+        waiters.into_iter().for_each(|waiter| waiter.fail(error.clone()));
     }
 
     /// Stops all work for a layer and answers who waits.

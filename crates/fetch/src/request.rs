@@ -84,12 +84,9 @@ impl Drop for Ending {
             let broken = Broken {
                 transient: false,
                 progress: false,
+                error: &|_| ReadError::Abandoned,
             };
-            self.core.ended(
-                request,
-                &self.layer,
-                Some((broken, &|_| ReadError::Abandoned)),
-            );
+            self.core.ended(request, &self.layer, Some(broken));
         }
     }
 }
@@ -120,13 +117,13 @@ pub(crate) fn run(core: Arc<Core>, request: Request) -> impl Future<Output = ()>
         let broken = Broken {
             transient: error.is_transient(),
             progress: brought > 0,
+            error: &|span| ReadError::Source {
+                what: what.clone(),
+                span,
+                reason: error.to_string(),
+            },
         };
-        let failed = |span| ReadError::Source {
-            what: what.clone(),
-            span,
-            reason: error.to_string(),
-        };
-        core.ended(request.id, &request.layer, Some((broken, &failed)));
+        core.ended(request.id, &request.layer, Some(broken));
     }
 }
 

@@ -23,7 +23,7 @@ const DEMAND_RESERVE: usize = 2;
 /// compressed bytes.
 const TOO_FAR: u64 = 4 << 20;
 /// How often a span that a reader waits for is requested.
-const ATTEMPTS: u32 = 2;
+const ATTEMPTS: u32 = 3;
 
 pub(crate) type Waiters = Vec<Arc<PendingRead>>;
 
@@ -323,8 +323,9 @@ impl Schedule {
     }
 
     /// The request is over. Spans that it has not brought are asked for again where a reader waits and
-    /// that makes sense, and given up otherwise: those are returned.
-    pub(crate) fn ended(&mut self, request: u64, error: Option<Broken>) -> Vec<(u32, Waiters)> {
+    /// that makes sense, and given up otherwise: those that somebody waits for are returned, and
+    /// remembered as failed until `until`.
+    pub(crate) fn ended(&mut self, request: u64, broken: Option<Broken<'_>>, until: Instant) -> Vec<Failed> {
         let Some(running) = self.requests.remove(&request) else {
             return Vec::new();
         };
@@ -339,22 +340,24 @@ impl Schedule {
             .collect();
         let mut given_up = Vec::new();
         for span in left {
-            let Some(wanted) = queue.wanted.get_mut(&span) else {
-                continue;
-            };
-            let blamed = error.is_some_and(|broken| !broken.progress || span == running.left.start);
+            let Some(wanted) = queue.wanted.get_mut(&span) else { continue };
+            let blamed = broken
+                .as_ref()
+                .is_some_and(|broken| !broken.progress || span == running.left.start);
             wanted.attempts += u32::from(blamed);
-            let again = error.is_none_or(|broken| broken.transient)
+            let again = broken.as_ref().is_none_or(|broken| broken.transient)
                 && wanted.attempts < ATTEMPTS
                 && (!wanted.waiters.is_empty() || !blamed);
             if again {
                 wanted.stage = Stage::Queued;
-                self.queues
-                    .get_mut(wanted.priority)
-                    .push_back((running.layer, span));
-            } else {
-                let waiters = queue.wanted.remove(&span).map(|wanted| wanted.waiters);
-                given_up.push((span, waiters.unwrap_or_default()));
+                self.queues.get_mut(wanted.priority).push_back((running.layer, span));
+                continue;
+            }
+            let waiters = queue.wanted.remove(&span).map(|wanted| wanted.waiters).unwrap_or_default();
+            if !waiters.is_empty() {
+                let error = broken.as_ref().map_or(ReadError::Abandoned, |broken| (broken.error)(span));
+                queue.failed.insert(span, (until, error.clone()));
+                given_up.push(Failed { error, waiters });
             }
         }
         given_up
@@ -435,10 +438,17 @@ impl Schedule {
 }
 
 /// How a request broke.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Broken {
+pub(crate) struct Broken<'a> {
     /// It may succeed the next time.
     pub(crate) transient: bool,
     /// It has brought a span before.
     pub(crate) progress: bool,
+    /// What to tell those who wait for a span.
+    pub(crate) error: &'a dyn Fn(u32) -> ReadError,
+}
+
+/// A span that somebody waits for and that cannot be had.
+pub(crate) struct Failed {
+    pub(crate) error: ReadError,
+    pub(crate) waiters: Waiters,
 }

@@ -182,6 +182,6 @@ impl SpanWork {
 
     fn fail(&mut self, error: &ReadError) {
         self.over = true;
-        self.core.fail(&self.layer, self.span, error, Vec::new());
+        self.core.fail(&self.layer, self.span, error);
     }
 }
