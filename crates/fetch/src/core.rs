@@ -208,14 +208,18 @@ impl Core {
     /// Tells those who wait, the layer's state and the log.
     fn tell(&self, layer: &Layer, error: &ReadError, waiters: Waiters) {
         if layer.is_closed() {
-            waiters.into_iter().for_each(|waiter| waiter.fail(ReadError::Closed));
+            waiters
+                .into_iter()
+                .for_each(|waiter| waiter.fail(ReadError::Closed));
             return;
         }
         self.counters.spans_failed.fetch_add(1, Ordering::Relaxed);
         if layer.set_error(error.to_string()) {
             tracing::error!(layer = %layer.stored.digest(), error = %error, "a span cannot be served");
         }
-        waiters.into_iter().for_each(|waiter| waiter.fail(error.clone()));
+        waiters
+            .into_iter()
+            .for_each(|waiter| waiter.fail(error.clone()));
     }
 
     /// Stops all work for a layer and answers who waits.

@@ -257,6 +257,18 @@ impl Schedule {
         } else {
             self.max_request_bytes.min(URGENT_PART)
         };
+        let end_of_first = layer.spans.get(SpanId(first))?.compressed.end;
+        // Those before it that are as urgent: the order in which they were asked for says little.
+        let mut first = first;
+        while let Some(before) = first.checked_sub(1) {
+            let start = layer.spans.get(SpanId(before))?.compressed.start;
+            let waits = queue.wanted.get(&before);
+            let joins = waits.is_some_and(|w| w.stage == Stage::Queued && w.priority <= priority);
+            if !joins || end_of_first.saturating_sub(start) > most {
+                break;
+            }
+            first = before;
+        }
         let start = layer.spans.get(SpanId(first))?.compressed.start;
         let id = self.next_request;
         self.next_request += 1;
@@ -325,7 +337,12 @@ impl Schedule {
     /// The request is over. Spans that it has not brought are asked for again where a reader waits and
     /// that makes sense, and given up otherwise: those that somebody waits for are returned, and
     /// remembered as failed until `until`.
-    pub(crate) fn ended(&mut self, request: u64, broken: Option<Broken<'_>>, until: Instant) -> Vec<Failed> {
+    pub(crate) fn ended(
+        &mut self,
+        request: u64,
+        broken: Option<Broken<'_>>,
+        until: Instant,
+    ) -> Vec<Failed> {
         let Some(running) = self.requests.remove(&request) else {
             return Vec::new();
         };
@@ -340,7 +357,9 @@ impl Schedule {
             .collect();
         let mut given_up = Vec::new();
         for span in left {
-            let Some(wanted) = queue.wanted.get_mut(&span) else { continue };
+            let Some(wanted) = queue.wanted.get_mut(&span) else {
+                continue;
+            };
             let blamed = broken
                 .as_ref()
                 .is_some_and(|broken| !broken.progress || span == running.left.start);
@@ -350,12 +369,20 @@ impl Schedule {
                 && (!wanted.waiters.is_empty() || !blamed);
             if again {
                 wanted.stage = Stage::Queued;
-                self.queues.get_mut(wanted.priority).push_back((running.layer, span));
+                self.queues
+                    .get_mut(wanted.priority)
+                    .push_back((running.layer, span));
                 continue;
             }
-            let waiters = queue.wanted.remove(&span).map(|wanted| wanted.waiters).unwrap_or_default();
+            let waiters = queue
+                .wanted
+                .remove(&span)
+                .map(|wanted| wanted.waiters)
+                .unwrap_or_default();
             if !waiters.is_empty() {
-                let error = broken.as_ref().map_or(ReadError::Abandoned, |broken| (broken.error)(span));
+                let error = broken
+                    .as_ref()
+                    .map_or(ReadError::Abandoned, |broken| (broken.error)(span));
                 queue.failed.insert(span, (until, error.clone()));
                 given_up.push(Failed { error, waiters });
             }

@@ -13,7 +13,10 @@ use tokio::sync::Semaphore;
 use ztoc::SpanId;
 
 fn no_readahead() -> FetchConfig {
-    FetchConfig { max_readahead: 0, ..quick() }
+    FetchConfig {
+        max_readahead: 0,
+        ..quick()
+    }
 }
 
 #[test]
@@ -48,13 +51,19 @@ fn a_corrupt_byte_is_never_served_and_its_span_alone_is_fetched_again() {
 #[test]
 fn bytes_that_stay_corrupt_are_an_error_until_they_are_right() {
     let sample = Sample::gzip(10, 100_000);
-    let rig = Rig::new(FetchConfig { max_span_verification_retries: 3, ..no_readahead() });
+    let rig = Rig::new(FetchConfig {
+        max_span_verification_retries: 3,
+        ..no_readahead()
+    });
     let source = MemoryBlob::new(sample.blob.clone());
     let layer = rig.open(&sample, source.clone());
     let span = layer.stored().spans().span(SpanId(2));
     source.fault_always(Some(Fault::Corrupt(span.compressed.start + 100)));
     let error = read(&layer, span.uncompressed.start, 10).unwrap_err();
-    assert!(matches!(error, ReadError::Verification { span: 2, .. }), "{error}");
+    assert!(
+        matches!(error, ReadError::Verification { span: 2, .. }),
+        "{error}"
+    );
     assert_eq!(source.requests().len(), 4);
     assert!(layer.status().error.unwrap().contains("digest"));
     assert!(!layer.stored().has(SpanId(2)));
@@ -86,7 +95,10 @@ fn a_source_that_fails_is_asked_a_bounded_number_of_times() {
 #[test]
 fn a_span_that_failed_is_left_alone_for_a_moment() {
     let sample = Sample::gzip(3, 100_000);
-    let rig = Rig::new(FetchConfig { negative_backoff: Duration::from_secs(3600), ..no_readahead() });
+    let rig = Rig::new(FetchConfig {
+        negative_backoff: Duration::from_secs(3600),
+        ..no_readahead()
+    });
     let source = MemoryBlob::new(sample.blob.clone());
     source.fault_always(Some(Fault::Fail(MemoryBlob::status(403))));
     let layer = rig.open(&sample, source.clone());
@@ -107,13 +119,18 @@ fn a_source_that_hangs_is_an_error_and_not_a_hang() {
     assert!(matches!(error, ReadError::Source { .. }), "{error}");
     source.fault_always(None);
     check_all(&layer, &sample.tar, 50_000);
-    eventually("memory is given back", || rig.fetcher.stats().memory_in_use == 0);
+    eventually("memory is given back", || {
+        rig.fetcher.stats().memory_in_use == 0
+    });
 }
 
 #[test]
 fn closing_a_layer_answers_who_waits_and_stops_its_requests() {
     let sample = Sample::gzip(10, 100_000);
-    let rig = Rig::new(FetchConfig { stall_timeout: Duration::from_secs(3600), ..no_readahead() });
+    let rig = Rig::new(FetchConfig {
+        stall_timeout: Duration::from_secs(3600),
+        ..no_readahead()
+    });
     let source = MemoryBlob::new(sample.blob.clone());
     source.fault_always(Some(Fault::Hang));
     let layer = rig.open(&sample, source.clone());
@@ -132,7 +149,10 @@ fn closing_a_layer_answers_who_waits_and_stops_its_requests() {
 fn shutting_down_or_losing_the_runtime_answers_who_waits() {
     let sample = Sample::gzip(10, 100_000);
     for lose_runtime in [false, true] {
-        let config = FetchConfig { stall_timeout: Duration::from_secs(3600), ..no_readahead() };
+        let config = FetchConfig {
+            stall_timeout: Duration::from_secs(3600),
+            ..no_readahead()
+        };
         let mut rig = Rig::new(config);
         let source = MemoryBlob::new(sample.blob.clone());
         source.fault_always(Some(Fault::Hang));
@@ -140,9 +160,15 @@ fn shutting_down_or_losing_the_runtime_answers_who_waits() {
         let told = start(&layer, 0, 10);
         eventually("asked", || !source.requests().is_empty());
         if lose_runtime {
-            rig.runtime.take().unwrap().shutdown_timeout(Duration::from_secs(10));
+            rig.runtime
+                .take()
+                .unwrap()
+                .shutdown_timeout(Duration::from_secs(10));
         } else {
-            rig.runtime.as_ref().unwrap().block_on(rig.fetcher.shutdown());
+            rig.runtime
+                .as_ref()
+                .unwrap()
+                .block_on(rig.fetcher.shutdown());
         }
         finish(&told).unwrap_err();
         finish(&start(&layer, 500_000, 10)).unwrap_err();
@@ -152,7 +178,10 @@ fn shutting_down_or_losing_the_runtime_answers_who_waits() {
 #[test]
 fn demand_does_not_wait_for_a_background_that_is_stuck() {
     let sample = Sample::gzip(60, 50_000);
-    let mut config = FetchConfig { max_request_bytes: 100_000, ..no_readahead() };
+    let mut config = FetchConfig {
+        max_request_bytes: 100_000,
+        ..no_readahead()
+    };
     config.stall_timeout = Duration::from_secs(3600);
     config.background.silence_period = Duration::ZERO;
     config.background.fetch_period = Duration::from_millis(1);
@@ -160,7 +189,11 @@ fn demand_does_not_wait_for_a_background_that_is_stuck() {
     // The background's requests start at 0, and all are held; what is read afterwards is not.
     let gate = Arc::new(Semaphore::new(0));
     let blob = MemoryBlob::new(sample.blob.clone());
-    let source = Held { blob, until: 1_000_000, gate: gate.clone() };
+    let source = Held {
+        blob,
+        until: 1_000_000,
+        gate: gate.clone(),
+    };
     let layer = rig.open(&sample, source);
     layer.start_background();
     eventually("stuck", || rig.fetcher.stats().requests_in_flight >= 3);
@@ -182,7 +215,14 @@ fn a_reader_does_not_wait_for_a_long_request_of_less_urgency() {
     let rig = Rig::new(config);
     let gate = Arc::new(Semaphore::new(0));
     let blob = MemoryBlob::new(sample.blob.clone());
-    let layer = rig.open(&sample, Held { blob: blob.clone(), until: 1, gate: gate.clone() });
+    let layer = rig.open(
+        &sample,
+        Held {
+            blob: blob.clone(),
+            until: 1,
+            gate: gate.clone(),
+        },
+    );
     layer.prefetch(0..u32::MAX);
     eventually("asked", || blob.requests().len() == 1);
     let at = sample.tar.len() - 200_000;
@@ -202,7 +242,9 @@ fn the_background_fills_a_quiet_layer_and_stops_when_it_is_closed() {
     let layer = rig.open(&sample, MemoryBlob::new(sample.blob.clone()));
     layer.start_background();
     eventually("filled", || layer.stored().is_complete());
-    eventually("out of the queue", || rig.fetcher.stats().background_layers == 0);
+    eventually("out of the queue", || {
+        rig.fetcher.stats().background_layers == 0
+    });
     assert_eq!(rig.fetcher.stats().demand.requests, 0);
     check_all(&layer, &sample.tar, 1_000_000);
 
@@ -225,7 +267,10 @@ fn the_background_fills_a_quiet_layer_and_stops_when_it_is_closed() {
 
 #[test]
 fn a_full_background_queue_drops_as_configured() {
-    for (policy, filled) in [(fetch::DropPolicy::Newest, 0), (fetch::DropPolicy::Oldest, 1)] {
+    for (policy, filled) in [
+        (fetch::DropPolicy::Newest, 0),
+        (fetch::DropPolicy::Oldest, 1),
+    ] {
         let samples = [Sample::gzip(3, 100_000), Sample::gzip(4, 100_000)];
         let mut config = quick();
         config.background.silence_period = Duration::ZERO;
@@ -233,7 +278,8 @@ fn a_full_background_queue_drops_as_configured() {
         config.background.max_queue_size = Some(1);
         config.background.drop_policy = policy;
         let rig = Rig::new(config);
-        let layers = [&samples[0], &samples[1]].map(|sample| rig.open(sample, MemoryBlob::new(sample.blob.clone())));
+        let layers = [&samples[0], &samples[1]]
+            .map(|sample| rig.open(sample, MemoryBlob::new(sample.blob.clone())));
         // Held back, so that the first is still in the queue when the second comes.
         layers.iter().for_each(|layer| layer.start_background());
         assert_eq!(rig.fetcher.stats().background_dropped, 1);
@@ -258,7 +304,10 @@ fn readers_are_served_although_the_disk_is_full() {
     let stats = rig.fetcher.stats();
     assert!(stats.store_failures > 0);
     // A span that could not be stored is not fetched for each read of it.
-    assert!(stats.spans_verified < 4 * u64::from(layer.stored().spans().len()), "{stats:?}");
+    assert!(
+        stats.spans_verified < 4 * u64::from(layer.stored().spans().len()),
+        "{stats:?}"
+    );
     // What was stored stays, and is right.
     assert!(layer.stored().fetched_bytes() > 0);
     check_all(&layer, &sample.tar, 100_000);
@@ -270,8 +319,14 @@ struct Tmpfs(std::path::PathBuf);
 impl Tmpfs {
     fn mount(at: &std::path::Path) -> Self {
         let size = c"size=4m";
-        rustix::mount::mount("tmpfs", at, "tmpfs", rustix::mount::MountFlags::empty(), size)
-            .expect("mounting a tmpfs: this test needs root");
+        rustix::mount::mount(
+            "tmpfs",
+            at,
+            "tmpfs",
+            rustix::mount::MountFlags::empty(),
+            size,
+        )
+        .expect("mounting a tmpfs: this test needs root");
         Self(at.to_path_buf())
     }
 }
@@ -295,7 +350,10 @@ impl registry::BlobSource for Held {
         self.blob.size()
     }
 
-    async fn stream_range(&self, range: std::ops::Range<u64>) -> Result<registry::ByteStream, registry::RegistryError> {
+    async fn stream_range(
+        &self,
+        range: std::ops::Range<u64>,
+    ) -> Result<registry::ByteStream, registry::RegistryError> {
         let held = range.start < self.until;
         let answer = self.blob.stream_range(range).await;
         if held {

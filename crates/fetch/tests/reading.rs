@@ -29,7 +29,11 @@ fn sequential_reads_give_the_truth_and_fetch_each_byte_once() {
     assert!(stats.readahead.spans > spans / 2, "{stats:?}");
     assert!((source.requests().len() as u64) < spans / 2, "{stats:?}");
     // Neighbours share a byte, so those between two requests may come twice.
-    let bytes: u64 = source.requests().iter().map(|range| range.end - range.start).sum();
+    let bytes: u64 = source
+        .requests()
+        .iter()
+        .map(|range| range.end - range.start)
+        .sum();
     assert!(bytes <= sample.blob.len() as u64 + source.requests().len() as u64);
 }
 
@@ -54,7 +58,10 @@ fn random_reads_of_any_size_give_the_truth() {
 #[test]
 fn many_readers_of_one_span_share_one_request() {
     let sample = Sample::gzip(20, 100_000);
-    let rig = Rig::new(FetchConfig { max_readahead: 0, ..quick() });
+    let rig = Rig::new(FetchConfig {
+        max_readahead: 0,
+        ..quick()
+    });
     let source = MemoryBlob::new(sample.blob.clone());
     let layer = rig.open(&sample, source.clone());
     let span = layer.stored().spans().span(SpanId(3)).uncompressed;
@@ -71,12 +78,22 @@ fn many_readers_of_one_span_share_one_request() {
 #[test]
 fn concurrent_readers_give_the_truth_within_a_small_memory_budget() {
     let sample = Sample::gzip(100, 50_000);
-    let config = FetchConfig { memory_budget: 400_000, max_request_bytes: 200_000, ..quick() };
+    let config = FetchConfig {
+        memory_budget: 400_000,
+        max_request_bytes: 200_000,
+        ..quick()
+    };
     let rig = Rig::new(config);
-    let layer = rig.open(&sample, MemoryBlob::new(sample.blob.clone()).with_piece_size(1000));
+    let layer = rig.open(
+        &sample,
+        MemoryBlob::new(sample.blob.clone()).with_piece_size(1000),
+    );
     let largest = (0..layer.stored().spans().len())
         .map(|id| layer.stored().spans().span(SpanId(id)))
-        .map(|span| span.uncompressed.end - span.uncompressed.start + span.compressed.end - span.compressed.start)
+        .map(|span| {
+            span.uncompressed.end - span.uncompressed.start + span.compressed.end
+                - span.compressed.start
+        })
         .max()
         .unwrap();
     assert!(largest < 400_000);
@@ -86,14 +103,23 @@ fn concurrent_readers_give_the_truth_within_a_small_memory_budget() {
             scope.spawn(move || check_all(layer, tar, step));
         }
     });
-    eventually("memory is given back", || rig.fetcher.stats().memory_in_use == 0);
-    assert!(rig.fetcher.stats().memory_peak <= 400_000, "{:?}", rig.fetcher.stats());
+    eventually("memory is given back", || {
+        rig.fetcher.stats().memory_in_use == 0
+    });
+    assert!(
+        rig.fetcher.stats().memory_peak <= 400_000,
+        "{:?}",
+        rig.fetcher.stats()
+    );
 }
 
 #[test]
 fn a_span_larger_than_the_memory_budget_is_served() {
     let sample = Sample::gzip(10, 300_000);
-    let rig = Rig::new(FetchConfig { memory_budget: 1000, ..quick() });
+    let rig = Rig::new(FetchConfig {
+        memory_budget: 1000,
+        ..quick()
+    });
     let layer = rig.open(&sample, MemoryBlob::new(sample.blob.clone()));
     check_all(&layer, &sample.tar, 65_536);
 }
@@ -106,12 +132,17 @@ fn after_a_restart_what_was_fetched_needs_no_source() {
     check_all(&layer, &sample.tar, 100_000);
     eventually("complete", || layer.stored().is_complete());
     let dir = rig.dir.clone();
-    rig.runtime.as_ref().unwrap().block_on(rig.fetcher.shutdown());
+    rig.runtime
+        .as_ref()
+        .unwrap()
+        .block_on(rig.fetcher.shutdown());
     drop((layer, rig));
 
     let rig = Rig::at(dir, quick(), LayerStoreConfig::default());
     let nothing = MemoryBlob::new(sample.blob.clone());
-    nothing.fault_always(Some(registry::testing::Fault::Fail(MemoryBlob::unreachable())));
+    nothing.fault_always(Some(registry::testing::Fault::Fail(
+        MemoryBlob::unreachable(),
+    )));
     let layer = rig.open(&sample, nothing.clone());
     check_all(&layer, &sample.tar, 100_000);
     assert_eq!(nothing.requests().len(), 0);
@@ -125,7 +156,10 @@ fn what_rots_on_disk_is_fetched_again_and_never_served() {
     check_all(&layer, &sample.tar, 100_000);
     eventually("complete", || layer.stored().is_complete());
     let dir = rig.dir.clone();
-    rig.runtime.as_ref().unwrap().block_on(rig.fetcher.shutdown());
+    rig.runtime
+        .as_ref()
+        .unwrap()
+        .block_on(rig.fetcher.shutdown());
     drop((layer, rig));
 
     let name = format!("{}-{}", sample.digest().hex(), sample.ztoc_digest().hex());
@@ -146,7 +180,12 @@ fn reads_outside_of_the_layer_are_refused() {
     let rig = Rig::new(quick());
     let layer = rig.open(&sample, MemoryBlob::new(sample.blob.clone()));
     let size = layer.stored().spans().uncompressed_size();
-    for (offset, len) in [(size, 1), (size - 1, 2), (u64::MAX, 1), (u64::MAX, usize::MAX)] {
+    for (offset, len) in [
+        (size, 1),
+        (size - 1, 2),
+        (u64::MAX, 1),
+        (u64::MAX, usize::MAX),
+    ] {
         let error = finish(&start(&layer, offset, len)).unwrap_err();
         assert!(matches!(error, ReadError::OutOfRange { .. }), "{error}");
     }
@@ -157,7 +196,10 @@ fn reads_outside_of_the_layer_are_refused() {
 fn a_store_with_a_budget_keeps_serving_the_truth() {
     let sample = Sample::gzip(60, 100_000);
     let dir = Arc::new(tempfile::tempdir().unwrap());
-    let budget = LayerStoreConfig { budget_bytes: Some(1_000_000), ..LayerStoreConfig::default() };
+    let budget = LayerStoreConfig {
+        budget_bytes: Some(1_000_000),
+        ..LayerStoreConfig::default()
+    };
     let rig = Rig::at(dir, quick(), budget);
     let layer = rig.open(&sample, MemoryBlob::new(sample.blob.clone()));
     std::thread::scope(|scope| {
@@ -175,7 +217,9 @@ fn golden_layers_read_the_same_through_the_ztocs_of_the_reference() {
     let mut layers = 0;
     for case in std::fs::read_dir(&golden).unwrap() {
         let case = case.unwrap().path();
-        let Ok(index) = std::fs::read_to_string(case.join("soci-v1/index-digest")) else { continue };
+        let Ok(index) = std::fs::read_to_string(case.join("soci-v1/index-digest")) else {
+            continue;
+        };
         let blob = |folder: &str, digest: &oci::Digest| {
             std::fs::read(case.join(folder).join("blobs/sha256").join(digest.hex())).ok()
         };
@@ -196,7 +240,10 @@ fn golden_layers_read_the_same_through_the_ztocs_of_the_reference() {
                 ztoc: blob("soci-v1", &ztoc.descriptor.digest).unwrap(),
             };
             let rig = Rig::new(quick());
-            let layer = rig.open(&sample, MemoryBlob::new(sample.blob.clone()).with_piece_size(999));
+            let layer = rig.open(
+                &sample,
+                MemoryBlob::new(sample.blob.clone()).with_piece_size(999),
+            );
             let size = usize::try_from(layer.stored().spans().uncompressed_size()).unwrap();
             check_all(&layer, &sample.tar[..size], 10_007);
             assert_eq!(layer.status().size, MemoryBlob::new(sample.blob).size());

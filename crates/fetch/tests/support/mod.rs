@@ -44,15 +44,24 @@ impl Sample {
             header.set_size(content.len() as u64);
             header.set_mode(0o644);
             header.set_cksum();
-            builder.append_data(&mut header, format!("file-{number}"), &content[..]).unwrap();
+            builder
+                .append_data(&mut header, format!("file-{number}"), &content[..])
+                .unwrap();
         }
         let tar = builder.into_inner().unwrap();
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         encoder.write_all(&tar).unwrap();
         let blob: Bytes = encoder.finish().unwrap().into();
-        let options = ztoc::BuildOptions { span_size, ..Default::default() };
+        let options = ztoc::BuildOptions {
+            span_size,
+            ..Default::default()
+        };
         let built = ztoc::build(&blob[..], ztoc::Compression::Gzip, options).unwrap();
-        Self { tar, blob, ztoc: built.ztoc.encode() }
+        Self {
+            tar,
+            blob,
+            ztoc: built.ztoc.encode(),
+        }
     }
 }
 
@@ -74,10 +83,18 @@ pub(crate) fn quick() -> FetchConfig {
 
 impl Rig {
     pub(crate) fn new(config: FetchConfig) -> Self {
-        Self::at(Arc::new(tempfile::tempdir().unwrap()), config, LayerStoreConfig::default())
+        Self::at(
+            Arc::new(tempfile::tempdir().unwrap()),
+            config,
+            LayerStoreConfig::default(),
+        )
     }
 
-    pub(crate) fn at(dir: Arc<tempfile::TempDir>, config: FetchConfig, store: LayerStoreConfig) -> Self {
+    pub(crate) fn at(
+        dir: Arc<tempfile::TempDir>,
+        config: FetchConfig,
+        store: LayerStoreConfig,
+    ) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -109,16 +126,29 @@ impl Drop for Rig {
 }
 
 /// Starts a read.
-pub(crate) fn start(layer: &LazyLayer, offset: u64, len: usize) -> mpsc::Receiver<Result<Bytes, ReadError>> {
+pub(crate) fn start(
+    layer: &LazyLayer,
+    offset: u64,
+    len: usize,
+) -> mpsc::Receiver<Result<Bytes, ReadError>> {
     let (tell, told) = mpsc::channel();
-    layer.read(offset, len, Box::new(move |answer| tell.send(answer).unwrap_or_default()));
+    layer.read(
+        offset,
+        len,
+        Box::new(move |answer| tell.send(answer).unwrap_or_default()),
+    );
     told
 }
 
 /// Waits for the answer to a read: a hang fails the test instead of stopping it.
 pub(crate) fn finish(told: &mpsc::Receiver<Result<Bytes, ReadError>>) -> Result<Bytes, ReadError> {
-    let answer = told.recv_timeout(Duration::from_secs(60)).expect("an answer");
-    assert!(told.recv_timeout(Duration::ZERO).is_err(), "a second answer");
+    let answer = told
+        .recv_timeout(Duration::from_secs(60))
+        .expect("an answer");
+    assert!(
+        told.recv_timeout(Duration::ZERO).is_err(),
+        "a second answer"
+    );
     answer
 }
 
