@@ -30,6 +30,6 @@ pub fn directory(data: &[u8]) {
             }
         }
         let length = buffer.as_bytes().len();
-        assert!(length <= usize::try_from(room).unwrap_or(usize::MAX) && length % 8 == 0);
+        assert!(length <= usize::try_from(room).unwrap_or(usize::MAX) && length.is_multiple_of(8));
     }
 }

@@ -8,9 +8,8 @@ use std::path::Path;
 pub(crate) fn device_of(mountinfo: &[u8], mountpoint: &Path) -> Option<String> {
     let wanted = mountpoint.as_os_str().as_bytes();
     let line = mountinfo
-        .split(|&byte| byte == b'\n')
-        .filter(|line| field(line, 4).is_some_and(|path| unescape(path) == wanted))
-        .last()?;
+        .rsplit(|&byte| byte == b'\n')
+        .find(|line| field(line, 4).is_some_and(|path| unescape(path) == wanted))?;
     let device = std::str::from_utf8(field(line, 2)?).ok()?;
     let (major, minor) = device.split_once(':')?;
     major.parse::<u32>().ok()?;

@@ -1,5 +1,11 @@
 //! The codec, without a kernel.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 use std::io::IoSlice;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -1,6 +1,12 @@
 //! Serving real mounts without any layer: panics, many mounts, taking up a live connection. Needs
 //! root and /dev/fuse.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,7 +1,12 @@
 //! Tree building, walking with stat beside overlayfs on plain directories, and sequential reads.
 //! Needs root, /dev/fuse and overlayfs: `cargo bench -p layerfs`.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a benchmark"
+)]
 
 #[path = "../tests/support/mod.rs"]
 mod support;

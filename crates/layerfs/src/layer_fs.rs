@@ -126,6 +126,10 @@ impl LayerFs {
 
     fn lookup(&self, parent: u64, name: &[u8], reply: Reply) {
         count(&self.counters.lookup);
+        // A file handle is resolved: any node, also a file, is asked for itself.
+        if name == b"." && self.attr(parent).is_some() {
+            return reply.entry(&self.entry(Some(parent)));
+        }
         if parent == self.state.directory {
             return match self.state.lookup(name) {
                 Some(ino) => reply.entry(&self.entry(Some(ino))),

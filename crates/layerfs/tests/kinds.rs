@@ -1,6 +1,12 @@
 //! The golden layers appear as containerd unpacked them, seen without FUSE and through a mount with
 //! the same assertions. The mount needs root and /dev/fuse; the merged view needs overlayfs.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod support;
 
 use std::collections::BTreeMap;

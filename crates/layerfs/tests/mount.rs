@@ -1,6 +1,12 @@
 //! What programs see through a mount: reads, errors, kills, unmounting, the state file. Needs root
 //! and /dev/fuse.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod support;
 
 use std::fs::File;

@@ -1,5 +1,11 @@
 //! The rules by which entries become files, one by one.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod support;
 
 use layerfs::{IdMaps, IdRange, Tree, TreeError, TreeOptions};
