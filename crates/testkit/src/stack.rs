@@ -1,6 +1,7 @@
 //! The whole set in one: registry, proxy in front of it, our daemon, containerd with it.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use oci::Descriptor;
@@ -72,6 +73,34 @@ impl Stack {
     /// When the registry refuses.
     pub fn push(&self, layout: &Path, tag: &str, repository: &str) -> Result<Descriptor> {
         self.registry.push_layout(layout, tag, repository)
+    }
+
+    /// Waits until containerd reaches our daemon again after the daemon was started again: its gRPC
+    /// client answers "unavailable" for as long as it backs off.
+    ///
+    /// # Errors
+    /// When it does not within 30 seconds.
+    pub fn wait_for_snapshotter(&self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let ctr = self.containerd.ctr("probe");
+        let snapshots = |arguments: &[&str]| {
+            ctr.output(
+                ["snapshots", "--snapshotter", "soci"]
+                    .iter()
+                    .chain(arguments),
+            )
+        };
+        // Listing would not do: containerd answers that from its own database.
+        while let Err(error) = snapshots(&["prepare", "probe"]) {
+            if format!("{error:#}").contains("already exists") {
+                break;
+            }
+            if Instant::now() > deadline {
+                return Err(error);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        snapshots(&["remove", "probe"]).map(drop)
     }
 
     /// The last lines of both daemons' logs, for an error message.
