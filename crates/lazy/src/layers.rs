@@ -29,7 +29,11 @@ impl<T> Default for Layers<T> {
 impl<T: Send + Sync + 'static> Layers<T> {
     /// Becomes a user of a layer, which `open` makes ready unless it is already. Whoever comes
     /// meanwhile waits for that; after a failure the next one tries.
-    pub(crate) async fn acquire<E, F>(self: &Arc<Self>, key: LayerKey, open: F) -> Result<Lease<T>, E>
+    pub(crate) async fn acquire<E, F>(
+        self: &Arc<Self>,
+        key: LayerKey,
+        open: F,
+    ) -> Result<Lease<T>, E>
     where
         F: Future<Output = Result<T, E>>,
     {
@@ -130,9 +134,16 @@ mod tests {
     #[tokio::test]
     async fn a_failure_is_not_remembered_and_leaves_no_entry() {
         let layers = Arc::new(Layers::<u32>::default());
-        layers.acquire(key(1), async { Err("no") }).await.err().unwrap();
+        layers
+            .acquire(key(1), async { Err("no") })
+            .await
+            .err()
+            .unwrap();
         assert!(!layers.in_use(&key(1)));
-        let lease = layers.acquire(key(1), async { Ok::<_, Infallible>(7) }).await.unwrap();
+        let lease = layers
+            .acquire(key(1), async { Ok::<_, Infallible>(7) })
+            .await
+            .unwrap();
         assert_eq!(**lease.layer(), 7);
     }
 

@@ -53,7 +53,7 @@ impl Opening {
             layer: ztoc.layer_digest,
             ztoc: ztoc.descriptor.digest,
         };
-        let (stored, tree) = match self.from_store(key, None, ztoc.disable_xattrs).await {
+        let (stored, tree) = match self.open_folder(key, None, ztoc.disable_xattrs).await {
             Ok(opened) => opened,
             Err(NotOpened::Store(_)) => {
                 let blob = self
@@ -66,7 +66,7 @@ impl Opening {
                             ztoc.descriptor.digest
                         ))
                     })?;
-                self.from_store(key, Some(blob), ztoc.disable_xattrs)
+                self.open_folder(key, Some(blob), ztoc.disable_xattrs)
                     .await
                     .map_err(LayerRefusal::failed)?
             }
@@ -85,7 +85,7 @@ impl Opening {
     }
 
     /// Opens the layer's folder, with `blob` as its zTOC if that is not there (or not readable).
-    async fn from_store(
+    async fn open_folder(
         &self,
         key: LayerKey,
         blob: Option<Bytes>,

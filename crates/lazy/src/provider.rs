@@ -100,6 +100,17 @@ impl LazyLayers {
         self.shared.leaving.store(true, Ordering::Relaxed);
     }
 
+    /// Makes durable what was fetched. The last thing to do, after the fetcher was shut down.
+    pub async fn flush(&self) {
+        self.shared.prepared.lock().clear();
+        let store = self.shared.opening.store.clone();
+        match spawn_blocking(move || store.sync()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "fetched spans may not be kept"),
+            Err(error) => tracing::warn!(%error, "fetched spans may not be kept"),
+        }
+    }
+
     /// Removes stored layers that no snapshot has asked for; called once the snapshots of an earlier
     /// run have been mounted again.
     pub async fn sweep(&self) {
@@ -147,9 +158,9 @@ impl Shared {
             layer: ztoc.layer_digest,
             ztoc: ztoc.descriptor.digest,
         };
-        self.layers
-            .acquire(key, self.opening.open(&image.reference, ztoc))
-            .await
+        // Boxed: a request to a registry is a large future.
+        let open = Box::pin(self.opening.open(&image.reference, ztoc));
+        self.layers.acquire(key, open).await
     }
 
     /// Opens the layers above the one that was asked for: they will be asked for next.
@@ -165,9 +176,14 @@ impl Shared {
             let (shared, image, ztoc) = (self.clone(), request.image.clone(), ztoc.clone());
             tokio::spawn(async move {
                 // A failure is reported by the Prepare of that layer, which tries again.
-                if let Ok(lease) = shared.acquire(&image, &ztoc).await {
-                    shared.prepared.lock().insert(key, lease);
-                    tokio::time::sleep(PREPARED_FOR).await;
+                let Ok(lease) = shared.acquire(&image, &ztoc).await else {
+                    return;
+                };
+                shared.prepared.lock().insert(key, lease);
+                let waiting = Arc::downgrade(&shared);
+                drop(shared);
+                tokio::time::sleep(PREPARED_FOR).await;
+                if let Some(shared) = waiting.upgrade() {
                     let unclaimed = shared.prepared.lock().remove(&key);
                     if unclaimed.is_some() {
                         drop(unclaimed);
@@ -178,7 +194,12 @@ impl Shared {
         }
     }
 
-    async fn mount(self: &Arc<Self>, request: LayerRequest) -> Result<MountedInfo, LayerRefusal> {
+    /// `ahead`: also open the layers above, which will be asked for next.
+    async fn mount(
+        self: &Arc<Self>,
+        request: LayerRequest,
+        ahead: bool,
+    ) -> Result<MountedInfo, LayerRefusal> {
         let layer = ImageLayer::from_labels(&request.labels)?;
         self.asked.lock().insert(layer.layer);
         let minimum = self.config.min_layer_size;
@@ -189,7 +210,9 @@ impl Shared {
         }
         let getting_ready = async {
             let (found, ztoc) = self.ztoc_of(&layer).await?;
-            self.prepare_above(&layer, &found);
+            if ahead {
+                self.prepare_above(&layer, &found);
+            }
             let lease = self.acquire(&layer.image, &ztoc).await?;
             Ok((found.digest, lease))
         };
@@ -273,7 +296,11 @@ impl Shared {
         drop(lease);
         if !self.leaving.load(Ordering::Relaxed) {
             self.remove_unused(key).await;
-            let index_in_use = self.mounts.lock().values().any(|mount| mount.index == index);
+            let index_in_use = self
+                .mounts
+                .lock()
+                .values()
+                .any(|mount| mount.index == index);
             if !index_in_use {
                 self.verdicts.forget(&image);
                 self.discovery.kept.forget(&image, &index);
@@ -304,7 +331,14 @@ impl Shared {
 #[async_trait]
 impl LayerProvider for LazyLayers {
     async fn mount(&self, request: LayerRequest) -> Result<MountedInfo, LayerRefusal> {
-        self.shared.mount(request).await
+        self.shared.mount(request, true).await
+    }
+
+    async fn restore(&self, request: LayerRequest) -> Result<MountedInfo, LayerRefusal> {
+        self.unmount(&request.mountpoint)
+            .await
+            .map_err(LayerRefusal::failed)?;
+        self.shared.mount(request, false).await
     }
 
     async fn unmount(&self, mountpoint: &Path) -> Result<(), ProviderError> {

@@ -38,9 +38,20 @@ pub fn service(snapshotter: Arc<Snapshotter>) -> SnapshotsServer<SnapshotService
     SnapshotsServer::new(SnapshotService { snapshotter })
 }
 
-fn namespace(metadata: &MetadataMap) -> Option<String> {
-    let value = metadata.get(NAMESPACE_HEADER)?.to_str().ok()?;
-    Some(value.to_owned())
+/// The namespace of a call: its header, or else what its key says. containerd 1.6 calls a proxy
+/// plugin without the header, but the keys that it gives are `<namespace>/<number>/<client's key>`.
+fn namespace(metadata: &MetadataMap, key: &str) -> Option<String> {
+    match metadata.get(NAMESPACE_HEADER) {
+        Some(value) => value.to_str().ok().map(str::to_owned),
+        None => namespace_of_key(key).map(str::to_owned),
+    }
+}
+
+fn namespace_of_key(key: &str) -> Option<&str> {
+    let (namespace, rest) = key.split_once('/')?;
+    let (number, name) = rest.split_once('/')?;
+    let numbered = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    (!namespace.is_empty() && !name.is_empty() && numbered).then_some(namespace)
 }
 
 #[async_trait]
@@ -49,11 +60,16 @@ impl Snapshots for SnapshotService {
         &self,
         request: Request<PrepareSnapshotRequest>,
     ) -> Result<Response<PrepareSnapshotResponse>, Status> {
-        let namespace = namespace(request.metadata());
+        let request_namespace = namespace(request.metadata(), &request.get_ref().key);
         let request = request.into_inner();
         let mounts = self
             .snapshotter
-            .prepare(namespace, request.key, request.parent, request.labels)
+            .prepare(
+                request_namespace,
+                request.key,
+                request.parent,
+                request.labels,
+            )
             .await?;
         Ok(Response::new(PrepareSnapshotResponse { mounts }))
     }
@@ -166,5 +182,28 @@ impl Snapshots for SnapshotService {
     async fn cleanup(&self, _request: Request<CleanupRequest>) -> Result<Response<()>, Status> {
         self.snapshotter.cleanup().await?;
         Ok(Response::new(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_namespace_is_the_header_s_or_else_the_key_s() {
+        let mut metadata = MetadataMap::new();
+        assert_eq!(
+            namespace(&metadata, "k8s.io/12/extract-1 sha256:ab"),
+            Some("k8s.io".into())
+        );
+        for without in ["", "key", "a/b", "a/b/c", "/1/c", "a//c", "a/1/", "a/1x/c"] {
+            assert_eq!(namespace(&metadata, without), None, "{without}");
+        }
+        let header = "testing".parse().unwrap();
+        metadata.insert(NAMESPACE_HEADER, header);
+        assert_eq!(
+            namespace(&metadata, "k8s.io/12/key"),
+            Some("testing".into())
+        );
     }
 }

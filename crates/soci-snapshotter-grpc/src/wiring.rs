@@ -35,6 +35,7 @@ impl Running {
         self.lazy.leave();
         self.snapshotter.close(stop == Stop::Clean).await;
         self.fetcher.shutdown().await;
+        self.lazy.flush().await;
         let pool = self.pool;
         let joined = tokio::task::spawn_blocking(move || pool.shutdown());
         if tokio::time::timeout(PATIENCE, joined).await.is_err() {

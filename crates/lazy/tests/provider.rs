@@ -1,0 +1,448 @@
+//! Lazy layers over a real registry and real FUSE mounts, with images that soci v0.15 indexed.
+//! Needs root, /dev/fuse and docker-registry.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fetch::SpanFetcher;
+use lazy::{LazyConfig, LazyLayers, Parts};
+use oci::{Digest, Index, Manifest, Reference, annotations, media_types};
+use registry::{Client, ClientConfig, NoCredentials};
+use snapshotter::{LayerProvider, LayerRefusal, LayerRequest, MountedInfo};
+use store::content::OciLayout;
+use store::{LayerStore, LayerStoreConfig};
+use testkit::{Fault, Proxy, Registry, Rule, TestRoot};
+
+/// A golden image in a registry, and a daemon's worth of lazy layers.
+struct World {
+    root: TestRoot,
+    registry: Registry,
+    proxy: Proxy,
+    reference: Reference,
+    image: GoldenImage,
+}
+
+/// What the labels of a Prepare say about an image.
+struct GoldenImage {
+    manifest: Digest,
+    layers: Vec<Digest>,
+    sizes: Vec<u64>,
+}
+
+fn golden(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/golden")
+        .join(case)
+}
+
+/// Puts together the layout that `soci convert` wrote: it left out the blobs that stand elsewhere.
+fn assemble(case: &str, part: &str, into: &Path) {
+    let target = into.join("blobs/sha256");
+    fs::create_dir_all(&target).unwrap();
+    for part in ["image", "soci-v1", "soci-v2"] {
+        for blob in fs::read_dir(golden(case).join(part).join("blobs/sha256")).unwrap() {
+            let blob = blob.unwrap();
+            fs::copy(blob.path(), target.join(blob.file_name())).unwrap();
+        }
+    }
+    fs::copy(
+        golden(case).join(part).join("index.json"),
+        into.join("index.json"),
+    )
+    .unwrap();
+}
+
+fn read_manifest(layout: &Path, digest: Digest) -> Vec<u8> {
+    fs::read(layout.join("blobs/sha256").join(digest.hex())).unwrap()
+}
+
+/// The image manifest behind a layout's entry.
+fn image_of(layout: &Path) -> GoldenImage {
+    let index: Index =
+        serde_json::from_slice(&fs::read(layout.join("index.json")).unwrap()).unwrap();
+    let mut entry = index.manifests[0].clone();
+    if media_types::is_index(&entry.media_type) {
+        let inner: Index = serde_json::from_slice(&read_manifest(layout, entry.digest)).unwrap();
+        entry = inner
+            .manifests
+            .into_iter()
+            .find(|manifest| manifest.artifact_type.is_none())
+            .unwrap();
+    }
+    let manifest: Manifest = serde_json::from_slice(&read_manifest(layout, entry.digest)).unwrap();
+    GoldenImage {
+        manifest: entry.digest,
+        layers: manifest.layers.iter().map(|layer| layer.digest).collect(),
+        sizes: manifest.layers.iter().map(|layer| layer.size).collect(),
+    }
+}
+
+impl World {
+    /// `part`: `soci-v2` for the SOCI-enabled image, `image` for the one without an index.
+    fn new(case: &str, part: &str) -> Self {
+        let root = TestRoot::new().unwrap();
+        let layout = root.dir("layout").unwrap();
+        assemble(case, part, &layout);
+        let image = image_of(&layout);
+        let registry = Registry::start().unwrap();
+        registry.push_layout(&layout, case, case).unwrap();
+        let proxy = Proxy::start(registry.address()).unwrap();
+        let reference = proxy.reference(&format!("{case}:{case}")).parse().unwrap();
+        Self {
+            root,
+            registry,
+            proxy,
+            reference,
+            image,
+        }
+    }
+
+    /// Runs a test in a runtime that is gone before registry and proxy (which have their own) are.
+    fn test(mut self, test: impl AsyncFnOnce(&mut Self)) {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(test(&mut self));
+    }
+
+    fn client() -> Client {
+        let mut config = ClientConfig::default();
+        config.retries.max_retries = 1;
+        config.retries.min_wait = Duration::from_millis(5);
+        config.retries.max_wait = Duration::from_millis(20);
+        Client::new(config, Arc::new(NoCredentials)).unwrap()
+    }
+
+    fn lazy(&self, config: LazyConfig) -> Arc<LazyLayers> {
+        self.lazy_and_fetcher(config).0
+    }
+
+    fn lazy_and_fetcher(&self, config: LazyConfig) -> (Arc<LazyLayers>, Arc<SpanFetcher>) {
+        let root = self.root.dir("daemon").unwrap();
+        let fetcher = SpanFetcher::new(
+            fetch::FetchConfig::default(),
+            tokio::runtime::Handle::current(),
+        );
+        let parts = Parts {
+            client: Self::client(),
+            layers: LayerStore::open(&root.join("soci/layers"), LayerStoreConfig::default())
+                .unwrap(),
+            content: OciLayout::open(&root.join("content")).unwrap(),
+            fetcher: fetcher.clone(),
+            pool: fuse::Pool::new(2).unwrap(),
+            config: LazyConfig {
+                disable_background: true,
+                ..config
+            },
+        };
+        (LazyLayers::new(parts, root.join("soci/images")), fetcher)
+    }
+
+    fn request(&self, layer: usize, mountpoint: &str) -> LayerRequest {
+        let list = |values: Vec<String>| values.join(",");
+        let above = self.image.layers[layer..].iter().map(ToString::to_string);
+        let sizes = self.image.sizes[layer..].iter().map(ToString::to_string);
+        let labels = [
+            (
+                "containerd.io/snapshot/cri.image-ref",
+                self.reference.to_string(),
+            ),
+            (
+                "containerd.io/snapshot/cri.manifest-digest",
+                self.image.manifest.to_string(),
+            ),
+            (
+                "containerd.io/snapshot/cri.layer-digest",
+                self.image.layers[layer].to_string(),
+            ),
+            (
+                "containerd.io/snapshot/cri.image-layers",
+                list(above.collect()),
+            ),
+            (
+                "containerd.io/snapshot/remote/soci.size",
+                self.image.sizes[layer].to_string(),
+            ),
+            (
+                "containerd.io/snapshot/remote/image.layers.size",
+                list(sizes.collect()),
+            ),
+        ];
+        LayerRequest {
+            namespace: "test".to_owned(),
+            mountpoint: self.root.dir(mountpoint).unwrap(),
+            labels: labels.map(|(key, value)| (key.to_owned(), value)).into(),
+        }
+    }
+
+    fn stored(&self) -> usize {
+        fs::read_dir(self.root.path().join("daemon/soci/layers"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| !name.starts_with('.'))
+            .count()
+    }
+}
+
+/// Blocking reads go to other threads, so that they cannot keep the fetcher from running.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+/// Every file of the first layer of `kinds` has the content that containerd unpacked.
+async fn check_contents(mountpoint: PathBuf) {
+    blocking(move || {
+        let sums = fs::read_to_string(golden("kinds").join("unpacked/layer-1.sha256")).unwrap();
+        assert!(sums.lines().count() > 10);
+        for line in sums.lines() {
+            let (sum, name) = line.split_once("  ").unwrap();
+            let Some(name) = name.strip_prefix("./") else {
+                continue; // a name that sha256sum escapes
+            };
+            let content = fs::read(mountpoint.join(name)).unwrap();
+            assert_eq!(Digest::of(&content).hex(), sum, "{name}");
+        }
+    })
+    .await;
+}
+
+async fn unmount(lazy: &LazyLayers, mountpoint: &Path) {
+    lazy.unmount(mountpoint).await.unwrap();
+}
+
+#[test]
+fn an_indexed_image_is_mounted_and_reads_right() {
+    World::new("kinds", "soci-v2").test(async |world| {
+        let lazy = world.lazy(LazyConfig::default());
+        let first = world.request(0, "a");
+        let info = lazy.mount(first.clone()).await.unwrap();
+        assert_eq!(
+            info,
+            MountedInfo {
+                uid: 0,
+                gid: 0,
+                mode: 0o755
+            }
+        );
+        let second = world.request(1, "b");
+        lazy.mount(second.clone()).await.unwrap();
+        check_contents(first.mountpoint.clone()).await;
+        lazy.check(&first.mountpoint, &BTreeMap::new())
+            .await
+            .unwrap();
+        lazy.check(Path::new("/nowhere"), &BTreeMap::new())
+            .await
+            .unwrap_err();
+
+        assert_eq!(world.stored(), 2);
+        unmount(&lazy, &first.mountpoint).await;
+        assert_eq!(world.stored(), 1, "a layer goes with its last mount");
+        unmount(&lazy, &second.mountpoint).await;
+        assert_eq!(world.stored(), 0);
+        unmount(&lazy, &second.mountpoint).await; // again: no error
+        let notes = fs::read_dir(world.root.path().join("daemon/soci/images")).unwrap();
+        assert_eq!(notes.count(), 0, "nothing is kept of an image that is gone");
+    });
+}
+
+#[test]
+fn thirty_mounts_at_once_fetch_everything_once() {
+    World::new("kinds", "soci-v2").test(async |world| {
+        let lazy = world.lazy(LazyConfig::default());
+        world.proxy.reset_stats();
+        let requests: Vec<_> = (0..30)
+            .map(|n| world.request(n % 2, &format!("m{n}")))
+            .collect();
+        let mounts = requests.iter().map(|request| lazy.mount(request.clone()));
+        for mounted in futures::future::join_all(mounts).await {
+            mounted.unwrap();
+        }
+        for (path, stats) in world.proxy.stats().by_path() {
+            assert_eq!(stats.requests, 1, "{path}");
+        }
+        check_contents(requests[0].mountpoint.clone()).await;
+        for request in &requests {
+            unmount(&lazy, &request.mountpoint).await;
+        }
+        assert_eq!(world.stored(), 0);
+    });
+}
+
+#[test]
+fn the_next_process_needs_no_registry_for_what_is_here() {
+    World::new("kinds", "soci-v2").test(async |world| {
+        let request = world.request(0, "a");
+        let (before, fetcher) = world.lazy_and_fetcher(LazyConfig::default());
+        before.mount(request.clone()).await.unwrap();
+        check_contents(request.mountpoint.clone()).await;
+        before.leave();
+        unmount(&before, &request.mountpoint).await;
+        fetcher.shutdown().await;
+        before.flush().await;
+        drop(before);
+        assert_eq!(world.stored(), 2, "leaving keeps what is stored");
+
+        world.registry.kill().unwrap();
+        let after = world.lazy(LazyConfig::default());
+        after.restore(request.clone()).await.unwrap();
+        check_contents(request.mountpoint.clone()).await;
+        // The second layer was prepared ahead by the process before, and no snapshot wants it now.
+        after.sweep().await;
+        assert_eq!(world.stored(), 1);
+        check_contents(request.mountpoint.clone()).await;
+        unmount(&after, &request.mountpoint).await;
+    });
+}
+
+#[test]
+fn an_image_without_an_index_is_refused_with_a_reason_and_asked_about_again() {
+    World::new("kinds", "image").test(async |world| {
+        let lazy = world.lazy(LazyConfig {
+            retry_after: Duration::ZERO,
+            ..LazyConfig::default()
+        });
+        let refusal = lazy.mount(world.request(0, "a")).await.unwrap_err();
+        assert!(matches!(refusal, LayerRefusal::NoIndex { .. }), "{refusal}");
+        assert!(
+            refusal.to_string().contains(annotations::INDEX_DIGEST),
+            "{refusal}"
+        );
+        let asked = world.proxy.stats().total().requests;
+        lazy.mount(world.request(0, "a")).await.unwrap_err();
+        assert!(world.proxy.stats().total().requests > asked);
+    });
+}
+
+#[test]
+fn an_index_of_version_1_is_found_among_the_referrers_where_that_is_enabled() {
+    World::new("kinds", "image").test(async |world| {
+        let layout = world.root.path().join("layout");
+        let digest = fs::read_to_string(golden("kinds").join("soci-v1/index-digest")).unwrap();
+        let digest: Digest = digest.trim().parse().unwrap();
+        let index = read_manifest(&layout, digest);
+        let client = World::client();
+        let manifest: Manifest = serde_json::from_slice(&index).unwrap();
+        for blob in manifest.layers.iter().chain([&manifest.config]) {
+            let bytes = read_manifest(&layout, blob.digest);
+            let body = registry::BlobBody::from(bytes::Bytes::from(bytes));
+            client
+                .push_blob(&world.reference, blob, body, None, None)
+                .await
+                .unwrap();
+        }
+        let at = world.reference.at(digest);
+        client
+            .push_manifest(&at, media_types::OCI_MANIFEST, index.into())
+            .await
+            .unwrap();
+
+        let refused = world
+            .lazy(LazyConfig::default())
+            .mount(world.request(0, "a"))
+            .await;
+        assert!(
+            matches!(refused, Err(LayerRefusal::NoIndex { .. })),
+            "v1 is off by default"
+        );
+        let lazy = world.lazy(LazyConfig {
+            soci_v1: true,
+            ..LazyConfig::default()
+        });
+        let request = world.request(0, "b");
+        lazy.mount(request.clone()).await.unwrap();
+        check_contents(request.mountpoint.clone()).await;
+        unmount(&lazy, &request.mountpoint).await;
+
+        // A client that names the index itself gets it with both switched off.
+        let lazy = world.lazy(LazyConfig {
+            soci_v1: false,
+            soci_v2: false,
+            ..LazyConfig::default()
+        });
+        let mut request = world.request(0, "c");
+        let label = "containerd.io/snapshot/remote/soci.index.digest".to_owned();
+        request.labels.insert(label, digest.to_string());
+        lazy.mount(request.clone()).await.unwrap();
+        unmount(&lazy, &request.mountpoint).await;
+    });
+}
+
+#[test]
+fn a_layer_without_a_ztoc_and_a_small_layer_are_refused_each_with_its_reason() {
+    World::new("zstd-mixed", "soci-v2").test(async |world| {
+        let lazy = world.lazy(LazyConfig::default());
+        let refusals = [
+            lazy.mount(world.request(0, "a")).await,
+            lazy.mount(world.request(1, "b")).await,
+        ];
+        let refused = refusals
+            .iter()
+            .filter(|r| matches!(r, Err(LayerRefusal::NoZtoc { .. })));
+        assert_eq!(refused.count(), 1, "{refusals:?}");
+        let mounted = refusals.iter().position(Result::is_ok).unwrap();
+        unmount(&lazy, &world.root.dir(["a", "b"][mounted]).unwrap()).await;
+
+        let lazy = world.lazy(LazyConfig {
+            min_layer_size: 1 << 30,
+            ..LazyConfig::default()
+        });
+        world.proxy.reset_stats();
+        let refusal = lazy.mount(world.request(mounted, "c")).await.unwrap_err();
+        assert!(
+            matches!(refusal, LayerRefusal::BelowMinSize { .. }),
+            "{refusal}"
+        );
+        assert_eq!(
+            world.proxy.stats().total().requests,
+            0,
+            "the index is not even asked for"
+        );
+    });
+}
+
+#[test]
+fn a_damaged_or_missing_ztoc_leaves_nothing_mounted_and_is_tried_again() {
+    World::new("kinds", "soci-v2").test(async |world| {
+        let lazy = world.lazy(LazyConfig::default());
+        for fault in [Fault::Corrupt(100), Fault::status(404), Fault::status(500)] {
+            let all_blobs = Rule::always(fault).method("GET").path("/blobs/").unwrap();
+            world.proxy.inject(all_blobs);
+            let request = world.request(0, "a");
+            let refusal = lazy.mount(request.clone()).await.unwrap_err();
+            assert!(matches!(refusal, LayerRefusal::Failed { .. }), "{refusal}");
+            assert!(refusal.to_string().contains("zTOC"), "{refusal}");
+            assert_eq!(fs::read_dir(&request.mountpoint).unwrap().count(), 0);
+            world.proxy.clear_faults();
+        }
+        let request = world.request(0, "a");
+        lazy.mount(request.clone()).await.unwrap();
+        check_contents(request.mountpoint.clone()).await;
+        unmount(&lazy, &request.mountpoint).await;
+    });
+}
+
+#[test]
+fn a_registry_that_hangs_costs_no_more_than_the_mount_timeout() {
+    World::new("kinds", "soci-v2").test(async |world| {
+        let lazy = world.lazy(LazyConfig {
+            mount_timeout: Duration::from_millis(300),
+            ..LazyConfig::default()
+        });
+        world.proxy.inject(Rule::always(Fault::Hang).method("GET"));
+        let refusal = lazy.mount(world.request(0, "a")).await.unwrap_err();
+        assert!(
+            refusal.to_string().contains("mount_timeout_sec"),
+            "{refusal}"
+        );
+    });
+}
