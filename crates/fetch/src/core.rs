@@ -142,7 +142,7 @@ impl Core {
     pub(crate) fn read(self: &Arc<Self>, layer: &Layer, range: Range<u64>, done: ReadDone) {
         let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         let read = Arc::new(PendingRead::new(range.start, len, done));
-        let mut needed: Vec<u32> = layer.spans.covering(range.clone()).collect();
+        let mut needed: Vec<u32> = layer.spans.covering(range).collect();
         for _ in 0..ROUNDS {
             let mut here = Vec::new();
             let mut failed = None;

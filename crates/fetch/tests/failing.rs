@@ -295,9 +295,9 @@ fn readers_are_served_although_the_disk_is_full() {
     let dir = tempfile::tempdir().unwrap();
     let _mount = Tmpfs::mount(dir.path());
     let dir = Arc::new(dir);
-    let rig = Rig::at(dir.clone(), quick(), store::LayerStoreConfig::default());
+    let rig = Rig::at(dir, quick(), store::LayerStoreConfig::default());
     let source = MemoryBlob::new(sample.blob.clone());
-    let layer = rig.open(&sample, source.clone());
+    let layer = rig.open(&sample, source);
     check_all(&layer, &sample.tar, 10_000);
     let error = layer.status().error.unwrap();
     assert!(error.contains("no space"), "{error}");
@@ -357,7 +357,7 @@ impl registry::BlobSource for Held {
         let held = range.start < self.until;
         let answer = self.blob.stream_range(range).await;
         if held {
-            self.gate.acquire().await.unwrap().forget();
+            self.gate.acquire().await.expect("never closed").forget();
         }
         answer
     }

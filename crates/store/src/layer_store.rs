@@ -149,15 +149,7 @@ impl LayerStore {
             layer,
             ztoc: ztoc_digest,
         };
-        let place = self.inner.shared.place(key);
-        let mut place = place.lock();
-        if let Some(open) = place.upgrade() {
-            return Ok(open);
-        }
-        let Opened { layer, .. } =
-            layer_folder::open(&self.folder(key), key, ztoc_blob, &self.inner.shared)?;
-        *place = Arc::downgrade(&layer);
-        Ok(layer)
+        Ok(self.opened(key, ztoc_blob)?.0)
     }
 
     /// As [`LayerStore::create_or_open`], with what was read of the zTOC on the way: its entries.
@@ -174,16 +166,29 @@ impl LayerStore {
             layer,
             ztoc: ztoc_digest,
         };
+        let (layer, toc) = self.opened(key, ztoc_blob)?;
+        let toc = match toc {
+            Some(toc) => toc,
+            None => layer.ztoc()?.toc,
+        };
+        Ok((layer, toc))
+    }
+
+    /// The layer, and the entries of its zTOC if that had to be read.
+    fn opened(
+        &self,
+        key: LayerKey,
+        ztoc_blob: Option<&[u8]>,
+    ) -> Result<(Arc<StoredLayer>, Option<Vec<ztoc::FileMetadata>>), StoreError> {
         let place = self.inner.shared.place(key);
         let mut place = place.lock();
         if let Some(open) = place.upgrade() {
-            let toc = open.ztoc()?.toc;
-            return Ok((open, toc));
+            return Ok((open, None));
         }
         let Opened { layer, toc } =
             layer_folder::open(&self.folder(key), key, ztoc_blob, &self.inner.shared)?;
         *place = Arc::downgrade(&layer);
-        Ok((layer, toc))
+        Ok((layer, Some(toc)))
     }
 
     /// The layer, if it is open.

@@ -1,5 +1,7 @@
 //! What a crash, a full disk or a rotten disk may leave, and what the layer store makes of it.
 
+#![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

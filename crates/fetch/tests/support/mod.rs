@@ -1,6 +1,11 @@
 //! Layers to read, stores to keep them in, and sources that can be held up.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a failed step fails the test"
+)]
 
 use std::io::Write as _;
 use std::sync::Arc;
