@@ -124,7 +124,10 @@ fn an_image_without_lazy_snapshotter_is_pulled_as_usual_and_runs() {
         assert_eq!(states(&pulled), [("unpacked", false); 3]);
         assert_eq!(pulled["image"], reference);
         assert!(no_leases(&ctr));
-        assert_eq!(lines(&ctr, &["images", "ls", "-q"]), std::slice::from_ref(&reference));
+        assert_eq!(
+            lines(&ctr, &["images", "ls", "-q"]),
+            std::slice::from_ref(&reference)
+        );
         let output = ctr.run_ok(&Run::new(&reference, snapshotter)).unwrap();
         assert_eq!(output, "lazily\n");
 

@@ -1,0 +1,211 @@
+//! `soci pull` with our own daemon as containerd's snapshotter: real containerd, real registry,
+//! FUSE. Needs root.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+use std::path::Path;
+use std::process::Command;
+
+use oci::Descriptor;
+use serde_json::Value;
+use testkit::{Content, ImageBuilder, Layer, Run, Stack, StackOptions};
+
+const NAMESPACE: &str = "test";
+
+/// Layers of 1 MB of code, 3 MB of noise, and a few bytes; at `app:plain`, and with an index of
+/// the layers from `min_layer_size` on at `app:soci`.
+fn push(stack: &Stack, min_layer_size: u64) -> Vec<Descriptor> {
+    let dir = tempfile::tempdir().unwrap();
+    let image = ImageBuilder::new()
+        .layer(
+            Layer::new()
+                .dir("bin")
+                .program("bin/busybox", Path::new("/bin/busybox"))
+                .unwrap()
+                .symlink("bin/sh", "busybox")
+                .symlink("bin/cat", "busybox")
+                .symlink("bin/sha256sum", "busybox"),
+        )
+        .layer(Layer::new().file(
+            "data/noise",
+            Content::Noise {
+                seed: 1,
+                length: 3_000_000,
+            },
+        ))
+        .layer(Layer::new().text("etc/motd", "lazily\n"))
+        .command(["cat", "/etc/motd"])
+        .write(dir.path(), "plain")
+        .unwrap();
+    stack.push(dir.path(), "plain", "app").unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_soci"))
+        .args(["convert", "--standalone", "--span-size", "262144"])
+        .args(["--min-layer-size", &min_layer_size.to_string()])
+        .arg(format!(
+            "docker://{}",
+            stack.registry.reference("app:plain")
+        ))
+        .arg(format!("docker://{}", stack.registry.reference("app:soci")))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    image.layers
+}
+
+fn pull(stack: &Stack, reference: &str, more: &[&str]) -> Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_soci"))
+        .arg("--address")
+        .arg(stack.containerd.address())
+        .args(["--namespace", NAMESPACE, "pull", "--json"])
+        .args(more)
+        .arg(reference)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}\n{}", stack.log_tails());
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn states(pulled: &Value) -> Vec<&str> {
+    let layers = pulled["layers"].as_array().unwrap();
+    layers
+        .iter()
+        .map(|layer| layer["state"].as_str().unwrap())
+        .collect()
+}
+
+fn listed(stack: &Stack, arguments: &[&str]) -> String {
+    stack.containerd.ctr(NAMESPACE).output(arguments).unwrap()
+}
+
+/// The lazy mounts of the daemon.
+fn mounts(stack: &Stack) -> usize {
+    let root = stack.daemon.root();
+    let root = root.to_str().unwrap().trim_end_matches('/');
+    std::fs::read_to_string("/proc/self/mountinfo")
+        .unwrap()
+        .lines()
+        .filter(|line| line.contains(root) && line.contains(" - fuse.rawBridge "))
+        .count()
+}
+
+#[test]
+fn lazy_layers_are_not_downloaded_and_the_image_runs() {
+    let stack = Stack::start(StackOptions::default()).unwrap();
+    let layers = push(&stack, 0);
+    let reference = stack.reference("app:soci");
+    let pulled = pull(&stack, &reference, &[]);
+    assert_eq!(states(&pulled), ["lazy"; 3], "{}", stack.log_tails());
+    assert!(
+        pulled["layers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|layer| layer["reason"].is_null())
+    );
+    assert!(pulled["sociIndex"].as_str().unwrap().starts_with("sha256:"));
+    assert_eq!(mounts(&stack), 3);
+    let content = listed(&stack, &["content", "ls"]);
+    for layer in &layers {
+        assert!(
+            !content.contains(&format!("\n{}", layer.digest)),
+            "{content}"
+        );
+    }
+    assert!(listed(&stack, &["leases", "ls", "-q"]).is_empty());
+    let ctr = stack.containerd.ctr(NAMESPACE);
+    assert_eq!(
+        ctr.run_ok(&Run::new(&reference, "soci")).unwrap(),
+        "lazily\n"
+    );
+    let sum = ctr
+        .run_ok(&Run::new(&reference, "soci").command(["sha256sum", "/data/noise"]))
+        .unwrap();
+    let noise = Content::Noise {
+        seed: 1,
+        length: 3_000_000,
+    };
+    assert!(
+        sum.starts_with(&oci::Digest::of(&noise.to_vec()).hex()),
+        "{sum}"
+    );
+
+    // Again: everything is there, and still known to be lazy.
+    let again = pull(&stack, &reference, &[]);
+    assert_eq!(states(&again), ["lazy"; 3]);
+    assert_eq!(again["layers"][0]["alreadyPresent"], true);
+
+    // Without the image nothing stays.
+    ctr.output(["images", "rm", "--sync", &reference]).unwrap();
+    let snapshots = listed(&stack, &["snapshots", "--snapshotter", "soci", "ls"]);
+    assert_eq!(snapshots.lines().count(), 1, "{snapshots}");
+    assert!(listed(&stack, &["content", "ls", "-q"]).is_empty());
+    assert_eq!(mounts(&stack), 0);
+}
+
+#[test]
+fn a_layer_without_ztoc_is_unpacked_between_lazy_ones_and_the_reason_is_told() {
+    let stack = Stack::start(StackOptions::default()).unwrap();
+    push(&stack, 10_000);
+    let reference = stack.reference("app:soci");
+    let pulled = pull(&stack, &reference, &[]);
+    let states = states(&pulled);
+    assert_eq!(states[..2], ["lazy", "lazy"], "{}", stack.log_tails());
+    assert_ne!(states[2], "lazy");
+    let reason = pulled["layers"][2]["reason"].as_str().unwrap();
+    assert!(reason.contains("min-layer-size"), "{reason}");
+    let ctr = stack.containerd.ctr(NAMESPACE);
+    assert_eq!(
+        ctr.run_ok(&Run::new(&reference, "soci")).unwrap(),
+        "lazily\n"
+    );
+}
+
+#[test]
+fn an_image_without_index_is_unpacked_and_runs_all_the_same() {
+    let stack = Stack::start(StackOptions::default()).unwrap();
+    push(&stack, 0);
+    let reference = stack.reference("app:plain");
+    let pulled = pull(&stack, &reference, &[]);
+    assert_eq!(states(&pulled), ["unpacked"; 3], "{}", stack.log_tails());
+    for layer in pulled["layers"].as_array().unwrap() {
+        assert!(
+            layer["reason"].as_str().unwrap().contains("no SOCI index"),
+            "{layer}"
+        );
+    }
+    assert_eq!(mounts(&stack), 0);
+    let ctr = stack.containerd.ctr(NAMESPACE);
+    assert_eq!(
+        ctr.run_ok(&Run::new(&reference, "soci")).unwrap(),
+        "lazily\n"
+    );
+}
+
+#[test]
+fn an_index_may_be_named_for_an_image_that_names_none() {
+    let stack = Stack::start(StackOptions::default()).unwrap();
+    push(&stack, 0);
+    let converted = pull(
+        &stack,
+        &stack.reference("app:soci"),
+        &["--snapshotter", "native"],
+    );
+    assert_eq!(states(&converted), ["unpacked"; 3]);
+    let manifest = listed(
+        &stack,
+        &["content", "get", converted["manifest"].as_str().unwrap()],
+    );
+    let manifest: oci::Manifest = serde_json::from_str(&manifest).unwrap();
+    let index = &manifest.annotations[oci::annotations::INDEX_DIGEST];
+    let pulled = pull(
+        &stack,
+        &stack.reference("app:plain"),
+        &["--soci-index-digest", index],
+    );
+    assert_eq!(states(&pulled), ["lazy"; 3], "{}", stack.log_tails());
+    assert_eq!(pulled["sociIndex"], *index);
+}
