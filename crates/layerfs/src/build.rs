@@ -10,13 +10,15 @@ use ztoc::{FileMetadata, FileType, Ztoc};
 
 use crate::flatten::flatten;
 use crate::options::{TreeError, TreeOptions, map_id};
+use crate::tar_path::{check_name, parts, printable, raw_parts, split};
 use crate::tree::{
     Inode, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, Tree, XattrSet,
 };
 
 /// Symbolic links followed on the way to one entry, as in the kernel's path walk (MAXSYMLINKS).
 const MAX_LINKS: u32 = 40;
-const NAME_MAX: usize = 255;
+/// Longest name of an extended attribute (XATTR_NAME_MAX in linux/limits.h).
+const XATTR_NAME_MAX: usize = 255;
 const TARGET_MAX: usize = 4095;
 const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
@@ -234,7 +236,9 @@ impl<'a> Builder<'a> {
         let forged = self.options.opaque_xattr == crate::OpaqueXattr::User;
         entry
             .posix_xattrs()
-            .filter(|(name, _)| !name.is_empty() && name.len() <= NAME_MAX && !name.contains(&0))
+            .filter(|(name, _)| {
+                !name.is_empty() && name.len() <= XATTR_NAME_MAX && !name.contains(&0)
+            })
             .filter(|(name, _)| !(forged && name.starts_with(b"user.overlay.")))
             .map(|(name, value)| (name.to_vec(), value.to_vec()))
             .collect()
@@ -429,91 +433,5 @@ const fn kind_bits(kind: FileType) -> u32 {
         FileType::Char => S_IFCHR,
         FileType::Block => S_IFBLK,
         FileType::Fifo => S_IFIFO,
-    }
-}
-
-/// The parts of a path that stand for something: not empty, not `.`.
-fn raw_parts(path: &[u8]) -> impl Iterator<Item = &[u8]> {
-    path.split(|&byte| byte == b'/')
-        .filter(|part| !part.is_empty() && *part != b".")
-}
-
-/// The parts of a path cleaned by its letters, as Go's `filepath.Clean` does: `a/../b` is `b`
-/// whatever `a` is, and nothing leads above the root.
-fn parts(path: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut clean: Vec<&[u8]> = Vec::new();
-    for part in raw_parts(path) {
-        if part == b".." {
-            clean.pop();
-        } else {
-            clean.push(part);
-        }
-    }
-    clean.into_iter()
-}
-
-/// A tar name's parent path and last part; `None` for the root. The parent path may need cleaning.
-fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
-    let last = parts(path).last()?;
-    // `last` is a slice of `path`: find it from the end.
-    let mut end = path.len();
-    let mut skip = 0_usize;
-    loop {
-        let head = path.get(..end)?;
-        let start = head
-            .iter()
-            .rposition(|&byte| byte == b'/')
-            .map_or(0, |slash| slash + 1);
-        let part = head.get(start..)?;
-        match part {
-            b"" | b"." => {}
-            b".." => skip += 1,
-            _ if skip > 0 => skip -= 1,
-            _ => {
-                debug_assert_eq!(part, last);
-                return Some((path.get(..start)?, part));
-            }
-        }
-        end = start.checked_sub(1)?;
-    }
-}
-
-fn check_name(part: &[u8], entry: &[u8]) -> Result<(), TreeError> {
-    if part.len() > NAME_MAX || part.contains(&0) {
-        return Err(TreeError::BadName {
-            name: printable(entry),
-        });
-    }
-    Ok(())
-}
-
-fn printable(name: &[u8]) -> String {
-    String::from_utf8_lossy(name).into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_split_after_cleaning() {
-        let split = |path: &'static str| {
-            split(path.as_bytes()).map(|(parent, base)| {
-                let parent: Vec<_> = parts(parent).map(printable).collect();
-                (parent.join("/"), printable(base))
-            })
-        };
-        let some = |parent: &str, base: &str| Some((parent.to_owned(), base.to_owned()));
-        assert_eq!(split("a"), some("", "a"));
-        assert_eq!(split("./a/b/"), some("a", "b"));
-        assert_eq!(split("/a//b/./c"), some("a/b", "c"));
-        assert_eq!(split("../../etc"), some("", "etc"));
-        assert_eq!(split("a/b/../c"), some("a", "c"));
-        assert_eq!(split("a/b/c/.."), some("a", "b"));
-        assert_eq!(split("a/b/../.."), None);
-        assert_eq!(split("./"), None);
-        assert_eq!(split(""), None);
-        assert_eq!(split("/.."), None);
-        assert_eq!(split("../a/.."), None);
     }
 }

@@ -13,6 +13,7 @@ mod layer_fs;
 mod mount;
 mod options;
 mod state_file;
+mod tar_path;
 mod tree;
 
 pub use counters::{CounterSnapshot, Counters};
