@@ -18,6 +18,7 @@ mod report;
 mod sink;
 mod source;
 mod transfer;
+mod writer;
 
 pub use convert::{Converted, ConvertedImage, convert};
 pub use error::IndexError;

@@ -1,0 +1,342 @@
+//! The documents of a SOCI-enabled image: SOCI indexes, annotated manifests, the image index.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use oci::{Descriptor, Digest, Index, Manifest, Platform, annotations, media_types};
+use ztoc::prefetch::{Prefetch, PrefetchSpan};
+use ztoc::soci_index::{IndexVersion, PrefetchDescriptor, SociIndex, ZtocDescriptor};
+
+use crate::convert::{ConvertedImage, Indexed};
+use crate::image::{Content, Entry, Image};
+use crate::options::ConvertOptions;
+use crate::sink::ImageSink;
+use crate::source::SharedSource;
+use crate::{IndexError, Progress};
+
+/// The config of every SOCI index.
+const EMPTY_CONFIG: &[u8] = b"{}";
+/// BuildKit's attestations say with this which manifest they are about.
+const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
+
+/// Writes manifests, indexes and small blobs.
+pub(crate) struct Writer<'a> {
+    pub(crate) source: &'a SharedSource,
+    pub(crate) sink: &'a dyn ImageSink,
+    pub(crate) options: &'a ConvertOptions,
+    pub(crate) progress: &'a dyn Progress,
+    pub(crate) indexed: BTreeMap<Digest, Indexed>,
+    pub(crate) written: BTreeSet<Digest>,
+}
+
+impl Writer<'_> {
+    /// The new image index, everything that it refers to written.
+    pub(crate) async fn image(
+        &mut self,
+        image: Image,
+        selected: &BTreeSet<usize>,
+    ) -> Result<(Index, Vec<ConvertedImage>), IndexError> {
+        let mut images = Vec::new();
+        let mut renamed: BTreeMap<Digest, Digest> = BTreeMap::new();
+        let mut new_indexes: Vec<(Platform, Descriptor)> = Vec::new();
+        let mut manifests: Vec<Descriptor> = Vec::new();
+        let mut old_indexes: Vec<(Descriptor, Box<SociIndex>, Bytes)> = Vec::new();
+        let mut others: Vec<(Descriptor, Manifest, Bytes)> = Vec::new();
+        for (at, entry) in image.entries.into_iter().enumerate() {
+            let Entry {
+                mut descriptor,
+                content,
+            } = entry;
+            match content {
+                Content::SociIndex { index, bytes } => old_indexes.push((descriptor, index, bytes)),
+                Content::Other { manifest, bytes } => {
+                    // Keeps its place in the list; what it is about may yet be renamed.
+                    manifests.push(descriptor.clone());
+                    others.push((descriptor, manifest, bytes));
+                }
+                Content::Image {
+                    mut manifest,
+                    platform,
+                } => {
+                    let old = descriptor.digest;
+                    let index = if selected.contains(&at) {
+                        self.soci_index(&manifest).await?
+                    } else {
+                        None
+                    };
+                    manifest.media_type = media_types::OCI_MANIFEST.to_owned();
+                    manifest.config.media_type = media_types::OCI_CONFIG.to_owned();
+                    if let Some((index, _)) = &index {
+                        manifest.annotations.insert(
+                            annotations::INDEX_DIGEST.to_owned(),
+                            index.digest.to_string(),
+                        );
+                    }
+                    self.copy_small(&manifest.config).await?;
+                    let new = self.manifest(&manifest).await?;
+                    renamed.insert(old, new.digest);
+                    descriptor.media_type = new.media_type;
+                    descriptor.digest = new.digest;
+                    descriptor.size = new.size;
+                    descriptor.annotations = manifest.annotations;
+                    descriptor.data = None;
+                    if descriptor.platform.is_none() || image.list.is_none() {
+                        descriptor.platform = Some(platform.clone());
+                    }
+                    manifests.push(descriptor);
+                    if let Some((index, indexed_layers)) = index {
+                        images.push(ConvertedImage {
+                            platform: platform.clone(),
+                            manifest: new.digest,
+                            soci_index: index.digest,
+                            indexed_layers,
+                        });
+                        let mut listed = index
+                            .annotated(annotations::IMAGE_MANIFEST_DIGEST, new.digest.to_string());
+                        listed.platform = Some(platform.clone());
+                        new_indexes.push((platform, listed));
+                    }
+                }
+            }
+        }
+        if images.is_empty() {
+            return Err(IndexError::EmptyIndex);
+        }
+        for (mut descriptor, manifest, bytes) in others {
+            let old = descriptor.digest;
+            self.other(&manifest, &descriptor, bytes).await?;
+            if rename(&mut descriptor, REFERENCE_DIGEST, &renamed)
+                && let Some(listed) = manifests.iter_mut().find(|listed| listed.digest == old)
+            {
+                *listed = descriptor;
+            }
+        }
+        for (mut descriptor, index, bytes) in old_indexes {
+            // The old index of an image that got a new one is replaced.
+            let replaced = new_indexes.iter_mut().find(|(platform, _)| {
+                descriptor
+                    .platform
+                    .as_ref()
+                    .is_some_and(|old| old.matches(platform))
+            });
+            match replaced {
+                Some(_) => {}
+                None => {
+                    self.old_index(&index, &descriptor, bytes).await?;
+                    rename(
+                        &mut descriptor,
+                        annotations::IMAGE_MANIFEST_DIGEST,
+                        &renamed,
+                    );
+                    manifests.push(descriptor);
+                }
+            }
+        }
+        manifests.extend(new_indexes.into_iter().map(|(_, listed)| listed));
+        let index = Index {
+            schema_version: 2,
+            media_type: media_types::OCI_INDEX.to_owned(),
+            artifact_type: image
+                .list
+                .as_ref()
+                .and_then(|list| list.artifact_type.clone()),
+            manifests,
+            subject: image.list.as_ref().and_then(|list| list.subject.clone()),
+            annotations: image.list.map(|list| list.annotations).unwrap_or_default(),
+        };
+        Ok((index, images))
+    }
+
+    /// The SOCI index of an image and how many layers it describes; `None` if that were none.
+    async fn soci_index(
+        &mut self,
+        manifest: &Manifest,
+    ) -> Result<Option<(Descriptor, usize)>, IndexError> {
+        let mut ztocs = Vec::new();
+        for layer in &manifest.layers {
+            if let Some(indexed) = self.indexed.get(&layer.digest) {
+                ztocs.push(self.listed(layer, indexed));
+            }
+        }
+        if ztocs.is_empty() {
+            return Ok(None);
+        }
+        let indexed_layers = ztocs.len();
+        let prefetch = self.prefetch(manifest).await?;
+        let index = SociIndex::new(
+            IndexVersion::V2,
+            ztocs,
+            prefetch,
+            None,
+            BTreeMap::from([(
+                annotations::BUILD_TOOL_IDENTIFIER.to_owned(),
+                self.options.build_tool_identifier.clone(),
+            )]),
+        );
+        let config = Bytes::from_static(EMPTY_CONFIG);
+        self.blob(&Descriptor::of(media_types::SOCI_INDEX_V2, &config), config)
+            .await?;
+        let bytes = Bytes::from(index.encode());
+        let mut descriptor = Descriptor::of(media_types::OCI_MANIFEST, &bytes);
+        self.put_manifest(&descriptor, bytes).await?;
+        descriptor.artifact_type = Some(media_types::SOCI_INDEX_V2.to_owned());
+        Ok(Some((descriptor, indexed_layers)))
+    }
+
+    fn listed(&self, layer: &Descriptor, indexed: &Indexed) -> ZtocDescriptor {
+        let disable_xattrs = self.options.optimize_xattrs && indexed.plain;
+        let mut descriptor = indexed
+            .ztoc
+            .clone()
+            .annotated(annotations::IMAGE_LAYER_DIGEST, layer.digest.to_string())
+            .annotated(
+                annotations::IMAGE_LAYER_MEDIA_TYPE,
+                layer.media_type.as_str(),
+            )
+            .annotated(annotations::SPAN_SIZE, self.options.span_size.to_string());
+        if disable_xattrs {
+            descriptor = descriptor.annotated(annotations::DISABLE_XATTRS, "true");
+        }
+        ZtocDescriptor {
+            descriptor,
+            layer_digest: layer.digest,
+            layer_media_type: layer.media_type.clone(),
+            span_size: Some(self.options.span_size),
+            disable_xattrs,
+        }
+    }
+
+    /// Each file is looked for from the uppermost layer downwards, as a container would see it.
+    async fn prefetch(
+        &mut self,
+        manifest: &Manifest,
+    ) -> Result<Vec<PrefetchDescriptor>, IndexError> {
+        let mut by_layer: BTreeMap<Digest, Vec<PrefetchSpan>> = BTreeMap::new();
+        for file in 0..self.options.prefetch_files.len() {
+            let found = manifest.layers.iter().rev().find_map(|layer| {
+                let span = self
+                    .indexed
+                    .get(&layer.digest)?
+                    .prefetch
+                    .get(file)?
+                    .as_ref()?;
+                Some((layer.digest, *span))
+            });
+            if let Some((layer, span)) = found {
+                by_layer.entry(layer).or_default().push(span);
+            }
+        }
+        let mut listed = Vec::new();
+        for layer in &manifest.layers {
+            let Some(spans) = by_layer.remove(&layer.digest) else {
+                continue;
+            };
+            let bytes = Bytes::from(Prefetch::new(spans).encode());
+            let artifact = PrefetchDescriptor::new(&bytes, layer.digest);
+            if !self.written.contains(&artifact.descriptor.digest) {
+                self.progress
+                    .prefetch(layer.digest, artifact.descriptor.digest);
+            }
+            self.blob(&artifact.descriptor, bytes).await?;
+            listed.push(artifact);
+        }
+        Ok(listed)
+    }
+
+    pub(crate) fn check_prefetch_files(&self) {
+        for (at, path) in self.options.prefetch_files.iter().enumerate() {
+            let found = self
+                .indexed
+                .values()
+                .any(|layer| layer.prefetch.get(at).is_some_and(Option::is_some));
+            if !found {
+                self.progress.warn(&format!(
+                    "prefetch file {path} not found in any indexed layer"
+                ));
+            }
+        }
+    }
+
+    /// An artifact that is carried along: its layers are at the destination already.
+    async fn other(
+        &mut self,
+        manifest: &Manifest,
+        descriptor: &Descriptor,
+        bytes: Bytes,
+    ) -> Result<(), IndexError> {
+        self.copy_small(&manifest.config).await?;
+        self.put_manifest(descriptor, bytes).await
+    }
+
+    /// The SOCI index of an image that was not chosen this time.
+    async fn old_index(
+        &mut self,
+        index: &SociIndex,
+        descriptor: &Descriptor,
+        bytes: Bytes,
+    ) -> Result<(), IndexError> {
+        self.copy_small(&index.manifest.config).await?;
+        for blob in &index.manifest.layers {
+            self.copy_small(blob).await?;
+        }
+        self.put_manifest(descriptor, bytes).await
+    }
+
+    async fn copy_small(&mut self, blob: &Descriptor) -> Result<(), IndexError> {
+        if !self.written.contains(&blob.digest) {
+            let bytes = self.source.bytes(blob).await?;
+            self.blob(blob, bytes).await?;
+        }
+        Ok(())
+    }
+
+    async fn blob(&mut self, blob: &Descriptor, bytes: Bytes) -> Result<(), IndexError> {
+        if self.written.insert(blob.digest) {
+            self.sink.put_blob(blob, bytes).await?;
+        }
+        Ok(())
+    }
+
+    async fn manifest(&mut self, manifest: &Manifest) -> Result<Descriptor, IndexError> {
+        let bytes = encode(manifest)?;
+        let descriptor = Descriptor::of(media_types::OCI_MANIFEST, &bytes);
+        self.put_manifest(&descriptor, bytes).await?;
+        Ok(descriptor)
+    }
+
+    async fn put_manifest(
+        &mut self,
+        descriptor: &Descriptor,
+        bytes: Bytes,
+    ) -> Result<(), IndexError> {
+        if self.written.insert(descriptor.digest) {
+            self.sink.put_manifest(descriptor, bytes).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes an annotation that names a manifest name its successor. Says whether it did.
+fn rename(descriptor: &mut Descriptor, key: &str, renamed: &BTreeMap<Digest, Digest>) -> bool {
+    let Some(value) = descriptor.annotations.get_mut(key) else {
+        return false;
+    };
+    match value
+        .parse::<Digest>()
+        .ok()
+        .and_then(|old| renamed.get(&old))
+    {
+        Some(new) => {
+            *value = new.to_string();
+            true
+        }
+        None => false,
+    }
+}
+
+/// A document as Go's encoder writes it.
+pub(crate) fn encode<T: serde::Serialize>(document: &T) -> Result<Bytes, IndexError> {
+    oci::json::to_vec(document)
+        .map(Bytes::from)
+        .map_err(|e| IndexError::Options(format!("cannot encode a manifest: {e}")))
+}
