@@ -204,11 +204,14 @@ impl Body {
         let len = span.compressed.end.saturating_sub(span.compressed.start);
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         let shared = self.last.filter(|_| span.compressed.start < self.position);
-        while self.arrived.is_empty() {
-            self.arrived = self.next(core).await?;
-        }
-        if shared.is_none() && self.arrived.len() >= len {
-            return Ok(self.give(len));
+        if shared.is_none() {
+            while self.arrived.is_empty() && len > 0 {
+                self.arrived = self.next(core).await?;
+            }
+            // Mostly not copied.
+            if self.arrived.len() >= len {
+                return Ok(self.give(len));
+            }
         }
         let mut bytes = BytesMut::with_capacity(len);
         bytes.extend(shared);
