@@ -80,7 +80,14 @@ fn main() {
     }
     let tar = layer.tar();
     let ztoc = ztoc_of(&tar);
-    let build = || Tree::build(&ztoc, TreeOptions::default()).unwrap();
+    let build = || {
+        Tree::build(
+            &ztoc.toc,
+            ztoc.uncompressed_archive_size,
+            TreeOptions::default(),
+        )
+        .unwrap()
+    };
     let tree = build();
     let best = (0..5).map(|_| timed(build).1).min().unwrap();
     println!(

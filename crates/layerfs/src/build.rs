@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, DefaultHasher};
 
 use fuse::encode_device;
-use ztoc::{FileMetadata, FileType, Ztoc};
+use ztoc::{FileMetadata, FileType};
 
 use crate::flatten::flatten;
 use crate::options::{TreeError, TreeOptions, map_id};
@@ -60,7 +60,7 @@ struct Builder<'a> {
 }
 
 impl Tree {
-    /// The tree of a layer.
+    /// The tree of a layer, from its zTOC's entries and the length of its tar in bytes.
     ///
     /// Names are cleaned (`./`, leading `/`, `..`), the last of several entries with one name
     /// wins, missing parents are 0755 root, hard links share an inode and the last one's metadata
@@ -70,10 +70,13 @@ impl Tree {
     ///
     /// # Errors
     /// If the layer cannot be shown as containerd would unpack it.
-    pub fn build(ztoc: &Ztoc, options: TreeOptions) -> Result<Self, TreeError> {
-        let tar_size = ztoc.uncompressed_archive_size;
-        let mut builder = Builder::new(&options, tar_size, ztoc.toc.len());
-        for entry in &ztoc.toc {
+    pub fn build(
+        toc: &[FileMetadata],
+        tar_size: u64,
+        options: TreeOptions,
+    ) -> Result<Self, TreeError> {
+        let mut builder = Builder::new(&options, tar_size, toc.len());
+        for entry in toc {
             builder.apply(entry)?;
         }
         builder.add_whiteouts()?;

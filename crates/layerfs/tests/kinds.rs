@@ -17,12 +17,12 @@ use std::sync::Arc;
 
 use fetch::testing::MemoryLayer;
 use fuse::Operation;
-use layerfs::{MountOptions, Tree, TreeOptions};
+use layerfs::{MountOptions, TreeOptions};
 use oci::Digest;
 
 use support::direct::{Direct, u32_at, u64_at};
 use support::golden::{self, File, Listing, assert_same, line};
-use support::{Mount, run};
+use support::{Mount, run, tree_of};
 
 fn sha256(bytes: &[u8]) -> String {
     Digest::of(bytes).hex()
@@ -134,7 +134,7 @@ fn disk_listing(directory: &Path, path: &str, listing: &mut Listing) {
 fn golden_layers_appear_as_containerd_unpacks_them_without_fuse() {
     for number in [1, 2] {
         let golden = golden::layer(number);
-        let tree = Tree::build(&golden.ztoc, TreeOptions::default()).unwrap();
+        let tree = tree_of(&golden.ztoc, TreeOptions::default()).unwrap();
         let data = Arc::new(MemoryLayer::new(golden.tar));
         let client = Direct::new(Arc::new(tree), data);
         let mut listing = Listing::new();
@@ -192,9 +192,9 @@ fn disabled_xattrs_hide_all_but_the_opaque_mark() {
         disable_xattrs: true,
         ..TreeOptions::default()
     };
-    let first = Tree::build(&golden::layer(1).ztoc, options.clone()).unwrap();
+    let first = tree_of(&golden::layer(1).ztoc, options.clone()).unwrap();
     assert!(!first.has_xattrs());
-    let second = Tree::build(&golden::layer(2).ztoc, options).unwrap();
+    let second = tree_of(&golden::layer(2).ztoc, options).unwrap();
     let etc = second.find(b"etc").unwrap();
     assert_eq!(
         second.xattr(etc, b"trusted.overlay.opaque"),
@@ -208,7 +208,7 @@ fn the_opaque_mark_is_the_users_where_overlay_wants_that() {
         opaque_xattr: layerfs::OpaqueXattr::User,
         ..TreeOptions::default()
     };
-    let tree = Tree::build(&golden::layer(2).ztoc, options).unwrap();
+    let tree = tree_of(&golden::layer(2).ztoc, options).unwrap();
     let etc = tree.find(b"etc").unwrap();
     assert_eq!(tree.xattr(etc, b"user.overlay.opaque"), Some(&b"y"[..]));
     assert_eq!(tree.xattr(etc, b"trusted.overlay.opaque"), None);

@@ -17,11 +17,11 @@ use fetch::testing::{Answer, MemoryLayer};
 use fuse::{Errno, Negotiated, Operation, ROOT_ID, open_flags};
 use layerfs::{CacheTimes, LayerFs, Tree, TreeOptions};
 use support::direct::{Direct, NEGOTIATED, u32_at, u64_at};
-use support::{Layer, golden, noise, ztoc_of};
+use support::{Layer, golden, noise, tree_of, ztoc_of};
 
 fn client(layer: Layer) -> (Direct, MemoryLayer, Arc<Tree>) {
     let tar = layer.tar();
-    let tree = Arc::new(Tree::build(&ztoc_of(&tar), TreeOptions::default()).unwrap());
+    let tree = Arc::new(tree_of(&ztoc_of(&tar), TreeOptions::default()).unwrap());
     let data = MemoryLayer::new(tar);
     (
         Direct::new(tree.clone(), Arc::new(data.clone())),
@@ -191,7 +191,7 @@ fn listings_are_the_same_in_pieces_of_any_size() {
 #[test]
 fn xattrs_follow_the_room_and_absent_ones_are_said_to_be() {
     let golden = golden::layer(1);
-    let tree = Arc::new(Tree::build(&golden.ztoc, TreeOptions::default()).unwrap());
+    let tree = Arc::new(tree_of(&golden.ztoc, TreeOptions::default()).unwrap());
     let client = Direct::new(tree.clone(), Arc::new(MemoryLayer::new(golden.tar)));
     let file = tree.find(b"xattr/file").unwrap();
     let get = |name: &'static [u8], size| client.ask(file, Operation::GetXattr { name, size });

@@ -9,7 +9,7 @@
 mod support;
 
 use layerfs::{IdMaps, IdRange, Tree, TreeError, TreeOptions};
-use support::{Layer, ztoc_of};
+use support::{Layer, tree_of, ztoc_of};
 
 fn names(tree: &Tree, path: &str) -> Vec<String> {
     let directory = tree.find(path.as_bytes()).unwrap();
@@ -203,7 +203,7 @@ fn ids_are_mapped_where_a_map_is_given() {
         id_maps,
         ..TreeOptions::default()
     };
-    let tree = Tree::build(&ztoc_of(&tar), options).unwrap();
+    let tree = tree_of(&ztoc_of(&tar), options).unwrap();
     let attr = tree.attr(tree.find(b"a").unwrap()).unwrap();
     assert_eq!((attr.uid, attr.gid), (1000, 65534));
 }
@@ -212,7 +212,7 @@ fn ids_are_mapped_where_a_map_is_given() {
 fn a_file_beyond_the_tar_is_refused() {
     let mut ztoc = ztoc_of(&Layer::new().file("a", b"x").tar());
     ztoc.toc[0].uncompressed_size = u64::MAX;
-    let built = Tree::build(&ztoc, TreeOptions::default());
+    let built = tree_of(&ztoc, TreeOptions::default());
     assert!(matches!(built, Err(TreeError::BadExtent { .. })));
 }
 

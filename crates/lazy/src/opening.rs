@@ -94,13 +94,14 @@ impl Opening {
         let _shared = self.folders.read().await;
         let store = self.store.clone();
         spawn_blocking(move || {
-            let stored = store.create_or_open(key.layer, key.ztoc, blob.as_deref())?;
-            let ztoc = stored.ztoc()?;
+            let (stored, toc) =
+                store.create_or_open_with_toc(key.layer, key.ztoc, blob.as_deref())?;
+            let tar_size = stored.spans().uncompressed_size();
             let options = TreeOptions {
                 disable_xattrs,
                 ..TreeOptions::default()
             };
-            let tree = Tree::build(&ztoc, options)?;
+            let tree = Tree::build(&toc, tar_size, options)?;
             Ok((stored, tree))
         })
         .await?

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fetch::LayerData;
-use layerfs::{MountOptions, MountedLayer};
+use layerfs::{MountError, MountOptions, MountedLayer};
 use oci::Digest;
 use parking_lot::Mutex;
 use snapshotter::{LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError};
@@ -27,6 +27,9 @@ use crate::{LazyConfig, Parts};
 
 /// For how long a layer that was prepared ahead waits for its Prepare.
 const PREPARED_FOR: Duration = Duration::from_secs(300);
+
+/// An unmounted layer that is served for longer than this is in use.
+const QUIET_AFTER: Duration = Duration::from_secs(1);
 
 /// All lazy layers of a daemon.
 pub struct LazyLayers {
@@ -51,6 +54,13 @@ struct Shared {
 
 struct Mount {
     mounted: MountedLayer,
+    lease: Lease<OpenLayer>,
+    image: ImageKey,
+    index: Digest,
+}
+
+/// A layer that was unmounted.
+struct Gone {
     lease: Lease<OpenLayer>,
     image: ImageKey,
     index: Digest,
@@ -271,7 +281,7 @@ impl Shared {
         .map_err(LayerRefusal::failed)
     }
 
-    async fn unmount(&self, mountpoint: &Path) -> Result<(), ProviderError> {
+    async fn unmount(self: &Arc<Self>, mountpoint: &Path) -> Result<(), ProviderError> {
         let mount = self.mounts.lock().remove(mountpoint);
         let path = mountpoint.to_owned();
         let failed = |e: &dyn std::fmt::Display| ProviderError::new(mountpoint, e);
@@ -288,25 +298,56 @@ impl Shared {
                 .map_err(|e| failed(&e))?
                 .map_err(|e| failed(&e));
         };
-        let unmounted = spawn_blocking(move || mounted.unmount())
-            .await
-            .map_err(|e| failed(&e))?
-            .map_err(|e| failed(&e));
+        let served = mounted.connection().clone();
+        let unmounted = spawn_blocking(move || {
+            mounted.unmount()?;
+            Ok::<_, MountError>(mounted.connection().wait_ended(QUIET_AFTER))
+        })
+        .await
+        .map_err(|e| failed(&e))?
+        .map_err(|e| failed(&e));
+        let gone = Gone {
+            lease,
+            image,
+            index,
+        };
+        if unmounted == Ok(false) {
+            // Somebody still has a file open: the layer is served until the last one is closed.
+            let shared = self.clone();
+            tokio::spawn(async move {
+                while !served.has_ended() {
+                    tokio::time::sleep(QUIET_AFTER).await;
+                }
+                shared.forget(gone).await;
+            });
+        } else {
+            self.forget(gone).await;
+        }
+        unmounted.map(|_| ())
+    }
+
+    /// Lets go of a layer and of its image's index, and removes what nobody else uses.
+    async fn forget(&self, gone: Gone) {
+        let Gone {
+            lease,
+            image,
+            index,
+        } = gone;
         let key = lease.key();
         drop(lease);
-        if !self.leaving.load(Ordering::Relaxed) {
-            self.remove_unused(key).await;
-            let index_in_use = self
-                .mounts
-                .lock()
-                .values()
-                .any(|mount| mount.index == index);
-            if !index_in_use {
-                self.verdicts.forget(&image);
-                self.discovery.kept.forget(&image, &index);
-            }
+        if self.leaving.load(Ordering::Relaxed) {
+            return;
         }
-        unmounted
+        self.remove_unused(key).await;
+        let index_in_use = self
+            .mounts
+            .lock()
+            .values()
+            .any(|mount| mount.index == index);
+        if !index_in_use {
+            self.verdicts.forget(&image);
+            self.discovery.kept.forget(&image, &index);
+        }
     }
 
     /// Removes what is stored of a layer unless somebody uses it.

@@ -83,7 +83,7 @@ impl Layer {
     }
 
     pub fn tree(self) -> Result<Tree, TreeError> {
-        Tree::build(&ztoc_of(&self.tar()), TreeOptions::default())
+        tree_of(&ztoc_of(&self.tar()), TreeOptions::default())
     }
 }
 
@@ -92,6 +92,11 @@ pub fn ztoc_of(tar: &[u8]) -> Ztoc {
     ztoc::build(tar, Compression::Uncompressed, options)
         .unwrap()
         .ztoc
+}
+
+/// The tree of a zTOC.
+pub fn tree_of(ztoc: &Ztoc, options: TreeOptions) -> Result<Tree, TreeError> {
+    Tree::build(&ztoc.toc, ztoc.uncompressed_archive_size, options)
 }
 
 /// Bytes that do not repeat.
@@ -125,7 +130,7 @@ impl Mount {
         let dir = tempfile::tempdir().unwrap();
         let mountpoint = dir.path().join("fs");
         std::fs::create_dir(&mountpoint).unwrap();
-        let tree = Arc::new(Tree::build(ztoc, TreeOptions::default()).unwrap());
+        let tree = Arc::new(tree_of(ztoc, TreeOptions::default()).unwrap());
         let data = MemoryLayer::new(tar);
         let pool = Pool::new(2).unwrap();
         let shared = Arc::new(data.clone());
