@@ -1,0 +1,78 @@
+#!/bin/bash
+# Checks docs/architecture.md against the crates: the table lists every crate and exactly the crates
+# that it uses ([dependencies] of its Cargo.toml), and unsafe code is forbidden where it says so.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+page=docs/architecture.md
+failed=0
+
+complain() {
+    echo "check-architecture: $*" >&2
+    failed=1
+}
+
+crates=$(for folder in crates/*/; do basename "$folder"; done | sort)
+
+# "crate: used used …" for each row of the table whose head is "| crate | purpose | uses |".
+drawn() {
+    awk -F '|' '
+        /^\| crate \| purpose \| uses \|$/ { table = 1; next }
+        !/^\|/ { table = 0 }
+        table && $2 !~ /---/ {
+            sub(/\(unpublished\)/, "", $2); gsub(/[`,]/, " ", $2)
+            gsub(/[`,–]/, " ", $4)
+            count = split($2, names, " ")
+            for (i = 1; i <= count; i++) print names[i] ": " $4
+        }
+    ' $page
+}
+
+# The crates of ours among the dependencies of a crate (not those of its tests).
+used() {
+    awk '
+        /^\[/ { ours = ($0 == "[dependencies]") }
+        ours && match($0, /^[a-z0-9_-]+/) { print substr($0, RSTART, RLENGTH) }
+    ' "crates/$1/Cargo.toml" | sort -u | grep -xF "$crates" || true
+}
+
+words() { tr -s ' \n' '\n\n' | sed '/^$/d' | sort -u; }
+
+for crate in $crates; do
+    if ! row=$(drawn | grep "^$crate:"); then
+        complain "$page has no row for the crate $crate"
+        continue
+    fi
+    said=$(words <<<"${row#*:}")
+    is=$(used "$crate")
+    for name in $(comm -23 <(echo "$said") <(echo "$is")); do
+        complain "$page says that $crate uses $name; crates/$crate/Cargo.toml does not"
+    done
+    for name in $(comm -13 <(echo "$said") <(echo "$is")); do
+        complain "$crate uses $name (crates/$crate/Cargo.toml); $page has no such arrow"
+    done
+done
+for crate in $(drawn | cut -d: -f1); do
+    test -d "crates/$crate" || complain "$page has a row for $crate, which does not exist"
+done
+
+# The one crate that may: it allows unsafe in the one module that the page names.
+unsafe_crate=ztoc
+unsafe_module=inflate
+for root in crates/*/src/lib.rs crates/*/src/main.rs crates/*/src/bin/*.rs; do
+    test -f "$root" || continue
+    if [[ $root == crates/$unsafe_crate/* ]]; then
+        grep -q '^#!\[deny(unsafe_code)\]' "$root" || complain "$root does not deny unsafe code"
+    else
+        grep -q '^#!\[forbid(unsafe_code)\]' "$root" || complain "$root does not forbid unsafe code"
+    fi
+done
+for file in $(grep -rlE '^#!?\[(allow|expect)\(.*unsafe_code|^\s*unsafe_code,' crates/*/src || true); do
+    test "$file" = "crates/$unsafe_crate/src/$unsafe_module.rs" ||
+        complain "$file allows unsafe code; $page allows it in $unsafe_crate::$unsafe_module only"
+done
+grep -q "\`$unsafe_crate::$unsafe_module\`" $page || complain "$page does not say where unsafe code is"
+
+if ((failed == 0)); then
+    echo "check-architecture: $(wc -w <<<"$crates") crates as drawn"
+fi
+exit $failed
