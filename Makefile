@@ -65,7 +65,9 @@ fuzz: ## Fuzz each parser for FUZZ_SECONDS (nightly Rust and cargo-fuzz)
 	done
 
 .PHONY: lint
-lint: ## Format, clippy, documentation, licences and advisories
+lint: ## Format, clippy, documentation, promises, licences and advisories
+	scripts/check-specification.sh
+	scripts/check-architecture.sh
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
