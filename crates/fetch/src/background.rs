@@ -5,6 +5,7 @@
 //! batch brought nothing is left alone for a while.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -151,19 +152,20 @@ impl Queue {
 }
 
 fn batch(layer: &Layer) -> Vec<u32> {
-    let mut bytes = 0_u64;
-    let weight = |span| {
-        let span = layer.spans.get(SpanId(span));
-        span.map_or(0, |span| {
-            span.compressed.end.saturating_sub(span.compressed.start)
-        })
-    };
+    let (mut bytes, mut stored) = (0_u64, 0_u64);
+    // What readers have used is not pushed out for what nobody has asked for.
+    let room = layer.stored.spare_room();
+    let length = |range: Range<u64>| range.end.saturating_sub(range.start);
     let missing = layer.stored.missing().into_iter().flatten();
     missing
         .take_while(|span| {
+            let Some(span) = layer.spans.get(SpanId(*span)) else {
+                return false;
+            };
             let before = bytes;
-            bytes = bytes.saturating_add(weight(*span));
-            before == 0 || bytes <= BATCH
+            bytes = bytes.saturating_add(length(span.compressed));
+            stored = stored.saturating_add(length(span.uncompressed));
+            stored <= room && (before == 0 || bytes <= BATCH)
         })
         .collect()
 }

@@ -63,8 +63,9 @@ impl Budget {
         })
     }
 
-    pub(crate) fn total(&self) -> u64 {
-        self.total
+    /// Does anybody wait?
+    pub(crate) fn is_waited_for(&self) -> bool {
+        !self.state.lock().waiting.is_empty()
     }
 
     /// Bytes in use now and at most.

@@ -1,17 +1,19 @@
 //! The heart of the fetcher: connects the schedule, the requests, the inflate pool and the readers.
 
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
 use parking_lot::Mutex;
 use store::ReadOutcome;
 use tokio::runtime::Handle;
 use ztoc::SpanId;
 
 use crate::background::Queue;
-use crate::budget::Budget;
+use crate::budget::{Budget, Permit};
 use crate::inflate_pool::InflatePool;
 use crate::layer::Layer;
 use crate::pending_read::PendingRead;
@@ -20,7 +22,7 @@ use crate::request;
 use crate::schedule::{Broken, Failed, Schedule, Waiters, Wish};
 use crate::stats::Counters;
 use crate::unsaved::Unsaved;
-use crate::{FetchConfig, ReadDone, ReadError};
+use crate::{FetchConfig, LogLimit, ReadDone, ReadError};
 
 /// How often a read looks again for spans that go away while it waits (they are damaged, or
 /// reclaimed).
@@ -39,11 +41,15 @@ pub(crate) struct Core {
     pub(crate) background: Queue,
     pub(crate) unsaved: Unsaved,
     pub(crate) next_layer: AtomicU64,
+    /// Of all lines about what cannot be fetched.
+    pub(crate) log_limit: LogLimit,
     started: Instant,
     /// Of the last mount or read that needed the network, in milliseconds since `started`.
     active: AtomicU64,
     /// Until when the store takes no spans that nobody waits for, in milliseconds since `started`.
     store_pause: AtomicU64,
+    /// How often the registry client had to try again, when that was last looked at.
+    setbacks: AtomicU64,
 }
 
 impl Core {
@@ -61,9 +67,11 @@ impl Core {
             background: Queue::new(config.background.clone()),
             unsaved: Unsaved::new(config.memory_budget / 4),
             next_layer: AtomicU64::new(0),
+            log_limit: LogLimit::default(),
             started: Instant::now(),
             active: AtomicU64::new(0),
             store_pause: AtomicU64::new(0),
+            setbacks: AtomicU64::new(0),
             config,
             runtime,
         })
@@ -94,6 +102,25 @@ impl Core {
 
     pub(crate) fn store_takes_more(&self) -> bool {
         self.millis() >= self.store_pause.load(Ordering::Relaxed)
+    }
+
+    /// Waits for memory. Spans that are kept only because they could not be stored make way.
+    pub(crate) async fn memory(&self, bytes: u64, priority: Priority) -> Permit {
+        let mut permit = pin!(self.budget.acquire(bytes, priority));
+        if let Some(permit) = permit.as_mut().now_or_never() {
+            return permit;
+        }
+        // In the queue by now: what is kept from here on sees that somebody waits.
+        self.unsaved.clear();
+        permit.await
+    }
+
+    /// The client behind a layer retries by itself; asks for less at once when it had to.
+    pub(crate) fn note_setbacks(&self, layer: &Layer) {
+        let setbacks = layer.source.setbacks();
+        if self.setbacks.fetch_max(setbacks, Ordering::Relaxed) < setbacks {
+            self.schedule.lock().limit.overloaded(Instant::now());
+        }
     }
 
     /// Makes the requests that may be made now.
@@ -214,8 +241,10 @@ impl Core {
             return;
         }
         self.counters.spans_failed.fetch_add(1, Ordering::Relaxed);
-        if layer.set_error(error.to_string()) {
-            tracing::error!(layer = %layer.stored.digest(), error = %error, "a span cannot be served");
+        if layer.set_error(error.to_string())
+            && let Some(held_back) = self.log_limit.pass()
+        {
+            tracing::error!(layer = %layer.stored.digest(), error = %error, held_back, "a span cannot be served");
         }
         waiters
             .into_iter()

@@ -12,6 +12,8 @@ use crate::priority::Priority;
 
 /// A thread that has had nothing to do for this long gives its buffer back.
 const KEEP_BUFFER: Duration = Duration::from_secs(2);
+/// A larger buffer is given back at once, in bytes.
+const LARGEST_KEPT: usize = 16 << 20;
 
 /// Work on a span; the buffer is the thread's own, for the uncompressed bytes.
 pub(crate) type Work = Box<dyn FnOnce(&mut Vec<u8>) + Send>;
@@ -111,6 +113,10 @@ fn run(shared: &Shared) {
         drop(state);
         if std::panic::catch_unwind(AssertUnwindSafe(|| work(&mut buffer))).is_err() {
             // The panic hook has reported it, and the work's guard has answered.
+            buffer = Vec::new();
+        }
+        if buffer.capacity() > LARGEST_KEPT {
+            // It is not in the memory budget any more.
             buffer = Vec::new();
         }
         state = shared.state.lock();

@@ -78,7 +78,9 @@ impl LayerData for LazyLayer {
             }
             Err(error) => {
                 // Fetching may still help.
-                tracing::warn!(layer = %self.layer.stored.digest(), error = %error, "the layer store cannot be read");
+                if let Some(held_back) = self.core.log_limit.pass() {
+                    tracing::warn!(layer = %self.layer.stored.digest(), error = %error, held_back, "the layer store cannot be read");
+                }
                 false
             }
         };

@@ -35,9 +35,8 @@ impl RequestError {
     fn is_transient(&self) -> bool {
         match self {
             Self::Registry(error) => error.is_transient(),
-            // It has waited long enough.
-            Self::Stalled(_) => false,
-            Self::EndedEarly => true,
+            // On another connection it may go on.
+            Self::Stalled(_) | Self::EndedEarly => true,
         }
     }
 
@@ -105,6 +104,7 @@ pub(crate) fn run(core: Arc<Core>, request: Request) -> impl Future<Output = ()>
         let mut brought = 0;
         let result = receive(&core, &request, &mut brought).await;
         ending.disarm();
+        core.note_setbacks(&request.layer);
         let Err(error) = result else {
             core.ended(request.id, &request.layer, None);
             return;
@@ -113,7 +113,9 @@ pub(crate) fn run(core: Arc<Core>, request: Request) -> impl Future<Output = ()>
             core.schedule.lock().limit.overloaded(Instant::now());
         }
         let what = request.layer.source.describe();
-        tracing::warn!(blob = what, spans = ?request.spans, brought, error = %error, "a request for spans broke");
+        if let Some(held_back) = core.log_limit.pass() {
+            tracing::warn!(blob = what, spans = ?request.spans, brought, error = %error, held_back, "a request for spans broke");
+        }
         let broken = Broken {
             transient: error.is_transient(),
             progress: brought > 0,
@@ -161,10 +163,7 @@ async fn receive(
             .end
             .saturating_sub(span.uncompressed.start);
         let cost = compressed.saturating_add(uncompressed);
-        if cost > core.budget.total() / 2 {
-            core.unsaved.clear();
-        }
-        let permit = core.budget.acquire(cost, priority).await;
+        let permit = core.memory(cost, priority).await;
         let bytes = body.span(core, &span).await?;
         core.counters
             .of(request.priority)

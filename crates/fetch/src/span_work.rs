@@ -110,17 +110,21 @@ impl SpanWork {
             Err(error) => {
                 counters.store_failures.fetch_add(1, Ordering::Relaxed);
                 self.core.store_failed();
-                if self.layer.set_error(error.to_string()) {
-                    tracing::error!(layer = %self.layer.stored.digest(), error = %error, "spans are served but cannot be stored");
+                if self.layer.set_error(error.to_string())
+                    && let Some(held_back) = self.core.log_limit.pass()
+                {
+                    tracing::error!(layer = %self.layer.stored.digest(), error = %error, held_back, "spans are served but cannot be stored");
                 }
                 if let Some(permit) = self.permit.take() {
                     self.core
                         .unsaved
                         .keep(&self.layer, self.span, bytes, permit);
+                    if self.core.budget.is_waited_for() {
+                        self.core.unsaved.clear();
+                    }
                 }
             }
         }
-        self.over = true;
         loop {
             let late = self
                 .core
@@ -133,6 +137,7 @@ impl SpanWork {
                 waiter.arrived();
             }
         }
+        self.over = true;
     }
 
     fn mismatch(mut self, error: &SpanError) {
@@ -141,7 +146,9 @@ impl SpanWork {
             .verification_failures
             .fetch_add(1, Ordering::Relaxed);
         let what = self.layer.source.describe();
-        tracing::warn!(blob = what, error = %error, again = self.again, "a span does not match");
+        if let Some(held_back) = core.log_limit.pass() {
+            tracing::warn!(blob = what, error = %error, again = self.again, held_back, "a span does not match");
+        }
         let may_help = matches!(error, SpanError::Digest { .. } | SpanError::Length { .. });
         if may_help && self.again < core.config.max_span_verification_retries.max(1) {
             self.again += 1;

@@ -332,6 +332,16 @@ impl StoredLayer {
         self.fetched.load(Ordering::Relaxed)
     }
 
+    /// How many uncompressed bytes can be stored before something must make room, less an eighth of
+    /// the budget, which is left for readers. Without a budget, all there are.
+    #[must_use]
+    pub fn spare_room(&self) -> u64 {
+        self.shared.budget.map_or(u64::MAX, |budget| {
+            let stored = self.shared.stored.load(Ordering::Relaxed);
+            (budget - budget / 8).saturating_sub(stored)
+        })
+    }
+
     fn known(&self, id: SpanId) -> Result<Span, StoreError> {
         self.spans
             .get(id)
