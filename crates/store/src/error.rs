@@ -98,6 +98,21 @@ pub enum StoreError {
         /// What is wrong.
         reason: &'static str,
     },
+    /// A span that is too large to be handled in memory.
+    #[error(
+        "span {} of layer {layer} has {len} bytes, more than the {most} that are handled; index the image with a smaller span size",
+        .span.0
+    )]
+    LargeSpan {
+        /// The layer.
+        layer: Digest,
+        /// The span.
+        span: SpanId,
+        /// Its compressed or uncompressed length in bytes.
+        len: u64,
+        /// The most that is handled.
+        most: u64,
+    },
     /// Bytes past the end of the layer were asked for.
     #[error("bytes {offset} to {offset}+{len} lie outside of layer {layer} of {size} bytes")]
     OutOfRange {

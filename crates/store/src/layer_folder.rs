@@ -18,6 +18,10 @@ use crate::spans_file::{About, Kept, SpansFile};
 use crate::stored_layer::length;
 use crate::{LayerKey, StoreError, StoredLayer, page_cache};
 
+/// The longest span that is handled, in bytes, compressed or not. Span sizes in use are some MiB; a
+/// deflate block, at whose ends spans are cut, adds a few at most.
+const LARGEST_SPAN: u64 = 256 << 20;
+
 /// A layer that was opened, and the entries of its zTOC.
 pub(crate) struct Opened {
     pub(crate) layer: Arc<StoredLayer>,
@@ -107,6 +111,7 @@ fn verified_ztoc(
             digest: key.ztoc,
             source,
         })?;
+        check_span_lengths(key.layer, &parts.spans)?;
         let sums = window_sums(&parts.spans, blob);
         Ok((parts, sums))
     };
@@ -141,6 +146,24 @@ fn verified_ztoc(
     write_file(&path, blob)?;
     sync_folder(folder.parent().unwrap_or(Path::new("/")))?;
     Ok(parts)
+}
+
+/// A span is fetched and inflated in memory as a whole, and its length is only what a zTOC says.
+fn check_span_lengths(layer: Digest, spans: &SpanTable) -> Result<(), StoreError> {
+    for id in (0..spans.len()).map(SpanId) {
+        let Some(span) = spans.get(id) else { continue };
+        let compressed = span.compressed.end.saturating_sub(span.compressed.start);
+        let len = compressed.max(length(&span));
+        if len > LARGEST_SPAN {
+            return Err(StoreError::LargeSpan {
+                layer,
+                span: id,
+                len,
+                most: LARGEST_SPAN,
+            });
+        }
+    }
+    Ok(())
 }
 
 fn window_sums(spans: &SpanTable, blob: &[u8]) -> Box<[u32]> {

@@ -47,6 +47,11 @@ impl LayerKey {
 #[derive(Debug, Clone)]
 pub struct LayerStoreConfig {
     /// How many bytes of uncompressed data may be stored in open layers; `None`: as many as fit.
+    ///
+    /// Layers on disk that are not open do not count, since room is made only in those that are:
+    /// at a start every layer that a snapshot uses is opened and all others are removed, so what is
+    /// left are layers of snapshots that could not be mounted again. Their spans are kept, because
+    /// they may be all that the next start has.
     pub budget_bytes: Option<u64>,
     /// How long a span may wait before it is made durable.
     pub sync_interval: Duration,

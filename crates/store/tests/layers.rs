@@ -291,6 +291,37 @@ fn a_ztoc_that_is_not_the_one_named_is_refused_and_leaves_nothing() {
     assert_eq!(store.layers().unwrap(), []);
 }
 
+/// Without a limit, a forged zTOC decides how much memory is asked for at once.
+#[test]
+fn a_ztoc_with_spans_that_no_memory_holds_is_refused_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = Sample::new(50_000);
+    let store = open(dir.path());
+    let options = ztoc::BuildOptions::default();
+    let plain = ztoc::build(&sample.tar[..], ztoc::Compression::Uncompressed, options);
+    let mut plain = plain.unwrap().ztoc;
+    let huge = 8 << 30;
+    let ztoc::Checkpoints::Tar(tar) = &mut plain.compression.checkpoints else {
+        unreachable!("it was built so")
+    };
+    (tar.span_size, tar.size) = (huge, huge);
+    plain.compressed_archive_size = huge;
+    plain.uncompressed_archive_size = huge;
+    let mut gzip = ztoc::Ztoc::parse(&sample.ztoc).unwrap();
+    gzip.compressed_archive_size = huge;
+    let mut inflated = gzip.clone();
+    inflated.compressed_archive_size = 10 << 20;
+    inflated.uncompressed_archive_size = huge;
+    for forged in [plain, gzip, inflated] {
+        let forged = forged.encode();
+        let error = store
+            .create_or_open(sample.layer, Digest::of(&forged), Some(&forged))
+            .unwrap_err();
+        assert!(matches!(error, StoreError::LargeSpan { .. }), "{error}");
+    }
+    assert_eq!(store.layers().unwrap(), []);
+}
+
 #[test]
 fn a_damaged_ztoc_is_asked_for_again_and_spans_stay() {
     let (dir, sample, spans) = filled();
