@@ -98,6 +98,7 @@ request_timeout_sec = -1
 host = "other:5000"
 [fetch]
 memory_budget_bytes = 33554432
+max_readahead_bytes = 1048576
 [layer_store]
 max_size_bytes = 1000
 "#

@@ -57,7 +57,7 @@ impl Default for FetchConfig {
         Self {
             memory_budget: 64 << 20,
             max_inflight: 16,
-            max_readahead: 64 << 20,
+            max_readahead: 32 << 20,
             max_request_bytes: 32 << 20,
             max_span_verification_retries: 1,
             stall_timeout: Duration::from_secs(60),

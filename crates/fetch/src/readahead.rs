@@ -12,8 +12,9 @@ const STREAMS: usize = 8;
 /// How far from the expected place a read may be: the kernel sends the reads of one reader out of
 /// order, and there are headers and small skipped files between those of the files that are read.
 const SLACK: u64 = 1 << 20;
-/// The first window, in compressed bytes.
-const FIRST_WINDOW: u64 = 4 << 20;
+/// The smallest window, in compressed bytes. Above it a window is as large as what its reader has
+/// read so far: what is fetched in vain is never more than what was of use.
+const FIRST_WINDOW: u64 = 2 << 20;
 /// How many reads in sequence make a sequential reader.
 const SEQUENTIAL: u32 = 2;
 
@@ -29,8 +30,8 @@ struct Stream {
     /// Where its next read is expected.
     next: u64,
     hits: u32,
-    /// How far ahead to fetch, in compressed bytes.
-    window: u64,
+    /// Where in the compressed layer its reading began.
+    began: Option<u64>,
     /// The first span that has not been asked for.
     ahead: u32,
     used: u64,
@@ -69,20 +70,24 @@ impl Streams {
             return None;
         }
         let here = spans.at_uncompressed(read.end - 1)?;
-        let front = spans.get(here)?.compressed.end;
+        let span = spans.get(here)?.compressed;
+        let front = span.end;
+        let began = *stream.began.get_or_insert(span.start);
+        let window = front
+            .saturating_sub(began)
+            .clamp(FIRST_WINDOW.min(most), most);
         let start_of = |id: u32| spans.get(SpanId(id)).map(|span| span.compressed.start);
         let first = stream.ahead.max(here.0.saturating_add(1));
         // Not at every span, but when half of the window is used up: larger requests.
-        if start_of(first)? >= front.saturating_add(stream.window / 2) {
+        if start_of(first)? >= front.saturating_add(window / 2) {
             return None;
         }
-        let until = front.saturating_add(stream.window);
+        let until = front.saturating_add(window);
         let mut end = first;
         while start_of(end).is_some_and(|start| start < until) {
             end += 1;
         }
         stream.ahead = end;
-        stream.window = stream.window.saturating_mul(2).min(most);
         (first < end).then_some(first..end)
     }
 
@@ -100,9 +105,95 @@ impl Streams {
         self.streams.push(Stream {
             next,
             hits: 1,
-            window: FIRST_WINDOW,
+            began: None,
             ahead: 0,
             used: self.clock,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ztoc::{BuildOptions, Builder, Compression};
+
+    use super::*;
+
+    const SPAN: u64 = 1 << 20;
+    const MOST: u64 = 32 << 20;
+
+    /// A plain tar of a hundred spans, whose compressed bytes are its uncompressed ones.
+    fn spans() -> SpanTable {
+        let mut header = tar::Header::new_gnu();
+        header.set_path("file").unwrap();
+        header.set_size(99 * SPAN);
+        header.set_entry_type(tar::EntryType::Regular);
+        header.set_cksum();
+        let options = BuildOptions {
+            span_size: SPAN,
+            ..BuildOptions::default()
+        };
+        let mut builder = Builder::new(Compression::Uncompressed, options).unwrap();
+        builder.write(header.as_bytes()).unwrap();
+        for _ in 0..99 {
+            builder
+                .write(&vec![0; usize::try_from(SPAN).unwrap()])
+                .unwrap();
+        }
+        builder.write(&[0; 1024]).unwrap();
+        builder.finish().unwrap().ztoc.span_table()
+    }
+
+    /// Reads in pieces of 128 KiB; returns the end of what is fetched ahead.
+    fn read(streams: &mut Streams, spans: &SpanTable, bytes: Range<u64>) -> Option<u32> {
+        const PIECE: u64 = 128 << 10;
+        let mut end = None;
+        for start in bytes.step_by(usize::try_from(PIECE).unwrap()) {
+            if let Some(ahead) = streams.note(start..start + PIECE, spans, MOST) {
+                assert!(end.is_none_or(|end| end <= ahead.start), "nothing twice");
+                end = Some(ahead.end);
+            }
+        }
+        end
+    }
+
+    #[test]
+    fn a_sequential_reader_gets_a_window_as_large_as_what_it_has_read() {
+        let (spans, mut streams) = (spans(), Streams::default());
+        assert_eq!(
+            streams.note(0..4096, &spans, MOST),
+            None,
+            "one read is no sequence"
+        );
+        for mib in [4, 16, 40] {
+            let end = u64::from(read(&mut streams, &spans, 0..mib * SPAN).unwrap());
+            assert!(end > mib, "{mib} read, fetched up to {end}");
+            assert!(end <= 2 * mib + 2, "{mib} read, fetched up to {end}");
+        }
+        let end = u64::from(read(&mut streams, &spans, 40 * SPAN..60 * SPAN).unwrap());
+        assert!(end <= 60 + 1 + MOST / SPAN, "fetched up to {end}");
+    }
+
+    #[test]
+    fn scattered_reads_bring_no_readahead() {
+        let (spans, mut streams) = (spans(), Streams::default());
+        for start in [50, 3, 90, 20, 70, 33, 11, 60].map(|mib| mib * SPAN) {
+            assert_eq!(streams.note(start..start + 4096, &spans, MOST), None);
+        }
+    }
+
+    #[test]
+    fn two_readers_at_once_are_told_apart() {
+        let (spans, mut streams) = (spans(), Streams::default());
+        let mut ahead = [0, 0];
+        for step in 0..64 {
+            for (reader, base) in [0, 50 * SPAN].into_iter().enumerate() {
+                let start = base + step * (128 << 10);
+                if let Some(range) = streams.note(start..start + (128 << 10), &spans, MOST) {
+                    ahead[reader] = range.end;
+                }
+            }
+        }
+        assert!((9..20).contains(&ahead[0]), "{ahead:?}");
+        assert!((59..70).contains(&ahead[1]), "{ahead:?}");
     }
 }

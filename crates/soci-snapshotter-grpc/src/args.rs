@@ -19,19 +19,30 @@ pub(crate) const REVISION: &str = env!("REVISION");
 #[command(
     name = "soci-snapshotter-grpc",
     disable_version_flag = true,
-    disable_help_subcommand = true
+    disable_help_subcommand = true,
+    max_term_width = 100,
+    after_help = "\
+Examples:
+  soci-snapshotter-grpc
+  soci-snapshotter-grpc --log-level debug --root /data/soci --address /run/soci.sock
+  soci-snapshotter-grpc --config ./config.toml config dump
+
+SIGTERM ends it and leaves the mounts to the next start; SIGINT (Ctrl-C) unmounts everything."
 )]
 pub(crate) struct Args {
     /// Socket to listen on: a path, unix://PATH, or fd:// for the one that systemd passes
-    #[arg(long, global = true, env = "SOCI_SNAPSHOTTER_ADDRESS", default_value = DEFAULT_SOCKET)]
+    #[arg(long, global = true, env = "SOCI_SNAPSHOTTER_ADDRESS", hide_env_values = true,
+        default_value = DEFAULT_SOCKET)]
     pub(crate) address: String,
 
     /// Configuration file; only the default one may be missing
-    #[arg(long, global = true, env = "SOCI_SNAPSHOTTER_CONFIG", default_value = config::DEFAULT_PATH)]
+    #[arg(long, global = true, env = "SOCI_SNAPSHOTTER_CONFIG", hide_env_values = true,
+        default_value = config::DEFAULT_PATH)]
     pub(crate) config: PathBuf,
 
     /// What to log: trace, debug, info, warn, error, fatal or panic
-    #[arg(long, global = true, env = "SOCI_SNAPSHOTTER_LOG_LEVEL", default_value_t = Level::Info)]
+    #[arg(long, global = true, env = "SOCI_SNAPSHOTTER_LOG_LEVEL", hide_env_values = true,
+        default_value_t = Level::Info)]
     pub(crate) log_level: Level,
 
     /// Folder of the snapshots and of everything that is fetched
@@ -39,6 +50,7 @@ pub(crate) struct Args {
         long,
         global = true,
         env = "SOCI_SNAPSHOTTER_ROOT",
+        hide_env_values = true,
         default_value = "/var/lib/soci-snapshotter-grpc/"
     )]
     pub(crate) root: PathBuf,

@@ -21,7 +21,7 @@ pub(crate) enum Address {
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ListenError {
-    #[error("{0:?} is not an address: expected an absolute path, unix://PATH or fd://")]
+    #[error("{0:?} is not an address: expected a path, unix://PATH or fd://")]
     Address(String),
     #[error("another process is listening on {}: stop it, or choose another --address", .0.display())]
     InUse(PathBuf),

@@ -49,6 +49,7 @@ pub(crate) fn fetch(config: &Config) -> FetchConfig {
     let background = &config.background_fetch;
     FetchConfig {
         memory_budget: config.fetch.memory_budget_bytes,
+        max_readahead: config.fetch.max_readahead_bytes,
         max_span_verification_retries: u32::try_from(config.blob.max_span_verification_retries)
             .unwrap_or(u32::MAX),
         background: BackgroundConfig {

@@ -35,6 +35,7 @@ impl Running {
         self.lazy.leave();
         self.snapshotter.close(stop == Stop::Clean).await;
         self.fetcher.shutdown().await;
+        log_fetched(&self.fetcher.stats());
         self.lazy.flush().await;
         let pool = self.pool;
         let joined = tokio::task::spawn_blocking(move || pool.shutdown());
@@ -92,4 +93,15 @@ pub(crate) async fn wire(root: &Path, config: &Config) -> anyhow::Result<Running
         fetcher,
         pool,
     })
+}
+
+/// Says once, at the end, what the registry was asked for and why.
+fn log_fetched(stats: &fetch::Stats) {
+    tracing::info!(
+        demand = stats.demand.bytes,
+        readahead = stats.readahead.bytes,
+        profile = stats.profile.bytes,
+        background = stats.background.bytes,
+        "bytes fetched from registries since the start"
+    );
 }

@@ -268,12 +268,15 @@ impl Section for Snapshotter {
 pub struct Fetch {
     /// Most bytes of layer data that the fetcher holds in memory at once, at least 1 MiB.
     pub memory_budget_bytes: u64,
+    /// Most compressed bytes that are fetched ahead of a sequential reader; 0 is none.
+    pub max_readahead_bytes: u64,
 }
 
 impl Default for Fetch {
     fn default() -> Self {
         Self {
             memory_budget_bytes: 64 << 20,
+            max_readahead_bytes: 32 << 20,
         }
     }
 }
@@ -285,13 +288,19 @@ impl Section for Fetch {
             &mut self.memory_budget_bytes,
             (1 << 20)..=MAX,
         );
+        v.number(
+            "max_readahead_bytes",
+            &mut self.max_readahead_bytes,
+            0..=MAX,
+        );
     }
 }
 
 /// `[layer_store]`, not in v0.15: fetched layer data on disk.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct LayerStore {
-    /// Most bytes on disk; 0 is no limit.
+    /// Most uncompressed bytes on disk of the layers that are served; 0 is no limit. Layers that could
+    /// not be mounted again at the start are kept and do not count.
     pub max_size_bytes: u64,
 }
 
