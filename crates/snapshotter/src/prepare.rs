@@ -26,8 +26,10 @@ struct Layer {
 
 /// What is found out before anything is made.
 enum Plan {
-    /// The target is there already.
-    Exists,
+    /// The target is there already: mounted lazily, or unpacked.
+    Exists {
+        lazy: bool,
+    },
     Make(Reservation, Vec<Link>),
 }
 
@@ -94,8 +96,8 @@ impl Inner {
         };
         let (reservation, parents) = match plan {
             Plan::Make(reservation, parents) => (reservation, parents),
-            Plan::Exists => {
-                log_lazy(&layer, "the target is committed already");
+            Plan::Exists { lazy } => {
+                log_exists(&layer, lazy);
                 return Err(layer.target_exists());
             }
         };
@@ -111,12 +113,11 @@ impl Inner {
 
     /// Checks the request against the metadata and makes the directories.
     fn plan(self: &Arc<Self>, layer: &Layer) -> Result<Plan, SnapshotterError> {
-        if self
-            .metadata
-            .target(&layer.target, &layer.parent)?
-            .is_some()
-        {
-            return Ok(Plan::Exists);
+        if let Some(name) = self.metadata.target(&layer.target, &layer.parent)? {
+            let existing = self.metadata.get(&name)?.info.labels;
+            return Ok(Plan::Exists {
+                lazy: existing.contains_key(labels::REMOTE),
+            });
         }
         let parents = self.metadata.before_insert(&layer.key, &layer.parent)?;
         let owner = self.directories.inherited_owner(&parents)?;
@@ -168,12 +169,12 @@ impl Inner {
         };
         match committed {
             Ok(LazyOutcome::Committed(_)) => {
-                log_lazy(layer, "mounted lazily");
+                log_lazy(layer);
                 Err(layer.target_exists())
             }
             Ok(LazyOutcome::Exists(_)) => {
                 self.discard(id).await;
-                log_lazy(layer, "the target was committed meanwhile");
+                log_exists(layer, true);
                 Err(layer.target_exists())
             }
             Err(error) => {
@@ -320,14 +321,25 @@ impl Layer {
     }
 }
 
-fn log_lazy(layer: &Layer, outcome: &str) {
+fn log_lazy(layer: &Layer) {
     tracing::info!(
         key = layer.key,
         parent = layer.parent,
         layerDigest = layer.digest(),
         "remote-snapshot-prepared" = "true",
-        outcome,
-        "the layer is ready to be read lazily"
+        "the layer is mounted lazily"
+    );
+}
+
+/// The client has nothing to download, but the snapshot may be one that was unpacked.
+fn log_exists(layer: &Layer, lazy: bool) {
+    tracing::info!(
+        key = layer.key,
+        parent = layer.parent,
+        layerDigest = layer.digest(),
+        target = layer.target,
+        "remote-snapshot-prepared" = if lazy { "true" } else { "false" },
+        "the layer is here already"
     );
 }
 

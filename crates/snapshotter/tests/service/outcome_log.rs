@@ -11,7 +11,7 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
-use crate::client::assert_code;
+use crate::client::{assert_code, layer_labels};
 use crate::fixture::Machine;
 
 type Fields = BTreeMap<String, String>;
@@ -95,5 +95,36 @@ async fn a_deferred_layer_is_logged_with_its_reason() {
         assert_eq!(event["parent"], "string base");
         assert_eq!(event["reason"], "string no-index");
         assert!(event["error"].contains("none knows unknown"), "{event:?}");
+    }
+}
+
+/// A layer that is here already is called lazy only if it is: another namespace may have unpacked it.
+#[tokio::test]
+async fn a_layer_that_exists_is_logged_as_what_it_is() {
+    capture();
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    machine.lazy_layer("lazy");
+    daemon.pull_lazily("lazy target", "", "lazy").await;
+    let labels = layer_labels("unpacked target", "unpacked");
+    daemon
+        .prepare_with("unpacking", "", labels.clone())
+        .await
+        .unwrap();
+    daemon
+        .commit_with("unpacked target", "unpacking", labels)
+        .await
+        .unwrap();
+    for (key, target, lazy) in [
+        ("again lazy", "lazy target", "string true"),
+        ("again unpacked", "unpacked target", "string false"),
+    ] {
+        let answer = daemon.prepare_layer(key, "", target, "any").await;
+        assert_code(&answer, Code::AlreadyExists);
+        let [event] = &events(key)[..] else {
+            panic!("{:?}", events(key));
+        };
+        assert_eq!(event["remote-snapshot-prepared"], lazy);
+        assert_eq!(event["target"], format!("string {target}"));
     }
 }
