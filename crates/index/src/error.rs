@@ -17,6 +17,12 @@ pub enum IndexError {
         /// What is missing or wrong.
         reason: String,
     },
+    /// There is nothing at the path of the source.
+    #[error("there is no file or folder {}{}", path.display(), registry_hint(path))]
+    NoSuchPath {
+        /// The source.
+        path: PathBuf,
+    },
     /// A file could not be read or written.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -137,6 +143,17 @@ pub enum IndexError {
     /// The work was interrupted.
     #[error("interrupted")]
     Interrupted,
+}
+
+/// A path that could be a reference may have been meant as one.
+fn registry_hint(path: &Path) -> String {
+    if path.is_absolute() || path.starts_with(".") || path.starts_with("..") {
+        return String::new();
+    }
+    format!(
+        "; an image at a registry is written docker://{}",
+        path.display()
+    )
 }
 
 impl IndexError {

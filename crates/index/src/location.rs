@@ -60,7 +60,13 @@ impl Source {
                 Arc::new(RegistrySource::new(client()?, reference.clone()))
             }
             Self::Path(path) => {
-                let found = std::fs::metadata(path).map_err(IndexError::io("open", path))?;
+                let found = std::fs::metadata(path).map_err(|source| {
+                    if source.kind() == std::io::ErrorKind::NotFound {
+                        IndexError::NoSuchPath { path: path.clone() }
+                    } else {
+                        IndexError::io("open", path)(source)
+                    }
+                })?;
                 if found.is_dir() {
                     Arc::new(LayoutSource::open(path)?)
                 } else {
@@ -182,6 +188,24 @@ mod tests {
             let error = bad.parse::<Destination>().unwrap_err().to_string();
             assert!(error.contains("tagged"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_reference_without_the_prefix_is_told_what_it_lacks() {
+        let source: Source = "registry.example/app:1".parse().unwrap();
+        let error = source
+            .open(|| Err(IndexError::Options(String::new())))
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(error.contains("docker://registry.example/app:1"), "{error}");
+        let source: Source = "/nonexistent/image".parse().unwrap();
+        let error = source
+            .open(|| Err(IndexError::Options(String::new())))
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(!error.contains("docker://"), "{error}");
     }
 
     #[test]
