@@ -188,18 +188,14 @@ async fn interrupted() -> anyhow::Error {
     }
 }
 
+/// The log of the libraries. `--debug` shows every request to a registry; what HTTP libraries say
+/// is never shown, because it could hold credentials.
 fn log_to_stderr(debug: bool) {
-    use tracing_subscriber::filter::LevelFilter;
-    let level = if debug {
-        LevelFilter::DEBUG
+    telemetry::init_text(if debug {
+        telemetry::Level::Trace
     } else {
-        LevelFilter::WARN
-    };
-    tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
+        telemetry::Level::Warn
+    });
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::output;
 #[derive(Debug)]
 pub(crate) struct Bars {
     all: MultiProgress,
-    shown: bool,
+    shown: AtomicBool,
     bars: Mutex<BTreeMap<Digest, ProgressBar>>,
 }
 
@@ -30,9 +31,13 @@ impl Bars {
         };
         Self {
             all: MultiProgress::with_draw_target(target),
-            shown,
+            shown: AtomicBool::new(shown),
             bars: Mutex::default(),
         }
+    }
+
+    fn shown(&self) -> bool {
+        self.shown.load(Ordering::Relaxed)
     }
 
     fn bars(&self) -> MutexGuard<'_, BTreeMap<Digest, ProgressBar>> {
@@ -41,16 +46,14 @@ impl Bars {
 
     /// Starts a layer's bar, or starts it again for another step.
     pub(crate) fn begin(&self, layer: &Descriptor, step: &'static str) {
-        if !self.shown {
+        let mut bars = self.bars();
+        if !self.shown() {
             return;
         }
-        let mut bars = self.bars();
         let bar = bars
             .entry(layer.digest)
             .or_insert_with(|| self.all.add(ProgressBar::new(layer.size)));
-        if let Ok(style) = ProgressStyle::with_template(
-            "{prefix} {msg:9} [{bar:30}] {bytes:>11} of {total_bytes:<11} {bytes_per_sec}",
-        ) {
+        if let Ok(style) = ProgressStyle::with_template(template(columns())) {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.set_prefix(layer.digest.hex().chars().take(12).collect::<String>());
@@ -61,7 +64,7 @@ impl Bars {
 
     /// So many more bytes of a layer are done.
     pub(crate) fn advance(&self, layer: Digest, bytes: u64) {
-        if self.shown
+        if self.shown()
             && let Some(bar) = self.bars().get(&layer)
         {
             bar.inc(bytes);
@@ -79,17 +82,44 @@ impl Bars {
 
     /// Prints without tearing the bars.
     pub(crate) fn suspend(&self, print: impl FnOnce()) {
-        if self.shown {
+        if self.shown() {
             self.all.suspend(print);
         } else {
             print();
         }
     }
 
-    /// Takes all bars off the screen.
+    /// Takes all bars off the screen; from now on there are none, whoever is still at work.
     pub(crate) fn finish(&self) {
-        let layers: Vec<Digest> = self.bars().keys().copied().collect();
+        let layers: Vec<Digest> = {
+            let bars = self.bars();
+            self.shown.store(false, Ordering::Relaxed);
+            bars.keys().copied().collect()
+        };
         layers.into_iter().for_each(|layer| self.end(layer));
+    }
+}
+
+impl Drop for Bars {
+    /// However the command ends, no bar stays on the screen.
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+/// Columns of the terminal that the bars are drawn on.
+fn columns() -> u16 {
+    console::Term::stderr()
+        .size_checked()
+        .map_or(80, |(_, columns)| columns)
+}
+
+/// The form of a bar that fits into so many columns: a line that wraps is hard to read.
+fn template(columns: u16) -> &'static str {
+    match columns {
+        0..26 => "{prefix} {percent:>3}%",
+        26..80 => "{prefix} {msg:8} {percent:>3}%",
+        _ => "{prefix} {msg:8} [{bar:18}] {bytes:>10}/{total_bytes:<10} {bytes_per_sec}",
     }
 }
 
@@ -145,5 +175,31 @@ impl Progress for ConvertProgress {
 
     fn warn(&self, message: &str) {
         self.bars.suspend(|| output::warning(message));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use indicatif::InMemoryTerm;
+
+    use super::*;
+
+    #[test]
+    fn a_bar_fits_into_a_line_of_any_terminal() {
+        for columns in [20, 44, 79, 80, 200] {
+            let term = InMemoryTerm::new(5, 200);
+            let target = ProgressDrawTarget::term_like(Box::new(term.clone()));
+            let style = ProgressStyle::with_template(template(columns))
+                .unwrap()
+                .progress_chars("=> ");
+            let bar = ProgressBar::with_draw_target(Some(1023 << 20), target).with_style(style);
+            bar.set_prefix("0123456789ab");
+            bar.set_message("indexing");
+            bar.set_position(1022 << 20);
+            bar.force_draw();
+            let drawn = term.contents();
+            assert!(drawn.starts_with("0123456789ab"), "{drawn:?}");
+            assert!(drawn.chars().count() <= usize::from(columns), "{drawn:?}");
+        }
     }
 }

@@ -59,6 +59,11 @@ impl From<String> for UserPassword {
 }
 
 impl UserPassword {
+    #[cfg(test)]
+    pub(crate) fn given(&self) -> &str {
+        &self.0
+    }
+
     fn credential(&self) -> anyhow::Result<Credential> {
         match self.0.split_once(':') {
             Some((user, password)) if !user.is_empty() => Ok(Credential::Basic {

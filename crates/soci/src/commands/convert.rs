@@ -56,7 +56,7 @@ pub(crate) struct Convert {
     #[command(flatten)]
     registry: RegistryArgs,
 
-    /// Credentials for SRC when DST is a registry too (--user is for DST then)
+    /// Credentials for SRC when DST is at another registry (--user is for DST then)
     #[arg(long, value_name = "USER:PASSWORD", help_heading = "Registry options")]
     src_user: Option<UserPassword>,
 }
@@ -94,11 +94,13 @@ struct PlatformArgs {
 #[command(next_help_heading = "Index options")]
 struct ZtocArgs {
     /// Bytes of uncompressed data between two points that reading can start from
-    #[arg(long, value_name = "BYTES", default_value_t = ConvertOptions::default().span_size)]
+    #[arg(long, value_name = "BYTES", value_parser = bytes,
+        default_value_t = ConvertOptions::default().span_size)]
     span_size: u64,
 
     /// Build no zTOC for layers with fewer compressed bytes
-    #[arg(long, value_name = "BYTES", default_value_t = index::DEFAULT_MIN_LAYER_SIZE)]
+    #[arg(long, value_name = "BYTES", value_parser = bytes,
+        default_value_t = index::DEFAULT_MIN_LAYER_SIZE)]
     min_layer_size: u64,
 
     /// Optional optimizations: xattr marks layers that have no extended attributes
@@ -135,10 +137,7 @@ impl Convert {
         let options = self.options()?;
         let source: Source = self.source.parse()?;
         let destination: Destination = self.destination.parse()?;
-        let (source_user, destination_user) = match destination {
-            Destination::Registry(_) => (self.src_user.as_ref(), self.registry.user.as_ref()),
-            Destination::Path(_) => (self.src_user.as_ref().or(self.registry.user.as_ref()), None),
-        };
+        let (source_user, destination_user) = self.users(&source, &destination);
         let client = |reference: Option<&oci::Reference>, user: Option<&UserPassword>| {
             let reference = reference
                 .ok_or_else(|| IndexError::Options("no registry is involved".to_owned()))?;
@@ -154,14 +153,29 @@ impl Convert {
         let sink =
             destination.create(format, || client(destination.reference(), destination_user))?;
         let progress = Arc::new(ConvertProgress::new(self.quiet));
+        let clear = ClearAtEnd(Arc::clone(&progress));
         let converted =
-            index::convert(&image, sink, &options, Arc::clone(&progress) as Arc<_>).await;
-        progress.finish();
-        let converted = converted?;
+            index::convert(&image, sink, &options, Arc::clone(&progress) as Arc<_>).await?;
+        drop(clear);
         if !self.quiet {
             output::line(format!("{} {}", self.destination, converted.index.digest));
         }
         Ok(())
+    }
+
+    /// The credentials for source and destination. One registry means one account, but no
+    /// password goes to a registry that it was not given for.
+    fn users(
+        &self,
+        source: &Source,
+        destination: &Destination,
+    ) -> (Option<&UserPassword>, Option<&UserPassword>) {
+        let user = self.registry.user.as_ref();
+        let for_both = match (source.reference(), destination.reference()) {
+            (Some(from), Some(to)) => from.registry() == to.registry(),
+            (_, to) => to.is_none(),
+        };
+        (self.src_user.as_ref().or(user.filter(|_| for_both)), user)
     }
 
     fn options(&self) -> anyhow::Result<ConvertOptions> {
@@ -193,9 +207,67 @@ impl Convert {
     }
 }
 
+/// Takes the bars off the screen, also when the work is dropped in its middle.
+struct ClearAtEnd(Arc<ConvertProgress>);
+
+impl Drop for ClearAtEnd {
+    fn drop(&mut self) {
+        self.0.finish();
+    }
+}
+
+/// A number of bytes.
+fn bytes(text: &str) -> Result<u64, String> {
+    text.parse()
+        .map_err(|_| "expected a number of bytes, such as 4194304".to_owned())
+}
+
 /// The paths in a JSON array of strings.
 fn read_list(path: &Path) -> anyhow::Result<Vec<String>> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_slice(&bytes)
         .with_context(|| format!("{} is not a JSON array of paths", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        convert: Convert,
+    }
+
+    #[test]
+    fn a_password_goes_to_no_registry_that_it_was_not_given_for() {
+        let (source, path) = ("docker://one.example/a:1", "/tmp/out.tar");
+        let (same, other) = ("docker://one.example/b:1", "docker://two.example/a:1");
+        for (destination, src_user, expected) in [
+            (path, None, Some("dst:pw")),
+            (same, None, Some("dst:pw")),
+            (other, None, None),
+            (other, Some("src:pw"), Some("src:pw")),
+            (same, Some("src:pw"), Some("src:pw")),
+        ] {
+            let mut line = vec!["convert", "--user", "dst:pw", source, destination];
+            line.extend(
+                src_user
+                    .iter()
+                    .copied()
+                    .flat_map(|user| ["--src-user", user]),
+            );
+            let convert = Line::parse_from(line).convert;
+            let (from, to) = (source.parse().unwrap(), destination.parse().unwrap());
+            let (source_user, destination_user) = convert.users(&from, &to);
+            assert_eq!(
+                source_user.map(UserPassword::given),
+                expected,
+                "{destination} {src_user:?}"
+            );
+            assert_eq!(destination_user.map(UserPassword::given), Some("dst:pw"));
+        }
+    }
 }

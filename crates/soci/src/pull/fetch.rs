@@ -62,6 +62,11 @@ pub(crate) async fn fetch(
     let config_bytes = client.blob_bytes(reference, &manifest.config).await?;
     let config: ImageConfig = serde_json::from_slice(&config_bytes)
         .with_context(|| format!("the configuration {} is invalid", manifest.config.digest))?;
+    // An image that does not say what it is for may be for anything.
+    let is_for = Platform::new(&config.os, &config.architecture, config.variant.as_deref());
+    if !config.architecture.is_empty() && !platform.matches(&is_for) {
+        bail!("{reference} {}", not_there(platform, &is_for.to_string()));
+    }
     if config.rootfs.diff_ids.len() != manifest.layers.len() || manifest.layers.is_empty() {
         bail!(
             "{reference} cannot be unpacked: its manifest has {} layers, its configuration {}",
@@ -132,11 +137,12 @@ fn choose<'a>(index: &'a Index, platform: &Platform) -> anyhow::Result<(usize, &
                 .filter(|platform| platform.os != "unknown")
                 .map(ToString::to_string)
                 .collect();
-            format!(
-                "the image is not there for platform {platform}; it has {}",
-                have.join(", ")
-            )
+            format!("the image {}", not_there(platform, &have.join(", ")))
         })
+}
+
+fn not_there(platform: &Platform, have: &str) -> String {
+    format!("is not there for platform {platform}; it has {have} (choose with --platform)")
 }
 
 #[cfg(test)]

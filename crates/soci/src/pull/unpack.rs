@@ -126,7 +126,7 @@ impl Unpack<'_> {
                 size: layer.size,
                 state,
                 already_present,
-                reason: self.reason(layer.digest, state),
+                reason: self.reason(layer.digest, state, already_present),
             });
         }
         if let Some(top) = chain.last() {
@@ -141,7 +141,7 @@ impl Unpack<'_> {
     }
 
     /// Why a layer is not lazy.
-    fn reason(&self, layer: Digest, state: State) -> Option<String> {
+    fn reason(&self, layer: Digest, state: State, already_present: bool) -> Option<String> {
         if state == State::Lazy {
             return None;
         }
@@ -152,6 +152,10 @@ impl Unpack<'_> {
             .find(|(digest, _)| *digest == layer)?;
         Some(match verdict {
             LayerVerdict::NoIndex { .. } | LayerVerdict::NoZtoc { .. } => verdict.to_string(),
+            LayerVerdict::Lazy { .. } if already_present => {
+                "it has a zTOC now, but an earlier pull unpacked it and its snapshot is still used"
+                    .to_owned()
+            }
             LayerVerdict::Lazy { .. } => {
                 "it has a zTOC, but the snapshotter did not mount it; its log says why".to_owned()
             }
