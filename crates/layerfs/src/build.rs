@@ -19,7 +19,13 @@ use crate::tree::{
 const MAX_LINKS: u32 = 40;
 /// Longest name of an extended attribute (XATTR_NAME_MAX in linux/limits.h).
 const XATTR_NAME_MAX: usize = 255;
+/// Longest path and link target (PATH_MAX in linux/limits.h, less the zero byte).
 const TARGET_MAX: usize = 4095;
+/// So many directories without an entry of their own may come with one entry, on average. Each
+/// takes two bytes in a name and a hundred times as many here.
+const IMPLIED_PER_ENTRY: usize = 8;
+/// And so many more, for small layers: deeper than any path.
+const IMPLIED_MORE: usize = 4096;
 const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -53,6 +59,9 @@ struct Builder<'a> {
     nodes: Vec<Node<'a>>,
     names: Names<'a>,
     whiteouts: Vec<Whiteout<'a>>,
+    entries: usize,
+    /// Directories without an entry of their own, so far.
+    implied: usize,
     /// The parent directory of the last entry, by its path in the tar: neighbours share it.
     last_parent: Option<(&'a [u8], u32)>,
     /// The last time that was parsed: neighbours share it too.
@@ -92,6 +101,8 @@ impl<'a> Builder<'a> {
             nodes: Vec::with_capacity(entries + 1),
             names: Names::with_capacity_and_hasher(entries, BuildHasherDefault::default()),
             whiteouts: Vec::new(),
+            entries,
+            implied: 0,
             last_parent: None,
             last_time: None,
         };
@@ -115,6 +126,11 @@ impl<'a> Builder<'a> {
 
     fn apply(&mut self, entry: &'a FileMetadata) -> Result<(), TreeError> {
         let path = &entry.name;
+        if path.len() > TARGET_MAX || entry.linkname.len() > TARGET_MAX {
+            return Err(TreeError::BadName {
+                name: printable(path.get(..64).unwrap_or(path)),
+            });
+        }
         let Some((parent_path, base)) = split(path) else {
             // The root's own entry.
             if entry.file_type == FileType::Dir {
@@ -359,6 +375,7 @@ impl<'a> Builder<'a> {
                 if !make {
                     return Ok(None);
                 }
+                self.count_implied()?;
                 let node = self.add_node(self.implied_directory())?;
                 self.names.insert((at, part), node);
                 way.push(node);
@@ -391,6 +408,18 @@ impl<'a> Builder<'a> {
             }
         }
         Ok(way.last().copied())
+    }
+
+    fn count_implied(&mut self) -> Result<(), TreeError> {
+        let entries = self.entries;
+        let most = entries
+            .saturating_mul(IMPLIED_PER_ENTRY)
+            .saturating_add(IMPLIED_MORE);
+        self.implied += 1;
+        if self.implied > most {
+            return Err(TreeError::TooManyDirectories { entries, most });
+        }
+        Ok(())
     }
 
     fn add_node(&mut self, node: Node<'a>) -> Result<u32, TreeError> {

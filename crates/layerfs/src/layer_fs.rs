@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use fetch::{LayerData, ReadError};
+use fetch::{LayerData, LogLimit, ReadError};
 use fuse::{
     Attr, DirBuffer, Entry, Errno, FileSystem, Negotiated, Operation, Reply, Request, StatFs,
     open_flags,
@@ -52,6 +52,7 @@ pub struct LayerFs {
     no_open: bool,
     no_opendir: bool,
     counters: Arc<Counters>,
+    log_limit: Arc<LogLimit>,
 }
 
 impl std::fmt::Debug for LayerFs {
@@ -88,6 +89,7 @@ impl LayerFs {
             no_open: negotiated.no_open(),
             no_opendir: negotiated.no_opendir(),
             counters: Arc::default(),
+            log_limit: Arc::default(),
         }
     }
 
@@ -394,6 +396,7 @@ struct Failure {
     tree: Arc<Tree>,
     data: Arc<dyn LayerData>,
     counters: Arc<Counters>,
+    log_limit: Arc<LogLimit>,
     ino: u64,
 }
 
@@ -403,16 +406,21 @@ impl Failure {
             tree: fs.tree.clone(),
             data: fs.data.clone(),
             counters: fs.counters.clone(),
+            log_limit: fs.log_limit.clone(),
             ino,
         }
     }
 
     fn report(&self, error: &dyn std::fmt::Display) {
         count(&self.counters.read_failures);
+        let Some(held_back) = self.log_limit.pass() else {
+            return;
+        };
         tracing::error!(
             layer = %self.data.status().digest,
             path = %String::from_utf8_lossy(&self.tree.path(self.ino)),
             error = %error,
+            held_back,
             "reading a file failed; the reader gets EIO"
         );
     }

@@ -99,8 +99,8 @@ pub enum TreeError {
         /// The entry.
         name: String,
     },
-    /// A part of a path longer than 255 bytes or with a zero byte, or a link target that is empty
-    /// or longer than 4095 bytes.
+    /// A part of a path longer than 255 bytes or with a zero byte, a link target that is empty, or a
+    /// path or target longer than 4095 bytes.
     #[error("{name:?} has a name or link target that no file system can hold")]
     BadName {
         /// The entry.
@@ -121,6 +121,16 @@ pub enum TreeError {
     BadExtent {
         /// The entry.
         name: String,
+    },
+    /// Far more directories than entries: no layer that was made in earnest.
+    #[error(
+        "the layer has {entries} entries but more than {most} directories that only their names imply"
+    )]
+    TooManyDirectories {
+        /// Entries of the zTOC.
+        entries: usize,
+        /// How many implied directories such a layer may have.
+        most: usize,
     },
     /// More than fits 32-bit positions.
     #[error("the layer's names are longer than 4 GiB or it has more than 4 billion entries")]

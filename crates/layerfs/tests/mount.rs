@@ -172,6 +172,38 @@ fn statfs_reports_the_backing_file_system() {
     assert_eq!(seen.f_namelen, backing.f_namelen);
 }
 
+/// What a registry that is down must not keep from being answered.
+#[test]
+fn everything_but_content_is_answered_while_reads_wait() {
+    let _alone = alone();
+    let mut layer = Layer::new().dir("d", 0o755).symlink("l", "f0");
+    for number in 0..10 {
+        layer = layer.file(&format!("f{number}"), &noise(3000));
+    }
+    let mount = Mount::of_tar(layer.tar());
+    let readers: Vec<_> = (0..10)
+        .map(|number| blocked_reader(&mount, &format!("f{number}")))
+        .collect();
+    let root = mount.layer.mountpoint().to_owned();
+    let told = std::thread::spawn(move || {
+        assert_eq!(std::fs::metadata(root.join("f0")).unwrap().len(), 3000);
+        rustix::fs::statfs(&root).unwrap();
+        assert_eq!(std::fs::read_dir(&root).unwrap().count(), 12);
+        let target = std::fs::read_link(root.join("l")).unwrap();
+        assert_eq!(target.to_str(), Some("f0"));
+        std::fs::metadata(root.join("none")).unwrap_err();
+        let state = std::fs::metadata(root.join(".soci-snapshotter")).unwrap();
+        assert!(state.is_dir());
+    });
+    until("everything but content", || told.is_finished());
+    told.join().unwrap();
+    assert_eq!(mount.data.release(), 10);
+    for reader in readers {
+        let output = reader.wait_with_output().unwrap();
+        assert!(output.stdout == noise(3000));
+    }
+}
+
 #[test]
 fn xattrs_of_a_layer_without_any_are_not_asked_for_twice() {
     let _alone = alone();

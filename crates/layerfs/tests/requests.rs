@@ -233,3 +233,41 @@ fn opening_is_answered_by_what_was_negotiated() {
     assert_eq!(u32_at(&state, 8), 0);
     assert_eq!(client.ask(file, Operation::Release).unwrap(), b"");
 }
+
+/// Counts the lines that would be logged.
+#[derive(Clone, Default)]
+struct Lines(Arc<std::sync::atomic::AtomicUsize>);
+
+impl tracing::Subscriber for Lines {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn reads_that_fail_over_and_over_do_not_fill_the_log() {
+    let (client, data, tree) = client(Layer::new().file("f", b"content"));
+    let file = tree.find(b"f").unwrap();
+    data.script(Answer::Fail(ReadError::Abandoned));
+    let lines = Lines::default();
+    tracing::subscriber::with_default(lines.clone(), || {
+        for _ in 0..1000 {
+            assert_eq!(
+                client.read(file, 0, 10).unwrap_err(),
+                Errno::IO.raw_os_error()
+            );
+        }
+    });
+    let lines = lines.0.load(std::sync::atomic::Ordering::Relaxed);
+    assert!((1..100).contains(&lines), "{lines}");
+}

@@ -216,6 +216,42 @@ fn a_file_beyond_the_tar_is_refused() {
     assert!(matches!(built, Err(TreeError::BadExtent { .. })));
 }
 
+/// Two bytes of a name can stand for a directory that takes a hundred times as much memory.
+#[test]
+fn a_layer_of_implied_directories_only_is_refused() {
+    // Names as PAX allows them: as long as a path can be.
+    let deep = |number: usize| format!("{number}/{}f", "d/".repeat(2000));
+    let mut ztoc = ztoc_of(&Layer::new().file("f", b"x").tar());
+    let entry = ztoc.toc[0].clone();
+    ztoc.toc = (0..100)
+        .map(|number| {
+            let mut entry = entry.clone();
+            entry.name = deep(number).into_bytes();
+            entry
+        })
+        .collect();
+    let error = tree_of(&ztoc, TreeOptions::default()).unwrap_err();
+    assert!(
+        matches!(error, TreeError::TooManyDirectories { .. }),
+        "{error}"
+    );
+    // One is fine, and so are layers without any entry for a directory.
+    ztoc.toc.truncate(1);
+    tree_of(&ztoc, TreeOptions::default()).unwrap();
+    ztoc.toc = (0..10_000)
+        .map(|number| {
+            let mut entry = entry.clone();
+            entry.name = format!("a/{number}/b/c/d/e/f").into_bytes();
+            entry
+        })
+        .collect();
+    tree_of(&ztoc, TreeOptions::default()).unwrap();
+    // No kernel takes a longer path.
+    ztoc.toc.truncate(1);
+    ztoc.toc[0].name = format!("{}f", "d/".repeat(3000)).into_bytes();
+    tree_of(&ztoc, TreeOptions::default()).unwrap_err();
+}
+
 #[test]
 fn the_numbering_is_the_same_for_all_who_read_the_ztoc() {
     let make = || {
