@@ -1,0 +1,5 @@
+//! `fuse::fuzz::directory`; the property tests of `fuse` run it under `cargo test`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuse::fuzz::directory(data));
