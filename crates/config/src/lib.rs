@@ -1,5 +1,5 @@
 //! The configuration file of the daemon: every key that v0.15 knows, with its default, its check
-//! and its text form. Each key is declared once, in a [`schema::Section`]; reading, dumping and
+//! and its text form. Each key is declared once, in a `schema::Section`; reading, dumping and
 //! comparing are three walks over that one declaration.
 
 #![forbid(unsafe_code)]

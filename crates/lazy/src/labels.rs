@@ -1,4 +1,4 @@
-//! The labels that a Prepare carries about an image layer (CONTRACT: containerd's CRI annotations
+//! The labels that a Prepare carries about an image layer (containerd's CRI annotations
 //! and SOCI's own), read into one typed value.
 
 use std::collections::BTreeMap;
