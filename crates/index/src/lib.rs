@@ -1,6 +1,6 @@
 //! Building SOCI indexes, and converting images into SOCI-enabled ones.
 //!
-//! An image comes from an [`ImageSource`] and goes to an [`ImageSink`]; [`convert`] reads each
+//! An image comes from an [`ImageSource`] and goes to an [`ImageSink`]; [`convert()`] reads each
 //! layer once, builds its zTOC on the way, and writes an image index that lists the image
 //! manifests, annotated with their SOCI indexes, and the SOCI indexes themselves.
 
