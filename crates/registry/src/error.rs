@@ -269,7 +269,10 @@ fn said(message: &str) -> String {
 fn advice(status: u16, request: &RequestLine) -> String {
     let host = request.registry();
     match status {
-        401 => format!("; log in with `docker login {host}` or pass --user"),
+        401 => format!(
+            "; {host} wants credentials, or refused those that it got: \
+             log in with `docker login {host}` (soci also takes --user)"
+        ),
         403 => format!("; the account used for {host} lacks this right"),
         404 | 410 => "; check the name, the tag and that the account may read it".to_owned(),
         429 => format!("; {host} limits the rate, log in or try later"),

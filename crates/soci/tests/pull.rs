@@ -338,6 +338,16 @@ fn what_is_missing_is_named() {
     assert!(error.contains("404") && error.contains("app"), "{error}");
     let error = failure("nosuch", &registry.reference("app:v1"), &[]);
     assert!(error.contains("nosuch"), "{error}");
+    // The reference names a manifest, not an index: the configuration says what it is for.
+    let error = failure(
+        "overlayfs",
+        &registry.reference("app:v1"),
+        &["--platform", "linux/s390x"],
+    );
+    assert!(
+        error.contains("not there for platform linux/s390x"),
+        "{error}"
+    );
     assert_eq!(lines(&ctr, &["images", "ls", "-q"]), Vec::<String>::new());
 }
 
