@@ -4,6 +4,7 @@
 use oci::{Digest, Manifest, annotations, media_types};
 use registry::Client;
 use snapshotter::LayerRefusal;
+use tokio::task::spawn_blocking;
 use ztoc::soci_index::SociIndex;
 
 use crate::kept::KeptIndexes;
@@ -28,7 +29,9 @@ impl Discovery {
     /// The index of an image. One that was found before is taken from disk, so that a restart needs
     /// no registry.
     pub(crate) async fn find(&self, image: &ImageKey) -> Result<FoundIndex, LayerRefusal> {
-        if let Some(found) = self.kept.load(image) {
+        let (kept, key) = (self.kept.clone(), image.clone());
+        // Should the look on the disk break off, the registry is asked.
+        if let Ok(Some(found)) = spawn_blocking(move || kept.load(&key)).await {
             return Ok(found);
         }
         let digest = self.locate(image).await?;
@@ -46,7 +49,9 @@ impl Discovery {
             })?;
         let index = SociIndex::parse(&bytes)
             .map_err(|e| LayerRefusal::no_index(format_args!("index {digest}: {e}")))?;
-        self.kept.save(image, digest, &bytes);
+        let (kept, key) = (self.kept.clone(), image.clone());
+        // It has logged its failure, which only costs a look-up after the next start.
+        let _ = spawn_blocking(move || kept.save(&key, digest, &bytes)).await;
         Ok(FoundIndex { digest, index })
     }
 

@@ -14,7 +14,8 @@ use ztoc::soci_index::SociIndex;
 use crate::discovery::FoundIndex;
 use crate::labels::ImageKey;
 
-/// The indexes that are kept.
+/// The indexes that are kept. Everything it does waits for the disk. Clones are the same.
+#[derive(Clone)]
 pub(crate) struct KeptIndexes {
     content: OciLayout,
     notes: PathBuf,

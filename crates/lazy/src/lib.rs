@@ -14,6 +14,7 @@ mod opening;
 mod parts;
 mod provider;
 mod verdicts;
+mod ztoc_memory;
 
 pub use parts::{LazyConfig, Parts};
 pub use provider::LazyLayers;

@@ -14,6 +14,8 @@ use tokio::sync::{RwLock, Semaphore};
 use tokio::task::{JoinError, spawn_blocking};
 use ztoc::soci_index::ZtocDescriptor;
 
+use crate::ztoc_memory::ZtocMemory;
+
 /// A layer that is ready to be mounted.
 pub(crate) struct OpenLayer {
     pub(crate) tree: Arc<Tree>,
@@ -33,8 +35,10 @@ pub(crate) struct Opening {
     pub(crate) fetcher: Arc<SpanFetcher>,
     /// How many layers are opened at once.
     pub(crate) slots: Option<Semaphore>,
+    /// What their zTOCs may take.
+    pub(crate) memory: ZtocMemory,
     /// Shared while a layer's folder is opened, exclusive while one is removed.
-    pub(crate) folders: RwLock<()>,
+    pub(crate) folders: Arc<RwLock<()>>,
 }
 
 impl Opening {
@@ -49,6 +53,7 @@ impl Opening {
             Some(slots) => slots.acquire().await.ok(),
             None => None,
         };
+        let _memory = self.memory.acquire(ztoc.descriptor.size).await?;
         let key = LayerKey {
             layer: ztoc.layer_digest,
             ztoc: ztoc.descriptor.digest,
@@ -91,9 +96,11 @@ impl Opening {
         blob: Option<Bytes>,
         disable_xattrs: bool,
     ) -> Result<(Arc<StoredLayer>, Tree), NotOpened> {
-        let _shared = self.folders.read().await;
+        let shared = self.folders.clone().read_owned().await;
         let store = self.store.clone();
         spawn_blocking(move || {
+            // Held to the end of the work, also when nobody waits for it any more.
+            let _shared = shared;
             let (stored, toc) =
                 store.create_or_open_with_toc(key.layer, key.ztoc, blob.as_deref())?;
             let tar_size = stored.spans().uncompressed_size();

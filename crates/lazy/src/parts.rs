@@ -38,6 +38,8 @@ pub struct LazyConfig {
     pub negative_timeout: Duration,
     /// For how long "this image has no index" is believed before it is looked for again.
     pub retry_after: Duration,
+    /// How many bytes of zTOCs may be fetched and read at once; a larger one is handled alone.
+    pub ztoc_memory: u64,
     /// How many layers are prepared at once; `None`: no limit.
     pub max_concurrency: Option<usize>,
     /// Do not fetch what nobody has read.
@@ -55,6 +57,7 @@ impl Default for LazyConfig {
             entry_timeout: Duration::from_secs(1),
             negative_timeout: Duration::from_secs(1),
             retry_after: Duration::from_secs(60),
+            ztoc_memory: 64 << 20,
             max_concurrency: Some(100),
             disable_background: false,
         }

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fetch::LayerData;
-use layerfs::{MountError, MountOptions, MountedLayer};
+use layerfs::{MountOptions, MountedLayer};
 use oci::Digest;
 use parking_lot::Mutex;
 use snapshotter::{LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError};
 use store::LayerKey;
-use tokio::sync::{RwLock, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use ztoc::soci_index::ZtocDescriptor;
 
@@ -23,6 +23,7 @@ use crate::labels::{ImageKey, ImageLayer};
 use crate::layers::{Layers, Lease};
 use crate::opening::{OpenLayer, Opening};
 use crate::verdicts::Verdicts;
+use crate::ztoc_memory::ZtocMemory;
 use crate::{LazyConfig, Parts};
 
 /// For how long a layer that was prepared ahead waits for its Prepare.
@@ -44,8 +45,9 @@ struct Shared {
     mounts: Mutex<HashMap<PathBuf, Mount>>,
     /// Opened because a layer below them was asked for.
     prepared: Mutex<HashMap<LayerKey, Lease<OpenLayer>>>,
-    /// Layers that somebody has asked to mount since the start, successfully or not.
-    asked: Mutex<HashSet<Digest>>,
+    /// Layers that somebody has asked to mount since the start, successfully or not; `None` once
+    /// the others were swept.
+    asked: Mutex<Option<HashSet<Digest>>>,
     /// Unmounting means going away, not that the layers are not needed any more.
     leaving: AtomicBool,
     pool: fuse::Pool,
@@ -92,12 +94,13 @@ impl LazyLayers {
                     store: layers,
                     fetcher,
                     slots: config.max_concurrency.map(Semaphore::new),
-                    folders: RwLock::default(),
+                    memory: ZtocMemory::new(config.ztoc_memory),
+                    folders: Arc::default(),
                 },
                 layers: Arc::default(),
                 mounts: Mutex::default(),
                 prepared: Mutex::default(),
-                asked: Mutex::default(),
+                asked: Mutex::new(Some(HashSet::new())),
                 leaving: AtomicBool::new(false),
                 pool,
                 config,
@@ -124,19 +127,30 @@ impl LazyLayers {
     /// Removes stored layers that no snapshot has asked for; called once the snapshots of an earlier
     /// run have been mounted again.
     pub async fn sweep(&self) {
-        let stored = match self.shared.opening.store.layers() {
-            Ok(stored) => stored,
+        let store = self.shared.opening.store.clone();
+        let stored = match spawn_blocking(move || store.layers()).await {
+            Ok(Ok(stored)) => stored,
+            Ok(Err(error)) => {
+                tracing::warn!(error = %error, "stored layers cannot be listed; none is swept");
+                return;
+            }
             Err(error) => {
                 tracing::warn!(error = %error, "stored layers cannot be listed; none is swept");
                 return;
             }
         };
+        let is_asked_for = |layer: &Digest| {
+            let asked = self.shared.asked.lock();
+            asked.as_ref().is_none_or(|asked| asked.contains(layer))
+        };
         for key in stored {
-            if !self.shared.asked.lock().contains(&key.layer) {
+            if !is_asked_for(&key.layer) {
                 tracing::info!(layer = %key.layer, "removing a stored layer that no snapshot uses");
                 self.shared.remove_unused(key).await;
             }
         }
+        // From here on layers are removed with their last user.
+        *self.shared.asked.lock() = None;
     }
 }
 
@@ -168,9 +182,14 @@ impl Shared {
             layer: ztoc.layer_digest,
             ztoc: ztoc.descriptor.digest,
         };
+        let stays = self.opening.store.is_stored(key);
         // Boxed: a request to a registry is a large future.
         let open = Box::pin(self.opening.open(&image.reference, ztoc));
-        self.layers.acquire(key, open).await
+        let lease = self.layers.acquire(key, open).await;
+        if lease.is_err() && !stays {
+            self.remove_unused(key).await;
+        }
+        lease
     }
 
     /// Opens the layers above the one that was asked for: they will be asked for next.
@@ -185,8 +204,14 @@ impl Shared {
             }
             let (shared, image, ztoc) = (self.clone(), request.image.clone(), ztoc.clone());
             tokio::spawn(async move {
+                let stays = shared.opening.store.is_stored(key);
+                let limit = shared.config.mount_timeout;
+                let lease = tokio::time::timeout(limit, shared.acquire(&image, &ztoc)).await;
                 // A failure is reported by the Prepare of that layer, which tries again.
-                let Ok(lease) = shared.acquire(&image, &ztoc).await else {
+                let Ok(Ok(lease)) = lease else {
+                    if !stays {
+                        shared.remove_unused(key).await;
+                    }
                     return;
                 };
                 shared.prepared.lock().insert(key, lease);
@@ -204,38 +229,57 @@ impl Shared {
         }
     }
 
-    /// `ahead`: also open the layers above, which will be asked for next.
+    /// `ahead`: also open the layers above, which will be asked for next. A failure leaves nothing
+    /// on disk that was not there before.
     async fn mount(
         self: &Arc<Self>,
         request: LayerRequest,
         ahead: bool,
     ) -> Result<MountedInfo, LayerRefusal> {
         let layer = ImageLayer::from_labels(&request.labels)?;
-        self.asked.lock().insert(layer.layer);
+        if let Some(asked) = self.asked.lock().as_mut() {
+            asked.insert(layer.layer);
+        }
         let minimum = self.config.min_layer_size;
         if let Some(size) = layer.size
             && size < minimum
         {
             return Err(LayerRefusal::BelowMinSize { size, minimum });
         }
-        let getting_ready = async {
-            let (found, ztoc) = self.ztoc_of(&layer).await?;
-            if ahead {
-                self.prepare_above(&layer, &found);
-            }
-            let lease = self.acquire(&layer.image, &ztoc).await?;
-            Ok((found.digest, lease))
+        // Which layer this mount is the first to store anything of.
+        let mut first = None;
+        let mounted = async {
+            let getting_ready = async {
+                let (found, ztoc) = self.ztoc_of(&layer).await?;
+                if ahead {
+                    self.prepare_above(&layer, &found);
+                }
+                let key = LayerKey {
+                    layer: ztoc.layer_digest,
+                    ztoc: ztoc.descriptor.digest,
+                };
+                first = (!self.opening.store.is_stored(key)).then_some(key);
+                let lease = self.acquire(&layer.image, &ztoc).await?;
+                Ok((found.digest, lease))
+            };
+            let limit = self.config.mount_timeout;
+            let (index, lease) =
+                tokio::time::timeout(limit, getting_ready)
+                    .await
+                    .map_err(|_| {
+                        LayerRefusal::failed(format_args!(
+                            "index and zTOC were not here within mount_timeout_sec = {}",
+                            limit.as_secs()
+                        ))
+                    })??;
+            let (mounted, lease) = self.mount_at(&request.mountpoint, lease).await?;
+            Ok((index, mounted, lease))
         };
-        let limit = self.config.mount_timeout;
-        let (index, lease) = tokio::time::timeout(limit, getting_ready)
-            .await
-            .map_err(|_| {
-                LayerRefusal::failed(format_args!(
-                    "index and zTOC were not here within mount_timeout_sec = {}",
-                    limit.as_secs()
-                ))
-            })??;
-        let (mounted, lease) = self.mount_at(&request.mountpoint, lease).await?;
+        let mounted = mounted.await;
+        if let (Err(_), Some(key)) = (&mounted, first) {
+            self.remove_unused(key).await;
+        }
+        let (index, mounted, lease) = mounted?;
         let root = lease.layer().tree.root_attr();
         if !self.config.disable_background {
             lease.layer().data.start_background();
@@ -299,19 +343,35 @@ impl Shared {
                 .map_err(|e| failed(&e));
         };
         let served = mounted.connection().clone();
-        let unmounted = spawn_blocking(move || {
-            mounted.unmount()?;
-            Ok::<_, MountError>(mounted.connection().wait_ended(QUIET_AFTER))
+        let (mounted, unmounted) = spawn_blocking(move || {
+            let unmounted = mounted.unmount();
+            let unmounted = unmounted.map(|()| mounted.connection().wait_ended(QUIET_AFTER));
+            (mounted, unmounted)
         })
         .await
-        .map_err(|e| failed(&e))?
-        .map_err(|e| failed(&e));
+        .map_err(|e| failed(&e))?;
+        let ended = match unmounted {
+            Ok(ended) => ended,
+            Err(error) => {
+                // It is still there, so it is still served.
+                let mount = Mount {
+                    mounted,
+                    lease,
+                    image,
+                    index,
+                };
+                self.mounts.lock().insert(path, mount);
+                return Err(failed(&error));
+            }
+        };
         let gone = Gone {
             lease,
             image,
             index,
         };
-        if unmounted == Ok(false) {
+        if ended {
+            self.forget(gone).await;
+        } else {
             // Somebody still has a file open: the layer is served until the last one is closed.
             let shared = self.clone();
             tokio::spawn(async move {
@@ -320,10 +380,8 @@ impl Shared {
                 }
                 shared.forget(gone).await;
             });
-        } else {
-            self.forget(gone).await;
         }
-        unmounted.map(|_| ())
+        Ok(())
     }
 
     /// Lets go of a layer and of its image's index, and removes what nobody else uses.
@@ -346,7 +404,9 @@ impl Shared {
             .any(|mount| mount.index == index);
         if !index_in_use {
             self.verdicts.forget(&image);
-            self.discovery.kept.forget(&image, &index);
+            let kept = self.discovery.kept.clone();
+            // It has logged its failure.
+            let _ = spawn_blocking(move || kept.forget(&image, &index)).await;
         }
     }
 

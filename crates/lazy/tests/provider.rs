@@ -446,3 +446,31 @@ fn a_registry_that_hangs_costs_no_more_than_the_mount_timeout() {
         );
     });
 }
+
+#[test]
+fn a_layer_that_cannot_be_mounted_leaves_nothing_stored() {
+    World::new("kinds", "soci-v2").test(async |world| {
+        let lazy = world.lazy(LazyConfig::default());
+        let mut request = world.request(0, "a");
+        // Nothing else is opened ahead.
+        request
+            .labels
+            .remove("containerd.io/snapshot/cri.image-layers");
+        let mountpoint = request.mountpoint.clone();
+        request.mountpoint = mountpoint.join("missing");
+        let refusal = lazy.mount(request.clone()).await.unwrap_err();
+        assert!(matches!(refusal, LayerRefusal::Failed { .. }), "{refusal}");
+        assert_eq!(world.stored(), 0);
+
+        // What was stored for somebody else stays.
+        request.mountpoint = mountpoint;
+        lazy.mount(request.clone()).await.unwrap();
+        let mut other = request.clone();
+        other.mountpoint = request.mountpoint.with_file_name("missing");
+        lazy.mount(other).await.unwrap_err();
+        assert_eq!(world.stored(), 1);
+        check_contents(request.mountpoint.clone()).await;
+        unmount(&lazy, &request.mountpoint).await;
+        assert_eq!(world.stored(), 0);
+    });
+}

@@ -83,6 +83,7 @@ pub(crate) fn lazy(config: &Config) -> LazyConfig {
         attr_timeout: config.fuse.attr_timeout,
         entry_timeout: config.fuse.entry_timeout,
         negative_timeout: config.fuse.negative_timeout,
+        ztoc_memory: config.fetch.memory_budget_bytes,
         max_concurrency: config.max_concurrency.map(size),
         disable_background: config.background_fetch.disable,
         ..LazyConfig::default()

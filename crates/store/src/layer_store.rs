@@ -196,6 +196,12 @@ impl LayerStore {
         Ok((layer, Some(toc)))
     }
 
+    /// Is anything stored of the layer, be it open or not?
+    #[must_use]
+    pub fn is_stored(&self, key: LayerKey) -> bool {
+        self.folder(key).exists()
+    }
+
     /// The layer, if it is open.
     #[must_use]
     pub fn get(&self, layer: Digest, ztoc_digest: Digest) -> Option<Arc<StoredLayer>> {

@@ -1,0 +1,74 @@
+//! How much memory zTOCs may take while they are fetched and read, whatever their number and size.
+
+use snapshotter::LayerRefusal;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+/// No larger zTOC is taken: it is read as a whole. At the default span size it would be of a layer of
+/// 64 GiB.
+const LARGEST: u64 = 512 << 20;
+/// What is counted, in bytes.
+const UNIT: u64 = 1024;
+
+/// A number of bytes that zTOCs share. One that needs more than there is at all is handled alone.
+#[derive(Debug)]
+pub(crate) struct ZtocMemory {
+    units: Semaphore,
+    most: u32,
+}
+
+impl ZtocMemory {
+    pub(crate) fn new(bytes: u64) -> Self {
+        let most = u32::try_from((bytes / UNIT).max(1)).unwrap_or(u32::MAX);
+        Self {
+            units: Semaphore::new(usize::try_from(most).unwrap_or(Semaphore::MAX_PERMITS)),
+            most,
+        }
+    }
+
+    /// Waits until there is memory for a zTOC of `size` bytes.
+    pub(crate) async fn acquire(&self, size: u64) -> Result<SemaphorePermit<'_>, LayerRefusal> {
+        if size > LARGEST {
+            return Err(LayerRefusal::failed(format_args!(
+                "its zTOC has {size} bytes, more than the {LARGEST} that are handled; \
+                 index the image with a larger span size"
+            )));
+        }
+        let units = u32::try_from(size.div_ceil(UNIT)).unwrap_or(u32::MAX);
+        let permit = self.units.acquire_many(units.min(self.most)).await;
+        permit.map_err(LayerRefusal::failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn ztocs_at_once_take_no_more_than_the_limit_and_a_large_one_comes_alone() {
+        let memory = ZtocMemory::new(10 << 20);
+        let at_once = |size| memory.acquire(size).now_or_never();
+        let first = at_once(6 << 20).unwrap().unwrap();
+        assert!(at_once(6 << 20).is_none());
+        let second = at_once(4 << 20).unwrap().unwrap();
+        drop(first);
+        assert!(at_once(100 << 20).is_none());
+        drop(second);
+        let alone = at_once(100 << 20).unwrap().unwrap();
+        assert!(at_once(1).is_none());
+        drop(alone);
+    }
+
+    #[test]
+    fn a_ztoc_that_claims_to_be_huge_is_refused_before_it_is_asked_for() {
+        let memory = ZtocMemory::new(10 << 20);
+        for size in [LARGEST + 1, u64::MAX] {
+            let refusal = memory.acquire(size).now_or_never().unwrap().unwrap_err();
+            assert!(
+                refusal.to_string().contains("larger span size"),
+                "{refusal}"
+            );
+        }
+    }
+}
