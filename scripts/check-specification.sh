@@ -31,7 +31,7 @@ exists() {
     file=${rest%::*}
     for place in "crates/$crate/tests" "crates/$crate/src"; do
         for place in "$place/${file//:://}.rs" "$place/${file//:://}/mod.rs"; do
-            if test -f "$place" && tests_in "$place" | grep -qx "$test"; then return 0; fi
+            if test -f "$place" && tests_in "$place" | grep -x "$test" >/dev/null; then return 0; fi
         done
     done
     return 1
