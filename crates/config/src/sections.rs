@@ -26,11 +26,12 @@ pub struct Config {
     pub filesystem_cache_type: String,
     /// v0.15's size of the resolver cache; 0 prints as 0 and means 30. Without effect.
     pub resolve_result_entry: u64,
-    /// Log FUSE traffic.
+    /// v0.15's log of FUSE traffic. Without effect; see [`Fuse::log_fuse_operations`].
     pub debug: bool,
-    /// Skip the comparison of tar headers with the TOC. Span digests are always checked.
+    /// v0.15's comparison of tar headers with the TOC. Without effect: span digests, which are
+    /// always checked, make sure of more.
     pub disable_verification: bool,
-    /// How many registry requests may run at once; `None` is no limit.
+    /// How many layers may be prepared at once; `None` is no limit.
     pub max_concurrency: Option<u64>,
     /// How long the mount of one layer may take.
     pub mount_timeout: Duration,
