@@ -18,6 +18,7 @@ impl Inner {
         allow_invalid: bool,
     ) -> Result<(), SnapshotterError> {
         let lazy = self.blocking(|inner| inner.prepare_mountpoints()).await?;
+        let count = lazy.len();
         let restores = lazy.into_iter().map(|(id, name, lazy)| async move {
             match self.restore_one(id, lazy).await {
                 Ok(()) => Ok(()),
@@ -40,8 +41,17 @@ impl Inner {
         });
         stream::iter(restores)
             .buffer_unordered(CONCURRENT_MOUNTS)
-            .try_collect()
-            .await
+            .try_collect::<()>()
+            .await?;
+        let failed = self.broken.lock().len();
+        if count > 0 {
+            tracing::info!(
+                mounted = count.saturating_sub(failed),
+                failed,
+                "lazy snapshots of an earlier run are mounted again"
+            );
+        }
+        Ok(())
     }
 
     /// Another attempt for a layer that could not be mounted at the start. Without it a container
