@@ -78,7 +78,7 @@ install: ## Install programs, units and default configuration (DESTDIR, PREFIX)
 	@for b in $(BINARIES); do test -x $(RELEASE_DIR)/$$b || { echo "$(RELEASE_DIR)/$$b is missing: make release first" >&2; exit 1; }; done
 	install -D -m 0755 -t $(DESTDIR)$(BINDIR) $(addprefix $(RELEASE_DIR)/,$(BINARIES))
 	install -d $(DESTDIR)$(UNITDIR)
-	sed 's|/usr/local/bin/|$(BINDIR)/|' systemd/soci-snapshotter.service > $(DESTDIR)$(UNITDIR)/soci-snapshotter.service
+	sed 's|/usr/local/bin/|$(BINDIR)/|' systemd/soci-snapshotter.service | install -m 0644 /dev/stdin $(DESTDIR)$(UNITDIR)/soci-snapshotter.service
 	install -m 0644 systemd/soci-snapshotter.socket $(DESTDIR)$(UNITDIR)/soci-snapshotter.socket
 	@# An operator's configuration is never overwritten.
 	@if test -e $(DESTDIR)$(SYSCONFDIR)/soci-snapshotter-grpc/config.toml; then \

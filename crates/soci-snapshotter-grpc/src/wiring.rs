@@ -47,7 +47,7 @@ impl Running {
 
 /// Makes the root folder if need be and keeps other daemons away from it.
 pub(crate) fn lock_root(root: &Path) -> anyhow::Result<RootLock> {
-    RootLock::acquire(root).context("choose another folder with --root, or make this one usable")
+    RootLock::acquire(root).context("the folder given by --root cannot be used")
 }
 
 /// Builds everything below the gRPC service, and mounts the layers of an earlier run again.
