@@ -23,8 +23,18 @@ struct State {
     used: u64,
     peak: u64,
     next: u64,
-    waiting: BTreeMap<(Priority, u64), (u64, oneshot::Sender<()>)>,
+    waiting: BTreeMap<(Priority, u64), Waiter>,
 }
+
+#[derive(Debug)]
+struct Waiter {
+    bytes: u64,
+    what: What,
+    grant: oneshot::Sender<()>,
+}
+
+/// What the memory is for: a layer's number and its span.
+pub(crate) type What = (u64, u32);
 
 /// Bytes of the budget; given back when dropped.
 #[derive(Debug)]
@@ -42,16 +52,19 @@ impl Drop for Permit {
 /// A place in the queue. Dropped, it leaves the queue or gives back what it got.
 struct Place {
     budget: Arc<Budget>,
-    key: (Priority, u64),
+    number: u64,
     bytes: u64,
     taken: bool,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if !self.taken && self.budget.state.lock().waiting.remove(&self.key).is_none() {
-            self.budget.release(self.bytes);
+        if self.taken {
+            return;
         }
+        let left = self.budget.state.lock().leave(self.number);
+        // Who stood behind it may fit now.
+        self.budget.release(if left { 0 } else { self.bytes });
     }
 }
 
@@ -68,14 +81,34 @@ impl Budget {
         !self.state.lock().waiting.is_empty()
     }
 
+    /// What of a layer somebody waits for.
+    pub(crate) fn waited_for(&self, layer: u64) -> Vec<What> {
+        let state = self.state.lock();
+        let whats = state.waiting.values().map(|waiter| waiter.what);
+        whats.filter(|what| what.0 == layer).collect()
+    }
+
     /// Bytes in use now and at most.
     pub(crate) fn usage(&self) -> (u64, u64) {
         let state = self.state.lock();
         (state.used, state.peak)
     }
 
+    /// What it is for has become more urgent: whoever waits for that waits so much less.
+    pub(crate) fn hasten(&self, what: What, priority: Priority) {
+        let hastened = self.state.lock().hasten(what, priority);
+        if hastened {
+            self.release(0);
+        }
+    }
+
     /// Waits for `bytes` bytes.
-    pub(crate) async fn acquire(self: &Arc<Self>, bytes: u64, priority: Priority) -> Permit {
+    pub(crate) async fn acquire(
+        self: &Arc<Self>,
+        bytes: u64,
+        priority: Priority,
+        what: What,
+    ) -> Permit {
         let (granted, mut place) = {
             let mut state = self.state.lock();
             let more_urgent = state
@@ -87,13 +120,14 @@ impl Budget {
                 let budget = self.clone();
                 return Permit { budget, bytes };
             }
-            let key = (priority, state.next);
+            let number = state.next;
             state.next += 1;
             let (grant, granted) = oneshot::channel();
-            state.waiting.insert(key, (bytes, grant));
+            let waiter = Waiter { bytes, what, grant };
+            state.waiting.insert((priority, number), waiter);
             let place = Place {
                 budget: self.clone(),
-                key,
+                number,
                 bytes,
                 taken: false,
             };
@@ -120,21 +154,39 @@ impl Budget {
         let mut state = self.state.lock();
         state.used = state.used.saturating_sub(bytes);
         // In order: a large one must not wait for ever behind small ones.
-        while let Some((key, (bytes, _))) = state.waiting.first_key_value() {
-            let (key, bytes) = (*key, *bytes);
+        while let Some((key, waiter)) = state.waiting.first_key_value() {
+            let (key, bytes) = (*key, waiter.bytes);
             if !self.fits(&state, bytes, key.0) {
                 break;
             }
             state.take(bytes);
-            if let Some((_, grant)) = state.waiting.remove(&key) {
+            if let Some(waiter) = state.waiting.remove(&key) {
                 // If nobody listens any more, its place gives the bytes back.
-                let _ = grant.send(());
+                let _ = waiter.grant.send(());
             }
         }
     }
 }
 
 impl State {
+    /// Leaves the queue; `false`: it was not there any more.
+    fn leave(&mut self, number: u64) -> bool {
+        let key = self.waiting.keys().find(|key| key.1 == number).copied();
+        key.and_then(|key| self.waiting.remove(&key)).is_some()
+    }
+
+    fn hasten(&mut self, what: What, priority: Priority) -> bool {
+        let slower =
+            |(key, waiter): &(&(Priority, u64), &Waiter)| waiter.what == what && key.0 > priority;
+        let found = self.waiting.iter().find(slower).map(|(key, _)| *key);
+        let Some((key, waiter)) = found.and_then(|key| Some((key, self.waiting.remove(&key)?)))
+        else {
+            return false;
+        };
+        self.waiting.insert((priority, key.1), waiter);
+        true
+    }
+
     fn take(&mut self, bytes: u64) {
         self.used = self.used.saturating_add(bytes);
         self.peak = self.peak.max(self.used);
@@ -147,14 +199,16 @@ mod tests {
 
     use super::*;
 
+    const FIRST: What = (0, 0);
+
     #[tokio::test]
     async fn demand_comes_first_and_has_a_reserve() {
         let budget = Budget::new(100);
-        let first = budget.acquire(75, Priority::Background).await;
-        let mut background = Box::pin(budget.acquire(10, Priority::Background));
+        let first = budget.acquire(75, Priority::Background, FIRST).await;
+        let mut background = Box::pin(budget.acquire(10, Priority::Background, FIRST));
         assert!((&mut background).now_or_never().is_none());
-        let reserve = budget.acquire(25, Priority::Demand).await;
-        let mut demand = Box::pin(budget.acquire(60, Priority::Demand));
+        let reserve = budget.acquire(25, Priority::Demand, FIRST).await;
+        let mut demand = Box::pin(budget.acquire(60, Priority::Demand, FIRST));
         assert!((&mut demand).now_or_never().is_none());
         drop(first);
         let demand = demand.now_or_never().unwrap();
@@ -167,11 +221,11 @@ mod tests {
     #[tokio::test]
     async fn what_is_larger_than_the_budget_is_served_alone() {
         let budget = Budget::new(100);
-        let small = budget.acquire(1, Priority::Demand).await;
-        let mut large = Box::pin(budget.acquire(1000, Priority::Demand));
+        let small = budget.acquire(1, Priority::Demand, FIRST).await;
+        let mut large = Box::pin(budget.acquire(1000, Priority::Demand, FIRST));
         assert!((&mut large).now_or_never().is_none());
         // Smaller ones do not overtake it for ever.
-        let mut other = Box::pin(budget.acquire(1, Priority::Demand));
+        let mut other = Box::pin(budget.acquire(1, Priority::Demand, FIRST));
         assert!((&mut other).now_or_never().is_none());
         drop(small);
         let large = large.now_or_never().unwrap();
@@ -181,13 +235,44 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_a_reader_begins_to_wait_for_overtakes() {
+        let budget = Budget::new(100);
+        let first = budget.acquire(75, Priority::Demand, FIRST).await;
+        let mut ahead = Box::pin(budget.acquire(20, Priority::Readahead, (1, 7)));
+        let mut demand = Box::pin(budget.acquire(50, Priority::Demand, (1, 8)));
+        assert!((&mut ahead).now_or_never().is_none());
+        assert!((&mut demand).now_or_never().is_none());
+        budget.hasten((1, 7), Priority::Demand);
+        // Its place in the queue is that of its number: it came first.
+        let ahead = ahead.now_or_never().unwrap();
+        assert!((&mut demand).now_or_never().is_none());
+        drop((first, ahead));
+        drop(demand.now_or_never().unwrap());
+        assert_eq!(budget.usage().0, 0);
+    }
+
+    #[tokio::test]
+    async fn who_stands_behind_a_waiter_that_goes_away_moves_up() {
+        let budget = Budget::new(100);
+        let first = budget.acquire(50, Priority::Demand, FIRST).await;
+        let mut gone = Box::pin(budget.acquire(100, Priority::Demand, (1, 1)));
+        let mut behind = Box::pin(budget.acquire(10, Priority::Demand, (1, 2)));
+        assert!((&mut gone).now_or_never().is_none());
+        assert!((&mut behind).now_or_never().is_none());
+        drop(gone);
+        drop(behind.now_or_never().unwrap());
+        drop(first);
+        assert_eq!(budget.usage().0, 0);
+    }
+
+    #[tokio::test]
     async fn a_waiter_that_goes_away_takes_nothing_with_it() {
         let budget = Budget::new(100);
-        let first = budget.acquire(100, Priority::Demand).await;
-        let mut gone = Box::pin(budget.acquire(100, Priority::Demand));
+        let first = budget.acquire(100, Priority::Demand, FIRST).await;
+        let mut gone = Box::pin(budget.acquire(100, Priority::Demand, FIRST));
         assert!((&mut gone).now_or_never().is_none());
         drop(gone);
-        let mut granted_and_gone = Box::pin(budget.acquire(100, Priority::Demand));
+        let mut granted_and_gone = Box::pin(budget.acquire(100, Priority::Demand, FIRST));
         assert!((&mut granted_and_gone).now_or_never().is_none());
         drop(first);
         drop(granted_and_gone);

@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use ztoc::SpanId;
 
 use crate::background::Queue;
-use crate::budget::{Budget, Permit};
+use crate::budget::{Budget, Permit, What};
 use crate::inflate_pool::InflatePool;
 use crate::layer::Layer;
 use crate::pending_read::PendingRead;
@@ -105,14 +105,29 @@ impl Core {
     }
 
     /// Waits for memory. Spans that are kept only because they could not be stored make way.
-    pub(crate) async fn memory(&self, bytes: u64, priority: Priority) -> Permit {
-        let mut permit = pin!(self.budget.acquire(bytes, priority));
+    pub(crate) async fn memory(&self, bytes: u64, priority: Priority, what: What) -> Permit {
+        let mut permit = pin!(self.budget.acquire(bytes, priority, what));
         if let Some(permit) = permit.as_mut().now_or_never() {
             return permit;
         }
         // In the queue by now: what is kept from here on sees that somebody waits.
         self.unsaved.clear();
+        // A reader may have come just before; those that come from here on hasten it themselves.
+        let now = self.schedule.lock().priority(what);
+        if let Some(now) = now.filter(|now| *now < priority) {
+            self.budget.hasten(what, now);
+        }
         permit.await
+    }
+
+    /// Lets waits for memory be as urgent as what they are for has become.
+    fn hasten_memory(&self, layer: &Layer) {
+        for what in self.budget.waited_for(layer.number) {
+            let now = self.schedule.lock().priority(what);
+            if let Some(now) = now {
+                self.budget.hasten(what, now);
+            }
+        }
     }
 
     /// The client behind a layer retries by itself; asks for less at once when it had to.
@@ -190,6 +205,7 @@ impl Core {
                 return read.fail(error);
             }
             self.active();
+            self.hasten_memory(layer);
             needed = here
                 .into_iter()
                 .filter(|span| !self.fill_from_store(layer, *span, &read))

@@ -163,7 +163,7 @@ async fn receive(
             .end
             .saturating_sub(span.uncompressed.start);
         let cost = compressed.saturating_add(uncompressed);
-        let permit = core.memory(cost, priority).await;
+        let permit = core.memory(cost, priority, (layer.number, id)).await;
         let bytes = body.span(core, &span).await?;
         core.counters
             .of(request.priority)

@@ -12,6 +12,7 @@ use tokio::task::AbortHandle;
 use ztoc::SpanId;
 
 use crate::ReadError;
+use crate::budget::What;
 use crate::layer::Layer;
 use crate::limit::Limit;
 use crate::pending_read::PendingRead;
@@ -162,6 +163,15 @@ impl Schedule {
         };
         let distance = start(span).saturating_sub(start(request.left.start));
         if request.priority <= priority || distance < TOO_FAR {
+            // It will come, after what comes before it.
+            let before = request.left.start..span;
+            if let Some(queue) = self.layers.get_mut(&layer.number) {
+                for (_, wanted) in queue.wanted.range_mut(before) {
+                    if wanted.stage == Stage::Requested(id) {
+                        wanted.priority = wanted.priority.min(priority);
+                    }
+                }
+            }
             return;
         }
         let cut_off = span..request.left.end;
@@ -177,6 +187,12 @@ impl Schedule {
                     .push_back((layer.number, *span));
             }
         }
+    }
+
+    /// How urgent a span is that somebody has asked for.
+    pub(crate) fn priority(&self, (layer, span): What) -> Option<Priority> {
+        let wanted = self.layers.get(&layer)?.wanted.get(&span)?;
+        Some(wanted.priority)
     }
 
     /// Takes who waits for a span that has arrived.

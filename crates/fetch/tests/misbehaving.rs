@@ -199,3 +199,29 @@ fn the_background_does_not_push_out_what_is_stored() {
     let last = SpanId(layer.stored().spans().len() - 1);
     eventually("stored", || layer.stored().has(last));
 }
+
+/// The body that a reader waits for may hold other spans before the one that is read, which wait
+/// for memory too.
+#[test]
+fn readers_are_answered_while_more_is_wanted_than_memory_holds() {
+    let sample = Sample::gzip(60, 100_000);
+    let config = FetchConfig {
+        memory_budget: 1_200_000,
+        stall_timeout: Duration::from_secs(3600),
+        ..no_readahead()
+    };
+    let rig = Rig::new(config);
+    let layer = rig.open(&sample, MemoryBlob::new(sample.blob.clone()));
+    let spans = layer.stored().spans().len();
+    for round in 0..20 {
+        layer.prefetch(0..spans);
+        let readers: Vec<_> = (0..20_u64)
+            .map(|n| (n * 300_000 + round * 7919) % (sample.tar.len() as u64 - 10))
+            .map(|at| (at, start(&layer, at, 10)))
+            .collect();
+        for (at, told) in readers {
+            let at = usize::try_from(at).unwrap();
+            assert_eq!(finish(&told).unwrap()[..], sample.tar[at..at + 10]);
+        }
+    }
+}

@@ -142,6 +142,12 @@ impl Schedule {
             end += 1;
         }
         let spans = first..end;
+        // Each is as urgent as what comes after it in the same body.
+        let mut urgency = Priority::Background;
+        for (_, wanted) in queue.wanted.range_mut(spans.clone()).rev() {
+            urgency = urgency.min(wanted.priority);
+            wanted.priority = urgency;
+        }
         let running = Running {
             layer: number,
             priority,
