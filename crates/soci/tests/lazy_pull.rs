@@ -209,3 +209,22 @@ fn an_index_may_be_named_for_an_image_that_names_none() {
     assert_eq!(states(&pulled), ["lazy"; 3], "{}", stack.log_tails());
     assert_eq!(pulled["sociIndex"], *index);
 }
+
+#[test]
+fn a_daemon_that_does_not_run_is_named_with_where_to_look() {
+    let mut stack = Stack::start(StackOptions::default()).unwrap();
+    push(&stack, 0);
+    stack.daemon.kill().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_soci"))
+        .arg("--address")
+        .arg(stack.containerd.address())
+        .args(["pull", &stack.reference("app:soci")])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        error.contains("\"soci\" running") && error.contains("[proxy_plugins.soci]"),
+        "{error}"
+    );
+}

@@ -337,7 +337,10 @@ fn what_is_missing_is_named() {
     let error = failure("overlayfs", &registry.reference("app:none"), &[]);
     assert!(error.contains("404") && error.contains("app"), "{error}");
     let error = failure("nosuch", &registry.reference("app:v1"), &[]);
-    assert!(error.contains("nosuch"), "{error}");
+    assert!(
+        error.contains("\"nosuch\"") && error.contains("[proxy_plugins.nosuch]"),
+        "{error}"
+    );
     // The reference names a manifest, not an index: the configuration says what it is for.
     let error = failure(
         "overlayfs",

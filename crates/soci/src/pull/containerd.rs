@@ -129,6 +129,27 @@ impl Containerd {
     }
 }
 
+/// What a snapshotter refused, and what to look at when it cannot be reached at all.
+pub(crate) fn snapshotter_failed(
+    action: &str,
+    snapshotter: &str,
+    status: &Status,
+) -> anyhow::Error {
+    let error = failed(action, status);
+    let advice = match status.code() {
+        Code::Unavailable => format!(
+            "is the daemon of snapshotter {snapshotter:?} running, at the address that containerd's \
+             configuration has under [proxy_plugins.{snapshotter}]?"
+        ),
+        Code::InvalidArgument if status.message().contains("not loaded") => format!(
+            "containerd's configuration needs it under [proxy_plugins.{snapshotter}], and \
+             containerd a restart after that (see soci pull --help)"
+        ),
+        _ => return error,
+    };
+    anyhow!("{error}; {advice}")
+}
+
 /// What containerd refused, in its own words.
 pub(crate) fn failed(action: &str, status: &Status) -> anyhow::Error {
     anyhow!(

@@ -14,7 +14,7 @@ use containerd_client::types::Mount;
 use index::{LayerVerdict, LazyReport};
 use oci::{Descriptor, Digest, Reference};
 
-use super::containerd::failed;
+use super::containerd::{failed, snapshotter_failed};
 use super::content::update_labels;
 use super::image::descriptor;
 use super::labels::{self, ImageLabels};
@@ -194,8 +194,9 @@ impl Unpack<'_> {
         match self.containerd.services().snapshots().stat(request).await {
             Ok(response) => Ok(response.into_inner().info),
             Err(status) if status.code() == Code::NotFound => Ok(None),
-            Err(status) => Err(failed(
+            Err(status) => Err(snapshotter_failed(
                 &format!("use snapshotter {:?}", self.snapshotter),
+                self.snapshotter,
                 &status,
             )),
         }
@@ -239,8 +240,9 @@ impl Unpack<'_> {
                     }
                 }
                 Err(status) => {
-                    return Err(failed(
+                    return Err(snapshotter_failed(
                         &format!("prepare layer {}", at.saturating_add(1)),
+                        self.snapshotter,
                         &status,
                     ));
                 }
