@@ -13,6 +13,7 @@ mod layers;
 mod opening;
 mod parts;
 mod provider;
+mod sources;
 mod verdicts;
 mod ztoc_memory;
 

@@ -14,12 +14,14 @@ use tokio::sync::{RwLock, Semaphore};
 use tokio::task::{JoinError, spawn_blocking};
 use ztoc::soci_index::ZtocDescriptor;
 
+use crate::sources::Sources;
 use crate::ztoc_memory::ZtocMemory;
 
 /// A layer that is ready to be mounted.
 pub(crate) struct OpenLayer {
     pub(crate) tree: Arc<Tree>,
     pub(crate) data: Arc<LazyLayer>,
+    pub(crate) sources: Sources,
 }
 
 impl Drop for OpenLayer {
@@ -82,9 +84,10 @@ impl Opening {
             key.layer,
             stored.spans().compressed_size(),
         );
-        let source = Arc::new(self.client.blob(reference, &layer));
+        let sources = Sources::new(self.client.clone(), layer, reference);
         Ok(OpenLayer {
-            data: self.fetcher.add_layer(stored, source),
+            data: self.fetcher.add_layer(stored, Arc::new(sources.clone())),
+            sources,
             tree: Arc::new(tree),
         })
     }

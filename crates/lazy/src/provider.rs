@@ -186,8 +186,10 @@ impl Shared {
         // Boxed: a request to a registry is a large future.
         let open = Box::pin(self.opening.open(&image.reference, ztoc));
         let lease = self.layers.acquire(key, open).await;
-        if lease.is_err() && !stays {
-            self.remove_unused(key).await;
+        match &lease {
+            Ok(lease) => lease.layer().sources.add(&image.reference),
+            Err(_) if stays => {}
+            Err(_) => self.remove_unused(key).await,
         }
         lease
     }

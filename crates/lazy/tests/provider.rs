@@ -474,3 +474,28 @@ fn a_layer_that_cannot_be_mounted_leaves_nothing_stored() {
         assert_eq!(world.stored(), 0);
     });
 }
+
+#[test]
+fn a_layer_of_two_repositories_is_read_from_the_one_that_is_there() {
+    World::new("kinds", "soci-v2").test(async |world| {
+        let lazy = world.lazy(LazyConfig::default());
+        let first = world.request(0, "a");
+        lazy.mount(first.clone()).await.unwrap();
+        // The same registry, but not through the proxy, so that it counts as another.
+        let mut second = world.request(0, "b");
+        let elsewhere = world.reference.to_string().replace(
+            &world.proxy.reference(""),
+            &format!("{}/", world.registry.address()),
+        );
+        assert_ne!(elsewhere, world.reference.to_string());
+        second
+            .labels
+            .insert("containerd.io/snapshot/cri.image-ref".to_owned(), elsewhere);
+        lazy.mount(second.clone()).await.unwrap();
+        world.proxy.inject(Rule::always(Fault::status(403)));
+        check_contents(second.mountpoint.clone()).await;
+        check_contents(first.mountpoint.clone()).await;
+        unmount(&lazy, &first.mountpoint).await;
+        unmount(&lazy, &second.mountpoint).await;
+    });
+}

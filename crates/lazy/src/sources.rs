@@ -1,0 +1,114 @@
+//! Where the spans of a layer come from: every repository whose images use the layer has it, and one
+//! of them may be gone, or closed to us, while the others are not.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use futures::{StreamExt as _, TryStreamExt as _};
+use oci::{Descriptor, Reference};
+use parking_lot::RwLock;
+use registry::{BlobSource, ByteStream, Client, RegistryError};
+
+/// More are not remembered.
+const MOST: usize = 16;
+
+/// All places that are known to have one blob. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Sources {
+    client: Client,
+    blob: Descriptor,
+    known: Arc<RwLock<Vec<Source>>>,
+    /// Which one is asked next: the one that last gave something, or the one after a failure.
+    next: Arc<AtomicUsize>,
+}
+
+struct Source {
+    repository: String,
+    blob: Arc<dyn BlobSource>,
+}
+
+impl Sources {
+    pub(crate) fn new(client: Client, blob: Descriptor, first: &Reference) -> Self {
+        let sources = Self {
+            client,
+            blob,
+            known: Arc::default(),
+            next: Arc::default(),
+        };
+        sources.add(first);
+        sources
+    }
+
+    /// An image of this repository uses the layer too.
+    pub(crate) fn add(&self, reference: &Reference) {
+        let repository = reference.name();
+        let mut known = self.known.write();
+        if known.len() < MOST && known.iter().all(|source| source.repository != repository) {
+            known.push(Source {
+                repository: repository.to_string(),
+                blob: Arc::new(self.client.blob(reference, &self.blob)),
+            });
+        }
+    }
+
+    /// The source at a place in the round.
+    fn at(&self, place: usize) -> Option<Arc<dyn BlobSource>> {
+        let known = self.known.read();
+        let place = place.checked_rem(known.len())?;
+        known.get(place).map(|source| source.blob.clone())
+    }
+
+    fn current(&self) -> Option<Arc<dyn BlobSource>> {
+        self.at(self.next.load(Ordering::Relaxed))
+    }
+}
+
+#[async_trait]
+impl BlobSource for Sources {
+    fn size(&self) -> u64 {
+        self.blob.size
+    }
+
+    async fn stream_range(&self, range: Range<u64>) -> Result<ByteStream, RegistryError> {
+        let count = self.known.read().len();
+        let first = self.next.load(Ordering::Relaxed);
+        let mut failure = None;
+        for place in first..first.saturating_add(count) {
+            let Some(source) = self.at(place) else { break };
+            // Should nobody wait long enough for this one, the next request goes to the next one.
+            self.next.store(place.wrapping_add(1), Ordering::Relaxed);
+            match source.stream_range(range.clone()).await {
+                Ok(stream) => {
+                    self.next.store(place, Ordering::Relaxed);
+                    let next = self.next.clone();
+                    let stream = stream.inspect_err(move |_| {
+                        next.store(place.wrapping_add(1), Ordering::Relaxed);
+                    });
+                    return Ok(stream.boxed());
+                }
+                Err(error) => failure = Some(error),
+            }
+        }
+        Err(failure.unwrap_or_else(|| {
+            RegistryError::Config(format!(
+                "no repository is known to have {}",
+                self.blob.digest
+            ))
+        }))
+    }
+
+    fn ignores_ranges(&self) -> bool {
+        self.current().is_some_and(|source| source.ignores_ranges())
+    }
+
+    fn setbacks(&self) -> u64 {
+        self.current().map_or(0, |source| source.setbacks())
+    }
+
+    fn describe(&self) -> String {
+        let source = self.current();
+        source.map_or_else(|| self.blob.digest.to_string(), |source| source.describe())
+    }
+}
