@@ -7,64 +7,13 @@
     reason = "a test fails by panicking, its helpers too"
 )]
 
+mod support;
+
 use std::time::{Duration, Instant};
 
+use support::{NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack};
 use testkit::image::{APP_OUTPUT, PYTHON_TAG, python_image, small_image, small_image_data};
-use testkit::{Run, SociCli, SociDaemonOptions, Stack, StackOptions, TestRoot};
-
-const NAMESPACE: &str = "e2e";
-/// Everything else is measured while the background fetcher rests.
-const NO_BACKGROUND: &str = "[background_fetch]\ndisable = true\n";
-
-fn stack(config: &str) -> Stack {
-    let daemon = SociDaemonOptions::with_config(config);
-    Stack::start(StackOptions {
-        daemon,
-        ..StackOptions::default()
-    })
-    .unwrap()
-}
-
-/// Indexes the image of a layout into the registry; returns its name seen through the proxy.
-fn indexed(stack: &Stack, layout: &std::path::Path, name: &str) -> String {
-    let target = format!(
-        "docker://{}",
-        stack.registry.reference(&format!("{name}:soci"))
-    );
-    let arguments = [
-        "convert",
-        "--standalone",
-        "--min-layer-size",
-        "0",
-        &layout.display().to_string(),
-        &target,
-    ];
-    SociCli::standalone().unwrap().output(arguments).unwrap();
-    stack.reference(&format!("{name}:soci"))
-}
-
-/// Pulls with our CLI; returns what it prints.
-fn pull(stack: &Stack, reference: &str) -> String {
-    let soci = stack.soci(NAMESPACE).unwrap();
-    soci.output(["pull", "--plain-http", reference]).unwrap()
-}
-
-fn run(stack: &Stack, reference: &str, command: &[&str]) -> String {
-    let run = Run::new(reference, "soci").command(command.iter().copied());
-    stack.containerd.ctr(NAMESPACE).run_ok(&run).unwrap()
-}
-
-/// The FUSE mounts of the daemon's layers.
-fn lazy_mounts(stack: &Stack) -> usize {
-    let root = stack.daemon.root();
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    table
-        .lines()
-        .filter(|line| {
-            line.contains(root.to_str().unwrap()) && line.contains(" - fuse.rawBridge soci ")
-        })
-        .count()
-}
+use testkit::{Run, TestRoot};
 
 #[test]
 fn python_computes_while_less_than_the_whole_image_has_been_fetched() {

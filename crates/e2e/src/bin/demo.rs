@@ -25,7 +25,7 @@ struct Options {
     /// An image of any registry; by default one with Python is built from Debian packages.
     #[arg(long, env = "IMAGE", default_value = "")]
     image: String,
-    /// What runs in it, split at spaces; by default the image's own command.
+    /// What runs in it, split as a shell does; by default the image's own command.
     #[arg(long, env = "DEMO_COMMAND", default_value = "")]
     command: String,
     /// `cloud` (30 ms to the first byte, 80 MB/s per response, 250 MB/s in all) or `unlimited`.
@@ -79,11 +79,8 @@ fn show(stack: &Stack, options: &Options, throttle: Throttle) -> Result<()> {
 
     stack.proxy.throttle(throttle);
     let reference = stack.reference(&format!("demo:{PYTHON_TAG}"));
-    let command: Vec<String> = options
-        .command
-        .split_whitespace()
-        .map(str::to_owned)
-        .collect();
+    let command =
+        shlex::split(&options.command).context("DEMO_COMMAND has a quote that does not end")?;
     step(&format!(
         "lazily: soci pull, then a container (network: {})",
         options.network
