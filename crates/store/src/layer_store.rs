@@ -174,7 +174,7 @@ impl LayerStore {
         let (layer, toc) = self.opened(key, ztoc_blob)?;
         let toc = match toc {
             Some(toc) => toc,
-            None => layer.ztoc()?.toc,
+            None => layer.toc()?,
         };
         Ok((layer, toc))
     }

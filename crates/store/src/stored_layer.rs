@@ -11,7 +11,7 @@ use std::sync::{Arc, Weak};
 
 use oci::Digest;
 use parking_lot::Mutex;
-use ztoc::{Span, SpanId, SpanTable, Ztoc};
+use ztoc::{FileMetadata, Span, SpanId, SpanTable, Ztoc, ZtocError};
 
 use crate::page_cache;
 use crate::shared::Shared;
@@ -88,6 +88,21 @@ impl StoredLayer {
     /// # Errors
     /// It cannot be read or is not what it was.
     pub fn ztoc(&self) -> Result<Ztoc, StoreError> {
+        Ztoc::parse(&self.ztoc_blob()?).map_err(|source| self.bad_ztoc(source))
+    }
+
+    /// The entries of its zTOC, from disk; the windows are not copied.
+    pub(crate) fn toc(&self) -> Result<Vec<FileMetadata>, StoreError> {
+        let parts = Ztoc::parse_parts(&self.ztoc_blob()?);
+        Ok(parts.map_err(|source| self.bad_ztoc(source))?.toc)
+    }
+
+    const fn bad_ztoc(&self, source: ZtocError) -> StoreError {
+        let digest = self.key.ztoc;
+        StoreError::Ztoc { digest, source }
+    }
+
+    fn ztoc_blob(&self) -> Result<Vec<u8>, StoreError> {
         let path = self.dir.join("ztoc");
         let failed = |e| StoreError::io("read", &path, e);
         let len = self.ztoc.metadata().map_err(failed)?.len();
@@ -103,10 +118,7 @@ impl StoredLayer {
                 actual,
             });
         }
-        Ztoc::parse(&blob).map_err(|source| StoreError::Ztoc {
-            digest: expected,
-            source,
-        })
+        Ok(blob)
     }
 
     /// Is the span here?

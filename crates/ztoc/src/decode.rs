@@ -70,7 +70,9 @@ struct Budget {
 
 impl Budget {
     fn of(blob: &[u8]) -> Self {
-        let limit = blob.len().saturating_mul(4).saturating_add(4096);
+        // Writers share nothing but the layout of tables: the smallest entry takes more than half of
+        // what it counts as.
+        let limit = blob.len().saturating_mul(2).saturating_add(4096);
         Self { limit, left: limit }
     }
 

@@ -8,7 +8,7 @@
 
 mod golden;
 
-use ztoc::{Checkpoints, Ztoc};
+use ztoc::{Checkpoints, FileMetadata, FileType, Ztoc};
 
 #[test]
 fn every_golden_ztoc_is_written_back_in_the_same_bytes() {
@@ -193,6 +193,43 @@ fn a_ztoc_that_would_grow_in_memory_is_refused() {
         matches!(refused, ztoc::ZtocError::TooMuchWork { .. }),
         "{refused}"
     );
+}
+
+/// The limit on that growth leaves room for entries that say as little as they can.
+#[test]
+fn a_ztoc_of_nothing_but_the_smallest_entries_is_read() {
+    let golden = golden::all().into_iter().next().unwrap();
+    let mut ztoc = Ztoc::parse(&golden.blob).unwrap();
+    let smallest = FileMetadata {
+        name: b"n".to_vec(),
+        file_type: FileType::Reg,
+        uncompressed_offset: 0,
+        uncompressed_size: 0,
+        linkname: Vec::new(),
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        uname: Vec::new(),
+        gname: Vec::new(),
+        mod_time: String::new(),
+        devmajor: 0,
+        devminor: 0,
+        xattrs: Vec::new(),
+    };
+    let count = ztoc.uncompressed_archive_size / 512;
+    ztoc.toc = (1..=count)
+        .map(|block| FileMetadata {
+            uncompressed_offset: 512 * block,
+            ..smallest.clone()
+        })
+        .collect();
+    let blob = ztoc.encode();
+    assert_eq!(Ztoc::parse(&blob).as_ref(), Ok(&ztoc));
+    // Also without the room that the windows give: an entry counts as 96 bytes and its texts.
+    let entries = ztoc.toc.len();
+    ztoc.toc.clear();
+    let each = (blob.len() - ztoc.encode().len()) / entries;
+    assert!(entries > 10 && 2 * each > 96 + 1, "{entries} of {each}");
 }
 
 fn distance(blob: &[u8], at: usize) -> usize {
