@@ -47,7 +47,7 @@ impl Sources {
         let mut known = self.known.write();
         if known.len() < MOST && known.iter().all(|source| source.repository != repository) {
             known.push(Source {
-                repository: repository.to_string(),
+                repository,
                 blob: Arc::new(self.client.blob(reference, &self.blob)),
             });
         }
