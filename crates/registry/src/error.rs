@@ -97,6 +97,16 @@ pub enum RegistryError {
         /// The cause.
         reason: String,
     },
+    /// The host was reached, but there is no secure connection to it.
+    #[error("{request}: {reason}; {advice}")]
+    Tls {
+        /// What was asked.
+        request: RequestLine,
+        /// The cause.
+        reason: String,
+        /// What to do about it.
+        advice: &'static str,
+    },
     /// The body ended early, went on too long, or the connection broke in its middle.
     #[error("{request}: {reason}")]
     BadBody {
@@ -211,7 +221,7 @@ impl RegistryError {
                 _ => ErrorKind::Protocol,
             },
             Self::Timeout { .. } => ErrorKind::Timeout,
-            Self::Unreachable { .. } => ErrorKind::Unreachable,
+            Self::Unreachable { .. } | Self::Tls { .. } => ErrorKind::Unreachable,
             Self::BadBody { .. } => ErrorKind::BadBody,
             Self::DigestMismatch { .. } => ErrorKind::DigestMismatch,
             Self::Protocol { .. } => ErrorKind::Protocol,

@@ -74,9 +74,10 @@ impl Incoming {
             Ok(Ok(chunk)) => Ok(chunk),
             Ok(Err(error)) => Err(match failed(self.line.clone(), error, idle) {
                 // The head has arrived, so what broke is the body.
-                RegistryError::Unreachable { request, reason } => {
-                    RegistryError::BadBody { request, reason }
-                }
+                RegistryError::Unreachable { request, reason }
+                | RegistryError::Tls {
+                    request, reason, ..
+                } => RegistryError::BadBody { request, reason },
                 other => other,
             }),
             Err(_) => Err(RegistryError::Timeout {

@@ -213,10 +213,15 @@ impl Transport {
                     .tls_danger_accept_invalid_certs(config.skip_verify);
                 let mut extra = Vec::new();
                 for pem in &config.extra_ca {
-                    extra.extend(
-                        reqwest::Certificate::from_pem_bundle(pem)
-                            .map_err(|e| bad("certificate authority", &e))?,
-                    );
+                    let found = reqwest::Certificate::from_pem_bundle(pem)
+                        .map_err(|e| bad("certificate authority", &e))?;
+                    if found.is_empty() {
+                        return Err(RegistryError::Config(
+                            "certificate authority: the file holds no certificate in PEM"
+                                .to_owned(),
+                        ));
+                    }
+                    extra.extend(found);
                 }
                 if !extra.is_empty() {
                     builder = builder.tls_certs_merge(extra);
@@ -256,7 +261,44 @@ pub(crate) fn failed(
     if error.is_body() || error.is_decode() {
         return RegistryError::BadBody { request, reason };
     }
-    RegistryError::Unreachable { request, reason }
+    match tls_advice(&error) {
+        Some(advice) => RegistryError::Tls {
+            request,
+            reason,
+            advice,
+        },
+        None => RegistryError::Unreachable { request, reason },
+    }
+}
+
+/// What helps against a handshake that will fail again.
+fn tls_advice(error: &reqwest::Error) -> Option<&'static str> {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(mut error) = cause {
+        // The source of an I/O error is that of the error in it, not the error itself.
+        while let Some(inner) = error
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref)
+        {
+            error = inner;
+        }
+        match error.downcast_ref() {
+            Some(rustls::Error::InvalidCertificate(_)) => {
+                return Some(
+                    "check the certificate's name and dates, and that the system knows its authority \
+                     (soci also takes --tlscacert, and --skip-verify to do without)",
+                );
+            }
+            Some(rustls::Error::InvalidMessage(_)) => {
+                return Some(
+                    "it does not seem to speak TLS: check the port (soci takes --plain-http for \
+                     a registry without TLS)",
+                );
+            }
+            _ => cause = error.source(),
+        }
+    }
+    None
 }
 
 /// An error with its causes, which is where reqwest tells what happened.

@@ -114,7 +114,8 @@ async fn an_unknown_authority_is_refused_unless_verification_is_off() {
     let (_fake, blob) = server.blob(&data, wrong).await;
     let error = blob.read_range(0..1000).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
-    assert!(error.to_string().contains("certificate"), "{error}");
+    assert!(error.to_string().contains("--tlscacert"), "{error}");
+    assert!(!error.is_transient(), "{error}");
     assert!(server.versions.lock().is_empty());
     let mut trusting = config();
     trusting.skip_verify = true;
@@ -132,4 +133,21 @@ async fn a_broken_certificate_file_is_a_configuration_error() {
     let (_fake, blob) = server.blob(&data, broken).await;
     let error = blob.read_range(0..10).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    let mut none = config();
+    none.extra_ca = vec![b"root:x:0:0\n".to_vec()];
+    let (_fake, blob) = server.blob(&data, none).await;
+    let error = blob.read_range(0..10).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+}
+
+#[tokio::test]
+async fn plain_http_behind_an_https_address_is_named_and_not_tried_again() {
+    let plain = Fake::start(|_, _| Some(status(200).body(noise(10)))).await;
+    let target = format!("https://{}/x", plain.host());
+    let fake = Fake::start(move |_, _| Some(redirect(307, &target))).await;
+    let client = Client::new(config(), Arc::new(NoCredentials)).unwrap();
+    let blob = client.blob(&fake.reference("a/b:t"), &descriptor(&noise(10)));
+    let error = blob.read_range(0..10).await.unwrap_err();
+    assert!(error.to_string().contains("--plain-http"), "{error}");
+    assert!(!error.is_transient(), "{error}");
 }
