@@ -61,6 +61,15 @@ struct Mount {
     index: Digest,
 }
 
+/// Why a layer is mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// A client asks for it.
+    Prepare,
+    /// An earlier process had mounted it.
+    Restore,
+}
+
 /// A layer that was unmounted.
 struct Gone {
     lease: Lease<OpenLayer>,
@@ -231,19 +240,20 @@ impl Shared {
         }
     }
 
-    /// `ahead`: also open the layers above, which will be asked for next. A failure leaves nothing
-    /// on disk that was not there before.
+    /// A failure leaves nothing on disk that was not there before.
     async fn mount(
         self: &Arc<Self>,
         request: LayerRequest,
-        ahead: bool,
+        why: Why,
     ) -> Result<MountedInfo, LayerRefusal> {
         let layer = ImageLayer::from_labels(&request.labels)?;
         if let Some(asked) = self.asked.lock().as_mut() {
             asked.insert(layer.layer);
         }
         let minimum = self.config.min_layer_size;
-        if let Some(size) = layer.size
+        // A layer that is lazy already stays so, whatever the configuration says now.
+        if why == Why::Prepare
+            && let Some(size) = layer.size
             && size < minimum
         {
             return Err(LayerRefusal::BelowMinSize { size, minimum });
@@ -253,7 +263,8 @@ impl Shared {
         let mounted = async {
             let getting_ready = async {
                 let (found, ztoc) = self.ztoc_of(&layer).await?;
-                if ahead {
+                if why == Why::Prepare {
+                    // They will be asked for next.
                     self.prepare_above(&layer, &found);
                 }
                 let key = LayerKey {
@@ -434,14 +445,14 @@ impl Shared {
 #[async_trait]
 impl LayerProvider for LazyLayers {
     async fn mount(&self, request: LayerRequest) -> Result<MountedInfo, LayerRefusal> {
-        self.shared.mount(request, true).await
+        self.shared.mount(request, Why::Prepare).await
     }
 
     async fn restore(&self, request: LayerRequest) -> Result<MountedInfo, LayerRefusal> {
         self.unmount(&request.mountpoint)
             .await
             .map_err(LayerRefusal::failed)?;
-        self.shared.mount(request, false).await
+        self.shared.mount(request, Why::Restore).await
     }
 
     async fn unmount(&self, mountpoint: &Path) -> Result<(), ProviderError> {

@@ -1,10 +1,11 @@
 //! The snapshotter daemon: flags, then the log, then one of serving, showing, ending.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod args;
 mod calls;
 mod listen;
+mod memory;
 mod serve;
 mod settings;
 mod show;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
             return ExitCode::from(u8::from(usage.use_stderr()));
         }
     };
+    memory::return_large_blocks_at_once();
     telemetry::init(args.log_level);
     telemetry::log_panics();
     let done = match args.command {
