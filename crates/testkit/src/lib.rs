@@ -23,7 +23,7 @@ pub use containerd::{Containerd, ContainerdOptions};
 pub use ctr::{Ctr, Run, RunOutput, Running};
 pub use http1::{HttpResponse, http_request};
 pub use image::{Content, ImageBuilder, Layer, LayerCompression, OciImage};
-pub use process::TestRoot;
+pub use process::{TestRoot, clean_up_at_signals};
 pub use proxy::{Auth, Fault, Proxy, Rule, Throttle};
 pub use registry::Registry;
 pub use soci::{SociDaemon, SociDaemonOptions};

@@ -35,7 +35,7 @@ impl TestRoot {
     pub fn new() -> Result<Self> {
         SWEEP.call_once(sweep_left_over);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("{PREFIX}{}.{number}", std::process::id()));
+        let path = own_path(number);
         // Made under another name, so that no sweep ever sees it without its lock held.
         let hidden =
             std::env::temp_dir().join(format!("new-{PREFIX}{}.{number}", std::process::id()));
@@ -94,6 +94,51 @@ fn clear(path: &Path) -> Result<()> {
     );
     remove_control_groups(path);
     unmount_below(path).with_context(|| format!("unmount what is below {}", path.display()))
+}
+
+/// For programs: at SIGINT or SIGTERM every root of this process is cleared and removed, then `then`
+/// is called, which should end the process. Without it they are left to the next run's sweep.
+///
+/// # Errors
+/// When no handler can be installed.
+pub fn clean_up_at_signals(then: impl FnOnce() + Send + 'static) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("watch for signals")?;
+    // From here on a signal is not lost, whenever the thread gets to it.
+    let (mut interrupt, mut terminate) = {
+        let _inside = runtime.enter();
+        (
+            signal(SignalKind::interrupt()).context("watch for SIGINT")?,
+            signal(SignalKind::terminate()).context("watch for SIGTERM")?,
+        )
+    };
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+            });
+            // The last one first: a containerd uses the snapshotter that was started before it.
+            for number in (0..NEXT.load(Ordering::Relaxed)).rev() {
+                let path = own_path(number);
+                if path.exists() && clear(&path).is_ok() {
+                    let _ = std::fs::remove_dir_all(&path);
+                }
+            }
+            then();
+        })
+        .context("watch for signals")?;
+    Ok(())
+}
+
+fn own_path(number: u32) -> PathBuf {
+    std::env::temp_dir().join(format!("{PREFIX}{}.{number}", std::process::id()))
 }
 
 /// Roots whose lock nobody holds belong to test runs that were killed.
