@@ -159,10 +159,19 @@ mod tests {
 
     #[test]
     fn anything_but_lower_case_sha256_is_refused() {
-        for bad in ["", "sha256:", "sha512:00", "sha256:xyz", "md5:d41d8cd98f00b204e9800998ecf8427e"] {
+        for bad in [
+            "",
+            "sha256:",
+            "sha512:00",
+            "sha256:xyz",
+            "md5:d41d8cd98f00b204e9800998ecf8427e",
+        ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
-        let upper = Digest::of(b"abc").to_string().to_uppercase().replace("SHA256", "sha256");
+        let upper = Digest::of(b"abc")
+            .to_string()
+            .to_uppercase()
+            .replace("SHA256", "sha256");
         assert!(upper.parse::<Digest>().is_err());
     }
 }

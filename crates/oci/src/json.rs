@@ -13,7 +13,10 @@ use serde_json::ser::{CharEscape, CompactFormatter, Formatter};
 /// Only what `T`'s own `Serialize` reports, such as a map whose keys are not strings.
 pub fn to_vec<T: Serialize>(value: &T) -> serde_json::Result<Vec<u8>> {
     let mut out = Vec::new();
-    value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, GoFormatter))?;
+    value.serialize(&mut serde_json::Serializer::with_formatter(
+        &mut out,
+        GoFormatter,
+    ))?;
     Ok(out)
 }
 

@@ -12,8 +12,8 @@ pub mod json;
 mod manifest;
 pub mod media_types;
 mod platform;
-mod reference;
 mod redacted;
+mod reference;
 
 pub use descriptor::Descriptor;
 pub use digest::{Digest, DigestError, Hasher};

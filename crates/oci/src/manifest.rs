@@ -119,7 +119,10 @@ mod tests {
     #[test]
     fn chain_ids_follow_the_specification() {
         let [a, b] = [Digest::of(b"a"), Digest::of(b"b")];
-        let chain = RootFs { diff_ids: vec![a, b] }.chain_ids();
+        let chain = RootFs {
+            diff_ids: vec![a, b],
+        }
+        .chain_ids();
         assert_eq!(chain[0], a);
         assert_eq!(chain[1], Digest::of(format!("{a} {b}").as_bytes()));
     }

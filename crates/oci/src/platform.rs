@@ -15,7 +15,11 @@ pub struct Platform {
     #[serde(default)]
     pub os: String,
     /// The version of the operating system.
-    #[serde(default, rename = "os.version", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "os.version",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub os_version: Option<String>,
     /// Features that the operating system must have.
     #[serde(default, rename = "os.features", skip_serializing_if = "Vec::is_empty")]
@@ -39,7 +43,9 @@ impl Platform {
             "macos" => "darwin".to_owned(),
             other => other.to_owned(),
         };
-        let variant = variant.map(str::to_ascii_lowercase).filter(|v| !v.is_empty());
+        let variant = variant
+            .map(str::to_ascii_lowercase)
+            .filter(|v| !v.is_empty());
         let (architecture, variant) = match (architecture.to_ascii_lowercase().as_str(), variant) {
             ("x86_64" | "x86-64" | "amd64", variant) => {
                 ("amd64".to_owned(), variant.filter(|v| v != "v1"))
@@ -79,8 +85,7 @@ impl Platform {
     /// Is an image for `other` what somebody means who asks for this platform?
     #[must_use]
     pub fn matches(&self, other: &Self) -> bool {
-        let [a, b] = [self, other]
-            .map(|p| Self::new(&p.os, &p.architecture, p.variant.as_deref()));
+        let [a, b] = [self, other].map(|p| Self::new(&p.os, &p.architecture, p.variant.as_deref()));
         a == b
     }
 }

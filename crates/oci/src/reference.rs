@@ -115,12 +115,21 @@ mod tests {
     fn short_names_mean_what_docker_means() {
         let r: Reference = "alpine".parse().unwrap();
         assert_eq!(r.to_string(), "docker.io/library/alpine:latest");
-        assert_eq!((r.registry(), r.repository()), ("docker.io", "library/alpine"));
+        assert_eq!(
+            (r.registry(), r.repository()),
+            ("docker.io", "library/alpine")
+        );
         let r: Reference = "localhost:5000/a/b:c".parse().unwrap();
-        assert_eq!((r.registry(), r.repository(), r.tag()), ("localhost:5000", "a/b", Some("c")));
+        assert_eq!(
+            (r.registry(), r.repository(), r.tag()),
+            ("localhost:5000", "a/b", Some("c"))
+        );
         assert_eq!(r.manifest_key(), "c");
         let digest = Digest::of(b"x");
-        assert_eq!(r.at(digest).to_string(), format!("localhost:5000/a/b@{digest}"));
+        assert_eq!(
+            r.at(digest).to_string(),
+            format!("localhost:5000/a/b@{digest}")
+        );
         for bad in ["", "a/UPPER", "a b", "a@sha256:zz"] {
             assert!(bad.parse::<Reference>().is_err(), "{bad}");
         }
