@@ -1,6 +1,7 @@
 //! Keeps what goes wrong over and over from filling the log: a registry that is down makes every
 //! read fail.
 
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -23,12 +24,12 @@ struct State {
 }
 
 impl LogLimit {
-    /// May a line be written? If so, how many were not since the last one.
-    pub fn pass(&self) -> Option<u64> {
+    /// May a line be written? If so, how many were not since the last one, if any.
+    pub fn pass(&self) -> Option<Option<NonZeroU64>> {
         self.pass_at(Instant::now())
     }
 
-    fn pass_at(&self, now: Instant) -> Option<u64> {
+    fn pass_at(&self, now: Instant) -> Option<Option<NonZeroU64>> {
         let mut state = self.state.lock();
         let over = |began| now.saturating_duration_since(began) >= PERIOD;
         if state.began.is_none_or(over) {
@@ -40,7 +41,7 @@ impl LogLimit {
             return None;
         }
         state.passed += 1;
-        Some(std::mem::take(&mut state.held_back))
+        Some(NonZeroU64::new(std::mem::take(&mut state.held_back)))
     }
 }
 
@@ -54,7 +55,7 @@ mod tests {
         let now = Instant::now();
         let passed = (0..1000).filter(|_| limit.pass_at(now).is_some()).count();
         assert_eq!(passed, 10);
-        assert_eq!(limit.pass_at(now + PERIOD), Some(990));
-        assert_eq!(limit.pass_at(now + PERIOD), Some(0));
+        assert_eq!(limit.pass_at(now + PERIOD), Some(NonZeroU64::new(990)));
+        assert_eq!(limit.pass_at(now + PERIOD), Some(None));
     }
 }
