@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use futures::channel::mpsc;
 use futures::{StreamExt as _, TryStreamExt as _};
 use oci::{Descriptor, Digest, Platform, media_types};
 use ztoc::prefetch::PrefetchSpan;
@@ -151,32 +152,47 @@ async fn bring_layers(
         .iter()
         .map(|path| crate::prefetch::clean(path.as_bytes()))
         .collect();
-    let mut indexed = BTreeMap::new();
     let mut results = futures::stream::iter(layers.into_iter().map(|work| {
         let meter = Meter::new(work.layer.digest, Arc::clone(progress), cancel.clone());
         let (prefetch, progress) = (&prefetch, &**progress);
         async move { process(work, source, sink, options, prefetch, progress, &meter).await }
     }))
     .buffered(options.parallelism.get());
-    while let Some(result) = results.try_next().await? {
-        let LayerResult {
-            layer,
-            outcome,
-            ztoc,
-        } = result;
-        if let Some(outcome) = outcome {
-            progress.layer(&layer, &outcome);
+    // Both sides are polled all the time. Writing between two results would leave the layers at
+    // work unpolled meanwhile, and one of them may hold what the writing waits for: a token
+    // that is being fetched.
+    let (finished, mut queue) = mpsc::unbounded();
+    let working = async move {
+        while let Some(result) = results.try_next().await? {
+            // The receiver goes only when the writing has failed, which ends this too.
+            let _ = finished.unbounded_send(result);
         }
-        if let Some(ztoc) = ztoc {
-            let descriptor = ztoc.descriptor();
-            sink.put_blob(&descriptor, ztoc.blob).await?;
-            let facts = Indexed {
-                ztoc: descriptor,
-                plain: ztoc.plain,
-                prefetch: ztoc.prefetch,
-            };
-            indexed.insert(layer.digest, facts);
+        Ok::<_, IndexError>(())
+    };
+    let writing = async {
+        let mut indexed = BTreeMap::new();
+        while let Some(result) = queue.next().await {
+            let LayerResult {
+                layer,
+                outcome,
+                ztoc,
+            } = result;
+            if let Some(outcome) = outcome {
+                progress.layer(&layer, &outcome);
+            }
+            if let Some(ztoc) = ztoc {
+                let descriptor = ztoc.descriptor();
+                sink.put_blob(&descriptor, ztoc.blob).await?;
+                let facts = Indexed {
+                    ztoc: descriptor,
+                    plain: ztoc.plain,
+                    prefetch: ztoc.prefetch,
+                };
+                indexed.insert(layer.digest, facts);
+            }
         }
-    }
+        Ok(indexed)
+    };
+    let ((), indexed) = futures::future::try_join(working, writing).await?;
     Ok(indexed)
 }
