@@ -23,7 +23,8 @@ fn after_a_kill_the_next_start_serves_the_layers_again_and_fetches_nothing_twice
     pull(&stack, &reference);
     let digest = oci::Digest::of(&small_image_data().to_vec()).hex();
     let read = ["/bin/sha256sum", "/data/noise"];
-    assert!(run(&stack, &reference, &read).starts_with(&digest));
+    let output = run(&stack, &reference, &read);
+    assert!(output.starts_with(&digest), "{output:?}");
     // What is younger than the sync interval (1 s) may be fetched again.
     std::thread::sleep(Duration::from_secs(3));
 
@@ -37,5 +38,6 @@ fn after_a_kill_the_next_start_serves_the_layers_again_and_fetches_nothing_twice
     );
     // What is here needs no registry: not the spans, and neither index nor zTOCs.
     stack.registry.kill().unwrap();
-    assert!(run(&stack, &reference, &read).starts_with(&digest));
+    let output = run(&stack, &reference, &read);
+    assert!(output.starts_with(&digest), "{output:?}");
 }

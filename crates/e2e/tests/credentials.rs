@@ -99,6 +99,6 @@ fn a_registry_that_wants_a_password_serves_lazy_layers_and_the_password_is_never
 fn tokens_that_expire_all_the_time_are_renewed_while_a_layer_is_read() {
     lazily_with(Auth::Bearer {
         user: Some((USER.to_owned(), PASSWORD.to_owned())),
-        uses: Some(3),
+        uses: Some(8),
     });
 }

@@ -32,6 +32,13 @@ pub(crate) struct Authorization {
     cached: bool,
 }
 
+impl Authorization {
+    /// Was it kept from an earlier request?
+    pub(crate) const fn is_cached(&self) -> bool {
+        self.cached
+    }
+}
+
 struct Grant {
     authorization: Authorization,
     until: Instant,

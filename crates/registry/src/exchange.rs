@@ -21,6 +21,8 @@ use crate::{ClientConfig, RegistryError};
 
 /// A mirror that could not be reached is left alone for this long.
 const COOL_DOWN: Duration = Duration::from_secs(30);
+/// How often a request is made again with other credentials.
+const RENEWALS: usize = 4;
 
 /// What all clones of a client share.
 pub(crate) struct Shared {
@@ -85,8 +87,8 @@ impl Shared {
         self.setbacks.load(Ordering::Relaxed)
     }
 
-    /// Sends a request with what the endpoint wants as authorization, asked again once with fresh
-    /// credentials after a 401. Any status that is no success is an error.
+    /// Sends a request with what the endpoint wants as authorization, asked again with fresh
+    /// credentials after a 401 (once, unless another request's were taken). Any status that is no success is an error.
     pub(crate) async fn exchange(
         &self,
         purpose: Purpose<'_>,
@@ -109,7 +111,10 @@ impl Shared {
         }
         let header = authorization.as_ref().map(|a| &a.header);
         let mut response = send_following(&self.transport, outgoing.clone(), header).await?;
-        if ours && endpoint.owns(response.url()) {
+        for _ in 0..RENEWALS {
+            if !(ours && endpoint.owns(response.url())) {
+                break;
+            }
             let fresh = match response.status().as_u16() {
                 401 => {
                     let headers = response.headers();
@@ -125,10 +130,16 @@ impl Shared {
                 }
                 _ => None,
             };
-            if let Some(fresh) = fresh {
-                response.drain().await;
-                response = send_following(&self.transport, outgoing, Some(&fresh.header)).await?;
-                authorization = Some(fresh);
+            let Some(fresh) = fresh else { break };
+            response.drain().await;
+            response =
+                send_following(&self.transport, outgoing.clone(), Some(&fresh.header)).await?;
+            // What was made for this request is the last word. What another request had made
+            // meanwhile may have expired like the one before.
+            let last = !fresh.is_cached();
+            authorization = Some(fresh);
+            if last {
+                break;
             }
         }
         if response.status().is_success() {
