@@ -56,7 +56,7 @@ for crate in $(drawn | cut -d: -f1); do
 done
 
 # The crates that may: each allows unsafe in the one module that the page names.
-declare -A unsafe_module=([ztoc]=inflate [soci-snapshotter-grpc]=memory)
+declare -A unsafe_module=([fuse]=shared_memory [ztoc]=inflate [soci-snapshotter-grpc]=memory)
 for root in crates/*/src/lib.rs crates/*/src/main.rs crates/*/src/bin/*.rs; do
     test -f "$root" || continue
     crate=$(cut -d/ -f2 <<<"$root")

@@ -16,6 +16,10 @@ pub const ROOT_ID: u64 = 1;
 /// Set in the id of a request that the kernel sends again (`FUSE_UNIQUE_RESEND`, Linux 6.9).
 pub const UNIQUE_RESEND: u64 = 1 << 63;
 
+/// Code of the notification that has the kernel send requests again (`FUSE_NOTIFY_RESEND`). A message
+/// with `unique` 0 is a notification, and its `error` the code.
+pub(crate) const NOTIFY_RESEND: i32 = 7;
+
 /// Flags of INIT. The upper half travels in `flags2` (since 7.36).
 pub mod init_flags {
     /// Reads of one file may be sent at the same time.

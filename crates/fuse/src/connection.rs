@@ -3,14 +3,19 @@
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use parking_lot::RwLock;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use zerocopy::IntoBytes;
 
+use crate::abi::{self, OutHeader};
 use crate::init::Negotiated;
 use crate::interrupt::Waiting;
+use crate::journal::Journal;
 use crate::reply::ReplySink;
+use crate::request::Request;
 
 /// What a connection shows, so that a later server can check that it would show the same.
 /// Meaningless to this crate.
@@ -36,6 +41,8 @@ pub struct ConnectionFacts {
     /// Device number of the mount, `major:minor` as in mountinfo; `None` if it was not found
     /// there.
     pub device: Option<String>,
+    /// A random number that no other connection has: its name in the journal, and for a holder.
+    pub key: u64,
 }
 
 /// One open /dev/fuse descriptor after INIT, and its facts.
@@ -75,14 +82,16 @@ pub(crate) struct Channel {
     pub(crate) facts: ConnectionFacts,
     device: RwLock<Option<OwnedFd>>,
     waiting: Waiting,
+    journal: Arc<Journal>,
 }
 
 impl Channel {
-    pub(crate) fn new(connection: Connection) -> Self {
+    pub(crate) fn new(connection: Connection, journal: Arc<Journal>) -> Self {
         Self {
             facts: connection.facts,
             device: RwLock::new(Some(connection.device)),
             waiting: Waiting::default(),
+            journal,
         }
     }
 
@@ -106,6 +115,35 @@ impl Channel {
 
     pub(crate) fn waiting(&self) -> &Waiting {
         &self.waiting
+    }
+
+    pub(crate) fn journal(&self) -> &Arc<Journal> {
+        &self.journal
+    }
+
+    /// Has the kernel send again what it sent to somebody who never answered. False if it cannot.
+    pub(crate) fn resend(&self) -> bool {
+        let notification = OutHeader {
+            len: u32::try_from(size_of::<OutHeader>()).unwrap_or(u32::MAX),
+            error: abi::NOTIFY_RESEND,
+            unique: 0,
+        };
+        let device = self.device.read();
+        let Some(device) = device.as_ref() else {
+            return true;
+        };
+        match rustix::io::write(device, notification.as_bytes()) {
+            // ENODEV: unmounted, nobody waits.
+            Ok(_) | Err(Errno::NODEV) => true,
+            Err(error) => {
+                tracing::warn!(
+                    mountpoint = %self.facts.mountpoint.display(),
+                    error = %error,
+                    "the kernel does not send FUSE requests again; the journal is used instead"
+                );
+                false
+            }
+        }
     }
 }
 
@@ -133,11 +171,22 @@ impl ReplySink for Channel {
         }
     }
 
-    fn defer(&self, unique: u64, pid: u32) {
-        self.waiting.add(unique, pid);
+    fn defer(&self, request: &Request<'_>) {
+        // The kernel cannot send again what is not in the journal either.
+        let must = !self.facts.negotiated.can_resend();
+        let key = self.facts.key;
+        self.journal.defer(key, request.unique, request.bytes, must);
+        self.waiting.add(request.unique, request.pid);
     }
 
     fn claim(&self, unique: u64) -> bool {
         self.waiting.remove(unique)
+    }
+
+    fn settle(&self, unique: u64) {
+        // Without the descriptor the answer went nowhere: the next server gives it.
+        if self.device.read().is_some() {
+            self.journal.settle(self.facts.key, unique);
+        }
     }
 }

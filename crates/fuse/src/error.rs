@@ -55,6 +55,9 @@ pub enum FuseError {
     /// No thread, no epoll, no eventfd.
     #[error("cannot start the FUSE worker pool: {0}")]
     Pool(#[source] std::io::Error),
+    /// The record of requests in flight cannot be made or taken over.
+    #[error("the journal of FUSE requests cannot be used: {0}")]
+    Journal(#[source] std::io::Error),
     /// The descriptor cannot be watched.
     #[error("cannot serve {mountpoint:?}: {source}")]
     Serve {

@@ -41,6 +41,9 @@ pub struct Limits {
     pub max_background: u16,
     /// From how many on the mount counts as congested.
     pub congestion_threshold: u16,
+    /// Let the kernel send requests in flight again after a server died, where it can. Without, the
+    /// journal is used, as before Linux 6.9.
+    pub resend: bool,
 }
 
 impl Default for Limits {
@@ -49,6 +52,7 @@ impl Default for Limits {
             max_pages: 256,
             max_background: 256,
             congestion_threshold: 192,
+            resend: true,
         }
     }
 }
@@ -103,7 +107,12 @@ pub(crate) fn negotiate(
     if major != abi::MAJOR || minor < abi::OLDEST_MINOR {
         return Err(FuseError::Version { major, minor });
     }
-    let flags = flags & WANTED;
+    let unwanted = if limits.resend {
+        0
+    } else {
+        init_flags::HAS_RESEND
+    };
+    let flags = flags & WANTED & !unwanted;
     let minor = minor.min(abi::MINOR);
     // Without MAX_PAGES the kernel reads at most 32 pages.
     let max_pages = if flags & init_flags::MAX_PAGES != 0 {

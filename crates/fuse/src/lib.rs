@@ -5,7 +5,7 @@
 //! connection needs its descriptor and its [`ConnectionFacts`] and nothing else, so that another
 //! process can take it up.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod abi;
 mod answer;
@@ -15,12 +15,13 @@ mod file_system;
 pub mod fuzz;
 mod init;
 mod interrupt;
+mod journal;
 mod mount;
 mod mountinfo;
 mod pool;
 mod reply;
 mod request;
-mod slots;
+mod shared_memory;
 mod worker;
 
 pub use abi::{ROOT_ID, UNIQUE_RESEND, init_flags, open_flags};
@@ -29,6 +30,7 @@ pub use connection::{Connection, ConnectionFacts, ContentIdentity};
 pub use error::FuseError;
 pub use file_system::FileSystem;
 pub use init::{Limits, Negotiated};
+pub use journal::{Death, Journal};
 pub use mount::{MountOptions, is_mounted, mount, set_readahead, unmount};
 pub use pool::{Pool, Served};
 pub use reply::{Reply, ReplySink};

@@ -19,7 +19,7 @@ use crate::error::FuseError;
 use crate::init::{Limits, Negotiated, negotiate};
 use crate::mountinfo;
 use crate::request::{Operation, Request};
-use crate::slots::SLOT_SIZE;
+use crate::journal::SLOT_SIZE;
 
 /// mount(2) queues INIT before it returns, so this is never reached on a working kernel.
 const INIT_WAIT: Duration = Duration::from_secs(10);
@@ -61,11 +61,23 @@ pub fn mount(mountpoint: &Path, options: &MountOptions) -> Result<Connection, Fu
         negotiated,
         content: options.content.clone(),
         device: number,
+        key: random_key(),
     };
     if let Some(kib) = options.readahead_kib {
         set_readahead(&facts, kib);
     }
     Ok(Connection::from_parts(device, facts))
+}
+
+fn random_key() -> u64 {
+    let mut bytes = [0; 8];
+    // Cannot fail once the machine has booted, nor fall short of so few bytes.
+    if rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) != Ok(8) {
+        tracing::warn!("getrandom failed; the key of a FUSE connection is made of the time");
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+        bytes = now.as_nanos().to_ne_bytes().first_chunk().copied().unwrap_or(bytes);
+    }
+    u64::from_ne_bytes(bytes)
 }
 
 fn attach(device: &OwnedFd, mountpoint: &Path) -> Result<(), FuseError> {

@@ -12,10 +12,13 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
+use crate::abi::UNIQUE_RESEND;
 use crate::connection::{Channel, Connection, ConnectionFacts};
 use crate::error::FuseError;
 use crate::file_system::FileSystem;
-use crate::slots;
+use crate::journal::{Interrupted, Journal, SLOTS};
+use crate::reply::ReplySink as _;
+use crate::request::Request;
 use crate::worker;
 
 /// The key of the descriptor that ends the workers.
@@ -36,6 +39,7 @@ pub(crate) struct Hub {
     stop: OwnedFd,
     next_id: AtomicU64,
     stations: RwLock<HashMap<u64, Arc<Station>>>,
+    journal: Arc<Journal>,
 }
 
 /// The threads. Clones are the same pool; it ends with [`Pool::shutdown`] or its last clone.
@@ -58,21 +62,25 @@ impl fmt::Debug for Pool {
 }
 
 impl Pool {
-    /// Starts `threads` threads (at least one).
+    /// Starts `threads` threads (at least one, at most 16), which record what is in flight in
+    /// `journal`.
     ///
     /// # Errors
     /// If the system has no more threads or descriptors.
-    pub fn new(threads: usize) -> Result<Self, FuseError> {
+    pub fn new(threads: usize, journal: Arc<Journal>) -> Result<Self, FuseError> {
         let system = |errno: Errno| FuseError::Pool(errno.into());
         let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(system)?;
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(system)?;
         // Level-triggered and never read: every worker sees it.
         epoll::add(&epoll, &stop, EventData::new_u64(STOP), EventFlags::IN).map_err(system)?;
+        let slots = (0..threads.clamp(1, SLOTS)).filter_map(|number| journal.slot(number));
+        let slots: Vec<_> = slots.collect();
         let hub = Arc::new(Hub {
             epoll,
             stop,
             next_id: AtomicU64::new(STOP + 1),
             stations: RwLock::default(),
+            journal,
         });
         let pool = Self {
             inner: Arc::new(Threads {
@@ -80,19 +88,18 @@ impl Pool {
                 workers: Mutex::default(),
             }),
         };
-        for (number, slot) in slots::allocate(threads.max(1)).into_iter().enumerate() {
+        for (number, mut slot) in slots.into_iter().enumerate() {
             let hub = hub.clone();
-            let mut slot = Box::new(slot);
             let handle = std::thread::Builder::new()
                 .name(format!("fuse-{number}"))
-                .spawn(move || worker::run(&hub, slot.as_mut_slice()))
+                .spawn(move || worker::run(&hub, &mut slot))
                 .map_err(FuseError::Pool)?;
             pool.inner.workers.lock().push(handle);
         }
         Ok(pool)
     }
 
-    /// Serves a connection until it is unmounted or [`Served::release`]d.
+    /// Serves a new connection until it is unmounted or [`Served::release`]d.
     ///
     /// # Errors
     /// If the descriptor cannot be watched. It is closed then, which ends the connection unless
@@ -102,15 +109,54 @@ impl Pool {
         connection: Connection,
         file_system: Arc<dyn FileSystem>,
     ) -> Result<Served, FuseError> {
+        let station = self.station(connection, file_system);
+        self.watch(station)
+    }
+
+    /// Goes on serving a connection that another server left, beginning with what it left unanswered.
+    /// Requests during which servers died again and again are answered EIO.
+    ///
+    /// # Errors
+    /// As [`Pool::serve`].
+    pub fn take_up(
+        &self,
+        connection: Connection,
+        file_system: Arc<dyn FileSystem>,
+    ) -> Result<Served, FuseError> {
+        let station = self.station(connection, file_system);
+        let channel = &station.channel;
+        let interrupted = self.inner.hub.journal.interrupted(channel.facts.key);
+        let (fatal, unanswered): (Vec<_>, Vec<_>) = interrupted
+            .into_iter()
+            .partition(|request| request.deaths.too_many());
+        for request in &fatal {
+            refuse(&station, request);
+        }
+        let resent = channel.facts.negotiated.can_resend() && channel.resend();
+        let served = self.watch(station.clone())?;
+        if !resent {
+            for request in unanswered {
+                worker::serve_again(&station, &request.bytes);
+            }
+        }
+        Ok(served)
+    }
+
+    fn station(&self, connection: Connection, file_system: Arc<dyn FileSystem>) -> Arc<Station> {
         let hub = &self.inner.hub;
         let id = hub.next_id.fetch_add(1, Ordering::Relaxed);
-        let station = Arc::new(Station {
+        Arc::new(Station {
             id,
-            channel: Arc::new(Channel::new(connection)),
+            channel: Arc::new(Channel::new(connection, hub.journal.clone())),
             file_system,
             ended: Mutex::new(false),
             end: Condvar::new(),
-        });
+        })
+    }
+
+    fn watch(&self, station: Arc<Station>) -> Result<Served, FuseError> {
+        let hub = &self.inner.hub;
+        let id = station.id;
         hub.stations.write().insert(id, station.clone());
         let watched = station.channel.with_device(|device| {
             epoll::add(&hub.epoll, device, EventData::new_u64(id), watch_flags())
@@ -163,6 +209,27 @@ impl Drop for Threads {
     }
 }
 
+/// Answers a request that no server survives.
+fn refuse(station: &Station, request: &Interrupted) {
+    let channel = &station.channel;
+    let Ok(parsed) = Request::parse(&request.bytes) else {
+        return;
+    };
+    tracing::error!(
+        mountpoint = %channel.facts.mountpoint.display(),
+        content = %channel.facts.content.name,
+        operation = ?parsed.operation,
+        node = parsed.node,
+        crashes = request.deaths.crashes,
+        kills = request.deaths.kills,
+        "a FUSE request was in flight whenever a server died; it is answered EIO"
+    );
+    worker::answer_error(channel, parsed.unique, Errno::IO);
+    // The kernel may have marked it since as one that was sent again.
+    worker::answer_error(channel, parsed.unique | UNIQUE_RESEND, Errno::IO);
+    channel.settle(parsed.unique);
+}
+
 /// Edge-triggered: each new request wakes one worker, which reads until there is none.
 pub(crate) fn watch_flags() -> EventFlags {
     EventFlags::IN | EventFlags::ET
@@ -177,7 +244,7 @@ impl Hub {
     pub(crate) fn give_up_abandoned(&self) {
         for station in self.interrupted() {
             for unique in station.channel.waiting().abandoned() {
-                worker::answer_error(&station.channel, unique, Errno::INTR);
+                worker::give_up(&station.channel, unique);
             }
         }
     }
@@ -187,6 +254,12 @@ impl Hub {
         let stations = self.stations.read();
         let waiting = |station: &&Arc<Station>| station.channel.waiting().has_interrupted();
         stations.values().filter(waiting).cloned().collect()
+    }
+
+    /// Stops serving a connection that is unmounted everywhere.
+    pub(crate) fn end(&self, station: &Station) {
+        self.journal.forget_connection(station.channel.facts.key);
+        self.forget(station);
     }
 
     /// Stops serving a connection and closes its descriptor.

@@ -10,6 +10,7 @@ use zerocopy::IntoBytes;
 
 use crate::abi::{OpenOut, OutHeader, XattrSize};
 use crate::answer::{Attr, DirBuffer, Entry, StatFs, attr_out};
+use crate::request::Request;
 
 /// Where answers go: a connection, or a test.
 pub trait ReplySink: Send + Sync {
@@ -18,8 +19,8 @@ pub trait ReplySink: Send + Sync {
 
     /// The request is answered later: until then the sink may answer it itself, see
     /// [`ReplySink::claim`].
-    fn defer(&self, unique: u64, pid: u32) {
-        let _ = (unique, pid);
+    fn defer(&self, request: &Request<'_>) {
+        let _ = request;
     }
 
     /// The deferred request is about to be answered. False: the sink did so before, the answer is
@@ -28,12 +29,16 @@ pub trait ReplySink: Send + Sync {
         let _ = unique;
         true
     }
+
+    /// The deferred request was answered.
+    fn settle(&self, unique: u64) {
+        let _ = unique;
+    }
 }
 
 /// Answers one request exactly once. Dropped without an answer it answers EIO.
 pub struct Reply {
     unique: u64,
-    pid: u32,
     deferred: bool,
     /// `None` once answered.
     sink: Option<Arc<dyn ReplySink>>,
@@ -48,23 +53,23 @@ impl fmt::Debug for Reply {
 }
 
 impl Reply {
-    /// The answer to request `unique` of thread `pid`, which goes to `sink`.
+    /// The answer to request `unique`, which goes to `sink`.
     #[must_use]
-    pub fn new(unique: u64, pid: u32, sink: Arc<dyn ReplySink>) -> Self {
+    pub fn new(unique: u64, sink: Arc<dyn ReplySink>) -> Self {
         Self {
             unique,
-            pid,
             deferred: false,
             sink: Some(sink),
         }
     }
 
     /// Says that the answer comes later, from another thread. Until then the request can be given
-    /// up if the thread that made it is killed; the answer then goes nowhere.
+    /// up if the thread that made it is killed; the answer then goes nowhere. `request` is the
+    /// request that this answers, for the record that the next server goes by if this one dies.
     #[must_use]
-    pub fn defer(mut self) -> Self {
+    pub fn defer(mut self, request: &Request<'_>) -> Self {
         if let Some(sink) = self.sink.as_ref().filter(|_| !self.deferred) {
-            sink.defer(self.unique, self.pid);
+            sink.defer(request);
             self.deferred = true;
         }
         self
@@ -142,6 +147,9 @@ impl Reply {
             sink.send(self.unique, &[header]);
         } else {
             sink.send(self.unique, &[header, IoSlice::new(body)]);
+        }
+        if self.deferred {
+            sink.settle(self.unique);
         }
     }
 }

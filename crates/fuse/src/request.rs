@@ -30,6 +30,8 @@ pub struct Request<'a> {
     pub pid: u32,
     /// What is asked.
     pub operation: Operation<'a>,
+    /// The whole request as it was read, for the journal.
+    pub bytes: &'a [u8],
 }
 
 /// What is asked.
@@ -170,6 +172,7 @@ impl<'a> Request<'a> {
             node: header.nodeid,
             pid: header.pid,
             operation,
+            bytes,
         })
     }
 }

@@ -7,10 +7,12 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::io::Errno;
 
+use crate::abi::UNIQUE_RESEND;
 use crate::connection::Channel;
 use crate::interrupt::Verdict;
+use crate::journal::Slot;
 use crate::pool::{Hub, STOP, Station, watch_flags};
-use crate::reply::Reply;
+use crate::reply::{Reply, ReplySink as _};
 use crate::request::{Operation, Request};
 
 /// How many requests of one connection are taken before the others get their turn.
@@ -23,7 +25,7 @@ const RECHECK: Timespec = Timespec {
 };
 
 /// Serves until the pool stops.
-pub(crate) fn run(hub: &Hub, slot: &mut [u8]) {
+pub(crate) fn run(hub: &Hub, slot: &mut Slot) {
     loop {
         let mut events = [Event {
             flags: EventFlags::empty(),
@@ -55,19 +57,19 @@ pub(crate) fn run(hub: &Hub, slot: &mut [u8]) {
     }
 }
 
-fn serve_turn(hub: &Hub, station: &Arc<Station>, slot: &mut [u8]) {
+fn serve_turn(hub: &Hub, station: &Arc<Station>, slot: &mut Slot) {
+    let connection = station.channel.facts.key;
     for _ in 0..TURN {
-        match station.channel.read(slot) {
+        match station.channel.read(slot.empty(connection)) {
             Ok(length) => {
-                if let Some(bytes) = slot.get(..length) {
-                    serve_one(station, bytes);
-                }
+                serve_one(station, slot.filled(length));
+                slot.done();
             }
             // ENOENT: the request was taken back by a signal.
             Err(Errno::INTR | Errno::NOENT) => {}
             Err(Errno::AGAIN) => return,
             Err(Errno::NODEV) => {
-                hub.forget(station);
+                hub.end(station);
                 return;
             }
             Err(error) => {
@@ -107,7 +109,7 @@ fn serve_one(station: &Station, bytes: &[u8]) {
     match request.operation {
         Operation::Forget => {}
         Operation::Interrupt { unique } => match channel.waiting().interrupt(unique) {
-            Verdict::GiveUp => answer_error(channel, unique, Errno::INTR),
+            Verdict::GiveUp => give_up(channel, unique),
             Verdict::KeepWaiting => {}
             // Perhaps another worker is just handling it: EAGAIN has the kernel send the
             // interrupt again, unless the request is answered by then.
@@ -116,12 +118,22 @@ fn serve_one(station: &Station, bytes: &[u8]) {
         Operation::Destroy => reply_to(channel, &request).ok(),
         // INIT was answered before the connection got here, and comes but once.
         Operation::Init(_) => reply_to(channel, &request).error(Errno::IO),
-        _ => hand_on(station, &request),
+        _ => hand_on(station, &request, reply_to(channel, &request)),
     }
 }
 
-fn hand_on(station: &Station, request: &Request<'_>) {
-    let reply = reply_to(&station.channel, request);
+/// Handles a request of the journal, which the kernel cannot send again.
+pub(crate) fn serve_again(station: &Station, bytes: &[u8]) {
+    // What is in the journal was understood before.
+    let Ok(request) = Request::parse(bytes) else {
+        return;
+    };
+    let reply = Reply::new(request.unique, station.channel.clone());
+    // It has its entry until it is answered.
+    hand_on(station, &request, reply.defer(&request));
+}
+
+fn hand_on(station: &Station, request: &Request<'_>, reply: Reply) {
     // A reply that is dropped while unwinding answers EIO.
     let handled = catch_unwind(AssertUnwindSafe(|| {
         station.file_system.handle(request, reply);
@@ -137,9 +149,22 @@ fn hand_on(station: &Station, request: &Request<'_>) {
 }
 
 fn reply_to(channel: &Arc<Channel>, request: &Request<'_>) -> Reply {
-    Reply::new(request.unique, request.pid, channel.clone())
+    let reply = Reply::new(request.unique, channel.clone());
+    // A request that comes again goes on being counted until it is answered.
+    let resent = request.unique & UNIQUE_RESEND != 0;
+    if resent && channel.journal().knows(channel.facts.key, request.unique) {
+        reply.defer(request)
+    } else {
+        reply
+    }
 }
 
 pub(crate) fn answer_error(channel: &Arc<Channel>, unique: u64, errno: Errno) {
-    Reply::new(unique, 0, channel.clone()).error(errno);
+    Reply::new(unique, channel.clone()).error(errno);
+}
+
+/// Answers a deferred request whose caller dies.
+pub(crate) fn give_up(channel: &Arc<Channel>, unique: u64) {
+    answer_error(channel, unique, Errno::INTR);
+    channel.settle(unique);
 }

@@ -129,7 +129,7 @@ impl ReplySink for Sent {
 /// What one reply sends: error number and body.
 fn sent(answer: impl FnOnce(Reply)) -> (i32, Vec<u8>) {
     let sink = Arc::new(Sent::default());
-    answer(Reply::new(3, 0, sink.clone()));
+    answer(Reply::new(3, sink.clone()));
     let messages = sink.0.lock().unwrap();
     let [message] = messages.as_slice() else {
         panic!("{} answers", messages.len());
@@ -144,7 +144,7 @@ fn sent(answer: impl FnOnce(Reply)) -> (i32, Vec<u8>) {
 fn every_reply_is_sent_exactly_once_even_if_forgotten() {
     assert_eq!(sent(drop), (Errno::IO.raw_os_error(), vec![]));
     assert_eq!(
-        sent(|reply| drop(reply.defer())),
+        sent(|reply| drop(reply.defer(&Request::parse(&message(3, b"")).unwrap()))),
         (Errno::IO.raw_os_error(), vec![])
     );
     assert_eq!(sent(Reply::ok), (0, vec![]));

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use fuse::{
     Attr, Connection, ConnectionFacts, DirBuffer, Entry, Errno, FileSystem, MountOptions,
-    Operation, Pool, Reply, Request,
+    Journal, Operation, Pool, Reply, Request,
 };
 
 /// A root whose entries are called after numbers; `panic` panics, `secret` is never answered.
@@ -87,7 +87,7 @@ impl Drop for Mountpoint {
 
 #[test]
 fn a_panicking_or_forgetful_file_system_answers_eio_and_goes_on() {
-    let pool = Pool::new(1).unwrap();
+    let pool = Pool::new(1, Journal::create().unwrap()).unwrap();
     let at = Mountpoint::new();
     let _served = pool.serve(at.mount(), Arc::new(Numbers)).unwrap();
     for name in ["panic", "forgotten"] {
@@ -99,7 +99,7 @@ fn a_panicking_or_forgetful_file_system_answers_eio_and_goes_on() {
 
 #[test]
 fn a_few_threads_serve_many_mounts() {
-    let pool = Pool::new(2).unwrap();
+    let pool = Pool::new(2, Journal::create().unwrap()).unwrap();
     let mounts: Vec<_> = (0..40).map(|_| Mountpoint::new()).collect();
     let served: Vec<_> = mounts
         .iter()
@@ -126,7 +126,7 @@ fn a_few_threads_serve_many_mounts() {
 #[test]
 fn a_live_connection_is_taken_up_by_another_pool_without_init() {
     let at = Mountpoint::new();
-    let first = Pool::new(2).unwrap();
+    let first = Pool::new(2, Journal::create().unwrap()).unwrap();
     let served = first.serve(at.mount(), Arc::new(Numbers)).unwrap();
     assert_eq!(std::fs::read(at.path().join("7")).unwrap(), b"007");
     let kept = serde_json::to_vec(served.facts()).unwrap();
@@ -139,7 +139,7 @@ fn a_live_connection_is_taken_up_by_another_pool_without_init() {
     std::thread::sleep(Duration::from_millis(50));
     assert!(!reader.is_finished());
     let facts: ConnectionFacts = serde_json::from_slice(&kept).unwrap();
-    let second = Pool::new(1).unwrap();
+    let second = Pool::new(1, Journal::create().unwrap()).unwrap();
     let connection = Connection::from_parts(descriptor, facts);
     let _served = second.serve(connection, Arc::new(Numbers)).unwrap();
     assert_eq!(reader.join().unwrap(), b"008");

@@ -224,7 +224,8 @@ impl LayerFs {
         }
     }
 
-    fn read(&self, ino: u64, offset: u64, size: u32, reply: Reply) {
+    fn read(&self, request: &Request<'_>, offset: u64, size: u32, reply: Reply) {
+        let ino = request.node;
         count(&self.counters.read);
         if ino == self.state.file {
             let content = self.state.read(offset, size, || self.data.status());
@@ -260,7 +261,7 @@ impl LayerFs {
                     self.served(wanted);
                     reply.data(buffer);
                 }
-                Ok(false) => self.read_later(ino, at, wanted, reply),
+                Ok(false) => self.read_later(request, at, wanted, reply),
                 Err(error) => {
                     Failure::new(self, ino).report(&error);
                     reply.error(Errno::IO);
@@ -269,10 +270,10 @@ impl LayerFs {
         });
     }
 
-    fn read_later(&self, ino: u64, at: u64, wanted: usize, reply: Reply) {
+    fn read_later(&self, request: &Request<'_>, at: u64, wanted: usize, reply: Reply) {
         count(&self.counters.read_waited);
-        let failure = Failure::new(self, ino);
-        let reply = reply.defer();
+        let failure = Failure::new(self, request.node);
+        let reply = reply.defer(request);
         let done = move |result: Result<bytes::Bytes, ReadError>| match result {
             Ok(bytes) if bytes.len() == wanted => {
                 let served = &failure.counters.bytes_served;
@@ -368,7 +369,7 @@ impl FileSystem for LayerFs {
                 let flags = open_flags::KEEP_CACHE | open_flags::CACHE_DIR;
                 self.open(node, self.no_opendir, flags, reply);
             }
-            Operation::Read { offset, size } => self.read(node, offset, size, reply),
+            Operation::Read { offset, size } => self.read(request, offset, size, reply),
             Operation::ReadDir { offset, size, plus } => {
                 self.readdir(node, offset, DirBuffer::new(size, plus), reply);
             }

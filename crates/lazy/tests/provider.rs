@@ -139,7 +139,7 @@ impl World {
                 .unwrap(),
             content: OciLayout::open(&root.join("content")).unwrap(),
             fetcher: fetcher.clone(),
-            pool: fuse::Pool::new(2).unwrap(),
+            pool: fuse::Pool::new(2, fuse::Journal::create().unwrap()).unwrap(),
             config: LazyConfig {
                 disable_background: true,
                 ..config

@@ -56,8 +56,9 @@ impl Direct {
             node,
             pid: 1,
             operation,
+            bytes: &[],
         };
-        self.fs.handle(&request, Reply::new(77, 1, inbox.clone()));
+        self.fs.handle(&request, Reply::new(77, inbox.clone()));
         let mut answers = inbox.answers.lock();
         while answers.is_empty() {
             inbox.arrived.wait(&mut answers);

@@ -132,7 +132,7 @@ impl Mount {
         std::fs::create_dir(&mountpoint).unwrap();
         let tree = Arc::new(tree_of(ztoc, TreeOptions::default()).unwrap());
         let data = MemoryLayer::new(tar);
-        let pool = Pool::new(2).unwrap();
+        let pool = Pool::new(2, fuse::Journal::create().unwrap()).unwrap();
         let shared = Arc::new(data.clone());
         let layer = mount_layer(&pool, tree.clone(), shared, &mountpoint, options).unwrap();
         Self {
