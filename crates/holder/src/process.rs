@@ -1,0 +1,319 @@
+//! The holder itself: one thread, one table of descriptors, one time limit.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+
+use crate::message::{Answer, Ask, PROTOCOL};
+use crate::socket::{self, Line};
+use crate::{CONNECTION_PREFIX, HolderError, PROCESS_NAME};
+
+/// Below the root folder: what a holder leaves when it has given connections up.
+pub const ABANDONED_FILE: &str = "holder.abandoned.json";
+
+const LOCK: &str = "holder.lock";
+
+/// Until the server says otherwise.
+const ABANDON_AFTER: Duration = Duration::from_secs(600);
+
+/// How long it stays without a server if it keeps no connection.
+const IDLE: Duration = Duration::from_secs(15);
+
+/// What a holder leaves behind for the next server when it has given connections up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Abandoned {
+    /// Seconds since 1970.
+    pub at: u64,
+    /// How many connections.
+    pub connections: usize,
+    /// Why, in words.
+    pub reason: String,
+}
+
+struct Item {
+    descriptor: OwnedFd,
+    note: String,
+}
+
+struct Client {
+    line: Line,
+    server: bool,
+    pid: Option<u32>,
+}
+
+struct Holder {
+    root: PathBuf,
+    items: BTreeMap<String, Item>,
+    clients: Vec<Client>,
+    abandon_after: Duration,
+    /// When the last server went.
+    alone_since: Option<Instant>,
+    ending: bool,
+}
+
+/// Holds descriptors for the servers of `root` until it is told to end, is alone for too long, or gets
+/// SIGINT. If the root has a holder already it returns at once.
+///
+/// # Errors
+/// If it cannot listen.
+pub fn run(root: &Path) -> Result<(), HolderError> {
+    // Fails only for the leader of a process group, which is no harm.
+    let _ = rustix::process::setsid();
+    let _ = rustix::thread::set_name(&std::ffi::CString::new(PROCESS_NAME).unwrap_or_default());
+    // Losing the holder hurts every container: others should go first when memory is short.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-999");
+    let lock_path = root.join(LOCK);
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&lock_path)
+        .map_err(HolderError::path("open", &lock_path))?;
+    if flock(&lock, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+        return Ok(());
+    }
+    let mut give_up = signals().map_err(HolderError::talk)?;
+    let listener = socket::listen_at(root)?;
+    let mut holder = Holder {
+        root: root.to_owned(),
+        items: BTreeMap::new(),
+        clients: Vec::new(),
+        abandon_after: ABANDON_AFTER,
+        alone_since: Some(Instant::now()),
+        ending: false,
+    };
+    holder.serve(&listener, &mut give_up);
+    // A holder that starts now replaces it, as long as we have the lock.
+    let _ = std::fs::remove_file(socket::path(root));
+    Ok(())
+}
+
+/// SIGINT arrives on the returned stream. The other signals that end programs are ignored: they
+/// mean the server, or the terminal that it was started from.
+fn signals() -> std::io::Result<UnixStream> {
+    let (reader, writer) = UnixStream::pair()?;
+    reader.set_nonblocking(true)?;
+    signal_hook::low_level::pipe::register(SIGINT, writer)?;
+    for ignored in [SIGTERM, SIGHUP, SIGQUIT] {
+        signal_hook::flag::register(ignored, std::sync::Arc::default())?;
+    }
+    Ok(reader)
+}
+
+impl Holder {
+    fn serve(&mut self, listener: &OwnedFd, give_up: &mut UnixStream) {
+        while !self.ending {
+            let (new_client, signal, ready) = {
+                let mut watched = vec![
+                    PollFd::new(listener, PollFlags::IN),
+                    PollFd::new(&*give_up, PollFlags::IN),
+                ];
+                let lines = self.clients.iter().map(|client| &client.line);
+                watched.extend(lines.map(|line| PollFd::new(line, PollFlags::IN)));
+                let limit = self.time_left().map(|left| {
+                    // Not to wake up just before the end.
+                    let left = left + Duration::from_millis(1);
+                    Timespec::try_from(left).unwrap_or(Timespec {
+                        tv_sec: 1,
+                        tv_nsec: 0,
+                    })
+                });
+                match poll(&mut watched, limit.as_ref()) {
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(_) => std::thread::sleep(Duration::from_millis(100)),
+                }
+                let mut ready = watched.iter().map(|fd| !fd.revents().is_empty());
+                let (new_client, signal) = (ready.next(), ready.next());
+                let ready: Vec<bool> = ready.collect();
+                (new_client == Some(true), signal == Some(true), ready)
+            };
+            if signal && give_up.read(&mut [0; 16]).is_ok() {
+                self.abandon("the holder got SIGINT");
+                return;
+            }
+            // From the back, because those that go are removed.
+            for index in (0..ready.len()).rev() {
+                if ready.get(index) == Some(&true) {
+                    self.listen_to(index);
+                }
+            }
+            if new_client && let Ok(line) = socket::accept_from(listener) {
+                self.clients.push(Client {
+                    pid: line.peer(),
+                    line,
+                    server: false,
+                });
+            }
+            if self.time_left() == Some(Duration::ZERO) {
+                if self.connections() > 0 {
+                    let seconds = self.abandon_after.as_secs();
+                    self.abandon(&format!("no server came for {seconds} s"));
+                }
+                return;
+            }
+        }
+    }
+
+    /// Until it is alone for too long; `None` while there is a server.
+    fn time_left(&self) -> Option<Duration> {
+        let limit = match self.connections() {
+            0 => self.abandon_after.min(IDLE),
+            _ => self.abandon_after,
+        };
+        self.alone_since
+            .map(|since| limit.saturating_sub(since.elapsed()))
+    }
+
+    fn connections(&self) -> usize {
+        let connections = |key: &&String| key.starts_with(CONNECTION_PREFIX);
+        self.items.keys().filter(connections).count()
+    }
+
+    fn server(&self) -> Option<u32> {
+        let server = self.clients.iter().find(|client| client.server)?;
+        Some(server.pid.unwrap_or(0))
+    }
+
+    /// Closes the connections: whoever waits for an answer gets an error.
+    fn abandon(&mut self, reason: &str) -> usize {
+        let connections = self.connections();
+        self.items.retain(|key, _| !key.starts_with(CONNECTION_PREFIX));
+        if connections > 0 {
+            let at = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+            let words = Abandoned {
+                at: at.as_secs(),
+                connections,
+                reason: reason.to_owned(),
+            };
+            // Without them the next server says only that the connections are gone.
+            let _ = serde_json::to_vec(&words)
+                .map(|words| std::fs::write(self.root.join(ABANDONED_FILE), words));
+        }
+        connections
+    }
+
+    /// Takes one message of a client; a client that goes, or does not keep to the protocol, is gone.
+    fn listen_to(&mut self, index: usize) {
+        let Some(client) = self.clients.get(index) else {
+            return;
+        };
+        let goes_on = match client.line.receive::<Ask>() {
+            Ok(Some((ask, descriptor))) => self.answer(index, ask, descriptor).is_ok(),
+            Ok(None) | Err(_) => false,
+        };
+        if !goes_on {
+            let gone = self.clients.remove(index);
+            if gone.server {
+                self.alone_since = Some(Instant::now());
+            }
+        }
+    }
+
+    fn answer(
+        &mut self,
+        index: usize,
+        ask: Ask,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<(), HolderError> {
+        let answer = match ask {
+            Ask::Hello {
+                protocol,
+                server,
+                abandon_after,
+            } => self.welcome(index, protocol, server, abandon_after),
+            Ask::Put { key, note } => match descriptor {
+                Some(descriptor) => {
+                    self.items.insert(key, Item { descriptor, note });
+                    Answer::Done { count: 1 }
+                }
+                None => refused("a descriptor is missing"),
+            },
+            Ask::Remove { key } => Answer::Done {
+                count: usize::from(self.items.remove(&key).is_some()),
+            },
+            Ask::Abandon { force } => match self.server() {
+                Some(pid) if !force => {
+                    refused(&format!("process {pid} serves the connections"))
+                }
+                _ => Answer::Done {
+                    count: self.abandon("an operator asked for it"),
+                },
+            },
+            Ask::Quit => {
+                self.ending = true;
+                Answer::Done {
+                    count: self.items.len(),
+                }
+            }
+            Ask::List => {
+                let line = self.line(index)?;
+                for (key, Item { descriptor, note }) in &self.items {
+                    let item = Answer::Item {
+                        key: key.clone(),
+                        note: note.clone(),
+                    };
+                    line.send(&item, Some(descriptor.as_fd()))?;
+                }
+                Answer::End
+            }
+        };
+        self.line(index)?.send(&answer, None)
+    }
+
+    fn line(&self, index: usize) -> Result<&Line, HolderError> {
+        let client = self.clients.get(index).map(|client| &client.line);
+        client.ok_or_else(|| HolderError::Message("the client is gone".to_owned()))
+    }
+
+    fn welcome(
+        &mut self,
+        index: usize,
+        protocol: u32,
+        server: bool,
+        abandon_after: Option<u64>,
+    ) -> Answer {
+        if protocol != PROTOCOL {
+            return refused(&format!(
+                "it speaks version {PROTOCOL} of the protocol, not {protocol}"
+            ));
+        }
+        if server {
+            if let Some(pid) = self.server() {
+                return refused(&format!("process {pid} is the server already"));
+            }
+            if let Some(client) = self.clients.get_mut(index) {
+                client.server = true;
+            }
+            if let Some(seconds) = abandon_after {
+                self.abandon_after = Duration::from_secs(seconds);
+            }
+        }
+        let alone_for = self.alone_since.map(|since| since.elapsed().as_millis());
+        if server {
+            self.alone_since = None;
+        }
+        Answer::Welcome {
+            protocol: PROTOCOL,
+            pid: std::process::id(),
+            server: self.server(),
+            alone_for: alone_for.and_then(|millis| u64::try_from(millis).ok()),
+            abandon_after: self.abandon_after.as_secs(),
+        }
+    }
+}
+
+fn refused(reason: &str) -> Answer {
+    Answer::Refused {
+        reason: reason.to_owned(),
+    }
+}
