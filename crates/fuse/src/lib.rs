@@ -31,7 +31,9 @@ pub use error::FuseError;
 pub use file_system::FileSystem;
 pub use init::{Limits, Negotiated};
 pub use journal::{Death, Journal};
-pub use mount::{MountOptions, is_mounted, mount, set_readahead, unmount};
+pub use mount::{
+    MountOptions, as_in_mountinfo, is_mount_point, is_mounted, mount, set_readahead, unmount,
+};
 pub use pool::{Pool, Served};
 pub use reply::{Reply, ReplySink};
 pub use request::{KernelOffer, Operation, ParseError, Request};

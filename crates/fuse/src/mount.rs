@@ -156,7 +156,8 @@ fn begin(device: &OwnedFd, mountpoint: &Path, limits: &Limits) -> Result<Negotia
 
 /// The path as the kernel shows it in mountinfo. Only the parent directory is looked at: on the
 /// mount point itself there may be a mount that nobody serves.
-fn as_in_mountinfo(mountpoint: &Path) -> PathBuf {
+#[must_use]
+pub fn as_in_mountinfo(mountpoint: &Path) -> PathBuf {
     let resolved = mountpoint
         .parent()
         .zip(mountpoint.file_name())
@@ -170,6 +171,13 @@ pub fn is_mounted(facts: &ConnectionFacts) -> bool {
     let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
     let device = mountinfo::device_of(&table, &facts.mountpoint);
     device.is_some() && device == facts.device
+}
+
+/// Whether anything is mounted on exactly this path. The mount itself is not looked at: it may be dead.
+#[must_use]
+pub fn is_mount_point(path: &Path) -> bool {
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    mountinfo::device_of(&table, &as_in_mountinfo(path)).is_some()
 }
 
 /// Sets the readahead of a mount. A failure is only logged: the mount works, slower.

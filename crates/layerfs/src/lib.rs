@@ -18,7 +18,9 @@ mod tree;
 
 pub use counters::{CounterSnapshot, Counters};
 pub use layer_fs::{CacheTimes, LayerFs};
-pub use mount::{MountError, MountOptions, MountedLayer, mount_layer};
+pub use mount::{
+    MountError, MountOptions, MountedLayer, TakeUpError, mount_layer, take_up_layer,
+};
 pub use options::{IdMaps, IdRange, OpaqueXattr, TreeError, TreeOptions};
 pub use state_file::STATE_DIRECTORY;
 pub use tree::{DirEntry, NUMBERING_VERSION, Tree};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fetch::LayerData;
-use fuse::{ConnectionFacts, ContentIdentity, Limits, Pool, Served};
+use fuse::{Connection, ConnectionFacts, ContentIdentity, Limits, Pool, Served};
 
 use crate::counters::{CounterSnapshot, Counters};
 use crate::layer_fs::{CacheTimes, LayerFs};
@@ -15,6 +15,28 @@ use crate::tree::{NUMBERING_VERSION, Tree};
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct MountError(#[from] fuse::FuseError);
+
+/// Why a live connection cannot be served on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TakeUpError {
+    /// It shows something else, so that old node numbers would mean other files.
+    #[error(
+        "the connection of {} shows {found:?}, and this server would show {expected:?}",
+        mountpoint.display()
+    )]
+    OtherContent {
+        /// Where it is mounted.
+        mountpoint: PathBuf,
+        /// What this server would show.
+        expected: Box<ContentIdentity>,
+        /// What the connection shows.
+        found: Box<ContentIdentity>,
+    },
+    /// It cannot be watched.
+    #[error(transparent)]
+    Fuse(#[from] fuse::FuseError),
+}
 
 /// How a layer is mounted.
 #[derive(Debug, Clone)]
@@ -80,32 +102,71 @@ pub fn mount_layer(
     mountpoint: &Path,
     options: MountOptions,
 ) -> Result<MountedLayer, MountError> {
-    let times = options.cache_times();
-    let backing = options.backing.unwrap_or_else(|| {
-        let parent = mountpoint.parent().unwrap_or(mountpoint);
-        parent.to_owned()
-    });
     let connection = fuse::mount(
         mountpoint,
         &fuse::MountOptions {
             limits: options.limits,
             readahead_kib: Some(options.readahead_kib),
-            content: ContentIdentity {
-                name: data.status().digest.to_string(),
-                numbering_version: NUMBERING_VERSION,
-                numbering_checksum: tree.numbering_checksum().to_string(),
-            },
+            content: identity(&tree, data.as_ref()),
         },
     )?;
-    let negotiated = connection.facts().negotiated;
-    let file_system = LayerFs::new(tree, data, times, backing, &negotiated);
-    let counters = file_system.counters().clone();
-    let served = pool
-        .serve(connection, Arc::new(file_system))
-        .inspect_err(|_| {
-            let _ = fuse::unmount(mountpoint);
-        })?;
+    let (file_system, counters) = file_system(tree, data, connection.facts(), options);
+    let served = pool.serve(connection, file_system).inspect_err(|_| {
+        let _ = fuse::unmount(mountpoint);
+    })?;
     Ok(MountedLayer { served, counters })
+}
+
+/// Goes on serving a layer's connection that another process began.
+///
+/// # Errors
+/// If it shows something else than this layer with these numbers (the connection is closed here then, and
+/// lives on where else it is held), or cannot be watched.
+pub fn take_up_layer(
+    pool: &Pool,
+    tree: Arc<Tree>,
+    data: Arc<dyn LayerData>,
+    connection: Connection,
+    options: MountOptions,
+) -> Result<MountedLayer, TakeUpError> {
+    let expected = identity(&tree, data.as_ref());
+    let facts = connection.facts();
+    if facts.content != expected {
+        return Err(TakeUpError::OtherContent {
+            mountpoint: facts.mountpoint.clone(),
+            expected: Box::new(expected),
+            found: Box::new(facts.content.clone()),
+        });
+    }
+    let (file_system, counters) = file_system(tree, data, facts, options);
+    let served = pool.take_up(connection, file_system)?;
+    Ok(MountedLayer { served, counters })
+}
+
+/// What a mount of the layer shows.
+fn identity(tree: &Tree, data: &dyn LayerData) -> ContentIdentity {
+    ContentIdentity {
+        name: data.status().digest.to_string(),
+        numbering_version: NUMBERING_VERSION,
+        numbering_checksum: tree.numbering_checksum().to_string(),
+    }
+}
+
+fn file_system(
+    tree: Arc<Tree>,
+    data: Arc<dyn LayerData>,
+    facts: &ConnectionFacts,
+    options: MountOptions,
+) -> (Arc<LayerFs>, Arc<Counters>) {
+    let times = options.cache_times();
+    let mountpoint = &facts.mountpoint;
+    let backing = options.backing.unwrap_or_else(|| {
+        let parent = mountpoint.parent().unwrap_or(mountpoint);
+        parent.to_owned()
+    });
+    let file_system = LayerFs::new(tree, data, times, backing, &facts.negotiated);
+    let counters = file_system.counters().clone();
+    (Arc::new(file_system), counters)
 }
 
 impl MountedLayer {

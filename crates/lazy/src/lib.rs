@@ -6,7 +6,9 @@
 
 #![forbid(unsafe_code)]
 
+mod continuing;
 mod discovery;
+mod held;
 mod kept;
 mod labels;
 mod layers;
@@ -17,5 +19,6 @@ mod sources;
 mod verdicts;
 mod ztoc_memory;
 
+pub use held::HeldError;
 pub use parts::{LazyConfig, Parts};
 pub use provider::LazyLayers;

@@ -15,6 +15,10 @@ pub struct Parts {
     pub fetcher: Arc<fetch::SpanFetcher>,
     /// Serves the FUSE connections.
     pub pool: fuse::Pool,
+    /// Keeps the connections alive when this process ends; `None`: nobody does.
+    pub keeper: Option<Arc<holder::Keeper>>,
+    /// What it has kept of an earlier process.
+    pub held: Vec<holder::Kept>,
     /// Switches and times.
     pub config: LazyConfig,
 }
@@ -44,6 +48,9 @@ pub struct LazyConfig {
     pub max_concurrency: Option<usize>,
     /// Do not fetch what nobody has read.
     pub disable_background: bool,
+    /// Let the kernel send again what was in flight when a server died, where it can (Linux 6.9);
+    /// otherwise it is answered from the journal.
+    pub resend: bool,
 }
 
 impl Default for LazyConfig {
@@ -60,6 +67,7 @@ impl Default for LazyConfig {
             ztoc_memory: 64 << 20,
             max_concurrency: Some(100),
             disable_background: false,
+            resend: true,
         }
     }
 }

@@ -8,16 +8,21 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fetch::LayerData;
+use fuse::Served;
+use holder::Keeper;
 use layerfs::{MountOptions, MountedLayer};
 use oci::Digest;
 use parking_lot::Mutex;
-use snapshotter::{LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError};
+use snapshotter::{
+    LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError, Restored,
+};
 use store::LayerKey;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use ztoc::soci_index::ZtocDescriptor;
 
 use crate::discovery::{Discovery, FoundIndex};
+use crate::held::{HeldConnection, HeldConnections, HeldError};
 use crate::kept::KeptIndexes;
 use crate::labels::{ImageKey, ImageLayer};
 use crate::layers::{Layers, Lease};
@@ -34,15 +39,18 @@ const QUIET_AFTER: Duration = Duration::from_secs(1);
 
 /// All lazy layers of a daemon.
 pub struct LazyLayers {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
-struct Shared {
+pub(crate) struct Shared {
     discovery: Discovery,
     verdicts: Verdicts<FoundIndex>,
     opening: Opening,
     layers: Arc<Layers<OpenLayer>>,
     mounts: Mutex<HashMap<PathBuf, Mount>>,
+    /// Connections of an earlier process that nobody serves yet.
+    pub(crate) held: HeldConnections,
+    pub(crate) keeper: Option<Arc<Keeper>>,
     /// Opened because a layer below them was asked for.
     prepared: Mutex<HashMap<LayerKey, Lease<OpenLayer>>>,
     /// Layers that somebody has asked to mount since the start, successfully or not; `None` once
@@ -50,8 +58,8 @@ struct Shared {
     asked: Mutex<Option<HashSet<Digest>>>,
     /// Unmounting means going away, not that the layers are not needed any more.
     leaving: AtomicBool,
-    pool: fuse::Pool,
-    config: LazyConfig,
+    pub(crate) pool: fuse::Pool,
+    pub(crate) config: LazyConfig,
 }
 
 struct Mount {
@@ -62,34 +70,42 @@ struct Mount {
 }
 
 /// Why a layer is mounted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Why {
+pub(crate) enum Why {
     /// A client asks for it.
     Prepare,
-    /// An earlier process had mounted it.
+    /// An earlier process had mounted it, and its connection is dead.
     Restore,
+    /// An earlier process had mounted it, and its connection lives.
+    Continue(HeldConnection),
 }
 
 /// A layer that was unmounted.
-struct Gone {
-    lease: Lease<OpenLayer>,
-    image: ImageKey,
-    index: Digest,
+pub(crate) struct Gone {
+    pub(crate) connection: Served,
+    pub(crate) lease: Lease<OpenLayer>,
+    pub(crate) image: ImageKey,
+    pub(crate) index: Digest,
 }
 
 impl LazyLayers {
     /// Puts the parts together. `notes` is a folder of our own for what was found out about images.
-    #[must_use]
-    pub fn new(parts: Parts, notes: PathBuf) -> Arc<Self> {
+    ///
+    /// # Errors
+    /// If what an earlier process left with the holder is not understood.
+    pub fn new(parts: Parts, notes: PathBuf) -> Result<Arc<Self>, HeldError> {
         let Parts {
             client,
             layers,
             content,
             fetcher,
             pool,
+            keeper,
+            held,
             config,
         } = parts;
-        Arc::new(Self {
+        let held = HeldConnections::new(held)?;
+        let asked = held.layers().into_iter().collect();
+        Ok(Arc::new(Self {
             shared: Arc::new(Shared {
                 discovery: Discovery {
                     client: client.clone(),
@@ -108,13 +124,15 @@ impl LazyLayers {
                 },
                 layers: Arc::default(),
                 mounts: Mutex::default(),
+                held,
+                keeper,
                 prepared: Mutex::default(),
-                asked: Mutex::new(Some(HashSet::new())),
+                asked: Mutex::new(Some(asked)),
                 leaving: AtomicBool::new(false),
                 pool,
                 config,
             }),
-        })
+        }))
     }
 
     /// From now on unmounting keeps what is stored: the daemon goes away, the snapshots stay.
@@ -182,7 +200,7 @@ impl Shared {
         }
     }
 
-    async fn acquire(
+    pub(crate) async fn acquire(
         &self,
         image: &ImageKey,
         ztoc: &ZtocDescriptor,
@@ -241,7 +259,7 @@ impl Shared {
     }
 
     /// A failure leaves nothing on disk that was not there before.
-    async fn mount(
+    pub(crate) async fn mount(
         self: &Arc<Self>,
         request: LayerRequest,
         why: Why,
@@ -252,7 +270,8 @@ impl Shared {
         }
         let minimum = self.config.min_layer_size;
         // A layer that is lazy already stays so, whatever the configuration says now.
-        if why == Why::Prepare
+        let prepare = matches!(why, Why::Prepare);
+        if prepare
             && let Some(size) = layer.size
             && size < minimum
         {
@@ -263,7 +282,7 @@ impl Shared {
         let mounted = async {
             let getting_ready = async {
                 let (found, ztoc) = self.ztoc_of(&layer).await?;
-                if why == Why::Prepare {
+                if prepare {
                     // They will be asked for next.
                     self.prepare_above(&layer, &found);
                 }
@@ -273,10 +292,10 @@ impl Shared {
                 };
                 first = (!self.opening.store.is_stored(key)).then_some(key);
                 let lease = self.acquire(&layer.image, &ztoc).await?;
-                Ok((found.digest, lease))
+                Ok((found.digest, ztoc, lease))
             };
             let limit = self.config.mount_timeout;
-            let (index, lease) =
+            let (index, ztoc, lease) =
                 tokio::time::timeout(limit, getting_ready)
                     .await
                     .map_err(|_| {
@@ -285,7 +304,14 @@ impl Shared {
                             limit.as_secs()
                         ))
                     })??;
-            let (mounted, lease) = self.mount_at(&request.mountpoint, lease).await?;
+            let (mounted, lease) = match why {
+                Why::Continue(held) => self.take_up(held, lease).await?,
+                Why::Prepare | Why::Restore => {
+                    let (mounted, lease) = self.mount_at(&request.mountpoint, lease).await?;
+                    self.hold(&mounted, &layer.image, index, &ztoc);
+                    (mounted, lease)
+                }
+            };
             Ok((index, mounted, lease))
         };
         let mounted = mounted.await;
@@ -314,18 +340,26 @@ impl Shared {
         })
     }
 
+    pub(crate) fn mount_options(&self) -> MountOptions {
+        MountOptions {
+            attr_timeout: self.config.attr_timeout,
+            entry_timeout: self.config.entry_timeout,
+            negative_timeout: self.config.negative_timeout,
+            limits: fuse::Limits {
+                resend: self.config.resend,
+                ..fuse::Limits::default()
+            },
+            ..MountOptions::default()
+        }
+    }
+
     async fn mount_at(
         &self,
         mountpoint: &Path,
         lease: Lease<OpenLayer>,
     ) -> Result<(MountedLayer, Lease<OpenLayer>), LayerRefusal> {
         let (pool, mountpoint) = (self.pool.clone(), mountpoint.to_owned());
-        let options = MountOptions {
-            attr_timeout: self.config.attr_timeout,
-            entry_timeout: self.config.entry_timeout,
-            negative_timeout: self.config.negative_timeout,
-            ..MountOptions::default()
-        };
+        let options = self.mount_options();
         spawn_blocking(move || {
             let layer = lease.layer();
             let data: Arc<dyn LayerData> = layer.data.clone();
@@ -338,7 +372,7 @@ impl Shared {
         .map_err(LayerRefusal::failed)
     }
 
-    async fn unmount(self: &Arc<Self>, mountpoint: &Path) -> Result<(), ProviderError> {
+    pub(crate) async fn unmount(self: &Arc<Self>, mountpoint: &Path) -> Result<(), ProviderError> {
         let mount = self.mounts.lock().remove(mountpoint);
         let path = mountpoint.to_owned();
         let failed = |e: &dyn std::fmt::Display| ProviderError::new(mountpoint, e);
@@ -350,6 +384,9 @@ impl Shared {
         }) = mount
         else {
             // Perhaps a process before this one mounted it.
+            if let Some(held) = self.held.take_mounted(&path) {
+                self.see_off(held).await;
+            }
             return spawn_blocking(move || fuse::unmount(&path))
                 .await
                 .map_err(|e| failed(&e))?
@@ -378,6 +415,7 @@ impl Shared {
             }
         };
         let gone = Gone {
+            connection: served,
             lease,
             image,
             index,
@@ -385,25 +423,31 @@ impl Shared {
         if ended {
             self.forget(gone).await;
         } else {
-            // Somebody still has a file open: the layer is served until the last one is closed.
-            let shared = self.clone();
-            tokio::spawn(async move {
-                while !served.has_ended() {
-                    tokio::time::sleep(QUIET_AFTER).await;
-                }
-                shared.forget(gone).await;
-            });
+            self.forget_when_ended(gone);
         }
         Ok(())
+    }
+
+    /// Somebody still has a file open: the layer is served until the last one is closed.
+    pub(crate) fn forget_when_ended(self: &Arc<Self>, gone: Gone) {
+        let shared = self.clone();
+        tokio::spawn(async move {
+            while !gone.connection.has_ended() {
+                tokio::time::sleep(QUIET_AFTER).await;
+            }
+            shared.forget(gone).await;
+        });
     }
 
     /// Lets go of a layer and of its image's index, and removes what nobody else uses.
     async fn forget(&self, gone: Gone) {
         let Gone {
+            connection,
             lease,
             image,
             index,
         } = gone;
+        self.let_go(connection.facts());
         let key = lease.key();
         drop(lease);
         if self.leaving.load(Ordering::Relaxed) {
@@ -448,11 +492,8 @@ impl LayerProvider for LazyLayers {
         self.shared.mount(request, Why::Prepare).await
     }
 
-    async fn restore(&self, request: LayerRequest) -> Result<MountedInfo, LayerRefusal> {
-        self.unmount(&request.mountpoint)
-            .await
-            .map_err(LayerRefusal::failed)?;
-        self.shared.mount(request, Why::Restore).await
+    async fn restore(&self, request: LayerRequest) -> Result<Restored, LayerRefusal> {
+        self.shared.restore(request).await
     }
 
     async fn unmount(&self, mountpoint: &Path) -> Result<(), ProviderError> {

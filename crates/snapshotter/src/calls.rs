@@ -51,6 +51,8 @@ impl Snapshotter {
             return Err(SnapshotterError::NotMountable { name });
         }
         self.inner.check_layers(&snapshot.parents).await?;
+        // Whoever asks is about to start the container, on the mounts of today.
+        self.inner.severed.clear(snapshot.record.id);
         Ok(self
             .inner
             .mounts(kind, snapshot.record.id, &snapshot.parents))

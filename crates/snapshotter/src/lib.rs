@@ -22,6 +22,7 @@ mod prepare;
 mod provider;
 mod restore;
 mod service;
+mod severed;
 mod snapshotter;
 mod sweep;
 
@@ -29,6 +30,7 @@ pub use error::SnapshotterError;
 pub use filter::FilterError;
 pub use info_batch::ListSnapshotsResponse;
 pub use layers::{LayerMode, LayerState};
-pub use provider::{LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError};
+pub use provider::{LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError, Restored};
+pub use severed::Severed;
 pub use service::{SnapshotService, service};
 pub use snapshotter::{Snapshotter, SnapshotterConfig};

@@ -28,15 +28,28 @@ pub trait LayerProvider: Send + Sync + 'static {
     ) -> Result<(), ProviderError>;
 
     /// Brings a layer back that an earlier process mounted: called for each lazy snapshot when the
-    /// snapshotter is opened, with the labels of the Prepare that made it. A stale mount of that
-    /// process may still be there. By default it is unmounted and the layer mounted anew; a
-    /// provider that can take over a live connection does that instead.
-    async fn restore(&self, request: LayerRequest) -> Result<MountedInfo, LayerRefusal> {
+    /// snapshotter is opened, with the labels of the Prepare that made it. A mount of that process may
+    /// still be there: one whose connection lives is served on, a dead one is unmounted and the layer
+    /// mounted anew, which is what happens by default.
+    async fn restore(&self, request: LayerRequest) -> Result<Restored, LayerRefusal> {
         self.unmount(&request.mountpoint)
             .await
             .map_err(LayerRefusal::failed)?;
-        self.mount(request).await
+        self.mount(request).await?;
+        Ok(Restored::Anew)
     }
+}
+
+/// How a layer of an earlier process was brought back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restored {
+    /// Its connection is served on: whoever uses it noticed nothing but a delay.
+    Continued,
+    /// Nothing was mounted: it is mounted anew.
+    Anew,
+    /// A mount was there and its connection was dead: it is mounted anew, and containers that run on
+    /// the old mount get errors until they are restarted.
+    Severed,
 }
 
 /// Which layer is to be mounted where.

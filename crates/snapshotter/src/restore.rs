@@ -1,13 +1,16 @@
 //! After a start: every lazy snapshot on record is mounted again, several at a time.
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::{StreamExt, TryStreamExt, stream};
+use parking_lot::Mutex;
 
 use crate::error::SnapshotterError;
 use crate::metadata::LazyRecord;
 use crate::mountinfo::Mounts;
-use crate::provider::{LayerRefusal, LayerRequest, ProviderError};
+use crate::provider::{LayerRefusal, LayerRequest, ProviderError, Restored};
 use crate::snapshotter::{CONCURRENT_MOUNTS, Inner};
 
 impl Inner {
@@ -19,9 +22,18 @@ impl Inner {
     ) -> Result<(), SnapshotterError> {
         let lazy = self.blocking(|inner| inner.prepare_mountpoints()).await?;
         let count = lazy.len();
+        let (continued, severed) = (AtomicUsize::new(0), Mutex::new(HashSet::new()));
+        let (continued, severed) = (&continued, &severed);
         let restores = lazy.into_iter().map(|(id, name, lazy)| async move {
             match self.restore_one(id, lazy).await {
-                Ok(()) => Ok(()),
+                Ok(restored) => {
+                    match restored {
+                        Restored::Continued => drop(continued.fetch_add(1, Ordering::Relaxed)),
+                        Restored::Severed => drop(severed.lock().insert(id)),
+                        Restored::Anew => {}
+                    }
+                    Ok(())
+                }
                 Err(refusal) if allow_invalid => {
                     tracing::warn!(
                         name,
@@ -45,12 +57,16 @@ impl Inner {
             .await?;
         let failed = self.broken.lock().len();
         if count > 0 {
+            let continued = continued.load(Ordering::Relaxed);
             tracing::info!(
-                mounted = count.saturating_sub(failed),
+                mounted = count.saturating_sub(failed).saturating_sub(continued),
+                continued,
                 failed,
                 "lazy snapshots of an earlier run are mounted again"
             );
         }
+        let severed = std::mem::take(&mut *severed.lock());
+        self.blocking(move |inner| inner.sever(&severed)).await?;
         Ok(())
     }
 
@@ -70,7 +86,7 @@ impl Inner {
             return Ok(());
         }
         match self.restore_one(id, lazy.clone()).await {
-            Ok(()) => {
+            Ok(_) => {
                 self.broken.lock().remove(&id);
                 tracing::info!(name, "a lazy snapshot is mounted again after all");
                 Ok(())
@@ -83,7 +99,7 @@ impl Inner {
         }
     }
 
-    async fn restore_one(&self, id: u64, lazy: LazyRecord) -> Result<(), LayerRefusal> {
+    async fn restore_one(&self, id: u64, lazy: LazyRecord) -> Result<Restored, LayerRefusal> {
         let provider = Arc::clone(&self.provider);
         let request = LayerRequest {
             namespace: lazy.namespace,
@@ -92,8 +108,7 @@ impl Inner {
         };
         tokio::spawn(async move { provider.restore(request).await })
             .await
-            .unwrap_or_else(|error| Err(LayerRefusal::failed(error)))?;
-        Ok(())
+            .unwrap_or_else(|error| Err(LayerRefusal::failed(error)))
     }
 
     /// The lazy snapshots, their mount points being there. A mount point that something is

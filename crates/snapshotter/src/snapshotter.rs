@@ -18,6 +18,7 @@ use crate::keyed_lock::KeyedLocks;
 use crate::metadata::Metadata;
 use crate::mounts::OverlayOptions;
 use crate::provider::{LayerProvider, LayerRefusal};
+use crate::severed::SeveredSnapshots;
 
 /// Unmounting or mounting this many layers at once at the start and the end.
 pub(crate) const CONCURRENT_MOUNTS: usize = 16;
@@ -58,6 +59,8 @@ pub(crate) struct Inner {
     pub(crate) sweeping: AsyncMutex<()>,
     /// Lazy snapshots that could not be mounted again at the start, and why.
     pub(crate) broken: Mutex<HashMap<u64, LayerRefusal>>,
+    /// Containers whose layers were lost under them.
+    pub(crate) severed: SeveredSnapshots,
     /// Directories with lower ids are not ours.
     pub(crate) first_id: u64,
     next_id: AtomicU64,
@@ -163,6 +166,7 @@ impl Inner {
             removed: Notify::new(),
             sweeping: AsyncMutex::new(()),
             broken: Mutex::default(),
+            severed: SeveredSnapshots::open(root),
             first_id,
             next_id: AtomicU64::new(unused),
             in_flight: Mutex::default(),

@@ -179,6 +179,21 @@ impl Metadata {
         })
     }
 
+    /// The active snapshots and views, each with the ids of its parents.
+    pub(crate) fn mountable(&self) -> Result<Vec<(Record, Vec<u64>)>, SnapshotterError> {
+        self.read(|tables| {
+            let mut found = Vec::new();
+            each(tables, |_, record| {
+                if matches!(record.kind(), Kind::Active | Kind::View) {
+                    let parents = chain(&tables.snapshots, &tables.lazy, &record.info.parent)?;
+                    found.push((record, parents.into_iter().map(|link| link.id).collect()));
+                }
+                Ok(())
+            })?;
+            Ok(found)
+        })
+    }
+
     /// The ids of all snapshots.
     pub(crate) fn ids(&self) -> Result<HashSet<u64>, SnapshotterError> {
         self.read(|tables| {
