@@ -8,8 +8,8 @@ mod service;
 pub use access::{Blob, Host, Http, Mirror, Resolver};
 pub use pull::{DecompressStream, ParallelPullUnpack, PullMode, PullModes};
 pub use service::{
-    BackgroundFetch, ContentStore, CriKeychain, DirectoryCache, Fetch, Fuse, KubeconfigKeychain,
-    LayerStore, Prefetch, Snapshotter,
+    BackgroundFetch, ContentStore, CriKeychain, DirectoryCache, Fetch, Fuse, Holder,
+    KubeconfigKeychain, LayerStore, Prefetch, Snapshotter,
 };
 
 use std::time::Duration;
@@ -81,6 +81,8 @@ pub struct Config {
     pub fetch: Fetch,
     /// `[layer_store]`, ours
     pub layer_store: LayerStore,
+    /// `[holder]`, ours
+    pub holder: Holder,
 }
 
 impl Default for Config {
@@ -116,6 +118,7 @@ impl Default for Config {
             snapshotter: Snapshotter::default(),
             fetch: Fetch::default(),
             layer_store: LayerStore::default(),
+            holder: Holder::default(),
         }
     }
 }
@@ -170,6 +173,7 @@ impl Section for Config {
         v.table("snapshotter", &mut self.snapshotter);
         v.table("fetch", &mut self.fetch);
         v.table("layer_store", &mut self.layer_store);
+        v.table("holder", &mut self.holder);
     }
 
     fn check(&self) -> Vec<Broken> {

@@ -47,7 +47,7 @@ fn the_defaults_print_as_v0_15_prints_them_and_then_our_own_tables() {
     let own: toml::Table = own.parse().unwrap();
     assert_eq!(
         own.keys().collect::<Vec<_>>(),
-        ["fetch", "layer_store"],
+        ["fetch", "layer_store", "holder"],
         "v0.15 knows no other tables of ours"
     );
 }
@@ -101,6 +101,10 @@ memory_budget_bytes = 33554432
 max_readahead_bytes = 1048576
 [layer_store]
 max_size_bytes = 1000
+[holder]
+enable = false
+abandon_after_sec = 5
+resend = false
 "#
 }
 

@@ -108,6 +108,11 @@ impl Channel {
         self.device.read().as_ref().map(action)
     }
 
+    /// Whether answers still get to the kernel.
+    pub(crate) fn is_open(&self) -> bool {
+        self.device.read().is_some()
+    }
+
     /// Takes the descriptor away.
     pub(crate) fn close(&self) -> Option<OwnedFd> {
         self.device.write().take()
@@ -185,7 +190,7 @@ impl ReplySink for Channel {
 
     fn settle(&self, unique: u64) {
         // Without the descriptor the answer went nowhere: the next server gives it.
-        if self.device.read().is_some() {
+        if self.is_open() {
             self.journal.settle(self.facts.key, unique);
         }
     }

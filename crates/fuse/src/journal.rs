@@ -155,17 +155,31 @@ impl Journal {
     pub fn take_over(file: OwnedFd, death: Death) -> Result<Arc<Self>, FuseError> {
         let memory = SharedMemory::open(file, DIVISION).map_err(FuseError::Journal)?;
         let journal = Self::over(memory);
-        let found = (journal.u64(0), journal.u64(8));
-        if found != (MAGIC, VERSION) {
-            return Err(FuseError::Journal(std::io::Error::new(
-                std::io::ErrorKind::InvalidData,
-                format!("it is of version {}, and {VERSION} is known", found.1),
-            )));
-        }
+        journal.check_version()?;
         let planned = journal.u32(LEFT_ON_PURPOSE) == 1;
         journal.recover(if planned { Death::Planned } else { death });
         journal.set_u32(LEFT_ON_PURPOSE, 0);
         Ok(Arc::new(journal))
+    }
+
+    /// Whether [`Journal::take_over`] would understand it. Changes nothing.
+    ///
+    /// # Errors
+    /// If it would not.
+    pub fn check(file: OwnedFd) -> Result<(), FuseError> {
+        let memory = SharedMemory::open(file, DIVISION).map_err(FuseError::Journal)?;
+        Self::over(memory).check_version()
+    }
+
+    fn check_version(&self) -> Result<(), FuseError> {
+        let found = (self.u64(0), self.u64(8));
+        if found == (MAGIC, VERSION) {
+            return Ok(());
+        }
+        Err(FuseError::Journal(std::io::Error::new(
+            std::io::ErrorKind::InvalidData,
+            format!("it is of version {}, and {VERSION} is known", found.1),
+        )))
     }
 
     fn over(memory: Arc<SharedMemory>) -> Self {

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -20,6 +21,9 @@ use crate::journal::{Interrupted, Journal, SLOTS};
 use crate::reply::ReplySink as _;
 use crate::request::Request;
 use crate::worker;
+
+/// How long the requests that are being handled may take when the pool ends.
+const LAST_REQUESTS: Duration = Duration::from_secs(1);
 
 /// The key of the descriptor that ends the workers.
 pub(crate) const STOP: u64 = 0;
@@ -37,6 +41,8 @@ pub(crate) struct Station {
 pub(crate) struct Hub {
     pub(crate) epoll: OwnedFd,
     stop: OwnedFd,
+    /// The workers take no further request.
+    stopping: AtomicBool,
     next_id: AtomicU64,
     stations: RwLock<HashMap<u64, Arc<Station>>>,
     journal: Arc<Journal>,
@@ -78,6 +84,7 @@ impl Pool {
         let hub = Arc::new(Hub {
             epoll,
             stop,
+            stopping: AtomicBool::new(false),
             next_id: AtomicU64::new(STOP + 1),
             stations: RwLock::default(),
             journal,
@@ -180,8 +187,9 @@ impl Pool {
         self.inner.hub.stations.read().len()
     }
 
-    /// Ends the threads and closes the descriptors. Connections that nobody else holds end: their
-    /// mounts answer "transport endpoint is not connected" until unmounted.
+    /// Ends the threads, each after the request that it is handling, and closes the descriptors. What is
+    /// not answered by then stays in the journal. Connections that nobody else holds end: their mounts
+    /// answer "transport endpoint is not connected" until unmounted.
     pub fn shutdown(&self) {
         self.inner.shutdown();
     }
@@ -189,11 +197,21 @@ impl Pool {
 
 impl Threads {
     fn shutdown(&self) {
+        self.hub.stopping.store(true, Ordering::Release);
         let _ = rustix::io::write(&self.hub.stop, &1_u64.to_ne_bytes());
+        let deadline = Instant::now() + LAST_REQUESTS;
         for worker in self.workers.lock().drain(..) {
             // The last clone may be dropped by a worker, through a file system that it served.
-            if worker.thread().id() != std::thread::current().id() {
+            if worker.thread().id() == std::thread::current().id() {
+                continue;
+            }
+            while !worker.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            if worker.is_finished() {
                 let _ = worker.join();
+            } else {
+                tracing::warn!("a thread that serves file systems does not end: it is left behind");
             }
         }
         let stations: Vec<_> = self.hub.stations.read().values().cloned().collect();
@@ -236,6 +254,10 @@ pub(crate) fn watch_flags() -> EventFlags {
 }
 
 impl Hub {
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
     pub(crate) fn station(&self, id: u64) -> Option<Arc<Station>> {
         self.stations.read().get(&id).cloned()
     }
@@ -314,8 +336,8 @@ impl Served {
 
     /// Waits until it has ended; false if it has not within `limit`.
     #[must_use]
-    pub fn wait_ended(&self, limit: std::time::Duration) -> bool {
-        let deadline = std::time::Instant::now() + limit;
+    pub fn wait_ended(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
         let mut ended = self.station.ended.lock();
         while !*ended {
             if self

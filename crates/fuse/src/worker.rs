@@ -26,7 +26,7 @@ const RECHECK: Timespec = Timespec {
 
 /// Serves until the pool stops.
 pub(crate) fn run(hub: &Hub, slot: &mut Slot) {
-    loop {
+    while !hub.is_stopping() {
         let mut events = [Event {
             flags: EventFlags::empty(),
             data: EventData::new_u64(STOP),
@@ -60,14 +60,23 @@ pub(crate) fn run(hub: &Hub, slot: &mut Slot) {
 fn serve_turn(hub: &Hub, station: &Arc<Station>, slot: &mut Slot) {
     let connection = station.channel.facts.key;
     for _ in 0..TURN {
+        if hub.is_stopping() {
+            return;
+        }
         match station.channel.read(slot.empty(connection)) {
             Ok(length) => {
                 serve_one(station, slot.filled(length));
+                if !station.channel.is_open() {
+                    // The answer may have gone nowhere: it stays on record.
+                    return;
+                }
                 slot.done();
             }
             // ENOENT: the request was taken back by a signal.
             Err(Errno::INTR | Errno::NOENT) => {}
             Err(Errno::AGAIN) => return,
+            // The descriptor was taken away: this server goes, the connection does not.
+            Err(Errno::NODEV) if !station.channel.is_open() => return,
             Err(Errno::NODEV) => {
                 hub.end(station);
                 return;

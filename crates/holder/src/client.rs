@@ -48,6 +48,19 @@ impl Client {
         Self::reach(root, None)
     }
 
+    /// The same; a holder is started if there is none, with `argument`, which makes this program call
+    /// [`crate::become_holder`].
+    ///
+    /// # Errors
+    /// If none can be started, or it does not answer.
+    pub fn look_or_start(root: &Path, argument: &str) -> Result<Self, HolderError> {
+        if let Some(found) = Self::look(root)? {
+            return Ok(found);
+        }
+        crate::spawn::spawn(root, argument)?;
+        Self::look(root)?.ok_or_else(|| HolderError::Spawn("it ended at once".to_owned()))
+    }
+
     /// Reaches the holder of `root` as its server; `None` if there is none.
     ///
     /// # Errors

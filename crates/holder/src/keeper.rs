@@ -20,6 +20,14 @@ const TRY_AGAIN: Duration = Duration::from_secs(5);
 /// How long a server that is going away may still count as one.
 const PREDECESSOR_GOES: Duration = Duration::from_secs(3);
 
+/// Another place that keeps what the holder keeps, should the holder die together with its server.
+pub trait SecondKeeper: std::fmt::Debug + Send + Sync {
+    /// Keep this too.
+    fn put(&self, key: &str, note: &str, descriptor: BorrowedFd<'_>);
+    /// Do not keep this any more.
+    fn remove(&self, key: &str);
+}
+
 /// How a holder is used.
 #[derive(Debug, Clone)]
 pub struct KeeperConfig {
@@ -29,6 +37,8 @@ pub struct KeeperConfig {
     pub argument: &'static str,
     /// How long connections may be without a server before the holder closes them.
     pub abandon_after: Duration,
+    /// Another place, if there is one.
+    pub second: Option<Arc<dyn SecondKeeper>>,
 }
 
 /// Keeps descriptors with a holder, and with the next one should it die.
@@ -107,6 +117,9 @@ impl Keeper {
             state.give_up_holder();
         }
         state.kept.insert(key.to_owned(), (copy, note.to_owned()));
+        if let Some(second) = &self.shared.config.second {
+            second.put(key, note, descriptor);
+        }
         Ok(())
     }
 
@@ -115,6 +128,9 @@ impl Keeper {
         let mut state = self.shared.state.lock();
         if state.kept.remove(key).is_none() {
             return;
+        }
+        if let Some(second) = &self.shared.config.second {
+            second.remove(key);
         }
         if let Some(holder) = &state.holder
             && let Err(error) = holder.remove(key)
@@ -142,6 +158,9 @@ impl Keeper {
                 tracing::warn!(error = %error, "the holder does not end");
             }
             holder.hang_up();
+        }
+        if let (true, Some(second)) = (quit, &self.shared.config.second) {
+            state.kept.keys().for_each(|key| second.remove(key));
         }
         state.kept.clear();
         if quit && let Some(mut child) = state.child.take() {

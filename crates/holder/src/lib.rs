@@ -19,7 +19,7 @@ mod spawn;
 
 pub use client::{Client, Facts, Kept};
 pub use error::HolderError;
-pub use keeper::{Keeper, KeeperConfig};
+pub use keeper::{Keeper, KeeperConfig, SecondKeeper};
 pub use process::{ABANDONED_FILE, Abandoned, run};
 pub use spawn::{PROCESS_NAME, become_holder, root_of_holder};
 

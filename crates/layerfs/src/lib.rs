@@ -19,7 +19,8 @@ mod tree;
 pub use counters::{CounterSnapshot, Counters};
 pub use layer_fs::{CacheTimes, LayerFs};
 pub use mount::{
-    MountError, MountOptions, MountedLayer, TakeUpError, mount_layer, take_up_layer,
+    MountError, MountOptions, MountedLayer, TakeUpError, content_identity, mount_layer,
+    take_up_layer,
 };
 pub use options::{IdMaps, IdRange, OpaqueXattr, TreeError, TreeOptions};
 pub use state_file::STATE_DIRECTORY;

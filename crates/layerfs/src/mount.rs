@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use fetch::LayerData;
 use fuse::{Connection, ConnectionFacts, ContentIdentity, Limits, Pool, Served};
+use oci::Digest;
 
 use crate::counters::{CounterSnapshot, Counters};
 use crate::layer_fs::{CacheTimes, LayerFs};
@@ -143,10 +144,15 @@ pub fn take_up_layer(
     Ok(MountedLayer { served, counters })
 }
 
-/// What a mount of the layer shows.
 fn identity(tree: &Tree, data: &dyn LayerData) -> ContentIdentity {
+    content_identity(tree, &data.status().digest)
+}
+
+/// What a mount of the layer shows.
+#[must_use]
+pub fn content_identity(tree: &Tree, layer: &Digest) -> ContentIdentity {
     ContentIdentity {
-        name: data.status().digest.to_string(),
+        name: layer.to_string(),
         numbering_version: NUMBERING_VERSION,
         numbering_checksum: tree.numbering_checksum().to_string(),
     }

@@ -120,6 +120,11 @@ impl ConnectionNote {
         })
     }
 
+    /// Which layer it is.
+    pub(crate) const fn layer(&self) -> Digest {
+        self.layer
+    }
+
     /// The zTOC, as the index listed it.
     pub(crate) fn ztoc(&self) -> ZtocDescriptor {
         let media_type = oci::media_types::ZTOC;

@@ -14,6 +14,7 @@ mod labels;
 mod layers;
 mod opening;
 mod parts;
+mod proving;
 mod provider;
 mod sources;
 mod verdicts;
@@ -21,4 +22,5 @@ mod ztoc_memory;
 
 pub use held::HeldError;
 pub use parts::{LazyConfig, Parts};
+pub use proving::{ProvingError, prove};
 pub use provider::LazyLayers;

@@ -140,12 +140,14 @@ impl World {
             content: OciLayout::open(&root.join("content")).unwrap(),
             fetcher: fetcher.clone(),
             pool: fuse::Pool::new(2, fuse::Journal::create().unwrap()).unwrap(),
+            keeper: None,
+            held: Vec::new(),
             config: LazyConfig {
                 disable_background: true,
                 ..config
             },
         };
-        (LazyLayers::new(parts, root.join("soci/images")), fetcher)
+        (LazyLayers::new(parts, root.join("soci/images")).unwrap(), fetcher)
     }
 
     fn request(&self, layer: usize, mountpoint: &str) -> LayerRequest {

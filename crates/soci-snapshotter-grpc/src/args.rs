@@ -27,6 +27,9 @@ Examples:
   soci-snapshotter-grpc --log-level debug --root /data/soci --address /run/soci.sock
   soci-snapshotter-grpc --config ./config.toml config dump
 
+  soci-snapshotter-grpc upgrade
+
+Containers go on while it is restarted, killed or upgraded: their requests wait for the next server.
 SIGTERM ends it and leaves the mounts to the next start; SIGINT (Ctrl-C) unmounts everything."
 )]
 pub(crate) struct Args {
@@ -70,6 +73,17 @@ pub(crate) enum Command {
         #[command(subcommand)]
         show: ConfigCommand,
     },
+    /// Have the running daemon hand over to the program that is installed now; containers go on
+    ///
+    /// The new program first proves that it can serve every mount. If anything goes wrong the old one
+    /// goes on, and this says why.
+    Upgrade,
+    /// Serve, under the supervisor or without one
+    #[command(hide = true)]
+    ServerProcess,
+    /// Become the process that keeps the mounts
+    #[command(hide = true)]
+    HolderProcess,
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]

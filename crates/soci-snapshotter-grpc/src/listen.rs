@@ -2,13 +2,23 @@
 
 use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use holder::{Keeper, Kept};
 use listenfd::ListenFd;
+use rustix::process::{
+    PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open,
+};
 
 use crate::args::DEFAULT_SOCKET;
+use crate::control::PASSED_SOCKET;
+use crate::descriptor_store::NAME as STORED;
+
+/// The socket's name with the holder.
+pub(crate) const HOLDER_KEY: &str = "socket";
 
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,11 +89,38 @@ impl Address {
     }
 }
 
-/// Descriptors that the service manager handed over. Taken before any thread runs, because taking
-/// them changes the environment, so that our children do not think that they are meant.
+/// Descriptors that the service manager handed over (`sd_listen_fds(3)`). Taken before any thread runs,
+/// because taking them changes the environment, so that our children do not think that they are meant.
 pub(crate) struct PassedSockets {
     all: ListenFd,
     names: Vec<String>,
+}
+
+/// The listening socket that systemd passed, and how systemd calls it.
+#[derive(Debug)]
+pub(crate) struct PassedSocket {
+    pub(crate) socket: UnixListener,
+    pub(crate) name: String,
+}
+
+impl PassedSocket {
+    /// Another descriptor of it.
+    pub(crate) fn try_clone(&self) -> Result<Self, ListenError> {
+        Ok(Self {
+            socket: self.socket.try_clone().map_err(ListenError::Passed)?,
+            name: self.name.clone(),
+        })
+    }
+
+    /// The one that the supervisor gave us as standard input.
+    pub(crate) fn from_supervisor() -> Result<Option<Self>, ListenError> {
+        let Ok(name) = std::env::var(PASSED_SOCKET) else {
+            return Ok(None);
+        };
+        let socket = io::stdin().as_fd().try_clone_to_owned();
+        let socket = UnixListener::from(socket.map_err(ListenError::Passed)?);
+        Ok(Some(Self { socket, name }))
+    }
 }
 
 impl PassedSockets {
@@ -96,18 +133,39 @@ impl PassedSockets {
         }
     }
 
+    fn is_stored(name: &str) -> bool {
+        name == "stored" || name.starts_with(STORED)
+    }
+
+    /// What we stored with systemd in an earlier life, with its names.
+    pub(crate) fn stored(&self) -> Vec<(String, OwnedFd)> {
+        let Ok(ourselves) = pidfd_open(getpid(), PidfdFlags::empty()) else {
+            return Vec::new();
+        };
+        // sd_listen_fds(3): they are numbered from 3 on.
+        (3..)
+            .zip(self.names.iter().take(self.all.len()))
+            .filter(|(_, name)| name.starts_with(STORED))
+            .filter_map(|(number, name)| {
+                let flags = PidfdGetfdFlags::empty();
+                let copy = pidfd_getfd(&ourselves, number, flags).ok()?;
+                Some((name.clone(), copy))
+            })
+            .collect()
+    }
+
     /// The one listening socket among them; `None` if nothing was passed. Descriptors that we
-    /// stored with systemd in an earlier life (name `stored` or `soci-…`) are not looked at.
-    fn listener(mut self) -> Result<Option<(UnixListener, String)>, ListenError> {
+    /// stored with systemd in an earlier life are not looked at.
+    pub(crate) fn listener(mut self) -> Result<Option<PassedSocket>, ListenError> {
         let mut found = Vec::new();
         let mut others = Vec::new();
         for index in 0..self.all.len() {
             let name = self.names.get(index).cloned().unwrap_or_default();
-            if name == "stored" || name.starts_with("soci-fuse") {
+            if Self::is_stored(&name) {
                 continue;
             }
             match self.all.take_unix_listener(index) {
-                Ok(Some(socket)) if listens(&socket) => found.push((socket, name)),
+                Ok(Some(socket)) if listens(&socket) => found.push(PassedSocket { socket, name }),
                 Ok(Some(_)) => others.push(format!("{name:?} (a socket that does not listen)")),
                 Ok(None) => {}
                 Err(e) => others.push(format!("{name:?} ({e})")),
@@ -126,32 +184,69 @@ fn listens(socket: &UnixListener) -> bool {
     rustix::net::sockopt::socket_acceptconn(socket).unwrap_or(false)
 }
 
-/// Starts to listen.
-pub(crate) fn listen(address: &Address, passed: PassedSockets) -> Result<Listener, ListenError> {
-    match address {
-        Address::Path(path) => at_path(path),
-        Address::Passed => match passed.listener()? {
-            Some((socket, name)) => {
-                let path = socket
-                    .local_addr()
-                    .ok()
-                    .and_then(|a| a.as_pathname().map(Path::to_owned));
-                let address = path.map_or(name, |path| path.display().to_string());
-                socket.set_nonblocking(true).map_err(ListenError::Passed)?;
-                Ok(Listener {
-                    socket,
-                    address,
-                    made: None,
-                })
-            }
-            None => {
-                tracing::warn!(
-                    address = DEFAULT_SOCKET,
-                    "--address is fd:// but no socket was passed: listening on the default path"
-                );
-                at_path(Path::new(DEFAULT_SOCKET))
-            }
-        },
+/// Starts to listen, or goes on with the socket that an earlier server listened on (`kept`).
+pub(crate) fn listen(
+    address: &Address,
+    passed: Option<PassedSocket>,
+    kept: Option<Kept>,
+) -> Result<Listener, ListenError> {
+    match (address, passed) {
+        (Address::Path(path), _) => kept_or_new(path, kept),
+        (Address::Passed, Some(PassedSocket { socket, name })) => {
+            let path = socket
+                .local_addr()
+                .ok()
+                .and_then(|a| a.as_pathname().map(Path::to_owned));
+            let address = path.map_or(name, |path| path.display().to_string());
+            socket.set_nonblocking(true).map_err(ListenError::Passed)?;
+            Ok(Listener {
+                socket,
+                address,
+                made: None,
+            })
+        }
+        (Address::Passed, None) => {
+            tracing::warn!(
+                address = DEFAULT_SOCKET,
+                "--address is fd:// but no socket was passed: listening on the default path"
+            );
+            kept_or_new(Path::new(DEFAULT_SOCKET), kept)
+        }
+    }
+}
+
+/// Which file a kept socket belongs to: the path may have another one since.
+fn file_of(path: &Path) -> Option<String> {
+    let meta = path.symlink_metadata().ok()?;
+    Some(format!("{}:{}:{}", meta.dev(), meta.ino(), path.display()))
+}
+
+fn kept_or_new(path: &Path, kept: Option<Kept>) -> Result<Listener, ListenError> {
+    if let Some(kept) = kept.filter(|kept| Some(&kept.note) == file_of(path).as_ref()) {
+        let socket = UnixListener::from(kept.descriptor);
+        socket.set_nonblocking(true).map_err(ListenError::Passed)?;
+        return Ok(Listener {
+            socket,
+            address: path.display().to_string(),
+            made: Some(path.to_owned()),
+        });
+    }
+    at_path(path)
+}
+
+impl Listener {
+    /// Has the holder keep the socket, so that clients wait while the server is replaced.
+    pub(crate) fn hold(&self, keeper: &Keeper) -> io::Result<()> {
+        // One that systemd passed is kept by systemd.
+        let file = self.made.as_deref().and_then(file_of);
+        file.map_or(Ok(()), |file| {
+            keeper.put(HOLDER_KEY, &file, self.socket.as_fd())
+        })
+    }
+
+    /// Leaves the socket's file to the next server.
+    pub(crate) fn leave(mut self) {
+        self.made = None;
     }
 }
 
@@ -213,13 +308,6 @@ mod tests {
 
     use super::*;
 
-    fn nothing_passed() -> PassedSockets {
-        PassedSockets {
-            all: ListenFd::empty(),
-            names: Vec::new(),
-        }
-    }
-
     fn path(path: &Path) -> Address {
         Address::parse(path.to_str().unwrap()).unwrap()
     }
@@ -248,7 +336,7 @@ mod tests {
     fn a_missing_folder_is_made_for_root_only_and_the_socket_goes_at_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("new/deep/s.sock");
-        let listener = listen(&path(&socket), nothing_passed()).unwrap();
+        let listener = listen(&path(&socket), None, None).unwrap();
         let mode = socket
             .parent()
             .unwrap()
@@ -268,8 +356,8 @@ mod tests {
         let socket = dir.path().join("s.sock");
         drop(UnixListener::bind(&socket).unwrap());
         assert!(socket.exists(), "std leaves the file: it is stale now");
-        let _first = listen(&path(&socket), nothing_passed()).unwrap();
-        let refused = listen(&path(&socket), nothing_passed()).unwrap_err();
+        let _first = listen(&path(&socket), None, None).unwrap();
+        let refused = listen(&path(&socket), None, None).unwrap_err();
         assert!(matches!(refused, ListenError::InUse(_)), "{refused}");
         assert!(
             UnixStream::connect(&socket).is_ok(),
@@ -278,11 +366,33 @@ mod tests {
     }
 
     #[test]
+    fn a_kept_socket_is_used_on_as_long_as_its_file_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s.sock");
+        let kept = |listener: &Listener| Kept {
+            key: HOLDER_KEY.to_owned(),
+            note: file_of(&socket).unwrap(),
+            descriptor: listener.socket.as_fd().try_clone_to_owned().unwrap(),
+        };
+        let first = listen(&path(&socket), None, None).unwrap();
+        let (again, stale) = (kept(&first), kept(&first));
+        first.leave();
+        let _waiting = UnixStream::connect(&socket).unwrap();
+        let second = listen(&path(&socket), None, Some(again)).unwrap();
+        assert!(second.socket.accept().is_ok(), "the client has waited");
+        second.leave();
+        std::fs::remove_file(&socket).unwrap();
+        let third = listen(&path(&socket), None, Some(stale)).unwrap();
+        let _client = UnixStream::connect(&socket).unwrap();
+        assert!(third.socket.accept().is_ok(), "it is a new one");
+    }
+
+    #[test]
     fn a_file_in_the_way_is_not_deleted() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("precious");
         std::fs::write(&file, "x").unwrap();
-        let refused = listen(&path(&file), nothing_passed()).unwrap_err();
+        let refused = listen(&path(&file), None, None).unwrap_err();
         assert!(matches!(refused, ListenError::NotASocket(_)), "{refused}");
         assert_eq!(std::fs::read(&file).unwrap(), b"x");
     }

@@ -4,19 +4,38 @@
 
 mod args;
 mod calls;
+mod control;
+mod descriptor_store;
+mod holding;
 mod listen;
 mod memory;
+mod proving;
+mod root;
 mod serve;
 mod settings;
 mod show;
 mod signals;
+mod supervise;
+mod upgrade;
 mod wiring;
 
 use std::process::ExitCode;
 
 use args::{Args, Command};
 
+/// The subcommand that becomes a holder.
+const HOLDER_ARGUMENT: &str = "holder-process";
+/// The subcommand that is a server.
+const SERVER_ARGUMENT: &str = "server-process";
+
 fn main() -> ExitCode {
+    if let Some(root) = holder::root_of_holder() {
+        return match holder::run(&root) {
+            Ok(()) => ExitCode::SUCCESS,
+            // Whoever started it sees that it does not answer, and says so.
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
     let args = match Args::read() {
         Ok(args) => args,
         Err(usage) => {
@@ -28,12 +47,17 @@ fn main() -> ExitCode {
     telemetry::init(args.log_level);
     telemetry::log_panics();
     let done = match args.command {
-        _ if args.version => show::version(),
-        Some(Command::Config { show }) => show::configuration(show, &args),
-        None => serve::run(&args),
+        _ if args.version => show::version().map(|()| ExitCode::SUCCESS),
+        Some(Command::Config { show }) => {
+            show::configuration(show, &args).map(|()| ExitCode::SUCCESS)
+        }
+        Some(Command::Upgrade) => upgrade::run(&args.root).map(|()| ExitCode::SUCCESS),
+        Some(Command::ServerProcess) => serve::run(&args).map(|()| ExitCode::SUCCESS),
+        Some(Command::HolderProcess) => Err(holder::become_holder().into()),
+        None => supervise::run(&args),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             telemetry::fatal("soci-snapshotter-grpc cannot go on", error.as_ref());
             ExitCode::FAILURE

@@ -1,20 +1,25 @@
-//! The daemon's life: start, serve, drain, end.
+//! A server's life: start, serve, drain, end; or hand over, and perhaps go on.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use config::Config;
+use holder::Keeper;
 use rustix::process::{Resource, Rlimit};
+use store::Owner;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tower::Layer as _;
 
 use crate::args::{Args, REVISION, VERSION};
 use crate::calls::Calls;
-use crate::listen::{self, Address, PassedSockets};
-use crate::signals::{Signals, Stop};
-use crate::wiring;
+use crate::control::{Predecessor, Tell};
+use crate::listen::{self, Address, Listener, PassedSocket};
+use crate::signals::{Event, Outside, Stop};
+use crate::wiring::{self, Running};
+use crate::{holding, proving, root};
 
 /// How long calls that run may go on after a signal. systemd kills after 90 s by default.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -23,16 +28,39 @@ const LAST: Duration = Duration::from_secs(2);
 /// containerd's own limit of a message; tonic's default is lower.
 const MAX_MESSAGE: usize = 16 << 20;
 
-/// Runs the daemon until a signal ends it.
+/// What a server is started with.
+struct Start {
+    config: Config,
+    address: Address,
+    root: PathBuf,
+    passed: Option<PassedSocket>,
+}
+
+/// How a life ends.
+enum Ended {
+    /// For good.
+    Stopped,
+    /// Another server is about to take over.
+    HandedOver,
+}
+
+/// Serves until a signal, or the supervisor, ends it.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let passed = PassedSockets::take();
+    let predecessor = Predecessor::from_environment();
+    // The supervisor starts us under a name of its own.
+    let name = std::ffi::CString::new("soci-snapshotte").unwrap_or_default();
+    let _ = rustix::thread::set_name(&name);
     tracing::info!(
         version = VERSION,
         revision = REVISION,
         "starting soci-snapshotter-grpc"
     );
-    let config = load(&args.config)?;
-    let address = Address::parse(&args.address)?;
+    let start = Start {
+        config: load(&args.config)?,
+        address: Address::parse(&args.address)?,
+        root: std::path::absolute(&args.root).context("--root is not a path")?,
+        passed: PassedSocket::from_supervisor()?,
+    };
     raise_file_limit();
     // Fails only if a provider is installed already, which then serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -42,23 +70,68 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         .thread_name("soci")
         .build()
         .context("cannot start the worker threads")?;
-    let ended = runtime.block_on(Box::pin(serve(args, &config, &address, passed)));
+    let ended = runtime.block_on(Box::pin(serve(&start, predecessor)));
     runtime.shutdown_timeout(LAST);
     ended
 }
 
-async fn serve(
-    args: &Args,
-    config: &Config,
-    address: &Address,
-    passed: PassedSockets,
-) -> anyhow::Result<()> {
-    let mut signals = Signals::new().context("cannot watch for signals")?;
-    check_fuse(config)?;
-    let root = std::path::absolute(&args.root).context("--root is not a path")?;
-    let _lock = wiring::lock_root(&root)?;
-    let listener = listen::listen(address, passed)?;
-    let running = wiring::wire(&root, config).await?;
+async fn serve(start: &Start, predecessor: Option<Predecessor>) -> anyhow::Result<()> {
+    let mut outside = Outside::new(predecessor).context("cannot watch for signals")?;
+    check_fuse(&start.config)?;
+    let mut predecessor = predecessor.unwrap_or(Predecessor::Unknown);
+    if predecessor == Predecessor::Serving {
+        let (root, config) = (start.root.clone(), start.config.clone());
+        tokio::task::spawn_blocking(move || proving::prove(&root, &config))
+            .await
+            .context("proving panicked")??;
+        outside.tell(Tell::Proved).await;
+        if !outside.may_serve(false).await {
+            return Ok(());
+        }
+    }
+    loop {
+        match Box::pin(live(start, predecessor, &mut outside)).await? {
+            Ended::Stopped => return Ok(()),
+            Ended::HandedOver => {
+                outside.tell(Tell::HandedOver).await;
+                if !outside.may_serve(true).await {
+                    tracing::info!("exiting after the hand-over");
+                    return Ok(());
+                }
+                tracing::warn!("the hand-over failed: serving again");
+                predecessor = Predecessor::Serving;
+            }
+        }
+    }
+}
+
+async fn live(
+    start: &Start,
+    predecessor: Predecessor,
+    outside: &mut Outside,
+) -> anyhow::Result<Ended> {
+    let Start {
+        config,
+        address,
+        root,
+        ..
+    } = start;
+    let owner = root::ourselves(outside.is_supervised());
+    let lock = root::lock(root, owner)?;
+    proving::clear_away(root);
+    let passed = start.passed.as_ref().map(PassedSocket::try_clone).transpose()?;
+    let holding = holding::open(root, config, predecessor)?;
+    let keeper = holding.keeper.clone();
+    let listener = listen::listen(address, passed, holding.socket)?;
+    if let Some(keeper) = &keeper {
+        listener.hold(keeper).context("too many open files")?;
+    }
+    let left = wiring::Left {
+        keeper: holding.keeper,
+        journal: holding.journal,
+        connections: holding.connections,
+    };
+    let running = wiring::wire(root, config, left).await?;
 
     let (health, health_service) = tonic_health::server::health_reporter();
     let snapshots = snapshotter::service(running.snapshotter.clone())
@@ -90,33 +163,75 @@ async fn serve(
         });
     let mut server = tokio::spawn(server);
 
-    notify(&[sd_notify::NotifyState::Ready]);
+    outside.tell(Tell::Ready).await;
     tracing::info!(
         address = listener.address,
         "soci-snapshotter-grpc successfully started"
     );
 
-    let stop = tokio::select! {
-        stop = signals.next() => stop,
-        ended = &mut server => {
-            let ended = ended.context("the gRPC server panicked")?.context("the gRPC server failed");
-            running.close(Stop::LeaveMounts).await;
-            return ended.and_then(|()| anyhow::bail!("the gRPC server ended by itself"));
+    let event = loop {
+        let event = tokio::select! {
+            event = outside.next() => event,
+            ended = &mut server => {
+                let ended = ended.context("the gRPC server panicked")?.context("the gRPC server failed");
+                close(running, listener, keeper, Stop::LeaveMounts).await;
+                return ended.and_then(|()| anyhow::bail!("the gRPC server ended by itself"));
+            }
+        };
+        if event != Event::Orphaned {
+            break event;
         }
+        tracing::error!(
+            "the supervisor is gone: serving on without; start the daemon again to have one"
+        );
+        lock.set_owner(Owner {
+            supervisor: None,
+            ..owner
+        });
     };
-    notify(&[sd_notify::NotifyState::Stopping]);
+    let stop = match event {
+        Event::Stop(stop) => stop,
+        Event::HandOver | Event::Orphaned => Stop::LeaveMounts,
+    };
+    if event != Event::HandOver {
+        outside.tell(Tell::Stopping).await;
+    }
     let _ = drain.send(());
     tokio::select! {
         _ = &mut server => {}
         () = calls.answered() => {}
         () = tokio::time::sleep(DRAIN) => tracing::warn!("some calls did not end in time: they are cut off"),
-        _ = signals.next() => tracing::warn!("second signal: calls that run are cut off"),
+        () = outside.hurry() => tracing::warn!("second signal: calls that run are cut off"),
     }
     server.abort();
-    running.close(stop).await;
-    drop(listener);
+    if event == Event::HandOver {
+        running.close(stop).await;
+        listener.leave();
+        if let Some(keeper) = keeper {
+            keeper.leave();
+        }
+        return Ok(Ended::HandedOver);
+    }
+    close(running, listener, keeper, stop).await;
     tracing::info!("exiting");
-    Ok(())
+    Ok(Ended::Stopped)
+}
+
+/// Ends everything. Mounts and socket are left to the next start if there are mounts and they are to stay.
+async fn close(running: Running, listener: Listener, keeper: Option<Arc<Keeper>>, stop: Stop) {
+    let mounts = running.close(stop).await;
+    match keeper {
+        Some(keeper) if stop == Stop::LeaveMounts && mounts > 0 => {
+            tracing::info!(
+                mounts,
+                "the mounts stay with the holder; what needs the daemon waits for the next start"
+            );
+            keeper.leave();
+            listener.leave();
+        }
+        Some(keeper) => keeper.quit(),
+        None => {}
+    }
 }
 
 /// Reads the configuration and says once what will not be as it was asked for.
@@ -168,11 +283,5 @@ fn check_fuse(config: &Config) -> anyhow::Result<()> {
             "cannot open /dev/fuse: run as root, load the kernel module (modprobe fuse), \
              and in a container pass the device in",
         ),
-    }
-}
-
-fn notify(state: &[sd_notify::NotifyState<'_>]) {
-    if let Err(e) = sd_notify::notify(state) {
-        tracing::warn!(error = %e, "cannot notify systemd");
     }
 }

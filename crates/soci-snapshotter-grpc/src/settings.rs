@@ -86,6 +86,7 @@ pub(crate) fn lazy(config: &Config) -> LazyConfig {
         ztoc_memory: config.fetch.memory_budget_bytes,
         max_concurrency: config.max_concurrency.map(size),
         disable_background: config.background_fetch.disable,
+        resend: config.holder.resend,
         ..LazyConfig::default()
     }
 }

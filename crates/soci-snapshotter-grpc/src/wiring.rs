@@ -7,11 +7,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use config::Config;
 use fetch::SpanFetcher;
+use fuse::Journal;
+use holder::{Keeper, Kept};
 use lazy::LazyLayers;
 use registry::{Client, DockerConfigCredentials};
 use snapshotter::{Snapshotter, SnapshotterConfig};
 use store::content::OciLayout;
-use store::{LayerStore, RootLock};
+use store::LayerStore;
 use tokio::runtime::Handle;
 
 use crate::settings;
@@ -20,38 +22,53 @@ use crate::signals::Stop;
 /// How long threads that serve file systems may take to end.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// What an earlier server left, and where ours is left.
+pub(crate) struct Left {
+    pub(crate) keeper: Option<Arc<Keeper>>,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) connections: Vec<Kept>,
+}
+
 /// The running subsystems, to be ended in order.
 pub(crate) struct Running {
     pub(crate) snapshotter: Arc<Snapshotter>,
     lazy: Arc<LazyLayers>,
     fetcher: Arc<SpanFetcher>,
     pool: fuse::Pool,
+    journal: Arc<Journal>,
 }
 
 impl Running {
     /// Ends the work behind the service; after [`Stop::Clean`] no layer is mounted. What was
-    /// fetched stays in both cases.
-    pub(crate) async fn close(self, stop: Stop) {
+    /// fetched stays in both cases. Returns how many connections were served to the end.
+    pub(crate) async fn close(self, stop: Stop) -> usize {
         self.lazy.leave();
+        let pool = self.pool;
+        let connections = pool.connections();
+        if stop == Stop::LeaveMounts {
+            // Before anything that requests wait for ends: they are left to the next server.
+            self.journal.leaving_on_purpose();
+            end(pool.clone()).await;
+        }
         self.snapshotter.close(stop == Stop::Clean).await;
         self.fetcher.shutdown().await;
         log_fetched(&self.fetcher.stats());
         self.lazy.flush().await;
-        let pool = self.pool;
-        let joined = tokio::task::spawn_blocking(move || pool.shutdown());
-        if tokio::time::timeout(PATIENCE, joined).await.is_err() {
-            tracing::warn!("a thread that serves file systems does not end: it is left behind");
-        }
+        end(pool).await;
+        connections
     }
 }
 
-/// Makes the root folder if need be and keeps other daemons away from it.
-pub(crate) fn lock_root(root: &Path) -> anyhow::Result<RootLock> {
-    RootLock::acquire(root).context("the folder given by --root cannot be used")
+/// Ends the threads that serve file systems.
+async fn end(pool: fuse::Pool) {
+    let joined = tokio::task::spawn_blocking(move || pool.shutdown());
+    if tokio::time::timeout(PATIENCE, joined).await.is_err() {
+        tracing::warn!("a thread that serves file systems does not end: it is left behind");
+    }
 }
 
 /// Builds everything below the gRPC service, and mounts the layers of an earlier run again.
-pub(crate) async fn wire(root: &Path, config: &Config) -> anyhow::Result<Running> {
+pub(crate) async fn wire(root: &Path, config: &Config, left: Left) -> anyhow::Result<Running> {
     let credentials = Arc::new(DockerConfigCredentials::new());
     let client = Client::new(settings::client(config), credentials)?;
     let layers = LayerStore::open(&root.join("soci/layers"), settings::layer_store(config))?;
@@ -66,7 +83,7 @@ pub(crate) async fn wire(root: &Path, config: &Config) -> anyhow::Result<Running
     // They wait for the disk now and then, never for the network.
     let threads = std::thread::available_parallelism().map_or(4, |cores| cores.get().clamp(4, 16));
     let pool =
-        fuse::Pool::new(threads).context("cannot start the threads that serve file systems")?;
+        fuse::Pool::new(threads, left.journal.clone()).context("cannot start the threads that serve file systems")?;
 
     let parts = lazy::Parts {
         client,
@@ -74,9 +91,12 @@ pub(crate) async fn wire(root: &Path, config: &Config) -> anyhow::Result<Running
         content,
         fetcher: fetcher.clone(),
         pool: pool.clone(),
+        keeper: left.keeper,
+        held: left.connections,
         config: settings::lazy(config),
     };
-    let lazy = LazyLayers::new(parts, root.join("soci/images"));
+    let lazy = LazyLayers::new(parts, root.join("soci/images"))
+        .context("what an earlier daemon left cannot be taken over")?;
     let snapshots = SnapshotterConfig {
         root: root.join("snapshotter"),
         allow_invalid_mounts_on_restart: config.snapshotter.allow_invalid_mounts_on_restart,
@@ -86,12 +106,16 @@ pub(crate) async fn wire(root: &Path, config: &Config) -> anyhow::Result<Running
         .context("cannot open the snapshots of earlier runs")?;
     // Every layer that a snapshot uses has been asked for by now; the rest only takes room.
     let sweeping = lazy.clone();
-    tokio::spawn(async move { sweeping.sweep().await });
+    tokio::spawn(async move {
+        sweeping.continue_rest().await;
+        sweeping.sweep().await;
+    });
     Ok(Running {
         snapshotter: Arc::new(snapshotter),
         lazy,
         fetcher,
         pool,
+        journal: left.journal,
     })
 }
 

@@ -191,13 +191,13 @@ fn a_bad_address_is_refused() {
 #[test]
 fn a_machine_without_fuse_is_refused_with_what_to_do() {
     let place = Place::new();
-    // A mount namespace whose /dev is empty.
+    // A mount namespace whose /dev has only what every program expects.
     let mut command = place.here(wrapped(&[
         "unshare",
         "--mount",
         "sh",
         "-c",
-        "mount -t tmpfs none /dev && exec \"$0\" \"$@\"",
+        "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec \"$0\" \"$@\"",
     ]));
     command.arg("--address").arg(place.socket());
     let error = refusal(command);

@@ -6,17 +6,19 @@ use std::path::{Path, PathBuf};
 use oci::Digest;
 use ztoc::{SpanId, ZtocError};
 
+use crate::Owner;
+
 /// Why a store did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// Another process uses the root folder.
-    #[error("{} is in use by another daemon{}; stop that one, or use another root folder", .path.display(), by(*.pid))]
+    #[error("{} is in use by another daemon{}; stop that one, or use another root folder", .path.display(), by(*.owner))]
     Locked {
         /// The root folder.
         path: PathBuf,
-        /// The process that holds it, as far as it said.
-        pid: Option<u32>,
+        /// The processes that have it, as far as they said.
+        owner: Option<Owner>,
     },
     /// A folder that we must write to cannot be written to.
     #[error("{} is not writable ({source}); check its owner, its mode and that the file system is not read-only", .path.display())]
@@ -127,8 +129,10 @@ pub enum StoreError {
     },
 }
 
-fn by(pid: Option<u32>) -> String {
-    pid.map(|pid| format!(" (process {pid})"))
+fn by(owner: Option<Owner>) -> String {
+    owner
+        .map(|owner| owner.supervisor.unwrap_or(owner.server))
+        .map(|pid| format!(" (process {pid})"))
         .unwrap_or_default()
 }
 

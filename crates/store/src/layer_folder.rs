@@ -99,6 +99,25 @@ pub(crate) fn open(
     Ok(Opened { layer, toc })
 }
 
+/// Reads the zTOC from disk and changes nothing: its entries and the length of the uncompressed tar.
+pub(crate) fn look_at(folder: &Path, key: LayerKey) -> Result<(Vec<FileMetadata>, u64), StoreError> {
+    let path = folder.join("ztoc");
+    let blob = fs::read(&path).map_err(|e| StoreError::io("read", &path, e))?;
+    let actual = Digest::of(&blob);
+    if actual != key.ztoc {
+        return Err(StoreError::DigestMismatch {
+            what: format!("zTOC {}", path.display()),
+            expected: key.ztoc,
+            actual,
+        });
+    }
+    let parts = Ztoc::parse_parts(&blob).map_err(|source| StoreError::Ztoc {
+        digest: key.ztoc,
+        source,
+    })?;
+    Ok((parts.toc, parts.spans.uncompressed_size()))
+}
+
 /// Reads the zTOC, from disk or else as given, and leaves it on disk.
 fn verified_ztoc(
     folder: &Path,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use std::{fs, io};
 
 use oci::Digest;
+use ztoc::FileMetadata;
 
 use crate::flusher::Flusher;
 use crate::layer_folder::{self, Opened};
@@ -93,6 +94,15 @@ struct Inner {
 }
 
 impl LayerStore {
+    /// Reads the zTOC of a layer that another process may have open: its entries, and the length of the
+    /// uncompressed tar in bytes. Changes nothing.
+    ///
+    /// # Errors
+    /// It is not there or not what its digest says.
+    pub fn look_at(dir: &Path, key: LayerKey) -> Result<(Vec<FileMetadata>, u64), StoreError> {
+        layer_folder::look_at(&dir.join(key.folder_name()), key)
+    }
+
     /// Opens the store in `dir`, which is created if need be, and clears away what a crash left.
     ///
     /// # Errors
@@ -166,7 +176,7 @@ impl LayerStore {
         layer: Digest,
         ztoc_digest: Digest,
         ztoc_blob: Option<&[u8]>,
-    ) -> Result<(Arc<StoredLayer>, Vec<ztoc::FileMetadata>), StoreError> {
+    ) -> Result<(Arc<StoredLayer>, Vec<FileMetadata>), StoreError> {
         let key = LayerKey {
             layer,
             ztoc: ztoc_digest,
@@ -184,7 +194,7 @@ impl LayerStore {
         &self,
         key: LayerKey,
         ztoc_blob: Option<&[u8]>,
-    ) -> Result<(Arc<StoredLayer>, Option<Vec<ztoc::FileMetadata>>), StoreError> {
+    ) -> Result<(Arc<StoredLayer>, Option<Vec<FileMetadata>>), StoreError> {
         let place = self.inner.shared.place(key);
         let mut place = place.lock();
         if let Some(open) = place.upgrade() {

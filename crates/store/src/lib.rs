@@ -20,5 +20,5 @@ mod stored_layer;
 
 pub use error::StoreError;
 pub use layer_store::{LayerKey, LayerStore, LayerStoreConfig, Usage};
-pub use root_lock::RootLock;
+pub use root_lock::{Owner, RootLock};
 pub use stored_layer::{ReadOutcome, StoredLayer};

@@ -1,7 +1,8 @@
 //! The lock on the daemon's root folder.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, Write as _};
+use std::io;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 
 use rustix::fs::FlockOperation;
@@ -10,10 +11,36 @@ use crate::StoreError;
 
 const FILE_NAME: &str = "daemon.lock";
 
+/// Bytes of the file: always the same, so that it can be written again on a full disk.
+const LENGTH: usize = 64;
+
+/// The processes that have a root folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// The process that an operator or the service manager knows, and talks to by signals; `None` if it
+    /// is gone and only its server goes on.
+    pub supervisor: Option<u32>,
+    /// The process that serves, and has the lock.
+    pub server: u32,
+}
+
+impl Owner {
+    /// Reads what [`RootLock::set_owner`] wrote, or an earlier version: the number of one process.
+    fn parse(text: &str) -> Option<Self> {
+        let mut numbers = text.split_whitespace().map(str::parse::<u32>);
+        let first = numbers.next()?.ok()?;
+        let server = numbers.next().and_then(Result::ok);
+        Some(Self {
+            supervisor: Some(first).filter(|pid| *pid != 0),
+            server: server.unwrap_or(first),
+        })
+    }
+}
+
 /// Holds the root folder until it is dropped, or the process dies.
 #[derive(Debug)]
 pub struct RootLock {
-    _file: File,
+    file: File,
 }
 
 impl RootLock {
@@ -22,7 +49,7 @@ impl RootLock {
     /// # Errors
     /// [`StoreError::Locked`] when another process has it, [`StoreError::NotWritable`] when we may not
     /// write there.
-    pub fn acquire(root: &Path) -> Result<Self, StoreError> {
+    pub fn acquire(root: &Path, owner: Owner) -> Result<Self, StoreError> {
         use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
         let refused = |source: io::Error| match source.kind() {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
@@ -38,7 +65,7 @@ impl RootLock {
             .mode(0o711)
             .create(root)
             .map_err(refused)?;
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
@@ -49,32 +76,106 @@ impl RootLock {
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut text = String::new();
-                // The holder may be about to write its number: then we just do not name it.
-                let _ = file.take(32).read_to_string(&mut text);
                 return Err(StoreError::Locked {
                     path: root.to_path_buf(),
-                    pid: text.trim().parse().ok(),
+                    owner: owner_in(&file),
                 });
             }
             Err(error) => return Err(refused(error.into())),
         }
-        file.set_len(0).map_err(refused)?;
-        file.rewind().map_err(refused)?;
-        writeln!(file, "{}", std::process::id()).map_err(refused)?;
-        Ok(Self { _file: file })
+        let lock = Self { file };
+        lock.set_owner(owner);
+        Ok(lock)
     }
+
+    /// Writes down who has it. Best effort: on a full disk nobody can read it, and the lock holds.
+    pub fn set_owner(&self, owner: Owner) {
+        let supervisor = owner.supervisor.unwrap_or(0);
+        let text = format!("{supervisor} {}", owner.server);
+        let line = format!("{text:<width$}\n", width = LENGTH - 1);
+        if let Err(error) = self.file.write_all_at(line.as_bytes(), 0) {
+            tracing::warn!(error = %error, "cannot write down which process has the root folder");
+        }
+    }
+
+    /// Who has the root folder; `None`: nobody.
+    ///
+    /// # Errors
+    /// If the lock's file cannot be read.
+    pub fn owner(root: &Path) -> Result<Option<Owner>, StoreError> {
+        let failed = |source| StoreError::io("look at the lock of", root, source);
+        let file = match File::open(root.join(FILE_NAME)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        // Not by trying to lock it, which could be in the way of a daemon that starts just then.
+        let locks = fs::read_to_string("/proc/locks").map_err(failed)?;
+        let inode = file.metadata().map_err(failed)?.ino();
+        Ok(owner_in(&file).filter(|owner| is_locked(&locks, inode, owner.server)))
+    }
+}
+
+/// Whether a process has locked a file, by what /proc/locks says (proc_locks(5)), for instance
+/// `1: FLOCK  ADVISORY  WRITE 42 fe:00:131 0 EOF`.
+fn is_locked(locks: &str, inode: u64, pid: u32) -> bool {
+    let (inode, pid) = (format!(":{inode}"), pid.to_string());
+    locks.lines().any(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        fields.get(1) == Some(&"FLOCK")
+            && fields.get(4) == Some(&pid.as_str())
+            && fields.get(5).is_some_and(|file| file.ends_with(&inode))
+    })
+}
+
+fn owner_in(file: &File) -> Option<Owner> {
+    let mut text = [0; LENGTH];
+    // The holder may be about to write its number: then we just do not name it.
+    let length = file.read_at(&mut text, 0).ok()?;
+    Owner::parse(std::str::from_utf8(text.get(..length)?).ok()?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A daemon without a process of its own to supervise it.
+    fn us() -> Owner {
+        Owner {
+            supervisor: Some(std::process::id()),
+            server: std::process::id(),
+        }
+    }
+
+    #[test]
+    fn who_has_the_root_can_be_asked_and_may_change() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(RootLock::owner(root.path()).unwrap(), None);
+        let server = std::process::id();
+        let owner = Owner {
+            supervisor: Some(1_234_567),
+            server,
+        };
+        let lock = RootLock::acquire(root.path(), owner).unwrap();
+        assert_eq!(RootLock::owner(root.path()).unwrap(), Some(owner));
+        let orphan = Owner {
+            supervisor: None,
+            server,
+        };
+        lock.set_owner(orphan);
+        assert_eq!(RootLock::owner(root.path()).unwrap(), Some(orphan));
+        drop(lock);
+        assert_eq!(RootLock::owner(root.path()).unwrap(), None);
+        // As version 1.0.0 wrote it.
+        let old = Owner::parse("42\n").unwrap();
+        assert_eq!((old.supervisor, old.server), (Some(42), 42));
+    }
+
     #[test]
     fn a_second_daemon_is_told_who_has_the_root() {
         let root = tempfile::tempdir().unwrap();
-        let lock = RootLock::acquire(&root.path().join("new")).unwrap();
-        let error = RootLock::acquire(&root.path().join("new")).unwrap_err();
+        let lock = RootLock::acquire(&root.path().join("new"), us()).unwrap();
+        let error = RootLock::acquire(&root.path().join("new"), us()).unwrap_err();
         assert!(
             error
                 .to_string()
@@ -82,16 +183,16 @@ mod tests {
             "{error}"
         );
         drop(lock);
-        RootLock::acquire(&root.path().join("new")).unwrap();
+        RootLock::acquire(&root.path().join("new"), us()).unwrap();
     }
 
     #[test]
     fn a_root_that_cannot_be_written_to_is_a_clear_error() {
         // /proc takes no new folders, whoever asks.
-        let error = RootLock::acquire(Path::new("/proc/soci")).unwrap_err();
+        let error = RootLock::acquire(Path::new("/proc/soci"), us()).unwrap_err();
         assert!(error.to_string().contains("/proc/soci"), "{error}");
         let file = tempfile::NamedTempFile::new().unwrap();
-        let error = RootLock::acquire(&file.path().join("below")).unwrap_err();
+        let error = RootLock::acquire(&file.path().join("below"), us()).unwrap_err();
         assert!(matches!(error, StoreError::Io { .. }), "{error}");
     }
 }

@@ -310,6 +310,40 @@ impl Section for LayerStore {
     }
 }
 
+/// `[holder]`, not in v0.15: the process that keeps the mounts while the daemon is replaced.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Holder {
+    /// Have one. Without, containers on lazy layers do not survive the daemon.
+    pub enable: bool,
+    /// How long the mounts may be without a daemon before they are given up, so that containers on
+    /// them can end.
+    pub abandon_after: Duration,
+    /// Have the kernel send again what was in flight when a daemon died, where it can (Linux 6.9).
+    pub resend: bool,
+}
+
+impl Default for Holder {
+    fn default() -> Self {
+        Self {
+            enable: true,
+            abandon_after: Duration::from_secs(600),
+            resend: true,
+        }
+    }
+}
+
+impl Section for Holder {
+    fn visit(&mut self, v: &mut impl Visitor) {
+        v.flag("enable", &mut self.enable);
+        v.duration(
+            "abandon_after_sec",
+            Unit::Seconds,
+            &mut self.abandon_after,
+        );
+        v.flag("resend", &mut self.resend);
+    }
+}
+
 /// A socket's address matters only where the feature that uses it is on.
 fn socket(key: &'static str, address: &str, used: bool) -> Vec<Broken> {
     if !used

@@ -1,0 +1,128 @@
+//! systemd's descriptor store (`FileDescriptorStoreMax=`): a second place for the mounts, should holder and
+//! server both die. Used where the unit says so ([`SWITCH`], or systemd itself from version 254 on).
+//!
+//! Each descriptor is stored together with a memfd that holds its key and note, under one name.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use holder::{Client, SecondKeeper};
+use rustix::fs::{FileType, MemfdFlags, fstat, memfd_create};
+use sd_notify::NotifyState;
+use serde::{Deserialize, Serialize};
+
+use crate::HOLDER_ARGUMENT;
+
+/// Prefix of the names under which descriptors are stored.
+pub(crate) const NAME: &str = "soci-fuse-";
+
+/// Set in our unit: the service manager stores descriptors, also from the server process.
+const SWITCH: &str = "SOCI_DESCRIPTOR_STORE";
+/// Set by systemd 254 and later.
+const SYSTEMDS: &str = "FDSTORE";
+
+/// Longest note in bytes.
+const LONGEST: u64 = 128 << 10;
+
+#[derive(Serialize, Deserialize)]
+struct Label {
+    key: String,
+    note: String,
+}
+
+#[derive(Debug)]
+struct Store;
+
+/// The store, if the service manager has one for us.
+pub(crate) fn find() -> Option<Arc<dyn SecondKeeper>> {
+    let offered = [SWITCH, SYSTEMDS]
+        .iter()
+        .any(|name| std::env::var_os(name).is_some());
+    (offered && std::env::var_os("NOTIFY_SOCKET").is_some()).then(|| Arc::new(Store) as _)
+}
+
+/// A name may have no colon and no control characters.
+fn name_of(key: &str) -> String {
+    format!("{NAME}{}", key.replace(|c: char| !c.is_ascii_alphanumeric(), "-"))
+}
+
+impl SecondKeeper for Store {
+    fn put(&self, key: &str, note: &str, descriptor: BorrowedFd<'_>) {
+        // The listening socket is the service manager's already, or made anew.
+        if key == crate::listen::HOLDER_KEY {
+            return;
+        }
+        if let Err(error) = store(key, note, descriptor) {
+            tracing::warn!(key, error = %error, "systemd does not store a descriptor");
+        }
+    }
+
+    fn remove(&self, key: &str) {
+        let name = name_of(key);
+        let state = [NotifyState::FdStoreRemove, NotifyState::FdName(&name)];
+        if let Err(error) = sd_notify::notify(&state) {
+            tracing::warn!(key, error = %error, "systemd does not let go of a descriptor");
+        }
+    }
+}
+
+fn store(key: &str, note: &str, descriptor: BorrowedFd<'_>) -> std::io::Result<()> {
+    let label = Label {
+        key: key.to_owned(),
+        note: note.to_owned(),
+    };
+    let mut file = File::from(memfd_create("soci-note", MemfdFlags::CLOEXEC)?);
+    file.write_all(&serde_json::to_vec(&label)?)?;
+    let name = name_of(key);
+    let state = [NotifyState::FdStore, NotifyState::FdName(&name)];
+    sd_notify::notify_with_fds(&state, &[descriptor, file.as_fd()])
+}
+
+/// Gives what systemd stored to the holder of `root`, unless it has it; how many that were.
+pub(crate) fn restore(root: &Path, stored: Vec<(String, OwnedFd)>) -> anyhow::Result<usize> {
+    if stored.is_empty() {
+        return Ok(0);
+    }
+    let mut pairs: HashMap<String, (Option<OwnedFd>, Option<Label>)> = HashMap::new();
+    for (name, descriptor) in stored {
+        let pair = pairs.entry(name).or_default();
+        match label_in(&descriptor) {
+            Some(label) => pair.1 = Some(label),
+            None => pair.0 = Some(descriptor),
+        }
+    }
+    let holder = Client::look_or_start(root, HOLDER_ARGUMENT).context("there is no holder")?;
+    let has: Vec<_> = holder.list()?.into_iter().map(|kept| kept.key).collect();
+    let mut restored = 0;
+    for pair in pairs.into_values() {
+        if let (Some(descriptor), Some(Label { key, note })) = pair
+            && !has.contains(&key)
+        {
+            holder.put(&key, &note, descriptor.as_fd())?;
+            restored += 1;
+        }
+    }
+    Ok(restored)
+}
+
+/// The label in a descriptor, if it is that of a label: the journal is a memfd too.
+fn label_in(descriptor: &OwnedFd) -> Option<Label> {
+    let kind = FileType::from_raw_mode(fstat(descriptor).ok()?.st_mode);
+    if kind != FileType::RegularFile {
+        return None;
+    }
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", descriptor.as_raw_fd())).ok()?;
+    if !name.to_string_lossy().contains("memfd:soci-note") {
+        return None;
+    }
+    let mut file = File::from(descriptor.try_clone().ok()?);
+    file.rewind().ok()?;
+    let mut text = Vec::new();
+    file.take(LONGEST).read_to_end(&mut text).ok()?;
+    serde_json::from_slice(&text).ok()
+}

@@ -1,0 +1,110 @@
+//! From one server to the next without a gap: the new one proves itself while the old one serves, the old
+//! one lets go, the new one takes up. Whatever goes wrong, the old one goes on.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+
+use super::child::{End, Program, Server};
+use crate::control::{Ask, Predecessor, Tell};
+use crate::listen::PassedSocket;
+use crate::upgrade;
+
+/// How long the new server may take to prove itself: it reads the zTOC of every mounted layer.
+const TO_PROVE: Duration = Duration::from_secs(120);
+/// How long the old one may take to let go: it waits for calls that run.
+const TO_LET_GO: Duration = Duration::from_secs(30);
+/// How long the new one may take until it serves.
+const TO_SERVE: Duration = Duration::from_secs(60);
+/// How long the old one may take to end when all is done.
+const TO_END: Duration = Duration::from_secs(10);
+
+/// Hands over to the program that is installed where this one was started from. `None`: the old
+/// server goes on.
+pub(crate) async fn upgrade(
+    old: &mut Server,
+    socket: Option<&PassedSocket>,
+    root: &Path,
+) -> Option<(Server, Program)> {
+    let outcome = hand_over(old, socket).await;
+    let said = match &outcome {
+        Ok((new, _)) => {
+            tracing::info!(pid = new.pid(), "another server has taken over");
+            Ok(())
+        }
+        Err(error) => {
+            let error = format!("{error:#}");
+            tracing::error!(error, "the hand-over failed; the old server goes on");
+            Err(error)
+        }
+    };
+    upgrade::report(root, said);
+    outcome.ok()
+}
+
+async fn hand_over(
+    old: &mut Server,
+    socket: Option<&PassedSocket>,
+) -> anyhow::Result<(Server, Program)> {
+    let path = installed()?;
+    let program = Program::at(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    let mut new = program
+        .start(socket, Predecessor::Serving)
+        .with_context(|| format!("cannot start {}", path.display()))?;
+    if let Err(error) = answers(&mut new, Tell::Proved, TO_PROVE).await {
+        new.kill().await;
+        return Err(error.context("the new program does not prove that it can take over"));
+    }
+    old.line.say(Ask::HandOver).await;
+    let handed_over = async {
+        let let_go = answers(old, Tell::HandedOver, TO_LET_GO).await;
+        let_go.context("the old server does not let go")?;
+        new.line.say(Ask::Serve).await;
+        let serves = answers(&mut new, Tell::Ready, TO_SERVE).await;
+        serves.context("the new program does not serve")
+    };
+    if let Err(error) = handed_over.await {
+        new.kill().await;
+        old.line.say(Ask::Serve).await;
+        return Err(error);
+    }
+    old.line.say(Ask::Exit).await;
+    if tokio::time::timeout(TO_END, End::of(&mut old.child)).await.is_err() {
+        tracing::warn!("the old server does not end: it is killed");
+        old.kill().await;
+    }
+    Ok((new, program))
+}
+
+/// Waits until the server says the word; what else it says is not for now.
+async fn answers(server: &mut Server, word: Tell, limit: Duration) -> anyhow::Result<()> {
+    let waiting = async {
+        loop {
+            tokio::select! {
+                end = End::of(&mut server.child) => bail!("it ended ({end}); its log says why"),
+                said = server.line.next::<Tell>() => match said {
+                    Some(said) if said == word => return Ok(()),
+                    Some(_) => {}
+                    // Its end follows.
+                    None => bail!("it closed its line; its log says why"),
+                },
+            }
+        }
+    };
+    match tokio::time::timeout(limit, waiting).await {
+        Ok(result) => result,
+        Err(_) => bail!("it did not answer within {} s", limit.as_secs()),
+    }
+}
+
+/// The path of our program. The file that we run may have been replaced since; then the kernel shows it as
+/// deleted.
+fn installed() -> anyhow::Result<PathBuf> {
+    let path = std::fs::read_link("/proc/self/exe").context("cannot find the program that runs")?;
+    let text = path.to_string_lossy();
+    match text.strip_suffix(" (deleted)") {
+        Some(text) if !path.exists() => Ok(text.into()),
+        _ => Ok(path),
+    }
+}

@@ -1,0 +1,77 @@
+//! `soci-snapshotter-grpc upgrade`: has the running daemon hand over to the program that is installed now, and
+//! waits for the outcome.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, Serialize};
+
+use crate::root;
+
+/// Longer than all limits of a hand-over together.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// How the last hand-over went.
+#[derive(Debug, Serialize, Deserialize)]
+struct Outcome {
+    /// Why it failed; absent: it did not.
+    error: Option<String>,
+}
+
+fn file(root: &Path) -> PathBuf {
+    root.join("upgrade.json")
+}
+
+/// Leaves the outcome where [`run`] waits for it.
+pub(crate) fn report(root: &Path, outcome: Result<(), String>) {
+    let outcome = Outcome {
+        error: outcome.err(),
+    };
+    let (path, unfinished) = (file(root), file(root).with_extension("new"));
+    let written = serde_json::to_vec(&outcome)
+        .map_err(std::io::Error::from)
+        .and_then(|text| std::fs::write(&unfinished, text))
+        .and_then(|()| std::fs::rename(&unfinished, &path));
+    if let Err(error) = written {
+        tracing::warn!(path = %path.display(), error = %error, "the outcome of a hand-over is not told");
+    }
+}
+
+/// Asks the daemon of `root` to hand over and waits until it has.
+///
+/// # Errors
+/// If there is no daemon, or the hand-over failed; then the old server goes on.
+pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
+    let supervisor = root::owner(root)?
+        .and_then(|owner| owner.supervisor)
+        .and_then(|pid| i32::try_from(pid).ok())
+        .and_then(Pid::from_raw)
+        .with_context(|| format!("no daemon runs with --root {}", root.display()))?;
+    let path = file(root);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot remove {}", path.display()));
+        }
+        _ => {}
+    }
+    kill_process(supervisor, Signal::HUP).context("cannot reach the daemon")?;
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        if let Ok(text) = std::fs::read(&path) {
+            let outcome: Outcome = serde_json::from_slice(&text)
+                .with_context(|| format!("{} cannot be read", path.display()))?;
+            return match outcome.error {
+                None => Ok(()),
+                Some(error) => bail!("the old server goes on: {error}"),
+            };
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    bail!(
+        "no outcome after {} s; the daemon's log says more",
+        PATIENCE.as_secs()
+    )
+}
