@@ -21,8 +21,8 @@ use crate::descriptor_store;
 use crate::listen::PassedSockets;
 use child::{End, Program};
 
-/// A server that lived this long was no failed start.
-const STEADY: Duration = Duration::from_secs(10);
+/// A server that serves for this long before it crashes is started again at once.
+const STEADY: Duration = Duration::from_secs(2);
 
 /// Waiting times before a server is started again that always ends soon; the last one stays.
 const PAUSES: [Duration; 6] = [
@@ -71,7 +71,7 @@ async fn supervise(args: &Args, passed: PassedSockets) -> anyhow::Result<ExitCod
     let mut has_served = false;
     let mut failures = 0_usize;
     loop {
-        let begin = Instant::now();
+        let mut ready: Option<Instant> = None;
         let mut server = program
             .start(socket.as_ref(), predecessor)
             .context("cannot start the server")?;
@@ -82,6 +82,7 @@ async fn supervise(args: &Args, passed: PassedSockets) -> anyhow::Result<ExitCod
                     server.talks = word.is_some();
                     if word == Some(Tell::Ready) {
                         has_served = true;
+                        ready = Some(Instant::now());
                         notify(&[sd_notify::NotifyState::Ready]);
                     }
                     continue;
@@ -106,13 +107,15 @@ async fn supervise(args: &Args, passed: PassedSockets) -> anyhow::Result<ExitCod
         if let (false, End::Exited(code)) = (has_served, end) {
             return Ok(ExitCode::from(code));
         }
-        failures = match begin.elapsed() {
-            lived if lived >= STEADY => 0,
+        predecessor = end.predecessor();
+        failures = match (ready, predecessor) {
+            // Somebody killed it: that says nothing about the next one.
+            (_, Predecessor::Killed | Predecessor::Unknown) => 0,
+            (Some(ready), _) if ready.elapsed() >= STEADY => 0,
             _ => failures.saturating_add(1),
         };
-        predecessor = end.predecessor();
         tracing::error!(end = %end, "the server ended by itself; starting another one");
-        let pause = PAUSES.get(failures.saturating_sub(1)).or(PAUSES.last());
+        let pause = PAUSES.get(failures).or(PAUSES.last());
         let pause = pause.copied().unwrap_or_default();
         if let Some(ask) = signals.end_within(pause).await {
             tracing::info!(ask = ?ask, "ending without a server; the mounts stay");

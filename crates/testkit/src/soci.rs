@@ -5,7 +5,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cli::binary;
 use crate::process::{Daemon, LogLines, TestRoot};
@@ -131,6 +131,90 @@ impl SociDaemon {
         self.daemon.kill()
     }
 
+    /// The process that serves, below the one that was started. It changes with each restart.
+    ///
+    /// # Errors
+    /// When none serves now.
+    pub fn server_pid(&self) -> Result<u32> {
+        let path = self.root().join("daemon.lock");
+        let text = std::fs::read_to_string(&path).context("read the daemon's lock")?;
+        let mut numbers = text.split_whitespace();
+        let server = numbers.nth(1).context("the lock names no server")?.parse()?;
+        ensure!(alive(server), "the server {server} is gone");
+        Ok(server)
+    }
+
+    /// The process that holds the mounts.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn holder_pid(&self) -> Result<u32> {
+        let found = crate::process::processes_below(self.root.path())
+            .into_iter()
+            .find(|pid| {
+                let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+                name.is_ok_and(|name| name.trim() == "soci-holder")
+            });
+        let pid = found.context("there is no holder")?;
+        Ok(u32::try_from(pid)?)
+    }
+
+    /// Kills the serving process alone with a signal; another one takes its place. Returns its number.
+    ///
+    /// # Errors
+    /// When none serves now.
+    pub fn signal_server(&self, signal: Signal) -> Result<u32> {
+        let pid = self.server_pid()?;
+        signal_process(pid, signal)?;
+        Ok(pid)
+    }
+
+    /// Kills the holder with SIGKILL.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn kill_holder(&self) -> Result<u32> {
+        let pid = self.holder_pid()?;
+        signal_process(pid, Signal::KILL)?;
+        Ok(pid)
+    }
+
+    /// Kills the process that was started, and not the server below it.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn kill_supervisor(&mut self) -> Result<ExitStatus> {
+        self.daemon.signal(Signal::KILL)?;
+        self.daemon.wait(PATIENCE)
+    }
+
+    /// Waits until another server than `before` has started.
+    ///
+    /// # Errors
+    /// When none does.
+    pub fn wait_for_successor(&self, before: u32) -> Result<u32> {
+        let deadline = std::time::Instant::now() + PATIENCE;
+        loop {
+            match self.server_pid() {
+                Ok(pid) if pid != before => return Ok(pid),
+                _ if std::time::Instant::now() > deadline => {
+                    anyhow::bail!("no server after {before}:\n{}", self.log().tail(40));
+                }
+                _ => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    /// `soci-snapshotter-grpc upgrade`, with a program: has the daemon hand over.
+    ///
+    /// # Errors
+    /// When it refuses; the message holds why.
+    pub fn upgrade(&self) -> Result<String> {
+        let mut command = std::process::Command::new(binary("soci-snapshotter-grpc")?);
+        command.arg("--root").arg(self.root()).arg("upgrade");
+        crate::cli::output_of(command)
+    }
+
     /// Starts it again on the same root and socket, after it ended.
     ///
     /// # Errors
@@ -179,6 +263,19 @@ impl SociDaemon {
             command.envs(options.environment.iter().cloned());
         })
     }
+}
+
+fn alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // A zombie's state is Z; the name before it may hold anything.
+    stat.rsplit_once(')')
+        .is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+}
+
+fn signal_process(pid: u32, signal: Signal) -> Result<()> {
+    let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let number = number.context("bad process id")?;
+    kill_process(number, signal).with_context(|| format!("signal {pid}"))
 }
 
 fn ready(daemon: &mut Daemon, socket: &Path) -> Result<()> {

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses a part of this")]
 
+pub(crate) mod survival;
+
 use testkit::{Run, SociCli, SociDaemonOptions, Stack, StackOptions};
 
 pub(crate) const NAMESPACE: &str = "e2e";

@@ -7,6 +7,7 @@ pub mod diff;
 mod layer;
 pub mod layout;
 mod python;
+mod readers;
 mod samples;
 mod sink;
 
@@ -14,5 +15,6 @@ pub use builder::{ImageBuilder, OciImage, OciLayer};
 pub use content::Content;
 pub use layer::Layer;
 pub use python::{APP_OUTPUT, APP_SCRIPT, PYTHON_TAG, python_image};
+pub use readers::{READER_MODES, READER_SCRIPT, readers_image};
 pub use samples::{busybox_image, busybox_layer, large_file_image, small_image, small_image_data};
 pub use sink::{LayerCompression, LayerSink};

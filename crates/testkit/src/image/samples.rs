@@ -9,7 +9,7 @@ use super::content::Content;
 use super::layer::Layer;
 
 /// Where Debian's package `busybox-static` has it.
-const BUSYBOX: &str = "/bin/busybox";
+pub(super) const BUSYBOX: &str = "/bin/busybox";
 const APPLETS: [&str; 24] = [
     "sh",
     "cat",

@@ -10,5 +10,6 @@ pub use daemon::{Daemon, LogLines};
 pub use mounts::mounts_below;
 pub(crate) use mounts::unmount_below;
 pub use root::{TestRoot, clean_up_at_signals};
+pub use rustix::process::Signal;
 pub use table::processes_below;
 pub(crate) use table::{kill_below, remove_control_groups};

@@ -1,0 +1,186 @@
+//! A stack whose image is read by containers in every way while something happens to the daemon.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use testkit::image::{READER_MODES, READER_SCRIPT, readers_image};
+use testkit::{Fault, Rule, Run, Running, SociDaemon, Stack, TestRoot, Throttle};
+
+use super::{NAMESPACE, indexed, lazy_mounts, pull, stack};
+
+/// The modes of each container: they share one Python, and are started together.
+const CONTAINERS: [&[&str]; 3] = [
+    &["sequential", "mmap"],
+    &["random", "small"],
+    &["exec", "find"],
+];
+
+/// A registry as slow as one in the cloud, with faults; a daemon; a containerd; the readers' image, pulled.
+pub(crate) struct Scene {
+    pub(crate) stack: Stack,
+    pub(crate) reference: String,
+    pub(crate) layers: usize,
+    before: Leaks,
+    random: AtomicU64,
+    _root: TestRoot,
+}
+
+/// What the daemon's processes have open.
+#[derive(Debug, Clone, Copy)]
+struct Leaks {
+    mounts: usize,
+    server_files: usize,
+    server_threads: usize,
+    holder_files: usize,
+}
+
+impl Scene {
+    /// With these lines of configuration.
+    pub(crate) fn new(config: &str) -> Self {
+        let root = TestRoot::new().unwrap();
+        let image = readers_image(root.path(), "readers").unwrap();
+        let stack = stack(config);
+        let reference = indexed(&stack, root.path(), "readers");
+        stack.proxy.throttle(Throttle::cloud());
+        pull(&stack, &reference);
+        // Now and then a request fails, or a body breaks off.
+        let blobs = |fault| Rule::always(fault).path("/blobs/").unwrap().ranged(true);
+        stack.proxy.inject(blobs(Fault::status(503)).from_nth(7).times(5));
+        stack.proxy.inject(blobs(Fault::Truncate(100_000)).from_nth(20).times(5));
+        let layers = image.layers.len();
+        assert_eq!(lazy_mounts(&stack), layers, "every layer is lazy");
+        let before = Leaks::of(&stack);
+        Self {
+            stack,
+            reference,
+            layers,
+            before,
+            random: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
+            _root: root,
+        }
+    }
+
+    pub(crate) fn daemon(&self) -> &SociDaemon {
+        &self.stack.daemon
+    }
+
+    /// Starts the containers; they read for this long.
+    pub(crate) fn start_readers(&self, time: Duration) -> Readers {
+        let ctr = self.stack.containerd.ctr(NAMESPACE);
+        let seconds = time.as_secs().to_string();
+        let start = |modes: &'static [&'static str]| {
+            let command = ["/usr/bin/python3", READER_SCRIPT, &seconds];
+            let command = command.iter().chain(modes).copied();
+            let run = Run::new(&self.reference, "soci").command(command);
+            (modes, ctr.start(&run).unwrap())
+        };
+        Readers {
+            until: Instant::now() + time,
+            containers: CONTAINERS.iter().copied().map(start).collect(),
+        }
+    }
+
+    /// Between 100 and 1200 ms.
+    pub(crate) fn pause_at_random(&self) {
+        // An xorshift: which moments does not matter, as long as they differ.
+        let mut x = self.random.load(Ordering::Relaxed);
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        self.random.store(x, Ordering::Relaxed);
+        std::thread::sleep(Duration::from_millis(100 + x % 1100));
+    }
+
+    /// Has the kernel forget names, attributes and content, so that it asks again.
+    #[expect(clippy::unused_self, reason = "it is done to the scene's machine")]
+    pub(crate) fn forget_caches(&self) {
+        std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    }
+
+    /// After all readers have ended: no process, mount, descriptor or thread more than before.
+    pub(crate) fn nothing_leaks(&self) {
+        let ctr = self.stack.containerd.ctr(NAMESPACE);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let more = |after: &Leaks| {
+            after.mounts != self.before.mounts
+                || after.server_files > self.before.server_files + 24
+                || after.server_threads > self.before.server_threads + 8
+                || after.holder_files > self.before.holder_files + 2
+        };
+        loop {
+            let after = Leaks::of(&self.stack);
+            if !more(&after) {
+                break;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{:?} became {after:?}",
+                self.before
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!(ctr.output(["tasks", "ls", "-q"]).unwrap(), "", "tasks stay");
+        assert_eq!(lazy_mounts(&self.stack), self.layers);
+        // And the image can be removed without a trace.
+        ctr.output(["images", "rm", "--sync", &self.reference])
+            .unwrap();
+        while lazy_mounts(&self.stack) > 0 {
+            assert!(Instant::now() < deadline, "mounts stay");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Leaks {
+    fn of(stack: &Stack) -> Self {
+        let count = |pid: u32, what: &str| {
+            let entries = std::fs::read_dir(format!("/proc/{pid}/{what}"));
+            entries.map_or(0, Iterator::count)
+        };
+        let server = stack.daemon.server_pid().unwrap();
+        let holder = stack.daemon.holder_pid().unwrap();
+        Self {
+            mounts: lazy_mounts(stack),
+            server_files: count(server, "fd"),
+            server_threads: count(server, "task"),
+            holder_files: count(holder, "fd"),
+        }
+    }
+}
+
+/// Containers that read.
+pub(crate) struct Readers {
+    until: Instant,
+    containers: Vec<(&'static [&'static str], Running)>,
+}
+
+impl Readers {
+    /// Whether they are still to read.
+    pub(crate) fn go_on(&self) -> bool {
+        Instant::now() < self.until
+    }
+
+    /// Waits for their ends, which must be good ones; how many steps each mode took.
+    pub(crate) fn finish(self) -> BTreeMap<String, u64> {
+        let mut steps = BTreeMap::new();
+        for (modes, container) in self.containers {
+            let output = container.wait().unwrap();
+            assert!(
+                output.status.success(),
+                "{modes:?}: {}\n{}{}",
+                output.status,
+                output.stdout,
+                output.stderr
+            );
+            for line in output.stdout.lines() {
+                let (mode, count) = line.split_once(' ').unwrap();
+                steps.insert(mode.to_owned(), count.parse().unwrap());
+            }
+        }
+        for mode in READER_MODES {
+            assert!(steps.get(mode).is_some_and(|count| *count > 0), "{steps:?}");
+        }
+        steps
+    }
+}
