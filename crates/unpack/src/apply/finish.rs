@@ -7,18 +7,20 @@ use std::os::fd::AsFd;
 
 use rustix::fs::{AtFlags, FileType as Kind, Gid, Mode, Timestamps, Uid, chownat, mknodat};
 use ztoc::FileMetadata;
+use ztoc::tar_path::raw_parts;
 
 use super::create::remove;
 use super::metadata::{set_time, times};
 use super::walk::{Place, Step, Walker, look, step};
-use super::{Parent, failed};
+use super::{Parent, WHITEOUT, failed};
 use crate::ApplyError;
 
 #[derive(Default)]
 pub(super) struct Pending {
     pub(super) whiteouts: Vec<Whiteout>,
     directories: Vec<(Place, Timestamps)>,
-    reserved: BTreeSet<(Place, Vec<u8>)>,
+    /// Directory and name, from the root.
+    reserved: BTreeSet<(Vec<u8>, Vec<u8>)>,
 }
 
 /// A name that lower layers have and this one hides.
@@ -31,9 +33,20 @@ pub(super) struct Whiteout {
 }
 
 impl Pending {
-    /// A name that must not be there in the end.
-    pub(super) fn reserve(&mut self, place: &Place, name: &[u8]) {
-        self.reserved.insert((place.clone(), name.to_vec()));
+    /// Takes note of a name that must not be there in the end: the first reserved one on the way to
+    /// `name` in the directory at `path`.
+    pub(super) fn reserve(&mut self, path: &[u8], name: &[u8]) {
+        let mut directory = Vec::new();
+        for part in raw_parts(path).chain([name]) {
+            if part.starts_with(WHITEOUT) {
+                self.reserved.insert((directory, part.to_vec()));
+                return;
+            }
+            if !directory.is_empty() {
+                directory.push(b'/');
+            }
+            directory.extend_from_slice(part);
+        }
     }
 
     /// A directory whose time is to be set.
@@ -50,8 +63,8 @@ impl Pending {
     }
 
     pub(super) fn finish(self, walker: &Walker<'_>) -> Result<(), ApplyError> {
-        for (place, name) in &self.reserved {
-            let Some(directory) = walker.at(place) else {
+        for (path, name) in &self.reserved {
+            let Some(directory) = walker.find(path, name)? else {
                 continue;
             };
             let removed = match look(directory.fd.as_fd(), name) {

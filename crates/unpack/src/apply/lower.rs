@@ -22,18 +22,6 @@ pub struct DirectoryAttributes {
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-impl Default for DirectoryAttributes {
-    /// What a directory gets that is nowhere described.
-    fn default() -> Self {
-        Self {
-            mode: 0o755,
-            uid: 0,
-            gid: 0,
-            xattrs: Vec::new(),
-        }
-    }
-}
-
 /// What a layer has under a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lower {

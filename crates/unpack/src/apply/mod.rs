@@ -4,7 +4,7 @@
 
 mod create;
 mod finish;
-pub mod lower;
+pub(crate) mod lower;
 mod metadata;
 mod walk;
 
@@ -132,9 +132,8 @@ impl Applier<'_> {
                 });
                 return Ok(());
             }
-            // Others of the layer may be hard links to it, so it is removed in the end only.
-            Some(_) => self.pending.reserve(&parent.place, base),
-            None => {}
+            // AUFS's own: others of the layer may be hard links to it, so it goes in the end only.
+            _ => self.pending.reserve(&parent.place.path, base),
         }
         let base = base.to_vec();
         self.create(&parent, &base, entry)

@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, mkdirat, openat, readlinkat, statat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, Stat, chmodat, mkdirat, openat, readlinkat, statat,
+};
 use rustix::io::Errno;
 use ztoc::tar_path::{parts, raw_parts};
 
@@ -161,14 +163,17 @@ impl<'a> Walker<'a> {
         Ok(way.pop())
     }
 
-    /// Makes a directory that has no entry of its own: as it is in the layers below, or 0755 root.
+    /// Makes a directory that has no entry of its own: as it is in the layers below, or 0755 of root
+    /// and, below a directory with the setgid bit, of that one's group, as for containerd.
     fn imply(&self, at: &Directory, part: &[u8]) -> io::Result<Directory> {
         mkdirat(&at.fd, part, Mode::from_raw_mode(0o700))?;
         let Step::Directory(made) = step(at, part)? else {
             return Err(Errno::NOTDIR.into());
         };
-        let below = attributes_below(self.lower, &made.place.path)?;
-        copy_attributes(&made, &below.unwrap_or_default())?;
+        match attributes_below(self.lower, &made.place.path)? {
+            Some(below) => copy_attributes(&made, &below)?,
+            None => chmodat(&at.fd, part, Mode::from_raw_mode(0o755), AtFlags::empty())?,
+        }
         Ok(made)
     }
 }
