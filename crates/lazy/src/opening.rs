@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use fetch::{LazyLayer, SpanFetcher};
-use layerfs::{Tree, TreeError, TreeOptions};
+use layerfs::{OpaqueXattr, Tree, TreeError, TreeOptions};
 use oci::{Descriptor, Reference, media_types};
 use registry::Client;
 use snapshotter::LayerRefusal;
@@ -39,6 +39,8 @@ pub(crate) struct Opening {
     pub(crate) slots: Option<Semaphore>,
     /// What their zTOCs may take.
     pub(crate) memory: ZtocMemory,
+    /// Where overlayfs looks for the mark of opaque directories.
+    pub(crate) opaque_xattr: OpaqueXattr,
     /// Shared while a layer's folder is opened, exclusive while one is removed.
     pub(crate) folders: Arc<RwLock<()>>,
 }
@@ -100,7 +102,7 @@ impl Opening {
         disable_xattrs: bool,
     ) -> Result<(Arc<StoredLayer>, Tree), NotOpened> {
         let shared = self.folders.clone().read_owned().await;
-        let store = self.store.clone();
+        let (store, opaque_xattr) = (self.store.clone(), self.opaque_xattr);
         spawn_blocking(move || {
             // Held to the end of the work, also when nobody waits for it any more.
             let _shared = shared;
@@ -109,6 +111,7 @@ impl Opening {
             let tar_size = stored.spans().uncompressed_size();
             let options = TreeOptions {
                 disable_xattrs,
+                opaque_xattr,
                 ..TreeOptions::default()
             };
             let tree = Tree::build(&toc, tar_size, options)?;

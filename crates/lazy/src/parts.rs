@@ -11,6 +11,8 @@ pub struct Parts {
     pub layers: store::LayerStore,
     /// SOCI indexes on disk.
     pub content: store::content::OciLayout,
+    /// Unpacks layers that cannot be lazy.
+    pub unpacker: unpack::Unpacker,
     /// Gets spans from registries into the layer store.
     pub fetcher: Arc<fetch::SpanFetcher>,
     /// Serves the FUSE connections.
@@ -44,6 +46,8 @@ pub struct LazyConfig {
     pub max_concurrency: Option<usize>,
     /// Do not fetch what nobody has read.
     pub disable_background: bool,
+    /// Overlays are mounted with `userxattr`: they look for `user.overlay.*`.
+    pub userxattr: bool,
 }
 
 impl Default for LazyConfig {
@@ -60,6 +64,7 @@ impl Default for LazyConfig {
             ztoc_memory: 64 << 20,
             max_concurrency: Some(100),
             disable_background: false,
+            userxattr: false,
         }
     }
 }

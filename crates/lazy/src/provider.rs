@@ -8,13 +8,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fetch::LayerData;
-use layerfs::{MountOptions, MountedLayer};
+use layerfs::{MountOptions, MountedLayer, OpaqueXattr, Tree};
 use oci::Digest;
 use parking_lot::Mutex;
-use snapshotter::{LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError};
+use snapshotter::{
+    LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError, UnpackRequest,
+};
 use store::LayerKey;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+use unpack::Unpacker;
 use ztoc::soci_index::ZtocDescriptor;
 
 use crate::discovery::{Discovery, FoundIndex};
@@ -37,7 +41,7 @@ pub struct LazyLayers {
     shared: Arc<Shared>,
 }
 
-struct Shared {
+pub(crate) struct Shared {
     discovery: Discovery,
     verdicts: Verdicts<FoundIndex>,
     opening: Opening,
@@ -50,8 +54,9 @@ struct Shared {
     asked: Mutex<Option<HashSet<Digest>>>,
     /// Unmounting means going away, not that the layers are not needed any more.
     leaving: AtomicBool,
+    pub(crate) unpacker: Unpacker,
     pool: fuse::Pool,
-    config: LazyConfig,
+    pub(crate) config: LazyConfig,
 }
 
 struct Mount {
@@ -85,6 +90,7 @@ impl LazyLayers {
             client,
             layers,
             content,
+            unpacker,
             fetcher,
             pool,
             config,
@@ -104,6 +110,11 @@ impl LazyLayers {
                     fetcher,
                     slots: config.max_concurrency.map(Semaphore::new),
                     memory: ZtocMemory::new(config.ztoc_memory),
+                    opaque_xattr: if config.userxattr {
+                        OpaqueXattr::User
+                    } else {
+                        OpaqueXattr::Trusted
+                    },
                     folders: Arc::default(),
                 },
                 layers: Arc::default(),
@@ -111,6 +122,7 @@ impl LazyLayers {
                 prepared: Mutex::default(),
                 asked: Mutex::new(Some(HashSet::new())),
                 leaving: AtomicBool::new(false),
+                unpacker,
                 pool,
                 config,
             }),
@@ -397,6 +409,12 @@ impl Shared {
         Ok(())
     }
 
+    /// The files of the layer that is mounted there.
+    pub(crate) fn tree_at(&self, mountpoint: &Path) -> Option<Arc<Tree>> {
+        let mounts = self.mounts.lock();
+        Some(mounts.get(mountpoint)?.lease.layer().tree.clone())
+    }
+
     /// Lets go of a layer and of its image's index, and removes what nobody else uses.
     async fn forget(&self, gone: Gone) {
         let Gone {
@@ -453,6 +471,14 @@ impl LayerProvider for LazyLayers {
             .await
             .map_err(LayerRefusal::failed)?;
         self.shared.mount(request, Why::Restore).await
+    }
+
+    async fn unpack(
+        &self,
+        request: UnpackRequest,
+        cancel: CancellationToken,
+    ) -> Result<(), LayerRefusal> {
+        self.shared.unpack(request, &cancel).await
     }
 
     async fn unmount(&self, mountpoint: &Path) -> Result<(), ProviderError> {

@@ -138,6 +138,11 @@ impl World {
             layers: LayerStore::open(&root.join("soci/layers"), LayerStoreConfig::default())
                 .unwrap(),
             content: OciLayout::open(&root.join("content")).unwrap(),
+            unpacker: unpack::Unpacker::new(
+                Self::client(),
+                unpack::UnpackConfig::new(root.join("unpack")),
+            )
+            .unwrap(),
             fetcher: fetcher.clone(),
             pool: fuse::Pool::new(2).unwrap(),
             config: LazyConfig {

@@ -24,11 +24,16 @@ mod restore;
 mod service;
 mod snapshotter;
 mod sweep;
+mod unpack;
 
 pub use error::SnapshotterError;
 pub use filter::FilterError;
 pub use info_batch::ListSnapshotsResponse;
 pub use layers::{LayerMode, LayerState};
-pub use provider::{LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError};
+pub use mounts::needs_userxattr;
+pub use provider::{
+    LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ParentLayer, ProviderError,
+    UnpackRequest,
+};
 pub use service::{SnapshotService, service};
 pub use snapshotter::{Snapshotter, SnapshotterConfig};

@@ -21,10 +21,10 @@ pub(crate) struct OverlayOptions {
 }
 
 impl OverlayOptions {
-    /// What the kernel needs for overlays on `root`.
-    pub(crate) fn detect(root: &Path) -> Self {
+    /// What the kernel needs for overlays.
+    pub(crate) fn detect(userxattr: bool) -> Self {
         let mut extra = Vec::new();
-        if needs_userxattr(root) {
+        if userxattr {
             extra.push("userxattr".to_owned());
         }
         // With the index a work directory remembers its lower directories and refuses others,
@@ -36,15 +36,31 @@ impl OverlayOptions {
     }
 }
 
-/// Inside a user namespace overlayfs may not use `trusted.*` attributes (Linux 5.11 and newer take
-/// `user.*` instead, but tmpfs has none).
-fn needs_userxattr(root: &Path) -> bool {
+/// Whether overlays on the directory `root` must be mounted with `userxattr`: inside a user namespace
+/// overlayfs may not use `trusted.*` attributes. Linux 5.11 and newer take `user.*` instead; tmpfs
+/// has none.
+#[must_use]
+pub fn needs_userxattr(root: &Path) -> bool {
     let Ok(map) = fs::read_to_string("/proc/self/uid_map") else {
         return false;
     };
-    let initial = map.split_whitespace().eq(["0", "0", "4294967295"]);
+    let release = rustix::system::uname();
     let tmpfs = statfs(root).is_ok_and(|stat| stat.f_type == TMPFS_MAGIC);
-    !initial && !tmpfs
+    !is_initial(&map) && knows_userxattr(&release.release().to_string_lossy()) && !tmpfs
+}
+
+/// Whether a `uid_map` is that of the initial user namespace (user_namespaces(7)).
+fn is_initial(uid_map: &str) -> bool {
+    uid_map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+/// Whether the kernel of this release has the option. An unreadable release counts as a new one.
+fn knows_userxattr(release: &str) -> bool {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|number| number.parse::<u32>().ok());
+    let version = numbers.next().zip(numbers.next());
+    version.is_none_or(|version| version >= (5, 11))
 }
 
 /// The mounts of a snapshot with these parents, nearest first.
@@ -103,6 +119,22 @@ mod tests {
             id,
             name: id.to_string(),
             lazy: None,
+        }
+    }
+
+    #[test]
+    fn userxattr_is_for_user_namespaces_of_kernels_that_know_it() {
+        assert!(is_initial("         0          0 4294967295\n"));
+        assert!(!is_initial("         0     100000      65536\n"));
+        assert!(!is_initial("0 0 1000\n1000 1000 4294966295\n"));
+        for (release, knows) in [
+            ("5.10.0-30-amd64", false),
+            ("5.11.0", true),
+            ("6.1", true),
+            ("4.19.1", false),
+            ("strange", true),
+        ] {
+            assert_eq!(knows_userxattr(release), knows, "{release}");
         }
     }
 

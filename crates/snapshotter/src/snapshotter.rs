@@ -2,7 +2,7 @@
 //! blocking work.
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedRwLockReadGuard, RwLock};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::directories::Directories;
 use crate::error::SnapshotterError;
@@ -33,6 +34,8 @@ pub struct SnapshotterConfig {
     pub root: PathBuf,
     /// Start even if a lazy layer cannot be mounted again; snapshots on top of it then fail.
     pub allow_invalid_mounts_on_restart: bool,
+    /// Overlays are mounted with `userxattr`; see [`needs_userxattr`](crate::needs_userxattr).
+    pub userxattr: bool,
 }
 
 /// Keeps snapshots: their metadata, their directories, and (through a [`LayerProvider`]) the
@@ -64,6 +67,8 @@ pub(crate) struct Inner {
     /// Ids whose directories may exist before, or without, their metadata.
     in_flight: Mutex<HashSet<u64>>,
     closed: AtomicBool,
+    /// Ends long work when the snapshotter is closed.
+    pub(crate) closing: CancellationToken,
     /// Held for reading by each call, for writing by the close.
     calls: Arc<RwLock<()>>,
 }
@@ -91,12 +96,10 @@ impl Snapshotter {
         config: SnapshotterConfig,
         provider: Arc<dyn LayerProvider>,
     ) -> Result<Self, SnapshotterError> {
-        let root = config.root.clone();
-        let inner = spawn_blocking(move || Inner::open(&root, provider)).await?;
+        let allow_invalid = config.allow_invalid_mounts_on_restart;
+        let inner = spawn_blocking(move || Inner::open(&config, provider)).await?;
         let inner = Arc::new(inner);
-        inner
-            .restore(config.allow_invalid_mounts_on_restart)
-            .await?;
+        inner.restore(allow_invalid).await?;
         let sweeper = tokio::spawn(Inner::sweep_in_background(Arc::downgrade(&inner)));
         inner.removed.notify_one();
         Ok(Self {
@@ -110,6 +113,7 @@ impl Snapshotter {
     /// than once.
     pub async fn close(&self, unmount_all: bool) {
         self.inner.closed.store(true, Ordering::Release);
+        self.inner.closing.cancel();
         let sweeper = self.sweeper.lock().take();
         if let Some(sweeper) = sweeper {
             sweeper.abort();
@@ -138,7 +142,11 @@ impl Drop for Snapshotter {
 }
 
 impl Inner {
-    fn open(root: &Path, provider: Arc<dyn LayerProvider>) -> Result<Self, SnapshotterError> {
+    fn open(
+        config: &SnapshotterConfig,
+        provider: Arc<dyn LayerProvider>,
+    ) -> Result<Self, SnapshotterError> {
+        let root = config.root.as_path();
         let directories = Directories::open(root)?;
         let old = root.join("metadata.db");
         if old.exists() {
@@ -154,7 +162,7 @@ impl Inner {
         let unused = metadata.next_id()?.max(highest.saturating_add(1));
         let first_id = metadata.claim_ids(unused)?;
         Ok(Self {
-            overlay: OverlayOptions::detect(root),
+            overlay: OverlayOptions::detect(config.userxattr),
             directories,
             metadata,
             provider,
@@ -167,6 +175,7 @@ impl Inner {
             next_id: AtomicU64::new(unused),
             in_flight: Mutex::default(),
             closed: AtomicBool::new(false),
+            closing: CancellationToken::new(),
             calls: Arc::default(),
         })
     }

@@ -13,6 +13,7 @@ use snapshotter::{Snapshotter, SnapshotterConfig};
 use store::content::OciLayout;
 use store::{LayerStore, RootLock};
 use tokio::runtime::Handle;
+use unpack::Unpacker;
 
 use crate::settings;
 use crate::signals::Stop;
@@ -68,18 +69,28 @@ pub(crate) async fn wire(root: &Path, config: &Config) -> anyhow::Result<Running
     let pool =
         fuse::Pool::new(threads).context("cannot start the threads that serve file systems")?;
 
+    let userxattr = snapshotter::needs_userxattr(root);
+    let unpacker = Unpacker::new(
+        client.clone(),
+        settings::unpack(config, root.join("unpack")),
+    )?;
     let parts = lazy::Parts {
         client,
         layers,
         content,
+        unpacker,
         fetcher: fetcher.clone(),
         pool: pool.clone(),
-        config: settings::lazy(config),
+        config: lazy::LazyConfig {
+            userxattr,
+            ..settings::lazy(config)
+        },
     };
     let lazy = LazyLayers::new(parts, root.join("soci/images"));
     let snapshots = SnapshotterConfig {
         root: root.join("snapshotter"),
         allow_invalid_mounts_on_restart: config.snapshotter.allow_invalid_mounts_on_restart,
+        userxattr,
     };
     let snapshotter = Snapshotter::open(snapshots, lazy.clone())
         .await

@@ -18,7 +18,7 @@ use redb::{
     WriteTransaction,
 };
 
-pub(crate) use change::{Commit, LazyCommit, LazyOutcome, NewSnapshot};
+pub(crate) use change::{Commit, LayerCommit, LayerOutcome, MadeLayer, NewSnapshot};
 pub(crate) use lookup::Link;
 pub(crate) use record::{Fallback, LazyRecord, Record, Usage};
 

@@ -24,6 +24,9 @@ pub(crate) struct Record {
     /// Set when this is an image layer that could not be mounted lazily.
     #[prost(message, optional, tag = "4")]
     pub(crate) fallback: Option<Fallback>,
+    /// Set when we fetched and unpacked the layer ourselves.
+    #[prost(bool, tag = "5")]
+    pub(crate) unpacked: bool,
 }
 
 /// A [`Record`] of which only the snapshot is wanted, as it goes over the wire.

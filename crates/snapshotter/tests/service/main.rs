@@ -16,6 +16,7 @@ mod foreign_client;
 mod lazy_prepare;
 mod lazy_use;
 mod listing;
+mod local_prepare;
 mod mounting;
 mod outcome_log;
 mod removal;
