@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fetch::LayerData;
+use fuse::Attr;
 use layerfs::{MountOptions, MountedLayer, OpaqueXattr, Tree};
 use oci::Digest;
 use parking_lot::Mutex;
 use snapshotter::{
-    LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError, UnpackRequest,
+    IdMaps, LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError, UnpackRequest,
 };
 use store::LayerKey;
 use tokio::sync::Semaphore;
@@ -297,15 +298,15 @@ impl Shared {
                             limit.as_secs()
                         ))
                     })??;
-            let (mounted, lease) = self.mount_at(&request.mountpoint, lease).await?;
-            Ok((index, mounted, lease))
+            let maps = request.id_maps.as_ref();
+            let (mounted, lease, root) = self.mount_at(&request.mountpoint, lease, maps).await?;
+            Ok((index, mounted, lease, root))
         };
         let mounted = mounted.await;
         if let (Err(_), Some(key)) = (&mounted, first) {
             self.remove_unused(key).await;
         }
-        let (index, mounted, lease) = mounted?;
-        let root = lease.layer().tree.root_attr();
+        let (index, mounted, lease, root) = mounted?;
         if !self.config.disable_background {
             lease.layer().data.start_background();
         }
@@ -330,7 +331,9 @@ impl Shared {
         &self,
         mountpoint: &Path,
         lease: Lease<OpenLayer>,
-    ) -> Result<(MountedLayer, Lease<OpenLayer>), LayerRefusal> {
+        id_maps: Option<&IdMaps>,
+    ) -> Result<(MountedLayer, Lease<OpenLayer>, Attr), LayerRefusal> {
+        let id_maps = id_maps.map(translation);
         let (pool, mountpoint) = (self.pool.clone(), mountpoint.to_owned());
         let options = MountOptions {
             attr_timeout: self.config.attr_timeout,
@@ -341,9 +344,13 @@ impl Shared {
         spawn_blocking(move || {
             let layer = lease.layer();
             let data: Arc<dyn LayerData> = layer.data.clone();
-            let mounted =
-                layerfs::mount_layer(&pool, layer.tree.clone(), data, &mountpoint, options);
-            mounted.map(|mounted| (mounted, lease))
+            let tree = match id_maps {
+                None => layer.tree.clone(),
+                Some(maps) => Arc::new(layer.tree.remapped(&maps)),
+            };
+            let root = tree.root_attr();
+            let mounted = layerfs::mount_layer(&pool, tree, data, &mountpoint, options);
+            mounted.map(|mounted| (mounted, lease, root))
         })
         .await
         .map_err(LayerRefusal::failed)?
@@ -460,10 +467,30 @@ impl Shared {
     }
 }
 
+fn translation(maps: &IdMaps) -> layerfs::IdMaps {
+    let ranges = |ranges: &[snapshotter::IdRange]| {
+        let ranges = ranges.iter().map(|range| layerfs::IdRange {
+            container: range.container,
+            host: range.host,
+            length: range.length,
+        });
+        ranges.collect()
+    };
+    layerfs::IdMaps {
+        uid: ranges(&maps.uid),
+        gid: ranges(&maps.gid),
+    }
+}
+
 #[async_trait]
 impl LayerProvider for LazyLayers {
     async fn mount(&self, request: LayerRequest) -> Result<MountedInfo, LayerRefusal> {
-        self.shared.mount(request, Why::Prepare).await
+        // The layer is in use already, lazily, if it is to be seen with other owners.
+        let why = match request.id_maps {
+            None => Why::Prepare,
+            Some(_) => Why::Restore,
+        };
+        self.shared.mount(request, why).await
     }
 
     async fn restore(&self, request: LayerRequest) -> Result<MountedInfo, LayerRefusal> {

@@ -187,6 +187,7 @@ impl World {
             namespace: "test".to_owned(),
             mountpoint: self.root.dir(mountpoint).unwrap(),
             labels: labels.map(|(key, value)| (key.to_owned(), value)).into(),
+            id_maps: None,
         }
     }
 

@@ -37,7 +37,11 @@ impl fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, range) in self.0.iter().enumerate() {
             let comma = if at == 0 { "" } else { "," };
-            write!(f, "{comma}{}:{}:{}", range.container, range.host, range.length)?;
+            write!(
+                f,
+                "{comma}{}:{}:{}",
+                range.container, range.host, range.length
+            )?;
         }
         Ok(())
     }
@@ -46,14 +50,12 @@ impl fmt::Display for Text<'_> {
 impl IdMaps {
     /// The maps that the labels of a container's snapshot give: both, or none.
     pub(crate) fn from_labels(labels: &Labels) -> Result<Option<Self>, SnapshotterError> {
-        let map = |key: &'static str| {
+        let map = |key: &'static str| -> Result<_, SnapshotterError> {
             let Some(text) = labels.get(key).filter(|text| !text.is_empty()) else {
                 return Ok(None);
             };
-            let ranges = parse(text).map_err(|reason| SnapshotterError::InvalidIdMap {
-                label: key,
-                reason,
-            })?;
+            let ranges = parse(text)
+                .map_err(|reason| SnapshotterError::InvalidIdMap { label: key, reason })?;
             Ok(Some(ranges))
         };
         let maps = map(UID_MAP)?.zip(map(GID_MAP)?);

@@ -10,6 +10,7 @@ use crate::api::types::Mount;
 use crate::api::v1::Kind;
 use crate::directories::Directories;
 use crate::metadata::Link;
+use crate::place::Place;
 
 /// `f_type` of tmpfs (linux/magic.h).
 const TMPFS_MAGIC: i64 = 0x0102_1994;
@@ -17,7 +18,7 @@ const TMPFS_MAGIC: i64 = 0x0102_1994;
 /// Options of every overlay mount, found out once.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct OverlayOptions {
-    extra: Vec<String>,
+    pub(crate) extra: Vec<String>,
 }
 
 impl OverlayOptions {
@@ -63,18 +64,27 @@ fn knows_userxattr(release: &str) -> bool {
     version.is_none_or(|version| version >= (5, 11))
 }
 
-/// The mounts of a snapshot with these parents, nearest first.
+/// The mounts of a snapshot with these parents, nearest first; `remapped`: seen with the owners
+/// that they have for this snapshot alone.
 pub(crate) fn mounts(
     directories: &Directories,
     overlay: &OverlayOptions,
     kind: Kind,
     id: u64,
     parents: &[Link],
+    remapped: bool,
 ) -> Vec<Mount> {
     let active = kind == Kind::Active;
+    let place = |parent: &Link| match remapped {
+        true => Place::Remapped {
+            layer: parent.id,
+            snapshot: id,
+        },
+        false => Place::Snapshot(parent.id),
+    };
     let mount = match parents {
         [] => bind(&directories.fs(id), active),
-        [parent] if !active => bind(&directories.fs(parent.id), false),
+        [parent] if !active => bind(&directories.fs(place(parent)), false),
         _ => {
             let mut options = Vec::new();
             if active {
@@ -83,7 +93,7 @@ pub(crate) fn mounts(
             }
             let lower: Vec<String> = parents
                 .iter()
-                .map(|parent| directories.fs(parent.id).display().to_string())
+                .map(|parent| directories.fs(place(parent)).display().to_string())
                 .collect();
             options.push(format!("lowerdir={}", lower.join(":")));
             options.extend_from_slice(&overlay.extra);
@@ -146,8 +156,9 @@ mod tests {
             extra: vec!["userxattr".to_owned(), "index=off".to_owned()],
         };
         let at = |id: u64, leaf: &str| format!("{}/snapshots/{id}/{leaf}", root.path().display());
+        let at_name = |name: &str| format!("{}/snapshots/{name}/fs", root.path().display());
         let get = |kind, parents: &[Link]| {
-            let mut mounts = mounts(&directories, &overlay, kind, 9, parents);
+            let mut mounts = mounts(&directories, &overlay, kind, 9, parents, false);
             assert_eq!(mounts.len(), 1);
             let mount = mounts.remove(0);
             (mount.r#type, mount.source, mount.options.join(","))
@@ -175,6 +186,19 @@ mod tests {
                 at(5, "fs"),
                 at(4, "fs")
             ))
+        );
+        let parents = [link(5), link(4)];
+        let remapped = mounts(
+            &directories,
+            &OverlayOptions::default(),
+            Kind::Active,
+            9,
+            &parents,
+            true,
+        );
+        assert_eq!(
+            remapped[0].options[2],
+            format!("lowerdir={}:{}", at_name("5_9"), at_name("4_9"))
         );
         assert!(matches!(get(Kind::Active, &[link(4)]), (kind, ..) if kind == "overlay"));
     }

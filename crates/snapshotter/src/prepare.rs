@@ -11,8 +11,11 @@ use crate::api::v1::Kind;
 use crate::calls::check_name;
 use crate::error::SnapshotterError;
 use crate::labels::{self, Labels};
-use crate::metadata::{Fallback, LayerCommit, LayerOutcome, LazyRecord, Link, MadeLayer};
+use crate::metadata::{
+    Fallback, LayerCommit, LayerOutcome, LazyRecord, Link, MadeLayer, NewSnapshot,
+};
 use crate::mountinfo::Mounts;
+use crate::place::Place;
 use crate::provider::{LayerRefusal, LayerRequest, MountedInfo};
 use crate::snapshotter::{Inner, Reservation, Snapshotter};
 use crate::unpack::{log_not_unpacked, log_unpacked};
@@ -239,14 +242,16 @@ impl Inner {
             let layer = Arc::clone(layer);
             let why = why.clone();
             self.blocking(move |inner| {
-                let parents = inner.insert_made(
-                    &layer.key,
-                    &layer.parent,
-                    layer.labels.clone(),
-                    why,
-                    &reservation,
-                )?;
-                Ok(inner.mounts(Kind::Active, id, &parents))
+                let parents = inner.insert_made(NewSnapshot {
+                    id: reservation.id,
+                    name: &layer.key,
+                    kind: Kind::Active,
+                    parent: &layer.parent,
+                    labels: layer.labels.clone(),
+                    fallback: Some(why),
+                    id_maps: None,
+                })?;
+                Ok(inner.mounts(Kind::Active, id, &parents, false))
             })
             .await
         };
@@ -322,13 +327,13 @@ impl Inner {
         self.blocking(move |inner| inner.mounted_now(id)).await
     }
 
-    /// Whether anything is mounted in the directory of a snapshot. Blocking.
-    pub(crate) fn mounted_now(&self, id: u64) -> Result<bool, SnapshotterError> {
+    /// Whether anything is mounted in a directory of ours. Blocking.
+    pub(crate) fn mounted_now(&self, place: impl Into<Place>) -> Result<bool, SnapshotterError> {
         let mounts = Mounts::read().map_err(SnapshotterError::io(
             "read",
             "/proc/self/mountinfo".as_ref(),
         ))?;
-        Ok(mounts.under(&self.directories.real_snapshot(id)))
+        Ok(mounts.under(&self.directories.real_snapshot(place)))
     }
 }
 
@@ -344,6 +349,7 @@ impl Layer {
             namespace: self.namespace.clone(),
             mountpoint,
             labels: self.labels.clone(),
+            id_maps: None,
         }
     }
 

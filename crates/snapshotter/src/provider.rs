@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
+use crate::id_maps::IdMaps;
+
 /// Serves the file systems of layers. Implemented by the crate `lazy`, and by a double in tests.
 ///
 /// The snapshotter never opens or stats anything below a mount point that it gave to a provider.
@@ -76,10 +78,13 @@ pub struct ParentLayer {
 pub struct LayerRequest {
     /// containerd's namespace of the client that asked.
     pub namespace: String,
-    /// An existing, empty directory: `snapshots/<id>/fs`.
+    /// An existing, empty directory: `snapshots/<id>/fs`, or `snapshots/<layer>_<snapshot>/fs` with id
+    /// maps.
     pub mountpoint: PathBuf,
     /// The labels of the Prepare, also when the layer is restored.
     pub labels: BTreeMap<String, String>,
+    /// Show owners as they are outside of a container's user namespace; also when it is restored.
+    pub id_maps: Option<IdMaps>,
 }
 
 /// The attributes of the mounted layer's root directory. They are kept in the snapshot metadata,

@@ -18,6 +18,7 @@ use crate::error::SnapshotterError;
 use crate::keyed_lock::KeyedLocks;
 use crate::metadata::Metadata;
 use crate::mounts::OverlayOptions;
+use crate::place::Place;
 use crate::provider::{LayerProvider, LayerRefusal};
 
 /// Unmounting or mounting this many layers at once at the start and the end.
@@ -60,7 +61,7 @@ pub(crate) struct Inner {
     /// One sweep at a time.
     pub(crate) sweeping: AsyncMutex<()>,
     /// Lazy snapshots that could not be mounted again at the start, and why.
-    pub(crate) broken: Mutex<HashMap<u64, LayerRefusal>>,
+    pub(crate) broken: Mutex<HashMap<Place, LayerRefusal>>,
     /// Directories with lower ids are not ours.
     pub(crate) first_id: u64,
     next_id: AtomicU64,
@@ -157,7 +158,8 @@ impl Inner {
             );
         }
         let metadata = Metadata::open(&root.join("metadata.redb"))?;
-        let highest = directories.ids()?.into_iter().max().unwrap_or(0);
+        let places = directories.places()?.into_iter();
+        let highest = places.map(Place::snapshot).max().unwrap_or(0);
         // A crash can leave a directory with an id that the metadata has not seen.
         let unused = metadata.next_id()?.max(highest.saturating_add(1));
         let first_id = metadata.claim_ids(unused)?;
@@ -215,16 +217,17 @@ impl Inner {
     }
 
     async fn unmount_all(self: &Arc<Self>) {
-        let lazy = match self.blocking(|inner| inner.metadata.lazy()).await {
+        let lazy = match self.blocking(|inner| inner.lazy_mounts()).await {
             Ok(lazy) => lazy,
             Err(error) => {
                 tracing::error!(%error, "cannot unmount the lazy snapshots");
                 return;
             }
         };
-        let unmounts = lazy.into_iter().map(|(id, name, _)| async move {
-            if let Err(error) = self.provider.unmount(&self.directories.fs(id)).await {
-                tracing::warn!(name, %error, "cannot unmount a lazy snapshot");
+        let unmounts = lazy.into_iter().map(|mount| async move {
+            let mountpoint = self.directories.fs(mount.place);
+            if let Err(error) = self.provider.unmount(&mountpoint).await {
+                tracing::warn!(name = mount.name, %error, "cannot unmount a lazy snapshot");
             }
         });
         stream::iter(unmounts)

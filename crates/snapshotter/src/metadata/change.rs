@@ -6,10 +6,11 @@ use prost::Message;
 use redb::ReadableTable;
 
 use super::lookup::{Link, chain, find_target, get};
-use super::record::{Fallback, LazyRecord, Record, Usage};
+use super::record::{Fallback, IdMapsRecord, LazyRecord, Record, Usage};
 use super::{Attempt, FIRST_ID_KEY, Metadata, NEXT_ID_KEY, Writer};
 use crate::api::v1::{Info, Kind};
 use crate::error::SnapshotterError;
+use crate::id_maps::IdMaps;
 use crate::labels::{self, Labels};
 
 /// An active snapshot or a view to be.
@@ -21,6 +22,8 @@ pub(crate) struct NewSnapshot<'a> {
     pub(crate) parent: &'a str,
     pub(crate) labels: Labels,
     pub(crate) fallback: Option<Fallback>,
+    /// Its parents are seen with these ids, each in a directory of its own.
+    pub(crate) id_maps: Option<IdMaps>,
 }
 
 /// A layer that we have made, to be committed without ever having been active.
@@ -98,6 +101,7 @@ impl Metadata {
                 id: new.id,
                 info: info(new.name, new.kind, new.parent, new.labels),
                 fallback: new.fallback,
+                id_maps: new.id_maps.as_ref().map(IdMapsRecord::from),
                 ..Record::default()
             };
             tables.use_id(new.id)?;

@@ -19,7 +19,7 @@ use redb::{
 };
 
 pub(crate) use change::{Commit, LayerCommit, LayerOutcome, MadeLayer, NewSnapshot};
-pub(crate) use lookup::Link;
+pub(crate) use lookup::{Link, Snapshot};
 pub(crate) use record::{Fallback, LazyRecord, Record, Usage};
 
 use crate::error::SnapshotterError;

@@ -35,8 +35,7 @@ pub(crate) fn chown(overlay: &Overlay, maps: &IdMaps) -> Result<(), SnapshotterE
         .create(mountpoint)
         .map_err(SnapshotterError::io("create", mountpoint))?;
     let changed = overlay.mounted(|| chown_tree(mountpoint, maps));
-    let removed =
-        fs::remove_dir(mountpoint).map_err(SnapshotterError::io("remove", mountpoint));
+    let removed = fs::remove_dir(mountpoint).map_err(SnapshotterError::io("remove", mountpoint));
     changed.and(removed)
 }
 
@@ -82,11 +81,13 @@ impl Overlay {
         let done = work();
         let unmounted = unmount(&self.mountpoint, UnmountFlags::empty())
             .or_else(|_| unmount(&self.mountpoint, UnmountFlags::DETACH))
-            .map_err(|error| {
-                SnapshotterError::io("unmount", &self.mountpoint)(error.into())
-            });
+            .map_err(|error| SnapshotterError::io("unmount", &self.mountpoint)(error.into()));
         done.and(unmounted)
     }
+}
+
+fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> SnapshotterError {
+    SnapshotterError::io("set the owner of", path)
 }
 
 /// Files with several names become files of their own when overlayfs copies them up, so each name
@@ -97,12 +98,10 @@ fn chown_tree(root: &Path, maps: &IdMaps) -> Result<(), SnapshotterError> {
         attributes::change_owner(path, &stat, maps)?;
         Ok(stat.is_dir())
     };
-    let failed = |path: &Path| SnapshotterError::io("set the owner of", path);
     let mut directories = vec![root.to_owned()];
     change(root).map_err(failed(root))?;
     while let Some(directory) = directories.pop() {
-        let entries =
-            fs::read_dir(&directory).map_err(SnapshotterError::io("read", &directory))?;
+        let entries = fs::read_dir(&directory).map_err(SnapshotterError::io("read", &directory))?;
         // Listed whole before anything is changed: copying up changes the directory.
         let entries: Vec<PathBuf> = entries
             .map(|entry| entry.map(|entry| entry.path()))
