@@ -63,3 +63,60 @@ impl LowerLayer for LowerTree {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use layerfs::TreeOptions;
+    use ztoc::{FileMetadata, FileType};
+
+    use super::*;
+
+    fn entry(name: &str, file_type: FileType, linkname: &str, mode: u32) -> FileMetadata {
+        FileMetadata {
+            name: name.into(),
+            file_type,
+            uncompressed_offset: 512,
+            uncompressed_size: 0,
+            linkname: linkname.into(),
+            mode,
+            uid: 11,
+            gid: 12,
+            uname: Vec::new(),
+            gname: Vec::new(),
+            mod_time: String::new(),
+            devmajor: 0,
+            devminor: 0,
+            xattrs: vec![(b"SCHILY.xattr.user.note".to_vec(), b"n".to_vec())],
+        }
+    }
+
+    #[test]
+    fn a_tree_answers_as_an_unpacked_layer_would() {
+        let toc = [
+            entry("srv/deep", FileType::Dir, "", 0o2770),
+            entry("srv/deep/.wh..wh..opq", FileType::Reg, "", 0),
+            entry("link", FileType::Symlink, "srv/../srv", 0o777),
+            entry("absolute", FileType::Symlink, "/srv/deep", 0o777),
+            entry("circle", FileType::Symlink, "circle", 0o777),
+            entry("file", FileType::Reg, "", 0o644),
+            entry(".wh.gone", FileType::Reg, "", 0),
+        ];
+        let tree = Tree::build(&toc, 10_000, TreeOptions::default()).unwrap();
+        let lower = LowerTree(Arc::new(tree));
+        let look = |path: &str| lower.look(path.as_bytes()).unwrap();
+        let described = Lower::Directory(DirectoryAttributes {
+            mode: 0o2770,
+            uid: 11,
+            gid: 12,
+            xattrs: vec![(b"user.note".to_vec(), b"n".to_vec())],
+        });
+        for path in ["srv/deep", "link/deep", "absolute"] {
+            assert_eq!(look(path), described, "{path}");
+        }
+        for path in ["file", "file/below", "gone", "circle", "circle/below"] {
+            assert_eq!(look(path), Lower::Other, "{path}");
+        }
+        assert_eq!(look("srv/nothing"), Lower::Nothing);
+        assert!(matches!(look(""), Lower::Directory(_)));
+    }
+}
