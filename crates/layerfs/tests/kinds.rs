@@ -136,9 +136,18 @@ fn disabled_xattrs_hide_all_but_the_opaque_mark() {
         disable_xattrs: true,
         ..TreeOptions::default()
     };
+    let mark = layerfs::OpaqueXattr::Trusted;
+    let shown = |number| tree_of(&golden::layer(number).ztoc, TreeOptions::default()).unwrap();
+    // Built without them, or taken out of a tree that another image shows whole.
     let first = tree_of(&golden::layer(1).ztoc, options.clone()).unwrap();
-    assert!(!first.has_xattrs());
+    for first in [first, shown(1).without_xattrs(mark).unwrap()] {
+        assert!(!first.has_xattrs());
+        let file = first.find(b"xattr/file").unwrap();
+        assert!(first.xattrs(file).is_empty());
+    }
     let second = tree_of(&golden::layer(2).ztoc, options).unwrap();
+    assert!(second.without_xattrs(mark).is_none());
+    assert!(shown(2).without_xattrs(mark).is_none());
     let etc = second.find(b"etc").unwrap();
     assert_eq!(
         second.xattr(etc, b"trusted.overlay.opaque"),

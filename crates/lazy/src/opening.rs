@@ -19,6 +19,7 @@ use crate::ztoc_memory::ZtocMemory;
 
 /// A layer that is ready to be mounted.
 pub(crate) struct OpenLayer {
+    /// With all extended attributes: whether they are shown is up to the index of each image.
     pub(crate) tree: Arc<Tree>,
     pub(crate) data: Arc<LazyLayer>,
     pub(crate) sources: Sources,
@@ -62,7 +63,7 @@ impl Opening {
             layer: ztoc.layer_digest,
             ztoc: ztoc.descriptor.digest,
         };
-        let (stored, tree) = match self.open_folder(key, None, ztoc.disable_xattrs).await {
+        let (stored, tree) = match self.open_folder(key, None).await {
             Ok(opened) => opened,
             Err(NotOpened::Store(_)) => {
                 let blob = self
@@ -75,7 +76,7 @@ impl Opening {
                             ztoc.descriptor.digest
                         ))
                     })?;
-                self.open_folder(key, Some(blob), ztoc.disable_xattrs)
+                self.open_folder(key, Some(blob))
                     .await
                     .map_err(LayerRefusal::failed)?
             }
@@ -99,7 +100,6 @@ impl Opening {
         &self,
         key: LayerKey,
         blob: Option<Bytes>,
-        disable_xattrs: bool,
     ) -> Result<(Arc<StoredLayer>, Tree), NotOpened> {
         let shared = self.folders.clone().read_owned().await;
         let (store, opaque_xattr) = (self.store.clone(), self.opaque_xattr);
@@ -110,7 +110,6 @@ impl Opening {
                 store.create_or_open_with_toc(key.layer, key.ztoc, blob.as_deref())?;
             let tar_size = stored.spans().uncompressed_size();
             let options = TreeOptions {
-                disable_xattrs,
                 opaque_xattr,
                 ..TreeOptions::default()
             };

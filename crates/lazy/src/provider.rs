@@ -286,20 +286,22 @@ impl Shared {
                 };
                 first = (!self.opening.store.is_stored(key)).then_some(key);
                 let lease = self.acquire(&layer.image, &ztoc).await?;
-                Ok((found.digest, lease))
+                Ok((found.digest, lease, ztoc.disable_xattrs))
             };
             let limit = self.config.mount_timeout;
-            let (index, lease) =
-                tokio::time::timeout(limit, getting_ready)
-                    .await
-                    .map_err(|_| {
-                        LayerRefusal::failed(format_args!(
-                            "index and zTOC were not here within mount_timeout_sec = {}",
-                            limit.as_secs()
-                        ))
-                    })??;
-            let maps = request.id_maps.as_ref();
-            let (mounted, lease, root) = self.mount_at(&request.mountpoint, lease, maps).await?;
+            let (index, lease, disable_xattrs) = tokio::time::timeout(limit, getting_ready)
+                .await
+                .map_err(|_| {
+                    LayerRefusal::failed(format_args!(
+                        "index and zTOC were not here within mount_timeout_sec = {}",
+                        limit.as_secs()
+                    ))
+                })??;
+            let look = Look {
+                disable_xattrs,
+                id_maps: request.id_maps.as_ref().map(translation),
+            };
+            let (mounted, lease, root) = self.mount_at(&request.mountpoint, lease, look).await?;
             Ok((index, mounted, lease, root))
         };
         let mounted = mounted.await;
@@ -331,9 +333,9 @@ impl Shared {
         &self,
         mountpoint: &Path,
         lease: Lease<OpenLayer>,
-        id_maps: Option<&IdMaps>,
+        look: Look,
     ) -> Result<(MountedLayer, Lease<OpenLayer>, Attr), LayerRefusal> {
-        let id_maps = id_maps.map(translation);
+        let mark = self.opening.opaque_xattr;
         let (pool, mountpoint) = (self.pool.clone(), mountpoint.to_owned());
         let options = MountOptions {
             attr_timeout: self.config.attr_timeout,
@@ -344,10 +346,7 @@ impl Shared {
         spawn_blocking(move || {
             let layer = lease.layer();
             let data: Arc<dyn LayerData> = layer.data.clone();
-            let tree = match id_maps {
-                None => layer.tree.clone(),
-                Some(maps) => Arc::new(layer.tree.remapped(&maps)),
-            };
+            let tree = look.at(&layer.tree, mark);
             let root = tree.root_attr();
             let mounted = layerfs::mount_layer(&pool, tree, data, &mountpoint, options);
             mounted.map(|mounted| (mounted, lease, root))
@@ -463,6 +462,26 @@ impl Shared {
             Err(error) => {
                 tracing::warn!(layer = %key.layer, error = %error, "a stored layer is not removed");
             }
+        }
+    }
+}
+
+/// How one mount shows a layer that others may show otherwise.
+struct Look {
+    disable_xattrs: bool,
+    id_maps: Option<layerfs::IdMaps>,
+}
+
+impl Look {
+    fn at(&self, tree: &Arc<Tree>, mark: OpaqueXattr) -> Arc<Tree> {
+        let bare = match self.disable_xattrs {
+            true => tree.without_xattrs(mark).map(Arc::new),
+            false => None,
+        };
+        let tree = bare.unwrap_or_else(|| tree.clone());
+        match &self.id_maps {
+            None => tree,
+            Some(maps) => Arc::new(tree.remapped(maps)),
         }
     }
 }

@@ -637,3 +637,50 @@ fn a_layer_is_unpacked_onto_a_lazy_one_without_a_look_at_its_mount() {
         assert!(fs::read_dir(&folder).unwrap().next().is_none());
     });
 }
+
+/// Two indexes name the same zTOC, and one of them hides the layer's attributes.
+#[test]
+fn disabled_xattrs_of_one_index_hide_nothing_from_another() {
+    World::new("kinds", "soci-v2").test(async |world| {
+        let plain = world.request(0, "plain");
+        let client = World::client();
+        let manifest = client
+            .manifest(&world.reference, world.image.manifest)
+            .await
+            .unwrap();
+        let manifest: Manifest = serde_json::from_slice(&manifest.1).unwrap();
+        let index: Digest = manifest.annotations[annotations::INDEX_DIGEST]
+            .parse()
+            .unwrap();
+        let (_, bytes) = client.manifest(&world.reference, index).await.unwrap();
+        let mut index: Manifest = serde_json::from_slice(&bytes).unwrap();
+        for ztoc in &mut index.layers {
+            let key = "com.amazon.soci.disable-xattrs".to_owned();
+            ztoc.annotations.insert(key, "true".to_owned());
+        }
+        let bytes = oci::json::to_vec(&index).unwrap();
+        let tag = world.proxy.reference("kinds:hidden").parse().unwrap();
+        let hiding = client
+            .push_manifest(&tag, media_types::OCI_MANIFEST, bytes.into())
+            .await
+            .unwrap();
+        let mut hidden = world.request(0, "hidden");
+        hidden.labels.insert(
+            "containerd.io/snapshot/remote/soci.index.digest".to_owned(),
+            hiding.to_string(),
+        );
+        let lazy = world.lazy(LazyConfig::default());
+        lazy.mount(hidden.clone()).await.unwrap();
+        lazy.mount(plain.clone()).await.unwrap();
+        let value = |request: &LayerRequest| {
+            let file = request.mountpoint.join("xattr/file");
+            blocking(move || rustix::fs::getxattr(file, "user.note", &mut [0_u8; 64][..]))
+        };
+        assert_eq!(value(&plain).await, Ok(5));
+        let refused = value(&hidden).await.unwrap_err();
+        let nothing = [rustix::io::Errno::NODATA, rustix::io::Errno::NOTSUP];
+        assert!(nothing.contains(&refused), "{refused}");
+        unmount(&lazy, &plain.mountpoint).await;
+        unmount(&lazy, &hidden.mountpoint).await;
+    });
+}
