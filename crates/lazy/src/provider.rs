@@ -223,7 +223,8 @@ impl Shared {
                 layer: ztoc.layer_digest,
                 ztoc: ztoc.descriptor.digest,
             };
-            if !request.above.contains(&key.layer) || self.layers.in_use(&key) {
+            let is_above = request.above.iter().any(|above| above.layer == key.layer);
+            if !is_above || self.layers.in_use(&key) {
                 continue;
             }
             let (shared, image, ztoc) = (self.clone(), request.image.clone(), ztoc.clone());
@@ -269,6 +270,7 @@ impl Shared {
             && let Some(size) = layer.size
             && size < minimum
         {
+            self.fetch_above(&request.namespace, &layer, None);
             return Err(LayerRefusal::BelowMinSize { size, minimum });
         }
         // Which layer this mount is the first to store anything of.
@@ -279,6 +281,7 @@ impl Shared {
                 if why == Why::Prepare {
                     // They will be asked for next.
                     self.prepare_above(&layer, &found);
+                    self.fetch_above(&request.namespace, &layer, Some(&found));
                 }
                 let key = LayerKey {
                     layer: ztoc.layer_digest,

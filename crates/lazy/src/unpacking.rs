@@ -6,6 +6,7 @@ use unpack::{
     ApplyOptions, LayerOfImage, LowerDirectory, LowerLayer, OverlayMark, Target, UnpackError,
 };
 
+use crate::discovery::FoundIndex;
 use crate::labels::ImageLayer;
 use crate::lower_tree::LowerTree;
 use crate::provider::Shared;
@@ -49,6 +50,30 @@ impl Shared {
             "a layer is unpacked"
         );
         Ok(())
+    }
+
+    /// Begins to fetch the layers above that will be asked for next and cannot be lazy: those that the
+    /// index does not list, if it is known, and those that are too small.
+    pub(crate) fn fetch_above(
+        &self,
+        namespace: &str,
+        request: &ImageLayer,
+        found: Option<&FoundIndex>,
+    ) {
+        for above in &request.above {
+            let too_small = above
+                .size
+                .is_some_and(|size| size < self.config.min_layer_size);
+            let unlisted = found.is_some_and(|found| found.index.ztoc_for(&above.layer).is_none());
+            if too_small || unlisted {
+                self.unpacker.fetch_ahead(LayerOfImage {
+                    namespace: namespace.to_owned(),
+                    reference: request.image.reference.clone(),
+                    manifest: request.image.manifest,
+                    layer: above.layer,
+                });
+            }
+        }
     }
 
     /// A layer below, read without a request to one of our own mounts.

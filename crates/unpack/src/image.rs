@@ -15,7 +15,7 @@ const MOST: usize = 8 << 20;
 const MAX_IMAGES: usize = 64;
 
 /// One layer of one image.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct LayerOfImage {
     /// containerd's namespace of the client that asked.
     pub namespace: String,

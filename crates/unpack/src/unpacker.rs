@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use oci::Digest;
 use registry::Client;
@@ -11,11 +12,15 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
+use crate::ahead::Ahead;
 use crate::apply::{ApplyOptions, apply};
 use crate::containerd::ContainerdContent;
 use crate::decompress::decompress;
 use crate::error::{ApplyError, UnpackError};
 use crate::image::{Described, Images, LayerOfImage};
+
+/// Compressed bytes of a layer that is fetched before it is asked for.
+const AHEAD_AT_MOST: u64 = 64 << 20;
 
 /// How layers are unpacked.
 #[derive(Debug, Clone)]
@@ -61,12 +66,26 @@ pub struct Unpacked {
     pub diff_id: Digest,
 }
 
+/// A layer that is here, compressed and verified.
+pub(crate) struct Fetched {
+    described: Described,
+    /// Without a name: it is gone with this.
+    file: Arc<File>,
+}
+
 /// Fetches and unpacks layers.
 pub struct Unpacker {
+    fetcher: Arc<Fetcher>,
+    unpacks: Semaphore,
+    ahead: Ahead,
+    /// Numbers the downloads that are begun ahead.
+    begun: AtomicU64,
+}
+
+struct Fetcher {
     images: Images,
     scratch: PathBuf,
     downloads: Semaphore,
-    unpacks: Semaphore,
 }
 
 impl Unpacker {
@@ -78,11 +97,26 @@ impl Unpacker {
         empty(&config.scratch)?;
         let containerd = config.containerd.as_deref().map(ContainerdContent::new);
         Ok(Self {
-            images: Images::new(client, containerd),
-            scratch: config.scratch,
-            downloads: Semaphore::new(config.downloads.max(1)),
+            fetcher: Arc::new(Fetcher {
+                images: Images::new(client, containerd),
+                scratch: config.scratch,
+                downloads: Semaphore::new(config.downloads.max(1)),
+            }),
             unpacks: Semaphore::new(config.unpacks.max(1)),
+            ahead: Ahead::default(),
+            begun: AtomicU64::new(0),
         })
+    }
+
+    /// Begins to fetch a layer that [`Unpacker::unpack`] will be asked for soon. It is dropped if that
+    /// does not come. Large layers are not fetched ahead.
+    pub fn fetch_ahead(&self, layer: LayerOfImage) {
+        let (fetcher, wanted) = (Arc::clone(&self.fetcher), layer.clone());
+        let number = self.begun.fetch_add(1, Ordering::Relaxed);
+        self.ahead.begin(layer, number, async move {
+            // Boxed: a request to a registry is a large future.
+            Box::pin(fetcher.fetch(&wanted, AHEAD_AT_MOST)).await
+        });
     }
 
     /// Fetches a layer and unpacks it into the target. Compressed and uncompressed digest are right
@@ -101,13 +135,12 @@ impl Unpacker {
         cancel: &CancellationToken,
     ) -> Result<Unpacked, UnpackError> {
         let fetched = async {
-            let described = self.images.describe(layer).await?;
-            let file = self.fetch(layer, &described).await?;
+            let fetched = self.fetched(layer).await?;
             // Never closed.
             let slot = self.unpacks.acquire().await.ok();
-            Ok::<_, UnpackError>((described, file, slot))
+            Ok::<_, UnpackError>((fetched, slot))
         };
-        let (described, file, _slot) = tokio::select! {
+        let (Fetched { described, file }, _slot) = tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(UnpackError::Cancelled),
             fetched = Box::pin(fetched) => fetched?,
@@ -137,12 +170,23 @@ impl Unpacker {
         })
     }
 
-    /// The compressed layer in a file without a name, verified.
-    async fn fetch(
-        &self,
-        layer: &LayerOfImage,
-        described: &Described,
-    ) -> Result<Arc<File>, UnpackError> {
+    async fn fetched(&self, layer: &LayerOfImage) -> Result<Fetched, UnpackError> {
+        if let Some(begun) = self.ahead.take(layer)
+            && let Ok(Ok(fetched)) = begun.await
+        {
+            return Ok(fetched);
+        }
+        self.fetcher.fetch(layer, u64::MAX).await
+    }
+}
+
+impl Fetcher {
+    /// A layer of at most `most` bytes, verified.
+    async fn fetch(&self, layer: &LayerOfImage, most: u64) -> Result<Fetched, UnpackError> {
+        let described = self.images.describe(layer).await?;
+        if described.descriptor.size > most {
+            return Err(UnpackError::Cancelled);
+        }
         // Never closed.
         let _slot = self.downloads.acquire().await.ok();
         let scratch = self.scratch.clone();
@@ -150,16 +194,16 @@ impl Unpacker {
             tempfile::tempfile_in(&scratch).map_err(failed(&scratch, "make a file in it"))
         });
         let file = Arc::new(file.await??);
-        let fetching = self.images.client.blob_to_file(
-            &layer.reference,
-            &described.descriptor,
-            Arc::clone(&file),
-        );
-        fetching.await.map_err(|source| UnpackError::Registry {
-            what: "the layer cannot be fetched",
-            source,
-        })?;
-        Ok(file)
+        let blob = &described.descriptor;
+        let client = &self.images.client;
+        client
+            .blob_to_file(&layer.reference, blob, Arc::clone(&file))
+            .await
+            .map_err(|source| UnpackError::Registry {
+                what: "the layer cannot be fetched",
+                source,
+            })?;
+        Ok(Fetched { described, file })
     }
 }
 

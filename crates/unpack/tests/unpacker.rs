@@ -336,3 +336,47 @@ fn what_an_earlier_run_left_in_the_scratch_folder_is_removed_at_the_start() {
     drop(world.unpacker(None));
     assert!(world.scratch_is_empty());
 }
+
+#[test]
+fn a_layer_that_was_fetched_ahead_is_not_fetched_again() {
+    let images = ["one", "two", "three"].map(|text| Layer::new().text("f", text));
+    let image = images
+        .into_iter()
+        .fold(ImageBuilder::new(), ImageBuilder::layer);
+    let world = World::new(image);
+    let unpacker = world.unpacker(None);
+    let asked = |number: usize| world.proxy.stats().blob(world.image.layers[number].digest);
+    run(async {
+        // More often than needed, and one that will fail.
+        for _ in 0..3 {
+            unpacker.fetch_ahead(world.layer(1));
+        }
+        let digest = world.image.layers[2].digest;
+        world
+            .proxy
+            .inject(Rule::always(Fault::status(404)).blob(digest).times(1));
+        unpacker.fetch_ahead(world.layer(2));
+        let waiting = async {
+            while asked(1).bytes < world.image.layers[1].size || asked(2).requests < 1 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), waiting)
+            .await
+            .unwrap();
+        for (number, text) in [(0, "one"), (1, "two"), (2, "three")] {
+            let folder = world.root.dir(text).unwrap();
+            unpacker
+                .unpack(
+                    &world.layer(number),
+                    target(&folder),
+                    &CancellationToken::new(),
+                )
+                .await
+                .unwrap();
+            assert_eq!(fs::read_to_string(folder.join("f")).unwrap(), text);
+        }
+    });
+    assert_eq!((asked(0).requests, asked(1).requests), (1, 1));
+    assert!(world.scratch_is_empty());
+}
