@@ -242,9 +242,7 @@ async fn an_unpacked_layer_among_lazy_ones_is_copied_with_the_maps() {
 async fn without_lazy_layers_the_merged_root_is_chowned() {
     let machine = Machine::new();
     let daemon = machine.start().await;
-    machine
-        .layer(&daemon, "base", "", |folder| fill(folder))
-        .await;
+    machine.layer(&daemon, "base", "", fill).await;
     machine
         .layer(&daemon, "top", "base", |folder| {
             fs::write(folder.join("top"), "top").unwrap();
