@@ -139,7 +139,7 @@ fn layers_without_ztoc_are_unpacked_by_the_daemon_as_by_containerd() {
     let content = stack
         .containerd
         .ctr(NAMESPACE)
-        .output(&["content", "ls"])
+        .output(["content", "ls"])
         .unwrap();
     for layer in &image.layers {
         assert!(
@@ -184,7 +184,7 @@ fn layers_without_ztoc_are_unpacked_by_the_daemon_as_by_containerd() {
 
     // And go with the image.
     let ctr = stack.containerd.ctr(NAMESPACE);
-    ctr.output(&["images", "rm", "--sync", &reference]).unwrap();
+    ctr.output(["images", "rm", "--sync", &reference]).unwrap();
     let snapshots = stack.daemon.root().join("snapshotter/snapshots");
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while fs::read_dir(&snapshots).unwrap().next().is_some() {

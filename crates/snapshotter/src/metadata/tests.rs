@@ -36,6 +36,7 @@ fn new<'a>(id: u64, name: &'a str, parent: &'a str) -> NewSnapshot<'a> {
         parent,
         labels: BTreeMap::new(),
         fallback: None,
+        id_maps: None,
     }
 }
 
