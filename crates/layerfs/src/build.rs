@@ -6,11 +6,12 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, DefaultHasher};
 
 use fuse::encode_device;
+use ztoc::tar_path::{parts, raw_parts, split};
 use ztoc::{FileMetadata, FileType};
 
 use crate::flatten::flatten;
 use crate::options::{TreeError, TreeOptions, map_id};
-use crate::tar_path::{check_name, parts, printable, raw_parts, split};
+use crate::tar_path::{check_name, printable};
 use crate::tree::{
     Inode, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, Tree, XattrSet,
 };

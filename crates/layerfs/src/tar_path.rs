@@ -1,54 +1,8 @@
-//! Names in tars: cleaned, split, and refused where no file system could hold them.
+//! Names that no file system could hold.
 
 use crate::options::TreeError;
 
 const NAME_MAX: usize = 255;
-
-/// The parts of a path that stand for something: not empty, not `.`.
-pub(crate) fn raw_parts(path: &[u8]) -> impl Iterator<Item = &[u8]> {
-    path.split(|&byte| byte == b'/')
-        .filter(|part| !part.is_empty() && *part != b".")
-}
-
-/// The parts of a path cleaned by its letters, as Go's `filepath.Clean` does: `a/../b` is `b`
-/// whatever `a` is, and nothing leads above the root.
-pub(crate) fn parts(path: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut clean: Vec<&[u8]> = Vec::new();
-    for part in raw_parts(path) {
-        if part == b".." {
-            clean.pop();
-        } else {
-            clean.push(part);
-        }
-    }
-    clean.into_iter()
-}
-
-/// A tar name's parent path and last part; `None` for the root. The parent path may need cleaning.
-pub(crate) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
-    let last = parts(path).last()?;
-    // `last` is a slice of `path`: find it from the end.
-    let mut end = path.len();
-    let mut skip = 0_usize;
-    loop {
-        let head = path.get(..end)?;
-        let start = head
-            .iter()
-            .rposition(|&byte| byte == b'/')
-            .map_or(0, |slash| slash + 1);
-        let part = head.get(start..)?;
-        match part {
-            b"" | b"." => {}
-            b".." => skip += 1,
-            _ if skip > 0 => skip -= 1,
-            _ => {
-                debug_assert_eq!(part, last);
-                return Some((path.get(..start)?, part));
-            }
-        }
-        end = start.checked_sub(1)?;
-    }
-}
 
 pub(crate) fn check_name(part: &[u8], entry: &[u8]) -> Result<(), TreeError> {
     if part.len() > NAME_MAX || part.contains(&0) {
@@ -61,31 +15,4 @@ pub(crate) fn check_name(part: &[u8], entry: &[u8]) -> Result<(), TreeError> {
 
 pub(crate) fn printable(name: &[u8]) -> String {
     String::from_utf8_lossy(name).into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_split_after_cleaning() {
-        let split = |path: &'static str| {
-            split(path.as_bytes()).map(|(parent, base)| {
-                let parent: Vec<_> = parts(parent).map(printable).collect();
-                (parent.join("/"), printable(base))
-            })
-        };
-        let some = |parent: &str, base: &str| Some((parent.to_owned(), base.to_owned()));
-        assert_eq!(split("a"), some("", "a"));
-        assert_eq!(split("./a/b/"), some("a", "b"));
-        assert_eq!(split("/a//b/./c"), some("a/b", "c"));
-        assert_eq!(split("../../etc"), some("", "etc"));
-        assert_eq!(split("a/b/../c"), some("a", "c"));
-        assert_eq!(split("a/b/c/.."), some("a", "b"));
-        assert_eq!(split("a/b/../.."), None);
-        assert_eq!(split("./"), None);
-        assert_eq!(split(""), None);
-        assert_eq!(split("/.."), None);
-        assert_eq!(split("../a/.."), None);
-    }
 }

@@ -7,6 +7,8 @@
 use fuse::Attr;
 use oci::Digest;
 
+use crate::options::{IdMaps, OpaqueXattr, map_id};
+
 /// Version of the rule by which nodes are numbered and listings positioned. It changes whenever a
 /// zTOC would give other numbers: a server with another version must not take up a connection.
 pub const NUMBERING_VERSION: u32 = 1;
@@ -61,7 +63,7 @@ pub(crate) struct Name {
 pub(crate) type XattrSet = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// The files of a layer as containerd would unpack them, whiteouts in overlay's form.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Tree {
     /// Inode number `n` is at `n - 1`.
     pub(crate) inodes: Vec<Inode>,
@@ -88,6 +90,43 @@ pub struct DirEntry<'a> {
 }
 
 impl Tree {
+    /// The same tree with translated owners. Numbers and positions stay.
+    #[must_use]
+    pub fn remapped(&self, maps: &IdMaps) -> Self {
+        let mut tree = self.clone();
+        for inode in &mut tree.inodes {
+            inode.uid = map_id(&maps.uid, inode.uid);
+            inode.gid = map_id(&maps.gid, inode.gid);
+        }
+        tree
+    }
+
+    /// The same tree without extended attributes but the mark of opaque directories; `None` if it
+    /// has no others.
+    #[must_use]
+    pub fn without_xattrs(&self, mark: OpaqueXattr) -> Option<Self> {
+        let is_mark = |name: &[u8]| name == mark.name();
+        let mut all = self.xattr_sets.iter().flatten();
+        if all.all(|(name, _)| is_mark(name)) {
+            return None;
+        }
+        let mut tree = self.clone();
+        for set in &mut tree.xattr_sets {
+            set.retain(|(name, _)| is_mark(name));
+        }
+        if tree.xattr_sets.iter().all(Vec::is_empty) {
+            tree.xattr_sets.clear();
+        }
+        for inode in &mut tree.inodes {
+            let set = usize::try_from(inode.xattrs).ok();
+            let set = set.and_then(|set| tree.xattr_sets.get(set.checked_sub(1)?));
+            if set.is_none_or(Vec::is_empty) {
+                inode.xattrs = 0;
+            }
+        }
+        Some(tree)
+    }
+
     /// How many inodes there are; their numbers are 1 to this.
     #[must_use]
     pub fn len(&self) -> u64 {

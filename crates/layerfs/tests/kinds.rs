@@ -12,16 +12,16 @@ mod support;
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
 use std::sync::Arc;
 
 use fetch::testing::MemoryLayer;
 use fuse::Operation;
 use layerfs::{MountOptions, TreeOptions};
 use oci::Digest;
+use testkit::listing::{self, File, Listing, assert_same, line};
 
 use support::direct::{Direct, u32_at, u64_at};
-use support::golden::{self, File, Listing, assert_same, line};
+use support::golden;
 use support::{Mount, run, tree_of};
 
 fn sha256(bytes: &[u8]) -> String {
@@ -75,61 +75,6 @@ fn direct_listing(client: &Direct, node: u64, path: &str, listing: &mut Listing)
     }
 }
 
-/// The listing as the kernel gives it.
-fn disk_listing(directory: &Path, path: &str, listing: &mut Listing) {
-    for entry in std::fs::read_dir(directory).unwrap() {
-        let entry = entry.unwrap();
-        let at = entry.path();
-        let path = format!("{path}/{}", entry.file_name().into_string().unwrap());
-        let stat = match at.symlink_metadata() {
-            Ok(stat) => stat,
-            Err(error) => {
-                // See `overlayfs_over_both_mounts_shows_the_merged_image`.
-                assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{path}");
-                let line = "listed, but not there".to_owned();
-                listing.insert(
-                    path,
-                    File {
-                        line,
-                        ..File::default()
-                    },
-                );
-                continue;
-            }
-        };
-        assert_eq!(entry.file_type().unwrap(), stat.file_type(), "{path}");
-        let target = std::fs::read_link(&at).unwrap_or_default();
-        let mut list = vec![0; 4096];
-        let length = rustix::fs::llistxattr(&at, &mut list).unwrap();
-        let mut xattrs = BTreeMap::new();
-        for name in names(&list[..length]) {
-            let name = std::str::from_utf8(name).unwrap();
-            let mut value = vec![0; 4096];
-            let length = rustix::fs::lgetxattr(&at, name, &mut value).unwrap();
-            value.truncate(length);
-            xattrs.insert(name.to_owned(), value);
-        }
-        let file = File {
-            line: line(
-                stat.mode(),
-                stat.uid(),
-                stat.gid(),
-                stat.size(),
-                stat.mtime(),
-                u32::try_from(stat.mtime_nsec()).unwrap(),
-                stat.nlink(),
-                target.to_str().unwrap(),
-            ),
-            sha256: stat.is_file().then(|| sha256(&std::fs::read(&at).unwrap())),
-            xattrs,
-        };
-        listing.insert(path.clone(), file);
-        if stat.is_dir() {
-            disk_listing(&at, &path, listing);
-        }
-    }
-}
-
 #[test]
 fn golden_layers_appear_as_containerd_unpacks_them_without_fuse() {
     for number in [1, 2] {
@@ -150,8 +95,7 @@ fn golden_layers_appear_as_containerd_unpacks_them_through_a_mount() {
         let mount = Mount::new(&golden.ztoc, golden.tar, MountOptions::default());
         // Twice: from the server, then from the kernel's caches.
         for _ in 0..2 {
-            let mut listing = Listing::new();
-            disk_listing(&mount.path(""), ".", &mut listing);
+            let listing = listing::of(&mount.path(""));
             assert_same(&listing, &golden.listing);
         }
     }
@@ -192,9 +136,18 @@ fn disabled_xattrs_hide_all_but_the_opaque_mark() {
         disable_xattrs: true,
         ..TreeOptions::default()
     };
+    let mark = layerfs::OpaqueXattr::Trusted;
+    let shown = |number| tree_of(&golden::layer(number).ztoc, TreeOptions::default()).unwrap();
+    // Built without them, or taken out of a tree that another image shows whole.
     let first = tree_of(&golden::layer(1).ztoc, options.clone()).unwrap();
-    assert!(!first.has_xattrs());
+    for first in [first, shown(1).without_xattrs(mark).unwrap()] {
+        assert!(!first.has_xattrs());
+        let file = first.find(b"xattr/file").unwrap();
+        assert!(first.xattrs(file).is_empty());
+    }
     let second = tree_of(&golden::layer(2).ztoc, options).unwrap();
+    assert!(second.without_xattrs(mark).is_none());
+    assert!(shown(2).without_xattrs(mark).is_none());
     let etc = second.find(b"etc").unwrap();
     assert_eq!(
         second.xattr(etc, b"trusted.overlay.opaque"),
@@ -253,8 +206,7 @@ fn overlayfs_over_both_mounts_shows_the_merged_image() {
         "mount",
         &["-t", "overlay", "overlay", "-o", &layers, merged_path],
     );
-    let mut listing = Listing::new();
-    disk_listing(&merged, ".", &mut listing);
+    let listing = listing::of(&merged);
     run("umount", &[merged_path]);
     let seen: Vec<_> = listing.keys().collect();
     assert_eq!(seen, expected.keys().collect::<Vec<_>>());

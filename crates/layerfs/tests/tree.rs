@@ -200,12 +200,19 @@ fn ids_are_mapped_where_a_map_is_given() {
         }],
     };
     let options = TreeOptions {
-        id_maps,
+        id_maps: id_maps.clone(),
         ..TreeOptions::default()
     };
-    let tree = tree_of(&ztoc_of(&tar), options).unwrap();
-    let attr = tree.attr(tree.find(b"a").unwrap()).unwrap();
-    assert_eq!((attr.uid, attr.gid), (1000, 65534));
+    let built = tree_of(&ztoc_of(&tar), options).unwrap();
+    let plain = tree_of(&ztoc_of(&tar), TreeOptions::default()).unwrap();
+    // A tree that is there already is translated without its zTOC.
+    for tree in [built, plain.remapped(&id_maps)] {
+        let attr = tree.attr(tree.find(b"a").unwrap()).unwrap();
+        assert_eq!((attr.uid, attr.gid), (1000, 65534));
+        let root = tree.root_attr();
+        assert_eq!((root.uid, root.gid), (1000, 65534));
+        assert_eq!(tree.numbering_checksum(), plain.numbering_checksum());
+    }
 }
 
 #[test]

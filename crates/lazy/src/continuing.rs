@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use fetch::LayerData;
-use fuse::ConnectionFacts;
+use fuse::{Attr, ConnectionFacts};
 use layerfs::MountedLayer;
 use oci::Digest;
 use snapshotter::{LayerRefusal, LayerRequest, Restored};
@@ -16,6 +16,7 @@ use crate::LazyLayers;
 use crate::held::{ConnectionNote, HeldConnection, holder_key};
 use crate::labels::ImageKey;
 use crate::layers::Lease;
+use crate::look::Look;
 use crate::opening::OpenLayer;
 use crate::provider::{Gone, Shared, Why};
 
@@ -70,14 +71,16 @@ impl Shared {
         &self,
         held: HeldConnection,
         lease: Lease<OpenLayer>,
-    ) -> Result<(MountedLayer, Lease<OpenLayer>), LayerRefusal> {
+    ) -> Result<(MountedLayer, Lease<OpenLayer>, Attr), LayerRefusal> {
         let (pool, options) = (self.pool.clone(), self.mount_options());
         spawn_blocking(move || {
             let layer = lease.layer();
             let data: Arc<dyn LayerData> = layer.data.clone();
-            let tree = layer.tree.clone();
+            // As it was shown so far, whatever the configuration says now.
+            let tree = held.note.look().at(&layer.tree);
+            let root = tree.root_attr();
             layerfs::take_up_layer(&pool, tree, data, held.connection, options)
-                .map(|mounted| (mounted, lease))
+                .map(|mounted| (mounted, lease, root))
         })
         .await
         .map_err(LayerRefusal::failed)?
@@ -91,9 +94,10 @@ impl Shared {
         image: &ImageKey,
         index: Digest,
         ztoc: &ZtocDescriptor,
+        look: &Look,
     ) {
         let Some(keeper) = &self.keeper else { return };
-        let note = ConnectionNote::new(mounted.facts().clone(), image, index, ztoc);
+        let note = ConnectionNote::new(mounted.facts().clone(), image, index, ztoc, look);
         let held = match mounted.connection().duplicate() {
             Some(device) => keeper.put(&holder_key(&note.facts), &note.to_json(), device.as_fd()),
             // It has ended already.
@@ -144,7 +148,7 @@ impl Shared {
             .image()
             .ok_or_else(|| LayerRefusal::failed("its image's name is not understood"))?;
         let lease = self.acquire(&image, &ztoc).await?;
-        let (mounted, lease) = self.take_up(held, lease).await?;
+        let (mounted, lease, _) = self.take_up(held, lease).await?;
         self.forget_when_ended(Gone {
             connection: mounted.connection().clone(),
             lease,

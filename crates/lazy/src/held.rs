@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use ztoc::soci_index::ZtocDescriptor;
 
 use crate::labels::ImageKey;
+use crate::look::{Look, NotedLook};
 
 /// Changes when a field changes its meaning or goes. Fields may be added without that.
 const VERSION: u32 = 1;
@@ -53,7 +54,8 @@ pub(crate) struct ConnectionNote {
     /// Bytes of the zTOC.
     ztoc_size: u64,
     layer_media_type: String,
-    disable_xattrs: bool,
+    /// How it shows the layer.
+    look: NotedLook,
 }
 
 /// An image's [`ImageKey`].
@@ -76,6 +78,7 @@ impl ConnectionNote {
         image: &ImageKey,
         index: Digest,
         ztoc: &ZtocDescriptor,
+        look: &Look,
     ) -> Self {
         Self {
             version: VERSION,
@@ -90,7 +93,7 @@ impl ConnectionNote {
             ztoc: ztoc.descriptor.digest,
             ztoc_size: ztoc.descriptor.size,
             layer_media_type: ztoc.layer_media_type.clone(),
-            disable_xattrs: ztoc.disable_xattrs,
+            look: look.into(),
         }
     }
 
@@ -120,6 +123,11 @@ impl ConnectionNote {
         })
     }
 
+    /// How it shows the layer.
+    pub(crate) fn look(&self) -> Look {
+        (&self.look).into()
+    }
+
     /// Which layer it is.
     pub(crate) const fn layer(&self) -> Digest {
         self.layer
@@ -133,7 +141,7 @@ impl ConnectionNote {
             layer_digest: self.layer,
             layer_media_type: self.layer_media_type.clone(),
             span_size: None,
-            disable_xattrs: self.disable_xattrs,
+            disable_xattrs: self.look().disable_xattrs,
         }
     }
 }

@@ -14,6 +14,8 @@ const MANIFEST_DIGEST: &str = "containerd.io/snapshot/cri.manifest-digest";
 const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
 /// Comma list: this layer's digest and those of the layers above it.
 const IMAGE_LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
+/// Comma list: the compressed sizes of those layers in bytes.
+const LAYER_SIZES: &str = "containerd.io/snapshot/remote/image.layers.size";
 /// The compressed size of the layer in bytes.
 const LAYER_SIZE: &str = "containerd.io/snapshot/remote/soci.size";
 /// The digest of the SOCI index to use, whatever the image says.
@@ -27,7 +29,15 @@ pub(crate) struct ImageLayer {
     /// Compressed size in bytes, when the client says it.
     pub(crate) size: Option<u64>,
     /// The layers above this one, which will be asked for next.
-    pub(crate) above: Vec<Digest>,
+    pub(crate) above: Vec<Above>,
+}
+
+/// A layer above.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Above {
+    pub(crate) layer: Digest,
+    /// Compressed size in bytes, when the client says it.
+    pub(crate) size: Option<u64>,
 }
 
 /// What decides which SOCI index belongs to an image.
@@ -44,13 +54,16 @@ impl ImageLayer {
     pub(crate) fn from_labels(labels: &BTreeMap<String, String>) -> Result<Self, LayerRefusal> {
         let reference = required(labels, IMAGE_REF)?;
         let layer = digest(labels, LAYER_DIGEST)?;
-        let above = labels
-            .get(IMAGE_LAYERS)
-            .into_iter()
-            .flat_map(|list| list.split(','))
+        let list = |key| labels.get(key).into_iter().flat_map(|list| list.split(','));
+        let sizes = list(LAYER_SIZES).map(|text| text.trim().parse().ok());
+        let above = list(IMAGE_LAYERS)
+            .zip(sizes.chain(std::iter::repeat(None)))
             // A list cut short by containerd's label limit may end in half a digest.
-            .filter_map(|text| text.trim().parse().ok())
-            .filter(|above| *above != layer)
+            .filter_map(|(text, size)| {
+                let layer = text.trim().parse().ok()?;
+                Some(Above { layer, size })
+            })
+            .filter(|above| above.layer != layer)
             .collect();
         let explicit_index = match labels.get(INDEX_DIGEST).map(String::as_str) {
             None | Some("") => None,
@@ -102,6 +115,7 @@ mod tests {
             (MANIFEST_DIGEST, Digest::of(b"m").to_string()),
             (LAYER_DIGEST, layer.to_string()),
             (IMAGE_LAYERS, format!("{layer},{next},sha256:cut")),
+            (LAYER_SIZES, "42,43,44".to_owned()),
             (LAYER_SIZE, "42".to_owned()),
             (INDEX_DIGEST, String::new()),
         ]
@@ -113,7 +127,11 @@ mod tests {
     fn a_full_set_of_labels_is_read() {
         let read = ImageLayer::from_labels(&labels()).unwrap();
         assert_eq!(read.layer, Digest::of(b"1"));
-        assert_eq!(read.above, [Digest::of(b"2")]);
+        let above = Above {
+            layer: Digest::of(b"2"),
+            size: Some(43),
+        };
+        assert_eq!(read.above, [above]);
         assert_eq!(read.size, Some(42));
         assert_eq!(read.image.explicit_index, None);
         assert_eq!(read.image.reference.repository(), "app");

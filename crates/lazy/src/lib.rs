@@ -1,7 +1,7 @@
 //! Lazy layers: from the labels of a Prepare to a mounted layer, or the reason why not.
 //!
 //! An image's SOCI index is found once; the first layer that is asked for starts the preparation of
-//! the others, because containerd asks for one after another. A layer is served once however
+//! the others, because containerd asks for one after another. A layer that cannot be lazy is unpacked. A lazy layer is served once however
 //! many snapshots, images and namespaces use it, and forgotten when the last of them goes.
 
 #![forbid(unsafe_code)]
@@ -12,11 +12,14 @@ mod held;
 mod kept;
 mod labels;
 mod layers;
+mod look;
+mod lower_tree;
 mod opening;
 mod parts;
 mod proving;
 mod provider;
 mod sources;
+mod unpacking;
 mod verdicts;
 mod ztoc_memory;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use fetch::{LazyLayer, SpanFetcher};
-use layerfs::{Tree, TreeError, TreeOptions};
+use layerfs::{OpaqueXattr, Tree, TreeError, TreeOptions};
 use oci::{Descriptor, Reference, media_types};
 use registry::Client;
 use snapshotter::LayerRefusal;
@@ -19,6 +19,7 @@ use crate::ztoc_memory::ZtocMemory;
 
 /// A layer that is ready to be mounted.
 pub(crate) struct OpenLayer {
+    /// With all extended attributes: whether they are shown is up to the index of each image.
     pub(crate) tree: Arc<Tree>,
     pub(crate) data: Arc<LazyLayer>,
     pub(crate) sources: Sources,
@@ -39,6 +40,8 @@ pub(crate) struct Opening {
     pub(crate) slots: Option<Semaphore>,
     /// What their zTOCs may take.
     pub(crate) memory: ZtocMemory,
+    /// Where overlayfs looks for the mark of opaque directories.
+    pub(crate) opaque_xattr: OpaqueXattr,
     /// Shared while a layer's folder is opened, exclusive while one is removed.
     pub(crate) folders: Arc<RwLock<()>>,
 }
@@ -60,7 +63,7 @@ impl Opening {
             layer: ztoc.layer_digest,
             ztoc: ztoc.descriptor.digest,
         };
-        let (stored, tree) = match self.open_folder(key, None, ztoc.disable_xattrs).await {
+        let (stored, tree) = match self.open_folder(key, None).await {
             Ok(opened) => opened,
             Err(NotOpened::Store(_)) => {
                 let blob = self
@@ -73,7 +76,7 @@ impl Opening {
                             ztoc.descriptor.digest
                         ))
                     })?;
-                self.open_folder(key, Some(blob), ztoc.disable_xattrs)
+                self.open_folder(key, Some(blob))
                     .await
                     .map_err(LayerRefusal::failed)?
             }
@@ -97,10 +100,9 @@ impl Opening {
         &self,
         key: LayerKey,
         blob: Option<Bytes>,
-        disable_xattrs: bool,
     ) -> Result<(Arc<StoredLayer>, Tree), NotOpened> {
         let shared = self.folders.clone().read_owned().await;
-        let store = self.store.clone();
+        let (store, opaque_xattr) = (self.store.clone(), self.opaque_xattr);
         spawn_blocking(move || {
             // Held to the end of the work, also when nobody waits for it any more.
             let _shared = shared;
@@ -108,7 +110,7 @@ impl Opening {
                 store.create_or_open_with_toc(key.layer, key.ztoc, blob.as_deref())?;
             let tar_size = stored.spans().uncompressed_size();
             let options = TreeOptions {
-                disable_xattrs,
+                opaque_xattr,
                 ..TreeOptions::default()
             };
             let tree = Tree::build(&toc, tar_size, options)?;

@@ -11,6 +11,8 @@ pub struct Parts {
     pub layers: store::LayerStore,
     /// SOCI indexes on disk.
     pub content: store::content::OciLayout,
+    /// Unpacks layers that cannot be lazy.
+    pub unpacker: unpack::Unpacker,
     /// Gets spans from registries into the layer store.
     pub fetcher: Arc<fetch::SpanFetcher>,
     /// Serves the FUSE connections.
@@ -51,6 +53,8 @@ pub struct LazyConfig {
     /// Let the kernel send again what was in flight when a server died, where it can (Linux 6.9);
     /// otherwise it is answered from the journal.
     pub resend: bool,
+    /// Overlays are mounted with `userxattr`: they look for `user.overlay.*`.
+    pub userxattr: bool,
 }
 
 impl Default for LazyConfig {
@@ -68,6 +72,7 @@ impl Default for LazyConfig {
             max_concurrency: Some(100),
             disable_background: false,
             resend: true,
+            userxattr: false,
         }
     }
 }

@@ -8,17 +8,20 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fetch::LayerData;
-use fuse::Served;
+use fuse::{Attr, Served};
 use holder::Keeper;
-use layerfs::{MountOptions, MountedLayer};
+use layerfs::{MountOptions, MountedLayer, OpaqueXattr, Tree};
 use oci::Digest;
 use parking_lot::Mutex;
 use snapshotter::{
-    LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError, Restored,
+    IdMaps, LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError, Restored,
+    UnpackRequest,
 };
 use store::LayerKey;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+use unpack::Unpacker;
 use ztoc::soci_index::ZtocDescriptor;
 
 use crate::discovery::{Discovery, FoundIndex};
@@ -26,6 +29,7 @@ use crate::held::{HeldConnection, HeldConnections, HeldError};
 use crate::kept::KeptIndexes;
 use crate::labels::{ImageKey, ImageLayer};
 use crate::layers::{Layers, Lease};
+use crate::look::Look;
 use crate::opening::{OpenLayer, Opening};
 use crate::verdicts::Verdicts;
 use crate::ztoc_memory::ZtocMemory;
@@ -58,6 +62,7 @@ pub(crate) struct Shared {
     asked: Mutex<Option<HashSet<Digest>>>,
     /// Unmounting means going away, not that the layers are not needed any more.
     leaving: AtomicBool,
+    pub(crate) unpacker: Unpacker,
     pub(crate) pool: fuse::Pool,
     pub(crate) config: LazyConfig,
 }
@@ -97,6 +102,7 @@ impl LazyLayers {
             client,
             layers,
             content,
+            unpacker,
             fetcher,
             pool,
             keeper,
@@ -120,6 +126,11 @@ impl LazyLayers {
                     fetcher,
                     slots: config.max_concurrency.map(Semaphore::new),
                     memory: ZtocMemory::new(config.ztoc_memory),
+                    opaque_xattr: if config.userxattr {
+                        OpaqueXattr::User
+                    } else {
+                        OpaqueXattr::Trusted
+                    },
                     folders: Arc::default(),
                 },
                 layers: Arc::default(),
@@ -129,6 +140,7 @@ impl LazyLayers {
                 prepared: Mutex::default(),
                 asked: Mutex::new(Some(asked)),
                 leaving: AtomicBool::new(false),
+                unpacker,
                 pool,
                 config,
             }),
@@ -228,7 +240,8 @@ impl Shared {
                 layer: ztoc.layer_digest,
                 ztoc: ztoc.descriptor.digest,
             };
-            if !request.above.contains(&key.layer) || self.layers.in_use(&key) {
+            let is_above = request.above.iter().any(|above| above.layer == key.layer);
+            if !is_above || self.layers.in_use(&key) {
                 continue;
             }
             let (shared, image, ztoc) = (self.clone(), request.image.clone(), ztoc.clone());
@@ -275,6 +288,7 @@ impl Shared {
             && let Some(size) = layer.size
             && size < minimum
         {
+            self.fetch_above(&request.namespace, &layer, None);
             return Err(LayerRefusal::BelowMinSize { size, minimum });
         }
         // Which layer this mount is the first to store anything of.
@@ -285,6 +299,7 @@ impl Shared {
                 if prepare {
                     // They will be asked for next.
                     self.prepare_above(&layer, &found);
+                    self.fetch_above(&request.namespace, &layer, Some(&found));
                 }
                 let key = LayerKey {
                     layer: ztoc.layer_digest,
@@ -304,22 +319,27 @@ impl Shared {
                             limit.as_secs()
                         ))
                     })??;
-            let (mounted, lease) = match why {
+            let (mounted, lease, root) = match why {
                 Why::Continue(held) => self.take_up(held, lease).await?,
                 Why::Prepare | Why::Restore => {
-                    let (mounted, lease) = self.mount_at(&request.mountpoint, lease).await?;
-                    self.hold(&mounted, &layer.image, index, &ztoc);
-                    (mounted, lease)
+                    let look = Look {
+                        disable_xattrs: ztoc.disable_xattrs,
+                        mark: self.opening.opaque_xattr,
+                        id_maps: request.id_maps.as_ref().map(translation),
+                    };
+                    let at = &request.mountpoint;
+                    let (mounted, lease, root) = self.mount_at(at, lease, look.clone()).await?;
+                    self.hold(&mounted, &layer.image, index, &ztoc, &look);
+                    (mounted, lease, root)
                 }
             };
-            Ok((index, mounted, lease))
+            Ok((index, mounted, lease, root))
         };
         let mounted = mounted.await;
         if let (Err(_), Some(key)) = (&mounted, first) {
             self.remove_unused(key).await;
         }
-        let (index, mounted, lease) = mounted?;
-        let root = lease.layer().tree.root_attr();
+        let (index, mounted, lease, root) = mounted?;
         if !self.config.disable_background {
             lease.layer().data.start_background();
         }
@@ -357,15 +377,17 @@ impl Shared {
         &self,
         mountpoint: &Path,
         lease: Lease<OpenLayer>,
-    ) -> Result<(MountedLayer, Lease<OpenLayer>), LayerRefusal> {
+        look: Look,
+    ) -> Result<(MountedLayer, Lease<OpenLayer>, Attr), LayerRefusal> {
         let (pool, mountpoint) = (self.pool.clone(), mountpoint.to_owned());
         let options = self.mount_options();
         spawn_blocking(move || {
             let layer = lease.layer();
             let data: Arc<dyn LayerData> = layer.data.clone();
-            let mounted =
-                layerfs::mount_layer(&pool, layer.tree.clone(), data, &mountpoint, options);
-            mounted.map(|mounted| (mounted, lease))
+            let tree = look.at(&layer.tree);
+            let root = tree.root_attr();
+            let mounted = layerfs::mount_layer(&pool, tree, data, &mountpoint, options);
+            mounted.map(|mounted| (mounted, lease, root))
         })
         .await
         .map_err(LayerRefusal::failed)?
@@ -439,6 +461,12 @@ impl Shared {
         });
     }
 
+    /// The files of the layer that is mounted there.
+    pub(crate) fn tree_at(&self, mountpoint: &Path) -> Option<Arc<Tree>> {
+        let mounts = self.mounts.lock();
+        Some(mounts.get(mountpoint)?.lease.layer().tree.clone())
+    }
+
     /// Lets go of a layer and of its image's index, and removes what nobody else uses.
     async fn forget(&self, gone: Gone) {
         let Gone {
@@ -486,14 +514,42 @@ impl Shared {
     }
 }
 
+fn translation(maps: &IdMaps) -> layerfs::IdMaps {
+    let ranges = |ranges: &[snapshotter::IdRange]| {
+        let ranges = ranges.iter().map(|range| layerfs::IdRange {
+            container: range.container,
+            host: range.host,
+            length: range.length,
+        });
+        ranges.collect()
+    };
+    layerfs::IdMaps {
+        uid: ranges(&maps.uid),
+        gid: ranges(&maps.gid),
+    }
+}
+
 #[async_trait]
 impl LayerProvider for LazyLayers {
     async fn mount(&self, request: LayerRequest) -> Result<MountedInfo, LayerRefusal> {
-        self.shared.mount(request, Why::Prepare).await
+        // The layer is in use already, lazily, if it is to be seen with other owners.
+        let why = match request.id_maps {
+            None => Why::Prepare,
+            Some(_) => Why::Restore,
+        };
+        self.shared.mount(request, why).await
     }
 
     async fn restore(&self, request: LayerRequest) -> Result<Restored, LayerRefusal> {
         self.shared.restore(request).await
+    }
+
+    async fn unpack(
+        &self,
+        request: UnpackRequest,
+        cancel: CancellationToken,
+    ) -> Result<(), LayerRefusal> {
+        self.shared.unpack(request, &cancel).await
     }
 
     async fn unmount(&self, mountpoint: &Path) -> Result<(), ProviderError> {

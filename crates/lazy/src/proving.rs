@@ -89,7 +89,7 @@ pub fn prove(layers: &Path, kept: Vec<Kept>, scratch: &Path) -> Result<usize, Pr
                 mountpoint: scratch.to_owned(),
                 source,
             })?;
-            (empty, Digest::of(b""))
+            (Arc::new(empty), Digest::of(b""))
         }
     };
     serve_for_a_moment(tree, layer, scratch)?;
@@ -97,7 +97,7 @@ pub fn prove(layers: &Path, kept: Vec<Kept>, scratch: &Path) -> Result<usize, Pr
 }
 
 /// The file tree of a mounted layer, with the numbers that it has there.
-fn same_tree(layers: &Path, note: &ConnectionNote) -> Result<Tree, ProvingError> {
+fn same_tree(layers: &Path, note: &ConnectionNote) -> Result<Arc<Tree>, ProvingError> {
     let mountpoint = || note.facts.mountpoint.clone();
     let ztoc = note.ztoc();
     let key = LayerKey {
@@ -109,14 +109,16 @@ fn same_tree(layers: &Path, note: &ConnectionNote) -> Result<Tree, ProvingError>
             mountpoint: mountpoint(),
             source,
         })?;
+    let look = note.look();
     let options = TreeOptions {
-        disable_xattrs: ztoc.disable_xattrs,
+        opaque_xattr: look.mark,
         ..TreeOptions::default()
     };
     let tree = Tree::build(&toc, size, options).map_err(|source| ProvingError::Tree {
         mountpoint: mountpoint(),
         source,
     })?;
+    let tree = look.at(&Arc::new(tree));
     let expected = layerfs::content_identity(&tree, &key.layer);
     if expected == note.facts.content {
         return Ok(tree);
@@ -129,11 +131,11 @@ fn same_tree(layers: &Path, note: &ConnectionNote) -> Result<Tree, ProvingError>
 }
 
 /// Mounts a tree where nobody looks, and lists its root.
-fn serve_for_a_moment(tree: Tree, layer: Digest, scratch: &Path) -> Result<(), ProvingError> {
+fn serve_for_a_moment(tree: Arc<Tree>, layer: Digest, scratch: &Path) -> Result<(), ProvingError> {
     let pool = Pool::new(1, Journal::create()?)?;
     let data = Arc::new(NoData(layer));
     let options = MountOptions::default();
-    let mounted = layerfs::mount_layer(&pool, Arc::new(tree), data, scratch, options)?;
+    let mounted = layerfs::mount_layer(&pool, tree, data, scratch, options)?;
     let (sender, listed) = std::sync::mpsc::channel();
     let path = scratch.to_owned();
     // Should the mount not answer, the thread is freed by its end.

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,10 +17,14 @@ use fetch::SpanFetcher;
 use lazy::{LazyConfig, LazyLayers, Parts};
 use oci::{Digest, Index, Manifest, Reference, annotations, media_types};
 use registry::{Client, ClientConfig, NoCredentials};
-use snapshotter::{LayerProvider, LayerRefusal, LayerRequest, MountedInfo};
+use snapshotter::{
+    IdMaps, IdRange, LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ParentLayer,
+    UnpackRequest,
+};
 use store::content::OciLayout;
 use store::{LayerStore, LayerStoreConfig};
 use testkit::{Fault, Proxy, Registry, Rule, TestRoot};
+use tokio_util::sync::CancellationToken;
 
 /// A golden image in a registry, and a daemon's worth of lazy layers.
 struct World {
@@ -138,6 +143,11 @@ impl World {
             layers: LayerStore::open(&root.join("soci/layers"), LayerStoreConfig::default())
                 .unwrap(),
             content: OciLayout::open(&root.join("content")).unwrap(),
+            unpacker: unpack::Unpacker::new(
+                Self::client(),
+                unpack::UnpackConfig::new(root.join("unpack")),
+            )
+            .unwrap(),
             fetcher: fetcher.clone(),
             pool: fuse::Pool::new(2, fuse::Journal::create().unwrap()).unwrap(),
             keeper: None,
@@ -184,6 +194,7 @@ impl World {
             namespace: "test".to_owned(),
             mountpoint: self.root.dir(mountpoint).unwrap(),
             labels: labels.map(|(key, value)| (key.to_owned(), value)).into(),
+            id_maps: None,
         }
     }
 
@@ -503,5 +514,175 @@ fn a_layer_of_two_repositories_is_read_from_the_one_that_is_there() {
         check_contents(first.mountpoint.clone()).await;
         unmount(&lazy, &first.mountpoint).await;
         unmount(&lazy, &second.mountpoint).await;
+    });
+}
+
+#[test]
+fn under_userxattr_the_opaque_mark_is_the_users() {
+    World::new("kinds", "soci-v2").test(async |world| {
+        let lazy = world.lazy(LazyConfig {
+            userxattr: true,
+            ..LazyConfig::default()
+        });
+        let request = world.request(1, "a");
+        lazy.mount(request.clone()).await.unwrap();
+        let etc = request.mountpoint.join("etc");
+        let (users, trusted) = blocking(move || {
+            let mark = |name: &str| rustix::fs::getxattr(&etc, name, &mut [0_u8; 8][..]);
+            (mark("user.overlay.opaque"), mark("trusted.overlay.opaque"))
+        })
+        .await;
+        assert_eq!(users, Ok(1));
+        assert_eq!(trusted, Err(rustix::io::Errno::NODATA));
+        unmount(&lazy, &request.mountpoint).await;
+    });
+}
+
+#[test]
+fn owners_are_translated_through_the_mount() {
+    World::new("kinds", "soci-v2").test(async |world| {
+        let lazy = world.lazy(LazyConfig::default());
+        let plain = world.request(0, "plain");
+        lazy.mount(plain.clone()).await.unwrap();
+        let range = |container, host, length| IdRange {
+            container,
+            host,
+            length,
+        };
+        let mut mapped = world.request(0, "mapped");
+        mapped.id_maps = Some(IdMaps {
+            uid: vec![range(0, 100_000, 1000), range(1000, 7, 1)],
+            gid: vec![range(0, 200_000, 3000)],
+        });
+        let root = lazy.mount(mapped.clone()).await.unwrap();
+        assert_eq!((root.uid, root.gid), (100_000, 200_000));
+        // One layer, seen twice; also when an earlier process had mounted it.
+        let hex = world.image.layers[0].hex();
+        let folders = world.root.path().join("daemon/soci/layers");
+        let stored = || {
+            let names = fs::read_dir(&folders).unwrap();
+            names
+                .filter(|name| {
+                    name.as_ref()
+                        .unwrap()
+                        .file_name()
+                        .to_str()
+                        .unwrap()
+                        .starts_with(&hex)
+                })
+                .count()
+        };
+        assert_eq!(stored(), 1);
+        for _ in 0..2 {
+            let owner = |mountpoint: &Path, name: &str| {
+                let path = mountpoint.join(name);
+                blocking(move || {
+                    let stat = fs::symlink_metadata(path).unwrap();
+                    (stat.uid(), stat.gid())
+                })
+            };
+            for (name, seen, translated) in [
+                ("etc/hostname", (1000, 2000), (7, 202_000)),
+                ("bin/tool", (0, 0), (100_000, 200_000)),
+                ("data", (0, 0), (100_000, 200_000)),
+                ("big-id", (3_000_000_000, 3_000_000_001), (65534, 65534)),
+            ] {
+                assert_eq!(owner(&plain.mountpoint, name).await, seen, "{name}");
+                assert_eq!(owner(&mapped.mountpoint, name).await, translated, "{name}");
+            }
+            check_contents(mapped.mountpoint.clone()).await;
+            lazy.restore(mapped.clone()).await.unwrap();
+        }
+        unmount(&lazy, &plain.mountpoint).await;
+        lazy.check(&mapped.mountpoint, &mapped.labels)
+            .await
+            .unwrap();
+        unmount(&lazy, &mapped.mountpoint).await;
+        assert_eq!(stored(), 0);
+    });
+}
+
+#[test]
+fn a_layer_is_unpacked_onto_a_lazy_one_without_a_look_at_its_mount() {
+    World::new("kinds", "soci-v2").test(async |world| {
+        let lazy = world.lazy(LazyConfig::default());
+        let below = world.request(0, "a");
+        lazy.mount(below.clone()).await.unwrap();
+        let above = world.request(1, "b");
+        let folder = above.mountpoint.clone();
+        let request = |lazy: bool| UnpackRequest {
+            layer: above.clone(),
+            parents: vec![ParentLayer {
+                directory: below.mountpoint.clone(),
+                lazy,
+            }],
+        };
+        lazy.unpack(request(true), CancellationToken::new())
+            .await
+            .unwrap();
+        let files = fs::read_dir(folder.join("etc")).unwrap().count();
+        assert_eq!(files, 2);
+        // Implied there, and described as 0755 below.
+        assert_eq!(
+            fs::metadata(folder.join("bin")).unwrap().mode() & 0o7777,
+            0o755
+        );
+        unmount(&lazy, &below.mountpoint).await;
+        // A lazy layer that is not mounted any more is a reason not to.
+        fs::remove_dir_all(&folder).unwrap();
+        fs::create_dir(&folder).unwrap();
+        let refusal = lazy
+            .unpack(request(true), CancellationToken::new())
+            .await
+            .unwrap_err();
+        assert_eq!(refusal.code(), "unpack-failed");
+        assert!(fs::read_dir(&folder).unwrap().next().is_none());
+    });
+}
+
+/// Two indexes name the same zTOC, and one of them hides the layer's attributes.
+#[test]
+fn disabled_xattrs_of_one_index_hide_nothing_from_another() {
+    World::new("kinds", "soci-v2").test(async |world| {
+        let plain = world.request(0, "plain");
+        let client = World::client();
+        let manifest = client
+            .manifest(&world.reference, world.image.manifest)
+            .await
+            .unwrap();
+        let manifest: Manifest = serde_json::from_slice(&manifest.1).unwrap();
+        let index: Digest = manifest.annotations[annotations::INDEX_DIGEST]
+            .parse()
+            .unwrap();
+        let (_, bytes) = client.manifest(&world.reference, index).await.unwrap();
+        let mut index: Manifest = serde_json::from_slice(&bytes).unwrap();
+        for ztoc in &mut index.layers {
+            let key = "com.amazon.soci.disable-xattrs".to_owned();
+            ztoc.annotations.insert(key, "true".to_owned());
+        }
+        let bytes = oci::json::to_vec(&index).unwrap();
+        let tag = world.proxy.reference("kinds:hidden").parse().unwrap();
+        let hiding = client
+            .push_manifest(&tag, media_types::OCI_MANIFEST, bytes.into())
+            .await
+            .unwrap();
+        let mut hidden = world.request(0, "hidden");
+        hidden.labels.insert(
+            "containerd.io/snapshot/remote/soci.index.digest".to_owned(),
+            hiding.to_string(),
+        );
+        let lazy = world.lazy(LazyConfig::default());
+        lazy.mount(hidden.clone()).await.unwrap();
+        lazy.mount(plain.clone()).await.unwrap();
+        let value = |request: &LayerRequest| {
+            let file = request.mountpoint.join("xattr/file");
+            blocking(move || rustix::fs::getxattr(file, "user.note", &mut [0_u8; 64][..]))
+        };
+        assert_eq!(value(&plain).await, Ok(5));
+        let refused = value(&hidden).await.unwrap_err();
+        let nothing = [rustix::io::Errno::NODATA, rustix::io::Errno::NOTSUP];
+        assert!(nothing.contains(&refused), "{refused}");
+        unmount(&lazy, &plain.mountpoint).await;
+        unmount(&lazy, &hidden.mountpoint).await;
     });
 }

@@ -166,6 +166,14 @@ pub enum RegistryError {
     /// What we were asked to do or how we are configured makes no sense.
     #[error("{0}")]
     Config(String),
+    /// What is downloaded cannot be stored.
+    #[error("store {what}: {reason}")]
+    Sink {
+        /// Which blob.
+        what: String,
+        /// The cause.
+        reason: String,
+    },
     /// What is to be uploaded cannot be read.
     #[error("read {what} for upload: {reason}")]
     Source {
@@ -227,7 +235,9 @@ impl RegistryError {
             Self::Protocol { .. } => ErrorKind::Protocol,
             Self::TooLarge { .. } => ErrorKind::TooLarge,
             Self::Credentials { .. } => ErrorKind::Unauthorized,
-            Self::OutOfRange { .. } | Self::Config(_) | Self::Source { .. } => ErrorKind::Config,
+            Self::OutOfRange { .. } | Self::Config(_) | Self::Sink { .. } | Self::Source { .. } => {
+                ErrorKind::Config
+            }
         }
     }
 

@@ -32,6 +32,7 @@ mod token;
 mod transport;
 mod upload;
 mod whole;
+mod whole_file;
 
 pub use blob::RemoteBlob;
 pub use body::BlobBody;

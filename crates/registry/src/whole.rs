@@ -12,9 +12,9 @@ use crate::source::ByteStream;
 use crate::{Client, RegistryError};
 
 /// Bytes per request of a large blob.
-const PART: u64 = 8 << 20;
+pub(crate) const PART: u64 = 8 << 20;
 /// Requests at once for one blob.
-const AT_ONCE: usize = 4;
+pub(crate) const AT_ONCE: usize = 4;
 /// Hashing more than this in one go would hold up other tasks.
 const HASH_INLINE: usize = 256 << 10;
 
@@ -89,7 +89,7 @@ impl Client {
     }
 }
 
-fn mismatch(place: &Place, actual: Digest) -> RegistryError {
+pub(crate) fn mismatch(place: &Place, actual: Digest) -> RegistryError {
     RegistryError::DigestMismatch {
         what: place.describe(),
         expected: place.digest(),

@@ -166,6 +166,7 @@ async fn main() {
     let config = SnapshotterConfig {
         root: directory.path().join("snapshotter"),
         allow_invalid_mounts_on_restart: false,
+        userxattr: false,
     };
     let opened = Snapshotter::open(config.clone(), Arc::new(Nothing)).await;
     let snapshotter = Arc::new(opened.unwrap());

@@ -9,9 +9,12 @@ use crate::api::types::Mount;
 use crate::api::v1::{Info, Kind};
 use crate::disk_usage;
 use crate::error::SnapshotterError;
+use crate::id_maps::IdMaps;
 use crate::labels::{self, Labels};
-use crate::metadata::{Commit, Fallback, Link, NewSnapshot, Usage};
+use crate::metadata::{Commit, Link, NewSnapshot, Usage};
 use crate::mounts::mounts;
+use crate::remap::Remapped;
+use crate::restore::LazyMount;
 use crate::snapshotter::{Inner, Reservation, Snapshotter};
 
 /// Longer names are refused, as by containerd's database.
@@ -50,12 +53,20 @@ impl Snapshotter {
         if !matches!(kind, Kind::Active | Kind::View) {
             return Err(SnapshotterError::NotMountable { name });
         }
-        self.inner.check_layers(&snapshot.parents).await?;
+        let id = snapshot.record.id;
+        let maps = snapshot.record.id_maps()?;
+        match &maps {
+            Some(maps) => {
+                self.inner
+                    .check_remapped(id, &snapshot.parents, maps)
+                    .await?
+            }
+            None => self.inner.check_layers(&snapshot.parents).await?,
+        }
         // Whoever asks is about to start the container, on the mounts of today.
-        self.inner.severed.clear(snapshot.record.id);
-        Ok(self
-            .inner
-            .mounts(kind, snapshot.record.id, &snapshot.parents))
+        self.inner.severed.clear(id);
+        let remapped = maps.is_some();
+        Ok(self.inner.mounts(kind, id, &snapshot.parents, remapped))
     }
 
     /// Turns the active snapshot `key` into the committed one `name`.
@@ -166,6 +177,10 @@ impl Inner {
         let call = self.enter()?;
         check_name(&key)?;
         let labels = labels::check(labels)?;
+        let maps = match kind {
+            Kind::Active => IdMaps::from_labels(&labels)?,
+            _ => None,
+        };
         let (key, parent, parents) = self
             .blocking(move |inner| {
                 let parents = inner.metadata.before_insert(&key, &parent)?;
@@ -174,6 +189,23 @@ impl Inner {
             .await?;
         // Before anything is made: a container must not be left on a layer that is not there.
         self.check_layers(&parents).await?;
+        if let Some(maps) = maps {
+            let new = Remapped {
+                key,
+                parent,
+                labels,
+                maps,
+            };
+            let inner = Arc::clone(self);
+            // A task of its own: if the client goes away, this comes to a consistent end.
+            let made = tokio::spawn(async move {
+                let _call = call;
+                inner.create_remapped(new, parents).await
+            });
+            return made.await.map_err(|error| SnapshotterError::Task {
+                reason: error.to_string(),
+            })?;
+        }
         self.blocking(move |inner| {
             let _call = call;
             let reservation = inner.reserve();
@@ -184,9 +216,10 @@ impl Inner {
                 parent: &parent,
                 labels,
                 fallback: None,
+                id_maps: None,
             };
             let parents = inner.insert(new, &reservation)?;
-            Ok(inner.mounts(kind, reservation.id, &parents))
+            Ok(inner.mounts(kind, reservation.id, &parents, false))
         })
         .await
     }
@@ -212,23 +245,8 @@ impl Inner {
         inserted
     }
 
-    /// Adds an active snapshot whose directories exist already. Blocking.
-    pub(crate) fn insert_made(
-        &self,
-        key: &str,
-        parent: &str,
-        labels: Labels,
-        fallback: Fallback,
-        reservation: &Reservation,
-    ) -> Result<Vec<Link>, SnapshotterError> {
-        let new = NewSnapshot {
-            id: reservation.id,
-            name: key,
-            kind: Kind::Active,
-            parent,
-            labels,
-            fallback: Some(fallback),
-        };
+    /// Adds a snapshot whose directories exist already. Blocking.
+    pub(crate) fn insert_made(&self, new: NewSnapshot<'_>) -> Result<Vec<Link>, SnapshotterError> {
         self.metadata.insert(new, |_| Ok(()))
     }
 
@@ -241,27 +259,55 @@ impl Inner {
     }
 
     /// The mounts of a snapshot with these parents.
-    pub(crate) fn mounts(&self, kind: Kind, id: u64, parents: &[Link]) -> Vec<Mount> {
-        mounts(&self.directories, &self.overlay, kind, id, parents)
+    pub(crate) fn mounts(
+        &self,
+        kind: Kind,
+        id: u64,
+        parents: &[Link],
+        remapped: bool,
+    ) -> Vec<Mount> {
+        mounts(
+            &self.directories,
+            &self.overlay,
+            kind,
+            id,
+            parents,
+            remapped,
+        )
     }
 
     /// Asks the provider whether the lazy ones among these snapshots can be served.
     pub(crate) async fn check_layers(&self, links: &[Link]) -> Result<(), SnapshotterError> {
-        let checks = links.iter().filter_map(|link| {
-            let lazy = link.lazy.as_ref()?;
-            Some(async move {
-                let mountpoint = self.directories.fs(link.id);
-                let check = async {
-                    self.repair(link.id, &link.name, lazy).await?;
-                    self.provider.check(&mountpoint, &lazy.labels).await
-                };
-                check
-                    .await
-                    .map_err(|source| SnapshotterError::LayerUnavailable {
-                        name: link.name.clone(),
-                        source,
-                    })
-            })
+        let mounts = links.iter().filter_map(LazyMount::of);
+        self.check_mounts(mounts.collect()).await
+    }
+
+    /// The same for the layers as one container sees them.
+    pub(crate) async fn check_remapped(
+        &self,
+        snapshot: u64,
+        links: &[Link],
+        maps: &IdMaps,
+    ) -> Result<(), SnapshotterError> {
+        let mounts = links
+            .iter()
+            .filter_map(|link| LazyMount::remapped(link, snapshot, maps));
+        self.check_mounts(mounts.collect()).await
+    }
+
+    async fn check_mounts(&self, mounts: Vec<LazyMount>) -> Result<(), SnapshotterError> {
+        let checks = mounts.iter().map(|mount| async move {
+            let mountpoint = self.directories.fs(mount.place);
+            let check = async {
+                self.repair(mount).await?;
+                self.provider.check(&mountpoint, &mount.lazy.labels).await
+            };
+            check
+                .await
+                .map_err(|source| SnapshotterError::LayerUnavailable {
+                    name: mount.name.clone(),
+                    source,
+                })
         });
         try_join_all(checks).await?;
         Ok(())

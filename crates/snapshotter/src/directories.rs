@@ -11,6 +11,7 @@ use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, openat};
 use crate::error::SnapshotterError;
 use crate::metadata::Link;
 use crate::mountinfo::usable_in_options;
+use crate::place::Place;
 
 /// Mode of the root of a snapshot, whatever the umask: containers see it as `/`.
 const FS_MODE: u32 = 0o755;
@@ -59,18 +60,18 @@ impl Directories {
     }
 
     /// `snapshots/<id>`.
-    pub(crate) fn snapshot(&self, id: u64) -> PathBuf {
-        self.snapshots.join(id.to_string())
+    pub(crate) fn snapshot(&self, place: impl Into<Place>) -> PathBuf {
+        self.snapshots.join(place.into().to_string())
     }
 
     /// `snapshots/<id>` as the kernel lists it.
-    pub(crate) fn real_snapshot(&self, id: u64) -> PathBuf {
-        self.real.join(id.to_string())
+    pub(crate) fn real_snapshot(&self, place: impl Into<Place>) -> PathBuf {
+        self.real.join(place.into().to_string())
     }
 
     /// `snapshots/<id>/fs`.
-    pub(crate) fn fs(&self, id: u64) -> PathBuf {
-        self.snapshot(id).join("fs")
+    pub(crate) fn fs(&self, place: impl Into<Place>) -> PathBuf {
+        self.snapshot(place).join("fs")
     }
 
     /// `snapshots/<id>/work`.
@@ -81,19 +82,20 @@ impl Directories {
     /// Makes the directories of a new snapshot; nothing remains of them after a failure.
     pub(crate) fn create(
         &self,
-        id: u64,
+        place: impl Into<Place>,
         with_work: bool,
         owner: Option<Owner>,
     ) -> Result<(), SnapshotterError> {
-        let directory = self.snapshot(id);
+        let place = place.into();
+        let directory = self.snapshot(place);
         DirBuilder::new()
             .mode(0o700)
             .create(&directory)
             .map_err(SnapshotterError::io("create", &directory))?;
         let fill = || {
-            make(&self.fs(id), FS_MODE, owner)?;
+            make(&self.fs(place), FS_MODE, owner)?;
             if with_work {
-                make(&self.work(id), WORK_MODE, None)?;
+                make(&directory.join("work"), WORK_MODE, None)?;
             }
             Ok(())
         };
@@ -105,8 +107,11 @@ impl Directories {
     }
 
     /// Makes sure that `fs` is there to mount on.
-    pub(crate) fn ensure_mountpoint(&self, id: u64) -> Result<(), SnapshotterError> {
-        let path = self.fs(id);
+    pub(crate) fn ensure_mountpoint(
+        &self,
+        place: impl Into<Place>,
+    ) -> Result<(), SnapshotterError> {
+        let path = self.fs(place);
         DirBuilder::new()
             .recursive(true)
             .mode(0o755)
@@ -124,8 +129,8 @@ impl Directories {
     }
 
     /// Deletes the directories of a snapshot. Nothing may be mounted below them.
-    pub(crate) fn remove(&self, id: u64) -> Result<(), SnapshotterError> {
-        let directory = self.snapshot(id);
+    pub(crate) fn remove(&self, place: impl Into<Place>) -> Result<(), SnapshotterError> {
+        let directory = self.snapshot(place);
         match fs::remove_dir_all(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(SnapshotterError::io("remove", &directory)(error))
@@ -134,17 +139,15 @@ impl Directories {
         }
     }
 
-    /// The ids that have a directory; other names are nobody's business.
-    pub(crate) fn ids(&self) -> Result<Vec<u64>, SnapshotterError> {
+    /// The places that have a directory; other names are nobody's business.
+    pub(crate) fn places(&self) -> Result<Vec<Place>, SnapshotterError> {
         let failed = || SnapshotterError::io("read directory", &self.snapshots);
-        let mut ids = Vec::new();
+        let mut places = Vec::new();
         for entry in fs::read_dir(&self.snapshots).map_err(failed())? {
             let name = entry.map_err(failed())?.file_name();
-            if let Some(id) = name.to_str().and_then(|name| name.parse().ok()) {
-                ids.push(id);
-            }
+            places.extend(name.to_str().and_then(Place::parse));
         }
-        Ok(ids)
+        Ok(places)
     }
 
     /// The owner that a snapshot on these parents gets: that of its parent's root. A lazy parent

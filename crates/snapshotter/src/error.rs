@@ -79,6 +79,14 @@ pub enum SnapshotterError {
         /// Bytes allowed.
         limit: usize,
     },
+    /// A label with an id map cannot be read.
+    #[error("the label {label} is malformed: {reason}")]
+    InvalidIdMap {
+        /// The key of the label.
+        label: &'static str,
+        /// What is wrong with its value.
+        reason: String,
+    },
     /// A field mask of Update names a field that cannot change.
     #[error("cannot update the field {path:?} of snapshot {name:?}; only labels may change")]
     ImmutableField {
@@ -210,6 +218,7 @@ impl SnapshotterError {
             Self::ParentNotCommitted { .. }
             | Self::InvalidName { .. }
             | Self::LabelTooLong { .. }
+            | Self::InvalidIdMap { .. }
             | Self::ImmutableField { .. }
             | Self::MissingField { .. }
             | Self::Filter(_) => Code::InvalidArgument,

@@ -17,6 +17,10 @@ pub const REMOTE_VALUE: &str = "remote snapshot";
 pub const HAS_INDEX: &str = "containerd.io/snapshot/remote/has.soci.index.digest";
 /// The namespace of the client whose Prepare we committed.
 pub const NAMESPACE: &str = "containerd.io/snapshot/remote/namespace";
+/// The user ids of a container's user namespace, on its own snapshot: `container:host:length[,…]`.
+pub const UID_MAP: &str = "containerd.io/snapshot/uidmapping";
+/// The same for group ids.
+pub const GID_MAP: &str = "containerd.io/snapshot/gidmapping";
 /// The digest of the layer that is being unpacked.
 pub const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
 /// The reference of the image that is being pulled.

@@ -10,6 +10,8 @@ use crate::snapshotter::Snapshotter;
 pub enum LayerMode {
     /// Mounted by the provider; read on demand.
     Lazy,
+    /// Fetched and unpacked by the snapshotter.
+    Local,
     /// Pulled and unpacked by the client.
     Deferred,
 }
@@ -53,6 +55,8 @@ fn state(record: Record, lazy: bool) -> LayerState {
         layer: record.label(labels::LAYER_DIGEST).map(str::to_owned),
         mode: if lazy {
             LayerMode::Lazy
+        } else if record.unpacked {
+            LayerMode::Local
         } else {
             LayerMode::Deferred
         },

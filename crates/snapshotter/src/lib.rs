@@ -11,6 +11,7 @@ mod directories;
 mod disk_usage;
 mod error;
 mod filter;
+mod id_maps;
 mod info_batch;
 mod keyed_lock;
 pub mod labels;
@@ -18,19 +19,27 @@ mod layers;
 mod metadata;
 mod mountinfo;
 mod mounts;
+mod place;
 mod prepare;
 mod provider;
+mod remap;
 mod restore;
 mod service;
 mod severed;
 mod snapshotter;
 mod sweep;
+mod unpack;
 
 pub use error::SnapshotterError;
 pub use filter::FilterError;
+pub use id_maps::{IdMaps, IdRange};
 pub use info_batch::ListSnapshotsResponse;
 pub use layers::{LayerMode, LayerState};
-pub use provider::{LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError, Restored};
+pub use mounts::needs_userxattr;
+pub use provider::{
+    LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ParentLayer, ProviderError, Restored,
+    UnpackRequest,
+};
 pub use severed::Severed;
 pub use service::{SnapshotService, service};
 pub use snapshotter::{Snapshotter, SnapshotterConfig};

@@ -10,6 +10,7 @@ use crate::api::types::Mount;
 use crate::api::v1::Kind;
 use crate::directories::Directories;
 use crate::metadata::Link;
+use crate::place::Place;
 
 /// `f_type` of tmpfs (linux/magic.h).
 const TMPFS_MAGIC: i64 = 0x0102_1994;
@@ -17,14 +18,14 @@ const TMPFS_MAGIC: i64 = 0x0102_1994;
 /// Options of every overlay mount, found out once.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct OverlayOptions {
-    extra: Vec<String>,
+    pub(crate) extra: Vec<String>,
 }
 
 impl OverlayOptions {
-    /// What the kernel needs for overlays on `root`.
-    pub(crate) fn detect(root: &Path) -> Self {
+    /// What the kernel needs for overlays.
+    pub(crate) fn detect(userxattr: bool) -> Self {
         let mut extra = Vec::new();
-        if needs_userxattr(root) {
+        if userxattr {
             extra.push("userxattr".to_owned());
         }
         // With the index a work directory remembers its lower directories and refuses others,
@@ -36,29 +37,54 @@ impl OverlayOptions {
     }
 }
 
-/// Inside a user namespace overlayfs may not use `trusted.*` attributes (Linux 5.11 and newer take
-/// `user.*` instead, but tmpfs has none).
-fn needs_userxattr(root: &Path) -> bool {
+/// Whether overlays on the directory `root` must be mounted with `userxattr`: inside a user namespace
+/// overlayfs may not use `trusted.*` attributes. Linux 5.11 and newer take `user.*` instead; tmpfs
+/// has none.
+#[must_use]
+pub fn needs_userxattr(root: &Path) -> bool {
     let Ok(map) = fs::read_to_string("/proc/self/uid_map") else {
         return false;
     };
-    let initial = map.split_whitespace().eq(["0", "0", "4294967295"]);
+    let release = rustix::system::uname();
     let tmpfs = statfs(root).is_ok_and(|stat| stat.f_type == TMPFS_MAGIC);
-    !initial && !tmpfs
+    !is_initial(&map) && knows_userxattr(&release.release().to_string_lossy()) && !tmpfs
 }
 
-/// The mounts of a snapshot with these parents, nearest first.
+/// Whether a `uid_map` is that of the initial user namespace (user_namespaces(7)).
+fn is_initial(uid_map: &str) -> bool {
+    uid_map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+/// Whether the kernel of this release has the option. An unreadable release counts as a new one.
+fn knows_userxattr(release: &str) -> bool {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|number| number.parse::<u32>().ok());
+    let version = numbers.next().zip(numbers.next());
+    version.is_none_or(|version| version >= (5, 11))
+}
+
+/// The mounts of a snapshot with these parents, nearest first; `remapped`: seen with the owners
+/// that they have for this snapshot alone.
 pub(crate) fn mounts(
     directories: &Directories,
     overlay: &OverlayOptions,
     kind: Kind,
     id: u64,
     parents: &[Link],
+    remapped: bool,
 ) -> Vec<Mount> {
     let active = kind == Kind::Active;
+    let place = |parent: &Link| match remapped {
+        true => Place::Remapped {
+            layer: parent.id,
+            snapshot: id,
+        },
+        false => Place::Snapshot(parent.id),
+    };
     let mount = match parents {
         [] => bind(&directories.fs(id), active),
-        [parent] if !active => bind(&directories.fs(parent.id), false),
+        [parent] if !active => bind(&directories.fs(place(parent)), false),
         _ => {
             let mut options = Vec::new();
             if active {
@@ -67,7 +93,7 @@ pub(crate) fn mounts(
             }
             let lower: Vec<String> = parents
                 .iter()
-                .map(|parent| directories.fs(parent.id).display().to_string())
+                .map(|parent| directories.fs(place(parent)).display().to_string())
                 .collect();
             options.push(format!("lowerdir={}", lower.join(":")));
             options.extend_from_slice(&overlay.extra);
@@ -107,6 +133,22 @@ mod tests {
     }
 
     #[test]
+    fn userxattr_is_for_user_namespaces_of_kernels_that_know_it() {
+        assert!(is_initial("         0          0 4294967295\n"));
+        assert!(!is_initial("         0     100000      65536\n"));
+        assert!(!is_initial("0 0 1000\n1000 1000 4294966295\n"));
+        for (release, knows) in [
+            ("5.10.0-30-amd64", false),
+            ("5.11.0", true),
+            ("6.1", true),
+            ("4.19.1", false),
+            ("strange", true),
+        ] {
+            assert_eq!(knows_userxattr(release), knows, "{release}");
+        }
+    }
+
+    #[test]
     fn options_and_their_order_are_containerds() {
         let root = tempfile::tempdir().unwrap();
         let directories = Directories::open(root.path()).unwrap();
@@ -114,8 +156,9 @@ mod tests {
             extra: vec!["userxattr".to_owned(), "index=off".to_owned()],
         };
         let at = |id: u64, leaf: &str| format!("{}/snapshots/{id}/{leaf}", root.path().display());
+        let at_name = |name: &str| format!("{}/snapshots/{name}/fs", root.path().display());
         let get = |kind, parents: &[Link]| {
-            let mut mounts = mounts(&directories, &overlay, kind, 9, parents);
+            let mut mounts = mounts(&directories, &overlay, kind, 9, parents, false);
             assert_eq!(mounts.len(), 1);
             let mount = mounts.remove(0);
             (mount.r#type, mount.source, mount.options.join(","))
@@ -143,6 +186,19 @@ mod tests {
                 at(5, "fs"),
                 at(4, "fs")
             ))
+        );
+        let parents = [link(5), link(4)];
+        let remapped = mounts(
+            &directories,
+            &OverlayOptions::default(),
+            Kind::Active,
+            9,
+            &parents,
+            true,
+        );
+        assert_eq!(
+            remapped[0].options[2],
+            format!("lowerdir={}:{}", at_name("5_9"), at_name("4_9"))
         );
         assert!(matches!(get(Kind::Active, &[link(4)]), (kind, ..) if kind == "overlay"));
     }

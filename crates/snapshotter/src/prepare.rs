@@ -1,6 +1,7 @@
-//! Prepare of an image layer: mounted lazily and committed at once if that is possible, otherwise
-//! a plain active snapshot that the client fills.
+//! Prepare of an image layer: mounted lazily and committed at once if that is possible; otherwise
+//! unpacked and committed by us; otherwise a plain active snapshot that the client fills.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -10,15 +11,19 @@ use crate::api::v1::Kind;
 use crate::calls::check_name;
 use crate::error::SnapshotterError;
 use crate::labels::{self, Labels};
-use crate::metadata::{Fallback, LazyCommit, LazyOutcome, LazyRecord, Link};
+use crate::metadata::{
+    Fallback, LayerCommit, LayerOutcome, LazyRecord, Link, MadeLayer, NewSnapshot,
+};
 use crate::mountinfo::Mounts;
+use crate::place::Place;
 use crate::provider::{LayerRefusal, LayerRequest, MountedInfo};
 use crate::snapshotter::{Inner, Reservation, Snapshotter};
+use crate::unpack::{log_not_unpacked, log_unpacked};
 
 /// A Prepare with a target.
-struct Layer {
-    key: String,
-    parent: String,
+pub(crate) struct Layer {
+    pub(crate) key: String,
+    pub(crate) parent: String,
     target: String,
     namespace: String,
     labels: Labels,
@@ -67,10 +72,10 @@ impl Snapshotter {
         let inner = Arc::clone(&self.inner);
         // A task of its own: if the client goes away, this future is dropped, and what it does
         // has to come to a consistent end nevertheless.
-        let (answer, answered) = oneshot::channel();
+        let (mut answer, answered) = oneshot::channel();
         tokio::spawn(async move {
             let _call = call;
-            let result = inner.prepare_layer(layer, &answer).await;
+            let result = inner.prepare_layer(layer, &mut answer).await;
             // An error here means that nobody listens any more.
             let _ = answer.send(result);
         });
@@ -80,13 +85,13 @@ impl Snapshotter {
     }
 }
 
-type Answer = oneshot::Sender<Result<Vec<Mount>, SnapshotterError>>;
+pub(crate) type Answer = oneshot::Sender<Result<Vec<Mount>, SnapshotterError>>;
 
 impl Inner {
     async fn prepare_layer(
         self: &Arc<Self>,
         layer: Layer,
-        answer: &Answer,
+        answer: &mut Answer,
     ) -> Result<Vec<Mount>, SnapshotterError> {
         let _only_one = self.targets.lock(&layer.target).await;
         let layer = Arc::new(layer);
@@ -101,14 +106,30 @@ impl Inner {
                 return Err(layer.target_exists());
             }
         };
-        match self.mount(&layer, reservation.id).await {
-            Ok(root) => self.commit_lazy(&layer, reservation, root).await,
-            Err(refusal) => {
-                log_refusal(&layer, &refusal);
-                self.defer(&layer, reservation, parents, &refusal, answer)
-                    .await
+        let id = reservation.id;
+        let refusal = match self.mount(&layer, id).await {
+            Ok(root) => {
+                let lazy = LazyRecord::new(layer.namespace.clone(), layer.labels.clone(), root);
+                return self
+                    .commit_layer(&layer, reservation, MadeLayer::Lazy(lazy))
+                    .await;
+            }
+            Err(refusal) => refusal,
+        };
+        log_refusal(&layer, &refusal);
+        let mut why = Fallback::from(&refusal);
+        if !refusal.leaves_to_client() {
+            match self.unpack(&layer, id, &parents, answer).await {
+                Ok(usage) => {
+                    let made = MadeLayer::Unpacked { usage, why };
+                    return self.commit_layer(&layer, reservation, made).await;
+                }
+                Err(failure) => {
+                    why.reason = format!("{}; nor is it unpacked here: {failure}", why.reason);
+                }
             }
         }
+        self.defer(&layer, reservation, parents, why, answer).await
     }
 
     /// Checks the request against the metadata and makes the directories.
@@ -128,63 +149,70 @@ impl Inner {
 
     async fn mount(self: &Arc<Self>, layer: &Layer, id: u64) -> Result<MountedInfo, LayerRefusal> {
         let provider = Arc::clone(&self.provider);
-        let request = LayerRequest {
-            namespace: layer.namespace.clone(),
-            mountpoint: self.directories.fs(id),
-            labels: layer.labels.clone(),
-        };
+        let request = layer.request(self.directories.fs(id));
         // A task of its own, so that a panic is a refusal like others.
         tokio::spawn(async move { provider.mount(request).await })
             .await
             .unwrap_or_else(|error| Err(LayerRefusal::failed(error)))
     }
 
-    async fn commit_lazy(
+    /// Commits a layer that we have made, under its target.
+    async fn commit_layer(
         self: &Arc<Self>,
         layer: &Arc<Layer>,
         reservation: Reservation,
-        root: MountedInfo,
+        made: MadeLayer,
     ) -> Result<Vec<Mount>, SnapshotterError> {
         let id = reservation.id;
+        let lazy = matches!(made, MadeLayer::Lazy(_));
         let committed = {
             let layer = Arc::clone(layer);
             self.blocking(move |inner| {
                 let mut labels = layer.labels.clone();
-                for (key, value) in [
-                    (labels::REMOTE, labels::REMOTE_VALUE),
-                    (labels::HAS_INDEX, "true"),
-                    (labels::NAMESPACE, &layer.namespace),
-                ] {
+                let mut set = |key: &str, value: &str| {
                     labels.insert(key.to_owned(), value.to_owned());
+                };
+                if lazy {
+                    set(labels::REMOTE, labels::REMOTE_VALUE);
                 }
-                inner.metadata.insert_lazy(LazyCommit {
+                set(labels::HAS_INDEX, "true");
+                set(labels::NAMESPACE, &layer.namespace);
+                inner.metadata.insert_layer(LayerCommit {
                     id,
                     target: &layer.target,
                     parent: &layer.parent,
                     labels,
-                    lazy: LazyRecord::new(layer.namespace.clone(), layer.labels.clone(), root),
+                    made,
                 })
             })
             .await
         };
         match committed {
-            Ok(LazyOutcome::Committed(_)) => {
-                log_lazy(layer);
+            Ok(LayerOutcome::Committed(_)) => {
+                if lazy {
+                    log_lazy(layer);
+                } else {
+                    log_unpacked(layer);
+                }
                 Err(layer.target_exists())
             }
-            Ok(LazyOutcome::Exists(_)) => {
+            Ok(LayerOutcome::Exists(_)) => {
                 self.discard(id).await;
-                log_exists(layer, true);
+                log_exists(layer, lazy);
                 Err(layer.target_exists())
             }
             Err(error) => {
-                tracing::warn!(
-                    key = layer.key,
-                    parent = layer.parent,
-                    "remote-snapshot-prepared" = "false",
-                    %error,
-                    "cannot commit a lazily mounted layer"
-                );
+                if lazy {
+                    tracing::warn!(
+                        key = layer.key,
+                        parent = layer.parent,
+                        "remote-snapshot-prepared" = "false",
+                        %error,
+                        "cannot commit a lazily mounted layer"
+                    );
+                } else {
+                    log_not_unpacked(layer, &error);
+                }
                 self.discard(id).await;
                 Err(error)
             }
@@ -197,7 +225,7 @@ impl Inner {
         layer: &Arc<Layer>,
         reservation: Reservation,
         parents: Vec<Link>,
-        refusal: &LayerRefusal,
+        why: Fallback,
         answer: &Answer,
     ) -> Result<Vec<Mount>, SnapshotterError> {
         let id = reservation.id;
@@ -212,16 +240,18 @@ impl Inner {
             self.check_layers(&parents).await?;
             self.clear_mountpoint(id, parents).await?;
             let layer = Arc::clone(layer);
-            let fallback = Fallback::from(refusal);
+            let why = why.clone();
             self.blocking(move |inner| {
-                let parents = inner.insert_made(
-                    &layer.key,
-                    &layer.parent,
-                    layer.labels.clone(),
-                    fallback,
-                    &reservation,
-                )?;
-                Ok(inner.mounts(Kind::Active, id, &parents))
+                let parents = inner.insert_made(NewSnapshot {
+                    id: reservation.id,
+                    name: &layer.key,
+                    kind: Kind::Active,
+                    parent: &layer.parent,
+                    labels: layer.labels.clone(),
+                    fallback: Some(why),
+                    id_maps: None,
+                })?;
+                Ok(inner.mounts(Kind::Active, id, &parents, false))
             })
             .await
         };
@@ -231,8 +261,8 @@ impl Inner {
                     key = layer.key,
                     parent = layer.parent,
                     "defer-snapshot-runtime" = "true",
-                    reason = refusal.code(),
-                    error = %refusal,
+                    reason = why.code,
+                    error = why.reason,
                     "the layer is left to the client to pull and unpack"
                 );
                 Ok(mounts)
@@ -245,7 +275,7 @@ impl Inner {
     }
 
     /// A provider that refuses leaves nothing behind; if it does, it is removed here.
-    async fn clear_mountpoint(
+    pub(crate) async fn clear_mountpoint(
         self: &Arc<Self>,
         id: u64,
         parents: Vec<Link>,
@@ -297,13 +327,13 @@ impl Inner {
         self.blocking(move |inner| inner.mounted_now(id)).await
     }
 
-    /// Whether anything is mounted in the directory of a snapshot. Blocking.
-    pub(crate) fn mounted_now(&self, id: u64) -> Result<bool, SnapshotterError> {
+    /// Whether anything is mounted in a directory of ours. Blocking.
+    pub(crate) fn mounted_now(&self, place: impl Into<Place>) -> Result<bool, SnapshotterError> {
         let mounts = Mounts::read().map_err(SnapshotterError::io(
             "read",
             "/proc/self/mountinfo".as_ref(),
         ))?;
-        Ok(mounts.under(&self.directories.real_snapshot(id)))
+        Ok(mounts.under(&self.directories.real_snapshot(place)))
     }
 }
 
@@ -314,7 +344,16 @@ impl Layer {
         }
     }
 
-    fn digest(&self) -> &str {
+    pub(crate) fn request(&self, mountpoint: PathBuf) -> LayerRequest {
+        LayerRequest {
+            namespace: self.namespace.clone(),
+            mountpoint,
+            labels: self.labels.clone(),
+            id_maps: None,
+        }
+    }
+
+    pub(crate) fn digest(&self) -> &str {
         self.labels
             .get(labels::LAYER_DIGEST)
             .map_or("", String::as_str)

@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use crate::id_maps::IdMaps;
 
 /// Serves the file systems of layers. Implemented by the crate `lazy`, and by a double in tests.
 ///
@@ -38,6 +41,37 @@ pub trait LayerProvider: Send + Sync + 'static {
         self.mount(request).await?;
         Ok(Restored::Anew)
     }
+
+    /// Fetches a layer that cannot be mounted lazily and unpacks it into `request.layer.mountpoint`,
+    /// which exists and is empty, as containerd's overlayfs snapshotter would. What is there after
+    /// success is complete, verified and on disk; after a refusal it is anything. `cancel` ends it
+    /// early; once this returns, nothing is written any more. By default it is refused.
+    async fn unpack(
+        &self,
+        request: UnpackRequest,
+        cancel: CancellationToken,
+    ) -> Result<(), LayerRefusal> {
+        let _ = (request, cancel);
+        Err(LayerRefusal::unpack_failed("layers are not unpacked here"))
+    }
+}
+
+/// Which layer is to be unpacked where, and onto what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnpackRequest {
+    /// The layer; its mount point is where it goes.
+    pub layer: LayerRequest,
+    /// The layers below, nearest first.
+    pub parents: Vec<ParentLayer>,
+}
+
+/// A layer below one that is unpacked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParentLayer {
+    /// Its `snapshots/<id>/fs`.
+    pub directory: PathBuf,
+    /// Whether the provider has mounted it there.
+    pub lazy: bool,
 }
 
 /// How a layer of an earlier process was brought back.
@@ -57,10 +91,13 @@ pub enum Restored {
 pub struct LayerRequest {
     /// containerd's namespace of the client that asked.
     pub namespace: String,
-    /// An existing, empty directory: `snapshots/<id>/fs`.
+    /// An existing, empty directory: `snapshots/<id>/fs`, or `snapshots/<layer>_<snapshot>/fs` with id
+    /// maps.
     pub mountpoint: PathBuf,
     /// The labels of the Prepare, also when the layer is restored.
     pub labels: BTreeMap<String, String>,
+    /// Show owners as they are outside of a container's user namespace; also when it is restored.
+    pub id_maps: Option<IdMaps>,
 }
 
 /// The attributes of the mounted layer's root directory. They are kept in the snapshot metadata,
@@ -130,6 +167,12 @@ pub enum LayerRefusal {
         /// What is wrong with its value.
         reason: String,
     },
+    /// The layer cannot be fetched and unpacked either.
+    #[error("unpacking the layer failed: {reason}")]
+    UnpackFailed {
+        /// What failed, with its causes.
+        reason: String,
+    },
     /// Something that should have worked did not: registry, disk, zTOC, mount.
     #[error("mounting the layer failed: {reason}")]
     Failed {
@@ -175,6 +218,18 @@ impl LayerRefusal {
         }
     }
 
+    /// [`LayerRefusal::UnpackFailed`] with the reason as text.
+    pub fn unpack_failed(reason: impl std::fmt::Display) -> Self {
+        Self::UnpackFailed {
+            reason: reason.to_string(),
+        }
+    }
+
+    /// Whether the client unpacks such a layer at once, and not we.
+    pub(crate) const fn leaves_to_client(&self) -> bool {
+        matches!(self, Self::NoIndex { .. })
+    }
+
     /// A word that never changes, for logs, metrics and status output.
     pub fn code(&self) -> &'static str {
         match self {
@@ -183,6 +238,7 @@ impl LayerRefusal {
             Self::BelowMinSize { .. } => "below-min-size",
             Self::MissingLabel { .. } => "missing-label",
             Self::InvalidLabel { .. } => "invalid-label",
+            Self::UnpackFailed { .. } => "unpack-failed",
             Self::Failed { .. } => "failed",
         }
     }

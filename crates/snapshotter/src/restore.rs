@@ -7,13 +7,79 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use futures::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 
+use crate::directories::Directories;
 use crate::error::SnapshotterError;
-use crate::metadata::LazyRecord;
+use crate::id_maps::IdMaps;
+use crate::metadata::{LazyRecord, Link, Snapshot};
 use crate::mountinfo::Mounts;
+use crate::place::Place;
 use crate::provider::{LayerRefusal, LayerRequest, ProviderError, Restored};
 use crate::snapshotter::{CONCURRENT_MOUNTS, Inner};
 
+/// A lazy layer where it is, or was, mounted.
+#[derive(Debug, Clone)]
+pub(crate) struct LazyMount {
+    pub(crate) place: Place,
+    /// The layer's snapshot.
+    pub(crate) name: String,
+    pub(crate) lazy: LazyRecord,
+    pub(crate) id_maps: Option<IdMaps>,
+}
+
+impl LazyMount {
+    /// The mount of a lazy parent.
+    pub(crate) fn of(link: &Link) -> Option<Self> {
+        Some(Self {
+            place: Place::Snapshot(link.id),
+            name: link.name.clone(),
+            lazy: link.lazy.clone()?,
+            id_maps: None,
+        })
+    }
+
+    /// The mount of a lazy parent with the owners that it has for one container.
+    pub(crate) fn remapped(link: &Link, snapshot: u64, maps: &IdMaps) -> Option<Self> {
+        Some(Self {
+            place: Place::Remapped {
+                layer: link.id,
+                snapshot,
+            },
+            id_maps: Some(maps.clone()),
+            ..Self::of(link)?
+        })
+    }
+
+    pub(crate) fn request(&self, directories: &Directories) -> LayerRequest {
+        LayerRequest {
+            namespace: self.lazy.namespace.clone(),
+            mountpoint: directories.fs(self.place),
+            labels: self.lazy.labels.clone(),
+            id_maps: self.id_maps.clone(),
+        }
+    }
+}
+
 impl Inner {
+    /// All lazy mounts on record. Blocking.
+    pub(crate) fn lazy_mounts(&self) -> Result<Vec<LazyMount>, SnapshotterError> {
+        let lazy = self.metadata.lazy()?.into_iter();
+        let mut mounts: Vec<LazyMount> = lazy
+            .map(|(id, name, lazy)| LazyMount {
+                place: Place::Snapshot(id),
+                name,
+                lazy,
+                id_maps: None,
+            })
+            .collect();
+        for Snapshot { record, parents } in self.metadata.remapped()? {
+            if let Some(maps) = record.id_maps()? {
+                let remapped = |link| LazyMount::remapped(link, record.id, &maps);
+                mounts.extend(parents.iter().filter_map(remapped));
+            }
+        }
+        Ok(mounts)
+    }
+
     /// Mounts the lazy snapshots again. With `allow_invalid` a failure is logged only; it is tried
     /// again when somebody wants the layer.
     pub(crate) async fn restore(
@@ -24,12 +90,13 @@ impl Inner {
         let count = lazy.len();
         let (continued, severed) = (AtomicUsize::new(0), Mutex::new(HashSet::new()));
         let (continued, severed) = (&continued, &severed);
-        let restores = lazy.into_iter().map(|(id, name, lazy)| async move {
-            match self.restore_one(id, lazy).await {
+        let restores = lazy.into_iter().map(|mount| async move {
+            let (place, name) = (mount.place, mount.name.clone());
+            match self.restore_one(&mount).await {
                 Ok(restored) => {
                     match restored {
                         Restored::Continued => drop(continued.fetch_add(1, Ordering::Relaxed)),
-                        Restored::Severed => drop(severed.lock().insert(id)),
+                        Restored::Severed => drop(severed.lock().insert(place)),
                         Restored::Anew => {}
                     }
                     Ok(())
@@ -42,7 +109,7 @@ impl Inner {
                         "cannot mount a lazy snapshot again; nothing can start on it until that \
                          succeeds"
                     );
-                    self.broken.lock().insert(id, refusal);
+                    self.broken.lock().insert(place, refusal);
                     Ok(())
                 }
                 Err(refusal) => Err(SnapshotterError::Restore {
@@ -72,40 +139,35 @@ impl Inner {
 
     /// Another attempt for a layer that could not be mounted at the start. Without it a container
     /// would start on the empty directory.
-    pub(crate) async fn repair(
-        &self,
-        id: u64,
-        name: &str,
-        lazy: &LazyRecord,
-    ) -> Result<(), ProviderError> {
-        if !self.broken.lock().contains_key(&id) {
+    pub(crate) async fn repair(&self, mount: &LazyMount) -> Result<(), ProviderError> {
+        let place = mount.place;
+        if !self.broken.lock().contains_key(&place) {
             return Ok(());
         }
-        let _one_at_a_time = self.repairs.lock(name).await;
-        if !self.broken.lock().contains_key(&id) {
+        let _one_at_a_time = self.repairs.lock(&place.to_string()).await;
+        if !self.broken.lock().contains_key(&place) {
             return Ok(());
         }
-        match self.restore_one(id, lazy.clone()).await {
+        match self.restore_one(mount).await {
             Ok(_) => {
-                self.broken.lock().remove(&id);
-                tracing::info!(name, "a lazy snapshot is mounted again after all");
+                self.broken.lock().remove(&place);
+                tracing::info!(
+                    name = mount.name,
+                    "a lazy snapshot is mounted again after all"
+                );
                 Ok(())
             }
             Err(refusal) => {
-                let error = ProviderError::new(self.directories.fs(id), &refusal);
-                self.broken.lock().insert(id, refusal);
+                let error = ProviderError::new(self.directories.fs(place), &refusal);
+                self.broken.lock().insert(place, refusal);
                 Err(error)
             }
         }
     }
 
-    async fn restore_one(&self, id: u64, lazy: LazyRecord) -> Result<Restored, LayerRefusal> {
+    async fn restore_one(&self, mount: &LazyMount) -> Result<Restored, LayerRefusal> {
         let provider = Arc::clone(&self.provider);
-        let request = LayerRequest {
-            namespace: lazy.namespace,
-            mountpoint: self.directories.fs(id),
-            labels: lazy.labels,
-        };
+        let request = mount.request(&self.directories);
         tokio::spawn(async move { provider.restore(request).await })
             .await
             .unwrap_or_else(|error| Err(LayerRefusal::failed(error)))
@@ -113,16 +175,16 @@ impl Inner {
 
     /// The lazy snapshots, their mount points being there. A mount point that something is
     /// mounted on is not touched: the mount may be dead.
-    fn prepare_mountpoints(&self) -> Result<Vec<(u64, String, LazyRecord)>, SnapshotterError> {
-        let lazy = self.metadata.lazy()?;
+    fn prepare_mountpoints(&self) -> Result<Vec<LazyMount>, SnapshotterError> {
+        let lazy = self.lazy_mounts()?;
         if !lazy.is_empty() {
             let mounts = Mounts::read().map_err(SnapshotterError::io(
                 "read",
                 "/proc/self/mountinfo".as_ref(),
             ))?;
-            for (id, ..) in &lazy {
-                if !mounts.under(&self.directories.real_snapshot(*id)) {
-                    self.directories.ensure_mountpoint(*id)?;
+            for LazyMount { place, .. } in &lazy {
+                if !mounts.under(&self.directories.real_snapshot(*place)) {
+                    self.directories.ensure_mountpoint(*place)?;
                 }
             }
         }

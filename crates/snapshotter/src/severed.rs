@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::error::SnapshotterError;
+use crate::place::Place;
 use crate::snapshotter::{Inner, Snapshotter};
 
 const FILE: &str = "severed.json";
@@ -105,13 +106,18 @@ impl Snapshotter {
 
 impl Inner {
     /// Notes the containers on layers whose connections were lost.
-    pub(crate) fn sever(&self, layers: &HashSet<u64>) -> Result<(), SnapshotterError> {
+    pub(crate) fn sever(&self, layers: &HashSet<Place>) -> Result<(), SnapshotterError> {
         if layers.is_empty() {
             return Ok(());
         }
         let mut severed = Vec::new();
         for (record, parents) in self.metadata.mountable()? {
-            if parents.iter().any(|parent| layers.contains(parent)) {
+            let lost = |&layer: &u64| {
+                let snapshot = record.id;
+                layers.contains(&Place::Snapshot(layer))
+                    || layers.contains(&Place::Remapped { layer, snapshot })
+            };
+            if parents.iter().any(lost) {
                 severed.push((record.id, record.info.name));
             }
         }

@@ -2,7 +2,7 @@
 //! blocking work.
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,12 +11,14 @@ use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedRwLockReadGuard, RwLock};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::directories::Directories;
 use crate::error::SnapshotterError;
 use crate::keyed_lock::KeyedLocks;
 use crate::metadata::Metadata;
 use crate::mounts::OverlayOptions;
+use crate::place::Place;
 use crate::provider::{LayerProvider, LayerRefusal};
 use crate::severed::SeveredSnapshots;
 
@@ -34,6 +36,8 @@ pub struct SnapshotterConfig {
     pub root: PathBuf,
     /// Start even if a lazy layer cannot be mounted again; snapshots on top of it then fail.
     pub allow_invalid_mounts_on_restart: bool,
+    /// Overlays are mounted with `userxattr`; see [`needs_userxattr`](crate::needs_userxattr).
+    pub userxattr: bool,
 }
 
 /// Keeps snapshots: their metadata, their directories, and (through a [`LayerProvider`]) the
@@ -58,7 +62,7 @@ pub(crate) struct Inner {
     /// One sweep at a time.
     pub(crate) sweeping: AsyncMutex<()>,
     /// Lazy snapshots that could not be mounted again at the start, and why.
-    pub(crate) broken: Mutex<HashMap<u64, LayerRefusal>>,
+    pub(crate) broken: Mutex<HashMap<Place, LayerRefusal>>,
     /// Containers whose layers were lost under them.
     pub(crate) severed: SeveredSnapshots,
     /// Directories with lower ids are not ours.
@@ -67,6 +71,8 @@ pub(crate) struct Inner {
     /// Ids whose directories may exist before, or without, their metadata.
     in_flight: Mutex<HashSet<u64>>,
     closed: AtomicBool,
+    /// Ends long work when the snapshotter is closed.
+    pub(crate) closing: CancellationToken,
     /// Held for reading by each call, for writing by the close.
     calls: Arc<RwLock<()>>,
 }
@@ -94,12 +100,10 @@ impl Snapshotter {
         config: SnapshotterConfig,
         provider: Arc<dyn LayerProvider>,
     ) -> Result<Self, SnapshotterError> {
-        let root = config.root.clone();
-        let inner = spawn_blocking(move || Inner::open(&root, provider)).await?;
+        let allow_invalid = config.allow_invalid_mounts_on_restart;
+        let inner = spawn_blocking(move || Inner::open(&config, provider)).await?;
         let inner = Arc::new(inner);
-        inner
-            .restore(config.allow_invalid_mounts_on_restart)
-            .await?;
+        inner.restore(allow_invalid).await?;
         let sweeper = tokio::spawn(Inner::sweep_in_background(Arc::downgrade(&inner)));
         inner.removed.notify_one();
         Ok(Self {
@@ -113,6 +117,7 @@ impl Snapshotter {
     /// than once.
     pub async fn close(&self, unmount_all: bool) {
         self.inner.closed.store(true, Ordering::Release);
+        self.inner.closing.cancel();
         let sweeper = self.sweeper.lock().take();
         if let Some(sweeper) = sweeper {
             sweeper.abort();
@@ -141,7 +146,11 @@ impl Drop for Snapshotter {
 }
 
 impl Inner {
-    fn open(root: &Path, provider: Arc<dyn LayerProvider>) -> Result<Self, SnapshotterError> {
+    fn open(
+        config: &SnapshotterConfig,
+        provider: Arc<dyn LayerProvider>,
+    ) -> Result<Self, SnapshotterError> {
+        let root = config.root.as_path();
         let directories = Directories::open(root)?;
         let old = root.join("metadata.db");
         if old.exists() {
@@ -152,12 +161,13 @@ impl Inner {
             );
         }
         let metadata = Metadata::open(&root.join("metadata.redb"))?;
-        let highest = directories.ids()?.into_iter().max().unwrap_or(0);
+        let places = directories.places()?.into_iter();
+        let highest = places.map(Place::snapshot).max().unwrap_or(0);
         // A crash can leave a directory with an id that the metadata has not seen.
         let unused = metadata.next_id()?.max(highest.saturating_add(1));
         let first_id = metadata.claim_ids(unused)?;
         Ok(Self {
-            overlay: OverlayOptions::detect(root),
+            overlay: OverlayOptions::detect(config.userxattr),
             directories,
             metadata,
             provider,
@@ -171,6 +181,7 @@ impl Inner {
             next_id: AtomicU64::new(unused),
             in_flight: Mutex::default(),
             closed: AtomicBool::new(false),
+            closing: CancellationToken::new(),
             calls: Arc::default(),
         })
     }
@@ -210,16 +221,17 @@ impl Inner {
     }
 
     async fn unmount_all(self: &Arc<Self>) {
-        let lazy = match self.blocking(|inner| inner.metadata.lazy()).await {
+        let lazy = match self.blocking(|inner| inner.lazy_mounts()).await {
             Ok(lazy) => lazy,
             Err(error) => {
                 tracing::error!(%error, "cannot unmount the lazy snapshots");
                 return;
             }
         };
-        let unmounts = lazy.into_iter().map(|(id, name, _)| async move {
-            if let Err(error) = self.provider.unmount(&self.directories.fs(id)).await {
-                tracing::warn!(name, %error, "cannot unmount a lazy snapshot");
+        let unmounts = lazy.into_iter().map(|mount| async move {
+            let mountpoint = self.directories.fs(mount.place);
+            if let Err(error) = self.provider.unmount(&mountpoint).await {
+                tracing::warn!(name = mount.name, %error, "cannot unmount a lazy snapshot");
             }
         });
         stream::iter(unmounts)

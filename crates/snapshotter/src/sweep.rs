@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::error::SnapshotterError;
+use crate::place::Place;
 use crate::snapshotter::Inner;
 
 /// From a removal to the sweep that nobody asked for; more removals may come until then.
@@ -29,19 +30,19 @@ impl Inner {
     /// to the next sweep.
     pub(crate) async fn sweep(self: &Arc<Self>) -> Result<(), SnapshotterError> {
         let _only_one = self.sweeping.lock().await;
-        for id in self.blocking(|inner| inner.orphans()).await? {
-            let mountpoint = self.directories.fs(id);
+        for place in self.blocking(|inner| inner.orphans()).await? {
+            let mountpoint = self.directories.fs(place);
             if let Err(error) = self.provider.unmount(&mountpoint).await {
                 tracing::warn!(%error, "cannot unmount a removed snapshot");
                 continue;
             }
             let deleted = self.blocking(move |inner| {
-                if inner.mounted_now(id)? {
-                    let path = inner.directories.snapshot(id);
+                if inner.mounted_now(place)? {
+                    let path = inner.directories.snapshot(place);
                     tracing::warn!(path = %path.display(), "a removed snapshot is still mounted");
                     return Ok(());
                 }
-                inner.directories.remove(id)
+                inner.directories.remove(place)
             });
             if let Err(error) = deleted.await {
                 tracing::warn!(%error, "cannot delete a removed snapshot");
@@ -50,14 +51,17 @@ impl Inner {
         Ok(())
     }
 
-    /// The ids that have a directory of ours and no metadata. The order matters: a snapshot that
+    /// The places of ours whose snapshot has no metadata. The order matters: a snapshot that
     /// is being made is in flight before it has a directory, and until it has metadata.
-    fn orphans(&self) -> Result<Vec<u64>, SnapshotterError> {
-        let mut ids = self.directories.ids()?;
-        ids.retain(|id| *id >= self.first_id);
+    fn orphans(&self) -> Result<Vec<Place>, SnapshotterError> {
+        let mut places = self.directories.places()?;
+        places.retain(|place| place.snapshot() >= self.first_id);
         let in_flight = self.in_flight();
         let known = self.metadata.ids()?;
-        ids.retain(|id| !in_flight.contains(id) && !known.contains(id));
-        Ok(ids)
+        places.retain(|place| {
+            let id = place.snapshot();
+            !in_flight.contains(&id) && !known.contains(&id)
+        });
+        Ok(places)
     }
 }

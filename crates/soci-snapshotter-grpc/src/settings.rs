@@ -1,5 +1,6 @@
 //! What the configuration file means to each subsystem.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use config::Config;
@@ -7,6 +8,7 @@ use fetch::{BackgroundConfig, DropPolicy, FetchConfig};
 use lazy::LazyConfig;
 use registry::{ClientConfig, HostsConfig, Mirror, RetryPolicy};
 use store::LayerStoreConfig;
+use unpack::UnpackConfig;
 
 /// A request without a time limit: a century.
 const NO_LIMIT: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -88,6 +90,14 @@ pub(crate) fn lazy(config: &Config) -> LazyConfig {
         disable_background: config.background_fetch.disable,
         resend: config.holder.resend,
         ..LazyConfig::default()
+    }
+}
+
+pub(crate) fn unpack(config: &Config, scratch: PathBuf) -> UnpackConfig {
+    let address = &config.content_store.containerd_address;
+    UnpackConfig {
+        containerd: (!address.is_empty()).then(|| address.clone()),
+        ..UnpackConfig::new(scratch)
     }
 }
 

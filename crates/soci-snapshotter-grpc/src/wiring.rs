@@ -15,6 +15,7 @@ use snapshotter::{Snapshotter, SnapshotterConfig};
 use store::content::OciLayout;
 use store::LayerStore;
 use tokio::runtime::Handle;
+use unpack::Unpacker;
 
 use crate::settings;
 use crate::signals::Stop;
@@ -85,21 +86,31 @@ pub(crate) async fn wire(root: &Path, config: &Config, left: Left) -> anyhow::Re
     let pool =
         fuse::Pool::new(threads, left.journal.clone()).context("cannot start the threads that serve file systems")?;
 
+    let userxattr = snapshotter::needs_userxattr(root);
+    let unpacker = Unpacker::new(
+        client.clone(),
+        settings::unpack(config, root.join("unpack")),
+    )?;
     let parts = lazy::Parts {
         client,
         layers,
         content,
+        unpacker,
         fetcher: fetcher.clone(),
         pool: pool.clone(),
         keeper: left.keeper,
         held: left.connections,
-        config: settings::lazy(config),
+        config: lazy::LazyConfig {
+            userxattr,
+            ..settings::lazy(config)
+        },
     };
     let lazy = LazyLayers::new(parts, root.join("soci/images"))
         .context("what an earlier daemon left cannot be taken over")?;
     let snapshots = SnapshotterConfig {
         root: root.join("snapshotter"),
         allow_invalid_mounts_on_restart: config.snapshotter.allow_invalid_mounts_on_restart,
+        userxattr,
     };
     let snapshotter = Snapshotter::open(snapshots, lazy.clone())
         .await

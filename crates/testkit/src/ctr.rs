@@ -44,6 +44,14 @@ impl Run {
         self
     }
 
+    /// In a network namespace of its own, without any network: in a user namespace `/sys` of the
+    /// host's cannot be mounted.
+    #[must_use]
+    pub fn without_network(mut self) -> Self {
+        self.options.retain(|option| option != "--net-host");
+        self
+    }
+
     /// With one more option of `ctr run`.
     #[must_use]
     pub fn option(mut self, option: &str) -> Self {

@@ -12,6 +12,7 @@ mod containerd;
 mod ctr;
 mod http1;
 pub mod image;
+pub mod listing;
 pub mod process;
 pub mod proxy;
 mod registry;

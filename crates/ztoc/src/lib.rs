@@ -23,7 +23,9 @@ pub mod prefetch;
 pub mod soci_index;
 mod span;
 mod tar_header;
+pub mod tar_path;
 mod tar_scan;
+mod tar_stream;
 mod toc;
 mod ztoc;
 
@@ -31,5 +33,6 @@ pub use build::{BuildOptions, Builder, Built, DEFAULT_SPAN_SIZE, build};
 pub use checkpoint::{Checkpoint, Checkpoints, GzipCheckpoints, TarZinfo, WINDOW_SIZE};
 pub use error::{BuildError, SpanError, ZtocError};
 pub use span::{Span, SpanId, SpanTable};
+pub use tar_stream::{TarPart, TarStream};
 pub use toc::{FileMetadata, FileType};
 pub use ztoc::{Compression, CompressionInfo, Parts, Ztoc};

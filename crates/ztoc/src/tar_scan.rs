@@ -96,42 +96,56 @@ impl TarScanner {
     /// Takes in the next bytes.
     pub(crate) fn write(&mut self, mut data: &[u8]) -> Result<(), BuildError> {
         while !data.is_empty() {
-            let (used, complete) = match &mut self.state {
-                State::Ended => return Ok(()),
-                State::Content { left, padding } => {
-                    let used = skip(left, data.len());
-                    let used = used + skip(padding, data.len() - used);
-                    (used, *left == 0 && *padding == 0)
-                }
-                State::Metadata {
-                    data: collected,
-                    left,
-                    padding,
-                    ..
-                } => {
-                    let used = skip(left, data.len());
-                    collected.extend_from_slice(data.get(..used).unwrap_or_default());
-                    let used = used + skip(padding, data.len() - used);
-                    (used, *left == 0 && *padding == 0)
-                }
-                State::Header | State::ZeroBlock => {
-                    if self.filled == 0 {
-                        self.header_at = self.position;
-                    }
-                    let used = data.len().min(BLOCK - self.filled);
-                    let room = self.block.iter_mut().skip(self.filled);
-                    room.zip(data).for_each(|(to, from)| *to = *from);
-                    self.filled += used;
-                    (used, self.filled == BLOCK)
-                }
-            };
-            self.position += used as u64;
+            let (used, _) = self.take(data)?;
             data = data.get(used..).unwrap_or_default();
-            if complete {
-                self.step()?;
-            }
         }
         Ok(())
+    }
+
+    /// Takes in some of the next bytes, those of one header or of one entry's content. Tells how
+    /// many, and which of them are content.
+    pub(crate) fn take<'d>(&mut self, data: &'d [u8]) -> Result<(usize, &'d [u8]), BuildError> {
+        let mut content = 0;
+        let (used, complete) = match &mut self.state {
+            State::Ended => return Ok((data.len(), &[])),
+            State::Content { left, padding } => {
+                content = skip(left, data.len());
+                let used = content + skip(padding, data.len() - content);
+                (used, *left == 0 && *padding == 0)
+            }
+            State::Metadata {
+                data: collected,
+                left,
+                padding,
+                ..
+            } => {
+                let used = skip(left, data.len());
+                collected.extend_from_slice(data.get(..used).unwrap_or_default());
+                let used = used + skip(padding, data.len() - used);
+                (used, *left == 0 && *padding == 0)
+            }
+            State::Header | State::ZeroBlock => {
+                if self.filled == 0 {
+                    self.header_at = self.position;
+                }
+                let used = data.len().min(BLOCK - self.filled);
+                let room = self.block.iter_mut().skip(self.filled);
+                room.zip(data).for_each(|(to, from)| *to = *from);
+                self.filled += used;
+                (used, self.filled == BLOCK)
+            }
+        };
+        self.position += used as u64;
+        if complete {
+            self.step()?;
+        }
+        Ok((used, data.get(..content).unwrap_or_default()))
+    }
+
+    /// The entry whose header was completed by the last bytes, if there is one. It is not listed
+    /// in the end then.
+    pub(crate) fn take_entry(&mut self) -> Option<FileMetadata> {
+        self.entries.pop()
     }
 
     /// Goes on from a state that has all its bytes.

@@ -6,10 +6,11 @@ use prost::Message;
 use redb::ReadableTable;
 
 use super::lookup::{Link, chain, find_target, get};
-use super::record::{Fallback, LazyRecord, Record, Usage};
+use super::record::{Fallback, IdMapsRecord, LazyRecord, Record, Usage};
 use super::{Attempt, FIRST_ID_KEY, Metadata, NEXT_ID_KEY, Writer};
 use crate::api::v1::{Info, Kind};
 use crate::error::SnapshotterError;
+use crate::id_maps::IdMaps;
 use crate::labels::{self, Labels};
 
 /// An active snapshot or a view to be.
@@ -21,21 +22,32 @@ pub(crate) struct NewSnapshot<'a> {
     pub(crate) parent: &'a str,
     pub(crate) labels: Labels,
     pub(crate) fallback: Option<Fallback>,
+    /// Its parents are seen with these ids, each in a directory of its own.
+    pub(crate) id_maps: Option<IdMaps>,
 }
 
-/// A lazily mounted layer, to be committed without ever having been active.
+/// A layer that we have made, to be committed without ever having been active.
 #[derive(Debug)]
-pub(crate) struct LazyCommit<'a> {
+pub(crate) struct LayerCommit<'a> {
     pub(crate) id: u64,
     pub(crate) target: &'a str,
     pub(crate) parent: &'a str,
     pub(crate) labels: Labels,
-    pub(crate) lazy: LazyRecord,
+    pub(crate) made: MadeLayer,
 }
 
-/// What became of a [`LazyCommit`].
+/// How a layer was made.
+#[derive(Debug)]
+pub(crate) enum MadeLayer {
+    /// Mounted lazily.
+    Lazy(LazyRecord),
+    /// Fetched and unpacked here, because it could not be lazy.
+    Unpacked { usage: Usage, why: Fallback },
+}
+
+/// What became of a [`LayerCommit`].
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum LazyOutcome {
+pub(crate) enum LayerOutcome {
     /// Committed under this name.
     Committed(String),
     /// Somebody else had committed the target on the same parent, under this name.
@@ -88,8 +100,9 @@ impl Metadata {
             let record = Record {
                 id: new.id,
                 info: info(new.name, new.kind, new.parent, new.labels),
-                usage: Usage::default(),
                 fallback: new.fallback,
+                id_maps: new.id_maps.as_ref().map(IdMapsRecord::from),
+                ..Record::default()
             };
             tables.use_id(new.id)?;
             tables.put(&record, &parents)?;
@@ -97,34 +110,44 @@ impl Metadata {
         })
     }
 
-    /// Adds a lazy layer under the name of its target.
+    /// Adds a layer under the name of its target.
     ///
     /// If that name is taken by a snapshot on *another* parent (another namespace unpacked a
     /// layer below in its own way), the layer gets a name of its own: containerd finds it by its
     /// label and parent, not by its name.
-    pub(crate) fn insert_lazy(&self, new: LazyCommit<'_>) -> Result<LazyOutcome, SnapshotterError> {
+    pub(crate) fn insert_layer(
+        &self,
+        new: LayerCommit<'_>,
+    ) -> Result<LayerOutcome, SnapshotterError> {
         self.write(|tables| {
             let parents = chain(&tables.snapshots, &tables.lazy, new.parent)?;
             let exists = find_target(&tables.targets, &tables.snapshots, new.target, new.parent)?;
             if let Some(name) = exists {
-                return Ok(LazyOutcome::Exists(name));
+                return Ok(LayerOutcome::Exists(name));
             }
             let name = match tables.snapshots.get(new.target)? {
                 None => new.target.to_owned(),
                 Some(_) => format!("{}#{}", new.target, new.id),
             };
-            let record = Record {
+            let mut record = Record {
                 id: new.id,
                 info: info(&name, Kind::Committed, new.parent, new.labels),
-                usage: Usage::default(),
-                fallback: None,
+                ..Record::default()
             };
+            match new.made {
+                MadeLayer::Lazy(lazy) => {
+                    let lazy = lazy.encode_to_vec();
+                    tables.lazy.insert(new.id, lazy.as_slice())?;
+                }
+                MadeLayer::Unpacked { usage, why } => {
+                    record.usage = usage;
+                    record.fallback = Some(why);
+                    record.unpacked = true;
+                }
+            }
             tables.use_id(new.id)?;
             tables.put(&record, &parents)?;
-            tables
-                .lazy
-                .insert(new.id, new.lazy.encode_to_vec().as_slice())?;
-            Ok(LazyOutcome::Committed(name))
+            Ok(LayerOutcome::Committed(name))
         })
     }
 

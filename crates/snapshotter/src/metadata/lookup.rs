@@ -164,6 +164,21 @@ impl Metadata {
         })
     }
 
+    /// The snapshots whose parents are seen with other owners.
+    pub(crate) fn remapped(&self) -> Result<Vec<Snapshot>, SnapshotterError> {
+        self.read(|tables| {
+            let mut found = Vec::new();
+            each(tables, |_, record| {
+                if record.id_maps.is_some() {
+                    let parents = chain(&tables.snapshots, &tables.lazy, &record.info.parent)?;
+                    found.push(Snapshot { record, parents });
+                }
+                Ok(())
+            })?;
+            Ok(found)
+        })
+    }
+
     /// Every snapshot that is an image layer (it has a target), and whether it is lazy.
     pub(crate) fn layers(&self) -> Result<Vec<(Record, bool)>, SnapshotterError> {
         self.read(|tables| {

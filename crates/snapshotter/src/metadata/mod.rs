@@ -18,8 +18,8 @@ use redb::{
     WriteTransaction,
 };
 
-pub(crate) use change::{Commit, LazyCommit, LazyOutcome, NewSnapshot};
-pub(crate) use lookup::Link;
+pub(crate) use change::{Commit, LayerCommit, LayerOutcome, MadeLayer, NewSnapshot};
+pub(crate) use lookup::{Link, Snapshot};
 pub(crate) use record::{Fallback, LazyRecord, Record, Usage};
 
 use crate::error::SnapshotterError;

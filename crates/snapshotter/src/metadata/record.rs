@@ -6,6 +6,7 @@ use prost::bytes::Bytes;
 
 use crate::api::v1::{Info, Kind};
 use crate::error::SnapshotterError;
+use crate::id_maps::IdMaps;
 use crate::labels::Labels;
 use crate::provider::{LayerRefusal, MountedInfo};
 
@@ -24,6 +25,12 @@ pub(crate) struct Record {
     /// Set when this is an image layer that could not be mounted lazily.
     #[prost(message, optional, tag = "4")]
     pub(crate) fallback: Option<Fallback>,
+    /// Set when we fetched and unpacked the layer ourselves.
+    #[prost(bool, tag = "5")]
+    pub(crate) unpacked: bool,
+    /// Set when the layers below are seen with other owners, each in a directory of its own.
+    #[prost(message, optional, tag = "6")]
+    pub(crate) id_maps: Option<IdMapsRecord>,
 }
 
 /// A [`Record`] of which only the snapshot is wanted, as it goes over the wire.
@@ -52,6 +59,23 @@ pub(crate) struct Fallback {
     pub(crate) code: String,
     #[prost(string, tag = "2")]
     pub(crate) reason: String,
+}
+
+/// The id maps of a container's snapshot. Kept apart from its labels, which clients may change.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(crate) struct IdMapsRecord {
+    /// As in the labels.
+    #[prost(string, tag = "1")]
+    uid: String,
+    #[prost(string, tag = "2")]
+    gid: String,
+}
+
+impl From<&IdMaps> for IdMapsRecord {
+    fn from(maps: &IdMaps) -> Self {
+        let (uid, gid) = maps.to_text();
+        Self { uid, gid }
+    }
 }
 
 /// What is needed to mount a lazy snapshot again. Kept apart from the labels of the snapshot,
@@ -95,6 +119,19 @@ impl From<&LayerRefusal> for Fallback {
 impl Record {
     pub(crate) fn kind(&self) -> Kind {
         self.info.kind()
+    }
+
+    /// The id maps with which the layers below are seen.
+    pub(crate) fn id_maps(&self) -> Result<Option<IdMaps>, SnapshotterError> {
+        let Some(IdMapsRecord { uid, gid }) = &self.id_maps else {
+            return Ok(None);
+        };
+        IdMaps::from_text(uid, gid)
+            .map(Some)
+            .map_err(|reason| SnapshotterError::Corrupt {
+                name: self.info.name.clone(),
+                reason,
+            })
     }
 
     /// The value of a label that is indexed or tested.

@@ -36,6 +36,7 @@ fn new<'a>(id: u64, name: &'a str, parent: &'a str) -> NewSnapshot<'a> {
         parent,
         labels: BTreeMap::new(),
         fallback: None,
+        id_maps: None,
     }
 }
 
@@ -186,24 +187,28 @@ fn a_target_that_is_taken_on_another_parent_gets_a_name_of_its_own() {
     committed(&metadata, 1, "parent-1", "");
     committed(&metadata, 2, "parent-2", "");
     let lazy = |id, parent| {
-        metadata.insert_lazy(LazyCommit {
+        metadata.insert_layer(LayerCommit {
             id,
             target: "T",
             parent,
             labels: [(labels::TARGET.to_owned(), "T".to_owned())].into(),
-            lazy: LazyRecord::new("ns".to_owned(), BTreeMap::new(), MountedInfo::default()),
+            made: MadeLayer::Lazy(LazyRecord::new(
+                "ns".to_owned(),
+                BTreeMap::new(),
+                MountedInfo::default(),
+            )),
         })
     };
-    let committed_as = |name: &str| LazyOutcome::Committed(name.to_owned());
+    let committed_as = |name: &str| LayerOutcome::Committed(name.to_owned());
     assert_eq!(lazy(3, "parent-1").unwrap(), committed_as("T"));
     assert_eq!(lazy(4, "parent-2").unwrap(), committed_as("T#4"));
     assert_eq!(
         lazy(5, "parent-1").unwrap(),
-        LazyOutcome::Exists("T".to_owned())
+        LayerOutcome::Exists("T".to_owned())
     );
     assert_eq!(
         lazy(6, "parent-2").unwrap(),
-        LazyOutcome::Exists("T#4".to_owned())
+        LayerOutcome::Exists("T#4".to_owned())
     );
     assert_eq!(metadata.lazy().unwrap().len(), 2);
     let (record, lazy) = metadata.remove("T").unwrap();

@@ -4,13 +4,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
 use snapshotter::labels::LAYER_DIGEST;
-use snapshotter::{LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError};
+use snapshotter::{
+    LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError, UnpackRequest,
+};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 /// What becomes of the mount of a layer.
 #[derive(Clone)]
@@ -27,10 +31,25 @@ pub(crate) enum Behaviour {
     Wait(Arc<Notify>, Arc<Notify>, Box<Behaviour>),
 }
 
+/// What becomes of the unpacking of a layer.
+#[derive(Clone)]
+pub(crate) enum Unpacking {
+    /// One file with this name and content.
+    File(&'static str, &'static str),
+    /// Fails when it has written half of it.
+    HalfWay,
+    Panic,
+    /// Tells that it was asked, and waits until it may go on, or until it is cancelled; it writes
+    /// until the end all the same.
+    Wait(Arc<Notify>, Arc<Notify>),
+}
+
 #[derive(Default)]
 pub(crate) struct Layers {
     pub(crate) behaviours: Mutex<HashMap<String, Behaviour>>,
     pub(crate) requests: Mutex<Vec<LayerRequest>>,
+    pub(crate) unpackings: Mutex<HashMap<String, Unpacking>>,
+    pub(crate) unpack_requests: Mutex<Vec<UnpackRequest>>,
     pub(crate) unmounted: Mutex<Vec<PathBuf>>,
     pub(crate) checked: Mutex<Vec<PathBuf>>,
     /// While set, every check fails with it.
@@ -40,6 +59,12 @@ pub(crate) struct Layers {
 impl Layers {
     pub(crate) fn set(&self, layer: &str, behaviour: Behaviour) {
         self.behaviours.lock().insert(layer.to_owned(), behaviour);
+    }
+
+    /// A layer that is not lazy, but can be unpacked.
+    pub(crate) fn set_unpacking(&self, layer: &str, refusal: LayerRefusal, unpacking: Unpacking) {
+        self.set(layer, Behaviour::Refuse(refusal));
+        self.unpackings.lock().insert(layer.to_owned(), unpacking);
     }
 }
 
@@ -85,6 +110,46 @@ impl LayerProvider for Layers {
                     go_on.notified().await;
                     behaviour = *next;
                 }
+            }
+        }
+    }
+
+    async fn unpack(
+        &self,
+        request: UnpackRequest,
+        cancel: CancellationToken,
+    ) -> Result<(), LayerRefusal> {
+        let layer = request.layer.labels.get(LAYER_DIGEST).cloned();
+        let folder = request.layer.mountpoint.clone();
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0, "not empty");
+        self.unpack_requests.lock().push(request);
+        let layer = layer.ok_or_else(|| LayerRefusal::missing_label(LAYER_DIGEST))?;
+        let unpacking = self.unpackings.lock().get(&layer).cloned();
+        match unpacking.ok_or_else(|| LayerRefusal::unpack_failed("none unpacks it"))? {
+            Unpacking::File(name, content) => {
+                fs::write(folder.join(name), content).unwrap();
+                Ok(())
+            }
+            Unpacking::HalfWay => {
+                fs::create_dir(folder.join("half")).unwrap();
+                fs::write(folder.join("half/file"), "half").unwrap();
+                Err(LayerRefusal::unpack_failed("disk full"))
+            }
+            Unpacking::Panic => panic!("a provider that panics"),
+            Unpacking::Wait(asked, go_on) => {
+                fs::write(folder.join("first"), "1").unwrap();
+                asked.notify_one();
+                tokio::select! {
+                    () = go_on.notified() => {}
+                    () = cancel.cancelled() => {}
+                }
+                // A thread that writes does not stop at once.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                fs::write(folder.join("second"), "2").unwrap();
+                if cancel.is_cancelled() {
+                    return Err(LayerRefusal::failed("cancelled"));
+                }
+                Ok(())
             }
         }
     }

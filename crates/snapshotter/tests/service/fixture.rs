@@ -71,6 +71,7 @@ impl Machine {
         let config = SnapshotterConfig {
             root: self.root(),
             allow_invalid_mounts_on_restart: allow_invalid,
+            userxattr: false,
         };
         // The database of a daemon that was dropped is closed a moment later.
         for _ in 0..500 {

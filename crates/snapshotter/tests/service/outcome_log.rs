@@ -6,12 +6,14 @@ use std::fmt::Debug;
 use std::sync::OnceLock;
 
 use parking_lot::Mutex;
+use snapshotter::LayerRefusal;
 use tonic::Code;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use crate::client::{assert_code, layer_labels};
+use crate::double::Unpacking;
 use crate::fixture::Machine;
 
 type Fields = BTreeMap<String, String>;
@@ -127,4 +129,44 @@ async fn a_layer_that_exists_is_logged_as_what_it_is() {
         assert_eq!(event["remote-snapshot-prepared"], lazy);
         assert_eq!(event["target"], format!("string {target}"));
     }
+}
+
+#[tokio::test]
+async fn an_unpacked_layer_is_logged_with_why_it_is_not_lazy() {
+    capture();
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    machine.layer(&daemon, "base", "", |_| ()).await;
+    let refusal = LayerRefusal::no_ztoc("too small");
+    let unpacking = Unpacking::File("file", "content");
+    machine
+        .layers
+        .set_unpacking("layer", refusal.clone(), unpacking);
+    let answer = daemon
+        .prepare_layer("logged local", "base", "target", "layer")
+        .await;
+    assert_code(&answer, Code::AlreadyExists);
+    let [refused, local] = &events("logged local")[..] else {
+        panic!("{:?}", events("logged local"));
+    };
+    assert_eq!(refused["remote-snapshot-prepared"], "string false");
+    assert_eq!(refused["reason"], "string no-ztoc");
+    assert_eq!(local["local-snapshot-prepared"], "string true");
+    assert_eq!(local["parent"], "string base");
+
+    machine
+        .layers
+        .set_unpacking("layer", refusal, Unpacking::HalfWay);
+    daemon
+        .prepare_layer("logged failure", "base", "other target", "layer")
+        .await
+        .unwrap();
+    let [refused, local, deferred] = &events("logged failure")[..] else {
+        panic!("{:?}", events("logged failure"));
+    };
+    assert_eq!(refused["remote-snapshot-prepared"], "string false");
+    assert_eq!(local["local-snapshot-prepared"], "string false");
+    assert!(local["error"].contains("disk full"), "{local:?}");
+    assert_eq!(deferred["defer-snapshot-runtime"], "string true");
+    assert_eq!(deferred["reason"], "string no-ztoc");
 }

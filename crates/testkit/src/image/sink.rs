@@ -45,7 +45,7 @@ pub struct LayerSink {
 }
 
 enum Stage {
-    Gzip(GzEncoder<Blob>),
+    Gzip(Box<GzEncoder<Blob>>),
     Plain(Blob),
     /// Only between two members.
     Moving,
@@ -133,8 +133,8 @@ impl LayerSink {
 }
 
 /// A gzip writer whose header holds no time, so that equal contents give equal blobs.
-fn encoder(blob: Blob, level: u32) -> GzEncoder<Blob> {
-    GzEncoder::new(blob, flate2::Compression::new(level.min(9)))
+fn encoder(blob: Blob, level: u32) -> Box<GzEncoder<Blob>> {
+    Box::new(GzEncoder::new(blob, flate2::Compression::new(level.min(9))))
 }
 
 impl Write for LayerSink {

@@ -1,0 +1,121 @@
+//! Translating the owners of a whole root file system in the upper directory of a container none of
+//! whose layers is lazy.
+
+use std::fs::{self, DirBuilder, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use super::attributes;
+use crate::error::SnapshotterError;
+use crate::id_maps::IdMaps;
+
+/// mount(2) takes one page of options.
+const MAX_OPTIONS: usize = 4000;
+
+/// An overlay to be.
+pub(crate) struct Overlay {
+    /// Nearest first.
+    pub(crate) lower: Vec<PathBuf>,
+    pub(crate) upper: PathBuf,
+    pub(crate) work: PathBuf,
+    /// `userxattr` and the like.
+    pub(crate) extra: Vec<String>,
+    /// Where it is mounted meanwhile; made and removed here.
+    pub(crate) mountpoint: PathBuf,
+}
+
+/// Mounts the overlay, translates the owner of everything in it, and unmounts it. Blocking.
+pub(crate) fn chown(overlay: &Overlay, maps: &IdMaps) -> Result<(), SnapshotterError> {
+    let mountpoint = &overlay.mountpoint;
+    DirBuilder::new()
+        .mode(0o700)
+        .create(mountpoint)
+        .map_err(SnapshotterError::io("create", mountpoint))?;
+    let changed = overlay.mounted(|| chown_tree(mountpoint, maps));
+    let removed = fs::remove_dir(mountpoint).map_err(SnapshotterError::io("remove", mountpoint));
+    changed.and(removed)
+}
+
+impl Overlay {
+    fn mounted(
+        &self,
+        work: impl FnOnce() -> Result<(), SnapshotterError>,
+    ) -> Result<(), SnapshotterError> {
+        let failed = |error: rustix::io::Errno| {
+            SnapshotterError::io("mount an overlay on", &self.mountpoint)(error.into())
+        };
+        // Kept open until it is mounted.
+        let mut open = Vec::new();
+        let mut lower: Vec<String> = self.lower.iter().map(|p| p.display().to_string()).collect();
+        if lower.iter().map(|path| path.len() + 1).sum::<usize>() > MAX_OPTIONS / 2 {
+            for (path, short) in self.lower.iter().zip(&mut lower) {
+                let directory = File::open(path).map_err(SnapshotterError::io("open", path))?;
+                *short = format!("/proc/self/fd/{}", directory.as_raw_fd());
+                open.push(directory);
+            }
+        }
+        let mut options = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            lower.join(":"),
+            self.upper.display(),
+            self.work.display()
+        );
+        for extra in &self.extra {
+            options.push(',');
+            options.push_str(extra);
+        }
+        let options = std::ffi::CString::new(options)
+            .map_err(|error| SnapshotterError::io("mount", &self.mountpoint)(error.into()))?;
+        mount(
+            "overlay",
+            &self.mountpoint,
+            "overlay",
+            MountFlags::empty(),
+            Some(options.as_c_str()),
+        )
+        .map_err(failed)?;
+        drop(open);
+        let done = work();
+        let unmounted = unmount(&self.mountpoint, UnmountFlags::empty())
+            .or_else(|_| unmount(&self.mountpoint, UnmountFlags::DETACH))
+            .map_err(|error| SnapshotterError::io("unmount", &self.mountpoint)(error.into()));
+        done.and(unmounted)
+    }
+}
+
+fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> SnapshotterError {
+    SnapshotterError::io("set the owner of", path)
+}
+
+/// Files with several names become files of their own when overlayfs copies them up, so each name
+/// is translated exactly once.
+fn chown_tree(root: &Path, maps: &IdMaps) -> Result<(), SnapshotterError> {
+    let change = |path: &Path| {
+        let stat = fs::symlink_metadata(path)?;
+        attributes::change_owner(path, &stat, maps)?;
+        Ok(stat.is_dir())
+    };
+    let mut directories = vec![root.to_owned()];
+    change(root).map_err(failed(root))?;
+    while let Some(directory) = directories.pop() {
+        let entries = fs::read_dir(&directory).map_err(SnapshotterError::io("read", &directory))?;
+        // Listed whole before anything is changed: copying up changes the directory.
+        let entries: Vec<PathBuf> = entries
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<Result<_, _>>()
+            .map_err(SnapshotterError::io("read", &directory))?;
+        for path in entries {
+            match change(&path) {
+                Ok(true) => directories.push(path),
+                Ok(false) => {}
+                // A whiteout that overlayfs lists and does not show.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(&path)(error)),
+            }
+        }
+    }
+    Ok(())
+}

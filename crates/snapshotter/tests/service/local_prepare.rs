@@ -1,0 +1,212 @@
+//! Prepare of a layer that cannot be lazy: unpacked and committed by us, or left to the client
+//! without a trace of the attempt.
+
+use std::fs;
+use std::sync::Arc;
+
+use snapshotter::api::v1::Kind;
+use snapshotter::{LayerMode, LayerRefusal, ParentLayer};
+use tokio::sync::Notify;
+use tonic::Code;
+
+use crate::client::{assert_code, labels, layer_labels};
+use crate::double::{Behaviour, Unpacking};
+use crate::fixture::Machine;
+use crate::mounting::tree;
+
+fn no_ztoc() -> LayerRefusal {
+    LayerRefusal::no_ztoc("layer 3")
+}
+
+#[tokio::test]
+async fn a_layer_that_cannot_be_lazy_is_unpacked_and_committed_under_its_target() {
+    let machine = Machine::new();
+    let mut daemon = machine.start().await;
+    machine.lazy_layer("base");
+    daemon.pull_lazily("base target", "", "base").await;
+    let below = LayerRefusal::BelowMinSize {
+        size: 1,
+        minimum: 2,
+    };
+    let refusals = [
+        ("no-ztoc", no_ztoc()),
+        ("below-min-size", below),
+        ("failed", LayerRefusal::failed("zTOC damaged")),
+        ("invalid-label", LayerRefusal::invalid_label("l", "r")),
+    ];
+    for (index, (code, refusal)) in refusals.into_iter().enumerate() {
+        let unpacking = Unpacking::File("file", "content");
+        machine.layers.set_unpacking("layer", refusal, unpacking);
+        let target = format!("target-{index}");
+        let answer = daemon
+            .prepare_layer("key", "base target", &target, "layer")
+            .await;
+        assert_code(&answer, Code::AlreadyExists);
+        let info = daemon.stat(&target).await.unwrap();
+        assert_eq!(
+            (info.kind(), info.parent.as_str()),
+            (Kind::Committed, "base target")
+        );
+        // Not the label of lazy ones.
+        let mut expected = layer_labels(&target, "layer");
+        expected.extend(labels(&[
+            (
+                "containerd.io/snapshot/remote/has.soci.index.digest",
+                "true",
+            ),
+            ("containerd.io/snapshot/remote/namespace", "testing"),
+        ]));
+        assert_eq!(info.labels, expected, "{code}");
+        assert_code(&daemon.stat("key").await, Code::NotFound);
+        let usage = daemon.usage(&target).await.unwrap();
+        assert_eq!(usage.inodes, 2);
+        assert!(usage.size > 0);
+    }
+    let request = machine.layers.unpack_requests.lock()[0].clone();
+    assert_eq!(request.layer.namespace, "testing");
+    assert_eq!(request.layer.labels, layer_labels("target-0", "layer"));
+    assert_eq!(
+        request.parents,
+        [ParentLayer {
+            directory: machine.snapshots().join("1/fs"),
+            lazy: true
+        }]
+    );
+
+    // The reason stays with it, and so does what it is.
+    for _ in 0..2 {
+        let layers = daemon.snapshotter.layers().await.unwrap();
+        for (name, code) in [("target-0", "no-ztoc"), ("target-1", "below-min-size")] {
+            let layer = layers.iter().find(|layer| layer.name == name).unwrap();
+            assert_eq!(layer.mode, LayerMode::Local);
+            assert_eq!(layer.reason.as_ref().unwrap().0, code);
+        }
+        let contents = machine.contents(&daemon, "target-0").await;
+        assert_eq!(contents, ["base=base", "file=content"]);
+        daemon.kill().await;
+        daemon = machine.start().await;
+    }
+}
+
+#[tokio::test]
+async fn a_layer_of_an_image_without_index_is_never_unpacked_by_us() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    machine.layers.set_unpacking(
+        "layer",
+        LayerRefusal::no_index("404"),
+        Unpacking::File("file", "content"),
+    );
+    daemon
+        .prepare_layer("key", "", "target", "layer")
+        .await
+        .unwrap();
+    assert!(machine.layers.unpack_requests.lock().is_empty());
+}
+
+#[tokio::test]
+async fn a_failed_unpacking_leaves_the_layer_to_the_client_without_a_trace() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    for (index, unpacking) in [Unpacking::HalfWay, Unpacking::Panic]
+        .into_iter()
+        .enumerate()
+    {
+        machine.layers.set_unpacking("layer", no_ztoc(), unpacking);
+        let [key, target] = [format!("key-{index}"), format!("target-{index}")];
+        let mounts = daemon
+            .prepare_layer(&key, "", &target, "layer")
+            .await
+            .unwrap();
+        assert!(tree(mounts[0].source.as_ref()).is_empty());
+        let given = layer_labels(&target, "layer");
+        assert_eq!(daemon.stat(&key).await.unwrap().labels, given);
+        let layers = daemon.snapshotter.layers().await.unwrap();
+        let layer = layers.iter().find(|layer| layer.name == key).unwrap();
+        assert_eq!(layer.mode, LayerMode::Deferred);
+        // Why it is not lazy comes first, then why it is not unpacked.
+        let (code, reason) = layer.reason.as_ref().unwrap();
+        assert_eq!(code, "no-ztoc");
+        let second = ["disk full", "panicked"][index];
+        assert!(
+            reason.contains("layer 3") && reason.contains(second),
+            "{reason}"
+        );
+    }
+    // What a provider left of its attempt at mounting is not in the way.
+    machine
+        .layers
+        .set_unpacking("layer", no_ztoc(), Unpacking::File("file", "content"));
+    machine.layers.set("layer", Behaviour::RefuseDirty);
+    let answer = daemon.prepare_layer("key", "", "clean", "layer").await;
+    assert_code(&answer, Code::AlreadyExists);
+    assert_eq!(machine.contents(&daemon, "clean").await, ["file=content"]);
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_cancels_the_unpacking_and_leaves_nothing() {
+    let machine = Machine::new();
+    let daemon = Arc::new(machine.start().await);
+    let [asked, go_on] = [Arc::new(Notify::new()), Arc::new(Notify::new())];
+    let wait = Unpacking::Wait(asked.clone(), go_on);
+    machine.layers.set_unpacking("slow", no_ztoc(), wait);
+    let call = {
+        let daemon = Arc::clone(&daemon);
+        tokio::spawn(async move { daemon.prepare_layer("key", "", "target", "slow").await })
+    };
+    asked.notified().await;
+    // While nobody knows of the layer, a sweep must not take its directory away.
+    daemon.cleanup().await;
+    assert_eq!(machine.directories(), ["1"]);
+    call.abort();
+    assert!(call.await.unwrap_err().is_cancelled());
+    // The next one waits until nothing of the first is left.
+    let unpacking = Unpacking::File("file", "content");
+    machine.layers.set_unpacking("slow", no_ztoc(), unpacking);
+    let again = daemon.prepare_layer("key", "", "target", "slow").await;
+    assert_code(&again, Code::AlreadyExists);
+    assert_eq!(machine.contents(&daemon, "target").await, ["file=content"]);
+    daemon.cleanup().await;
+    assert_eq!(daemon.names(&[]).await, ["target"]);
+    assert_eq!(machine.directories(), ["2"]);
+}
+
+#[tokio::test]
+async fn a_parent_removed_during_the_unpacking_fails_the_prepare_and_leaves_nothing() {
+    let machine = Machine::new();
+    let daemon = Arc::new(machine.start().await);
+    machine.layer(&daemon, "base", "", |_| ()).await;
+    let [asked, go_on] = [Arc::new(Notify::new()), Arc::new(Notify::new())];
+    let wait = Unpacking::Wait(asked.clone(), go_on.clone());
+    machine.layers.set_unpacking("slow", no_ztoc(), wait);
+    let call = {
+        let daemon = Arc::clone(&daemon);
+        tokio::spawn(async move { daemon.prepare_layer("key", "base", "target", "slow").await })
+    };
+    asked.notified().await;
+    daemon.remove("base").await.unwrap();
+    go_on.notify_one();
+    assert_code(&call.await.unwrap(), Code::NotFound);
+    daemon.cleanup().await;
+    assert!(daemon.names(&[]).await.is_empty());
+    assert!(machine.directories().is_empty());
+}
+
+#[tokio::test]
+async fn closing_the_snapshotter_ends_an_unpacking() {
+    let machine = Machine::new();
+    let daemon = Arc::new(machine.start().await);
+    let asked = Arc::new(Notify::new());
+    let wait = Unpacking::Wait(asked.clone(), Arc::default());
+    machine.layers.set_unpacking("slow", no_ztoc(), wait);
+    let call = {
+        let daemon = Arc::clone(&daemon);
+        tokio::spawn(async move { daemon.prepare_layer("key", "", "target", "slow").await })
+    };
+    asked.notified().await;
+    daemon.snapshotter.close(false).await;
+    // Left to the client: nothing is half-written.
+    let mounts = call.await.unwrap().unwrap();
+    assert!(tree(mounts[0].source.as_ref()).is_empty());
+    assert!(fs::read_dir(&mounts[0].source).unwrap().next().is_none());
+}

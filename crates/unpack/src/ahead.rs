@@ -1,0 +1,63 @@
+//! Downloads that were begun before somebody asked: containerd prepares one layer after another, but
+//! the first one names those above it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::error::UnpackError;
+use crate::image::LayerOfImage;
+use crate::unpacker::Fetched;
+
+/// For how long a layer waits for its Prepare.
+const KEPT_FOR: Duration = Duration::from_secs(300);
+/// So many layers may wait; their files take disk space.
+const MOST: usize = 16;
+
+type Download = AbortOnDropHandle<Result<Fetched, UnpackError>>;
+
+/// Layers on their way that nobody has asked for yet. Clones are the same.
+#[derive(Clone, Default)]
+pub(crate) struct Ahead {
+    layers: Arc<Mutex<HashMap<LayerOfImage, (u64, Download)>>>,
+}
+
+impl Ahead {
+    /// Begins with a layer unless it is on its way, or too many are.
+    pub(crate) fn begin<D>(&self, layer: LayerOfImage, number: u64, download: D)
+    where
+        D: Future<Output = Result<Fetched, UnpackError>> + Send + 'static,
+    {
+        let mut layers = self.layers();
+        if layers.len() >= MOST || layers.contains_key(&layer) {
+            return;
+        }
+        let download = AbortOnDropHandle::new(tokio::spawn(download));
+        layers.insert(layer.clone(), (number, download));
+        let waiting = Arc::downgrade(&self.layers);
+        tokio::spawn(async move {
+            tokio::time::sleep(KEPT_FOR).await;
+            if let Some(layers) = waiting.upgrade() {
+                let mut layers = layers.lock().unwrap_or_else(PoisonError::into_inner);
+                // Another of the same name may have been begun since.
+                if layers
+                    .get(&layer)
+                    .is_some_and(|(known, _)| *known == number)
+                {
+                    layers.remove(&layer);
+                }
+            }
+        });
+    }
+
+    /// The download of a layer that was begun.
+    pub(crate) fn take(&self, layer: &LayerOfImage) -> Option<Download> {
+        self.layers().remove(layer).map(|(_, download)| download)
+    }
+
+    fn layers(&self) -> MutexGuard<'_, HashMap<LayerOfImage, (u64, Download)>> {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

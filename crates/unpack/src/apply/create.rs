@@ -1,0 +1,158 @@
+//! Making what an entry describes.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::{
+    AtFlags, FileType as Kind, Mode, OFlags, Stat, XattrFlags, linkat, mkdirat, mknodat, openat,
+    symlinkat, unlinkat,
+};
+use ztoc::{FileMetadata, FileType};
+
+use super::metadata::{self, proc_path};
+use super::walk::look;
+use super::{Applier, OpenFile, OverlayMark, Parent, failed, printable};
+use crate::ApplyError;
+
+impl Applier<'_> {
+    /// Makes the entry under this name. What has the name already goes first, unless both are
+    /// directories.
+    pub(super) fn create(
+        &mut self,
+        parent: &Parent,
+        base: &[u8],
+        entry: FileMetadata,
+    ) -> Result<(), ApplyError> {
+        let name = entry.name.as_slice();
+        let existing = look(parent.fd.as_fd(), base).map_err(failed(name, "look at it"))?;
+        let merge = entry.file_type == FileType::Dir && existing.is_some_and(is_directory);
+        if let Some(stat) = existing.filter(|_| !merge) {
+            remove(parent, base, stat).map_err(failed(name, "replace it"))?;
+            self.walker.forget();
+        }
+        match entry.file_type {
+            FileType::Reg => {
+                let flags = OFlags::WRONLY
+                    | OFlags::CREATE
+                    | OFlags::EXCL
+                    | OFlags::NOFOLLOW
+                    | OFlags::CLOEXEC;
+                let file = openat(&parent.fd, base, flags, Mode::from_raw_mode(0o600))
+                    .map_err(failed(name, "create it"))?;
+                let open = OpenFile {
+                    file: File::from(file),
+                    left: entry.content_len(),
+                    entry,
+                };
+                if open.left == 0 {
+                    return self.close(&open);
+                }
+                self.open = Some(open);
+                return Ok(());
+            }
+            FileType::Dir if merge => {}
+            FileType::Dir => mkdirat(&parent.fd, base, Mode::from_raw_mode(0o700))
+                .map_err(failed(name, "create it"))?,
+            FileType::Symlink => symlinkat(entry.linkname.as_slice(), &parent.fd, base)
+                .map_err(failed(name, "create it"))?,
+            FileType::Hardlink => self.link(parent, base, &entry)?,
+            FileType::Fifo => mknodat(&parent.fd, base, Kind::Fifo, Mode::RUSR, 0)
+                .map_err(failed(name, "create it"))?,
+            FileType::Char | FileType::Block => self.device(parent, base, &entry)?,
+        }
+        metadata::set(parent, base, &entry, self.mark)
+            .map_err(failed(name, "set its attributes"))?;
+        if entry.file_type == FileType::Dir {
+            self.pending
+                .directory(parent, base, &entry)
+                .map_err(failed(name, "look at it"))?;
+        }
+        Ok(())
+    }
+
+    /// The content is complete.
+    pub(super) fn close(&mut self, open: &OpenFile) -> Result<(), ApplyError> {
+        metadata::set_open(&open.file, &open.entry, self.mark)
+            .map_err(failed(&open.entry.name, "set its attributes"))
+    }
+
+    fn link(&self, parent: &Parent, base: &[u8], entry: &FileMetadata) -> Result<(), ApplyError> {
+        let missing = || ApplyError::LinkTarget {
+            name: printable(&entry.name),
+            target: printable(&entry.linkname),
+        };
+        let (path, target) = ztoc::tar_path::split(&entry.linkname).ok_or_else(missing)?;
+        let directory = self.walker.find(path, &entry.name)?.ok_or_else(missing)?;
+        match linkat(&directory.fd, target, &parent.fd, base, AtFlags::empty()) {
+            Err(rustix::io::Errno::NOENT) => Err(missing()),
+            linked => linked.map_err(failed(&entry.name, "link it")),
+        }
+    }
+
+    fn device(&self, parent: &Parent, base: &[u8], entry: &FileMetadata) -> Result<(), ApplyError> {
+        let kind = match entry.file_type {
+            FileType::Block => Kind::BlockDevice,
+            _ => Kind::CharacterDevice,
+        };
+        // Linux keeps 12 and 20 bits (MAJOR, MINOR in linux/kdev_t.h).
+        let bits = |part: i64, bits: u32| u32::try_from(part).ok().filter(|part| part >> bits == 0);
+        let (major, minor) = bits(entry.devmajor, 12)
+            .zip(bits(entry.devminor, 20))
+            .ok_or_else(|| ApplyError::BadDevice {
+                name: printable(&entry.name),
+                major: entry.devmajor,
+                minor: entry.devminor,
+            })?;
+        let device = rustix::fs::makedev(major, minor);
+        mknodat(&parent.fd, base, kind, Mode::RUSR, device)
+            .map_err(failed(&entry.name, "create it"))
+    }
+
+    pub(super) fn mark_opaque(
+        &self,
+        directory: &Parent,
+        entry: &FileMetadata,
+    ) -> Result<(), ApplyError> {
+        let name = match self.mark {
+            OverlayMark::Trusted => "trusted.overlay.opaque",
+            OverlayMark::User => "user.overlay.opaque",
+        };
+        rustix::fs::setxattr(
+            proc_path(directory.fd.as_fd(), b""),
+            name,
+            b"y",
+            XattrFlags::empty(),
+        )
+        .map_err(failed(&entry.name, "mark its directory opaque"))
+    }
+}
+
+impl OpenFile {
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), ApplyError> {
+        self.file
+            .write_all(bytes)
+            .map_err(failed(&self.entry.name, "write it"))?;
+        self.left = self.left.saturating_sub(bytes.len() as u64);
+        Ok(())
+    }
+}
+
+pub(super) fn is_directory(stat: Stat) -> bool {
+    Kind::from_raw_mode(stat.st_mode) == Kind::Directory
+}
+
+/// Removes a name and, of a directory, all below it.
+pub(super) fn remove(parent: &Parent, base: &[u8], stat: Stat) -> io::Result<()> {
+    if is_directory(stat) {
+        // Follows no links below the directory's descriptor.
+        return std::fs::remove_dir_all(proc_path(parent.fd.as_fd(), base));
+    }
+    Ok(unlinkat(
+        &parent.fd,
+        OsStr::from_bytes(base),
+        AtFlags::empty(),
+    )?)
+}

@@ -1,0 +1,144 @@
+//! Owner, permissions, extended attributes and times.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use rustix::fs::{
+    AtFlags, FileType as Kind, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat,
+    chownat, fchmod, fchown, fsetxattr, futimens, lsetxattr, utimensat,
+};
+use rustix::io::Errno;
+use ztoc::FileMetadata;
+
+use super::lower::DirectoryAttributes;
+use super::walk::{Directory, look};
+use super::{OverlayMark, Parent};
+
+/// The path of a name in an open directory, for calls that take no directory: nothing on it is a
+/// link but the last part may be.
+pub(super) fn proc_path(directory: BorrowedFd<'_>, name: &[u8]) -> PathBuf {
+    let mut path = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    if !name.is_empty() {
+        path.push(OsStr::from_bytes(name));
+    }
+    path
+}
+
+/// Gives an open file what its entry says.
+pub(super) fn set_open(file: &File, entry: &FileMetadata, mark: OverlayMark) -> io::Result<()> {
+    fchown(
+        file,
+        Some(Uid::from_raw(entry.uid)),
+        Some(Gid::from_raw(entry.gid)),
+    )?;
+    for (name, value) in xattrs(entry, mark) {
+        ignore_unsupported(
+            name,
+            fsetxattr(file, OsStr::from_bytes(name), value, XattrFlags::empty()),
+        )?;
+    }
+    // After the owner, whose change may clear bits of the mode.
+    fchmod(file, Mode::from_raw_mode(entry.mode & 0o7777))?;
+    Ok(futimens(file, &times(entry))?)
+}
+
+/// Gives a name what its entry says. A directory's time has to be set again at the end.
+pub(super) fn set(
+    parent: &Parent,
+    base: &[u8],
+    entry: &FileMetadata,
+    mark: OverlayMark,
+) -> io::Result<()> {
+    let Some(stat) = look(parent.fd.as_fd(), base)? else {
+        return Err(Errno::NOENT.into());
+    };
+    // Of a hard link the owner is right already, as a rule, and setting it would drop capabilities.
+    if (stat.st_uid, stat.st_gid) != (entry.uid, entry.gid) {
+        chownat(
+            &parent.fd,
+            base,
+            Some(Uid::from_raw(entry.uid)),
+            Some(Gid::from_raw(entry.gid)),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?;
+    }
+    let path = proc_path(parent.fd.as_fd(), base);
+    for (name, value) in xattrs(entry, mark) {
+        ignore_unsupported(
+            name,
+            lsetxattr(&path, OsStr::from_bytes(name), value, XattrFlags::empty()),
+        )?;
+    }
+    // Links have no permissions of their own.
+    if !is_link(stat) {
+        chmodat(
+            &parent.fd,
+            base,
+            Mode::from_raw_mode(entry.mode & 0o7777),
+            AtFlags::empty(),
+        )?;
+    }
+    set_time(parent.fd.as_fd(), base, &times(entry))
+}
+
+/// Gives a directory that was only implied what it has in a layer below.
+pub(super) fn copy_attributes(directory: &Directory, from: &DirectoryAttributes) -> io::Result<()> {
+    let path = proc_path(directory.fd.as_fd(), b"");
+    std::os::unix::fs::chown(&path, Some(from.uid), Some(from.gid))?;
+    for (name, value) in &from.xattrs {
+        let set = rustix::fs::setxattr(&path, OsStr::from_bytes(name), value, XattrFlags::empty());
+        ignore_unsupported(name, set)?;
+    }
+    Ok(rustix::fs::chmod(
+        &path,
+        Mode::from_raw_mode(from.mode & 0o7777),
+    )?)
+}
+
+pub(super) fn set_time(at: BorrowedFd<'_>, name: &[u8], times: &Timestamps) -> io::Result<()> {
+    Ok(utimensat(at, name, times, AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+/// containerd sets times before 1970, and those that do not fit 64 bits of nanoseconds, to 1970
+/// (`boundTime`).
+pub(super) fn times(entry: &FileMetadata) -> Timestamps {
+    const LATEST: (i64, u32) = (9_223_372_036, 854_775_807);
+    let in_bounds = |time: &(i64, u32)| (0, 0) <= *time && *time <= LATEST;
+    let (seconds, nanoseconds) = entry.mtime().filter(in_bounds).unwrap_or_default();
+    let time = Timespec {
+        tv_sec: seconds,
+        tv_nsec: nanoseconds.into(),
+    };
+    Timestamps {
+        last_access: time,
+        last_modification: time,
+    }
+}
+
+/// What is to be set. Under `userxattr` overlay's own marks are `user.overlay.*`: an image must not
+/// forge them.
+fn xattrs(entry: &FileMetadata, mark: OverlayMark) -> impl Iterator<Item = (&[u8], &[u8])> {
+    entry.posix_xattrs().filter(move |(name, _)| {
+        mark == OverlayMark::Trusted || !name.starts_with(b"user.overlay.")
+    })
+}
+
+/// A file system without such attributes is no reason not to unpack.
+fn ignore_unsupported(name: &[u8], set: rustix::io::Result<()>) -> io::Result<()> {
+    match set {
+        Err(Errno::NOTSUP) => {
+            let name = String::from_utf8_lossy(name);
+            tracing::debug!(%name, "the file system cannot hold an extended attribute of the layer");
+            Ok(())
+        }
+        set => Ok(set?),
+    }
+}
+
+fn is_link(stat: Stat) -> bool {
+    Kind::from_raw_mode(stat.st_mode) == Kind::Symlink
+}

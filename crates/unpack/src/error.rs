@@ -1,0 +1,123 @@
+//! Why a layer cannot be unpacked.
+
+use std::io;
+use std::path::PathBuf;
+
+use oci::Digest;
+use registry::RegistryError;
+
+/// Why a tar cannot be applied to a directory.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApplyError {
+    /// The tar is damaged, or holds what nobody can unpack.
+    #[error(transparent)]
+    Tar(#[from] ztoc::BuildError),
+    /// The compressed stream is damaged.
+    #[error("the layer cannot be decompressed: {0}")]
+    Decompress(io::Error),
+    /// One entry cannot be made.
+    #[error("{name:?}: cannot {action}: {source}")]
+    Entry {
+        /// Its name in the tar.
+        name: String,
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A parent of an entry is a file.
+    #[error("{name:?} lies below something that is no directory")]
+    NotADirectory {
+        /// The entry.
+        name: String,
+    },
+    /// More symbolic links on the way than the kernel follows.
+    #[error("{name:?} is reached through too many symbolic links")]
+    TooManyLinks {
+        /// The entry.
+        name: String,
+    },
+    /// The target of a hard link is not in the layer.
+    #[error("hard link {name:?} names {target:?}, which is not in the layer")]
+    LinkTarget {
+        /// The link.
+        name: String,
+        /// Its target.
+        target: String,
+    },
+    /// A device number that Linux does not have.
+    #[error("{name:?} has the device number {major}:{minor}, which Linux does not have")]
+    BadDevice {
+        /// The entry.
+        name: String,
+        /// Major part.
+        major: i64,
+        /// Minor part.
+        minor: i64,
+    },
+    /// The directory to unpack into cannot be used.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Root {
+        /// The directory.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Nobody wants the layer any more.
+    #[error("unpacking was cancelled")]
+    Cancelled,
+}
+
+/// Why a layer cannot be fetched and unpacked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UnpackError {
+    /// The registry does not give the manifest, the configuration or the layer.
+    #[error("{what}: {source}")]
+    Registry {
+        /// What was asked for.
+        what: &'static str,
+        /// Why it did not come.
+        source: RegistryError,
+    },
+    /// Manifest and configuration do not belong to this layer, or to each other.
+    #[error("image manifest {manifest}: {reason}")]
+    Image {
+        /// The manifest.
+        manifest: Digest,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The layer's tar cannot be applied.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// The uncompressed layer is not what the image configuration says.
+    #[error(
+        "the uncompressed layer has digest {actual}, but the image configuration says {expected}"
+    )]
+    DiffId {
+        /// What the configuration says.
+        expected: Digest,
+        /// What was unpacked.
+        actual: Digest,
+    },
+    /// The scratch folder cannot be used.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Scratch {
+        /// The folder.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Nobody wants the layer any more.
+    #[error("unpacking was cancelled")]
+    Cancelled,
+    /// A task of ours panicked.
+    #[error("unpacking broke off: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}

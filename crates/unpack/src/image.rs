@@ -1,0 +1,148 @@
+//! What an image's manifest and configuration say about its layers.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use oci::{Descriptor, Digest, ImageConfig, Manifest, Reference};
+use registry::Client;
+
+use crate::UnpackError;
+use crate::containerd::ContainerdContent;
+
+/// Manifests and configurations are small; the registry client has the same limit for manifests.
+const MOST: usize = 8 << 20;
+/// Images remembered at most. Forgetting one costs a look-up, nothing else.
+const MAX_IMAGES: usize = 64;
+
+/// One layer of one image.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct LayerOfImage {
+    /// containerd's namespace of the client that asked.
+    pub namespace: String,
+    /// The image, as the client gave it.
+    pub reference: Reference,
+    /// The image's manifest.
+    pub manifest: Digest,
+    /// The compressed layer.
+    pub layer: Digest,
+}
+
+/// A layer as manifest and configuration describe it.
+#[derive(Debug, Clone)]
+pub(crate) struct Described {
+    pub(crate) descriptor: Descriptor,
+    /// The digest of the uncompressed layer.
+    pub(crate) diff_id: Digest,
+}
+
+/// Looks images up, in containerd first.
+pub(crate) struct Images {
+    pub(crate) client: Client,
+    containerd: Option<ContainerdContent>,
+    known: Mutex<HashMap<Digest, Arc<Vec<Described>>>>,
+}
+
+impl Images {
+    pub(crate) fn new(client: Client, containerd: Option<ContainerdContent>) -> Self {
+        Self {
+            client,
+            containerd,
+            known: Mutex::default(),
+        }
+    }
+
+    /// What there is to know of a layer.
+    pub(crate) async fn describe(&self, layer: &LayerOfImage) -> Result<Described, UnpackError> {
+        let known = self.known().get(&layer.manifest).cloned();
+        let layers = match known {
+            Some(known) => known,
+            None => {
+                let layers = Arc::new(self.layers(layer).await?);
+                let mut known = self.known();
+                if known.len() >= MAX_IMAGES {
+                    known.clear();
+                }
+                known.insert(layer.manifest, Arc::clone(&layers));
+                layers
+            }
+        };
+        let found = layers
+            .iter()
+            .find(|described| described.descriptor.digest == layer.layer);
+        found.cloned().ok_or_else(|| UnpackError::Image {
+            manifest: layer.manifest,
+            reason: format!("it does not list layer {}", layer.layer),
+        })
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<Vec<Described>>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn layers(&self, image: &LayerOfImage) -> Result<Vec<Described>, UnpackError> {
+        let wrong = |reason: String| UnpackError::Image {
+            manifest: image.manifest,
+            reason,
+        };
+        let bytes = self.manifest(image).await?;
+        let manifest: Manifest = serde_json::from_slice(&bytes)
+            .map_err(|error| wrong(format!("it cannot be read: {error}")))?;
+        let bytes = self.config(image, &manifest.config).await?;
+        let config: ImageConfig = serde_json::from_slice(&bytes)
+            .map_err(|error| wrong(format!("its configuration cannot be read: {error}")))?;
+        let diff_ids = config.rootfs.diff_ids;
+        if diff_ids.len() != manifest.layers.len() {
+            return Err(wrong(format!(
+                "it lists {} layers, its configuration {}",
+                manifest.layers.len(),
+                diff_ids.len()
+            )));
+        }
+        let layers = manifest.layers.into_iter().zip(diff_ids);
+        Ok(layers
+            .map(|(descriptor, diff_id)| Described {
+                descriptor,
+                diff_id,
+            })
+            .collect())
+    }
+
+    async fn manifest(&self, image: &LayerOfImage) -> Result<Vec<u8>, UnpackError> {
+        if let Some(bytes) = self.local(image, image.manifest).await {
+            return Ok(bytes);
+        }
+        let manifest = Box::pin(self.client.manifest(&image.reference, image.manifest)).await;
+        let (_, bytes) = manifest.map_err(|source| UnpackError::Registry {
+            what: "the image manifest cannot be fetched",
+            source,
+        })?;
+        Ok(bytes.to_vec())
+    }
+
+    async fn config(
+        &self,
+        image: &LayerOfImage,
+        config: &Descriptor,
+    ) -> Result<Vec<u8>, UnpackError> {
+        if let Some(bytes) = self.local(image, config.digest).await {
+            return Ok(bytes);
+        }
+        if config.size > MOST as u64 {
+            return Err(UnpackError::Image {
+                manifest: image.manifest,
+                reason: format!("its configuration has more than {MOST} bytes"),
+            });
+        }
+        let bytes = Box::pin(self.client.blob_bytes(&image.reference, config)).await;
+        let bytes = bytes.map_err(|source| UnpackError::Registry {
+            what: "the image configuration cannot be fetched",
+            source,
+        })?;
+        Ok(bytes.to_vec())
+    }
+
+    async fn local(&self, image: &LayerOfImage, digest: Digest) -> Option<Vec<u8>> {
+        let containerd = self.containerd.as_ref()?;
+        containerd.read(&image.namespace, digest, MOST).await
+    }
+}
