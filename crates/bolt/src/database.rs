@@ -109,6 +109,12 @@ impl Database {
         Bucket::at_page(self, self.meta.root)
     }
 
+    /// The number of the last transaction: it grows with each that changed something.
+    #[must_use]
+    pub fn transaction(&self) -> u64 {
+        self.meta.transaction
+    }
+
     /// The number of pages that can be in use.
     pub(crate) fn pages(&self) -> u64 {
         self.meta.high_water

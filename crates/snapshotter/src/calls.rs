@@ -244,7 +244,10 @@ impl Inner {
     }
 
     /// Asks the provider whether the lazy ones among these snapshots can be served.
-    pub(crate) async fn check_layers(&self, links: &[Link]) -> Result<(), SnapshotterError> {
+    pub(crate) async fn check_layers(
+        self: &Arc<Self>,
+        links: &[Link],
+    ) -> Result<(), SnapshotterError> {
         let checks = links.iter().filter_map(|link| {
             let lazy = link.lazy.as_ref()?;
             Some(async move {

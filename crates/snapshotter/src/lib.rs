@@ -24,6 +24,7 @@ mod restore;
 mod service;
 mod snapshotter;
 mod sweep;
+mod takeover;
 
 pub use error::SnapshotterError;
 pub use filter::FilterError;
@@ -32,3 +33,4 @@ pub use layers::{LayerMode, LayerState};
 pub use provider::{LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError};
 pub use service::{SnapshotService, service};
 pub use snapshotter::{Snapshotter, SnapshotterConfig};
+pub use takeover::OldMetadataError;

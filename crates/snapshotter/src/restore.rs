@@ -57,7 +57,7 @@ impl Inner {
     /// Another attempt for a layer that could not be mounted at the start. Without it a container
     /// would start on the empty directory.
     pub(crate) async fn repair(
-        &self,
+        self: &Arc<Self>,
         id: u64,
         name: &str,
         lazy: &LazyRecord,
@@ -83,17 +83,18 @@ impl Inner {
         }
     }
 
-    async fn restore_one(&self, id: u64, lazy: LazyRecord) -> Result<(), LayerRefusal> {
+    async fn restore_one(self: &Arc<Self>, id: u64, lazy: LazyRecord) -> Result<(), LayerRefusal> {
         let provider = Arc::clone(&self.provider);
         let request = LayerRequest {
-            namespace: lazy.namespace,
+            namespace: lazy.namespace.clone(),
             mountpoint: self.directories.fs(id),
-            labels: lazy.labels,
+            labels: lazy.labels.clone(),
         };
-        tokio::spawn(async move { provider.restore(request).await })
+        let root = tokio::spawn(async move { provider.restore(request).await })
             .await
             .unwrap_or_else(|error| Err(LayerRefusal::failed(error)))?;
-        Ok(())
+        let recorded = self.blocking(move |inner| inner.metadata.set_lazy_root(id, &lazy, root));
+        recorded.await.map_err(LayerRefusal::failed)
     }
 
     /// The lazy snapshots, their mount points being there. A mount point that something is

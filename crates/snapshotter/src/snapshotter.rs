@@ -18,6 +18,7 @@ use crate::keyed_lock::KeyedLocks;
 use crate::metadata::Metadata;
 use crate::mounts::OverlayOptions;
 use crate::provider::{LayerProvider, LayerRefusal};
+use crate::takeover;
 
 /// Unmounting or mounting this many layers at once at the start and the end.
 pub(crate) const CONCURRENT_MOUNTS: usize = 16;
@@ -140,15 +141,7 @@ impl Drop for Snapshotter {
 impl Inner {
     fn open(root: &Path, provider: Arc<dyn LayerProvider>) -> Result<Self, SnapshotterError> {
         let directories = Directories::open(root)?;
-        let old = root.join("metadata.db");
-        if old.exists() {
-            tracing::warn!(
-                path = %old.display(),
-                "found the snapshot metadata of soci-snapshotter v0.15; it and its snapshots are \
-                 left as they are, and not used"
-            );
-        }
-        let metadata = Metadata::open(&root.join("metadata.redb"))?;
+        let metadata = takeover::open_metadata(root, directories.real())?;
         let highest = directories.ids()?.into_iter().max().unwrap_or(0);
         // A crash can leave a directory with an id that the metadata has not seen.
         let unused = metadata.next_id()?.max(highest.saturating_add(1));

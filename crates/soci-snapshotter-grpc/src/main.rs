@@ -6,6 +6,7 @@ mod args;
 mod calls;
 mod listen;
 mod memory;
+mod old_root;
 mod serve;
 mod settings;
 mod show;

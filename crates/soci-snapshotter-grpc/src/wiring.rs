@@ -84,6 +84,7 @@ pub(crate) async fn wire(root: &Path, config: &Config) -> anyhow::Result<Running
     let snapshotter = Snapshotter::open(snapshots, lazy.clone())
         .await
         .context("cannot open the snapshots of earlier runs")?;
+    crate::old_root::clear(root);
     // Every layer that a snapshot uses has been asked for by now; the rest only takes room.
     let sweeping = lazy.clone();
     tokio::spawn(async move { sweeping.sweep().await });

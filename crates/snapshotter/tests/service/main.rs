@@ -21,3 +21,4 @@ mod outcome_log;
 mod removal;
 mod restart;
 mod status_codes;
+mod upgrade;
