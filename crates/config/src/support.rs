@@ -20,8 +20,6 @@ const NOT_YET: &[&str] = &[
     "prefetch.enable",
     "prefetch.max_concurrency",
     "pull_modes.parallel_pull_unpack.",
-    "kubeconfig_keychain.enable_keychain",
-    "cri_keychain.enable_keychain",
 ];
 
 /// Keys of parts that v0.15 has and this daemon has no use for, now or later.

@@ -4,6 +4,7 @@
 
 mod args;
 mod calls;
+mod credentials;
 mod listen;
 mod memory;
 mod old_root;

@@ -64,6 +64,7 @@ async fn serve(
     let snapshots = snapshotter::service(running.snapshotter.clone())
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
+    let image_service = running.image_service.clone();
     health
         .set_service_status("", tonic_health::ServingStatus::Serving)
         .await;
@@ -84,6 +85,7 @@ async fn serve(
     let server = Server::builder()
         .add_service(health_service)
         .add_service(calls.layer(snapshots))
+        .add_optional_service(image_service.map(|proxy| calls.layer(proxy)))
         .serve_with_incoming_shutdown(incoming, async {
             // An error means that the sender is gone, which ends the server as well.
             let _ = drained.await;

@@ -7,8 +7,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use config::Config;
 use fetch::SpanFetcher;
+use keychain::ImageServiceProxy;
 use lazy::LazyLayers;
-use registry::{Client, DockerConfigCredentials};
+use registry::Client;
 use snapshotter::{Snapshotter, SnapshotterConfig};
 use store::content::OciLayout;
 use store::{LayerStore, RootLock};
@@ -23,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The running subsystems, to be ended in order.
 pub(crate) struct Running {
     pub(crate) snapshotter: Arc<Snapshotter>,
+    /// With `[cri_keychain] enable_keychain`.
+    pub(crate) image_service: Option<ImageServiceProxy>,
     lazy: Arc<LazyLayers>,
     fetcher: Arc<SpanFetcher>,
     pool: fuse::Pool,
@@ -52,8 +55,8 @@ pub(crate) fn lock_root(root: &Path) -> anyhow::Result<RootLock> {
 
 /// Builds everything below the gRPC service, and mounts the layers of an earlier run again.
 pub(crate) async fn wire(root: &Path, config: &Config) -> anyhow::Result<Running> {
-    let credentials = Arc::new(DockerConfigCredentials::new());
-    let client = Client::new(settings::client(config), credentials)?;
+    let credentials = crate::credentials::Places::of(config);
+    let client = Client::new(settings::client(config), credentials.chain)?;
     let layers = LayerStore::open(&root.join("soci/layers"), settings::layer_store(config))?;
     let content = OciLayout::open(&root.join("content"))?;
 
@@ -91,6 +94,7 @@ pub(crate) async fn wire(root: &Path, config: &Config) -> anyhow::Result<Running
     Ok(Running {
         snapshotter: Arc::new(snapshotter),
         lazy,
+        image_service: credentials.image_service,
         fetcher,
         pool,
     })
