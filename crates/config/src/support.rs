@@ -15,8 +15,6 @@ const NOT_YET: &[&str] = &[
     "blob.max_wait_msec",
     "fuse.log_fuse_operations",
     "background_fetch.emit_metric_period_sec",
-    "content_store.type",
-    "content_store.containerd_address",
     "prefetch.enable",
     "prefetch.max_concurrency",
     "pull_modes.parallel_pull_unpack.",

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod artifacts;
 mod discovery;
 mod kept;
 mod labels;
@@ -17,5 +18,6 @@ mod sources;
 mod verdicts;
 mod ztoc_memory;
 
+pub use artifacts::Artifacts;
 pub use parts::{LazyConfig, Parts};
 pub use provider::LazyLayers;

@@ -8,9 +8,10 @@ use anyhow::Context as _;
 use config::Config;
 use fetch::SpanFetcher;
 use keychain::ImageServiceProxy;
-use lazy::LazyLayers;
+use lazy::{Artifacts, LazyLayers};
 use registry::Client;
 use snapshotter::{Snapshotter, SnapshotterConfig};
+use store::containerd::ContainerdContent;
 use store::content::OciLayout;
 use store::{LayerStore, RootLock};
 use tokio::runtime::Handle;
@@ -74,6 +75,7 @@ pub(crate) async fn wire(root: &Path, config: &Config) -> anyhow::Result<Running
     let parts = lazy::Parts {
         client,
         layers,
+        artifacts: artifacts(config, &content),
         content,
         fetcher: fetcher.clone(),
         pool: pool.clone(),
@@ -98,6 +100,16 @@ pub(crate) async fn wire(root: &Path, config: &Config) -> anyhow::Result<Running
         fetcher,
         pool,
     })
+}
+
+/// Where SOCI indexes and zTOCs are looked for before the registry.
+fn artifacts(config: &Config, own: &OciLayout) -> Artifacts {
+    match config.content_store.kind {
+        config::ContentStoreType::Containerd => Artifacts::Containerd(ContainerdContent::new(
+            &config.content_store.containerd_address,
+        )),
+        _ => Artifacts::Layout(own.clone()),
+    }
 }
 
 /// Says once, at the end, what the registry was asked for and why.
