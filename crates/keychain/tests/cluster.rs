@@ -342,7 +342,7 @@ async fn a_program_may_give_the_token() {
     let program = server.folder.path().join("login");
     std::fs::write(
         &program,
-        format!("#!/bin/sh\necho '{{\"status\":{{\"token\":\"'$1'\"}}}}'\n"),
+        "#!/bin/sh\necho '{\"status\":{\"token\":\"'$1'\"}}'\n",
     )
     .unwrap();
     make_executable(&program);

@@ -30,7 +30,8 @@ impl Artifacts {
     /// asked.
     pub(crate) async fn get(&self, namespace: &str, digest: &Digest, most: u64) -> Option<Bytes> {
         let found = match self {
-            Self::Containerd(content) => content.get(namespace, digest, most).await,
+            // Boxed, here and below: calls of containerd are large futures.
+            Self::Containerd(content) => Box::pin(content.get(namespace, digest, most)).await,
             Self::Layout(layout) => {
                 let (layout, digest) = (layout.clone(), *digest);
                 let work = move || match layout.size(&digest) {
@@ -66,7 +67,8 @@ impl Artifacts {
             );
         }
         let descriptor = Descriptor::new(media_types::OCI_MANIFEST, digest, bytes.len() as u64);
-        if let Err(error) = content.put(namespace, &descriptor, bytes, labels).await {
+        let kept = Box::pin(content.put(namespace, &descriptor, bytes, labels)).await;
+        if let Err(error) = kept {
             tracing::warn!(digest = %digest, %error, "the SOCI index is not kept in containerd");
         }
     }
@@ -76,7 +78,7 @@ impl Artifacts {
         let Self::Containerd(content) = self else {
             return;
         };
-        let kept = content.put(namespace, ztoc, bytes, HashMap::new()).await;
+        let kept = Box::pin(content.put(namespace, ztoc, bytes, HashMap::new())).await;
         if let Err(error) = kept {
             tracing::warn!(digest = %ztoc.digest, %error, "the zTOC is not kept in containerd");
         }
@@ -88,7 +90,8 @@ impl Artifacts {
         let Self::Containerd(content) = self else {
             return;
         };
-        if let Err(error) = content.remove_label(namespace, digest, GC_ROOT).await {
+        let released = Box::pin(content.remove_label(namespace, digest, GC_ROOT)).await;
+        if let Err(error) = released {
             tracing::warn!(digest = %digest, %error, "containerd keeps a SOCI index that nobody uses");
         }
     }
