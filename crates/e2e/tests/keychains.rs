@@ -8,11 +8,14 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD as BASE64;
 use prost::Message;
-use support::NO_BACKGROUND;
+use support::{NO_BACKGROUND, lazy_mounts, stack};
 use testkit::image::small_image;
 use testkit::{
     Auth, Containerd, ContainerdOptions, Proxy, Registry, SociCli, SociDaemon, SociDaemonOptions,
@@ -171,6 +174,126 @@ impl Node {
     }
 }
 
+/// A cluster whose API server answers every list with one secret, and whose watches are quiet.
+fn cluster(secret: String) -> std::net::SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for connection in listener.incoming() {
+            let (mut connection, secret) = (connection.unwrap(), secret.clone());
+            std::thread::spawn(move || {
+                let mut head = Vec::new();
+                let mut byte = [0];
+                while !head.ends_with(b"\r\n\r\n") {
+                    if connection.read(&mut byte).unwrap_or(0) == 0 {
+                        return;
+                    }
+                    head.extend(byte);
+                }
+                let head = String::from_utf8(head).unwrap();
+                assert!(head.starts_with("GET /api/v1/secrets?"), "{head}");
+                if head.contains("watch=true") {
+                    // Until the daemon ends.
+                    let _ = connection.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
+                    let _ = connection.read(&mut byte);
+                    return;
+                }
+                let list = format!(
+                    r#"{{"kind":"SecretList","metadata":{{"resourceVersion":"1"}},"items":[{secret}]}}"#
+                );
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{list}",
+                    list.len()
+                );
+                let _ = connection.write_all(answer.as_bytes());
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn image_pull_secrets_of_the_cluster_read_lazy_layers_also_after_a_restart() {
+    let root = TestRoot::new().unwrap();
+    let layout = root.dir("layout").unwrap();
+    let built = small_image(&layout, "small").unwrap();
+    let docker = root.dir("docker").unwrap();
+    let mut stack = stack(NO_BACKGROUND);
+    let proxy = stack.proxy.address();
+    stack.proxy.demand(Auth::Basic {
+        user: USER.to_owned(),
+        password: PASSWORD.to_owned(),
+    });
+    let docker_config = BASE64.encode(format!(
+        r#"{{"auths":{{"{proxy}":{{"username":"{USER}","password":"{PASSWORD}"}}}}}}"#
+    ));
+    let api = cluster(format!(
+        r#"{{"metadata":{{"name":"pull","namespace":"apps","resourceVersion":"1"}},"data":{{".dockerconfigjson":"{docker_config}"}}}}"#
+    ));
+    let kubeconfig = root.path().join("kubeconfig");
+    std::fs::write(
+        &kubeconfig,
+        format!(
+            "current-context: c\ncontexts: [{{name: c, context: {{cluster: c}}}}]\n\
+             clusters: [{{name: c, cluster: {{server: 'http://{api}'}}}}]\n"
+        ),
+    )
+    .unwrap();
+    let mut options = SociDaemonOptions::with_config(&format!(
+        "{NO_BACKGROUND}[kubeconfig_keychain]\nenable_keychain = true\nkubeconfig_path = {kubeconfig:?}\n"
+    ));
+    let docker = ("DOCKER_CONFIG".to_owned(), docker.display().to_string());
+    options.environment.push(docker);
+    stack.daemon.terminate().unwrap();
+    stack.daemon.start_again_with(options).unwrap();
+    stack.wait_for_snapshotter().unwrap();
+
+    let reference = stack.reference("private:soci");
+    let user = format!("{USER}:{PASSWORD}");
+    convert(&layout, &reference, &user);
+    let soci = stack.soci("e2e").unwrap();
+    soci.output(["pull", "--plain-http", "--user", &user, &reference])
+        .unwrap();
+    assert_eq!(
+        lazy_mounts(&stack),
+        built.layers.len(),
+        "{}",
+        stack.log_tails()
+    );
+    assert!(!stack.daemon.log().all().join("\n").contains(PASSWORD));
+
+    // Nothing that was fetched is there: the layers are mounted with what the cluster gives.
+    stack.daemon.interrupt().unwrap();
+    for folder in ["soci", "content"] {
+        std::fs::remove_dir_all(stack.daemon.root().join(folder)).unwrap();
+    }
+    stack.daemon.start_again().unwrap();
+    assert_eq!(
+        lazy_mounts(&stack),
+        built.layers.len(),
+        "{}",
+        stack.log_tails()
+    );
+}
+
+fn convert(layout: &Path, reference: &str, user: &str) {
+    let target = format!("docker://{reference}");
+    let layout = layout.display().to_string();
+    SociCli::standalone()
+        .unwrap()
+        .output([
+            "convert",
+            "--standalone",
+            "--min-layer-size",
+            "0",
+            "--user",
+            user,
+            &layout,
+            &target,
+        ])
+        .unwrap();
+}
+
 #[test]
 fn the_kubelets_credentials_read_lazy_layers_until_the_image_is_removed() {
     let root = TestRoot::new().unwrap();
@@ -183,21 +306,7 @@ fn the_kubelets_credentials_read_lazy_layers_until_the_image_is_removed() {
     });
     let image = format!("{}/private:soci", node.proxy.address());
     let user = format!("{USER}:{PASSWORD}");
-    let target = format!("docker://{image}");
-    let layout = layout.display().to_string();
-    SociCli::standalone()
-        .unwrap()
-        .output([
-            "convert",
-            "--standalone",
-            "--min-layer-size",
-            "0",
-            "--user",
-            &user,
-            &layout,
-            &target,
-        ])
-        .unwrap();
+    convert(&layout, &image, &user);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let channel = containerd_client::connect(node.daemon.socket())

@@ -8,6 +8,18 @@ use config::Config;
 use keychain::{CriKeychain, ImageServiceProxy, KubeSecrets, KubeSettings};
 use registry::{ChainedCredentials, Credentials, DockerConfigCredentials};
 
+/// Refuses to be the image service behind ourselves: each call would go round for ever.
+pub(crate) fn check(config: &Config, own_address: &str) -> anyhow::Result<()> {
+    let cri = &config.cri_keychain;
+    let real = cri.image_service_path.trim_start_matches("unix://");
+    anyhow::ensure!(
+        !cri.enable_keychain || real != own_address.trim_start_matches("unix://"),
+        "[cri_keychain] image_service_path = {real:?} is this daemon's own socket; it must be that of the \
+         real CRI image service, such as /run/containerd/containerd.sock"
+    );
+    Ok(())
+}
+
 /// The places that the configuration names.
 pub(crate) struct Places {
     pub(crate) chain: Arc<dyn Credentials>,
@@ -43,5 +55,25 @@ impl Places {
             chain: Arc::new(ChainedCredentials::new(places)),
             image_service,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_image_service_behind_us_is_not_ourselves() {
+        let text =
+            "[cri_keychain]\nenable_keychain = true\nimage_service_path = 'unix:///run/a.sock'";
+        let config = Config::parse(text, Path::new("config.toml"))
+            .unwrap()
+            .config;
+        let error = check(&config, "/run/a.sock").unwrap_err().to_string();
+        assert!(error.contains("image_service_path"), "{error}");
+        check(&config, "/run/b.sock").unwrap();
+        check(&Config::default(), "/run/containerd/containerd.sock").unwrap();
     }
 }

@@ -58,6 +58,7 @@ async fn serve(
     let root = std::path::absolute(&args.root).context("--root is not a path")?;
     let _lock = wiring::lock_root(&root)?;
     let listener = listen::listen(address, passed)?;
+    crate::credentials::check(config, &listener.address)?;
     let running = wiring::wire(&root, config).await?;
 
     let (health, health_service) = tonic_health::server::health_reporter();

@@ -1,9 +1,11 @@
 //! The two requests of CRI's image service (`runtime.v1`) that are looked into, and of their
 //! fields those that count. Everything is forwarded as it came, these messages too.
 
+use std::fmt;
+
 use prost::Message;
 
-/// `PullImageRequest`. Holds secrets: its `Debug`, which prost derives, is never used.
+/// `PullImageRequest`.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct PullImageRequest {
     #[prost(message, optional, tag = "1")]
@@ -27,8 +29,9 @@ pub(super) struct ImageSpec {
     pub(super) image: String,
 }
 
-/// `AuthConfig`.
+/// `AuthConfig`. Its `Debug` shows nothing.
 #[derive(Clone, PartialEq, Eq, Message)]
+#[prost(skip_debug)]
 pub(super) struct AuthConfig {
     #[prost(string, tag = "1")]
     pub(super) username: String,
@@ -44,4 +47,10 @@ pub(super) struct AuthConfig {
     pub(super) identity_token: String,
     #[prost(string, tag = "6")]
     pub(super) registry_token: String,
+}
+
+impl fmt::Debug for AuthConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AuthConfig(…)")
+    }
 }
