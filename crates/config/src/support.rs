@@ -15,12 +15,9 @@ const NOT_YET: &[&str] = &[
     "blob.max_wait_msec",
     "fuse.log_fuse_operations",
     "background_fetch.emit_metric_period_sec",
-    "content_store.type",
     "prefetch.enable",
     "prefetch.max_concurrency",
     "pull_modes.parallel_pull_unpack.",
-    "kubeconfig_keychain.enable_keychain",
-    "cri_keychain.enable_keychain",
 ];
 
 /// Keys of parts that v0.15 has and this daemon has no use for, now or later.

@@ -8,7 +8,7 @@ use fetch::LayerData;
 use fuse::{Attr, ConnectionFacts};
 use layerfs::MountedLayer;
 use oci::Digest;
-use snapshotter::{LayerRefusal, LayerRequest, Restored};
+use snapshotter::{LayerRefusal, LayerRequest, Restoration, Restored};
 use tokio::task::spawn_blocking;
 use ztoc::soci_index::ZtocDescriptor;
 
@@ -46,7 +46,10 @@ impl Shared {
             let spare = held.duplicate().map_err(LayerRefusal::failed)?;
             // What fails now may succeed later, or under another version.
             return match self.mount(request, Why::Continue(held)).await {
-                Ok(_) => Ok(Restored::Continued),
+                Ok(root) => Ok(Restored {
+                    root,
+                    how: Restoration::Continued,
+                }),
                 Err(refusal) => {
                     self.held.put_back(spare);
                     Err(refusal)
@@ -59,10 +62,12 @@ impl Shared {
         self.unmount(&request.mountpoint)
             .await
             .map_err(LayerRefusal::failed)?;
-        self.mount(request, Why::Restore).await?;
-        Ok(match was_mounted {
-            true => Restored::Severed,
-            false => Restored::Anew,
+        Ok(Restored {
+            root: self.mount(request, Why::Restore).await?,
+            how: match was_mounted {
+                true => Restoration::Severed,
+                false => Restoration::Anew,
+            },
         })
     }
 

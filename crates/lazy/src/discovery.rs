@@ -1,14 +1,19 @@
 //! Finding the SOCI index of an image: the client's word, the manifest's annotation (v2), the
 //! registry's referrers (v1), in this order, each only where configuration allows it.
 
+use bytes::Bytes;
 use oci::{Digest, Manifest, annotations, media_types};
 use registry::Client;
 use snapshotter::LayerRefusal;
 use tokio::task::spawn_blocking;
 use ztoc::soci_index::SociIndex;
 
-use crate::kept::KeptIndexes;
+use crate::Artifacts;
+use crate::kept::{KeptIndexes, Origin};
 use crate::labels::ImageKey;
+
+/// A larger index is refused, wherever it comes from.
+const SIZE_LIMIT: u64 = 4 << 20;
 
 /// A SOCI index and its digest.
 #[derive(Debug)]
@@ -20,6 +25,7 @@ pub(crate) struct FoundIndex {
 /// Looks for indexes.
 pub(crate) struct Discovery {
     pub(crate) client: Client,
+    pub(crate) artifacts: Artifacts,
     pub(crate) kept: KeptIndexes,
     pub(crate) soci_v1: bool,
     pub(crate) soci_v2: bool,
@@ -35,6 +41,13 @@ impl Discovery {
             return Ok(found);
         }
         let digest = self.locate(image).await?;
+        let stored = self.artifacts.get(&image.namespace, &digest, SIZE_LIMIT);
+        if let Some(bytes) = stored.await
+            && let Ok(index) = SociIndex::parse(&bytes)
+        {
+            self.keep(image, digest, bytes, Origin::Stored).await;
+            return Ok(FoundIndex { digest, index });
+        }
         tracing::info!(
             digest = %digest,
             image = %image.reference,
@@ -49,10 +62,19 @@ impl Discovery {
             })?;
         let index = SociIndex::parse(&bytes)
             .map_err(|e| LayerRefusal::no_index(format_args!("index {digest}: {e}")))?;
+        let keeping = self
+            .artifacts
+            .keep_index(&image.namespace, digest, &index, &bytes);
+        keeping.await;
+        self.keep(image, digest, bytes, Origin::Fetched).await;
+        Ok(FoundIndex { digest, index })
+    }
+
+    /// Makes the next start find the index without registry and content store.
+    async fn keep(&self, image: &ImageKey, digest: Digest, bytes: Bytes, origin: Origin) {
         let (kept, key) = (self.kept.clone(), image.clone());
         // It has logged its failure, which only costs a look-up after the next start.
-        let _ = spawn_blocking(move || kept.save(&key, digest, &bytes)).await;
-        Ok(FoundIndex { digest, index })
+        let _ = spawn_blocking(move || kept.save(&key, digest, &bytes, origin)).await;
     }
 
     /// The digest of the index that belongs to an image.

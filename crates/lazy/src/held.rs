@@ -64,6 +64,7 @@ struct NotedImage {
     reference: String,
     manifest: Digest,
     explicit_index: Option<Digest>,
+    namespace: String,
 }
 
 /// The part of a note that must be readable in every version.
@@ -87,6 +88,7 @@ impl ConnectionNote {
                 reference: image.reference.to_string(),
                 manifest: image.manifest,
                 explicit_index: image.explicit_index,
+                namespace: image.namespace.clone(),
             },
             index,
             layer: ztoc.layer_digest,
@@ -120,6 +122,7 @@ impl ConnectionNote {
             reference: self.image.reference.parse().ok()?,
             manifest: self.image.manifest,
             explicit_index: self.image.explicit_index,
+            namespace: self.image.namespace.clone(),
         })
     }
 

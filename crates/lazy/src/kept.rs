@@ -14,6 +14,18 @@ use ztoc::soci_index::SociIndex;
 use crate::discovery::FoundIndex;
 use crate::labels::ImageKey;
 
+/// What the second line of a note says of an index that is not ours to remove.
+const STORED: &str = "stored";
+
+/// Where an index came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// From the registry: it is kept as long as its image is in use.
+    Fetched,
+    /// It was in the content store before, made here by `soci create` for example.
+    Stored,
+}
+
 /// The indexes that are kept. Everything it does waits for the disk. Clones are the same.
 #[derive(Clone)]
 pub(crate) struct KeptIndexes {
@@ -33,7 +45,7 @@ impl KeptIndexes {
             Some(explicit) => explicit,
             None => {
                 let note = fs::read_to_string(self.note(image)).ok()?;
-                note.trim().parse::<Digest>().ok()?
+                note.lines().next()?.parse::<Digest>().ok()?
             }
         };
         if !self.content.contains(&digest) {
@@ -45,16 +57,21 @@ impl KeptIndexes {
     }
 
     /// Keeps an index. A full disk costs a look-up at the next restart, so it is only logged.
-    pub(crate) fn save(&self, image: &ImageKey, digest: Digest, bytes: &[u8]) {
+    pub(crate) fn save(&self, image: &ImageKey, digest: Digest, bytes: &[u8], origin: Origin) {
+        // What containerd has is not ours, but our copy of it is.
+        let note = if origin == Origin::Stored && self.content.contains(&digest) {
+            format!("{digest}\n{STORED}\n")
+        } else {
+            digest.to_string()
+        };
         let descriptor = Descriptor::new(media_types::OCI_MANIFEST, digest, bytes.len() as u64);
         let kept = self
             .content
             .put(&descriptor, bytes)
             .map_err(|e| e.to_string())
-            .and_then(|_| match image.explicit_index {
-                Some(_) => Ok(()),
-                None => write_whole(&self.note(image), digest.to_string().as_bytes())
-                    .map_err(|e| format!("{}: {e}", self.notes.display())),
+            .and_then(|_| {
+                write_whole(&self.note(image), note.as_bytes())
+                    .map_err(|e| format!("{}: {e}", self.notes.display()))
             });
         if let Err(error) = kept {
             tracing::warn!(digest = %digest, error, "the SOCI index is not kept on disk");
@@ -63,10 +80,15 @@ impl KeptIndexes {
 
     /// Lets go of an index that no layer uses any more.
     pub(crate) fn forget(&self, image: &ImageKey, digest: &Digest) {
-        if let Err(error) = fs::remove_file(self.note(image))
+        let path = self.note(image);
+        let note = fs::read_to_string(&path).unwrap_or_default();
+        if let Err(error) = fs::remove_file(&path)
             && error.kind() != io::ErrorKind::NotFound
         {
             tracing::warn!(error = %error, "the note of a SOCI index is not removed");
+        }
+        if note.is_empty() || note.lines().nth(1) == Some(STORED) {
+            return;
         }
         if let Err(error) = self.content.delete(digest) {
             tracing::warn!(digest = %digest, error = %error, "a SOCI index is not removed");
@@ -76,7 +98,10 @@ impl KeptIndexes {
     /// Named after repository and manifest: who may write to one repository must not decide which
     /// index (v1: anything that refers to the manifest) is used for another's image.
     fn note(&self, image: &ImageKey) -> PathBuf {
-        let name = format!("{}@{}", image.reference.name(), image.manifest);
+        let mut name = format!("{}@{}", image.reference.name(), image.manifest);
+        if let Some(explicit) = image.explicit_index {
+            name = format!("{name}#{explicit}");
+        }
         self.notes.join(Digest::of(name.as_bytes()).hex())
     }
 }

@@ -47,6 +47,8 @@ pub(crate) struct ImageKey {
     pub(crate) manifest: Digest,
     /// An index that the client names itself.
     pub(crate) explicit_index: Option<Digest>,
+    /// The client's namespace if each has a content store of its own, or empty.
+    pub(crate) namespace: String,
 }
 
 impl ImageLayer {
@@ -76,6 +78,7 @@ impl ImageLayer {
                     .map_err(|e| LayerRefusal::invalid_label(IMAGE_REF, e))?,
                 manifest: digest(labels, MANIFEST_DIGEST)?,
                 explicit_index,
+                namespace: String::new(),
             },
             layer,
             size: match labels.get(LAYER_SIZE).map(String::as_str) {

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod continuing;
+mod artifacts;
 mod discovery;
 mod held;
 mod kept;
@@ -24,6 +25,7 @@ mod verdicts;
 mod ztoc_memory;
 
 pub use held::HeldError;
+pub use artifacts::Artifacts;
 pub use parts::{LazyConfig, Parts};
 pub use proving::{ProvingError, prove};
 pub use provider::LazyLayers;

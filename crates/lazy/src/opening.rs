@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use fetch::{LazyLayer, SpanFetcher};
 use layerfs::{OpaqueXattr, Tree, TreeError, TreeOptions};
-use oci::{Descriptor, Reference, media_types};
+use oci::{Descriptor, media_types};
 use registry::Client;
 use snapshotter::LayerRefusal;
 use store::{LayerKey, LayerStore, StoreError, StoredLayer};
@@ -14,6 +14,8 @@ use tokio::sync::{RwLock, Semaphore};
 use tokio::task::{JoinError, spawn_blocking};
 use ztoc::soci_index::ZtocDescriptor;
 
+use crate::Artifacts;
+use crate::labels::ImageKey;
 use crate::sources::Sources;
 use crate::ztoc_memory::ZtocMemory;
 
@@ -34,6 +36,7 @@ impl Drop for OpenLayer {
 /// Opens layers, and removes what was stored of them.
 pub(crate) struct Opening {
     pub(crate) client: Client,
+    pub(crate) artifacts: Artifacts,
     pub(crate) store: LayerStore,
     pub(crate) fetcher: Arc<SpanFetcher>,
     /// How many layers are opened at once.
@@ -47,12 +50,13 @@ pub(crate) struct Opening {
 }
 
 impl Opening {
-    /// Makes a layer of the image at `reference` ready, from disk alone if its zTOC is there.
+    /// Makes a layer of an image ready, from disk alone if its zTOC is there.
     pub(crate) async fn open(
         &self,
-        reference: &Reference,
+        image: &ImageKey,
         ztoc: &ZtocDescriptor,
     ) -> Result<OpenLayer, LayerRefusal> {
+        let reference = &image.reference;
         let _slot = match &self.slots {
             // Never closed.
             Some(slots) => slots.acquire().await.ok(),
@@ -66,16 +70,7 @@ impl Opening {
         let (stored, tree) = match self.open_folder(key, None).await {
             Ok(opened) => opened,
             Err(NotOpened::Store(_)) => {
-                let blob = self
-                    .client
-                    .blob_bytes(reference, &ztoc.descriptor)
-                    .await
-                    .map_err(|e| {
-                        LayerRefusal::failed(format_args!(
-                            "zTOC {} cannot be fetched: {e}",
-                            ztoc.descriptor.digest
-                        ))
-                    })?;
+                let blob = self.blob(image, &ztoc.descriptor).await?;
                 self.open_folder(key, Some(blob))
                     .await
                     .map_err(LayerRefusal::failed)?
@@ -93,6 +88,21 @@ impl Opening {
             sources,
             tree: Arc::new(tree),
         })
+    }
+
+    /// A zTOC from the content store, else from the registry.
+    async fn blob(&self, image: &ImageKey, ztoc: &Descriptor) -> Result<Bytes, LayerRefusal> {
+        let namespace = &image.namespace;
+        let stored = self.artifacts.get(namespace, &ztoc.digest, ztoc.size).await;
+        if let Some(blob) = stored {
+            return Ok(blob);
+        }
+        let fetched = self.client.blob_bytes(&image.reference, ztoc).await;
+        let blob = fetched.map_err(|e| {
+            LayerRefusal::failed(format_args!("zTOC {} cannot be fetched: {e}", ztoc.digest))
+        })?;
+        self.artifacts.keep_ztoc(namespace, ztoc, &blob).await;
+        Ok(blob)
     }
 
     /// Opens the layer's folder, with `blob` as its zTOC if that is not there (or not readable).

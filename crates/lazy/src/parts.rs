@@ -9,10 +9,12 @@ pub struct Parts {
     pub client: registry::Client,
     /// The spans on disk.
     pub layers: store::LayerStore,
-    /// SOCI indexes on disk.
+    /// SOCI indexes in use, on disk.
     pub content: store::content::OciLayout,
     /// Unpacks layers that cannot be lazy.
     pub unpacker: unpack::Unpacker,
+    /// Where indexes and zTOCs are looked for before the registry.
+    pub artifacts: crate::Artifacts,
     /// Gets spans from registries into the layer store.
     pub fetcher: Arc<fetch::SpanFetcher>,
     /// Serves the FUSE connections.

@@ -103,6 +103,7 @@ impl LazyLayers {
             layers,
             content,
             unpacker,
+            artifacts,
             fetcher,
             pool,
             keeper,
@@ -115,6 +116,7 @@ impl LazyLayers {
             shared: Arc::new(Shared {
                 discovery: Discovery {
                     client: client.clone(),
+                    artifacts: artifacts.clone(),
                     kept: KeptIndexes::new(content, notes),
                     soci_v1: config.soci_v1,
                     soci_v2: config.soci_v2,
@@ -122,6 +124,7 @@ impl LazyLayers {
                 verdicts: Verdicts::new(config.retry_after),
                 opening: Opening {
                     client,
+                    artifacts,
                     store: layers,
                     fetcher,
                     slots: config.max_concurrency.map(Semaphore::new),
@@ -223,7 +226,7 @@ impl Shared {
         };
         let stays = self.opening.store.is_stored(key);
         // Boxed: a request to a registry is a large future.
-        let open = Box::pin(self.opening.open(&image.reference, ztoc));
+        let open = Box::pin(self.opening.open(image, ztoc));
         let lease = self.layers.acquire(key, open).await;
         match &lease {
             Ok(lease) => lease.layer().sources.add(&image.reference),
@@ -277,7 +280,10 @@ impl Shared {
         request: LayerRequest,
         why: Why,
     ) -> Result<MountedInfo, LayerRefusal> {
-        let layer = ImageLayer::from_labels(&request.labels)?;
+        let mut layer = ImageLayer::from_labels(&request.labels)?;
+        if self.discovery.artifacts.by_namespace() {
+            layer.image.namespace.clone_from(&request.namespace);
+        }
         if let Some(asked) = self.asked.lock().as_mut() {
             asked.insert(layer.layer);
         }
@@ -482,12 +488,18 @@ impl Shared {
             return;
         }
         self.remove_unused(key).await;
-        let index_in_use = self
+        let users: Vec<String> = self
             .mounts
             .lock()
             .values()
-            .any(|mount| mount.index == index);
-        if !index_in_use {
+            .filter(|mount| mount.index == index)
+            .map(|mount| mount.image.namespace.clone())
+            .collect();
+        if !users.contains(&image.namespace) {
+            let artifacts = &self.discovery.artifacts;
+            artifacts.release_index(&image.namespace, &index).await;
+        }
+        if users.is_empty() {
             self.verdicts.forget(&image);
             let kept = self.discovery.kept.clone();
             // It has logged its failure.

@@ -84,6 +84,7 @@ mod tests {
             reference: "localhost/a:1".parse().unwrap(),
             manifest: Digest::of(b"m"),
             explicit_index: None,
+            namespace: String::new(),
         }
     }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fetch::SpanFetcher;
-use lazy::{LazyConfig, LazyLayers, Parts};
+use lazy::{Artifacts, LazyConfig, LazyLayers, Parts};
 use oci::{Digest, Index, Manifest, Reference, annotations, media_types};
 use registry::{Client, ClientConfig, NoCredentials};
 use snapshotter::{
@@ -142,6 +142,7 @@ impl World {
             client: Self::client(),
             layers: LayerStore::open(&root.join("soci/layers"), LayerStoreConfig::default())
                 .unwrap(),
+            artifacts: Artifacts::Layout(OciLayout::open(&root.join("content")).unwrap()),
             content: OciLayout::open(&root.join("content")).unwrap(),
             unpacker: unpack::Unpacker::new(
                 Self::client(),

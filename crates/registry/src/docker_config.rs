@@ -39,8 +39,19 @@ impl DockerConfigCredentials {
         }
     }
 
-    /// What the text of such a file (a `kubernetes.io/dockerconfigjson` secret has the same form)
-    /// says about a registry.
+    /// What the `auths` of such a text say about a registry. For texts from elsewhere, as the secrets of a
+    /// cluster: no credential helper, which is a program, is run because one names it.
+    ///
+    /// # Errors
+    /// The text has not the form of Docker's configuration.
+    pub fn auths_in(
+        json: &[u8],
+        registry_host: &str,
+    ) -> Result<Option<Credential>, CredentialError> {
+        File::parse(json)?.entry_for(registry_host)
+    }
+
+    /// What the text of such a file says about a registry.
     ///
     /// # Errors
     /// The text is not such a file, or a credential helper fails.
@@ -218,7 +229,9 @@ fn is_hub(host: &str) -> bool {
 }
 
 /// Do a key of the file (a host, or a URL as older versions wrote) and a host mean the same?
-fn same_registry(key: &str, host: &str) -> bool {
+/// All names of Docker's registry do.
+#[must_use]
+pub fn same_registry(key: &str, host: &str) -> bool {
     let bare = key
         .strip_prefix("https://")
         .or_else(|| key.strip_prefix("http://"))
@@ -273,6 +286,15 @@ mod tests {
             );
             assert_eq!(look(&json, "r.example").await, None, "{key}");
         }
+    }
+
+    #[test]
+    fn a_text_from_elsewhere_runs_no_helper() {
+        let json = br#"{"credHelpers":{"a":"there-is-none"},"credsStore":"there-is-none",
+            "auths":{"b":{"username":"u","password":"p"}}}"#;
+        let auths = |host| DockerConfigCredentials::auths_in(json, host);
+        assert_eq!(auths("a"), Ok(None));
+        assert_eq!(auths("b"), Ok(basic("u", "p")));
     }
 
     #[tokio::test]

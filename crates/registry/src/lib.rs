@@ -41,7 +41,7 @@ pub use config::{ClientConfig, ClientIdentity, HostsConfig, Mirror, RetryPolicy}
 pub use credentials::{
     ChainedCredentials, Credential, CredentialError, Credentials, NoCredentials, StaticCredentials,
 };
-pub use docker_config::DockerConfigCredentials;
+pub use docker_config::{DockerConfigCredentials, same_registry};
 pub use error::{ErrorKind, RegistryError, RequestLine};
 pub use manifest::ManifestKey;
 pub use source::{BlobSource, ByteStream};

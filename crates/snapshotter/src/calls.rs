@@ -277,14 +277,14 @@ impl Inner {
     }
 
     /// Asks the provider whether the lazy ones among these snapshots can be served.
-    pub(crate) async fn check_layers(&self, links: &[Link]) -> Result<(), SnapshotterError> {
+    pub(crate) async fn check_layers(self: &Arc<Self>, links: &[Link]) -> Result<(), SnapshotterError> {
         let mounts = links.iter().filter_map(LazyMount::of);
         self.check_mounts(mounts.collect()).await
     }
 
     /// The same for the layers as one container sees them.
     pub(crate) async fn check_remapped(
-        &self,
+        self: &Arc<Self>,
         snapshot: u64,
         links: &[Link],
         maps: &IdMaps,
@@ -295,7 +295,7 @@ impl Inner {
         self.check_mounts(mounts.collect()).await
     }
 
-    async fn check_mounts(&self, mounts: Vec<LazyMount>) -> Result<(), SnapshotterError> {
+    async fn check_mounts(self: &Arc<Self>, mounts: Vec<LazyMount>) -> Result<(), SnapshotterError> {
         let checks = mounts.iter().map(|mount| async move {
             let mountpoint = self.directories.fs(mount.place);
             let check = async {

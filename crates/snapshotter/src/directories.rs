@@ -69,6 +69,19 @@ impl Directories {
         self.real.join(place.into().to_string())
     }
 
+    /// A path of ours in `snapshots` as the kernel lists it.
+    pub(crate) fn real_path(&self, path: &Path) -> PathBuf {
+        match path.strip_prefix(&self.snapshots) {
+            Ok(below) => self.real.join(below),
+            Err(_) => path.to_owned(),
+        }
+    }
+
+    /// `snapshots` as the kernel lists it.
+    pub(crate) fn real(&self) -> &Path {
+        &self.real
+    }
+
     /// `snapshots/<id>/fs`.
     pub(crate) fn fs(&self, place: impl Into<Place>) -> PathBuf {
         self.snapshot(place).join("fs")
@@ -148,6 +161,24 @@ impl Directories {
             places.extend(name.to_str().and_then(Place::parse));
         }
         Ok(places)
+    }
+
+    /// The folders `<id>_<new>`: a lower layer `id` as the snapshot `new` sees it, with other ids, made
+    /// by v0.15. Gives each path with `new`.
+    pub(crate) fn id_mapped(&self) -> Result<Vec<(PathBuf, u64)>, SnapshotterError> {
+        let failed = || SnapshotterError::io("read directory", &self.snapshots);
+        let mut folders = Vec::new();
+        for entry in fs::read_dir(&self.snapshots).map_err(failed())? {
+            let name = entry.map_err(failed())?.file_name();
+            let numbers = name.to_str().and_then(|name| name.split_once('_'));
+            if let Some((lower, new)) = numbers
+                && lower.parse::<u64>().is_ok()
+                && let Ok(new) = new.parse()
+            {
+                folders.push((self.snapshots.join(&name), new));
+            }
+        }
+        Ok(folders)
     }
 
     /// The owner that a snapshot on these parents gets: that of its parent's root. A lazy parent

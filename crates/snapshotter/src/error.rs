@@ -8,6 +8,7 @@ use tonic::{Code, Status};
 
 use crate::filter::FilterError;
 use crate::provider::ProviderError;
+use crate::takeover::OldMetadataError;
 
 /// Why a call to the snapshotter, or opening it, failed.
 #[derive(Debug, thiserror::Error)]
@@ -176,6 +177,17 @@ pub enum SnapshotterError {
         /// What is wrong.
         reason: String,
     },
+    /// The metadata of soci-snapshotter v0.15 cannot be taken over.
+    #[error(
+        "the snapshot metadata {} of soci-snapshotter v0.15 cannot be taken over: {source}; it is left as \
+         it is: go back to v0.15, or move the folder away to start afresh", path.display()
+    )]
+    OldMetadata {
+        /// The database file.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<OldMetadataError>,
+    },
     /// A lazy snapshot could not be mounted again at the start.
     #[error(
         "cannot mount the lazy snapshot {name:?} again: {reason}; \
@@ -206,6 +218,17 @@ impl SnapshotterError {
         }
     }
 
+    /// Whether another process, v0.15, uses the metadata.
+    pub(crate) fn is_in_use(&self) -> bool {
+        let Self::OldMetadata { source, .. } = self else {
+            return false;
+        };
+        matches!(
+            **source,
+            OldMetadataError::Database(bolt::BoltError::InUse { .. })
+        )
+    }
+
     /// The gRPC code that containerd's own snapshotters give.
     pub(crate) fn code(&self) -> Code {
         match self {
@@ -234,6 +257,7 @@ impl SnapshotterError {
             | Self::Database { .. }
             | Self::Schema { .. }
             | Self::Corrupt { .. }
+            | Self::OldMetadata { .. }
             | Self::Restore { .. }
             | Self::Task { .. } => Code::Internal,
         }

@@ -29,6 +29,7 @@ mod severed;
 mod snapshotter;
 mod sweep;
 mod unpack;
+mod takeover;
 
 pub use error::SnapshotterError;
 pub use filter::FilterError;
@@ -37,9 +38,10 @@ pub use info_batch::ListSnapshotsResponse;
 pub use layers::{LayerMode, LayerState};
 pub use mounts::needs_userxattr;
 pub use provider::{
-    LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ParentLayer, ProviderError, Restored,
-    UnpackRequest,
+    LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ParentLayer, ProviderError,
+    Restoration, Restored,    UnpackRequest,
 };
 pub use severed::Severed;
 pub use service::{SnapshotService, service};
 pub use snapshotter::{Snapshotter, SnapshotterConfig};
+pub use takeover::OldMetadataError;

@@ -9,29 +9,53 @@ use std::path::{Path, PathBuf};
 
 /// The mount points of this mount namespace.
 pub(crate) struct Mounts {
-    points: Vec<PathBuf>,
+    mounts: Vec<Mount>,
+}
+
+struct Mount {
+    point: PathBuf,
+    /// The file system type, as in `fuse.rawBridge`.
+    kind: Vec<u8>,
 }
 
 impl Mounts {
     pub(crate) fn read() -> io::Result<Self> {
         Ok(Self {
-            points: points(&fs::read("/proc/self/mountinfo")?),
+            mounts: parse(&fs::read("/proc/self/mountinfo")?),
         })
     }
 
     /// Whether something is mounted on `path` or below it. The path must be free of symbolic
     /// links.
     pub(crate) fn under(&self, path: &Path) -> bool {
-        self.points.iter().any(|point| point.starts_with(path))
+        self.mounts
+            .iter()
+            .any(|mount| mount.point.starts_with(path))
+    }
+
+    /// The mount points of this type on or below `path`, those that were mounted last first.
+    pub(crate) fn of_type<'a>(&'a self, kind: &'a str, path: &'a Path) -> Vec<&'a Path> {
+        let wanted = self
+            .mounts
+            .iter()
+            .filter(|mount| mount.kind == kind.as_bytes() && mount.point.starts_with(path));
+        wanted.rev().map(|mount| mount.point.as_path()).collect()
     }
 }
 
-/// The fifth field of each line.
-fn points(mountinfo: &[u8]) -> Vec<PathBuf> {
+/// The fifth field of each line, and the first one after the separator `-`.
+fn parse(mountinfo: &[u8]) -> Vec<Mount> {
     mountinfo
         .split(|byte| *byte == b'\n')
-        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
-        .map(|field| PathBuf::from(OsString::from_vec(unescape(field))))
+        .filter_map(|line| {
+            let mut fields = line.split(|byte| *byte == b' ');
+            let point = fields.nth(4)?;
+            let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+            Some(Mount {
+                point: PathBuf::from(OsString::from_vec(unescape(point))),
+                kind: kind.to_vec(),
+            })
+        })
         .collect()
 }
 
@@ -75,8 +99,10 @@ mod tests {
         let text =
             b"22 1 0:5 / /a\\040b\\134c rw shared:1 - tmpfs x rw\n23 1 0:6 / /d rw - ext4 y rw\n";
         let mounts = Mounts {
-            points: points(text),
+            mounts: parse(text),
         };
+        assert_eq!(mounts.of_type("ext4", Path::new("/")), [Path::new("/d")]);
+        assert!(mounts.of_type("ext4", Path::new("/a b\\c")).is_empty());
         assert!(mounts.under(Path::new("/a b\\c")));
         assert!(mounts.under(Path::new("/")));
         assert!(!mounts.under(Path::new("/dd")));

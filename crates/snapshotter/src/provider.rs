@@ -38,8 +38,10 @@ pub trait LayerProvider: Send + Sync + 'static {
         self.unmount(&request.mountpoint)
             .await
             .map_err(LayerRefusal::failed)?;
-        self.mount(request).await?;
-        Ok(Restored::Anew)
+        Ok(Restored {
+            root: self.mount(request).await?,
+            how: Restoration::Anew,
+        })
     }
 
     /// Fetches a layer that cannot be mounted lazily and unpacks it into `request.layer.mountpoint`,
@@ -74,9 +76,18 @@ pub struct ParentLayer {
     pub lazy: bool,
 }
 
+/// A layer of an earlier process that was brought back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Restored {
+    /// Its root directory.
+    pub root: MountedInfo,
+    /// How.
+    pub how: Restoration,
+}
+
 /// How a layer of an earlier process was brought back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Restored {
+pub enum Restoration {
     /// Its connection is served on: whoever uses it noticed nothing but a delay.
     Continued,
     /// Nothing was mounted: it is mounted anew.

@@ -13,7 +13,7 @@ use crate::id_maps::IdMaps;
 use crate::metadata::{LazyRecord, Link, Snapshot};
 use crate::mountinfo::Mounts;
 use crate::place::Place;
-use crate::provider::{LayerRefusal, LayerRequest, ProviderError, Restored};
+use crate::provider::{LayerRefusal, LayerRequest, ProviderError, Restoration};
 use crate::snapshotter::{CONCURRENT_MOUNTS, Inner};
 
 /// A lazy layer where it is, or was, mounted.
@@ -95,9 +95,9 @@ impl Inner {
             match self.restore_one(&mount).await {
                 Ok(restored) => {
                     match restored {
-                        Restored::Continued => drop(continued.fetch_add(1, Ordering::Relaxed)),
-                        Restored::Severed => drop(severed.lock().insert(place)),
-                        Restored::Anew => {}
+                        Restoration::Continued => drop(continued.fetch_add(1, Ordering::Relaxed)),
+                        Restoration::Severed => drop(severed.lock().insert(place)),
+                        Restoration::Anew => {}
                     }
                     Ok(())
                 }
@@ -139,7 +139,7 @@ impl Inner {
 
     /// Another attempt for a layer that could not be mounted at the start. Without it a container
     /// would start on the empty directory.
-    pub(crate) async fn repair(&self, mount: &LazyMount) -> Result<(), ProviderError> {
+    pub(crate) async fn repair(self: &Arc<Self>, mount: &LazyMount) -> Result<(), ProviderError> {
         let place = mount.place;
         if !self.broken.lock().contains_key(&place) {
             return Ok(());
@@ -165,12 +165,22 @@ impl Inner {
         }
     }
 
-    async fn restore_one(&self, mount: &LazyMount) -> Result<Restored, LayerRefusal> {
+    async fn restore_one(
+        self: &Arc<Self>,
+        mount: &LazyMount,
+    ) -> Result<Restoration, LayerRefusal> {
         let provider = Arc::clone(&self.provider);
         let request = mount.request(&self.directories);
-        tokio::spawn(async move { provider.restore(request).await })
+        let restored = tokio::spawn(async move { provider.restore(request).await })
             .await
-            .unwrap_or_else(|error| Err(LayerRefusal::failed(error)))
+            .unwrap_or_else(|error| Err(LayerRefusal::failed(error)))?;
+        if let Place::Snapshot(id) = mount.place {
+            let (lazy, root) = (mount.lazy.clone(), restored.root);
+            let recorded =
+                self.blocking(move |inner| inner.metadata.set_lazy_root(id, &lazy, root));
+            recorded.await.map_err(LayerRefusal::failed)?;
+        }
+        Ok(restored.how)
     }
 
     /// The lazy snapshots, their mount points being there. A mount point that something is

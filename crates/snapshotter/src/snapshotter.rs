@@ -21,6 +21,7 @@ use crate::mounts::OverlayOptions;
 use crate::place::Place;
 use crate::provider::{LayerProvider, LayerRefusal};
 use crate::severed::SeveredSnapshots;
+use crate::takeover;
 
 /// Unmounting or mounting this many layers at once at the start and the end.
 pub(crate) const CONCURRENT_MOUNTS: usize = 16;
@@ -152,15 +153,7 @@ impl Inner {
     ) -> Result<Self, SnapshotterError> {
         let root = config.root.as_path();
         let directories = Directories::open(root)?;
-        let old = root.join("metadata.db");
-        if old.exists() {
-            tracing::warn!(
-                path = %old.display(),
-                "found the snapshot metadata of soci-snapshotter v0.15; it and its snapshots are \
-                 left as they are, and not used"
-            );
-        }
-        let metadata = Metadata::open(&root.join("metadata.redb"))?;
+        let metadata = takeover::open_metadata(root, directories.real())?;
         let places = directories.places()?.into_iter();
         let highest = places.map(Place::snapshot).max().unwrap_or(0);
         // A crash can leave a directory with an id that the metadata has not seen.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::error::SnapshotterError;
 use crate::place::Place;
+use crate::mountinfo::Mounts;
 use crate::snapshotter::Inner;
 
 /// From a removal to the sweep that nobody asked for; more removals may come until then.
@@ -46,6 +47,29 @@ impl Inner {
             });
             if let Err(error) = deleted.await {
                 tracing::warn!(%error, "cannot delete a removed snapshot");
+            }
+        }
+        self.blocking(|inner| inner.sweep_id_mapped()).await
+    }
+
+    /// Deletes the id-mapped layers that v0.15 made for snapshots that are removed by now. Those of
+    /// others stay: containers run from them.
+    fn sweep_id_mapped(&self) -> Result<(), SnapshotterError> {
+        let folders = self.directories.id_mapped()?;
+        if folders.is_empty() {
+            return Ok(());
+        }
+        let in_flight = self.in_flight();
+        let known = self.metadata.ids()?;
+        let failed = SnapshotterError::io("read", "/proc/self/mountinfo".as_ref());
+        let mounts = Mounts::read().map_err(failed)?;
+        for (path, new) in folders {
+            let unused = new >= self.first_id && !known.contains(&new) && !in_flight.contains(&new);
+            if !unused || mounts.under(&self.directories.real_path(&path)) {
+                continue;
+            }
+            if let Err(error) = std::fs::remove_dir_all(&path) {
+                tracing::warn!(path = %path.display(), %error, "cannot delete an id-mapped layer");
             }
         }
         Ok(())

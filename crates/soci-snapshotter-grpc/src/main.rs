@@ -5,10 +5,12 @@
 mod args;
 mod calls;
 mod control;
+mod credentials;
 mod descriptor_store;
 mod holding;
 mod listen;
 mod memory;
+mod old_root;
 mod proving;
 mod root;
 mod serve;

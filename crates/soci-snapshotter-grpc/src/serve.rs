@@ -19,7 +19,7 @@ use crate::control::{Predecessor, Tell};
 use crate::listen::{self, Address, Listener, PassedSocket};
 use crate::signals::{Event, Outside, Stop};
 use crate::wiring::{self, Running};
-use crate::{holding, proving, root};
+use crate::{credentials, holding, proving, root};
 
 /// How long calls that run may go on after a signal. systemd kills after 90 s by default.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -131,12 +131,14 @@ async fn live(
         journal: holding.journal,
         connections: holding.connections,
     };
+    credentials::check(config, &listener.address)?;
     let running = wiring::wire(root, config, left).await?;
 
     let (health, health_service) = tonic_health::server::health_reporter();
     let snapshots = snapshotter::service(running.snapshotter.clone())
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
+    let image_service = running.image_service.clone();
     health
         .set_service_status("", tonic_health::ServingStatus::Serving)
         .await;
@@ -157,6 +159,7 @@ async fn live(
     let server = Server::builder()
         .add_service(health_service)
         .add_service(calls.layer(snapshots))
+        .add_optional_service(image_service.map(|proxy| calls.layer(proxy)))
         .serve_with_incoming_shutdown(incoming, async {
             // An error means that the sender is gone, which ends the server as well.
             let _ = drained.await;

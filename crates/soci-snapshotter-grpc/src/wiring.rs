@@ -9,9 +9,11 @@ use config::Config;
 use fetch::SpanFetcher;
 use fuse::Journal;
 use holder::{Keeper, Kept};
-use lazy::LazyLayers;
-use registry::{Client, DockerConfigCredentials};
+use keychain::ImageServiceProxy;
+use lazy::{Artifacts, LazyLayers};
+use registry::Client;
 use snapshotter::{Snapshotter, SnapshotterConfig};
+use store::containerd::ContainerdContent;
 use store::content::OciLayout;
 use store::LayerStore;
 use tokio::runtime::Handle;
@@ -33,6 +35,8 @@ pub(crate) struct Left {
 /// The running subsystems, to be ended in order.
 pub(crate) struct Running {
     pub(crate) snapshotter: Arc<Snapshotter>,
+    /// With `[cri_keychain] enable_keychain`.
+    pub(crate) image_service: Option<ImageServiceProxy>,
     lazy: Arc<LazyLayers>,
     fetcher: Arc<SpanFetcher>,
     pool: fuse::Pool,
@@ -70,8 +74,8 @@ async fn end(pool: fuse::Pool) {
 
 /// Builds everything below the gRPC service, and mounts the layers of an earlier run again.
 pub(crate) async fn wire(root: &Path, config: &Config, left: Left) -> anyhow::Result<Running> {
-    let credentials = Arc::new(DockerConfigCredentials::new());
-    let client = Client::new(settings::client(config), credentials)?;
+    let credentials = crate::credentials::Places::of(config);
+    let client = Client::new(settings::client(config), credentials.chain)?;
     let layers = LayerStore::open(&root.join("soci/layers"), settings::layer_store(config))?;
     let content = OciLayout::open(&root.join("content"))?;
 
@@ -94,6 +98,7 @@ pub(crate) async fn wire(root: &Path, config: &Config, left: Left) -> anyhow::Re
     let parts = lazy::Parts {
         client,
         layers,
+        artifacts: artifacts(config, &content),
         content,
         unpacker,
         fetcher: fetcher.clone(),
@@ -115,6 +120,7 @@ pub(crate) async fn wire(root: &Path, config: &Config, left: Left) -> anyhow::Re
     let snapshotter = Snapshotter::open(snapshots, lazy.clone())
         .await
         .context("cannot open the snapshots of earlier runs")?;
+    crate::old_root::clear(root);
     // Every layer that a snapshot uses has been asked for by now; the rest only takes room.
     let sweeping = lazy.clone();
     tokio::spawn(async move {
@@ -124,10 +130,21 @@ pub(crate) async fn wire(root: &Path, config: &Config, left: Left) -> anyhow::Re
     Ok(Running {
         snapshotter: Arc::new(snapshotter),
         lazy,
+        image_service: credentials.image_service,
         fetcher,
         pool,
         journal: left.journal,
     })
+}
+
+/// Where SOCI indexes and zTOCs are looked for before the registry.
+fn artifacts(config: &Config, own: &OciLayout) -> Artifacts {
+    match config.content_store.kind {
+        config::ContentStoreType::Containerd => Artifacts::Containerd(ContainerdContent::new(
+            &config.content_store.containerd_address,
+        )),
+        _ => Artifacts::Layout(own.clone()),
+    }
 }
 
 /// Says once, at the end, what the registry was asked for and why.

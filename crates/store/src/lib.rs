@@ -1,9 +1,11 @@
-//! The stores on disk: OCI image layouts ([`content`]), the spans of lazy layers ([`LayerStore`]),
-//! and the lock that keeps a second daemon away from them ([`RootLock`]).
+//! The stores: OCI image layouts ([`content`]), containerd's content store ([`containerd`]), the spans of lazy layers ([`LayerStore`]),
+//! what `soci` made ([`artifacts`]), and the lock that keeps a second daemon away from them ([`RootLock`]).
 
 #![forbid(unsafe_code)]
 
+pub mod artifacts;
 mod atomic_file;
+pub mod containerd;
 pub mod content;
 mod durability;
 mod error;

@@ -257,7 +257,7 @@ impl Writer<'_> {
     }
 
     /// Writes a record and its entries in the indexes.
-    fn put(&mut self, record: &Record, parents: &[Link]) -> Attempt<()> {
+    pub(super) fn put(&mut self, record: &Record, parents: &[Link]) -> Attempt<()> {
         let name = record.info.name.as_str();
         self.snapshots
             .insert(name, record.encode_to_vec().as_slice())?;

@@ -7,6 +7,7 @@
 //! twice.
 
 mod change;
+mod import;
 mod list;
 mod lookup;
 mod record;
@@ -19,6 +20,7 @@ use redb::{
 };
 
 pub(crate) use change::{Commit, LayerCommit, LayerOutcome, MadeLayer, NewSnapshot};
+pub(crate) use import::TakenOver;
 pub(crate) use lookup::{Link, Snapshot};
 pub(crate) use record::{Fallback, LazyRecord, Record, Usage};
 
@@ -128,8 +130,8 @@ impl Reader {
 }
 
 impl Metadata {
-    /// Opens the database, or makes an empty one if there is no such file. A file that cannot be
-    /// read, or has another schema, is left as it is.
+    /// Opens the database, or makes an empty one if there is no such file, for [`Metadata::begin`] or
+    /// [`Metadata::import`]. A file that cannot be read, or has another schema, is left as it is.
     pub(crate) fn open(path: &Path) -> Result<Self, SnapshotterError> {
         let database = Database::builder()
             .set_cache_size(CACHE)
@@ -154,12 +156,23 @@ impl Metadata {
                 found,
                 known: SCHEMA,
             }),
-            None => self.write(|tables| {
-                tables.meta.insert(SCHEMA_KEY, SCHEMA)?;
-                tables.meta.insert(NEXT_ID_KEY, 1)?;
-                Ok(())
-            }),
+            None => Ok(()),
         }
+    }
+
+    /// Whether neither [`Metadata::begin`] nor [`Metadata::import`] has been done.
+    fn is_new(&self) -> Result<bool, SnapshotterError> {
+        let found = self.found_schema();
+        Ok(found.map_err(|failure| self.located(failure))?.is_none())
+    }
+
+    /// Makes the tables of a database without snapshots.
+    pub(crate) fn begin(&self) -> Result<(), SnapshotterError> {
+        self.write(|tables| {
+            tables.meta.insert(SCHEMA_KEY, SCHEMA)?;
+            tables.meta.insert(NEXT_ID_KEY, 1)?;
+            Ok(())
+        })
     }
 
     fn found_schema(&self) -> Attempt<Option<u64>> {

@@ -24,7 +24,11 @@ impl Fixture {
     }
 
     fn open(&self) -> Metadata {
-        Metadata::open(&self.path()).unwrap()
+        let metadata = Metadata::open(&self.path()).unwrap();
+        if metadata.taken_over().unwrap() == TakenOver::Undecided {
+            metadata.begin().unwrap();
+        }
+        metadata
     }
 }
 

@@ -23,3 +23,4 @@ mod outcome_log;
 mod removal;
 mod restart;
 mod status_codes;
+mod upgrade;

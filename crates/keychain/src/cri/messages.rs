@@ -1,0 +1,56 @@
+//! The two requests of CRI's image service (`runtime.v1`) that are looked into, and of their
+//! fields those that count. Everything is forwarded as it came, these messages too.
+
+use std::fmt;
+
+use prost::Message;
+
+/// `PullImageRequest`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct PullImageRequest {
+    #[prost(message, optional, tag = "1")]
+    pub(super) image: Option<ImageSpec>,
+    #[prost(message, optional, tag = "2")]
+    pub(super) auth: Option<AuthConfig>,
+}
+
+/// `RemoveImageRequest`.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct RemoveImageRequest {
+    #[prost(message, optional, tag = "1")]
+    pub(super) image: Option<ImageSpec>,
+}
+
+/// `ImageSpec`.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct ImageSpec {
+    /// The reference as the pod names it.
+    #[prost(string, tag = "1")]
+    pub(super) image: String,
+}
+
+/// `AuthConfig`. Its `Debug` shows nothing.
+#[derive(Clone, PartialEq, Eq, Message)]
+#[prost(skip_debug)]
+pub(super) struct AuthConfig {
+    #[prost(string, tag = "1")]
+    pub(super) username: String,
+    #[prost(string, tag = "2")]
+    pub(super) password: String,
+    /// base64 of `user:password`.
+    #[prost(string, tag = "3")]
+    pub(super) auth: String,
+    /// The registry that they are for; empty: the image's.
+    #[prost(string, tag = "4")]
+    pub(super) server_address: String,
+    #[prost(string, tag = "5")]
+    pub(super) identity_token: String,
+    #[prost(string, tag = "6")]
+    pub(super) registry_token: String,
+}
+
+impl fmt::Debug for AuthConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AuthConfig(…)")
+    }
+}

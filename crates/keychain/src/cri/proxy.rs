@@ -1,0 +1,180 @@
+//! CRI's image service, passed through to the real one byte by byte: requests, answers, errors, and
+//! calls and fields that later versions add. Only the requests to pull and to remove are looked at.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_util::rt::TokioIo;
+use prost::Message as _;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::{Service, ServiceExt as _};
+
+use super::messages::{PullImageRequest, RemoveImageRequest};
+use super::remembered::{Change, CriKeychain};
+
+const PULL: &str = "/runtime.v1.ImageService/PullImage";
+const REMOVE: &str = "/runtime.v1.ImageService/RemoveImage";
+/// The largest request that is looked into: names and credentials.
+const MOST: usize = 4 << 20;
+/// A gRPC message starts with a byte that says whether it is compressed, and four of length.
+const PREFIX: usize = 5;
+
+/// Serves `runtime.v1.ImageService` in front of the real one.
+#[derive(Clone)]
+pub struct ImageServiceProxy {
+    backend: Channel,
+    path: PathBuf,
+    keychain: CriKeychain,
+}
+
+impl ImageServiceProxy {
+    /// In front of the service on this unix socket, `[cri_keychain] image_service_path` (a path or
+    /// `unix://PATH`), which is connected to when it is needed. Must be called on a tokio runtime.
+    #[must_use]
+    pub fn new(image_service: &str, keychain: CriKeychain) -> Self {
+        let path = PathBuf::from(
+            image_service
+                .strip_prefix("unix://")
+                .unwrap_or(image_service),
+        );
+        let socket = path.clone();
+        let connector = tower::service_fn(move |_: Uri| {
+            let socket = socket.clone();
+            async move {
+                let stream = tokio::net::UnixStream::connect(&socket).await;
+                stream.map(TokioIo::new)
+            }
+        });
+        // The name is never resolved: the connector knows where to go.
+        let backend =
+            Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector);
+        Self {
+            backend,
+            path,
+            keychain,
+        }
+    }
+
+    /// The socket of the real image service.
+    #[must_use]
+    pub fn image_service(&self) -> &Path {
+        &self.path
+    }
+
+    async fn forward(self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+        let call = request.uri().path().to_owned();
+        let (request, change) = match call.as_str() {
+            PULL | REMOVE => self.look_into(&call, request).await?,
+            _ => (request, None),
+        };
+        let unavailable = |error: &dyn std::fmt::Display| {
+            Status::unavailable(format!(
+                "the CRI image service at {} does not answer: {error}",
+                self.path.display()
+            ))
+        };
+        let mut backend = self.backend.clone();
+        let answer = match backend.ready().await {
+            Ok(backend) => backend.call(request).await,
+            Err(error) => Err(error),
+        };
+        let failed = match &answer {
+            Ok(answer) => answer
+                .headers()
+                .get("grpc-status")
+                .is_some_and(|status| status != "0"),
+            Err(_) => true,
+        };
+        if failed && let Some(change) = change {
+            self.keychain.undo(change);
+        }
+        answer.map_err(|error| unavailable(&causes(&error)))
+    }
+
+    /// Takes the credentials from a request, or forgets them; the request stays as it is.
+    async fn look_into(
+        &self,
+        call: &str,
+        request: http::Request<Body>,
+    ) -> Result<(http::Request<Body>, Option<Change>), Status> {
+        let (head, body) = request.into_parts();
+        let whole = Limited::new(body, MOST)
+            .collect()
+            .await
+            .map_err(|_| {
+                Status::resource_exhausted("the request is cut off, or larger than 4 MiB")
+            })?
+            .to_bytes();
+        let mut change = None;
+        match message(&whole) {
+            Some(message) if call == PULL => {
+                if let Ok(pull) = PullImageRequest::decode(message)
+                    && let (Some(image), Some(auth)) = (pull.image, pull.auth)
+                {
+                    change = self.keychain.remember(&image.image, &auth);
+                }
+            }
+            Some(message) => {
+                if let Ok(RemoveImageRequest { image: Some(image) }) =
+                    RemoveImageRequest::decode(message)
+                {
+                    self.keychain.forget(&image.image);
+                }
+            }
+            None => tracing::warn!(
+                call,
+                "a request to the image service is compressed: its credentials are not seen"
+            ),
+        }
+        let body = Body::new(Full::new(whole));
+        Ok((http::Request::from_parts(head, body), change))
+    }
+}
+
+/// The message of a request that is not compressed.
+fn message(body: &Bytes) -> Option<BytesMut> {
+    let (flag, length) = body.get(..PREFIX)?.split_first()?;
+    let length = u32::from_be_bytes(*length.first_chunk()?);
+    let message = body.get(PREFIX..)?.get(..usize::try_from(length).ok()?)?;
+    (*flag == 0).then(|| BytesMut::from(message))
+}
+
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+impl NamedService for ImageServiceProxy {
+    const NAME: &'static str = "runtime.v1.ImageService";
+}
+
+impl Service<http::Request<Body>> for ImageServiceProxy {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let proxy = self.clone();
+        Box::pin(async move {
+            let answer = proxy.forward(request).await;
+            Ok(answer.unwrap_or_else(Status::into_http))
+        })
+    }
+}

@@ -1,0 +1,261 @@
+//! The credentials of the kubelet's pulls, by image.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use oci::Reference;
+use parking_lot::Mutex;
+use registry::{Credential, CredentialError, Credentials, same_registry};
+
+use super::messages::AuthConfig;
+
+/// Images whose credentials are remembered; beyond that the one pulled longest ago is forgotten.
+const MOST: usize = 4096;
+
+/// Credentials seen in pulls through the [`ImageServiceProxy`](super::ImageServiceProxy). Clones
+/// are the same.
+#[derive(Clone, Default)]
+pub struct CriKeychain(Arc<Mutex<Seen>>);
+
+#[derive(Default)]
+struct Seen {
+    images: HashMap<String, Entry>,
+    /// Counts pulls.
+    pulls: u64,
+}
+
+#[derive(Clone)]
+struct Entry {
+    pull: u64,
+    /// Which registry they are for, if the kubelet says so.
+    server: String,
+    credential: Credential,
+}
+
+/// What a pull changed, so that it can be undone if the pull fails.
+pub(super) struct Change {
+    image: String,
+    pull: u64,
+    before: Option<Entry>,
+}
+
+impl CriKeychain {
+    /// Remembers what a pull of an image came with. A pull without credentials changes nothing: the
+    /// image may be read with those of an earlier one.
+    pub(super) fn remember(&self, image: &str, auth: &AuthConfig) -> Option<Change> {
+        let image = key(&image.parse().ok()?);
+        let credential = credential(auth)?;
+        let mut seen = self.0.lock();
+        seen.pulls = seen.pulls.saturating_add(1);
+        let entry = Entry {
+            pull: seen.pulls,
+            server: auth.server_address.clone(),
+            credential,
+        };
+        let pull = entry.pull;
+        let before = seen.images.insert(image.clone(), entry);
+        if seen.images.len() > MOST {
+            let oldest = seen.images.iter().min_by_key(|(_, entry)| entry.pull);
+            if let Some(oldest) = oldest.map(|(image, _)| image.clone()) {
+                seen.images.remove(&oldest);
+            }
+        }
+        Some(Change {
+            image,
+            pull,
+            before,
+        })
+    }
+
+    /// Takes a change back, unless another pull has come since.
+    pub(super) fn undo(&self, change: Change) {
+        let mut seen = self.0.lock();
+        let latest = seen.images.get(&change.image).map(|entry| entry.pull);
+        if latest == Some(change.pull) {
+            match change.before {
+                Some(before) => seen.images.insert(change.image, before),
+                None => seen.images.remove(&change.image),
+            };
+        }
+    }
+
+    /// Forgets an image that is removed.
+    pub(super) fn forget(&self, image: &str) {
+        if let Ok(image) = image.parse() {
+            self.0.lock().images.remove(&key(&image));
+        }
+    }
+}
+
+impl fmt::Debug for CriKeychain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CriKeychain({} images)", self.0.lock().images.len())
+    }
+}
+
+#[async_trait]
+impl Credentials for CriKeychain {
+    async fn lookup(
+        &self,
+        registry_host: &str,
+        reference: Option<&Reference>,
+    ) -> Result<Option<Credential>, CredentialError> {
+        let Some(reference) = reference else {
+            return Ok(None);
+        };
+        let seen = self.0.lock();
+        let Some(entry) = seen.images.get(&key(reference)) else {
+            return Ok(None);
+        };
+        let server = match entry.server.as_str() {
+            // Not the mirror of the image's registry, for example.
+            "" => reference.registry(),
+            server => server,
+        };
+        Ok(same_registry(server, registry_host).then(|| entry.credential.clone()))
+    }
+}
+
+/// The image as containerd names it to its snapshotter: with a digest the tag does not count.
+fn key(reference: &Reference) -> String {
+    match (reference.digest(), reference.tag()) {
+        (Some(digest), _) => format!("{}@{digest}", reference.name()),
+        (None, tag) => format!("{}:{}", reference.name(), tag.unwrap_or("latest")),
+    }
+}
+
+fn credential(auth: &AuthConfig) -> Option<Credential> {
+    let basic = |user: &str, password: &str| {
+        Some(Credential::Basic {
+            user: user.to_owned(),
+            password: password.to_owned(),
+        })
+    };
+    if !auth.username.is_empty() {
+        return basic(&auth.username, &auth.password);
+    }
+    if !auth.identity_token.is_empty() {
+        return Some(Credential::IdentityToken(auth.identity_token.clone()));
+    }
+    if !auth.auth.is_empty() {
+        let decoded = STANDARD.decode(auth.auth.trim()).ok()?;
+        let text = String::from_utf8(decoded).ok()?;
+        let (user, password) = text.split_once(':')?;
+        return basic(user, password.trim_matches('\0'));
+    }
+    let token = auth.registry_token.as_str();
+    (!token.is_empty()).then(|| Credential::BearerToken(token.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn auth(user: &str) -> AuthConfig {
+        AuthConfig {
+            username: user.to_owned(),
+            password: "hunter2".to_owned(),
+            ..AuthConfig::default()
+        }
+    }
+
+    async fn user(keychain: &CriKeychain, host: &str, image: &str) -> Option<String> {
+        let reference = image.parse().unwrap();
+        match keychain.lookup(host, Some(&reference)).await.unwrap()? {
+            Credential::Basic { user, .. } => Some(user),
+            other => Some(format!("{other:?}")),
+        }
+    }
+
+    #[tokio::test]
+    async fn credentials_are_for_the_image_and_the_registry_that_they_came_with() {
+        let keychain = CriKeychain::default();
+        keychain.remember("busybox", &auth("hub"));
+        keychain.remember("r.example/a:1", &auth("a"));
+        let elsewhere = AuthConfig {
+            server_address: "https://other.example/v2/".to_owned(),
+            ..auth("b")
+        };
+        keychain.remember("r.example/b", &elsewhere);
+        for (host, image, expected) in [
+            ("docker.io", "docker.io/library/busybox:latest", Some("hub")),
+            ("docker.io", "busybox:1", None),
+            ("r.example", "r.example/a:1", Some("a")),
+            ("mirror.example", "r.example/a:1", None),
+            ("r.example", "r.example/b", None),
+            ("other.example", "r.example/b:latest", Some("b")),
+        ] {
+            let found = user(&keychain, host, image).await;
+            assert_eq!(found.as_deref(), expected, "{host} {image}");
+        }
+        assert_eq!(keychain.lookup("r.example", None).await, Ok(None));
+        let digest = format!("sha256:{}", "0".repeat(64));
+        keychain.remember(&format!("r.example/c:tag@{digest}"), &auth("c"));
+        let found = user(&keychain, "r.example", &format!("r.example/c@{digest}")).await;
+        assert_eq!(found.as_deref(), Some("c"));
+        let shown = format!("{keychain:?} {:?}", auth("u"));
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+
+    #[tokio::test]
+    async fn every_form_of_credentials_is_understood() {
+        let keychain = CriKeychain::default();
+        let forms = [
+            ("u", "user", "", "", ""),
+            ("IdentityToken(…)", "", "", "id", ""),
+            ("me", "", "bWU6cGE6c3M=", "", ""),
+            ("BearerToken(…)", "", "", "", "rt"),
+        ];
+        for (expected, user_name, auth, identity, token) in forms {
+            let auth = AuthConfig {
+                username: user_name.replace("user", "u"),
+                auth: auth.to_owned(),
+                identity_token: identity.to_owned(),
+                registry_token: token.to_owned(),
+                ..AuthConfig::default()
+            };
+            keychain.remember("r.example/a", &auth);
+            let found = user(&keychain, "r.example", "r.example/a").await;
+            assert_eq!(found.as_deref(), Some(expected));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pull_that_fails_or_has_no_credentials_leaves_what_was_known() {
+        let keychain = CriKeychain::default();
+        let image = "r.example/a";
+        assert!(keychain.remember(image, &AuthConfig::default()).is_none());
+        keychain.remember(image, &auth("right")).unwrap();
+        assert!(keychain.remember(image, &AuthConfig::default()).is_none());
+        let wrong = keychain.remember(image, &auth("wrong")).unwrap();
+        keychain.undo(wrong);
+        assert_eq!(
+            user(&keychain, "r.example", image).await.as_deref(),
+            Some("right")
+        );
+        let late = keychain.remember(image, &auth("late")).unwrap();
+        keychain.remember(image, &auth("newer")).unwrap();
+        keychain.undo(late);
+        assert_eq!(
+            user(&keychain, "r.example", image).await.as_deref(),
+            Some("newer")
+        );
+        keychain.forget(image);
+        assert_eq!(user(&keychain, "r.example", image).await, None);
+    }
+
+    #[test]
+    fn no_more_than_a_limit_is_remembered() {
+        let keychain = CriKeychain::default();
+        for image in 0..=MOST {
+            keychain.remember(&format!("r.example/a:{image}"), &auth("u"));
+        }
+        let seen = keychain.0.lock();
+        assert_eq!(seen.images.len(), MOST);
+        assert!(!seen.images.contains_key("r.example/a:0"));
+    }
+}

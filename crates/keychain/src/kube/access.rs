@@ -1,0 +1,159 @@
+//! From the configuration to an HTTP client of the API server: a kubeconfig, the files of
+//! `KUBECONFIG`, `~/.kube/config`, or the service account of the pod that this runs in.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use url::Url;
+
+use super::kubeconfig::{Cluster, Kubeconfig, User};
+use super::plugin;
+use super::sync::KubeSettings;
+use crate::KeychainError;
+
+/// How long connecting to the API server may take.
+const DIAL: Duration = Duration::from_secs(10);
+/// Until an API server that says nothing is given up; it ends each watch itself before that.
+const SILENCE: Duration = Duration::from_secs(600);
+
+/// An API server and who we are there. Holds secrets: no `Debug`.
+pub(super) struct Access {
+    pub(super) client: reqwest::Client,
+    pub(super) server: Url,
+    pub(super) login: Login,
+}
+
+/// What goes into each request.
+pub(super) enum Login {
+    /// Nothing, or a certificate in TLS.
+    None,
+    Token(String),
+    /// A file whose content is replaced before it expires.
+    TokenFile(PathBuf),
+    Basic {
+        user: String,
+        password: String,
+    },
+}
+
+impl Access {
+    /// Reads the configuration as it is now.
+    pub(super) async fn find(settings: &KubeSettings) -> Result<Self, KeychainError> {
+        let files = settings.files();
+        let mut config: Option<Kubeconfig> = None;
+        let mut first = None;
+        for file in files.iter().filter(|file| file.exists()) {
+            let read = Kubeconfig::read(file)?;
+            first.get_or_insert(file);
+            match config.as_mut() {
+                Some(config) => config.merge(read),
+                None => config = Some(read),
+            }
+        }
+        match (config, first) {
+            (Some(config), Some(file)) => {
+                let (cluster, user) = config.current().map_err(|reason| in_file(file)(reason))?;
+                Self::of(&cluster, &user)
+                    .await
+                    .map_err(|error| match error {
+                        // It stands in the file itself.
+                        KeychainError::Kubeconfig { reason, .. } => in_file(file)(reason),
+                        other => other,
+                    })
+            }
+            _ => match settings.in_cluster() {
+                Some(access) => access,
+                None => Err(KeychainError::NoConfiguration {
+                    path: files.into_iter().next().unwrap_or_default(),
+                }),
+            },
+        }
+    }
+
+    async fn of(cluster: &Cluster, user: &User) -> Result<Self, KeychainError> {
+        let mut identity = user.identity()?;
+        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        let login = if let Some(token) = given(&user.token) {
+            Login::Token(token)
+        } else if let Some(file) = &user.token_file {
+            Login::TokenFile(file.clone())
+        } else if let Some(user_name) = given(&user.username) {
+            Login::Basic {
+                user: user_name,
+                password: user.password.clone().unwrap_or_default(),
+            }
+        } else if let Some(exec) = &user.exec {
+            let credential = plugin::run(exec).await?;
+            identity = credential.identity().or(identity);
+            credential.token.map_or(Login::None, Login::Token)
+        } else {
+            Login::None
+        };
+        Self::new(
+            &cluster.server,
+            cluster.authority()?,
+            identity,
+            cluster.insecure_skip_tls_verify,
+            cluster.proxy_url.as_deref(),
+            login,
+        )
+    }
+
+    /// A client for the API server at a URL.
+    pub(super) fn new(
+        server: &str,
+        authority: Option<Vec<u8>>,
+        identity: Option<Vec<u8>>,
+        skip_verify: bool,
+        proxy: Option<&str>,
+        login: Login,
+    ) -> Result<Self, KeychainError> {
+        let wrong = |reason: &str| in_file(Path::new(""))(reason.to_owned());
+        let mut base = Url::parse(server).map_err(|_| wrong("the server is not a URL"))?;
+        if !matches!(base.scheme(), "https" | "http") {
+            return Err(wrong("the server is no https URL"));
+        }
+        if !base.path().ends_with('/') {
+            base.set_path(&format!("{}/", base.path()));
+        }
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(DIAL)
+            .read_timeout(SILENCE)
+            .redirect(reqwest::redirect::Policy::none())
+            .tls_danger_accept_invalid_certs(skip_verify);
+        if let Some(pem) = authority {
+            let authorities = reqwest::Certificate::from_pem_bundle(&pem)
+                .ok()
+                .filter(|authorities| !authorities.is_empty())
+                .ok_or_else(|| wrong("its certificate authority is no PEM certificate"))?;
+            builder = builder.tls_certs_only(authorities);
+        }
+        if let Some(pem) = identity {
+            let identity = reqwest::Identity::from_pem(&pem)
+                .map_err(|_| wrong("its client certificate and key are no PEM"))?;
+            builder = builder.identity(identity);
+        }
+        if let Some(proxy) = proxy.filter(|proxy| !proxy.is_empty()) {
+            let proxy =
+                reqwest::Proxy::all(proxy).map_err(|_| wrong("its proxy-url is not a URL"))?;
+            builder = builder.proxy(proxy);
+        }
+        let client = builder.build().map_err(|source| KeychainError::Request {
+            server: base.to_string(),
+            source,
+        })?;
+        Ok(Self {
+            client,
+            server: base,
+            login,
+        })
+    }
+}
+
+fn in_file(path: &Path) -> impl Fn(String) -> KeychainError {
+    let path = path.to_owned();
+    move |reason| KeychainError::Kubeconfig {
+        path: path.clone(),
+        reason,
+    }
+}

@@ -1,0 +1,14 @@
+//! The secrets of type `kubernetes.io/dockerconfigjson` of a cluster, kept up to date by a watch.
+//!
+//! A client of our own instead of kube-rs: two requests are needed, and an HTTP client with
+//! TLS is here already.
+
+mod access;
+mod api;
+mod kubeconfig;
+mod plugin;
+mod secrets;
+mod sync;
+
+pub use secrets::KubeSecrets;
+pub use sync::KubeSettings;
