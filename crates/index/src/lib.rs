@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod convert;
+mod create;
 mod error;
 mod image;
 mod layer;
@@ -20,7 +21,8 @@ mod source;
 mod transfer;
 mod writer;
 
-pub use convert::{Converted, ConvertedImage, convert};
+pub use convert::{Converted, ConvertedImage, WrittenIndex, convert};
+pub use create::{CreatedIndex, create};
 pub use error::IndexError;
 pub use image::{Content, Entry, Image};
 pub use location::{Destination, Format, Source};
@@ -30,5 +32,6 @@ pub use report::{LayerVerdict, LazyReport, lazy_report};
 pub use sink::{ArchiveSink, BlobWriter, DirSink, ImageSink, RegistrySink};
 pub use source::{
     ArchiveSource, ImageSource, LayoutSource, MAX_DOCUMENT, RegistrySource, Root, SharedSource,
+    StreamReader, verify,
 };
 pub use transfer::{Cancel, Meter};
