@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use oci::Digest;
 use ztoc::{SpanId, ZtocError};
@@ -124,6 +125,44 @@ pub enum StoreError {
         len: u64,
         /// The length of the uncompressed tar in bytes.
         size: u64,
+    },
+    /// The artifact database failed.
+    #[error("artifact database {}: {source}", .path.display())]
+    ArtifactDb {
+        /// The database file.
+        path: PathBuf,
+        /// Why it failed.
+        source: Box<redb::Error>,
+    },
+    /// Another process uses the artifact database for too long.
+    #[error(
+        "the artifact database {} has been in use by another soci process for {} s; try again when that one is done",
+        .path.display(), .waited.as_secs()
+    )]
+    ArtifactDbInUse {
+        /// The database file.
+        path: PathBuf,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// An entry of the artifact database cannot be read.
+    #[error("artifact database {}: {reason}; `soci rebuild-db` makes it anew from what is stored", .path.display())]
+    ArtifactEntry {
+        /// The database file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The artifact database of v0.15 cannot be taken over.
+    #[error(
+        "the artifact database {} of soci v0.15 cannot be taken over: {source}; \
+         `soci rebuild-db` goes on without it", .path.display()
+    )]
+    OldArtifacts {
+        /// The file, which is left as it is.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<bolt::BoltError>,
     },
 }
 

@@ -1,8 +1,9 @@
 //! The stores on disk: OCI image layouts ([`content`]), the spans of lazy layers ([`LayerStore`]),
-//! and the lock that keeps a second daemon away from them ([`RootLock`]).
+//! what `soci` made ([`artifacts`]), and the lock that keeps a second daemon away from them ([`RootLock`]).
 
 #![forbid(unsafe_code)]
 
+pub mod artifacts;
 mod atomic_file;
 pub mod content;
 mod durability;
