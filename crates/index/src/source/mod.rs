@@ -101,11 +101,7 @@ pub type SharedSource = Arc<dyn ImageSource>;
 ///
 /// # Errors
 /// When its length or digest is not what the descriptor says.
-pub fn verify(
-    bytes: Bytes,
-    descriptor: &Descriptor,
-    place: &str,
-) -> Result<Bytes, IndexError> {
+pub fn verify(bytes: Bytes, descriptor: &Descriptor, place: &str) -> Result<Bytes, IndexError> {
     if bytes.len() as u64 != descriptor.size {
         return Err(IndexError::Size {
             digest: descriptor.digest,

@@ -1,5 +1,11 @@
-//! One file per command.
+//! The commands, one module each.
 
 pub(crate) mod completion;
 pub(crate) mod convert;
+pub(crate) mod create;
+pub(crate) mod index;
+pub(crate) mod prefetch;
 pub(crate) mod pull;
+pub(crate) mod push;
+pub(crate) mod rebuild_db;
+pub(crate) mod ztoc;
