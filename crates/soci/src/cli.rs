@@ -6,7 +6,10 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
 
-use crate::commands::{completion, convert, create, index, prefetch, pull, push, rebuild_db, ztoc};
+use crate::commands::{
+    cat, check, completion, convert, create, index, ls, mount, prefetch, pull, push, rebuild_db,
+    ztoc,
+};
 use crate::global::Global;
 use crate::{go_flags, output};
 
@@ -53,6 +56,10 @@ enum Command {
     Ztoc(ztoc::ZtocCommand),
     Prefetch(prefetch::PrefetchCommand),
     RebuildDb(rebuild_db::RebuildDb),
+    Check(check::Check),
+    Ls(ls::Ls),
+    Cat(cat::Cat),
+    Mount(mount::Mount),
     Completion(completion::Completion),
 }
 
@@ -64,6 +71,10 @@ impl Command {
             Self::Create(command) => command.http_log(),
             Self::Push(command) => command.http_log(),
             Self::Pull(command) => command.http_log(),
+            Self::Check(command) => command.http_log(),
+            Self::Ls(command) => command.http_log(),
+            Self::Cat(command) => command.http_log(),
+            Self::Mount(command) => command.http_log(),
             Self::Index(_)
             | Self::Ztoc(_)
             | Self::Prefetch(_)
@@ -116,6 +127,10 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Resu
         Command::Ztoc(command) => block_on(command.run(&global)),
         Command::Prefetch(command) => block_on(command.run(&global)),
         Command::RebuildDb(command) => block_on(command.run(&global)),
+        Command::Check(command) => block_on(command.run(&global)),
+        Command::Ls(command) => block_on(command.run(&global)),
+        Command::Cat(command) => block_on(command.run(&global)),
+        Command::Mount(command) => block_on(command.run(&global)),
     }
 }
 
@@ -153,7 +168,7 @@ pub(crate) async fn limited<T>(
 }
 
 /// Resolves when the user (SIGINT) or the system (SIGTERM) wants the program to end.
-async fn interrupted() -> anyhow::Error {
+pub(crate) async fn interrupted() -> anyhow::Error {
     use tokio::signal::unix::{SignalKind, signal};
     let wait = |kind| async move {
         match signal(kind) {

@@ -17,6 +17,7 @@ mod output;
 mod progress;
 mod pull;
 mod registry_args;
+mod remote;
 mod table;
 
 use std::process::ExitCode;

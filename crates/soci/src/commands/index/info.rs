@@ -41,6 +41,7 @@ impl Info {
 /// The document as it is, indented by two spaces.
 fn indented(bytes: &[u8]) -> anyhow::Result<String> {
     let index: oci::Manifest = serde_json::from_slice(bytes)?;
-    let text = serde_json::to_string_pretty(&index)?;
-    Ok(format!("{text}\n"))
+    let mut text = String::from_utf8(oci::json::to_vec_pretty(&index)?)?;
+    text.push('\n');
+    Ok(text)
 }

@@ -9,11 +9,12 @@ use clap::Args;
 use oci::Digest;
 use registry::BlobSource as _;
 use store::artifacts::ArtifactKind;
-use ztoc::{FileMetadata, FileType, SpanId, Ztoc};
+use ztoc::{FileMetadata, FileType, Ztoc};
 
 use crate::artifact_records::entry;
 use crate::containerd::{Content, LayerFile};
 use crate::global::Global;
+use crate::remote::SpanReader;
 
 /// Hard links to hard links are followed this far.
 const MAX_LINKS: usize = 16;
@@ -57,22 +58,9 @@ impl GetFile {
         }
         let mut out = Target::open(self.output)?;
         let start = file.uncompressed_offset;
-        let end = start.saturating_add(file.content_len());
-        for id in spans.covering(start..end).map(SpanId) {
-            let span = spans.get(id).context("the zTOC lacks a span")?;
-            let compressed = layer.read_range(span.compressed.clone()).await?;
-            let window = spans
-                .window_at(id)
-                .and_then(|at| Some(usize::try_from(at.start).ok()?..usize::try_from(at.end).ok()?))
-                .and_then(|at| blob.get(at))
-                .unwrap_or_default();
-            let mut plain = Vec::new();
-            spans.extract(id, &compressed, window, &mut plain)?;
-            let skip = start.saturating_sub(span.uncompressed.start);
-            let until = end.min(span.uncompressed.end) - span.uncompressed.start;
-            let part = plain.get(usize::try_from(skip)?..usize::try_from(until)?);
-            out.write(part.context("a span is shorter than the zTOC says")?)?;
-        }
+        let range = start..start.saturating_add(file.content_len());
+        let reader = SpanReader::new(spans, blob.clone(), Arc::new(layer));
+        reader.read(range, |piece| out.write(piece)).await?;
         out.finish()
     }
 }
