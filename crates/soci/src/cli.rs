@@ -27,6 +27,8 @@ const VERSION: &str = concat!(
     name = "soci",
     version = VERSION,
     disable_version_flag = true,
+    // Of a flag that is given twice the last counts, as it always did.
+    args_override_self = true,
     max_term_width = 100,
     after_help = "\
 Examples:

@@ -76,7 +76,8 @@ impl RebuildDb {
             .into_iter()
             .map(|blob| blob.digest)
             .collect();
-        let mut found = Vec::new();
+        // By digest: two indexes may list the same zTOC.
+        let mut found = BTreeMap::new();
         for (blob, index) in indexes {
             let Some(of) = images.of_index(&images_in, &blob, &index).await else {
                 tracing::debug!(index = %blob.digest, "it is not known of which image this is");
@@ -86,9 +87,11 @@ impl RebuildDb {
             found.extend(
                 artifacts
                     .into_iter()
-                    .filter(|part| present.contains(&part.digest)),
+                    .filter(|part| present.contains(&part.digest))
+                    .map(|part| (part.digest, part)),
             );
         }
+        let found: Vec<Artifact> = found.into_values().collect();
         let changed = with_db(&global.artifacts(), move |db| db.rebuild(&found)).await?;
         if !self.quiet {
             output::line(format!(

@@ -116,6 +116,23 @@ impl Bench {
         reference
     }
 
+    /// The only image of an OCI layout, pushed as `repository:tag` and fetched
+    /// for all platforms, without unpacking.
+    pub(crate) fn import(&self, layout: &Path, repository: &str, tag: &str) -> String {
+        self.registry.push_layout(layout, tag, repository).unwrap();
+        let reference = self.registry.reference(&format!("{repository}:{tag}"));
+        self.ctr()
+            .output([
+                "content",
+                "fetch",
+                "--plain-http",
+                "--all-platforms",
+                &reference,
+            ])
+            .unwrap();
+        reference
+    }
+
     /// The images that containerd has.
     pub(crate) fn images(&self) -> Vec<String> {
         lines(&self.ctr().output(["images", "ls", "-q"]).unwrap())
@@ -169,4 +186,91 @@ pub(crate) fn soci_indexes(index: &Index) -> Vec<&Descriptor> {
         .iter()
         .filter(|listed| listed.artifact_type.is_some())
         .collect()
+}
+
+/// The folder of a golden case.
+pub(crate) fn golden(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/golden")
+        .join(case)
+}
+
+/// An image for linux/amd64 and linux/arm64 in Docker's media types, in a layout under this tag.
+pub(crate) fn multi_platform(dir: &Path, tag: &str) {
+    use oci::media_types::{DOCKER_CONFIG, DOCKER_LAYER_GZIP, DOCKER_LIST, DOCKER_MANIFEST};
+    let put = |bytes: &[u8]| {
+        let digest = oci::Digest::of(bytes);
+        std::fs::write(dir.join("blobs/sha256").join(digest.hex()), bytes).unwrap();
+        digest
+    };
+    let mut listed = Vec::new();
+    for architecture in ["amd64", "arm64"] {
+        let image = ImageBuilder::new()
+            .layer(Layer::new().text("arch", architecture))
+            .write(dir, architecture)
+            .unwrap();
+        let blob = |digest: oci::Digest| {
+            std::fs::read(dir.join("blobs/sha256").join(digest.hex())).unwrap()
+        };
+        let mut manifest: Manifest = serde_json::from_slice(&blob(image.manifest.digest)).unwrap();
+        let mut config: serde_json::Value =
+            serde_json::from_slice(&blob(manifest.config.digest)).unwrap();
+        config["architecture"] = architecture.into();
+        let config = serde_json::to_vec(&config).unwrap();
+        put(&config);
+        manifest.config = Descriptor::of(DOCKER_CONFIG, &config);
+        manifest.media_type = DOCKER_MANIFEST.to_owned();
+        for layer in &mut manifest.layers {
+            layer.media_type = DOCKER_LAYER_GZIP.to_owned();
+        }
+        let bytes = oci::json::to_vec(&manifest).unwrap();
+        put(&bytes);
+        listed.push(Descriptor {
+            platform: Some(oci::Platform::new("linux", architecture, None)),
+            ..Descriptor::of(DOCKER_MANIFEST, &bytes)
+        });
+    }
+    let list = Index {
+        schema_version: 2,
+        media_type: DOCKER_LIST.to_owned(),
+        artifact_type: None,
+        manifests: listed,
+        subject: None,
+        annotations: Default::default(),
+    };
+    let bytes = oci::json::to_vec(&list).unwrap();
+    put(&bytes);
+    let top = Index {
+        media_type: oci::media_types::OCI_INDEX.to_owned(),
+        manifests: vec![
+            Descriptor::of(DOCKER_LIST, &bytes).annotated(oci::annotations::REF_NAME, tag),
+        ],
+        ..list
+    };
+    std::fs::write(dir.join("index.json"), oci::json::to_vec(&top).unwrap()).unwrap();
+}
+
+/// An image with one layer of this media type, whatever its bytes are.
+pub(crate) fn typed_layer(dir: &Path, tag: &str, media_type: &str) {
+    let image = ImageBuilder::new()
+        .layer(Layer::new().text("a", "b"))
+        .write(dir, tag)
+        .unwrap();
+    let path = |digest: oci::Digest| dir.join("blobs/sha256").join(digest.hex());
+    let mut manifest: Manifest =
+        serde_json::from_slice(&std::fs::read(path(image.manifest.digest)).unwrap()).unwrap();
+    manifest.layers[0].media_type = media_type.to_owned();
+    let bytes = oci::json::to_vec(&manifest).unwrap();
+    std::fs::write(path(oci::Digest::of(&bytes)), &bytes).unwrap();
+    let listed = Descriptor::of(oci::media_types::OCI_MANIFEST, &bytes)
+        .annotated(oci::annotations::REF_NAME, tag);
+    let index = Index {
+        schema_version: 2,
+        media_type: oci::media_types::OCI_INDEX.to_owned(),
+        artifact_type: None,
+        manifests: vec![listed],
+        subject: None,
+        annotations: Default::default(),
+    };
+    std::fs::write(dir.join("index.json"), oci::json::to_vec(&index).unwrap()).unwrap();
 }
