@@ -111,7 +111,9 @@ fn folder_names(registry: &str) -> Vec<String> {
 }
 
 fn parse(text: &str, folder: &Path, registry: &str) -> anyhow::Result<RegistryHosts> {
-    let file: HostsFile = toml::from_str(text)?;
+    // One line: the error's own text shows the file's lines.
+    let file: HostsFile = toml::from_str(text)
+        .map_err(|error| anyhow::anyhow!("{}", error.message().replace('\n', " ")))?;
     let mut named: Vec<(&String, &HostTable)> = file.host.iter().collect();
     // Hosts are asked in the order of the file, which a map has lost.
     named.sort_by_key(|(name, _)| text.find(&format!("\"{name}\"")).unwrap_or(usize::MAX));

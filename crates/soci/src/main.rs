@@ -16,6 +16,8 @@ mod index_args;
 mod output;
 mod progress;
 mod pull;
+#[cfg(test)]
+mod reference;
 mod registry_args;
 mod remote;
 mod table;
