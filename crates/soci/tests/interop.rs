@@ -288,6 +288,53 @@ fn a_layer_that_containerd_lacks_is_named() {
 }
 
 #[test]
+fn a_damaged_layer_in_containerd_is_never_indexed() {
+    let bench = Bench::start();
+    let image = bench.image();
+    let name = bench.registry.reference("app:soci");
+    let layer = bench.manifest(&bench.target(&image)).layers[1].digest;
+    let path = bench
+        .containerd
+        .root()
+        .join("root/io.containerd.content.v1.content/blobs/sha256")
+        .join(layer.hex());
+    let sound = std::fs::read(&path).unwrap();
+    let mut flipped = sound.clone();
+    flipped[1_000_000] ^= 1;
+    for damaged in [&sound[..2_000_000], &flipped] {
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, damaged).unwrap();
+        for arguments in [vec!["create", &image], vec!["convert", &image, &name]] {
+            let [command, rest @ ..] = &arguments[..] else {
+                panic!("no command")
+            };
+            let arguments = [&[*command, "--min-layer-size", "100000"], rest].concat();
+            let error = bench.fails(&arguments);
+            assert!(error.contains(&layer.to_string()), "{error}");
+        }
+    }
+    assert!(!bench.images().contains(&name));
+    assert_eq!(bench.ok(&["index", "list", "-q"]), "");
+}
+
+#[test]
+fn a_root_folder_that_cannot_be_written_is_named() {
+    let bench = Bench::start();
+    let image = bench.image();
+    let options = ["--root", "/proc/none", "--min-layer-size", "100000"];
+    for store in ["soci", "containerd"] {
+        let arguments = [
+            &["create", "--content-store", store],
+            &options[..],
+            &[&image],
+        ]
+        .concat();
+        let error = bench.fails(&arguments);
+        assert!(error.contains("/proc/none"), "{error}");
+    }
+}
+
+#[test]
 fn an_interrupted_conversion_and_push_leave_nothing_visible_and_can_be_repeated() {
     let bench = Bench::start();
     let image = bench.image();
