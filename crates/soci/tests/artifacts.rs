@@ -220,7 +220,7 @@ fn digests_of_the_wrong_kind_or_of_nothing_are_told_apart() {
         );
     }
     // Nothing was removed by the refused removals.
-    assert_eq!(lines(&bench.ok(&["index", "list", "-q"])), [index.clone()]);
+    assert_eq!(lines(&bench.ok(&["index", "list", "-q"])), [index]);
     bench.ok(&["index", "remove", "--ref", &image]);
     assert_eq!(bench.ok(&["index", "list", "-q"]), "");
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
-use testkit::{Content, ImageBuilder, Layer, Registry, TestRoot};
+use testkit::{Content, ImageBuilder, Layer, LayerCompression, Registry, TestRoot};
 
 const NOISE: Content = Content::Noise {
     seed: 7,
@@ -151,6 +151,42 @@ fn files_of_a_remote_image_are_listed_and_read_with_and_without_an_index() {
             "{paths:?}"
         );
     }
+}
+
+/// zstd layers have no zTOC ever; they are downloaded and read all the same.
+#[test]
+fn files_of_zstd_layers_are_listed_and_read_too() {
+    let remote = Remote::start();
+    let dir = remote.root.dir("zstd").unwrap();
+    let image = ImageBuilder::new()
+        .layer_with(
+            Layer::new().dir("data").file("data/noise", NOISE),
+            LayerCompression::Plain,
+        )
+        .write(&dir, "plain")
+        .unwrap();
+    let path = |digest: oci::Digest| dir.join("blobs/sha256").join(digest.hex());
+    let put = |bytes: &[u8]| std::fs::write(path(oci::Digest::of(bytes)), bytes).unwrap();
+    let blob = std::fs::read(path(image.manifest.digest)).unwrap();
+    let mut manifest: oci::Manifest = serde_json::from_slice(&blob).unwrap();
+    let tar = std::fs::read(path(manifest.layers[0].digest)).unwrap();
+    let layer = zstd::encode_all(&tar[..], 3).unwrap();
+    put(&layer);
+    manifest.layers[0] = oci::Descriptor::of(oci::media_types::OCI_LAYER_ZSTD, &layer);
+    let bytes = oci::json::to_vec(&manifest).unwrap();
+    put(&bytes);
+    let listed = oci::Descriptor::of(oci::media_types::OCI_MANIFEST, &bytes);
+    let index = format!(
+        r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
+        serde_json::to_string(&listed).unwrap()
+    );
+    std::fs::write(dir.join("index.json"), index).unwrap();
+    remote.registry.push_layout(&dir, "zstd", "app").unwrap();
+    let noise = format!("{}:/data/noise", remote.image("zstd"));
+    assert!(remote.ok(&["cat", &noise]) == NOISE.to_vec());
+    assert_eq!(names(&remote.ok(&["ls", &remote.image("zstd")])), ["data/"]);
+    let check = remote.json(&["check", "--json", &remote.image("zstd")]);
+    assert_eq!(check["layers"][0]["compression"], "zstd", "{check}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A layer without a zTOC: downloaded into a temporary file, where a zTOC of it is built.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
@@ -12,11 +12,12 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use index::StreamReader;
 use oci::media_types::{LayerCompression, layer_compression};
-use oci::{Descriptor, Digest};
+use oci::{Descriptor, Digest, Hasher};
 use registry::{BlobSource, ByteStream, RegistryError};
-use ztoc::{BuildOptions, Compression};
+use ztoc::{BuildOptions, Built, Compression};
 
-/// A layer blob in an unnamed temporary file.
+/// A layer in an unnamed temporary file: the blob, or the tar in it where the blob cannot be read in
+/// parts.
 pub(crate) struct LocalLayer {
     file: Arc<File>,
     digest: Digest,
@@ -24,55 +25,95 @@ pub(crate) struct LocalLayer {
 }
 
 impl LocalLayer {
-    /// Takes the layer in, and builds its zTOC on the way. Gives the zTOC blob too.
+    /// Takes the layer in, and builds a zTOC of what is kept on the way. Gives the zTOC blob too.
     pub(crate) async fn download(
         stream: futures::stream::BoxStream<'static, io::Result<Bytes>>,
         layer: &Descriptor,
     ) -> anyhow::Result<(Self, Bytes)> {
-        let compression = match layer_compression(&layer.media_type) {
-            LayerCompression::Gzip => Compression::Gzip,
-            LayerCompression::None => Compression::Uncompressed,
-            LayerCompression::Zstd | LayerCompression::Unknown => bail!(
-                "layers of type {} cannot be read in parts",
-                layer.media_type
-            ),
-        };
+        let compression = layer_compression(&layer.media_type);
+        if compression == LayerCompression::Unknown {
+            bail!("layers of type {} cannot be read", layer.media_type);
+        }
         let file = Arc::new(tempfile::tempfile().context("cannot make a temporary file")?);
-        let mut tee = Tee {
-            reader: StreamReader::new(stream),
-            file: Arc::clone(&file),
-            at: 0,
-        };
-        let built = tokio::task::spawn_blocking(move || {
-            ztoc::build(&mut tee, compression, BuildOptions::default())
+        let kept = Arc::clone(&file);
+        let reader = StreamReader::new(stream);
+        let (built, digest) = tokio::task::spawn_blocking(move || match compression {
+            LayerCompression::Gzip => keep(reader, kept, Compression::Gzip),
+            LayerCompression::Zstd => keep_tar_of_zstd(reader, kept),
+            LayerCompression::None | LayerCompression::Unknown => {
+                keep(reader, kept, Compression::Uncompressed)
+            }
         })
         .await
         .context("reading the layer was interrupted")??;
-        if built.compressed_digest != layer.digest {
-            bail!("its bytes have the digest {}", built.compressed_digest);
+        if digest != layer.digest {
+            bail!("its bytes have the digest {digest}");
         }
         let local = Self {
             file,
-            digest: layer.digest,
-            size: layer.size,
+            digest,
+            size: built.ztoc.compressed_archive_size,
         };
         Ok((local, built.ztoc.encode().into()))
     }
 }
 
+/// Keeps the blob as it is. Gives its digest too.
+fn keep(
+    reader: impl Read,
+    file: Arc<File>,
+    compression: Compression,
+) -> anyhow::Result<(Built, Digest)> {
+    let tee = Tee {
+        reader,
+        file,
+        at: 0,
+    };
+    let built = ztoc::build(tee, compression, BuildOptions::default())?;
+    let digest = built.compressed_digest;
+    Ok((built, digest))
+}
+
+/// Keeps the tar in a zstd blob, whose digest it gives.
+fn keep_tar_of_zstd(reader: impl Read, file: Arc<File>) -> anyhow::Result<(Built, Digest)> {
+    let mut hashing = Hashing {
+        reader,
+        hasher: Hasher::new(),
+    };
+    let tar = zstd::stream::read::Decoder::new(&mut hashing)?;
+    let (built, _) = keep(tar, file, Compression::Uncompressed)?;
+    // Whatever follows the last frame belongs to the blob too.
+    io::copy(&mut hashing, &mut io::sink())?;
+    Ok((built, hashing.hasher.finish()))
+}
+
 /// Reads a layer and keeps a copy of it.
-struct Tee {
-    reader: StreamReader,
+struct Tee<R> {
+    reader: R,
     file: Arc<File>,
     at: u64,
 }
 
-impl io::Read for Tee {
+impl<R: Read> Read for Tee<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let read = self.reader.read(buf)?;
         self.file
             .write_all_at(buf.get(..read).unwrap_or_default(), self.at)?;
         self.at = self.at.saturating_add(read as u64);
+        Ok(read)
+    }
+}
+
+/// Reads and hashes.
+struct Hashing<R> {
+    reader: R,
+    hasher: Hasher,
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(buf)?;
+        self.hasher.update(buf.get(..read).unwrap_or_default());
         Ok(read)
     }
 }
