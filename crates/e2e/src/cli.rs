@@ -14,9 +14,9 @@ use crate::table::{megabytes, seconds, times};
 
 const NAMESPACE: &str = "bench";
 /// The uncompressed size of the image in bytes.
-const IMAGE: u64 = 2 << 30;
+const IMAGE: u64 = 1 << 30;
 /// Makes a zTOC of some 36 MB, for the windows in it: 32 KiB a span.
-const SMALL_SPANS: &str = "1900000";
+const SMALL_SPANS: &str = "950000";
 /// Starts of a program that are averaged.
 const STARTS: u32 = 50;
 

@@ -57,7 +57,7 @@ fn convert_makes_an_image_that_containerd_keeps_as_long_as_it_has_its_name() {
 
     // The collector runs when the source goes. Every part must still be there, and work.
     bench.remove_image(&source);
-    assert_eq!(bench.images(), [converted.clone()]);
+    assert_eq!(bench.images(), [converted.as_str()]);
     let content = bench.content();
     let soci_index = bench.manifest(&listed.digest.to_string());
     for part in soci_index
@@ -125,7 +125,7 @@ fn create_and_push_put_an_index_beside_the_image_and_it_goes_with_the_image() {
     assert!(!again.contains("pushing artifact"), "{again}");
     assert_eq!(
         lines(&bench.ok(&["push", "-q", "--existing-index", "allow", &source])),
-        [index.clone()]
+        [index.as_str()]
     );
     let skipped = bench.ok(&["push", "--existing-index", "skip", &source]);
     assert!(!skipped.contains("pushing soci index"), "{skipped}");

@@ -86,16 +86,11 @@ impl Convert {
         let options = self.ztoc.options(self.platforms.chosen())?;
         let elsewhere = |text: &str| text.starts_with("docker://");
         if self.standalone || elsewhere(&self.source) || elsewhere(&self.destination) {
-            return limited(global.timeout, self.without_containerd(&options)).await;
+            return limited(global.timeout, Box::pin(self.without_containerd(&options))).await;
         }
-        in_containerd::run(
-            &self.source,
-            &self.destination,
-            &options,
-            self.quiet,
-            global,
-        )
-        .await
+        let (source, destination) = (&self.source, &self.destination);
+        let work = in_containerd::run(source, destination, &options, self.quiet, global);
+        Box::pin(work).await
     }
 
     async fn without_containerd(&self, options: &ConvertOptions) -> anyhow::Result<()> {

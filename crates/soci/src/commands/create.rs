@@ -57,7 +57,7 @@ impl Create {
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
         let options = self.ztoc.options(self.platforms.chosen())?;
         if self.reference.starts_with("docker://") {
-            return limited(global.timeout, self.at_registry(&options)).await;
+            return limited(global.timeout, Box::pin(self.at_registry(&options))).await;
         }
         let db = global.artifacts();
         let layout = global.layout()?;

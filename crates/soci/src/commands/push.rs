@@ -95,12 +95,12 @@ impl Push {
             if self.reference.starts_with("docker://") {
                 Box::pin(between_registries::run(&self))
             } else {
-                Box::pin(self.from_containerd(global))
+                Box::pin(self.push_local(global))
             };
         limited(global.timeout, work).await
     }
 
-    async fn from_containerd(&self, global: &Global) -> anyhow::Result<()> {
+    async fn push_local(&self, global: &Global) -> anyhow::Result<()> {
         anyhow::ensure!(
             self.destination.is_none(),
             "DST is for pushing from registry to registry; REF is then docker://REFERENCE"
