@@ -46,7 +46,7 @@ pub(crate) struct RegistryArgs {
     #[arg(long, value_name = "TOKEN")]
     refresh: Option<Secret>,
 
-    /// Folders with registry configuration as containerd has it (<registry>/hosts.toml)
+    /// Folders with registry configuration as containerd has it (REGISTRY/hosts.toml)
     #[arg(long, value_name = "DIR", value_delimiter = ',')]
     hosts_dir: Vec<PathBuf>,
 
