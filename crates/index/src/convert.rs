@@ -8,12 +8,13 @@ use futures::channel::mpsc;
 use futures::{StreamExt as _, TryStreamExt as _};
 use oci::{Descriptor, Digest, Platform, media_types};
 use ztoc::prefetch::PrefetchSpan;
+use ztoc::soci_index::SociIndex;
 
 use crate::image::{Content, Image};
 use crate::layer::{LayerResult, LayerWork, process};
 use crate::options::ConvertOptions;
 use crate::sink::ImageSink;
-use crate::source::SharedSource;
+use crate::source::{ImageSource, SharedSource};
 use crate::transfer::{Cancel, CancelOnDrop, Meter};
 use crate::writer::{Writer, encode};
 use crate::{IndexError, Progress};
@@ -38,6 +39,17 @@ pub struct ConvertedImage {
     pub soci_index: Digest,
     /// How many of its layers have a zTOC.
     pub indexed_layers: usize,
+    /// The same index: how it is listed, and what it lists.
+    pub written: WrittenIndex,
+}
+
+/// A SOCI index that was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrittenIndex {
+    /// Its descriptor, with the artifact type.
+    pub descriptor: Descriptor,
+    /// Its content.
+    pub index: SociIndex,
 }
 
 /// What is kept of a layer once its zTOC is written.
@@ -66,7 +78,7 @@ pub async fn convert(
     let image = Image::load(&**source).await?;
     let selected: BTreeSet<usize> = image.select(&options.platforms)?.into_iter().collect();
 
-    let layers = layers_of(&image, &selected, options);
+    let layers = layers_of(&image, &**source, &selected, options);
     let blobs: Vec<Descriptor> = layers
         .iter()
         .filter(|work| !crate::layer::is_foreign(&work.layer))
@@ -95,8 +107,9 @@ pub async fn convert(
 }
 
 /// The distinct layers of the image in a fixed order, with the zTOCs that the source has of them.
-fn layers_of(
+pub(crate) fn layers_of(
     image: &Image,
+    source: &dyn ImageSource,
     selected: &BTreeSet<usize>,
     options: &ConvertOptions,
 ) -> Vec<LayerWork> {
@@ -125,10 +138,14 @@ fn layers_of(
                 Some(work) => work.selected |= selected,
                 None => {
                     seen.insert(layer.digest, layers.len());
+                    let known = || {
+                        let known = source.known_ztoc(layer.digest, options.span_size);
+                        known.filter(|_| !options.force)
+                    };
                     layers.push(LayerWork {
                         layer: layer.clone(),
                         selected,
-                        existing: existing.get(&layer.digest).cloned(),
+                        existing: existing.get(&layer.digest).cloned().or_else(known),
                     });
                 }
             }
@@ -139,7 +156,7 @@ fn layers_of(
 
 /// Works on several layers at a time; zTOCs are written in the order of the layers, and then only
 /// what the indexes need of them is kept.
-async fn bring_layers(
+pub(crate) async fn bring_layers(
     layers: Vec<LayerWork>,
     source: &SharedSource,
     sink: &dyn ImageSink,

@@ -140,6 +140,14 @@ pub enum IndexError {
     /// The registry refused or failed.
     #[error(transparent)]
     Registry(#[from] registry::RegistryError),
+    /// A content store refused or failed.
+    #[error("{place}: {reason}")]
+    Store {
+        /// The store.
+        place: String,
+        /// What it said.
+        reason: String,
+    },
     /// The work was interrupted.
     #[error("interrupted")]
     Interrupted,

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod convert;
+mod create;
 mod error;
 mod image;
 mod layer;
@@ -20,15 +21,18 @@ mod source;
 mod transfer;
 mod writer;
 
-pub use convert::{Converted, ConvertedImage, convert};
+pub use convert::{Converted, ConvertedImage, WrittenIndex, convert};
+pub use create::{CreatedIndex, create};
 pub use error::IndexError;
 pub use image::{Content, Entry, Image};
 pub use location::{Destination, Format, Source};
 pub use options::{ConvertOptions, DEFAULT_MIN_LAYER_SIZE, Platforms};
+pub use prefetch::clean as clean_path;
 pub use progress::{LayerOutcome, Progress, Silent, Step};
 pub use report::{LayerVerdict, LazyReport, lazy_report};
 pub use sink::{ArchiveSink, BlobWriter, DirSink, ImageSink, RegistrySink};
 pub use source::{
     ArchiveSource, ImageSource, LayoutSource, MAX_DOCUMENT, RegistrySource, Root, SharedSource,
+    StreamReader, verify,
 };
 pub use transfer::{Cancel, Meter};

@@ -7,7 +7,8 @@ use ztoc::{FileMetadata, FileType, SpanTable};
 const MAX_LINKS: usize = 16;
 
 /// A path without leading slash, `.` and `..` parts, as paths in a layer are compared.
-pub(crate) fn clean(path: &[u8]) -> Vec<u8> {
+#[must_use]
+pub fn clean(path: &[u8]) -> Vec<u8> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in path.split(|byte| *byte == b'/') {
         match part {

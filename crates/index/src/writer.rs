@@ -7,7 +7,7 @@ use oci::{Descriptor, Digest, Index, Manifest, Platform, annotations, media_type
 use ztoc::prefetch::{Prefetch, PrefetchSpan};
 use ztoc::soci_index::{IndexVersion, PrefetchDescriptor, SociIndex, ZtocDescriptor};
 
-use crate::convert::{ConvertedImage, Indexed};
+use crate::convert::{ConvertedImage, Indexed, WrittenIndex};
 use crate::image::{Content, Entry, Image};
 use crate::options::ConvertOptions;
 use crate::sink::ImageSink;
@@ -60,16 +60,16 @@ impl Writer<'_> {
                 } => {
                     let old = descriptor.digest;
                     let index = if selected.contains(&at) {
-                        self.soci_index(&manifest).await?
+                        self.soci_index(&manifest, IndexVersion::V2, None).await?
                     } else {
                         None
                     };
                     manifest.media_type = media_types::OCI_MANIFEST.to_owned();
                     manifest.config.media_type = media_types::OCI_CONFIG.to_owned();
-                    if let Some((index, _)) = &index {
+                    if let Some(written) = &index {
                         manifest.annotations.insert(
                             annotations::INDEX_DIGEST.to_owned(),
-                            index.digest.to_string(),
+                            written.descriptor.digest.to_string(),
                         );
                     }
                     self.copy_small(&manifest.config).await?;
@@ -84,15 +84,18 @@ impl Writer<'_> {
                         descriptor.platform = Some(platform.clone());
                     }
                     manifests.push(descriptor);
-                    if let Some((index, indexed_layers)) = index {
+                    if let Some(written) = index {
+                        let mut listed = written
+                            .descriptor
+                            .clone()
+                            .annotated(annotations::IMAGE_MANIFEST_DIGEST, new.digest.to_string());
                         images.push(ConvertedImage {
                             platform: platform.clone(),
                             manifest: new.digest,
-                            soci_index: index.digest,
-                            indexed_layers,
+                            soci_index: written.descriptor.digest,
+                            indexed_layers: written.index.ztocs.len(),
+                            written,
                         });
-                        let mut listed = index
-                            .annotated(annotations::IMAGE_MANIFEST_DIGEST, new.digest.to_string());
                         listed.platform = Some(platform.clone());
                         new_indexes.push((platform, listed));
                     }
@@ -147,11 +150,14 @@ impl Writer<'_> {
         Ok((index, images))
     }
 
-    /// The SOCI index of an image and how many layers it describes; `None` if that were none.
-    async fn soci_index(
+    /// The SOCI index of an image; `None` if it described no layer. `subject` is the image manifest
+    /// that an index of version 1 refers to.
+    pub(crate) async fn soci_index(
         &mut self,
         manifest: &Manifest,
-    ) -> Result<Option<(Descriptor, usize)>, IndexError> {
+        version: IndexVersion,
+        subject: Option<Descriptor>,
+    ) -> Result<Option<WrittenIndex>, IndexError> {
         let mut ztocs = Vec::new();
         for layer in &manifest.layers {
             if let Some(indexed) = self.indexed.get(&layer.digest) {
@@ -161,26 +167,25 @@ impl Writer<'_> {
         if ztocs.is_empty() {
             return Ok(None);
         }
-        let indexed_layers = ztocs.len();
         let prefetch = self.prefetch(manifest).await?;
         let index = SociIndex::new(
-            IndexVersion::V2,
+            version,
             ztocs,
             prefetch,
-            None,
+            subject,
             BTreeMap::from([(
                 annotations::BUILD_TOOL_IDENTIFIER.to_owned(),
                 self.options.build_tool_identifier.clone(),
             )]),
         );
         let config = Bytes::from_static(EMPTY_CONFIG);
-        self.blob(&Descriptor::of(media_types::SOCI_INDEX_V2, &config), config)
+        self.blob(&Descriptor::of(version.media_type(), &config), config)
             .await?;
         let bytes = Bytes::from(index.encode());
         let mut descriptor = Descriptor::of(media_types::OCI_MANIFEST, &bytes);
         self.put_manifest(&descriptor, bytes).await?;
-        descriptor.artifact_type = Some(media_types::SOCI_INDEX_V2.to_owned());
-        Ok(Some((descriptor, indexed_layers)))
+        descriptor.artifact_type = Some(version.media_type().to_owned());
+        Ok(Some(WrittenIndex { descriptor, index }))
     }
 
     fn listed(&self, layer: &Descriptor, indexed: &Indexed) -> ZtocDescriptor {

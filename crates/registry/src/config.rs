@@ -23,6 +23,9 @@ pub struct ClientConfig {
     pub request_timeout: Duration,
     /// Mirrors by registry name.
     pub hosts: HostsConfig,
+    /// Where a registry itself is, by its name, when not at that name: a URL whose scheme counts
+    /// and whose path replaces `/v2`. Uploads go there.
+    pub origins: BTreeMap<String, url::Url>,
     /// Use plain HTTP for the origin registry.
     pub plain_http: bool,
     /// Do not verify TLS certificates.
@@ -47,6 +50,7 @@ impl Default for ClientConfig {
             idle_timeout: Duration::from_secs(30),
             request_timeout: Duration::from_secs(300),
             hosts: HostsConfig::new(),
+            origins: BTreeMap::new(),
             plain_http: false,
             skip_verify: false,
             extra_ca: Vec::new(),

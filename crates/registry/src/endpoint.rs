@@ -64,6 +64,14 @@ pub(crate) fn endpoints(
 
 /// The registry itself, the one that takes uploads.
 pub(crate) fn origin(config: &ClientConfig, registry: &str) -> Result<Endpoint, RegistryError> {
+    if let Some(url) = config.origins.get(registry) {
+        return Ok(Endpoint {
+            base: moved(url).ok_or_else(|| bad_host("registry", registry))?,
+            credential_host: registry.to_owned(),
+            namespace: None,
+            request_timeout: config.request_timeout,
+        });
+    }
     // Docker's own registry is not served at the name by which images call it.
     let host = match registry {
         "docker.io" | "index.docker.io" => "registry-1.docker.io",
@@ -76,6 +84,20 @@ pub(crate) fn origin(config: &ClientConfig, registry: &str) -> Result<Endpoint, 
         namespace: None,
         request_timeout: config.request_timeout,
     })
+}
+
+/// The base of an origin that is elsewhere, without a slash at its end.
+fn moved(url: &Url) -> Option<Url> {
+    if !matches!(url.scheme(), "http" | "https")
+        || !url.username().is_empty()
+        || url.query().is_some()
+    {
+        return None;
+    }
+    let mut base = url.clone();
+    let path = url.path().trim_end_matches('/');
+    base.set_path(if path.is_empty() { "/v2" } else { path });
+    Some(base)
 }
 
 fn mirror_endpoint(
@@ -201,6 +223,29 @@ mod tests {
             url.as_str(),
             "https://one.example/cache/v2/a/b/manifests/x%3Fy?ns=docker.io"
         );
+    }
+
+    #[test]
+    fn an_origin_may_be_elsewhere() {
+        let mut config = ClientConfig::default();
+        for (url, base) in [
+            ("https://localhost:5000", "https://localhost:5000/v2"),
+            (
+                "http://cache.example/v2/hub/",
+                "http://cache.example/v2/hub",
+            ),
+        ] {
+            config
+                .origins
+                .insert("docker.io".to_owned(), url.parse().unwrap());
+            assert_eq!(bases(&config, "docker.io"), [base]);
+        }
+        for bad in ["ftp://x.example", "https://me:pw@x.example"] {
+            config
+                .origins
+                .insert("docker.io".to_owned(), bad.parse().unwrap());
+            assert!(origin(&config, "docker.io").is_err(), "{bad}");
+        }
     }
 
     #[test]

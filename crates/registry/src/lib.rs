@@ -14,6 +14,7 @@ mod credentials;
 mod dates;
 mod docker_config;
 mod docker_helper;
+mod dump;
 mod endpoint;
 mod error;
 mod exchange;

@@ -14,7 +14,7 @@ use url::Url;
 use crate::body::{BlobBody, Meter};
 use crate::endpoint::is_loopback;
 use crate::response::Incoming;
-use crate::{ClientConfig, RegistryError, RequestLine};
+use crate::{ClientConfig, RegistryError, RequestLine, dump};
 
 /// How often a running upload is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -134,6 +134,7 @@ impl Transport {
                         milliseconds = started.elapsed().as_millis(),
                         "request"
                     );
+                    dump::exchange(&line, &outgoing.headers, authorization, &response);
                     let whole = outgoing.request_timeout;
                     return Ok(Incoming::new(
                         response,

@@ -1,14 +1,17 @@
 //! The command line: global flags, commands, and how they are run.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
 
-use crate::commands::{completion, convert, pull};
-use crate::{duration, output};
+use crate::commands::{
+    cat, check, completion, convert, create, index, ls, mount, prefetch, pull, push, rebuild_db,
+    ztoc,
+};
+use crate::global::Global;
+use crate::{go_flags, output};
 
 /// As `soci --version` prints it: `soci version v<x.y.z> <revision>`.
 const VERSION: &str = concat!(
@@ -24,6 +27,8 @@ const VERSION: &str = concat!(
     name = "soci",
     version = VERSION,
     disable_version_flag = true,
+    // Of a flag that is given twice the last counts, as it always did.
+    args_override_self = true,
     max_term_width = 100,
     after_help = "\
 Examples:
@@ -37,77 +42,65 @@ pub(crate) struct Cli {
     version: Option<bool>,
 
     #[command(flatten)]
-    pub(crate) global: Global,
+    global: Global,
 
     #[command(subcommand)]
     command: Option<Command>,
 }
 
-/// Flags that stand before or after the command.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Global options")]
-pub(crate) struct Global {
-    /// The socket of containerd's API
-    #[arg(
-        short,
-        long,
-        global = true,
-        env = "CONTAINERD_ADDRESS",
-        hide_env_values = true,
-        default_value = "/run/containerd/containerd.sock"
-    )]
-    pub(crate) address: String,
-
-    /// The containerd namespace to work in
-    #[arg(
-        short,
-        long,
-        global = true,
-        env = "CONTAINERD_NAMESPACE",
-        hide_env_values = true,
-        default_value = "default"
-    )]
-    pub(crate) namespace: String,
-
-    /// Give up after this long (for example 90s or 5m)
-    #[arg(long, global = true, value_parser = duration::parse)]
-    pub(crate) timeout: Option<Duration>,
-
-    /// Log what is done on stderr
-    #[arg(long, global = true)]
-    debug: bool,
-
-    /// Where SOCI artifacts are kept
-    #[arg(long, global = true, value_enum, default_value_t)]
-    content_store: ContentStore,
-
-    /// The root folder of the snapshotter
-    #[arg(long, global = true, default_value = "/var/lib/soci-snapshotter-grpc/")]
-    root: PathBuf,
-}
-
-/// Where SOCI artifacts are kept.
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
-enum ContentStore {
-    /// In the snapshotter's own store
-    Soci,
-    /// In containerd's store
-    #[default]
-    Containerd,
-}
-
 #[derive(Debug, Subcommand)]
 enum Command {
     Convert(convert::Convert),
+    Create(create::Create),
+    Push(push::Push),
     Pull(pull::Pull),
+    Index(index::IndexCommand),
+    Ztoc(ztoc::ZtocCommand),
+    Prefetch(prefetch::PrefetchCommand),
+    RebuildDb(rebuild_db::RebuildDb),
+    Check(check::Check),
+    Ls(ls::Ls),
+    Cat(cat::Cat),
+    Mount(mount::Mount),
     Completion(completion::Completion),
 }
 
-/// Reads the arguments and runs the command.
+impl Command {
+    /// The log targets that its flags ask for.
+    fn http_log(&self) -> &'static [&'static str] {
+        match self {
+            Self::Convert(command) => command.http_log(),
+            Self::Create(command) => command.http_log(),
+            Self::Push(command) => command.http_log(),
+            Self::Pull(command) => command.http_log(),
+            Self::Check(command) => command.http_log(),
+            Self::Ls(command) => command.http_log(),
+            Self::Cat(command) => command.http_log(),
+            Self::Mount(command) => command.http_log(),
+            Self::Index(_)
+            | Self::Ztoc(_)
+            | Self::Prefetch(_)
+            | Self::RebuildDb(_)
+            | Self::Completion(_) => &[],
+        }
+    }
+}
+
+/// Reads the arguments (the program first) and runs the command.
 pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
-    let cli = match Cli::try_parse_from(arguments) {
+    let mut arguments = arguments.into_iter();
+    let program = arguments.next().unwrap_or_else(|| "soci".into());
+    let arguments = go_flags::normalized(&Cli::command(), arguments);
+    let cli = match Cli::try_parse_from(std::iter::once(program).chain(arguments)) {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => {
+            output::text(error.render().to_string());
+            return Ok(());
+        }
+        // A group of commands without one of them shows its help, which is no failure.
+        Err(error)
+            if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
+        {
             output::text(error.render().to_string());
             return Ok(());
         }
@@ -121,19 +114,25 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Resu
         output::text(Cli::command().render_help().to_string());
         return Ok(());
     };
-    log_to_stderr(cli.global.debug);
-    tracing::debug!(
-        content_store = ?cli.global.content_store,
-        root = %cli.global.root.display(),
-        "these flags are for commands that keep artifacts on this machine"
-    );
+    let global = cli.global;
+    log_to_stderr(global.debug, command.http_log());
     match command {
         Command::Completion(command) => {
             command.run();
             Ok(())
         }
-        Command::Convert(command) => block_on(limited(cli.global.timeout, command.run())),
-        Command::Pull(command) => block_on(command.run(&cli.global)),
+        Command::Convert(command) => block_on(command.run(&global)),
+        Command::Create(command) => block_on(command.run(&global)),
+        Command::Push(command) => block_on(command.run(&global)),
+        Command::Pull(command) => block_on(command.run(&global)),
+        Command::Index(command) => block_on(command.run(&global)),
+        Command::Ztoc(command) => block_on(command.run(&global)),
+        Command::Prefetch(command) => block_on(command.run(&global)),
+        Command::RebuildDb(command) => block_on(command.run(&global)),
+        Command::Check(command) => block_on(command.run(&global)),
+        Command::Ls(command) => block_on(command.run(&global)),
+        Command::Cat(command) => block_on(command.run(&global)),
+        Command::Mount(command) => block_on(command.run(&global)),
     }
 }
 
@@ -171,7 +170,7 @@ pub(crate) async fn limited<T>(
 }
 
 /// Resolves when the user (SIGINT) or the system (SIGTERM) wants the program to end.
-async fn interrupted() -> anyhow::Error {
+pub(crate) async fn interrupted() -> anyhow::Error {
     use tokio::signal::unix::{SignalKind, signal};
     let wait = |kind| async move {
         match signal(kind) {
@@ -190,12 +189,13 @@ async fn interrupted() -> anyhow::Error {
 
 /// The log of the libraries. `--debug` shows every request to a registry; what HTTP libraries say
 /// is never shown, because it could hold credentials.
-fn log_to_stderr(debug: bool) {
-    telemetry::init_text(if debug {
+fn log_to_stderr(debug: bool, targets: &'static [&'static str]) {
+    let level = if debug {
         telemetry::Level::Trace
     } else {
         telemetry::Level::Warn
-    });
+    };
+    telemetry::init_text_with(level, targets);
 }
 
 #[cfg(test)]

@@ -1,14 +1,26 @@
-//! `soci`: makes images lazily loadable, and pulls them lazily.
+//! `soci`: makes images lazily loadable, pulls them lazily, and looks into them.
 
 #![forbid(unsafe_code)]
 
+mod age;
+mod artifact_records;
+mod artifact_store;
 mod cli;
 mod commands;
+mod containerd;
 mod duration;
+mod global;
+mod go_flags;
+mod hosts_dir;
+mod index_args;
 mod output;
 mod progress;
 mod pull;
+#[cfg(test)]
+mod reference;
 mod registry_args;
+mod remote;
+mod table;
 
 use std::process::ExitCode;
 

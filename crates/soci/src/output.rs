@@ -12,6 +12,12 @@ pub(crate) fn text(text: impl AsRef<str>) {
     let _ = write!(io::stdout().lock(), "{}", text.as_ref());
 }
 
+/// Prints a value as indented JSON on stdout.
+pub(crate) fn json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    line(serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
 /// Prints `soci: <reason>` on stderr, the form that other programs know.
 pub(crate) fn error(error: &anyhow::Error) {
     let _ = writeln!(io::stderr().lock(), "soci: {}", reason(error));

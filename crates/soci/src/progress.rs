@@ -123,7 +123,7 @@ fn template(columns: u16) -> &'static str {
     }
 }
 
-/// What `soci convert` shows.
+/// What `soci convert` and `soci create` show.
 #[derive(Debug)]
 pub(crate) struct ConvertProgress {
     bars: Bars,
@@ -175,6 +175,15 @@ impl Progress for ConvertProgress {
 
     fn warn(&self, message: &str) {
         self.bars.suspend(|| output::warning(message));
+    }
+}
+
+/// Takes the bars off the screen, also when the work is dropped in its middle.
+pub(crate) struct ClearAtEnd(pub(crate) std::sync::Arc<ConvertProgress>);
+
+impl Drop for ClearAtEnd {
+    fn drop(&mut self) {
+        self.0.finish();
     }
 }
 

@@ -9,8 +9,10 @@ use clap::Args;
 use oci::Reference;
 use registry::{
     ChainedCredentials, Client, ClientConfig, ClientIdentity, Credential, Credentials,
-    DockerConfigCredentials, StaticCredentials,
+    DockerConfigCredentials, Mirror, StaticCredentials,
 };
+
+use crate::hosts_dir::{self, RegistryHosts};
 
 /// Flags about registries.
 #[derive(Debug, Args)]
@@ -39,6 +41,45 @@ pub(crate) struct RegistryArgs {
     /// Key of the client certificate, PEM
     #[arg(long, value_name = "FILE", requires = "tlscert")]
     tlskey: Option<PathBuf>,
+
+    /// Refresh token for the registry's token service, instead of a password
+    #[arg(long, value_name = "TOKEN")]
+    refresh: Option<Secret>,
+
+    /// Folders with registry configuration as containerd has it (REGISTRY/hosts.toml)
+    #[arg(long, value_name = "DIR", value_delimiter = ',')]
+    hosts_dir: Vec<PathBuf>,
+
+    /// Show the headers of all HTTP requests and answers, without secrets, on stderr
+    #[arg(long)]
+    http_dump: bool,
+
+    /// Show a line per HTTP request on stderr
+    #[arg(long)]
+    http_trace: bool,
+}
+
+/// A secret. `Debug` shows nothing.
+#[derive(Clone)]
+pub(crate) struct Secret(String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+/// What a client is for: mirrors are for reading only.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Read,
+    Push,
 }
 
 /// `USER:PASSWORD`, taken apart only when it is used: a message about a wrong argument would
@@ -76,17 +117,49 @@ impl UserPassword {
 }
 
 impl RegistryArgs {
-    /// The client for the registry of `reference`; `user` is sent to no other registry.
+    /// The log targets that show what the flags ask for.
+    pub(crate) fn http_log(&self) -> &'static [&'static str] {
+        match (self.http_dump, self.http_trace) {
+            (false, false) => &[],
+            (false, true) => &["registry::http"],
+            (true, _) => &["registry::http", "registry::http::dump"],
+        }
+    }
+
+    /// The client for reading from the registry of `reference`; `user` is sent to no other registry.
     pub(crate) fn client(
         &self,
         reference: &Reference,
         user: Option<&UserPassword>,
     ) -> anyhow::Result<Client> {
+        self.client_for(Use::Read, reference, user)
+    }
+
+    /// The client for writing to the registry of `reference`.
+    pub(crate) fn push_client(
+        &self,
+        reference: &Reference,
+        user: Option<&UserPassword>,
+    ) -> anyhow::Result<Client> {
+        self.client_for(Use::Push, reference, user)
+    }
+
+    fn client_for(
+        &self,
+        purpose: Use,
+        reference: &Reference,
+        user: Option<&UserPassword>,
+    ) -> anyhow::Result<Client> {
         let docker: Arc<dyn Credentials> = Arc::new(DockerConfigCredentials::new());
-        let credentials = match user {
+        let given = match (user, &self.refresh) {
+            (Some(user), _) => Some(user.credential()?),
+            (None, Some(token)) => Some(Credential::IdentityToken(token.0.clone())),
+            (None, None) => None,
+        };
+        let credentials = match given {
             None => docker,
-            Some(user) => {
-                let given = StaticCredentials::new(reference.registry(), user.credential()?);
+            Some(credential) => {
+                let given = StaticCredentials::new(reference.registry(), credential);
                 Arc::new(ChainedCredentials::new(vec![Arc::new(given), docker]))
             }
         };
@@ -99,17 +172,73 @@ impl RegistryArgs {
             config.extra_ca.push(read(path)?);
         }
         match (&self.tlscert, &self.tlskey) {
-            (Some(certificate), Some(key)) => {
-                let mut pem = read(certificate)?;
-                pem.push(b'\n');
-                pem.extend(read(key)?);
-                config.identity = Some(ClientIdentity { pem });
-            }
+            (Some(certificate), Some(key)) => config.identity = Some(identity(certificate, key)?),
             (None, None) => {}
             _ => bail!("--tlscert and --tlskey belong together"),
         }
+        if let Some(found) = hosts_dir::look_up(&self.hosts_dir, reference.registry())? {
+            apply(&mut config, purpose, reference.registry(), &found)?;
+        }
         Ok(Client::new(config, credentials)?)
     }
+}
+
+/// What `hosts.toml` says becomes part of the client: where the registry is, and its mirrors. TLS
+/// settings are taken over from the registry's own entry only, since they hold for the client as a
+/// whole; mirrors that need settings of their own are left out.
+fn apply(
+    config: &mut ClientConfig,
+    purpose: Use,
+    registry: &str,
+    found: &RegistryHosts,
+) -> anyhow::Result<()> {
+    let origin = match purpose {
+        Use::Push => found.hosts.iter().find(|host| host.push),
+        Use::Read => found.hosts.last(),
+    };
+    let origin =
+        origin.with_context(|| format!("no host of {registry} in --hosts-dir may be pushed to"))?;
+    if let Some(url) = &origin.url {
+        config.origins.insert(registry.to_owned(), url.clone());
+    }
+    config.skip_verify |= origin.skip_verify;
+    for path in &origin.ca {
+        config.extra_ca.push(read(path)?);
+    }
+    if let (None, Some((certificate, key))) = (&config.identity, &origin.client) {
+        config.identity = Some(identity(certificate, key)?);
+    }
+    if purpose == Use::Push {
+        return Ok(());
+    }
+    let (_, mirrors) = found.hosts.split_last().unwrap_or((origin, &[]));
+    for mirror in mirrors.iter().filter(|mirror| mirror.pull) {
+        let Some(url) = &mirror.url else { continue };
+        let own_tls = mirror.skip_verify || !mirror.ca.is_empty() || mirror.client.is_some();
+        if own_tls && url.scheme() == "https" {
+            tracing::warn!(mirror = %url, "a mirror with TLS settings of its own is not used");
+            continue;
+        }
+        config
+            .hosts
+            .entry(registry.to_owned())
+            .or_default()
+            .push(Mirror {
+                host: url.to_string(),
+                insecure: url.scheme() == "http",
+                request_timeout: None,
+            });
+    }
+    Ok(())
+}
+
+fn identity(certificate: &Path, key: &Path) -> anyhow::Result<ClientIdentity> {
+    let mut pem = read(certificate)?;
+    if certificate != key {
+        pem.push(b'\n');
+        pem.extend(read(key)?);
+    }
+    Ok(ClientIdentity { pem })
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {

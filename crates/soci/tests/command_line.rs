@@ -8,6 +8,8 @@
 
 use std::process::{Command, Output};
 
+const ZERO: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+
 fn soci(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_soci"))
         .args(arguments)
@@ -55,14 +57,48 @@ fn the_version_has_the_form_that_nerdctl_reads() {
 fn help_of_every_command() {
     insta::assert_snapshot!("help", stdout(&["--help"]));
     insta::assert_snapshot!("help_convert", stdout(&["convert", "--help"]));
-    insta::assert_snapshot!("help_pull", stdout(&["pull", "--help"]));
-    insta::assert_snapshot!("help_completion", stdout(&["completion", "--help"]));
+    for command in [
+        "create",
+        "push",
+        "pull",
+        "index",
+        "ztoc",
+        "prefetch",
+        "rebuild-db",
+        "check",
+        "ls",
+        "cat",
+        "mount",
+        "completion",
+    ] {
+        insta::assert_snapshot!(format!("help_{command}"), stdout(&[command, "--help"]));
+    }
+    for (group, commands) in [
+        ("index", &["list", "info", "remove"][..]),
+        ("ztoc", &["list", "info", "get-file"]),
+        ("prefetch", &["list", "info"]),
+    ] {
+        // A group without one of its commands tells which there are.
+        assert_eq!(stdout(&[group]), stdout(&[group, "-h"]));
+        for command in commands {
+            let help = stdout(&[group, command, "--help"]);
+            insta::assert_snapshot!(format!("help_{group}_{command}"), help);
+        }
+    }
     assert!(stdout(&[]).contains("Usage: soci"));
 }
 
 #[test]
 fn wrong_usage_is_told_in_one_form() {
-    let cases: [&[&str]; 9] = [
+    let cases: [&[&str]; 17] = [
+        &["create"],
+        &["push"],
+        &["push", "--existing-index", "maybe", "a"],
+        &["index", "info"],
+        &["index", "info", "sha256:short"],
+        &["ztoc", "get-file", "x"],
+        &["--content-store", "elsewhere", "index", "list"],
+        &["cat", "Not A Reference:/x"],
         &["frobnicate"],
         &["convert"],
         &["convert", "a", "b"],
@@ -82,7 +118,38 @@ fn wrong_usage_is_told_in_one_form() {
 
 #[test]
 fn failures_say_what_where_and_what_to_do() {
-    let cases: [&[&str]; 7] = [
+    let cases: [&[&str]; 14] = [
+        &[
+            "create",
+            "--address",
+            "/nonexistent.sock",
+            "--root",
+            "/tmp/none",
+            "a/b:c",
+        ],
+        &[
+            "convert",
+            "--address",
+            "/nonexistent.sock",
+            "--root",
+            "/tmp/none",
+            "a/b:c",
+            "a/b:d",
+        ],
+        &["push", "--address", "/nonexistent.sock", "a/b:c"],
+        &["rebuild-db", "--address", "/nonexistent.sock"],
+        &["index", "info", "--root", "/tmp/none", ZERO],
+        &[
+            "index",
+            "list",
+            "--root",
+            "/tmp/none",
+            "--ref",
+            "a/b:c",
+            "-a",
+            "/nonexistent.sock",
+        ],
+        &["check", "--config", "/proc/self/mounts", "localhost:1/a:b"],
         &["convert", "--standalone", "/nonexistent", "/tmp/out"],
         &["convert", "--standalone", "/proc/self/mounts", "/tmp/out"],
         &[
@@ -154,10 +221,34 @@ fn global_flags_stand_before_or_after_the_command() {
 }
 
 #[test]
+fn tables_and_lists_of_nothing_have_their_headers() {
+    let none = ["--root", "/tmp/none", "--address", "/nonexistent.sock"];
+    let cases: [&[&str]; 7] = [
+        &["index", "list"],
+        &["index", "list", "--json"],
+        &["index", "list", "--quiet"],
+        &["ztoc", "list"],
+        &["ztoc", "list", "--json"],
+        &["prefetch", "list"],
+        &["prefetch", "list", "--json"],
+    ];
+    let told: Vec<String> = cases
+        .iter()
+        .map(|arguments| {
+            let text = stdout(&[&none[..], arguments].concat()).replace(' ', "·");
+            format!("$ soci {}\n{text}", arguments.join(" "))
+        })
+        .collect();
+    insta::assert_snapshot!(told.join("\n"));
+}
+
+#[test]
 fn completions_know_the_commands() {
     for shell in ["bash", "zsh", "fish"] {
         let script = stdout(&["completion", shell]);
-        for command in ["convert", "pull", "completion"] {
+        for command in [
+            "convert", "create", "push", "pull", "index", "ztoc", "check", "mount",
+        ] {
             assert!(script.contains(command), "{shell}: {command}");
         }
     }

@@ -228,3 +228,53 @@ fn a_daemon_that_does_not_run_is_named_with_where_to_look() {
         "{error}"
     );
 }
+
+/// What was converted, or given an index, in one containerd is lazy in another.
+#[test]
+fn what_was_indexed_in_containerd_is_lazy_after_a_push() {
+    let config = "[pull_modes.soci_v1]\nenable = true\n";
+    let stack = Stack::start(StackOptions {
+        daemon: testkit::SociDaemonOptions::with_config(config),
+        ..StackOptions::default()
+    })
+    .unwrap();
+    push(&stack, 0);
+    let (plain, converted) = (stack.reference("app:plain"), stack.reference("app:v2"));
+    let ctr = stack.containerd.ctr("build");
+    ctr.pull(&plain, "overlayfs").unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let soci = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_soci"))
+            .arg("--address")
+            .arg(stack.containerd.address())
+            .args(["--namespace", "build", "--root"])
+            .arg(root.path())
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    let options = ["--span-size", "262144", "--min-layer-size", "0"];
+    soci(&[&["convert"], &options[..], &[&plain, &converted]].concat());
+    ctr.output(["images", "push", "--plain-http", &converted])
+        .unwrap();
+    assert_eq!(
+        states(&pull(&stack, &converted, &[])),
+        ["lazy"; 3],
+        "{}",
+        stack.log_tails()
+    );
+    let ctr = stack.containerd.ctr(NAMESPACE);
+    assert_eq!(
+        ctr.run_ok(&Run::new(&converted, "soci")).unwrap(),
+        "lazily\n"
+    );
+
+    ctr.output(["images", "rm", "--sync", &converted]).unwrap();
+    soci(&[&["create"], &options[..], &[&plain]].concat());
+    soci(&["push", &plain]);
+    let pulled = pull(&stack, &plain, &[]);
+    assert_eq!(states(&pulled), ["lazy"; 3], "{}", stack.log_tails());
+    let ctr = stack.containerd.ctr(NAMESPACE);
+    assert_eq!(ctr.run_ok(&Run::new(&plain, "soci")).unwrap(), "lazily\n");
+}

@@ -84,6 +84,47 @@ fn an_image_is_converted_without_root() {
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&result), 65534);
 }
 
+#[test]
+fn images_at_registries_are_looked_into_without_root() {
+    let root = TestRoot::new().unwrap();
+    let from = layout(&root, "image", 2 * MIB);
+    let registry = testkit::Registry::start().unwrap();
+    registry
+        .push_layout(Path::new(&from), "image", "app")
+        .unwrap();
+    let image = registry.reference("app:image");
+    let home = root.dir("home").unwrap();
+    let soci = home.join("soci");
+    std::fs::copy(SOCI, &soci).unwrap();
+    std::os::unix::fs::chown(&home, Some(65534), Some(65534)).unwrap();
+    let nobody = |arguments: &[&str]| {
+        Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .arg("--inh-caps=-all")
+            .arg(&soci)
+            .args(arguments)
+            .env("HOME", &home)
+            .output()
+            .unwrap()
+    };
+    let (at, busybox) = (format!("docker://{image}"), format!("{image}:/bin/busybox"));
+    for arguments in [
+        vec!["create", "--min-layer-size", "0", &at],
+        vec!["ls", "-R", &image],
+        vec!["cat", &busybox],
+        vec!["check", &image],
+    ] {
+        let output = nobody(&arguments);
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+    }
+    let refused = nobody(&["mount", &image, "/tmp"]);
+    let reason = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && reason.contains("needs root"),
+        "{reason}"
+    );
+}
+
 /// The most memory that a conversion had resident, in bytes.
 fn peak_of_converting(from: &str, to: &Path) -> u64 {
     let mut convert = Command::new(SOCI)

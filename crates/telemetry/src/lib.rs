@@ -10,5 +10,5 @@ pub mod metrics;
 mod panics;
 
 pub use level::{Level, ParseLevelError};
-pub use log::{JsonLog, fatal, init, init_text};
+pub use log::{JsonLog, fatal, init, init_text, init_text_with};
 pub use panics::log_panics;

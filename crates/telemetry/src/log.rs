@@ -44,34 +44,58 @@ const OURS: &[&str] = &[
 
 /// Starts the JSON log on stderr for the whole process. A second call changes nothing.
 pub fn init(level: Level) {
-    start(level, JsonLog::new(std::io::stderr()));
+    start(level, &[], JsonLog::new(std::io::stderr()));
 }
 
 /// Starts a log for people on stderr, as the CLI's `--debug` wants it: `LEVEL message key=value…`.
 /// A second call changes nothing.
 pub fn init_text(level: Level) {
+    init_text_with(level, &[]);
+}
+
+/// Like [`init_text`]; events of `targets` are shown at every level besides. Targets that end in
+/// `::dump` are shown only when they are among them.
+pub fn init_text_with(level: Level, targets: &'static [&'static str]) {
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .with_target(false)
         .without_time();
-    start(level, layer);
+    start(level, targets, layer);
 }
 
-fn start(level: Level, layer: impl Layer<Registry> + Send + Sync) {
-    let subscriber = Registry::default().with(layer.with_filter(shown(level)));
+fn start(
+    level: Level,
+    targets: &'static [&'static str],
+    layer: impl Layer<Registry> + Send + Sync,
+) {
+    let subscriber = Registry::default().with(layer.with_filter(shown(level, targets)));
     // An error says that a log has been started before, which then goes on.
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
-pub(crate) fn shown(level: Level) -> FilterFn<impl Fn(&Metadata<'_>) -> bool> {
+pub(crate) fn shown(
+    level: Level,
+    targets: &'static [&'static str],
+) -> FilterFn<impl Fn(&Metadata<'_>) -> bool> {
     let ours = level.filter();
     let others = ours.min(LevelFilter::WARN);
+    let most = if targets.is_empty() {
+        ours
+    } else {
+        LevelFilter::TRACE
+    };
     tracing_subscriber::filter::filter_fn(move |meta| {
+        if targets.contains(&meta.target()) {
+            return true;
+        }
+        if meta.target().ends_with("::dump") {
+            return false;
+        }
         let krate = meta.target().split("::").next().unwrap_or_default();
         *meta.level() <= if OURS.contains(&krate) { ours } else { others }
     })
-    .with_max_level_hint(ours)
+    .with_max_level_hint(most)
 }
 
 /// Logs why the process cannot go on, with level `fatal`. The caller then exits.
@@ -176,7 +200,7 @@ mod tests {
 
     fn logged(level: Level, run: impl FnOnce()) -> Vec<serde_json::Map<String, serde_json::Value>> {
         let out = Shared::default();
-        let log = JsonLog::new(out.clone()).with_filter(shown(level));
+        let log = JsonLog::new(out.clone()).with_filter(shown(level, &[]));
         tracing::subscriber::with_default(Registry::default().with(log), run);
         let bytes = out.0.lock().clone();
         String::from_utf8(bytes)

@@ -47,6 +47,8 @@ enum Part {
     Read,
     /// Starting the demo image.
     Start,
+    /// The command line tool.
+    Cli,
 }
 
 fn main() -> ExitCode {
@@ -80,6 +82,9 @@ fn bench(options: &Options) -> Result<()> {
     }
     if wanted(Part::Start) {
         start(options.runs)?;
+    }
+    if wanted(Part::Cli) {
+        println!("{}", e2e::cli::table()?);
     }
     Ok(())
 }

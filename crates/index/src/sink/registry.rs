@@ -34,6 +34,12 @@ impl RegistrySink {
         }
         Ok(Self { client, reference })
     }
+
+    /// Prepares to push artifacts that have digests only, beside the image at `reference`.
+    #[must_use]
+    pub fn beside(client: Client, reference: Reference) -> Self {
+        Self { client, reference }
+    }
 }
 
 #[async_trait]

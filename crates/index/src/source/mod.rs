@@ -16,7 +16,7 @@ use oci::{Descriptor, Digest, Index, Reference};
 pub use self::archive::ArchiveSource;
 pub use self::layout::LayoutSource;
 pub use self::registry::RegistrySource;
-pub(crate) use self::stream::StreamReader;
+pub use self::stream::StreamReader;
 
 use crate::IndexError;
 
@@ -80,6 +80,13 @@ pub trait ImageSource: Send + Sync + 'static {
         descriptor: &Descriptor,
     ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, IndexError>;
 
+    /// A zTOC that is known for a layer at this span size although the image does not list it; its
+    /// bytes are to be had through [`bytes`](Self::bytes), or it is built anew.
+    fn known_ztoc(&self, layer: Digest, span_size: u64) -> Option<Descriptor> {
+        let _ = (layer, span_size);
+        None
+    }
+
     /// The repository that the image comes from, when it comes from a registry: its blobs can be
     /// mounted into another repository of the same registry.
     fn repository(&self) -> Option<&Reference> {
@@ -91,11 +98,10 @@ pub trait ImageSource: Send + Sync + 'static {
 pub type SharedSource = Arc<dyn ImageSource>;
 
 /// Checks a blob that was read whole.
-pub(crate) fn verify(
-    bytes: Bytes,
-    descriptor: &Descriptor,
-    place: &str,
-) -> Result<Bytes, IndexError> {
+///
+/// # Errors
+/// When its length or digest is not what the descriptor says.
+pub fn verify(bytes: Bytes, descriptor: &Descriptor, place: &str) -> Result<Bytes, IndexError> {
     if bytes.len() as u64 != descriptor.size {
         return Err(IndexError::Size {
             digest: descriptor.digest,

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 const AHEAD: usize = 16;
 
 /// Reads what a task pulls out of a stream. Must be read outside the async threads.
-pub(crate) struct StreamReader {
+pub struct StreamReader {
     chunks: mpsc::Receiver<io::Result<Bytes>>,
     current: Bytes,
 }
@@ -19,7 +19,8 @@ pub(crate) struct StreamReader {
 impl StreamReader {
     /// Starts pulling; must be called inside a tokio runtime. Pulling stops when the reader is
     /// dropped.
-    pub(crate) fn new(mut stream: BoxStream<'static, io::Result<Bytes>>) -> Self {
+    #[must_use]
+    pub fn new(mut stream: BoxStream<'static, io::Result<Bytes>>) -> Self {
         let (sender, chunks) = mpsc::channel(AHEAD);
         tokio::spawn(async move {
             while let Some(chunk) = stream.next().await {

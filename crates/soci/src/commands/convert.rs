@@ -1,15 +1,17 @@
 //! `soci convert`: an image becomes a SOCI-enabled image.
 
-use std::path::{Path, PathBuf};
+mod in_containerd;
+
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
-use index::{ConvertOptions, Destination, IndexError, Platforms, Source};
-use oci::Platform;
+use index::{ConvertOptions, Destination, IndexError, Source};
 
+use crate::cli::limited;
+use crate::global::Global;
+use crate::index_args::{PlatformArgs, ZtocArgs};
 use crate::output;
-use crate::progress::ConvertProgress;
+use crate::progress::{ClearAtEnd, ConvertProgress};
 use crate::registry_args::{RegistryArgs, UserPassword};
 
 /// Convert an image to a SOCI-enabled image
@@ -18,12 +20,15 @@ use crate::registry_args::{RegistryArgs, UserPassword};
 /// a snapshotter can mount the layers without downloading them first.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-SRC is docker://REFERENCE, an OCI layout directory, or a tar of one (oci-archive).
-DST is docker://REPOSITORY:TAG, or the path of a new directory or file (see --format).
+SRC and DST are images in containerd; DST has a tag. With --standalone, or when one of them is
+docker://REFERENCE, containerd is not used: SRC is then docker://REFERENCE, an OCI layout directory,
+or a tar of one (oci-archive); DST is docker://REPOSITORY:TAG, or the path of a new directory or
+file (see --format).
 Layers smaller than --min-layer-size are left to be unpacked as usual.
 
 Examples:
-  soci convert --standalone docker://registry.example/app:1 docker://registry.example/app:1-soci
+  soci convert registry.example/app:1 registry.example/app:1-soci
+  soci convert docker://registry.example/app:1 docker://registry.example/app:1-soci
   soci convert --standalone --format oci-dir ./image ./image-soci
   soci convert --standalone --all-platforms image.tar image-soci.tar")]
 pub(crate) struct Convert {
@@ -71,70 +76,24 @@ enum Format {
     OciDir,
 }
 
-/// Which platforms are indexed.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Index options")]
-struct PlatformArgs {
-    /// Index the images of these platforms (default: this machine's, or the only one)
-    #[arg(
-        short,
-        long = "platform",
-        value_name = "OS/ARCH",
-        value_delimiter = ','
-    )]
-    platforms: Vec<Platform>,
-
-    /// Index the images of all platforms
-    #[arg(long)]
-    all_platforms: bool,
-}
-
-/// How zTOCs are built.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Index options")]
-struct ZtocArgs {
-    /// Bytes of uncompressed data between two points that reading can start from
-    #[arg(long, value_name = "BYTES", value_parser = bytes,
-        default_value_t = ConvertOptions::default().span_size)]
-    span_size: u64,
-
-    /// Build no zTOC for layers with fewer compressed bytes
-    #[arg(long, value_name = "BYTES", value_parser = bytes,
-        default_value_t = index::DEFAULT_MIN_LAYER_SIZE)]
-    min_layer_size: u64,
-
-    /// Optional optimizations: xattr marks layers that have no extended attributes
-    #[arg(long, value_enum, value_delimiter = ',')]
-    optimizations: Vec<Optimization>,
-
-    /// Build zTOCs anew even if the source has them
-    #[arg(short, long)]
-    force: bool,
-
-    /// A file in the image to prefetch when it is mounted (can be given several times)
-    #[arg(long = "prefetch-file", value_name = "PATH", value_delimiter = ',')]
-    prefetch_files: Vec<String>,
-
-    /// A JSON file with an array of paths to prefetch
-    #[arg(long, value_name = "FILE")]
-    prefetch_files_json: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Optimization {
-    /// Layers without extended attributes and opaque directories answer none
-    Xattr,
-}
-
 impl Convert {
-    pub(crate) async fn run(self) -> anyhow::Result<()> {
-        if !self.standalone {
-            bail!(
-                "convert works without containerd only, so far: add --standalone and give SRC and \
-                 DST as docker://REFERENCE or as paths of OCI layouts (see soci convert --help)"
-            );
+    /// What to log of HTTP.
+    pub(crate) fn http_log(&self) -> &'static [&'static str] {
+        self.registry.http_log()
+    }
+
+    pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
+        let options = self.ztoc.options(self.platforms.chosen())?;
+        let elsewhere = |text: &str| text.starts_with("docker://");
+        if self.standalone || elsewhere(&self.source) || elsewhere(&self.destination) {
+            return limited(global.timeout, Box::pin(self.without_containerd(&options))).await;
         }
-        let options = self.options()?;
+        let (source, destination) = (&self.source, &self.destination);
+        let work = in_containerd::run(source, destination, &options, self.quiet, global);
+        Box::pin(work).await
+    }
+
+    async fn without_containerd(&self, options: &ConvertOptions) -> anyhow::Result<()> {
         let source: Source = self.source.parse()?;
         let destination: Destination = self.destination.parse()?;
         let (source_user, destination_user) = self.users(&source, &destination);
@@ -155,7 +114,7 @@ impl Convert {
         let progress = Arc::new(ConvertProgress::new(self.quiet));
         let clear = ClearAtEnd(Arc::clone(&progress));
         let converted =
-            index::convert(&image, sink, &options, Arc::clone(&progress) as Arc<_>).await?;
+            index::convert(&image, sink, options, Arc::clone(&progress) as Arc<_>).await?;
         drop(clear);
         if !self.quiet {
             output::line(format!("{} {}", self.destination, converted.index.digest));
@@ -177,56 +136,6 @@ impl Convert {
         };
         (self.src_user.as_ref().or(user.filter(|_| for_both)), user)
     }
-
-    fn options(&self) -> anyhow::Result<ConvertOptions> {
-        let platforms = if self.platforms.all_platforms {
-            Platforms::All
-        } else if self.platforms.platforms.is_empty() {
-            Platforms::Default
-        } else {
-            Platforms::These(self.platforms.platforms.clone())
-        };
-        let mut prefetch_files = self.ztoc.prefetch_files.clone();
-        if let Some(path) = &self.ztoc.prefetch_files_json {
-            prefetch_files.extend(read_list(path)?);
-        }
-        let prefetch_files = prefetch_files
-            .iter()
-            .map(|path| path.trim().to_owned())
-            .filter(|path| !path.is_empty())
-            .collect();
-        Ok(ConvertOptions {
-            span_size: self.ztoc.span_size,
-            min_layer_size: self.ztoc.min_layer_size,
-            optimize_xattrs: self.ztoc.optimizations.contains(&Optimization::Xattr),
-            force: self.ztoc.force,
-            platforms,
-            prefetch_files,
-            ..ConvertOptions::default()
-        })
-    }
-}
-
-/// Takes the bars off the screen, also when the work is dropped in its middle.
-struct ClearAtEnd(Arc<ConvertProgress>);
-
-impl Drop for ClearAtEnd {
-    fn drop(&mut self) {
-        self.0.finish();
-    }
-}
-
-/// A number of bytes.
-fn bytes(text: &str) -> Result<u64, String> {
-    text.parse()
-        .map_err(|_| "expected a number of bytes, such as 4194304".to_owned())
-}
-
-/// The paths in a JSON array of strings.
-fn read_list(path: &Path) -> anyhow::Result<Vec<String>> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_slice(&bytes)
-        .with_context(|| format!("{} is not a JSON array of paths", path.display()))
 }
 
 #[cfg(test)]

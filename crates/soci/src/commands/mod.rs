@@ -1,5 +1,15 @@
-//! One file per command.
+//! The commands, one module each.
 
+pub(crate) mod cat;
+pub(crate) mod check;
 pub(crate) mod completion;
 pub(crate) mod convert;
+pub(crate) mod create;
+pub(crate) mod index;
+pub(crate) mod ls;
+pub(crate) mod mount;
+pub(crate) mod prefetch;
 pub(crate) mod pull;
+pub(crate) mod push;
+pub(crate) mod rebuild_db;
+pub(crate) mod ztoc;

@@ -9,10 +9,12 @@ use index::lazy_report;
 use oci::{Digest, Platform, Reference};
 use serde::Serialize;
 
-use crate::cli::{Global, limited};
+use crate::cli::limited;
+use crate::containerd::{self, Containerd};
+use crate::global::Global;
 use crate::output;
 use crate::progress::Bars;
-use crate::pull::{self, Active, Containerd, Downloads, Layer, State, Unpack};
+use crate::pull::{self, Active, Downloads, Layer, State, Unpack};
 use crate::registry_args::RegistryArgs;
 
 /// The snapshotter that mounts layers lazily.
@@ -84,6 +86,11 @@ struct Pulled {
 }
 
 impl Pull {
+    /// What to log of HTTP.
+    pub(crate) fn http_log(&self) -> &'static [&'static str] {
+        self.registry.http_log()
+    }
+
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
         let mut containerd = Containerd::connect(&global.address, &global.namespace).await?;
         containerd.take_lease().await?;
@@ -147,7 +154,7 @@ impl Pull {
         }
         .run()
         .await?;
-        pull::record(containerd, reference, &image.target).await?;
+        containerd::record(containerd, &reference.to_string(), &image.target).await?;
         Ok(Pulled {
             image: reference.to_string(),
             digest: image.target.digest,

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, Reference, media_types};
 use registry::Client;
 
-use super::content::write_bytes;
-use super::{Containerd, labels};
+use super::labels;
+use crate::containerd::{Containerd, write_bytes};
 
 /// What was fetched.
 #[derive(Debug)]

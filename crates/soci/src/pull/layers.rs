@@ -10,8 +10,8 @@ use oci::{Descriptor, Digest, Reference};
 use registry::{BlobSource as _, Client};
 use tokio::sync::{Mutex, Semaphore};
 
-use super::content::write;
-use super::{Containerd, labels};
+use super::labels;
+use crate::containerd::{Containerd, write};
 use crate::output;
 use crate::progress::Bars;
 

@@ -4,18 +4,13 @@
 //! layer with the labels that a lazy snapshotter needs, download and apply only where the
 //! snapshotter does not take the layer over, and an image record at the end.
 
-mod containerd;
-mod content;
 mod fetch;
-mod image;
 mod labels;
 mod layers;
 mod outcome;
 mod unpack;
 
-pub(crate) use containerd::Containerd;
 pub(crate) use fetch::{Fetched, fetch};
-pub(crate) use image::record;
 pub(crate) use layers::Downloads;
 pub(crate) use outcome::{Layer, State};
 pub(crate) use unpack::{Active, Unpack};

@@ -14,11 +14,9 @@ use containerd_client::types::Mount;
 use index::{LayerVerdict, LazyReport};
 use oci::{Descriptor, Digest, Reference};
 
-use super::containerd::{failed, snapshotter_failed};
-use super::content::update_labels;
-use super::image::descriptor;
 use super::labels::{self, ImageLabels};
-use super::{Containerd, Downloads, Fetched, Layer, State};
+use super::{Downloads, Fetched, Layer, State};
+use crate::containerd::{Containerd, api_descriptor, failed, snapshotter_failed, update_labels};
 
 /// How often a layer is prepared again after the snapshotter had it and then had it not.
 const TRIES: usize = 3;
@@ -265,7 +263,7 @@ impl Unpack<'_> {
     ) -> anyhow::Result<()> {
         self.downloads.wait(layer).await?;
         let request = self.containerd.request(ApplyRequest {
-            diff: Some(descriptor(layer)?),
+            diff: Some(api_descriptor(layer)?),
             mounts,
             ..ApplyRequest::default()
         });

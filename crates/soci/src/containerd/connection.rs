@@ -8,10 +8,11 @@ use containerd_client::Client;
 use containerd_client::services::v1::{AddResourceRequest, CreateRequest, DeleteRequest, Resource};
 use containerd_client::tonic::metadata::{Ascii, MetadataValue};
 use containerd_client::tonic::{Code, Request, Status};
+use oci::Digest;
 
 /// containerd's collector removes a lease after the time in this label (RFC 3339).
 const EXPIRE: &str = "containerd.io/gc.expire";
-/// A pull that was killed holds on to its content no longer than this.
+/// A command that was killed holds on to its content no longer than this.
 const LEASE_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A connection to containerd.
@@ -72,7 +73,7 @@ impl Containerd {
         let expire = now
             .checked_add(jiff::SignedDuration::try_from(LEASE_TIME)?)
             .context("the clock is wrong")?;
-        let id = format!("soci-pull-{}-{}", now.as_nanosecond(), std::process::id());
+        let id = format!("soci-{}-{}", now.as_nanosecond(), std::process::id());
         let request = self.request(CreateRequest {
             id: id.clone(),
             labels: HashMap::from([(
@@ -94,21 +95,30 @@ impl Containerd {
 
     /// Makes the lease hold a snapshot that was there before.
     pub(crate) async fn hold_snapshot(&self, snapshotter: &str, key: &str) -> anyhow::Result<()> {
+        self.hold(&format!("snapshots/{snapshotter}"), key).await
+    }
+
+    /// Makes the lease hold content that was there before.
+    pub(crate) async fn hold_content(&self, digest: &Digest) -> anyhow::Result<()> {
+        self.hold("content", &digest.to_string()).await
+    }
+
+    async fn hold(&self, kind: &str, id: &str) -> anyhow::Result<()> {
         let Some(lease) = &self.lease else {
             return Ok(());
         };
         let request = self.request(AddResourceRequest {
             id: lease.id.clone(),
             resource: Some(Resource {
-                id: key.to_owned(),
-                r#type: format!("snapshots/{snapshotter}"),
+                id: id.to_owned(),
+                r#type: kind.to_owned(),
             }),
         });
         self.client
             .leases()
             .add_resource(request)
             .await
-            .map_err(|status| failed("add a snapshot to the lease", &status))?;
+            .map_err(|status| failed(&format!("add {kind} {id} to the lease"), &status))?;
         Ok(())
     }
 

@@ -19,8 +19,7 @@ use prost_types::FieldMask;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::Containerd;
-use super::containerd::failed;
+use super::{Containerd, failed};
 
 /// Bytes in one message; containerd takes up to 16 MiB.
 const CHUNK: usize = 1 << 20;

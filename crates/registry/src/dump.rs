@@ -1,0 +1,91 @@
+//! The headers of requests and answers for the log, without what is secret in them.
+//!
+//! Bodies are left out: a token service's answer is a secret as a whole, and blobs are no text.
+
+use http::{HeaderMap, HeaderValue};
+use url::Url;
+
+use crate::RequestLine;
+
+/// The log target of these events; off unless it is asked for by name.
+const TARGET: &str = "registry::http::dump";
+
+/// Headers whose values prove who somebody is.
+const SECRET: [&str; 5] = [
+    "authorization",
+    "proxy-authorization",
+    "cookie",
+    "set-cookie",
+    "docker-upload-uuid",
+];
+
+/// Logs the headers of one request and of its answer.
+pub(crate) fn exchange(
+    line: &RequestLine,
+    sent: &HeaderMap,
+    authorization: Option<&HeaderValue>,
+    answer: &reqwest::Response,
+) {
+    if !tracing::enabled!(target: TARGET, tracing::Level::TRACE) {
+        return;
+    }
+    let authorization = authorization.map_or("", |_| "authorization: (not shown)");
+    tracing::trace!(
+        target: TARGET,
+        request = %line,
+        sent = %shown(sent, authorization),
+        status = answer.status().as_u16(),
+        received = %shown(answer.headers(), ""),
+        "headers"
+    );
+}
+
+fn shown(headers: &HeaderMap, first: &str) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    if !first.is_empty() {
+        lines.push(first.to_owned());
+    }
+    for (name, value) in headers {
+        let value = match value.to_str() {
+            _ if SECRET.contains(&name.as_str()) => "(not shown)".to_owned(),
+            Ok(text) => without_query(text),
+            Err(_) => "(no text)".to_owned(),
+        };
+        lines.push(format!("{name}: {value}"));
+    }
+    lines.join("; ")
+}
+
+/// Signed URLs carry their signature in the query.
+fn without_query(value: &str) -> String {
+    match (Url::parse(value), value.split_once('?')) {
+        (Ok(_), Some((before, _))) => format!("{before}?(not shown)"),
+        (Err(_), Some((before, _))) if before.starts_with('/') => format!("{before}?(not shown)"),
+        _ => value.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_secret_in_headers_is_not_shown() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("cookie", "session=hunter2"),
+            ("location", "https://store.example/blob?sig=hunter2"),
+            ("link", "/v2/x?token=hunter2"),
+            ("content-type", "text/plain"),
+        ] {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        let text = shown(&headers, "authorization: (not shown)");
+        assert!(!text.contains("hunter2"), "{text}");
+        assert!(text.contains("content-type: text/plain"), "{text}");
+        assert!(
+            text.contains("https://store.example/blob?(not shown)"),
+            "{text}"
+        );
+    }
+}

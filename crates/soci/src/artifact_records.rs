@@ -1,0 +1,69 @@
+//! What the artifact database is told and asked, off the async threads.
+
+use std::time::SystemTime;
+
+use anyhow::Context as _;
+use oci::{Descriptor, Digest, Platform, media_types};
+use store::StoreError;
+use store::artifacts::{Artifact, ArtifactDb, ArtifactKind, IndexedImage};
+
+use crate::containerd::KnownZtocs;
+
+/// Runs an operation of the database, which waits for the disk.
+pub(crate) async fn with_db<T: Send + 'static>(
+    db: &ArtifactDb,
+    operation: impl FnOnce(&ArtifactDb) -> Result<T, StoreError> + Send + 'static,
+) -> anyhow::Result<T> {
+    let db = db.clone();
+    let done = tokio::task::spawn_blocking(move || operation(&db)).await;
+    Ok(done.context("the artifact database was not asked to the end")??)
+}
+
+/// All entries, of one kind if given.
+pub(crate) async fn list(
+    db: &ArtifactDb,
+    kind: Option<ArtifactKind>,
+) -> anyhow::Result<Vec<Artifact>> {
+    let mut all = with_db(db, ArtifactDb::list).await?;
+    all.retain(|artifact| kind.is_none_or(|kind| artifact.kind == kind));
+    Ok(all)
+}
+
+/// The entry of a digest.
+pub(crate) async fn entry(db: &ArtifactDb, digest: Digest) -> anyhow::Result<Artifact> {
+    with_db(db, move |db| db.get(&digest))
+        .await?
+        .with_context(|| {
+            format!("{digest} is not in the artifact database: not found (try soci rebuild-db)")
+        })
+}
+
+/// The zTOCs that were made before; of several for one layer the newest.
+pub(crate) async fn known_ztocs(db: &ArtifactDb) -> anyhow::Result<KnownZtocs> {
+    let mut ztocs = list(db, Some(ArtifactKind::Ztoc)).await?;
+    ztocs.sort_by_key(|ztoc| ztoc.created_at);
+    let known = ztocs.into_iter().map(|ztoc| {
+        let descriptor = Descriptor::new(media_types::ZTOC, ztoc.digest, ztoc.size);
+        ((ztoc.original_digest, ztoc.span_size), descriptor)
+    });
+    Ok(known.collect())
+}
+
+/// Enters an index and all that it lists.
+pub(crate) async fn add_index(
+    db: &ArtifactDb,
+    written: &index::WrittenIndex,
+    manifest: Digest,
+    image: Digest,
+    platform: &Platform,
+) -> anyhow::Result<()> {
+    let of = IndexedImage {
+        manifest,
+        image,
+        platform: platform.to_string(),
+        created_at: SystemTime::now(),
+    };
+    let (digest, size) = (written.descriptor.digest, written.descriptor.size);
+    let artifacts = Artifact::of_index(digest, size, &written.index, &of);
+    with_db(db, move |db| db.add(&artifacts)).await
+}

@@ -1,0 +1,126 @@
+//! Where SOCI artifacts are read from: containerd's content store or the snapshotter's own.
+
+use std::io;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use oci::{Descriptor, Digest};
+use store::content::OciLayout;
+
+use crate::containerd::Content;
+
+/// No artifact is larger: zTOCs end at 2 GiB.
+const MAX_ARTIFACT: u64 = 2 << 30;
+
+/// A store of SOCI artifacts.
+pub(crate) enum ArtifactStore {
+    /// containerd's.
+    Containerd(Content),
+    /// The snapshotter's own.
+    Layout(OciLayout),
+}
+
+/// A blob in a store.
+#[derive(Debug, Clone)]
+pub(crate) struct Stored {
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
+    pub(crate) created_at: SystemTime,
+}
+
+impl ArtifactStore {
+    /// The blob's size; `None` if it is not there.
+    pub(crate) async fn size(&self, digest: &Digest) -> anyhow::Result<Option<u64>> {
+        match self {
+            Self::Containerd(content) => Ok(content.info(digest).await?.map(|info| info.size)),
+            Self::Layout(layout) => Ok(layout.size(digest)),
+        }
+    }
+
+    /// A whole artifact, its digest checked.
+    pub(crate) async fn bytes(&self, digest: &Digest) -> anyhow::Result<Bytes> {
+        let size = self.size(digest).await?.with_context(|| {
+            format!("{digest} is not in the {self}: not found (see also --content-store)")
+        })?;
+        if size > MAX_ARTIFACT {
+            bail!("{digest} has {size} bytes: that is no SOCI artifact");
+        }
+        match self {
+            Self::Containerd(content) => content.bytes(&Descriptor::new("", *digest, size)).await,
+            Self::Layout(layout) => Ok(layout.get(digest)?),
+        }
+    }
+
+    /// The bytes of an artifact for an upload.
+    pub(crate) async fn stream(
+        &self,
+        digest: &Digest,
+    ) -> anyhow::Result<BoxStream<'static, io::Result<Bytes>>> {
+        match self {
+            Self::Containerd(content) => content.stream(digest, 0, 0).await,
+            Self::Layout(_) => {
+                let bytes = self.bytes(digest).await?;
+                Ok(futures::stream::once(async { Ok(bytes) }).boxed())
+            }
+        }
+    }
+
+    /// Removes an artifact; one that is not there is no error.
+    pub(crate) async fn delete(&self, digest: &Digest) -> anyhow::Result<()> {
+        match self {
+            Self::Containerd(content) => content.delete(digest).await,
+            Self::Layout(layout) => {
+                layout.delete(digest)?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Everything in the store.
+    pub(crate) async fn list(&self) -> anyhow::Result<Vec<Stored>> {
+        match self {
+            Self::Containerd(content) => {
+                let time = |at: Option<(i64, i32)>| {
+                    let (seconds, nanos) = at?;
+                    let since = Duration::new(seconds.try_into().ok()?, nanos.try_into().ok()?);
+                    SystemTime::UNIX_EPOCH.checked_add(since)
+                };
+                let all = content.list().await?;
+                Ok(all
+                    .into_iter()
+                    .map(|info| Stored {
+                        digest: info.digest,
+                        size: info.size,
+                        created_at: time(info.created_at).unwrap_or_else(SystemTime::now),
+                    })
+                    .collect())
+            }
+            Self::Layout(layout) => {
+                let mut all = Vec::new();
+                for digest in layout.list()? {
+                    // Whatever vanishes meanwhile is not there.
+                    if let Ok(metadata) = std::fs::metadata(layout.path(&digest)) {
+                        all.push(Stored {
+                            digest,
+                            size: metadata.len(),
+                            created_at: metadata.modified().unwrap_or_else(|_| SystemTime::now()),
+                        });
+                    }
+                }
+                Ok(all)
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for ArtifactStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Containerd(_) => f.write_str("content store of containerd"),
+            Self::Layout(layout) => write!(f, "content store {}", layout.dir().display()),
+        }
+    }
+}

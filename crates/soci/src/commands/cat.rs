@@ -1,0 +1,75 @@
+//! `soci cat`: a file of an image at a registry.
+
+use std::io::Write as _;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+
+use crate::cli::limited;
+use crate::global::Global;
+use crate::remote::{ImagePath, Node, RemoteArgs, RemoteImage, View, find_index, open_all};
+
+/// Print a file of an image at a registry, without pulling the image
+///
+/// Of layers with a zTOC only the spans that hold the file are fetched. Layers without one are
+/// downloaded into a temporary file first.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  soci cat registry.example/app:1-soci:/etc/os-release")]
+pub(crate) struct Cat {
+    /// The image and the file's path in it
+    #[arg(value_name = "REF:PATH")]
+    image: ImagePath,
+
+    #[command(flatten)]
+    remote: RemoteArgs,
+}
+
+impl Cat {
+    /// What to log of HTTP.
+    pub(crate) fn http_log(&self) -> &'static [&'static str] {
+        self.remote.registry.http_log()
+    }
+
+    pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
+        limited(global.timeout, Box::pin(self.print())).await
+    }
+
+    async fn print(&self) -> anyhow::Result<()> {
+        let Some(path) = &self.image.path else {
+            bail!(
+                "give a path after the image: {}:/PATH",
+                self.image.reference
+            );
+        };
+        let image = RemoteImage::open(&self.remote, &self.image.reference).await?;
+        let given = self.remote.soci_index_digest;
+        let index = find_index(
+            &image.client,
+            &image.reference,
+            image.descriptor.digest,
+            &image.manifest,
+            given,
+        )
+        .await;
+        let layers = open_all(&image, index.as_ref().ok()).await?;
+        let view = View::new(&layers);
+        let Node::File(at) = view.find(path.as_bytes(), true)? else {
+            bail!("{path}: it is a directory (soci ls lists it)");
+        };
+        let layer = view.layer(at)?;
+        let (offset, length) = layer
+            .tree
+            .extent(at.ino)
+            .with_context(|| format!("{path}: it is no regular file"))?;
+        let mut out = std::io::stdout().lock();
+        layer
+            .reader
+            .read(offset..offset.saturating_add(length), |piece| {
+                out.write_all(piece).context("cannot write to stdout")
+            })
+            .await?;
+        out.flush().context("cannot write to stdout")
+    }
+}

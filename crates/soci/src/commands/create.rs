@@ -1,0 +1,177 @@
+//! `soci create`: a SOCI index of version 1 beside an image that stays as it is.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use clap::Args;
+use index::{ConvertOptions, CreatedIndex, IndexError, RegistrySink, SharedSource, Source};
+use store::artifacts::{ArtifactDb, ArtifactKind};
+
+use crate::artifact_records::{add_index, known_ztocs, list};
+use crate::cli::limited;
+use crate::containerd::{Containerd, ContainerdSink, ContainerdSource, ImageRecord, set_labels};
+use crate::global::Global;
+use crate::index_args::{PlatformArgs, ZtocArgs};
+use crate::output;
+use crate::progress::{ClearAtEnd, ConvertProgress};
+use crate::registry_args::RegistryArgs;
+
+/// On an image: the SOCI index that lives as long as the image does.
+const INDEX_LABEL: &str = "containerd.io/gc.ref.content.soci-index";
+
+/// Create a SOCI index (version 1) of an image
+///
+/// The image stays as it is; the index refers to it and is found through the registry's
+/// referrers once `soci push` has put it there. `soci convert` makes version 2, which snapshotters
+/// use by default.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  soci create registry.example/app:1 && soci push registry.example/app:1
+  soci create docker://registry.example/app:1    (made and pushed without containerd)")]
+pub(crate) struct Create {
+    /// The image in containerd, or docker://REFERENCE
+    #[arg(value_name = "REF")]
+    reference: String,
+
+    /// Print neither progress nor a line per layer
+    #[arg(short, long)]
+    quiet: bool,
+
+    #[command(flatten)]
+    platforms: PlatformArgs,
+
+    #[command(flatten)]
+    ztoc: ZtocArgs,
+
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+impl Create {
+    /// What to log of HTTP.
+    pub(crate) fn http_log(&self) -> &'static [&'static str] {
+        self.registry.http_log()
+    }
+
+    pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
+        let options = self.ztoc.options(self.platforms.chosen())?;
+        if self.reference.starts_with("docker://") {
+            return limited(global.timeout, Box::pin(self.at_registry(&options))).await;
+        }
+        let db = global.artifacts();
+        let layout = global.layout()?;
+        let known = known_ztocs(&db).await?;
+        let (reference, quiet) = (self.reference.as_str(), self.quiet);
+        global
+            .leased(async |containerd| {
+                let image = ImageRecord::get(&containerd, reference).await?;
+                let source: SharedSource = Arc::new(ContainerdSource::new(
+                    &containerd,
+                    image.clone(),
+                    known,
+                    layout.clone(),
+                ));
+                let sink = ContainerdSink::artifacts(&containerd, layout);
+                let progress = Arc::new(ConvertProgress::new(quiet));
+                let _clear = ClearAtEnd(Arc::clone(&progress));
+                let created =
+                    index::create(&source, &sink, &options, Arc::clone(&progress) as Arc<_>)
+                        .await?;
+                let labels = index_labels(&db, &image, &created).await?;
+                for created in &created {
+                    add_index(
+                        &db,
+                        &created.written,
+                        created.manifest.digest,
+                        image.target.digest,
+                        &created.platform,
+                    )
+                    .await?;
+                }
+                hold(&containerd, &image, labels).await
+            })
+            .await
+    }
+
+    /// Reads the image at its registry and puts the index there.
+    async fn at_registry(&self, options: &ConvertOptions) -> anyhow::Result<()> {
+        let source: Source = self.reference.parse()?;
+        let reference = source
+            .reference()
+            .ok_or_else(|| IndexError::Options("docker://REFERENCE is expected".to_owned()))?;
+        let client = self
+            .registry
+            .client(reference, self.registry.user.as_ref())?;
+        let image = source.open(|| Ok(client.clone()))?;
+        let pusher = self
+            .registry
+            .push_client(reference, self.registry.user.as_ref())?;
+        let sink = RegistrySink::beside(pusher, reference.clone());
+        let progress = Arc::new(ConvertProgress::new(self.quiet));
+        let clear = ClearAtEnd(Arc::clone(&progress));
+        let created =
+            index::create(&image, &sink, options, Arc::clone(&progress) as Arc<_>).await?;
+        drop(clear);
+        if !self.quiet {
+            for created in created {
+                output::line(format!(
+                    "{} {} {}",
+                    self.reference, created.platform, created.written.descriptor.digest
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The labels by which the image keeps its indexes: those made now, and earlier ones of its other
+/// platforms.
+async fn index_labels(
+    db: &ArtifactDb,
+    image: &ImageRecord,
+    created: &[CreatedIndex],
+) -> anyhow::Result<HashMap<String, String>> {
+    let manifest_of: BTreeMap<String, oci::Digest> = list(db, Some(ArtifactKind::Index))
+        .await?
+        .into_iter()
+        .map(|index| (index.digest.to_string(), index.original_digest))
+        .collect();
+    let earlier = image
+        .labels
+        .iter()
+        .filter(|(key, _)| key.starts_with(INDEX_LABEL));
+    let mut kept: Vec<&String> = earlier
+        .clone()
+        .map(|(_, index)| index)
+        .filter(|index| {
+            manifest_of
+                .get(*index)
+                .is_some_and(|manifest| created.iter().all(|new| new.manifest.digest != *manifest))
+        })
+        .collect();
+    kept.sort();
+    kept.dedup();
+    let new = created
+        .iter()
+        .map(|created| created.written.descriptor.digest.to_string());
+    let mut labels: HashMap<String, String> = earlier
+        .map(|(key, _)| (key.clone(), String::new()))
+        .collect();
+    for (at, index) in new.chain(kept.into_iter().cloned()).enumerate() {
+        let key = match at {
+            0 => INDEX_LABEL.to_owned(),
+            at => format!("{INDEX_LABEL}.{at}"),
+        };
+        labels.insert(key, index);
+    }
+    Ok(labels)
+}
+
+async fn hold(
+    containerd: &Containerd,
+    image: &ImageRecord,
+    labels: HashMap<String, String>,
+) -> anyhow::Result<()> {
+    set_labels(containerd, image, labels).await
+}

@@ -1,0 +1,170 @@
+//! `soci ls`: the files of an image at a registry.
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::cli::limited;
+use crate::global::Global;
+use crate::output;
+use crate::remote::{ImagePath, Node, RemoteArgs, RemoteImage, View, find_index, open_all};
+use crate::remote::{kind_word, mode_text};
+
+/// List files of an image at a registry, without pulling the image
+///
+/// Layers with a zTOC are not read at all; those without one are downloaded into a temporary file.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  soci ls registry.example/app:1-soci
+  soci ls --long registry.example/app:1-soci:/usr/bin")]
+pub(crate) struct Ls {
+    /// The image, and a path in it (default: its root)
+    #[arg(value_name = "REF[:PATH]")]
+    image: ImagePath,
+
+    /// Mode, owner, size, time and link target too
+    #[arg(short, long)]
+    long: bool,
+
+    /// What is below as well
+    #[arg(short = 'R', long)]
+    recursive: bool,
+
+    /// Print a JSON array
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    remote: RemoteArgs,
+}
+
+/// A file, for programs.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct File {
+    path: String,
+    r#type: &'static str,
+    /// Permissions, in octal.
+    mode: String,
+    uid: u32,
+    gid: u32,
+    size: u64,
+    mtime: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<String>,
+    /// The layer that the file is from.
+    layer: oci::Digest,
+}
+
+impl Ls {
+    /// What to log of HTTP.
+    pub(crate) fn http_log(&self) -> &'static [&'static str] {
+        self.remote.registry.http_log()
+    }
+
+    pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
+        limited(global.timeout, Box::pin(self.list())).await
+    }
+
+    async fn list(&self) -> anyhow::Result<()> {
+        let image = RemoteImage::open(&self.remote, &self.image.reference).await?;
+        let index = find_index(
+            &image.client,
+            &image.reference,
+            image.descriptor.digest,
+            &image.manifest,
+            self.remote.soci_index_digest,
+        )
+        .await;
+        let layers = open_all(&image, index.as_ref().ok()).await?;
+        let view = View::new(&layers);
+        let path = self.image.path.as_deref().unwrap_or("/");
+        let node = view.find(path.as_bytes(), path.ends_with('/'))?;
+        let mut files = Vec::new();
+        match &node {
+            Node::File(_) => files.extend(file(&view, path.as_bytes().to_vec(), &node)?),
+            Node::Directory(_) => {
+                let base = path.trim_end_matches('/').as_bytes().to_vec();
+                collect(&view, &base, &node, self.recursive, &mut files)?;
+            }
+        }
+        if self.json {
+            return output::json(&files);
+        }
+        for file in &files {
+            output::line(self.line(file, path));
+        }
+        Ok(())
+    }
+
+    fn line(&self, file: &File, base: &str) -> String {
+        // Names relative to what was asked for, as ls has them.
+        let name = file
+            .path
+            .strip_prefix(base.trim_end_matches('/'))
+            .map(|rest| rest.trim_start_matches('/'))
+            .filter(|rest| !rest.is_empty())
+            .unwrap_or(&file.path);
+        if !self.long {
+            return match file.r#type {
+                "dir" => format!("{name}/"),
+                _ => name.to_owned(),
+            };
+        }
+        let target = file
+            .target
+            .as_ref()
+            .map_or_else(String::new, |target| format!(" -> {target}"));
+        let mode = u32::from_str_radix(&file.mode, 8).unwrap_or_default();
+        format!(
+            "{} {:>5} {:>5} {:>12} {} {name}{target}",
+            mode_text(mode),
+            file.uid,
+            file.gid,
+            file.size,
+            file.mtime
+        )
+    }
+}
+
+fn collect(
+    view: &View<'_>,
+    base: &[u8],
+    node: &Node,
+    recursive: bool,
+    files: &mut Vec<File>,
+) -> anyhow::Result<()> {
+    let Node::Directory(directory) = node else {
+        return Ok(());
+    };
+    for (name, child) in view.children(directory) {
+        let mut path = base.to_vec();
+        path.push(b'/');
+        path.extend_from_slice(&name);
+        files.extend(file(view, path.clone(), &child)?);
+        if recursive {
+            collect(view, &path, &child, true, files)?;
+        }
+    }
+    Ok(())
+}
+
+fn file(view: &View<'_>, path: Vec<u8>, node: &Node) -> anyhow::Result<Option<File>> {
+    let Some((at, attr)) = node.at().and_then(|at| Some((at, view.attr(at)?))) else {
+        return Ok(None);
+    };
+    let mtime = jiff::Timestamp::new(attr.mtime, i32::try_from(attr.mtime_nanos).unwrap_or(0));
+    Ok(Some(File {
+        path: String::from_utf8_lossy(&path).into_owned(),
+        r#type: kind_word(attr.mode),
+        mode: format!("{:o}", attr.mode),
+        uid: attr.uid,
+        gid: attr.gid,
+        size: attr.size,
+        mtime: mtime.map_or_else(|_| String::new(), |at| at.to_string()),
+        target: view
+            .link_target(at)
+            .map(|target| String::from_utf8_lossy(target).into_owned()),
+        layer: view.layer(at)?.digest,
+    }))
+}

@@ -1,0 +1,121 @@
+//! `soci ztoc list`.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use index::Image;
+use oci::Digest;
+use serde::Serialize;
+use store::artifacts::{Artifact, ArtifactKind};
+use ztoc::soci_index::SociIndex;
+
+use crate::artifact_records::list;
+use crate::containerd::{ContainerdSource, ImageRecord, KnownZtocs};
+use crate::global::Global;
+use crate::output;
+use crate::table::table;
+
+/// List zTOCs
+#[derive(Debug, Args)]
+#[command(visible_alias = "ls")]
+pub(super) struct List {
+    /// Only this zTOC
+    #[arg(long, value_name = "DIGEST")]
+    ztoc_digest: Option<Digest>,
+
+    /// Only the zTOCs of this image
+    #[arg(long, value_name = "REF")]
+    image_ref: Option<String>,
+
+    /// Print the digests only
+    #[arg(short, long)]
+    quiet: bool,
+
+    /// Print a JSON array
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
+}
+
+/// A row, for programs.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Row {
+    digest: Digest,
+    size: u64,
+    layer_digest: Digest,
+}
+
+impl List {
+    pub(super) async fn run(self, global: &Global) -> anyhow::Result<()> {
+        let mut ztocs = list(&global.artifacts(), Some(ArtifactKind::Ztoc)).await?;
+        if let Some(reference) = &self.image_ref {
+            let of_image = of_image(reference, global).await?;
+            ztocs.retain(|ztoc| of_image.contains(&ztoc.digest));
+        }
+        if let Some(wanted) = self.ztoc_digest {
+            ztocs.retain(|ztoc| ztoc.digest == wanted);
+            if ztocs.is_empty() && self.image_ref.is_some() {
+                bail!("zTOC {wanted} does not exist or does not belong to the image");
+            }
+        }
+        if self.quiet {
+            for ztoc in &ztocs {
+                output::line(ztoc.digest.to_string());
+            }
+            return Ok(());
+        }
+        if self.json {
+            let rows: Vec<Row> = ztocs
+                .iter()
+                .map(|ztoc| Row {
+                    digest: ztoc.digest,
+                    size: ztoc.size,
+                    layer_digest: ztoc.original_digest,
+                })
+                .collect();
+            return output::json(&rows);
+        }
+        let cells = |ztoc: &Artifact| {
+            [
+                ztoc.digest.to_string(),
+                ztoc.size.to_string(),
+                ztoc.original_digest.to_string(),
+            ]
+        };
+        let rows: Vec<[String; 3]> = ztocs.iter().map(cells).collect();
+        output::text(table(["DIGEST", "SIZE", "LAYER DIGEST"], &rows));
+        Ok(())
+    }
+}
+
+/// The zTOCs that the indexes of an image list.
+async fn of_image(reference: &str, global: &Global) -> anyhow::Result<BTreeSet<Digest>> {
+    let containerd = Arc::new(global.connect().await?);
+    let image = ImageRecord::get(&containerd, reference).await?;
+    let source = ContainerdSource::new(&containerd, image, KnownZtocs::new(), None);
+    let image = Image::load(&source).await?;
+    let manifests: BTreeSet<Digest> = image
+        .entries
+        .iter()
+        .filter(|entry| entry.platform().is_some())
+        .map(|entry| entry.descriptor.digest)
+        .collect();
+    let store = global.artifact_store().await?;
+    let mut ztocs = BTreeSet::new();
+    for index in list(&global.artifacts(), Some(ArtifactKind::Index)).await? {
+        if !manifests.contains(&index.original_digest) {
+            continue;
+        }
+        // The database may know an index that has been collected.
+        if store.size(&index.digest).await?.is_none() {
+            continue;
+        }
+        let bytes = store.bytes(&index.digest).await?;
+        let parsed =
+            SociIndex::parse(&bytes).with_context(|| format!("SOCI index {}", index.digest))?;
+        ztocs.extend(parsed.ztocs.iter().map(|ztoc| ztoc.descriptor.digest));
+    }
+    Ok(ztocs)
+}

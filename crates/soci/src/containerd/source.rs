@@ -1,0 +1,133 @@
+//! An image in containerd's content store, to be indexed.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use index::{ImageSource, IndexError, Root, StreamReader};
+use oci::{Descriptor, Digest};
+use store::content::OciLayout;
+
+use super::{Containerd, Content, ImageRecord};
+use crate::output;
+
+/// zTOCs that were made before, by layer and span size.
+pub(crate) type KnownZtocs = BTreeMap<(Digest, u64), Descriptor>;
+
+/// Reads an image from containerd; zTOCs made before may also be in an OCI layout.
+pub(crate) struct ContainerdSource {
+    content: Content,
+    image: ImageRecord,
+    known: KnownZtocs,
+    layout: Option<OciLayout>,
+}
+
+impl ContainerdSource {
+    pub(crate) fn new(
+        containerd: &Arc<Containerd>,
+        image: ImageRecord,
+        known: KnownZtocs,
+        layout: Option<OciLayout>,
+    ) -> Self {
+        Self {
+            content: Content::new(containerd),
+            image,
+            known,
+            layout,
+        }
+    }
+
+    fn failed(&self, error: &anyhow::Error) -> IndexError {
+        IndexError::Store {
+            place: self.describe(),
+            reason: output::reason(error),
+        }
+    }
+
+    /// The blob must be there in its full size.
+    async fn check(&self, descriptor: &Descriptor) -> Result<(), IndexError> {
+        let info = self.content.info(&descriptor.digest).await;
+        match info.map_err(|error| self.failed(&error))? {
+            Some(info) if info.size == descriptor.size => Ok(()),
+            Some(info) => Err(IndexError::Size {
+                digest: descriptor.digest,
+                place: self.describe(),
+                expected: descriptor.size,
+                found: info.size,
+            }),
+            None => Err(IndexError::Store {
+                place: self.describe(),
+                reason: format!(
+                    "{} is not in containerd's content store: the image was pulled in part or \
+                     lazily; pull the whole of it with another snapshotter, or index it at its \
+                     registry (docker://…)",
+                    descriptor.digest
+                ),
+            }),
+        }
+    }
+}
+
+#[async_trait]
+impl ImageSource for ContainerdSource {
+    fn describe(&self) -> String {
+        format!("image {}", self.image.name)
+    }
+
+    async fn root(&self) -> Result<Root, IndexError> {
+        Ok(Root::Descriptor(self.image.target.clone()))
+    }
+
+    async fn contains(&self, descriptor: &Descriptor) -> Result<bool, IndexError> {
+        let info = self.content.info(&descriptor.digest).await;
+        Ok(info.map_err(|error| self.failed(&error))?.is_some())
+    }
+
+    async fn manifest(&self, descriptor: &Descriptor) -> Result<Bytes, IndexError> {
+        if descriptor.size > index::MAX_DOCUMENT {
+            return Err(IndexError::Store {
+                place: self.describe(),
+                reason: format!(
+                    "manifest {} has {} bytes, more than the limit of {}",
+                    descriptor.digest,
+                    descriptor.size,
+                    index::MAX_DOCUMENT
+                ),
+            });
+        }
+        self.bytes(descriptor).await
+    }
+
+    async fn bytes(&self, descriptor: &Descriptor) -> Result<Bytes, IndexError> {
+        if let Some(layout) = &self.layout
+            && layout.contains(&descriptor.digest)
+        {
+            return layout
+                .get(&descriptor.digest)
+                .map_err(|error| self.failed(&error.into()));
+        }
+        self.check(descriptor).await?;
+        let bytes = self.content.bytes(descriptor).await;
+        bytes.map_err(|error| self.failed(&error))
+    }
+
+    async fn open(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send>, IndexError> {
+        Ok(Box::new(StreamReader::new(self.stream(descriptor).await?)))
+    }
+
+    async fn stream(
+        &self,
+        descriptor: &Descriptor,
+    ) -> Result<BoxStream<'static, io::Result<Bytes>>, IndexError> {
+        self.check(descriptor).await?;
+        let stream = self.content.stream(&descriptor.digest, 0, 0).await;
+        stream.map_err(|error| self.failed(&error))
+    }
+
+    fn known_ztoc(&self, layer: Digest, span_size: u64) -> Option<Descriptor> {
+        self.known.get(&(layer, span_size)).cloned()
+    }
+}

@@ -1,0 +1,130 @@
+//! The global flags, and what they lead to: containerd, the artifact database, the content stores.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use store::artifacts::ArtifactDb;
+use store::content::OciLayout;
+
+use crate::artifact_store::ArtifactStore;
+use crate::cli::limited;
+use crate::containerd::{Containerd, Content};
+use crate::duration;
+
+/// Flags that stand before or after the command.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// The socket of containerd's API
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "CONTAINERD_ADDRESS",
+        hide_env_values = true,
+        default_value = "/run/containerd/containerd.sock"
+    )]
+    pub(crate) address: String,
+
+    /// The containerd namespace to work in
+    #[arg(
+        short,
+        long,
+        global = true,
+        env = "CONTAINERD_NAMESPACE",
+        hide_env_values = true,
+        default_value = "default"
+    )]
+    pub(crate) namespace: String,
+
+    /// Give up after this long (for example 90s or 5m)
+    #[arg(long, global = true, value_parser = duration::parse)]
+    pub(crate) timeout: Option<Duration>,
+
+    /// Log what is done on stderr
+    #[arg(long, global = true)]
+    pub(crate) debug: bool,
+
+    /// Where SOCI artifacts are kept
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub(crate) content_store: ContentStore,
+
+    /// The root folder of the snapshotter
+    #[arg(long, global = true, default_value = "/var/lib/soci-snapshotter-grpc/")]
+    pub(crate) root: PathBuf,
+}
+
+/// Where SOCI artifacts are kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ContentStore {
+    /// In the snapshotter's own store
+    Soci,
+    /// In containerd's store
+    #[default]
+    Containerd,
+}
+
+impl Global {
+    /// A connection to containerd.
+    pub(crate) async fn connect(&self) -> anyhow::Result<Containerd> {
+        limited(
+            self.timeout,
+            Containerd::connect(&self.address, &self.namespace),
+        )
+        .await
+    }
+
+    /// Works on containerd under a lease, which is given back however the work ends: what nothing
+    /// refers to by then is collected.
+    pub(crate) async fn leased<T>(
+        &self,
+        work: impl AsyncFnOnce(Arc<Containerd>) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let mut containerd = self.connect().await?;
+        containerd.take_lease().await?;
+        let containerd = Arc::new(containerd);
+        let result = limited(self.timeout, Box::pin(work(Arc::clone(&containerd)))).await;
+        let released = containerd.release_lease().await;
+        let value = result?;
+        released?;
+        Ok(value)
+    }
+
+    /// The database of what was made here.
+    pub(crate) fn artifacts(&self) -> ArtifactDb {
+        ArtifactDb::new(&self.root)
+    }
+
+    /// The snapshotter's own store to write to, when that is where artifacts go.
+    pub(crate) fn layout(&self) -> anyhow::Result<Option<OciLayout>> {
+        match self.content_store {
+            ContentStore::Containerd => Ok(None),
+            ContentStore::Soci => Ok(Some(OciLayout::open(&self.content_dir())?)),
+        }
+    }
+
+    fn content_dir(&self) -> PathBuf {
+        self.root.join("content")
+    }
+
+    /// The store to read artifacts from.
+    pub(crate) async fn artifact_store(&self) -> anyhow::Result<ArtifactStore> {
+        match self.content_store {
+            ContentStore::Containerd => {
+                let containerd = Arc::new(self.connect().await?);
+                Ok(ArtifactStore::Containerd(Content::new(&containerd)))
+            }
+            ContentStore::Soci => {
+                let dir = self.content_dir();
+                Ok(ArtifactStore::Layout(
+                    OciLayout::open_existing(&dir).context(
+                        "there is no content store of the snapshotter (is --root right?)",
+                    )?,
+                ))
+            }
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! The flags about what is indexed and how.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use index::{ConvertOptions, Platforms};
+use oci::Platform;
+
+/// Which platforms are meant.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Platform options")]
+pub(crate) struct PlatformArgs {
+    /// The images of these platforms (default: this machine's, or the only one)
+    #[arg(
+        short,
+        long = "platform",
+        value_name = "OS/ARCH",
+        value_delimiter = ','
+    )]
+    platforms: Vec<Platform>,
+
+    /// The images of all platforms
+    #[arg(long)]
+    all_platforms: bool,
+}
+
+impl PlatformArgs {
+    pub(crate) fn chosen(&self) -> Platforms {
+        if self.all_platforms {
+            Platforms::All
+        } else if self.platforms.is_empty() {
+            Platforms::Default
+        } else {
+            Platforms::These(self.platforms.clone())
+        }
+    }
+}
+
+/// How zTOCs are built.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Index options")]
+pub(crate) struct ZtocArgs {
+    /// Bytes of uncompressed data between two points that reading can start from
+    #[arg(long, value_name = "BYTES", value_parser = bytes, allow_negative_numbers = true,
+        default_value_t = ConvertOptions::default().span_size)]
+    span_size: u64,
+
+    /// Build no zTOC for layers with fewer compressed bytes
+    #[arg(long, value_name = "BYTES", value_parser = bytes, allow_negative_numbers = true,
+        default_value_t = index::DEFAULT_MIN_LAYER_SIZE)]
+    min_layer_size: u64,
+
+    /// Optional optimizations: xattr marks layers that have no extended attributes
+    #[arg(long, value_enum, value_delimiter = ',')]
+    optimizations: Vec<Optimization>,
+
+    /// Build zTOCs anew even if there are some already
+    #[arg(short, long)]
+    force: bool,
+
+    /// A file in the image to prefetch when it is mounted (can be given several times)
+    #[arg(long = "prefetch-file", value_name = "PATH", value_delimiter = ',')]
+    prefetch_files: Vec<String>,
+
+    /// A JSON file with an array of paths to prefetch
+    #[arg(long, value_name = "FILE")]
+    prefetch_files_json: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Optimization {
+    /// Layers without extended attributes and opaque directories answer none
+    Xattr,
+}
+
+impl ZtocArgs {
+    pub(crate) fn options(&self, platforms: Platforms) -> anyhow::Result<ConvertOptions> {
+        let mut prefetch_files = self.prefetch_files.clone();
+        if let Some(path) = &self.prefetch_files_json {
+            prefetch_files.extend(read_list(path)?);
+        }
+        let prefetch_files = prefetch_files
+            .iter()
+            .map(|path| path.trim().to_owned())
+            .filter(|path| !path.is_empty())
+            .collect();
+        Ok(ConvertOptions {
+            span_size: self.span_size,
+            min_layer_size: self.min_layer_size,
+            optimize_xattrs: self.optimizations.contains(&Optimization::Xattr),
+            force: self.force,
+            platforms,
+            prefetch_files,
+            ..ConvertOptions::default()
+        })
+    }
+}
+
+/// A number of bytes.
+fn bytes(text: &str) -> Result<u64, String> {
+    text.parse()
+        .map_err(|_| "expected a number of bytes, such as 4194304".to_owned())
+}
+
+/// The paths in a JSON array of strings.
+fn read_list(path: &Path) -> anyhow::Result<Vec<String>> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_slice(&bytes)
+        .with_context(|| format!("{} is not a JSON array of paths", path.display()))
+}

@@ -1,0 +1,150 @@
+//! A layer without a zTOC: downloaded into a temporary file, where a zTOC of it is built.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use index::StreamReader;
+use oci::media_types::{LayerCompression, layer_compression};
+use oci::{Descriptor, Digest, Hasher};
+use registry::{BlobSource, ByteStream, RegistryError};
+use ztoc::{BuildOptions, Built, Compression};
+
+/// A layer in an unnamed temporary file: the blob, or the tar in it where the blob cannot be read in
+/// parts.
+pub(crate) struct LocalLayer {
+    file: Arc<File>,
+    digest: Digest,
+    size: u64,
+}
+
+impl LocalLayer {
+    /// Takes the layer in, and builds a zTOC of what is kept on the way. Gives the zTOC blob too.
+    pub(crate) async fn download(
+        stream: futures::stream::BoxStream<'static, io::Result<Bytes>>,
+        layer: &Descriptor,
+    ) -> anyhow::Result<(Self, Bytes)> {
+        let compression = layer_compression(&layer.media_type);
+        if compression == LayerCompression::Unknown {
+            bail!("layers of type {} cannot be read", layer.media_type);
+        }
+        let file = Arc::new(tempfile::tempfile().context("cannot make a temporary file")?);
+        let kept = Arc::clone(&file);
+        let reader = StreamReader::new(stream);
+        let (built, digest) = tokio::task::spawn_blocking(move || match compression {
+            LayerCompression::Gzip => keep(reader, kept, Compression::Gzip),
+            LayerCompression::Zstd => keep_tar_of_zstd(reader, kept),
+            LayerCompression::None | LayerCompression::Unknown => {
+                keep(reader, kept, Compression::Uncompressed)
+            }
+        })
+        .await
+        .context("reading the layer was interrupted")??;
+        if digest != layer.digest {
+            bail!("its bytes have the digest {digest}");
+        }
+        let local = Self {
+            file,
+            digest,
+            size: built.ztoc.compressed_archive_size,
+        };
+        Ok((local, built.ztoc.encode().into()))
+    }
+}
+
+/// Keeps the blob as it is. Gives its digest too.
+fn keep(
+    reader: impl Read,
+    file: Arc<File>,
+    compression: Compression,
+) -> anyhow::Result<(Built, Digest)> {
+    let tee = Tee {
+        reader,
+        file,
+        at: 0,
+    };
+    let built = ztoc::build(tee, compression, BuildOptions::default())?;
+    let digest = built.compressed_digest;
+    Ok((built, digest))
+}
+
+/// Keeps the tar in a zstd blob, whose digest it gives.
+fn keep_tar_of_zstd(reader: impl Read, file: Arc<File>) -> anyhow::Result<(Built, Digest)> {
+    let mut hashing = Hashing {
+        reader,
+        hasher: Hasher::new(),
+    };
+    let tar = zstd::stream::read::Decoder::new(&mut hashing)?;
+    let (built, _) = keep(tar, file, Compression::Uncompressed)?;
+    // Whatever follows the last frame belongs to the blob too.
+    io::copy(&mut hashing, &mut io::sink())?;
+    Ok((built, hashing.hasher.finish()))
+}
+
+/// Reads a layer and keeps a copy of it.
+struct Tee<R> {
+    reader: R,
+    file: Arc<File>,
+    at: u64,
+}
+
+impl<R: Read> Read for Tee<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(buf)?;
+        self.file
+            .write_all_at(buf.get(..read).unwrap_or_default(), self.at)?;
+        self.at = self.at.saturating_add(read as u64);
+        Ok(read)
+    }
+}
+
+/// Reads and hashes.
+struct Hashing<R> {
+    reader: R,
+    hasher: Hasher,
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(buf)?;
+        self.hasher.update(buf.get(..read).unwrap_or_default());
+        Ok(read)
+    }
+}
+
+#[async_trait]
+impl BlobSource for LocalLayer {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    async fn stream_range(&self, range: Range<u64>) -> Result<ByteStream, RegistryError> {
+        let failed = |reason: String| RegistryError::Source {
+            what: self.describe(),
+            reason,
+        };
+        let length = usize::try_from(range.end.saturating_sub(range.start))
+            .map_err(|error| failed(error.to_string()))?;
+        let file = Arc::clone(&self.file);
+        let read = tokio::task::spawn_blocking(move || {
+            let mut bytes = vec![0; length];
+            file.read_exact_at(&mut bytes, range.start)?;
+            Ok::<_, io::Error>(Bytes::from(bytes))
+        })
+        .await;
+        let bytes = read
+            .map_err(|error| failed(error.to_string()))?
+            .map_err(|error| failed(error.to_string()))?;
+        Ok(futures::stream::once(async { Ok(bytes) }).boxed())
+    }
+
+    fn describe(&self) -> String {
+        format!("layer {} (downloaded)", self.digest)
+    }
+}

@@ -1,0 +1,17 @@
+//! An image at a registry, looked into without pulling it: its SOCI index, the file trees of its
+//! layers, and the spans of the files that are read.
+
+mod discovery;
+mod image;
+mod layer;
+mod local_layer;
+mod node;
+mod span_reader;
+mod view;
+
+pub(crate) use discovery::{Found, How, find_index};
+pub(crate) use image::{ImagePath, RemoteArgs, RemoteImage};
+pub(crate) use layer::{RemoteLayer, open_all};
+pub(crate) use node::Node;
+pub(crate) use span_reader::SpanReader;
+pub(crate) use view::{View, kind_word, mode_text};
