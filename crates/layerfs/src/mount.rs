@@ -9,6 +9,7 @@ use fuse::{ConnectionFacts, ContentIdentity, Limits, Pool, Served};
 
 use crate::counters::{CounterSnapshot, Counters};
 use crate::layer_fs::{CacheTimes, LayerFs};
+use crate::timers::Timers;
 use crate::tree::{NUMBERING_VERSION, Tree};
 
 /// Why a layer cannot be mounted or unmounted.
@@ -32,6 +33,10 @@ pub struct MountOptions {
     pub backing: Option<PathBuf>,
     /// Limits asked of the kernel.
     pub limits: Limits,
+    /// Where reads and listings are measured.
+    pub timers: Timers,
+    /// Log every operation, level debug. Shows names of files.
+    pub log_operations: bool,
 }
 
 impl Default for MountOptions {
@@ -43,6 +48,8 @@ impl Default for MountOptions {
             readahead_kib: 4096,
             backing: None,
             limits: Limits::default(),
+            timers: Timers::default(),
+            log_operations: false,
         }
     }
 }
@@ -98,7 +105,9 @@ pub fn mount_layer(
         },
     )?;
     let negotiated = connection.facts().negotiated;
-    let file_system = LayerFs::new(tree, data, times, backing, &negotiated);
+    let file_system = LayerFs::new(tree, data, times, backing, &negotiated)
+        .with_timers(options.timers)
+        .with_operation_log(options.log_operations);
     let counters = file_system.counters().clone();
     let served = pool
         .serve(connection, Arc::new(file_system))

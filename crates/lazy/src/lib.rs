@@ -7,15 +7,19 @@
 #![forbid(unsafe_code)]
 
 mod discovery;
+mod image_counts;
 mod kept;
 mod labels;
 mod layers;
+mod metering;
 mod opening;
 mod parts;
 mod provider;
+mod report;
 mod sources;
 mod verdicts;
 mod ztoc_memory;
 
 pub use parts::{LazyConfig, Parts};
 pub use provider::LazyLayers;
+pub use report::MountReport;

@@ -15,6 +15,8 @@ pub struct Parts {
     pub fetcher: Arc<fetch::SpanFetcher>,
     /// Serves the FUSE connections.
     pub pool: fuse::Pool,
+    /// Where it is told what happens and how long it takes.
+    pub meters: Arc<telemetry::Meters>,
     /// Switches and times.
     pub config: LazyConfig,
 }
@@ -44,6 +46,10 @@ pub struct LazyConfig {
     pub max_concurrency: Option<usize>,
     /// Do not fetch what nobody has read.
     pub disable_background: bool,
+    /// How long after its first mount the operations of an image are counted and logged.
+    pub operation_count_wait: Duration,
+    /// Log each FUSE operation, with names of files.
+    pub log_fuse_operations: bool,
 }
 
 impl Default for LazyConfig {
@@ -60,6 +66,8 @@ impl Default for LazyConfig {
             ztoc_memory: 64 << 20,
             max_concurrency: Some(100),
             disable_background: false,
+            operation_count_wait: Duration::from_secs(60),
+            log_fuse_operations: false,
         }
     }
 }

@@ -4,23 +4,26 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use fetch::LayerData;
-use layerfs::{MountOptions, MountedLayer};
+use layerfs::{CounterSnapshot, MountOptions, MountedLayer};
 use oci::Digest;
 use parking_lot::Mutex;
 use snapshotter::{LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError};
 use store::LayerKey;
+use telemetry::metrics::{count, duration_ms};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use ztoc::soci_index::ZtocDescriptor;
 
 use crate::discovery::{Discovery, FoundIndex};
+use crate::image_counts::ImageCounts;
 use crate::kept::KeptIndexes;
 use crate::labels::{ImageKey, ImageLayer};
 use crate::layers::{Layers, Lease};
+use crate::metering::Metering;
 use crate::opening::{OpenLayer, Opening};
 use crate::verdicts::Verdicts;
 use crate::ztoc_memory::ZtocMemory;
@@ -34,15 +37,15 @@ const QUIET_AFTER: Duration = Duration::from_secs(1);
 
 /// All lazy layers of a daemon.
 pub struct LazyLayers {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
-struct Shared {
+pub(crate) struct Shared {
     discovery: Discovery,
     verdicts: Verdicts<FoundIndex>,
     opening: Opening,
     layers: Arc<Layers<OpenLayer>>,
-    mounts: Mutex<HashMap<PathBuf, Mount>>,
+    pub(crate) mounts: Mutex<HashMap<PathBuf, Mount>>,
     /// Opened because a layer below them was asked for.
     prepared: Mutex<HashMap<LayerKey, Lease<OpenLayer>>>,
     /// Layers that somebody has asked to mount since the start, successfully or not; `None` once
@@ -51,14 +54,18 @@ struct Shared {
     /// Unmounting means going away, not that the layers are not needed any more.
     leaving: AtomicBool,
     pool: fuse::Pool,
-    config: LazyConfig,
+    pub(crate) metering: Metering,
+    pub(crate) image_counts: ImageCounts,
+    pub(crate) config: LazyConfig,
 }
 
-struct Mount {
-    mounted: MountedLayer,
-    lease: Lease<OpenLayer>,
-    image: ImageKey,
-    index: Digest,
+pub(crate) struct Mount {
+    pub(crate) mounted: MountedLayer,
+    pub(crate) lease: Lease<OpenLayer>,
+    pub(crate) image: ImageKey,
+    pub(crate) index: Digest,
+    /// What of its counts is in the metrics.
+    pub(crate) counted: CounterSnapshot,
 }
 
 /// Why a layer is mounted.
@@ -72,9 +79,11 @@ enum Why {
 
 /// A layer that was unmounted.
 struct Gone {
+    mounted: MountedLayer,
     lease: Lease<OpenLayer>,
     image: ImageKey,
     index: Digest,
+    counted: CounterSnapshot,
 }
 
 impl LazyLayers {
@@ -87,6 +96,7 @@ impl LazyLayers {
             content,
             fetcher,
             pool,
+            meters,
             config,
         } = parts;
         Arc::new(Self {
@@ -94,6 +104,7 @@ impl LazyLayers {
                 discovery: Discovery {
                     client: client.clone(),
                     kept: KeptIndexes::new(content, notes),
+                    meters: meters.clone(),
                     soci_v1: config.soci_v1,
                     soci_v2: config.soci_v2,
                 },
@@ -102,6 +113,7 @@ impl LazyLayers {
                     client,
                     store: layers,
                     fetcher,
+                    meters: meters.clone(),
                     slots: config.max_concurrency.map(Semaphore::new),
                     memory: ZtocMemory::new(config.ztoc_memory),
                     folders: Arc::default(),
@@ -112,6 +124,8 @@ impl LazyLayers {
                 asked: Mutex::new(Some(HashSet::new())),
                 leaving: AtomicBool::new(false),
                 pool,
+                metering: Metering::new(meters),
+                image_counts: ImageCounts::default(),
                 config,
             }),
         })
@@ -192,11 +206,23 @@ impl Shared {
             ztoc: ztoc.descriptor.digest,
         };
         let stays = self.opening.store.is_stored(key);
+        let missed = AtomicBool::new(false);
         // Boxed: a request to a registry is a large future.
-        let open = Box::pin(self.opening.open(&image.reference, ztoc));
+        let open = Box::pin(async {
+            missed.store(true, Ordering::Relaxed);
+            self.opening.open(&image.reference, ztoc).await
+        });
         let lease = self.layers.acquire(key, open).await;
+        let resolved = match missed.load(Ordering::Relaxed) {
+            true => count::RESOLVE_CACHE_MISS,
+            false => count::RESOLVE_CACHE_HIT,
+        };
         match &lease {
-            Ok(lease) => lease.layer().sources.add(&image.reference),
+            Ok(lease) => {
+                let label = key.layer.to_string();
+                self.metering.meters.count(resolved, &label, 1);
+                lease.layer().sources.add(&image.reference);
+            }
             Err(_) if stays => {}
             Err(_) => self.remove_unused(key).await,
         }
@@ -246,6 +272,7 @@ impl Shared {
         request: LayerRequest,
         why: Why,
     ) -> Result<MountedInfo, LayerRefusal> {
+        let start = Instant::now();
         let layer = ImageLayer::from_labels(&request.labels)?;
         if let Some(asked) = self.asked.lock().as_mut() {
             asked.insert(layer.layer);
@@ -289,6 +316,10 @@ impl Shared {
             Ok((index, mounted, lease))
         };
         let mounted = mounted.await;
+        if let Err(LayerRefusal::Failed { .. }) = &mounted {
+            let meters = &self.metering.meters;
+            meters.count(count::FUSE_MOUNT_FAILURE, "", 1);
+        }
         if let (Err(_), Some(key)) = (&mounted, first) {
             self.remove_unused(key).await;
         }
@@ -297,7 +328,8 @@ impl Shared {
         if !self.config.disable_background {
             lease.layer().data.start_background();
         }
-        self.prepared.lock().remove(&lease.key());
+        let (key, manifest) = (lease.key(), layer.image.manifest);
+        self.prepared.lock().remove(&key);
         self.mounts.lock().insert(
             request.mountpoint,
             Mount {
@@ -305,8 +337,13 @@ impl Shared {
                 lease,
                 image: layer.image,
                 index,
+                counted: CounterSnapshot::default(),
             },
         );
+        let label = key.layer.to_string();
+        let meters = &self.metering.meters;
+        meters.took(duration_ms::MOUNT, &label, start.elapsed());
+        self.watch_image(manifest);
         Ok(MountedInfo {
             uid: root.uid,
             gid: root.gid,
@@ -324,13 +361,21 @@ impl Shared {
             attr_timeout: self.config.attr_timeout,
             entry_timeout: self.config.entry_timeout,
             negative_timeout: self.config.negative_timeout,
+            timers: self.metering.timers(&lease.key().layer),
+            log_operations: self.config.log_fuse_operations,
             ..MountOptions::default()
         };
+        let meters = self.metering.meters.clone();
         spawn_blocking(move || {
             let layer = lease.layer();
             let data: Arc<dyn LayerData> = layer.data.clone();
+            let start = Instant::now();
             let mounted =
                 layerfs::mount_layer(&pool, layer.tree.clone(), data, &mountpoint, options);
+            if mounted.is_ok() {
+                let label = lease.key().layer.to_string();
+                meters.took(duration_ms::FUSE_MOUNT, &label, start.elapsed());
+            }
             mounted.map(|mounted| (mounted, lease))
         })
         .await
@@ -347,6 +392,7 @@ impl Shared {
             lease,
             image,
             index,
+            counted,
         }) = mount
         else {
             // Perhaps a process before this one mounted it.
@@ -372,15 +418,18 @@ impl Shared {
                     lease,
                     image,
                     index,
+                    counted,
                 };
                 self.mounts.lock().insert(path, mount);
                 return Err(failed(&error));
             }
         };
         let gone = Gone {
+            mounted,
             lease,
             image,
             index,
+            counted,
         };
         if ended {
             self.forget(gone).await;
@@ -400,22 +449,27 @@ impl Shared {
     /// Lets go of a layer and of its image's index, and removes what nobody else uses.
     async fn forget(&self, gone: Gone) {
         let Gone {
+            mounted,
             lease,
             image,
             index,
+            mut counted,
         } = gone;
         let key = lease.key();
+        self.metering.layer(&key.layer, lease.layer());
+        let now = mounted.counters();
+        self.metering.mount(&key.layer, now, &mut counted);
         drop(lease);
         if self.leaving.load(Ordering::Relaxed) {
             return;
         }
         self.remove_unused(key).await;
-        let index_in_use = self
-            .mounts
-            .lock()
-            .values()
-            .any(|mount| mount.index == index);
-        if !index_in_use {
+        let in_use = |uses: &dyn Fn(&Mount) -> bool| self.mounts.lock().values().any(uses);
+        if !in_use(&|mount| mount.image.manifest == image.manifest) {
+            self.forget_image(&image.manifest);
+        }
+        if !in_use(&|mount| mount.index == index) {
+            self.metering.meters.forget_layer(&index.to_string());
             self.verdicts.forget(&image);
             let kept = self.discovery.kept.clone();
             // It has logged its failure.
@@ -428,6 +482,10 @@ impl Shared {
         let _alone = self.opening.folders.write().await;
         if self.layers.in_use(&key) {
             return;
+        }
+        if !self.layers.any_in_use(|other| other.layer == key.layer) {
+            let label = key.layer.to_string();
+            self.metering.meters.forget_layer(&label);
         }
         let store = self.opening.store.clone();
         match spawn_blocking(move || store.remove(key.layer, key.ztoc)).await {

@@ -140,6 +140,7 @@ impl World {
             content: OciLayout::open(&root.join("content")).unwrap(),
             fetcher: fetcher.clone(),
             pool: fuse::Pool::new(2).unwrap(),
+            meters: Arc::new(telemetry::Meters::new().unwrap()),
             config: LazyConfig {
                 disable_background: true,
                 ..config

@@ -105,6 +105,7 @@ impl Inner {
             Ok(root) => self.commit_lazy(&layer, reservation, root).await,
             Err(refusal) => {
                 log_refusal(&layer, &refusal);
+                self.refusals.note(&refusal);
                 self.defer(&layer, reservation, parents, &refusal, answer)
                     .await
             }
@@ -212,7 +213,7 @@ impl Inner {
             self.check_layers(&parents).await?;
             self.clear_mountpoint(id, parents).await?;
             let layer = Arc::clone(layer);
-            let fallback = Fallback::from(refusal);
+            let fallback = Fallback::new(refusal, &layer.labels);
             self.blocking(move |inner| {
                 let parents = inner.insert_made(
                     &layer.key,

@@ -162,6 +162,16 @@ impl LayerRefusal {
         }
     }
 
+    /// All codes, in the order of the variants.
+    pub const CODES: [&'static str; 6] = [
+        "no-index",
+        "no-ztoc",
+        "below-min-size",
+        "missing-label",
+        "invalid-label",
+        "failed",
+    ];
+
     /// A word that never changes, for logs, metrics and status output.
     pub fn code(&self) -> &'static str {
         match self {

@@ -15,9 +15,11 @@ use tokio::task::JoinHandle;
 use crate::directories::Directories;
 use crate::error::SnapshotterError;
 use crate::keyed_lock::KeyedLocks;
+use crate::layers::LayerCounts;
 use crate::metadata::Metadata;
 use crate::mounts::OverlayOptions;
 use crate::provider::{LayerProvider, LayerRefusal};
+use crate::refusals::Refusals;
 
 /// Unmounting or mounting this many layers at once at the start and the end.
 pub(crate) const CONCURRENT_MOUNTS: usize = 16;
@@ -58,6 +60,10 @@ pub(crate) struct Inner {
     pub(crate) sweeping: AsyncMutex<()>,
     /// Lazy snapshots that could not be mounted again at the start, and why.
     pub(crate) broken: Mutex<HashMap<u64, LayerRefusal>>,
+    /// Why layers were not mounted lazily since the start.
+    pub(crate) refusals: Refusals,
+    /// How many layers there were when the metadata was looked at last.
+    pub(crate) layer_counts: Mutex<Option<(u64, LayerCounts)>>,
     /// Directories with lower ids are not ours.
     pub(crate) first_id: u64,
     next_id: AtomicU64,
@@ -163,6 +169,8 @@ impl Inner {
             removed: Notify::new(),
             sweeping: AsyncMutex::new(()),
             broken: Mutex::default(),
+            refusals: Refusals::default(),
+            layer_counts: Mutex::default(),
             first_id,
             next_id: AtomicU64::new(unused),
             in_flight: Mutex::default(),
