@@ -155,7 +155,8 @@ pub(crate) fn listen(address: &Address, passed: PassedSockets) -> Result<Listene
     }
 }
 
-fn at_path(path: &Path) -> Result<Listener, ListenError> {
+/// Listens on a path; a stale socket is replaced, one that answers is not.
+pub(crate) fn at_path(path: &Path) -> Result<Listener, ListenError> {
     let failed = |doing| {
         move |source| ListenError::Path {
             doing,

@@ -4,12 +4,19 @@
 
 mod args;
 mod calls;
+mod debug;
+mod http_socket;
+mod images;
 mod listen;
 mod memory;
+mod metrics;
+mod observe;
+mod process_facts;
 mod serve;
 mod settings;
 mod show;
 mod signals;
+mod status_sources;
 mod wiring;
 
 use std::process::ExitCode;

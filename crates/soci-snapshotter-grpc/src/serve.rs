@@ -13,6 +13,7 @@ use tower::Layer as _;
 use crate::args::{Args, REVISION, VERSION};
 use crate::calls::Calls;
 use crate::listen::{self, Address, PassedSockets};
+use crate::observe;
 use crate::signals::{Signals, Stop};
 use crate::wiring;
 
@@ -58,7 +59,10 @@ async fn serve(
     let root = std::path::absolute(&args.root).context("--root is not a path")?;
     let _lock = wiring::lock_root(&root)?;
     let listener = listen::listen(address, passed)?;
+    let sockets = observe::listen(config)?;
     let running = wiring::wire(&root, config).await?;
+    let sources = observe::sources(&running, &root);
+    let observers = sockets.serve(&running, &sources);
 
     let (health, health_service) = tonic_health::server::health_reporter();
     let snapshots = snapshotter::service(running.snapshotter.clone())
@@ -84,6 +88,7 @@ async fn serve(
     let server = Server::builder()
         .add_service(health_service)
         .add_service(calls.layer(snapshots))
+        .add_service(calls.layer(sources.service()))
         .serve_with_incoming_shutdown(incoming, async {
             // An error means that the sender is gone, which ends the server as well.
             let _ = drained.await;
@@ -105,6 +110,7 @@ async fn serve(
         }
     };
     notify(&[sd_notify::NotifyState::Stopping]);
+    observers.close().await;
     let _ = drain.send(());
     tokio::select! {
         _ = &mut server => {}

@@ -86,6 +86,8 @@ pub(crate) fn lazy(config: &Config) -> LazyConfig {
         ztoc_memory: config.fetch.memory_budget_bytes,
         max_concurrency: config.max_concurrency.map(size),
         disable_background: config.background_fetch.disable,
+        operation_count_wait: config.fuse_metrics_emit_wait_duration,
+        log_fuse_operations: config.fuse.log_fuse_operations,
         ..LazyConfig::default()
     }
 }

@@ -23,9 +23,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The running subsystems, to be ended in order.
 pub(crate) struct Running {
     pub(crate) snapshotter: Arc<Snapshotter>,
-    lazy: Arc<LazyLayers>,
-    fetcher: Arc<SpanFetcher>,
-    pool: fuse::Pool,
+    pub(crate) lazy: Arc<LazyLayers>,
+    pub(crate) fetcher: Arc<SpanFetcher>,
+    pub(crate) pool: fuse::Pool,
+    pub(crate) store: LayerStore,
+    pub(crate) meters: Arc<telemetry::Meters>,
 }
 
 impl Running {
@@ -68,12 +70,14 @@ pub(crate) async fn wire(root: &Path, config: &Config) -> anyhow::Result<Running
     let pool =
         fuse::Pool::new(threads).context("cannot start the threads that serve file systems")?;
 
+    let meters = Arc::new(telemetry::Meters::new()?);
     let parts = lazy::Parts {
         client,
-        layers,
+        layers: layers.clone(),
         content,
         fetcher: fetcher.clone(),
         pool: pool.clone(),
+        meters: meters.clone(),
         config: settings::lazy(config),
     };
     let lazy = LazyLayers::new(parts, root.join("soci/images"));
@@ -92,6 +96,8 @@ pub(crate) async fn wire(root: &Path, config: &Config) -> anyhow::Result<Running
         lazy,
         fetcher,
         pool,
+        store: layers,
+        meters,
     })
 }
 

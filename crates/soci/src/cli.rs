@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
-use crate::commands::{completion, convert, pull};
+use crate::commands::{completion, convert, pull, status};
 use crate::{duration, output};
 
 /// As `soci --version` prints it: `soci version v<x.y.z> <revision>`.
@@ -29,6 +29,7 @@ const VERSION: &str = concat!(
 Examples:
   soci convert --standalone docker://registry.example/app:1 docker://registry.example/app:1-soci
   soci pull registry.example/app:1-soci
+  soci status
   ctr run --rm --snapshotter soci registry.example/app:1-soci test sh"
 )]
 pub(crate) struct Cli {
@@ -100,6 +101,7 @@ enum ContentStore {
 enum Command {
     Convert(convert::Convert),
     Pull(pull::Pull),
+    Status(status::Status),
     Completion(completion::Completion),
 }
 
@@ -134,6 +136,7 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Resu
         }
         Command::Convert(command) => block_on(limited(cli.global.timeout, command.run())),
         Command::Pull(command) => block_on(command.run(&cli.global)),
+        Command::Status(command) => block_on(limited(cli.global.timeout, command.run())),
     }
 }
 

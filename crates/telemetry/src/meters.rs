@@ -165,6 +165,12 @@ impl Meters {
         }
     }
 
+    /// This happened so many times altogether; one of [`count`]. Shown also when it is none.
+    pub fn count_to(&self, operation: &str, layer: &str, total: u64) {
+        let counter = self.counts.with_label_values(&[operation, layer]);
+        counter.inc_by(total.saturating_sub(counter.get()));
+    }
+
     /// So many more bytes were read of a layer.
     pub fn served(&self, layer: &str, more: u64) {
         if more > 0 {

@@ -3,3 +3,4 @@
 pub(crate) mod completion;
 pub(crate) mod convert;
 pub(crate) mod pull;
+pub(crate) mod status;
