@@ -7,6 +7,9 @@ use lazy::MountReport;
 use snapshotter::{LayerMode, LayerState};
 use status::api::{self, Health, Image, Layer};
 
+/// Layers by their height in the image, then by the id of their snapshot.
+type ByHeight<'a> = BTreeMap<(usize, u64), &'a LayerState>;
+
 /// By reference, then manifest. A snapshot knows only the image that it was made for; a layer that
 /// later images share is found among the parents of theirs.
 pub(crate) fn images(layers: &[LayerState], mounts: &[MountReport]) -> Vec<Image> {
@@ -18,7 +21,7 @@ pub(crate) fn images(layers: &[LayerState], mounts: &[MountReport]) -> Vec<Image
         .iter()
         .map(|layer| (layer.name.as_str(), layer))
         .collect();
-    let mut found: BTreeMap<(&str, &str), BTreeMap<(usize, u64), &LayerState>> = BTreeMap::new();
+    let mut found: BTreeMap<(&str, &str), ByHeight<'_>> = BTreeMap::new();
     let mut listed = HashSet::new();
     for layer in layers.iter().filter(|layer| layer.image.is_some()) {
         let chain = chain(layer, &by_name);

@@ -62,9 +62,12 @@ pub(crate) struct LayersSource {
 #[async_trait]
 impl StatusSource for LayersSource {
     async fn fill(&self, status: &mut GetResponse) -> Result<(), SourceError> {
-        // Mounts last: a layer that is on record is mounted by then, unless it is broken.
+        // A layer on record that is mounted neither before nor after is broken, and not just coming
+        // or going.
+        let mut mounts = self.lazy.mounts();
         let layers = self.snapshotter.layers().await.map_err(SourceError::new)?;
-        status.images = images(&layers, &self.lazy.mounts());
+        mounts.extend(self.lazy.mounts());
+        status.images = images(&layers, &mounts);
         let mut counts = Counts::default();
         let mut counted = std::collections::HashSet::new();
         for layer in status.images.iter().flat_map(|image| &image.layers) {
