@@ -56,6 +56,7 @@ fn help_of_every_command() {
     insta::assert_snapshot!("help", stdout(&["--help"]));
     insta::assert_snapshot!("help_convert", stdout(&["convert", "--help"]));
     insta::assert_snapshot!("help_pull", stdout(&["pull", "--help"]));
+    insta::assert_snapshot!("help_status", stdout(&["status", "--help"]));
     insta::assert_snapshot!("help_completion", stdout(&["completion", "--help"]));
     assert!(stdout(&[]).contains("Usage: soci"));
 }
@@ -82,7 +83,8 @@ fn wrong_usage_is_told_in_one_form() {
 
 #[test]
 fn failures_say_what_where_and_what_to_do() {
-    let cases: [&[&str]; 7] = [
+    let cases: [&[&str]; 8] = [
+        &["status", "--snapshotter-address", "/nonexistent.sock"],
         &["convert", "--standalone", "/nonexistent", "/tmp/out"],
         &["convert", "--standalone", "/proc/self/mounts", "/tmp/out"],
         &[
