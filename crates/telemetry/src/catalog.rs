@@ -87,7 +87,7 @@ catalog! {
     STORE_SIZE = "soci_layer_store_size_bytes", Gauge, [], "bytes",
         "Uncompressed layer data in the layer store.";
     STORE_LIMIT = "soci_layer_store_limit_bytes", Gauge, [], "bytes",
-        "The limit of the layer store ([layer_store] max_size_bytes); 0 without one.";
+        "The limit of the layer store, max_size_bytes; 0 without one.";
     STORE_SPANS = "soci_layer_store_spans", Gauge, [], "spans",
         "Spans in the layer store.";
     STORE_LAYERS = "soci_layer_store_layers", Gauge, [], "layers",
@@ -97,7 +97,7 @@ catalog! {
     IN_FLIGHT = "soci_fetch_requests_in_flight", Gauge, [], "requests",
         "Ranged requests to registries that are under way.";
     FETCH_MEMORY = "soci_fetch_memory_bytes", Gauge, [], "bytes",
-        "Part of [fetch] memory_budget_bytes that is in use.";
+        "Part of memory_budget_bytes that is in use.";
     FETCHED_BYTES = "soci_fetch_bytes_total", Counter, [PRIORITY], "bytes",
         "Compressed bytes of layers that registries sent.";
     FETCHED_SPANS = "soci_fetch_spans_total", Counter, [PRIORITY], "spans",

@@ -13,6 +13,7 @@ mod conformance_layers;
 mod double;
 mod fixture;
 mod foreign_client;
+mod layer_states;
 mod lazy_prepare;
 mod lazy_use;
 mod listing;
