@@ -185,6 +185,14 @@ impl Section for Config {
                 allowed,
             ));
         }
+        let debug = self.debug_address.as_str();
+        if !(debug.is_empty() || debug.starts_with('/') || is_host_and_port(debug)) {
+            broken.push(Broken::new(
+                "debug_address",
+                format!("{debug:?}"),
+                "an absolute path, or HOST:PORT (or \"\" for none)",
+            ));
+        }
         let parallel = &self.pull_modes.parallel_pull_unpack;
         let has_store = self.content_store.kind == ContentStoreType::Containerd;
         if !has_store && !parallel.discard_unpacked_layers {
@@ -211,9 +219,7 @@ impl Config {
         let address = self.metrics_address.as_str();
         let good = match self.metrics_network {
             _ if address.is_empty() || self.no_prometheus => true,
-            MetricsNetwork::Tcp => address
-                .rsplit_once(':')
-                .is_some_and(|(_, port)| port.parse::<u16>().is_ok()),
+            MetricsNetwork::Tcp => is_host_and_port(address),
             MetricsNetwork::Unix => address.starts_with('/'),
         };
         match self.metrics_network {
@@ -226,4 +232,10 @@ impl Config {
             ),
         }
     }
+}
+
+/// The host may be empty: every address of the machine.
+fn is_host_and_port(address: &str) -> bool {
+    let port = address.rsplit_once(':').map(|(_, port)| port);
+    port.is_some_and(|port| port.parse::<u16>().is_ok())
 }

@@ -6,15 +6,10 @@ use crate::Config;
 /// Keys whose feature is still to come. A name that ends in a dot stands for all keys below it.
 /// An entry goes when its feature lands.
 const NOT_YET: &[&str] = &[
-    "fuse_metrics_emit_wait_duration_sec",
-    "metrics_address",
-    "debug_address",
     "blob.fetching_timeout_sec",
     "blob.max_retries",
     "blob.min_wait_msec",
     "blob.max_wait_msec",
-    "fuse.log_fuse_operations",
-    "background_fetch.emit_metric_period_sec",
     "prefetch.enable",
     "prefetch.max_concurrency",
     "pull_modes.parallel_pull_unpack.",
@@ -34,6 +29,7 @@ const NO_EFFECT: &[&str] = &[
     "blob.check_always",
     "blob.force_single_range_mode",
     "directory_cache.",
+    "background_fetch.emit_metric_period_sec",
     "resolver.auth_client_ttl_sec",
     "resolver.enable_auth_client_sharing",
 ];

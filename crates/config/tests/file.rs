@@ -339,6 +339,13 @@ fn every_bad_value_is_named_with_line_key_value_and_what_is_allowed() {
             "\"m.sock\"",
             "absolute path",
         ),
+        (
+            "debug_address = 'debug.sock'",
+            1,
+            "debug_address",
+            "\"debug.sock\"",
+            "an absolute path, or HOST:PORT",
+        ),
         ("http = 3", 1, "http", "3", "a table"),
         (
             "[resolver]\nhost = 'x'",
@@ -642,16 +649,12 @@ fn keys_without_their_feature_are_listed_only_when_they_were_changed() {
     assert_eq!(Config::default().not_yet_supported(), Vec::<&str>::new());
     assert_eq!(Config::default().without_effect(), Vec::<&str>::new());
     let config = parse(
-        "metrics_address = ':9090'\nhttp_cache_type = 'memory'\n[prefetch]\nenable = true\n[directory_cache]\nsync_add = true\n\
+        "http_cache_type = 'memory'\n[prefetch]\nenable = true\n[directory_cache]\nsync_add = true\n\
          [pull_modes.parallel_pull_unpack.decompress_streams.gzip]\npath = '/bin/sh'",
     );
     assert_eq!(
         config.not_yet_supported(),
-        [
-            "metrics_address",
-            "prefetch.enable",
-            "pull_modes.parallel_pull_unpack."
-        ]
+        ["prefetch.enable", "pull_modes.parallel_pull_unpack."]
     );
     assert_eq!(
         config.without_effect(),

@@ -120,6 +120,7 @@ impl Queue {
         for _ in 0..state.layers.len() {
             let mut waiting = state.layers.pop_front()?;
             if waiting.layer.stored.is_complete() {
+                waiting.layer.filling.end();
                 continue;
             }
             if now < waiting.not_before {
@@ -145,6 +146,7 @@ impl Queue {
             waiting.fetched = fetched;
             let (layer, batch) = (waiting.layer.clone(), batch(&waiting.layer));
             state.layers.push_front(waiting);
+            layer.filling.begin();
             return Some((layer, batch));
         }
         None

@@ -8,6 +8,7 @@ use registry::BlobSource;
 use store::StoredLayer;
 use ztoc::SpanTable;
 
+use crate::filling::Filling;
 use crate::readahead::Streams;
 
 /// One layer that is being served.
@@ -18,6 +19,7 @@ pub(crate) struct Layer {
     pub(crate) spans: SpanTable,
     pub(crate) source: Arc<dyn BlobSource>,
     pub(crate) streams: Mutex<Streams>,
+    pub(crate) filling: Filling,
     closed: AtomicBool,
     /// What went wrong last, until something succeeds.
     error: Mutex<Option<String>>,
@@ -31,6 +33,7 @@ impl Layer {
             stored,
             source,
             streams: Mutex::default(),
+            filling: Filling::default(),
             closed: AtomicBool::new(false),
             error: Mutex::default(),
         }

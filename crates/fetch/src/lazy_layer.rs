@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use store::{ReadOutcome, StoreError, StoredLayer};
@@ -9,7 +10,7 @@ use store::{ReadOutcome, StoreError, StoredLayer};
 use crate::core::Core;
 use crate::layer::Layer;
 use crate::priority::Priority;
-use crate::{LayerData, LayerStatus, ReadDone, ReadError};
+use crate::{BackgroundCounts, LayerData, LayerStatus, ReadDone, ReadError};
 
 /// A layer that fetches what is read of it. Dropping it closes it.
 pub struct LazyLayer {
@@ -52,6 +53,18 @@ impl LazyLayer {
     #[must_use]
     pub fn stored(&self) -> &Arc<StoredLayer> {
         &self.layer.stored
+    }
+
+    /// What the background fetcher did for it so far.
+    #[must_use]
+    pub fn background(&self) -> BackgroundCounts {
+        self.layer.filling.counts()
+    }
+
+    /// How long the background fetcher took to fill it, once it has; told once.
+    #[must_use]
+    pub fn take_fill_time(&self) -> Option<Duration> {
+        self.layer.filling.take_time()
     }
 
     fn range(&self, offset: u64, len: u64) -> Result<Range<u64>, ReadError> {

@@ -10,6 +10,7 @@ mod budget;
 mod config;
 mod core;
 mod fetcher;
+mod filling;
 mod inflate_pool;
 mod layer;
 mod layer_data;
@@ -28,6 +29,7 @@ mod unsaved;
 
 pub use config::{BackgroundConfig, DropPolicy, FetchConfig};
 pub use fetcher::SpanFetcher;
+pub use filling::BackgroundCounts;
 pub use layer_data::{LayerData, LayerStatus, ReadDone, ReadError};
 pub use lazy_layer::LazyLayer;
 pub use log_limit::LogLimit;

@@ -90,6 +90,9 @@ impl SpanWork {
             .of(self.priority)
             .spans
             .fetch_add(1, Ordering::Relaxed);
+        if self.priority == Priority::Background {
+            self.layer.filling.fetched();
+        }
         let at = self
             .layer
             .spans
@@ -189,6 +192,9 @@ impl SpanWork {
 
     fn fail(&mut self, error: &ReadError) {
         self.over = true;
+        if self.priority == Priority::Background && !self.layer.is_closed() {
+            self.layer.filling.failed();
+        }
         self.core.fail(&self.layer, self.span, error);
     }
 }

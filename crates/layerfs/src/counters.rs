@@ -59,7 +59,9 @@ counters! {
     readdir_failures,
     /// READs answered with an error.
     read_failures,
-    /// Requests that are not supported.
+    /// READLINKs of what is no link, and STATFSs that failed.
+    other_failures,
+    /// Requests that are not supported; the kernel tries them out.
     unknown_operations,
 }
 

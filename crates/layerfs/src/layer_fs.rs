@@ -15,6 +15,7 @@ use fuse::{
 
 use crate::counters::{Counters, count};
 use crate::state_file::{STATE_DIRECTORY, StateFile};
+use crate::timers::{Running, Timers};
 use crate::tree::{S_IFCHR, S_IFDIR, S_IFREG, Tree};
 
 /// Largest answer to one READ in bytes. The kernel asks for no more than it negotiated.
@@ -52,6 +53,8 @@ pub struct LayerFs {
     no_open: bool,
     no_opendir: bool,
     counters: Arc<Counters>,
+    timers: Timers,
+    log_operations: bool,
     log_limit: Arc<LogLimit>,
 }
 
@@ -89,8 +92,24 @@ impl LayerFs {
             no_open: negotiated.no_open(),
             no_opendir: negotiated.no_opendir(),
             counters: Arc::default(),
+            timers: Timers::default(),
+            log_operations: false,
             log_limit: Arc::default(),
         }
+    }
+
+    /// The same, measured.
+    #[must_use]
+    pub fn with_timers(mut self, timers: Timers) -> Self {
+        self.timers = timers;
+        self
+    }
+
+    /// The same with a line in the log, level debug, for each operation: it shows names of files.
+    #[must_use]
+    pub const fn with_operation_log(mut self, log: bool) -> Self {
+        self.log_operations = log;
+        self
     }
 
     /// The counts of operations.
@@ -180,6 +199,7 @@ impl LayerFs {
 
     fn readdir(&self, ino: u64, offset: u64, mut buffer: DirBuffer, reply: Reply) {
         count(&self.counters.readdir);
+        let running = Running::start(self.timers.readdir.as_ref());
         if ino == self.state.directory {
             let entries = self.state.entries();
             let from = usize::try_from(offset).unwrap_or(usize::MAX);
@@ -214,6 +234,7 @@ impl LayerFs {
             }
         }
         reply.directory(&buffer);
+        running.stop();
     }
 
     const fn unknown(&self) -> Entry {
@@ -227,6 +248,7 @@ impl LayerFs {
     fn read(&self, request: &Request<'_>, offset: u64, size: u32, reply: Reply) {
         let ino = request.node;
         count(&self.counters.read);
+        let running = Running::start(self.timers.read.as_ref());
         if ino == self.state.file {
             let content = self.state.read(offset, size, || self.data.status());
             return reply.data(&content);
@@ -260,8 +282,9 @@ impl LayerFs {
                 Ok(true) => {
                     self.served(wanted);
                     reply.data(buffer);
+                    running.stop();
                 }
-                Ok(false) => self.read_later(request, at, wanted, reply),
+                Ok(false) => self.read_later(request, at, wanted, reply, running),
                 Err(error) => {
                     Failure::new(self, ino).report(&error);
                     reply.error(Errno::IO);
@@ -270,7 +293,14 @@ impl LayerFs {
         });
     }
 
-    fn read_later(&self, request: &Request<'_>, at: u64, wanted: usize, reply: Reply) {
+    fn read_later(
+        &self,
+        request: &Request<'_>,
+        at: u64,
+        wanted: usize,
+        reply: Reply,
+        running: Running,
+    ) {
         count(&self.counters.read_waited);
         let failure = Failure::new(self, request.node);
         let reply = reply.defer(request);
@@ -279,6 +309,7 @@ impl LayerFs {
                 let served = &failure.counters.bytes_served;
                 served.fetch_add(wanted as u64, Ordering::Relaxed);
                 reply.data(&bytes);
+                running.stop();
             }
             Ok(bytes) => {
                 failure.report(&format_args!(
@@ -346,14 +377,51 @@ impl LayerFs {
                 namelen: u32::try_from(found.f_namelen).unwrap_or(255),
                 frsize: u32::try_from(found.f_frsize).unwrap_or(4096),
             }),
-            Err(errno) => reply.error(errno),
+            Err(errno) => {
+                count(&self.counters.other_failures);
+                reply.error(errno);
+            }
         }
+    }
+
+    #[cold]
+    fn log_operation(&self, request: &Request<'_>) {
+        if !tracing::enabled!(tracing::Level::DEBUG) {
+            return;
+        }
+        let (operation, name) = match request.operation {
+            Operation::Lookup { name } => ("node.Lookup", name),
+            Operation::GetXattr { name, .. } => ("node.Getxattr", name),
+            Operation::ListXattr { .. } => ("node.Listxattr", &[][..]),
+            Operation::GetAttr => ("node.Getattr", &[][..]),
+            Operation::ReadLink => ("node.Readlink", &[][..]),
+            Operation::Open | Operation::OpenDir => ("node.Open", &[][..]),
+            Operation::ReadDir { .. } => ("node.Readdir", &[][..]),
+            Operation::Read { .. } => ("file.Read", &[][..]),
+            Operation::StatFs => ("node.Statfs", &[][..]),
+            _ => ("other", &[][..]),
+        };
+        let path = if self.state.has(request.node) {
+            STATE_DIRECTORY.to_vec()
+        } else {
+            self.tree.path(request.node)
+        };
+        tracing::debug!(
+            layer = %self.data.status().digest,
+            operation,
+            path = %String::from_utf8_lossy(&path),
+            name = %String::from_utf8_lossy(name),
+            "FUSE operation"
+        );
     }
 }
 
 impl FileSystem for LayerFs {
     fn handle(&self, request: &Request<'_>, reply: Reply) {
         let node = request.node;
+        if self.log_operations {
+            self.log_operation(request);
+        }
         match request.operation {
             Operation::Lookup { name } => self.lookup(node, name, reply),
             Operation::GetAttr => self.getattr(node, reply),
@@ -361,7 +429,10 @@ impl FileSystem for LayerFs {
                 count(&self.counters.readlink);
                 match self.tree.readlink(node) {
                     Some(target) => reply.data(target),
-                    None => reply.error(Errno::INVAL),
+                    None => {
+                        count(&self.counters.other_failures);
+                        reply.error(Errno::INVAL);
+                    }
                 }
             }
             Operation::Open => self.open(node, self.no_open, open_flags::KEEP_CACHE, reply),

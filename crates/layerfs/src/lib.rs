@@ -14,6 +14,7 @@ mod mount;
 mod options;
 mod state_file;
 mod tar_path;
+mod timers;
 mod tree;
 
 pub use counters::{CounterSnapshot, Counters};
@@ -24,4 +25,5 @@ pub use mount::{
 };
 pub use options::{IdMaps, IdRange, OpaqueXattr, TreeError, TreeOptions};
 pub use state_file::STATE_DIRECTORY;
+pub use timers::Timers;
 pub use tree::{DirEntry, NUMBERING_VERSION, Tree};

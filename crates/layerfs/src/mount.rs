@@ -10,6 +10,7 @@ use oci::Digest;
 
 use crate::counters::{CounterSnapshot, Counters};
 use crate::layer_fs::{CacheTimes, LayerFs};
+use crate::timers::Timers;
 use crate::tree::{NUMBERING_VERSION, Tree};
 
 /// Why a layer cannot be mounted or unmounted.
@@ -55,6 +56,10 @@ pub struct MountOptions {
     pub backing: Option<PathBuf>,
     /// Limits asked of the kernel.
     pub limits: Limits,
+    /// Where reads and listings are measured.
+    pub timers: Timers,
+    /// Log every operation, level debug. Shows names of files.
+    pub log_operations: bool,
 }
 
 impl Default for MountOptions {
@@ -66,6 +71,8 @@ impl Default for MountOptions {
             readahead_kib: 4096,
             backing: None,
             limits: Limits::default(),
+            timers: Timers::default(),
+            log_operations: false,
         }
     }
 }
@@ -170,7 +177,9 @@ fn file_system(
         let parent = mountpoint.parent().unwrap_or(mountpoint);
         parent.to_owned()
     });
-    let file_system = LayerFs::new(tree, data, times, backing, &facts.negotiated);
+    let file_system = LayerFs::new(tree, data, times, backing, &facts.negotiated)
+        .with_timers(options.timers)
+        .with_operation_log(options.log_operations);
     let counters = file_system.counters().clone();
     (Arc::new(file_system), counters)
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use fetch::ReadError;
 use fetch::testing::{Answer, MemoryLayer};
 use fuse::{Errno, Negotiated, Operation, ROOT_ID, open_flags};
-use layerfs::{CacheTimes, LayerFs, Tree, TreeOptions};
+use layerfs::{CacheTimes, LayerFs, Timers, Tree, TreeOptions};
 use support::direct::{Direct, NEGOTIATED, u32_at, u64_at};
 use support::{Layer, golden, noise, tree_of, ztoc_of};
 
@@ -270,4 +270,49 @@ fn reads_that_fail_over_and_over_do_not_fill_the_log() {
     });
     let lines = lines.0.load(std::sync::atomic::Ordering::Relaxed);
     assert!((1..100).contains(&lines), "{lines}");
+}
+
+#[test]
+fn each_operation_is_logged_where_that_is_asked_for() {
+    let tar = Layer::new().file("f", b"content").tar();
+    let tree = Arc::new(tree_of(&ztoc_of(&tar), TreeOptions::default()).unwrap());
+    let file = tree.find(b"f").unwrap();
+    let counted = |log: bool| {
+        let mut client = Direct::new(tree.clone(), Arc::new(MemoryLayer::new(tar.clone())));
+        client.fs = client.fs.with_operation_log(log);
+        let lines = Lines::default();
+        tracing::subscriber::with_default(lines.clone(), || {
+            client.lookup(ROOT_ID, b"f").unwrap();
+            client.read(file, 0, 10).unwrap();
+            client.ask(file, Operation::GetAttr).unwrap();
+        });
+        lines.0.load(std::sync::atomic::Ordering::Relaxed)
+    };
+    assert_eq!((counted(true), counted(false)), (3, 0));
+}
+
+#[test]
+fn reads_and_listings_are_measured_also_those_that_wait() {
+    let tar = Layer::new().file("f", b"content").tar();
+    let tree = Arc::new(tree_of(&ztoc_of(&tar), TreeOptions::default()).unwrap());
+    let file = tree.find(b"f").unwrap();
+    let data = MemoryLayer::new(tar);
+    let histogram = || {
+        let opts = prometheus::HistogramOpts::new("h", "h");
+        prometheus::Histogram::with_opts(opts).unwrap()
+    };
+    let (read, readdir) = (histogram(), histogram());
+    let mut client = Direct::new(tree, Arc::new(data.clone()));
+    client.fs = client.fs.with_timers(Timers {
+        read: Some(read.clone()),
+        readdir: Some(readdir.clone()),
+    });
+    client.read(file, 0, 10).unwrap();
+    data.script(Answer::FetchedElsewhere);
+    client.read(file, 0, 10).unwrap();
+    client.list(ROOT_ID, 4096, true);
+    // Told after the answer: the worker of a deferred one may still be at it.
+    support::until("both reads are told", || read.get_sample_count() == 2);
+    assert!(readdir.get_sample_count() >= 1);
+    assert!(read.get_sample_sum() > 0.0);
 }

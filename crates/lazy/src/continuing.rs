@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use fetch::LayerData;
 use fuse::{Attr, ConnectionFacts};
-use layerfs::MountedLayer;
+use layerfs::{CounterSnapshot, MountedLayer};
 use oci::Digest;
 use snapshotter::{LayerRefusal, LayerRequest, Restoration, Restored};
 use tokio::task::spawn_blocking;
@@ -18,7 +18,7 @@ use crate::labels::ImageKey;
 use crate::layers::Lease;
 use crate::look::Look;
 use crate::opening::OpenLayer;
-use crate::provider::{Gone, Shared, Why};
+use crate::provider::{Mount, Shared, Why};
 
 impl LazyLayers {
     /// Serves on what no snapshot asked for: mounts whose Prepare or Remove was cut short, which are
@@ -77,7 +77,7 @@ impl Shared {
         held: HeldConnection,
         lease: Lease<OpenLayer>,
     ) -> Result<(MountedLayer, Lease<OpenLayer>, Attr), LayerRefusal> {
-        let (pool, options) = (self.pool.clone(), self.mount_options());
+        let (pool, options) = (self.pool.clone(), self.mount_options(&lease));
         spawn_blocking(move || {
             let layer = lease.layer();
             let data: Arc<dyn LayerData> = layer.data.clone();
@@ -154,11 +154,12 @@ impl Shared {
             .ok_or_else(|| LayerRefusal::failed("its image's name is not understood"))?;
         let lease = self.acquire(&image, &ztoc).await?;
         let (mounted, lease, _) = self.take_up(held, lease).await?;
-        self.forget_when_ended(Gone {
-            connection: mounted.connection().clone(),
+        self.forget_when_ended(Mount {
+            mounted,
             lease,
             image,
             index,
+            counted: CounterSnapshot::default(),
         });
         Ok(())
     }

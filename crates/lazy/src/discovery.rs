@@ -1,10 +1,15 @@
 //! Finding the SOCI index of an image: the client's word, the manifest's annotation (v2), the
 //! registry's referrers (v1), in this order, each only where configuration allows it.
 
+use std::sync::Arc;
+use std::time::Instant;
+
 use bytes::Bytes;
 use oci::{Digest, Manifest, annotations, media_types};
 use registry::Client;
 use snapshotter::LayerRefusal;
+use telemetry::Meters;
+use telemetry::metrics::duration_ms;
 use tokio::task::spawn_blocking;
 use ztoc::soci_index::SociIndex;
 
@@ -27,6 +32,7 @@ pub(crate) struct Discovery {
     pub(crate) client: Client,
     pub(crate) artifacts: Artifacts,
     pub(crate) kept: KeptIndexes,
+    pub(crate) meters: Arc<Meters>,
     pub(crate) soci_v1: bool,
     pub(crate) soci_v2: bool,
 }
@@ -40,6 +46,7 @@ impl Discovery {
         if let Ok(Some(found)) = spawn_blocking(move || kept.load(&key)).await {
             return Ok(found);
         }
+        let start = Instant::now();
         let digest = self.locate(image).await?;
         let stored = self.artifacts.get(&image.namespace, &digest, SIZE_LIMIT);
         if let Some(bytes) = stored.await
@@ -60,6 +67,10 @@ impl Discovery {
             .map_err(|e| {
                 LayerRefusal::no_index(format_args!("index {digest} cannot be fetched: {e}"))
             })?;
+        // The label is the index's, as in v0.15.
+        let label = digest.to_string();
+        self.meters
+            .took(duration_ms::SOCI_INDEX_FETCH, &label, start.elapsed());
         let index = SociIndex::parse(&bytes)
             .map_err(|e| LayerRefusal::no_index(format_args!("index {digest}: {e}")))?;
         let keeping = self

@@ -58,6 +58,11 @@ impl<T: Send + Sync + 'static> Layers<T> {
         Ok(Lease { layer, hold })
     }
 
+    /// Has any of the layers that fit a user?
+    pub(crate) fn any_in_use(&self, fits: impl Fn(&LayerKey) -> bool) -> bool {
+        self.entries.lock().keys().any(fits)
+    }
+
     /// Has the layer a user, be it one that still waits for it to be opened?
     pub(crate) fn in_use(&self, key: &LayerKey) -> bool {
         self.entries.lock().contains_key(key)

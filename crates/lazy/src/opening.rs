@@ -2,14 +2,18 @@
 //! its file tree, the source of its spans.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
-use fetch::{LazyLayer, SpanFetcher};
+use fetch::{BackgroundCounts, LazyLayer, SpanFetcher};
 use layerfs::{OpaqueXattr, Tree, TreeError, TreeOptions};
 use oci::{Descriptor, media_types};
+use parking_lot::Mutex;
 use registry::Client;
 use snapshotter::LayerRefusal;
 use store::{LayerKey, LayerStore, StoreError, StoredLayer};
+use telemetry::Meters;
+use telemetry::metrics::duration_ms;
 use tokio::sync::{RwLock, Semaphore};
 use tokio::task::{JoinError, spawn_blocking};
 use ztoc::soci_index::ZtocDescriptor;
@@ -25,6 +29,8 @@ pub(crate) struct OpenLayer {
     pub(crate) tree: Arc<Tree>,
     pub(crate) data: Arc<LazyLayer>,
     pub(crate) sources: Sources,
+    /// What of the background fetcher's work is in the metrics.
+    pub(crate) counted: Mutex<BackgroundCounts>,
 }
 
 impl Drop for OpenLayer {
@@ -39,6 +45,7 @@ pub(crate) struct Opening {
     pub(crate) artifacts: Artifacts,
     pub(crate) store: LayerStore,
     pub(crate) fetcher: Arc<SpanFetcher>,
+    pub(crate) meters: Arc<Meters>,
     /// How many layers are opened at once.
     pub(crate) slots: Option<Semaphore>,
     /// What their zTOCs may take.
@@ -70,7 +77,11 @@ impl Opening {
         let (stored, tree) = match self.open_folder(key, None).await {
             Ok(opened) => opened,
             Err(NotOpened::Store(_)) => {
+                let start = Instant::now();
                 let blob = self.blob(image, &ztoc.descriptor).await?;
+                let label = key.layer.to_string();
+                self.meters
+                    .took(duration_ms::ZTOC_FETCH, &label, start.elapsed());
                 self.open_folder(key, Some(blob))
                     .await
                     .map_err(LayerRefusal::failed)?
@@ -82,11 +93,12 @@ impl Opening {
             key.layer,
             stored.spans().compressed_size(),
         );
-        let sources = Sources::new(self.client.clone(), layer, reference);
+        let sources = Sources::new(self.client.clone(), self.meters.clone(), layer, reference);
         Ok(OpenLayer {
             data: self.fetcher.add_layer(stored, Arc::new(sources.clone())),
             sources,
             tree: Arc::new(tree),
+            counted: Mutex::default(),
         })
     }
 
@@ -113,17 +125,23 @@ impl Opening {
     ) -> Result<(Arc<StoredLayer>, Tree), NotOpened> {
         let shared = self.folders.clone().read_owned().await;
         let (store, opaque_xattr) = (self.store.clone(), self.opaque_xattr);
+        let meters = self.meters.clone();
         spawn_blocking(move || {
             // Held to the end of the work, also when nobody waits for it any more.
             let _shared = shared;
+            let label = key.layer.to_string();
+            let start = Instant::now();
             let (stored, toc) =
                 store.create_or_open_with_toc(key.layer, key.ztoc, blob.as_deref())?;
+            meters.took(duration_ms::ZTOC_UNMARSHAL, &label, start.elapsed());
             let tar_size = stored.spans().uncompressed_size();
             let options = TreeOptions {
                 opaque_xattr,
                 ..TreeOptions::default()
             };
+            let start = Instant::now();
             let tree = Tree::build(&toc, tar_size, options)?;
+            meters.took(duration_ms::INIT_METADATA_STORE, &label, start.elapsed());
             Ok((stored, tree))
         })
         .await?

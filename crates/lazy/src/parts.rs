@@ -23,6 +23,8 @@ pub struct Parts {
     pub keeper: Option<Arc<holder::Keeper>>,
     /// What it has kept of an earlier process.
     pub held: Vec<holder::Kept>,
+    /// Where it is told what happens and how long it takes.
+    pub meters: Arc<telemetry::Meters>,
     /// Switches and times.
     pub config: LazyConfig,
 }
@@ -57,6 +59,10 @@ pub struct LazyConfig {
     pub resend: bool,
     /// Overlays are mounted with `userxattr`: they look for `user.overlay.*`.
     pub userxattr: bool,
+    /// How long after its first mount the operations of an image are counted and logged.
+    pub operation_count_wait: Duration,
+    /// Log each FUSE operation, with names of files.
+    pub log_fuse_operations: bool,
 }
 
 impl Default for LazyConfig {
@@ -75,6 +81,8 @@ impl Default for LazyConfig {
             disable_background: false,
             resend: true,
             userxattr: false,
+            operation_count_wait: Duration::from_secs(60),
+            log_fuse_operations: false,
         }
     }
 }

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use fetch::LayerData;
-use fuse::{Attr, Served};
+use fuse::Attr;
 use holder::Keeper;
-use layerfs::{MountOptions, MountedLayer, OpaqueXattr, Tree};
+use layerfs::{CounterSnapshot, MountOptions, MountedLayer, OpaqueXattr, Tree};
 use oci::Digest;
 use parking_lot::Mutex;
 use snapshotter::{
@@ -18,6 +18,7 @@ use snapshotter::{
     UnpackRequest,
 };
 use store::LayerKey;
+use telemetry::metrics::{count, duration_ms};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -26,10 +27,12 @@ use ztoc::soci_index::ZtocDescriptor;
 
 use crate::discovery::{Discovery, FoundIndex};
 use crate::held::{HeldConnection, HeldConnections, HeldError};
+use crate::image_counts::ImageCounts;
 use crate::kept::KeptIndexes;
 use crate::labels::{ImageKey, ImageLayer};
 use crate::layers::{Layers, Lease};
 use crate::look::Look;
+use crate::metering::Metering;
 use crate::opening::{OpenLayer, Opening};
 use crate::verdicts::Verdicts;
 use crate::ztoc_memory::ZtocMemory;
@@ -51,7 +54,7 @@ pub(crate) struct Shared {
     verdicts: Verdicts<FoundIndex>,
     opening: Opening,
     layers: Arc<Layers<OpenLayer>>,
-    mounts: Mutex<HashMap<PathBuf, Mount>>,
+    pub(crate) mounts: Mutex<HashMap<PathBuf, Mount>>,
     /// Connections of an earlier process that nobody serves yet.
     pub(crate) held: HeldConnections,
     pub(crate) keeper: Option<Arc<Keeper>>,
@@ -64,14 +67,18 @@ pub(crate) struct Shared {
     leaving: AtomicBool,
     pub(crate) unpacker: Unpacker,
     pub(crate) pool: fuse::Pool,
+    pub(crate) metering: Metering,
+    pub(crate) image_counts: ImageCounts,
     pub(crate) config: LazyConfig,
 }
 
-struct Mount {
-    mounted: MountedLayer,
-    lease: Lease<OpenLayer>,
-    image: ImageKey,
-    index: Digest,
+pub(crate) struct Mount {
+    pub(crate) mounted: MountedLayer,
+    pub(crate) lease: Lease<OpenLayer>,
+    pub(crate) image: ImageKey,
+    pub(crate) index: Digest,
+    /// What of its counts is in the metrics.
+    pub(crate) counted: CounterSnapshot,
 }
 
 /// Why a layer is mounted.
@@ -82,14 +89,6 @@ pub(crate) enum Why {
     Restore,
     /// An earlier process had mounted it, and its connection lives.
     Continue(HeldConnection),
-}
-
-/// A layer that was unmounted.
-pub(crate) struct Gone {
-    pub(crate) connection: Served,
-    pub(crate) lease: Lease<OpenLayer>,
-    pub(crate) image: ImageKey,
-    pub(crate) index: Digest,
 }
 
 impl LazyLayers {
@@ -108,6 +107,7 @@ impl LazyLayers {
             pool,
             keeper,
             held,
+            meters,
             config,
         } = parts;
         let held = HeldConnections::new(held)?;
@@ -118,6 +118,7 @@ impl LazyLayers {
                     client: client.clone(),
                     artifacts: artifacts.clone(),
                     kept: KeptIndexes::new(content, notes),
+                    meters: meters.clone(),
                     soci_v1: config.soci_v1,
                     soci_v2: config.soci_v2,
                 },
@@ -127,6 +128,7 @@ impl LazyLayers {
                     artifacts,
                     store: layers,
                     fetcher,
+                    meters: meters.clone(),
                     slots: config.max_concurrency.map(Semaphore::new),
                     memory: ZtocMemory::new(config.ztoc_memory),
                     opaque_xattr: if config.userxattr {
@@ -145,6 +147,8 @@ impl LazyLayers {
                 leaving: AtomicBool::new(false),
                 unpacker,
                 pool,
+                metering: Metering::new(meters),
+                image_counts: ImageCounts::default(),
                 config,
             }),
         }))
@@ -225,11 +229,23 @@ impl Shared {
             ztoc: ztoc.descriptor.digest,
         };
         let stays = self.opening.store.is_stored(key);
+        let missed = AtomicBool::new(false);
         // Boxed: a request to a registry is a large future.
-        let open = Box::pin(self.opening.open(image, ztoc));
+        let open = Box::pin(async {
+            missed.store(true, Ordering::Relaxed);
+            self.opening.open(image, ztoc).await
+        });
         let lease = self.layers.acquire(key, open).await;
+        let resolved = match missed.load(Ordering::Relaxed) {
+            true => count::RESOLVE_CACHE_MISS,
+            false => count::RESOLVE_CACHE_HIT,
+        };
         match &lease {
-            Ok(lease) => lease.layer().sources.add(&image.reference),
+            Ok(lease) => {
+                let label = key.layer.to_string();
+                self.metering.meters.count(resolved, &label, 1);
+                lease.layer().sources.add(&image.reference);
+            }
             Err(_) if stays => {}
             Err(_) => self.remove_unused(key).await,
         }
@@ -280,6 +296,7 @@ impl Shared {
         request: LayerRequest,
         why: Why,
     ) -> Result<MountedInfo, LayerRefusal> {
+        let start = Instant::now();
         let mut layer = ImageLayer::from_labels(&request.labels)?;
         if self.discovery.artifacts.by_namespace() {
             layer.image.namespace.clone_from(&request.namespace);
@@ -342,6 +359,10 @@ impl Shared {
             Ok((index, mounted, lease, root))
         };
         let mounted = mounted.await;
+        if let Err(LayerRefusal::Failed { .. }) = &mounted {
+            let meters = &self.metering.meters;
+            meters.count(count::FUSE_MOUNT_FAILURE, "", 1);
+        }
         if let (Err(_), Some(key)) = (&mounted, first) {
             self.remove_unused(key).await;
         }
@@ -349,7 +370,8 @@ impl Shared {
         if !self.config.disable_background {
             lease.layer().data.start_background();
         }
-        self.prepared.lock().remove(&lease.key());
+        let (key, manifest) = (lease.key(), layer.image.manifest);
+        self.prepared.lock().remove(&key);
         self.mounts.lock().insert(
             request.mountpoint,
             Mount {
@@ -357,8 +379,13 @@ impl Shared {
                 lease,
                 image: layer.image,
                 index,
+                counted: CounterSnapshot::default(),
             },
         );
+        let label = key.layer.to_string();
+        let meters = &self.metering.meters;
+        meters.took(duration_ms::MOUNT, &label, start.elapsed());
+        self.watch_image(manifest);
         Ok(MountedInfo {
             uid: root.uid,
             gid: root.gid,
@@ -366,7 +393,7 @@ impl Shared {
         })
     }
 
-    pub(crate) fn mount_options(&self) -> MountOptions {
+    pub(crate) fn mount_options(&self, lease: &Lease<OpenLayer>) -> MountOptions {
         MountOptions {
             attr_timeout: self.config.attr_timeout,
             entry_timeout: self.config.entry_timeout,
@@ -375,6 +402,8 @@ impl Shared {
                 resend: self.config.resend,
                 ..fuse::Limits::default()
             },
+            timers: self.metering.timers(&lease.key().layer),
+            log_operations: self.config.log_fuse_operations,
             ..MountOptions::default()
         }
     }
@@ -386,13 +415,19 @@ impl Shared {
         look: Look,
     ) -> Result<(MountedLayer, Lease<OpenLayer>, Attr), LayerRefusal> {
         let (pool, mountpoint) = (self.pool.clone(), mountpoint.to_owned());
-        let options = self.mount_options();
+        let options = self.mount_options(&lease);
+        let meters = self.metering.meters.clone();
         spawn_blocking(move || {
             let layer = lease.layer();
             let data: Arc<dyn LayerData> = layer.data.clone();
             let tree = look.at(&layer.tree);
             let root = tree.root_attr();
+            let start = Instant::now();
             let mounted = layerfs::mount_layer(&pool, tree, data, &mountpoint, options);
+            if mounted.is_ok() {
+                let label = lease.key().layer.to_string();
+                meters.took(duration_ms::FUSE_MOUNT, &label, start.elapsed());
+            }
             mounted.map(|mounted| (mounted, lease, root))
         })
         .await
@@ -409,6 +444,7 @@ impl Shared {
             lease,
             image,
             index,
+            counted,
         }) = mount
         else {
             // Perhaps a process before this one mounted it.
@@ -420,7 +456,6 @@ impl Shared {
                 .map_err(|e| failed(&e))?
                 .map_err(|e| failed(&e));
         };
-        let served = mounted.connection().clone();
         let (mounted, unmounted) = spawn_blocking(move || {
             let unmounted = mounted.unmount();
             let unmounted = unmounted.map(|()| mounted.connection().wait_ended(QUIET_AFTER));
@@ -437,16 +472,18 @@ impl Shared {
                     lease,
                     image,
                     index,
+                    counted,
                 };
                 self.mounts.lock().insert(path, mount);
                 return Err(failed(&error));
             }
         };
-        let gone = Gone {
-            connection: served,
+        let gone = Mount {
+            mounted,
             lease,
             image,
             index,
+            counted,
         };
         if ended {
             self.forget(gone).await;
@@ -457,10 +494,10 @@ impl Shared {
     }
 
     /// Somebody still has a file open: the layer is served until the last one is closed.
-    pub(crate) fn forget_when_ended(self: &Arc<Self>, gone: Gone) {
+    pub(crate) fn forget_when_ended(self: &Arc<Self>, gone: Mount) {
         let shared = self.clone();
         tokio::spawn(async move {
-            while !gone.connection.has_ended() {
+            while !gone.mounted.connection().has_ended() {
                 tokio::time::sleep(QUIET_AFTER).await;
             }
             shared.forget(gone).await;
@@ -474,20 +511,31 @@ impl Shared {
     }
 
     /// Lets go of a layer and of its image's index, and removes what nobody else uses.
-    async fn forget(&self, gone: Gone) {
-        let Gone {
-            connection,
+    async fn forget(&self, gone: Mount) {
+        let Mount {
+            mounted,
             lease,
             image,
             index,
+            mut counted,
         } = gone;
-        self.let_go(connection.facts());
         let key = lease.key();
+        self.metering.layer(&key.layer, lease.layer());
+        let now = mounted.counters();
+        self.metering.mount(&key.layer, now, &mut counted);
         drop(lease);
         if self.leaving.load(Ordering::Relaxed) {
             return;
         }
+        self.let_go(mounted.facts());
         self.remove_unused(key).await;
+        let image_in_use = {
+            let mounts = self.mounts.lock();
+            mounts.values().any(|mount| mount.image.manifest == image.manifest)
+        };
+        if !image_in_use {
+            self.forget_image(&image.manifest);
+        }
         let users: Vec<String> = self
             .mounts
             .lock()
@@ -500,6 +548,7 @@ impl Shared {
             artifacts.release_index(&image.namespace, &index).await;
         }
         if users.is_empty() {
+            self.metering.meters.forget_layer(&index.to_string());
             self.verdicts.forget(&image);
             let kept = self.discovery.kept.clone();
             // It has logged its failure.
@@ -512,6 +561,10 @@ impl Shared {
         let _alone = self.opening.folders.write().await;
         if self.layers.in_use(&key) {
             return;
+        }
+        if !self.layers.any_in_use(|other| other.layer == key.layer) {
+            let label = key.layer.to_string();
+            self.metering.meters.forget_layer(&label);
         }
         let store = self.opening.store.clone();
         match spawn_blocking(move || store.remove(key.layer, key.ztoc)).await {

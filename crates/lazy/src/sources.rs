@@ -4,12 +4,15 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _};
 use oci::{Descriptor, Reference};
 use parking_lot::RwLock;
-use registry::{BlobSource, ByteStream, Client, RegistryError};
+use registry::{BlobSource, ByteStream, Client, RegistryError, RemoteBlob};
+use telemetry::Meters;
+use telemetry::metrics::duration_ms;
 
 /// More are not remembered.
 const MOST: usize = 16;
@@ -18,21 +21,29 @@ const MOST: usize = 16;
 #[derive(Clone)]
 pub(crate) struct Sources {
     client: Client,
+    meters: Arc<Meters>,
     blob: Descriptor,
     known: Arc<RwLock<Vec<Source>>>,
     /// Which one is asked next: the one that last gave something, or the one after a failure.
     next: Arc<AtomicUsize>,
 }
 
+#[derive(Clone)]
 struct Source {
     repository: String,
-    blob: Arc<dyn BlobSource>,
+    blob: RemoteBlob,
 }
 
 impl Sources {
-    pub(crate) fn new(client: Client, blob: Descriptor, first: &Reference) -> Self {
+    pub(crate) fn new(
+        client: Client,
+        meters: Arc<Meters>,
+        blob: Descriptor,
+        first: &Reference,
+    ) -> Self {
         let sources = Self {
             client,
+            meters,
             blob,
             known: Arc::default(),
             next: Arc::default(),
@@ -48,19 +59,19 @@ impl Sources {
         if known.len() < MOST && known.iter().all(|source| source.repository != repository) {
             known.push(Source {
                 repository,
-                blob: Arc::new(self.client.blob(reference, &self.blob)),
+                blob: self.client.blob(reference, &self.blob),
             });
         }
     }
 
     /// The source at a place in the round.
-    fn at(&self, place: usize) -> Option<Arc<dyn BlobSource>> {
+    fn at(&self, place: usize) -> Option<RemoteBlob> {
         let known = self.known.read();
         let place = place.checked_rem(known.len())?;
         known.get(place).map(|source| source.blob.clone())
     }
 
-    fn current(&self) -> Option<Arc<dyn BlobSource>> {
+    fn current(&self) -> Option<RemoteBlob> {
         self.at(self.next.load(Ordering::Relaxed))
     }
 }
@@ -79,8 +90,15 @@ impl BlobSource for Sources {
             let Some(source) = self.at(place) else { break };
             // Should nobody wait long enough for this one, the next request goes to the next one.
             self.next.store(place.wrapping_add(1), Ordering::Relaxed);
+            let (start, located) = (Instant::now(), source.is_located());
             match source.stream_range(range.clone()).await {
                 Ok(stream) => {
+                    let layer = self.blob.digest.to_string();
+                    let took = |operation| self.meters.took(operation, &layer, start.elapsed());
+                    took(duration_ms::REMOTE_REGISTRY_GET);
+                    if !located {
+                        took(duration_ms::BLOB_REDIRECT);
+                    }
                     self.next.store(place, Ordering::Relaxed);
                     let next = self.next.clone();
                     let stream = stream.inspect_err(move |_| {

@@ -153,6 +153,7 @@ impl World {
             pool: fuse::Pool::new(2, fuse::Journal::create().unwrap()).unwrap(),
             keeper: None,
             held: Vec::new(),
+            meters: Arc::new(telemetry::Meters::new().unwrap()),
             config: LazyConfig {
                 disable_background: true,
                 ..config

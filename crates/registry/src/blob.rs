@@ -84,6 +84,15 @@ impl RemoteBlob {
     }
 }
 
+impl RemoteBlob {
+    /// Is it known where the blob is (which mirror, which redirect)? Then the next request goes
+    /// straight there.
+    #[must_use]
+    pub fn is_located(&self) -> bool {
+        self.place.located.lock().is_some()
+    }
+}
+
 impl fmt::Debug for RemoteBlob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "RemoteBlob({})", self.describe())

@@ -25,6 +25,10 @@ pub const GID_MAP: &str = "containerd.io/snapshot/gidmapping";
 pub const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
 /// The reference of the image that is being pulled.
 pub const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
+/// The digest of the manifest of the image that is being pulled.
+pub const MANIFEST_DIGEST: &str = "containerd.io/snapshot/cri.manifest-digest";
+/// The compressed size in bytes of the layer that is being unpacked.
+pub const LAYER_SIZE: &str = "containerd.io/snapshot/remote/soci.size";
 
 /// containerd's limit for key and value of one label together, in bytes.
 const MAX_LABEL: usize = 4096;

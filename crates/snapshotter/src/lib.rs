@@ -22,6 +22,7 @@ mod mounts;
 mod place;
 mod prepare;
 mod provider;
+mod refusals;
 mod remap;
 mod restore;
 mod service;
@@ -35,11 +36,11 @@ pub use error::SnapshotterError;
 pub use filter::FilterError;
 pub use id_maps::{IdMaps, IdRange};
 pub use info_batch::ListSnapshotsResponse;
-pub use layers::{LayerMode, LayerState};
+pub use layers::{LayerCounts, LayerMode, LayerState};
 pub use mounts::needs_userxattr;
 pub use provider::{
     LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ParentLayer, ProviderError,
-    Restoration, Restored,    UnpackRequest,
+    Restoration, Restored, UnpackRequest,
 };
 pub use severed::Severed;
 pub use service::{SnapshotService, service};

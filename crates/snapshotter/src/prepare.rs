@@ -117,7 +117,8 @@ impl Inner {
             Err(refusal) => refusal,
         };
         log_refusal(&layer, &refusal);
-        let mut why = Fallback::from(&refusal);
+        self.refusals.note(&refusal);
+        let mut why = Fallback::new(&refusal, &layer.labels);
         if !refusal.leaves_to_client() {
             match self.unpack(&layer, id, &parents, answer).await {
                 Ok(usage) => {
@@ -125,6 +126,7 @@ impl Inner {
                     return self.commit_layer(&layer, reservation, made).await;
                 }
                 Err(failure) => {
+                    self.refusals.note(&failure);
                     why.reason = format!("{}; nor is it unpacked here: {failure}", why.reason);
                 }
             }

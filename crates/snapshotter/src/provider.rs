@@ -241,6 +241,17 @@ impl LayerRefusal {
         matches!(self, Self::NoIndex { .. })
     }
 
+    /// All codes, in the order of the variants.
+    pub const CODES: [&'static str; 7] = [
+        "no-index",
+        "no-ztoc",
+        "below-min-size",
+        "missing-label",
+        "invalid-label",
+        "failed",
+        "unpack-failed",
+    ];
+
     /// A word that never changes, for logs, metrics and status output.
     pub fn code(&self) -> &'static str {
         match self {

@@ -87,9 +87,12 @@ impl SeveredSnapshots {
 }
 
 impl Snapshotter {
-    /// The containers that have to be restarted because their layers were lost, by the name of their
+    /// The containers that have to be restarted because their layers were lost, by the id of their
     /// snapshot.
-    pub async fn severed(&self) -> Result<Vec<Severed>, SnapshotterError> {
+    ///
+    /// # Errors
+    /// If the metadata cannot be read, or the snapshotter is closed.
+    pub async fn severed(&self) -> Result<Vec<(u64, Severed)>, SnapshotterError> {
         let _call = self.inner.enter()?;
         self.inner
             .blocking(|inner| {
@@ -98,7 +101,7 @@ impl Snapshotter {
                     let known = inner.metadata.ids()?;
                     by_id.retain(|id, _| known.contains(id));
                 }
-                Ok(by_id.into_values().collect())
+                Ok(by_id.into_iter().collect())
             })
             .await
     }

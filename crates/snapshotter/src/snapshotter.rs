@@ -16,10 +16,12 @@ use tokio_util::sync::CancellationToken;
 use crate::directories::Directories;
 use crate::error::SnapshotterError;
 use crate::keyed_lock::KeyedLocks;
+use crate::layers::LayerCounts;
 use crate::metadata::Metadata;
 use crate::mounts::OverlayOptions;
 use crate::place::Place;
 use crate::provider::{LayerProvider, LayerRefusal};
+use crate::refusals::Refusals;
 use crate::severed::SeveredSnapshots;
 use crate::takeover;
 
@@ -66,6 +68,10 @@ pub(crate) struct Inner {
     pub(crate) broken: Mutex<HashMap<Place, LayerRefusal>>,
     /// Containers whose layers were lost under them.
     pub(crate) severed: SeveredSnapshots,
+    /// Why layers were not mounted lazily since the start.
+    pub(crate) refusals: Refusals,
+    /// How many layers there were when the metadata was looked at last.
+    pub(crate) layer_counts: Mutex<Option<(u64, LayerCounts)>>,
     /// Directories with lower ids are not ours.
     pub(crate) first_id: u64,
     next_id: AtomicU64,
@@ -170,6 +176,8 @@ impl Inner {
             sweeping: AsyncMutex::new(()),
             broken: Mutex::default(),
             severed: SeveredSnapshots::open(root),
+            refusals: Refusals::default(),
+            layer_counts: Mutex::default(),
             first_id,
             next_id: AtomicU64::new(unused),
             in_flight: Mutex::default(),

@@ -250,7 +250,8 @@ impl Listener {
     }
 }
 
-fn at_path(path: &Path) -> Result<Listener, ListenError> {
+/// Listens on a path; a stale socket is replaced, one that answers is not.
+pub(crate) fn at_path(path: &Path) -> Result<Listener, ListenError> {
     let failed = |doing| {
         move |source| ListenError::Path {
             doing,

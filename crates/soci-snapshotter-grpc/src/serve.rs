@@ -19,7 +19,7 @@ use crate::control::{Predecessor, Tell};
 use crate::listen::{self, Address, Listener, PassedSocket};
 use crate::signals::{Event, Outside, Stop};
 use crate::wiring::{self, Running};
-use crate::{credentials, holding, proving, root};
+use crate::{credentials, holding, observe, proving, root};
 
 /// How long calls that run may go on after a signal. systemd kills after 90 s by default.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -132,7 +132,10 @@ async fn live(
         connections: holding.connections,
     };
     credentials::check(config, &listener.address)?;
+    let sockets = observe::listen(config)?;
     let running = wiring::wire(root, config, left).await?;
+    let sources = observe::sources(&running, root);
+    let observers = sockets.serve(&running, &sources);
 
     let (health, health_service) = tonic_health::server::health_reporter();
     let snapshots = snapshotter::service(running.snapshotter.clone())
@@ -160,6 +163,7 @@ async fn live(
         .add_service(health_service)
         .add_service(calls.layer(snapshots))
         .add_optional_service(image_service.map(|proxy| calls.layer(proxy)))
+        .add_service(calls.layer(sources.service()))
         .serve_with_incoming_shutdown(incoming, async {
             // An error means that the sender is gone, which ends the server as well.
             let _ = drained.await;
@@ -199,6 +203,7 @@ async fn live(
     if event != Event::HandOver {
         outside.tell(Tell::Stopping).await;
     }
+    observers.close().await;
     let _ = drain.send(());
     tokio::select! {
         _ = &mut server => {}

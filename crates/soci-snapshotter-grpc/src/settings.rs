@@ -89,6 +89,8 @@ pub(crate) fn lazy(config: &Config) -> LazyConfig {
         max_concurrency: config.max_concurrency.map(size),
         disable_background: config.background_fetch.disable,
         resend: config.holder.resend,
+        operation_count_wait: config.fuse_metrics_emit_wait_duration,
+        log_fuse_operations: config.fuse.log_fuse_operations,
         ..LazyConfig::default()
     }
 }

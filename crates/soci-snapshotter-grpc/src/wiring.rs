@@ -37,9 +37,13 @@ pub(crate) struct Running {
     pub(crate) snapshotter: Arc<Snapshotter>,
     /// With `[cri_keychain] enable_keychain`.
     pub(crate) image_service: Option<ImageServiceProxy>,
-    lazy: Arc<LazyLayers>,
-    fetcher: Arc<SpanFetcher>,
-    pool: fuse::Pool,
+    pub(crate) lazy: Arc<LazyLayers>,
+    pub(crate) fetcher: Arc<SpanFetcher>,
+    pub(crate) pool: fuse::Pool,
+    pub(crate) store: LayerStore,
+    pub(crate) meters: Arc<telemetry::Meters>,
+    /// Keeps the connections when this process ends.
+    pub(crate) keeper: Option<Arc<Keeper>>,
     journal: Arc<Journal>,
 }
 
@@ -95,9 +99,11 @@ pub(crate) async fn wire(root: &Path, config: &Config, left: Left) -> anyhow::Re
         client.clone(),
         settings::unpack(config, root.join("unpack")),
     )?;
+    let meters = Arc::new(telemetry::Meters::new()?);
+    let keeper = left.keeper.clone();
     let parts = lazy::Parts {
         client,
-        layers,
+        layers: layers.clone(),
         artifacts: artifacts(config, &content),
         content,
         unpacker,
@@ -105,6 +111,7 @@ pub(crate) async fn wire(root: &Path, config: &Config, left: Left) -> anyhow::Re
         pool: pool.clone(),
         keeper: left.keeper,
         held: left.connections,
+        meters: meters.clone(),
         config: lazy::LazyConfig {
             userxattr,
             ..settings::lazy(config)
@@ -134,6 +141,9 @@ pub(crate) async fn wire(root: &Path, config: &Config, left: Left) -> anyhow::Re
         fetcher,
         pool,
         journal: left.journal,
+        store: layers,
+        meters,
+        keeper,
     })
 }
 

@@ -13,9 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 #[test]
 fn the_lines_that_tools_wait_for_come_in_order_and_with_strings_only() {
     let place = Place::new();
-    place.write_config(
-        "metrics_address = '127.0.0.1:0'\ndebgu = true\nhttp_cache_type = 'memory'\n",
-    );
+    place.write_config("debgu = true\nhttp_cache_type = 'memory'\n[prefetch]\nenable = true\n");
     let mut daemon = place.start();
     daemon.signal(Signal::TERM);
     assert!(daemon.wait().success());
@@ -56,7 +54,7 @@ fn the_lines_that_tools_wait_for_come_in_order_and_with_strings_only() {
             .count()
     };
     assert_eq!(
-        (said("metrics_address"), said("http_cache_type")),
+        (said("prefetch.enable"), said("http_cache_type")),
         (1, 1),
         "{:#?}",
         daemon.lines

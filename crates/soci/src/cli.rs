@@ -8,7 +8,7 @@ use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
     cat, check, completion, convert, create, index, ls, mount, prefetch, pull, push, rebuild_db,
-    ztoc,
+    status, ztoc,
 };
 use crate::global::Global;
 use crate::{go_flags, output};
@@ -34,6 +34,7 @@ const VERSION: &str = concat!(
 Examples:
   soci convert --standalone docker://registry.example/app:1 docker://registry.example/app:1-soci
   soci pull registry.example/app:1-soci
+  soci status
   ctr run --rm --snapshotter soci registry.example/app:1-soci test sh"
 )]
 pub(crate) struct Cli {
@@ -54,6 +55,7 @@ enum Command {
     Create(create::Create),
     Push(push::Push),
     Pull(pull::Pull),
+    Status(status::Status),
     Index(index::IndexCommand),
     Ztoc(ztoc::ZtocCommand),
     Prefetch(prefetch::PrefetchCommand),
@@ -77,7 +79,8 @@ impl Command {
             Self::Ls(command) => command.http_log(),
             Self::Cat(command) => command.http_log(),
             Self::Mount(command) => command.http_log(),
-            Self::Index(_)
+            Self::Status(_)
+            | Self::Index(_)
             | Self::Ztoc(_)
             | Self::Prefetch(_)
             | Self::RebuildDb(_)
@@ -125,6 +128,7 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Resu
         Command::Create(command) => block_on(command.run(&global)),
         Command::Push(command) => block_on(command.run(&global)),
         Command::Pull(command) => block_on(command.run(&global)),
+        Command::Status(command) => block_on(limited(global.timeout, command.run())),
         Command::Index(command) => block_on(command.run(&global)),
         Command::Ztoc(command) => block_on(command.run(&global)),
         Command::Prefetch(command) => block_on(command.run(&global)),

@@ -61,6 +61,7 @@ fn help_of_every_command() {
         "create",
         "push",
         "pull",
+        "status",
         "index",
         "ztoc",
         "prefetch",
@@ -118,7 +119,8 @@ fn wrong_usage_is_told_in_one_form() {
 
 #[test]
 fn failures_say_what_where_and_what_to_do() {
-    let cases: [&[&str]; 14] = [
+    let cases: [&[&str]; 15] = [
+        &["status", "--snapshotter-address", "/nonexistent.sock"],
         &[
             "create",
             "--address",

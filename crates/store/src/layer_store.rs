@@ -262,6 +262,13 @@ impl LayerStore {
         }
     }
 
+    /// How many spans are stored of all open layers. Looks at each span: for metrics, not for reads.
+    #[must_use]
+    pub fn stored_spans(&self) -> u64 {
+        let layers = self.inner.shared.open_layers();
+        layers.iter().map(|layer| layer.stored_spans()).sum()
+    }
+
     /// The layers on disk, open or not, ascending.
     ///
     /// # Errors

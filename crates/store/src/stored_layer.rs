@@ -140,6 +140,13 @@ impl StoredLayer {
         runs
     }
 
+    /// How many spans are here.
+    #[must_use]
+    pub fn stored_spans(&self) -> u64 {
+        let here = (0..self.spans.len()).filter(|id| self.has(SpanId(*id)));
+        here.count() as u64
+    }
+
     /// Are all spans here?
     #[must_use]
     pub fn is_complete(&self) -> bool {

@@ -1,14 +1,17 @@
-//! What the daemon tells its operator: the JSON log on stderr, and the names of its metrics.
+//! What the daemon tells its operator: the JSON log on stderr, and its metrics.
 
 #![forbid(unsafe_code)]
 
+pub mod catalog;
 mod fields;
 mod level;
 mod line;
 mod log;
+mod meters;
 pub mod metrics;
 mod panics;
 
 pub use level::{Level, ParseLevelError};
 pub use log::{JsonLog, fatal, init, init_text, init_text_with};
+pub use meters::{Meters, MetersError, Sample};
 pub use panics::log_panics;

@@ -56,8 +56,8 @@ pub mod duration_ms {
         ZTOC_UNMARSHAL = "ztoc_unmarshal": "A zTOC is parsed.",
         FUSE_MOUNT = "fuse_mount": "The mount call and the handshake with the kernel.",
         BLOB_REDIRECT = "blob_redirect": "A blob's address is resolved.",
-        GET_LAYER_SIZE = "get_layer_size": "A layer's size is asked of the registry.",
-        SOCI_INDEX_FETCH = "soci_index_fetch": "A SOCI index is found and fetched.",
+        GET_LAYER_SIZE = "get_layer_size": "A layer's size is asked of the registry. Never here: the zTOC says it.",
+        SOCI_INDEX_FETCH = "soci_index_fetch": "A SOCI index is found and fetched; the layer label is the digest of the index, as in v0.15.",
         ZTOC_FETCH = "ztoc_fetch": "A zTOC is fetched.",
         BACKGROUND_FETCH = "background_fetch": "A layer is fetched in the background, first span to last.",
     }
@@ -77,18 +77,18 @@ pub mod count {
         SYNCHRONOUS_READ = "synchronous_read_count": "Reads answered.",
         SYNCHRONOUS_READ_REMOTE_REGISTRY_FETCH = "synchronous_read_remote_registry_fetch_count":
             "Reads that had to wait for the registry.",
-        FUSE_FAILURE_STATE = "fuse_failure_state": "1 for a layer with a failed FUSE operation.",
+        FUSE_FAILURE_STATE = "fuse_failure_state": "Periods of five minutes with a failed FUSE operation; the layer label is empty.",
         FUSE_NODE_GETATTR_FAILURE = "fuse_node_getattr_failure_count": "Failed getattr of a node.",
-        FUSE_NODE_LISTXATTR_FAILURE = "fuse_node_listxattr_failure_count": "Failed listxattr of a node.",
+        FUSE_NODE_LISTXATTR_FAILURE = "fuse_node_listxattr_failure_count": "Failed listxattr of a node. Never here: attributes are in memory.",
         FUSE_NODE_LOOKUP_FAILURE = "fuse_node_lookup_failure_count": "Failed lookup (not: of a missing name).",
-        FUSE_NODE_OPEN_FAILURE = "fuse_node_open_failure_count": "Failed open.",
+        FUSE_NODE_OPEN_FAILURE = "fuse_node_open_failure_count": "Failed open. Never here: the kernel opens without asking.",
         FUSE_NODE_READDIR_FAILURE = "fuse_node_readdir_failure_count": "Failed readdir.",
         FUSE_FILE_READ_FAILURE = "fuse_file_read_failure_count": "Failed read.",
-        FUSE_FILE_GETATTR_FAILURE = "fuse_file_getattr_failure_count": "Failed getattr of an open file.",
-        FUSE_WHITEOUT_GETATTR_FAILURE = "fuse_whiteout_getattr_failure_count": "Failed getattr of a whiteout.",
-        FUSE_UNKNOWN_OPERATION_FAILURE = "fuse_unknown_operation_failure_count": "Any other failure.",
-        FUSE_MOUNT_FAILURE = "fuse_mount_failure_count": "Layers that could not be mounted.",
-        LOCAL_MOUNT_FAILURE = "local_mount_failure_count": "Layers that could not be unpacked here.",
+        FUSE_FILE_GETATTR_FAILURE = "fuse_file_getattr_failure_count": "Failed getattr of an open file. Never here: files are not opened, so that each is one of a node.",
+        FUSE_WHITEOUT_GETATTR_FAILURE = "fuse_whiteout_getattr_failure_count": "Failed getattr of a whiteout. Never here: what cannot be found has no kind.",
+        FUSE_UNKNOWN_OPERATION_FAILURE = "fuse_unknown_operation_failure_count": "Any other failure: readlink of what is no link, statfs.",
+        FUSE_MOUNT_FAILURE = "fuse_mount_failure_count": "Layers that could not be mounted although there is a zTOC for them; the layer label is empty.",
+        LOCAL_MOUNT_FAILURE = "local_mount_failure_count": "Layers that could not be unpacked by the daemon; the layer label is empty.",
         BACKGROUND_SPAN_FETCH = "background_span_fetch_count": "Spans fetched in the background.",
         BACKGROUND_SPAN_FETCH_FAILURE = "background_span_fetch_failure_count":
             "Spans that could not be fetched in the background.",
@@ -96,7 +96,7 @@ pub mod count {
             "Layers dropped from the full background queue.",
         RESOLVE_CACHE_HIT = "resolve_cache_hit": "Layers found resolved.",
         RESOLVE_CACHE_MISS = "resolve_cache_miss": "Layers that had to be resolved.",
-        PRERESOLVE_QUEUE_DROP = "preresolve_queue_drop": "Layers not resolved ahead since too many were.",
+        PRERESOLVE_QUEUE_DROP = "preresolve_queue_drop": "Layers not resolved ahead since too many were. Never here: none is dropped.",
     }
 }
 

@@ -236,6 +236,9 @@ impl Schedule {
                     .push_back((running.layer, span));
                 continue;
             }
+            if broken.is_some() && wanted.priority == Priority::Background {
+                queue.layer.filling.failed();
+            }
             let waiters = queue
                 .wanted
                 .remove(&span)

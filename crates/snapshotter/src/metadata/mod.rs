@@ -13,6 +13,7 @@ mod lookup;
 mod record;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use redb::{
     Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, Table, TableDefinition, TableError,
@@ -53,6 +54,7 @@ const CACHE: usize = 4 << 20;
 pub(crate) struct Metadata {
     database: Database,
     path: PathBuf,
+    changes: AtomicU64,
 }
 
 /// The result of work inside a transaction.
@@ -140,9 +142,15 @@ impl Metadata {
         let metadata = Self {
             database,
             path: path.to_owned(),
+            changes: AtomicU64::new(0),
         };
         metadata.check_schema()?;
         Ok(metadata)
+    }
+
+    /// Grows with every change since the database was opened.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     fn check_schema(&self) -> Result<(), SnapshotterError> {
@@ -193,6 +201,7 @@ impl Metadata {
             let transaction = self.database.begin_write()?;
             let result = work(&mut Writer::new(&transaction)?)?;
             transaction.commit()?;
+            self.changes.fetch_add(1, Ordering::Release);
             Ok(result)
         };
         attempt().map_err(|failure| self.located(failure))

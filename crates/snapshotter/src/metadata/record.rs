@@ -7,7 +7,7 @@ use prost::bytes::Bytes;
 use crate::api::v1::{Info, Kind};
 use crate::error::SnapshotterError;
 use crate::id_maps::IdMaps;
-use crate::labels::Labels;
+use crate::labels::{self, Labels};
 use crate::provider::{LayerRefusal, MountedInfo};
 
 /// One snapshot.
@@ -59,6 +59,10 @@ pub(crate) struct Fallback {
     pub(crate) code: String,
     #[prost(string, tag = "2")]
     pub(crate) reason: String,
+    /// What the labels of the Prepare said about image and layer: the client that commits the
+    /// snapshot may leave them out.
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub(crate) labels: Labels,
 }
 
 /// The id maps of a container's snapshot. Kept apart from its labels, which clients may change.
@@ -107,11 +111,22 @@ impl LazyRecord {
     }
 }
 
-impl From<&LayerRefusal> for Fallback {
-    fn from(refusal: &LayerRefusal) -> Self {
+impl Fallback {
+    /// The labels are those of the Prepare.
+    pub(crate) fn new(refusal: &LayerRefusal, labels: &Labels) -> Self {
+        const KEPT: [&str; 4] = [
+            labels::IMAGE_REF,
+            labels::MANIFEST_DIGEST,
+            labels::LAYER_DIGEST,
+            labels::LAYER_SIZE,
+        ];
+        let kept = KEPT.iter().filter_map(|key| labels.get_key_value(*key));
         Self {
             code: refusal.code().to_owned(),
             reason: refusal.to_string(),
+            labels: kept
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect(),
         }
     }
 }
@@ -137,6 +152,13 @@ impl Record {
     /// The value of a label that is indexed or tested.
     pub(crate) fn label(&self, key: &str) -> Option<&str> {
         self.info.labels.get(key).map(String::as_str)
+    }
+
+    /// The same, also of the Prepare of a layer that is not lazy.
+    pub(crate) fn prepare_label(&self, key: &str) -> Option<&str> {
+        let fallback = self.fallback.as_ref();
+        self.label(key)
+            .or_else(|| fallback?.labels.get(key).map(String::as_str))
     }
 }
 

@@ -14,6 +14,7 @@ mod double;
 mod fixture;
 mod foreign_client;
 mod id_maps;
+mod layer_states;
 mod lazy_prepare;
 mod lazy_use;
 mod listing;

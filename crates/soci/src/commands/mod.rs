@@ -12,4 +12,5 @@ pub(crate) mod prefetch;
 pub(crate) mod pull;
 pub(crate) mod push;
 pub(crate) mod rebuild_db;
+pub(crate) mod status;
 pub(crate) mod ztoc;

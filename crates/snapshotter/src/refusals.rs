@@ -1,0 +1,52 @@
+//! Counts, by reason, how often a layer was not mounted lazily since the start.
+
+use std::collections::BTreeMap;
+
+use parking_lot::Mutex;
+
+use crate::provider::LayerRefusal;
+use crate::snapshotter::Snapshotter;
+
+/// Numbers by [`LayerRefusal::code`].
+#[derive(Debug, Default)]
+pub(crate) struct Refusals(Mutex<BTreeMap<&'static str, u64>>);
+
+impl Refusals {
+    pub(crate) fn note(&self, refusal: &LayerRefusal) {
+        *self.0.lock().entry(refusal.code()).or_default() += 1;
+    }
+}
+
+impl Snapshotter {
+    /// How many Prepares of layers were not mounted lazily since the start, for every code.
+    #[must_use]
+    pub fn refusals(&self) -> Vec<(&'static str, u64)> {
+        let counts = self.inner.refusals.0.lock();
+        LayerRefusal::CODES
+            .iter()
+            .map(|code| (*code, counts.get(code).copied().unwrap_or_default()))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_code_in_the_list() {
+        let every = [
+            LayerRefusal::no_index(""),
+            LayerRefusal::no_ztoc(""),
+            LayerRefusal::BelowMinSize {
+                size: 1,
+                minimum: 2,
+            },
+            LayerRefusal::missing_label(""),
+            LayerRefusal::invalid_label("", ""),
+            LayerRefusal::failed(""),
+            LayerRefusal::unpack_failed(""),
+        ];
+        assert_eq!(every.map(|refusal| refusal.code()), LayerRefusal::CODES);
+    }
+}

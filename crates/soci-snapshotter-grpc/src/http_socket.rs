@@ -1,0 +1,169 @@
+//! The sockets of the small HTTP servers: metrics and debugging.
+
+use std::future::Future;
+use std::io;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+use axum::Router;
+
+use crate::listen::{self, ListenError};
+
+/// Where an HTTP server is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// `HOST:PORT`; an empty host is every address of this machine.
+    Tcp(String),
+    /// A socket to be made.
+    Unix(PathBuf),
+}
+
+/// Why nothing listens there.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SocketError {
+    #[error("{key} = {address:?} is taken by another process: stop it, or choose another {key}")]
+    Taken { key: &'static str, address: String },
+    #[error("cannot listen on {key} = {address:?}: {reason}")]
+    Failed {
+        key: &'static str,
+        address: String,
+        reason: String,
+    },
+}
+
+/// A socket that listens. A unix socket's file goes when the server ends.
+#[derive(Debug)]
+pub(crate) enum HttpSocket {
+    Tcp(TcpListener),
+    Unix(listen::Listener),
+}
+
+impl HttpSocket {
+    /// Listens; `key` of the configuration is for the error.
+    pub(crate) fn bind(place: &Place, key: &'static str) -> Result<Self, SocketError> {
+        match place {
+            Place::Tcp(address) => bind_tcp(address).map(Self::Tcp).map_err(|error| {
+                let address = address.clone();
+                match error.kind() {
+                    io::ErrorKind::AddrInUse => SocketError::Taken { key, address },
+                    _ => SocketError::Failed {
+                        key,
+                        address,
+                        reason: error.to_string(),
+                    },
+                }
+            }),
+            Place::Unix(path) => listen::at_path(path).map(Self::Unix).map_err(|error| {
+                let address = path.display().to_string();
+                match error {
+                    ListenError::InUse(_) => SocketError::Taken { key, address },
+                    error => SocketError::Failed {
+                        key,
+                        address,
+                        reason: error.to_string(),
+                    },
+                }
+            }),
+        }
+    }
+
+    /// Where it listens, for the log.
+    pub(crate) fn address(&self) -> String {
+        match self {
+            Self::Tcp(socket) => socket.local_addr().map_or_else(
+                |error| format!("(unknown: {error})"),
+                |address| address.to_string(),
+            ),
+            Self::Unix(listener) => listener.address.clone(),
+        }
+    }
+
+    /// Serves until `end`.
+    pub(crate) async fn serve(
+        self,
+        router: Router,
+        end: impl Future<Output = ()> + Send + 'static,
+    ) -> io::Result<()> {
+        match self {
+            Self::Tcp(socket) => {
+                let socket = tokio::net::TcpListener::from_std(socket)?;
+                axum::serve(socket, router)
+                    .with_graceful_shutdown(end)
+                    .await
+            }
+            Self::Unix(listener) => {
+                let socket = tokio::net::UnixListener::from_std(listener.socket.try_clone()?)?;
+                axum::serve(socket, router)
+                    .with_graceful_shutdown(end)
+                    .await
+            }
+        }
+    }
+}
+
+fn bind_tcp(address: &str) -> io::Result<TcpListener> {
+    let socket = match address.strip_prefix(':') {
+        // Both families where the machine has both.
+        Some(port) => {
+            TcpListener::bind(format!("[::]:{port}")).or_else(|error| match error.kind() {
+                io::ErrorKind::AddrInUse => Err(error),
+                _ => TcpListener::bind(format!("0.0.0.0:{port}")),
+            })
+        }
+        None => TcpListener::bind(address),
+    }?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+impl Place {
+    /// An absolute path is a unix socket, everything else HOST:PORT.
+    pub(crate) fn parse(address: &str) -> Self {
+        if Path::new(address).is_absolute() {
+            Self::Unix(address.into())
+        } else {
+            Self::Tcp(address.to_owned())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_address_is_named_with_its_key() {
+        let first = HttpSocket::bind(&Place::parse("127.0.0.1:0"), "metrics_address").unwrap();
+        let place = Place::parse(&first.address());
+        let error = HttpSocket::bind(&place, "metrics_address").unwrap_err();
+        assert!(
+            error.to_string().contains("metrics_address")
+                && error.to_string().contains("taken by another process"),
+            "{error}"
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s.sock");
+        let place = Place::Unix(path.clone());
+        let first = HttpSocket::bind(&place, "debug_address").unwrap();
+        let error = HttpSocket::bind(&place, "debug_address").unwrap_err();
+        assert!(error.to_string().contains("debug_address"), "{error}");
+        drop(first);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists(), "std leaves the file");
+        HttpSocket::bind(&Place::Unix(path), "metrics_address").unwrap();
+    }
+
+    #[test]
+    fn a_port_alone_is_every_address() {
+        let socket = HttpSocket::bind(&Place::parse(":0"), "metrics_address").unwrap();
+        let port = socket.address().rsplit_once(':').unwrap().1.to_owned();
+        std::net::TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+    }
+}

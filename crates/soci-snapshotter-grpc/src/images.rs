@@ -1,0 +1,206 @@
+//! Images and their layers for `soci status`, put together from snapshots and mounts.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
+
+use lazy::MountReport;
+use snapshotter::{LayerMode, LayerState};
+use status::api::{self, Health, Image, Layer};
+
+/// Layers by their height in the image, then by the id of their snapshot.
+type ByHeight<'a> = BTreeMap<(usize, u64), &'a LayerState>;
+
+/// By reference, then manifest. A snapshot knows only the image that it was made for; a layer that
+/// later images share is found among the parents of theirs.
+pub(crate) fn images(layers: &[LayerState], mounts: &[MountReport]) -> Vec<Image> {
+    let mounts: HashMap<&PathBuf, &MountReport> = mounts
+        .iter()
+        .map(|mount| (&mount.mountpoint, mount))
+        .collect();
+    let by_name: HashMap<&str, &LayerState> = layers
+        .iter()
+        .map(|layer| (layer.name.as_str(), layer))
+        .collect();
+    let mut found: BTreeMap<(&str, &str), ByHeight<'_>> = BTreeMap::new();
+    let mut listed = HashSet::new();
+    for layer in layers.iter().filter(|layer| layer.image.is_some()) {
+        let chain = chain(layer, &by_name);
+        let image = found.entry(image_of(layer)).or_default();
+        for (height, layer) in chain.iter().rev().enumerate() {
+            listed.insert(layer.id);
+            image.insert((height, layer.id), layer);
+        }
+    }
+    for layer in layers.iter().filter(|layer| !listed.contains(&layer.id)) {
+        let height = chain(layer, &by_name).len();
+        let image = found.entry(image_of(layer)).or_default();
+        image.insert((height, layer.id), layer);
+    }
+    found
+        .into_iter()
+        .map(|((reference, manifest), layers)| Image {
+            reference: reference.to_owned(),
+            manifest_digest: manifest.to_owned(),
+            index_digest: layers
+                .values()
+                .find_map(|layer| mounts.get(layer.mountpoint.as_ref()?))
+                .map(|mount| mount.index.to_string()),
+            layers: layers
+                .values()
+                .map(|layer| {
+                    let mount = layer.mountpoint.as_ref().and_then(|at| mounts.get(at));
+                    layer_of(layer, mount.copied())
+                })
+                .collect(),
+        })
+        .collect()
+}
+
+fn image_of(layer: &LayerState) -> (&str, &str) {
+    (
+        layer.image.as_deref().unwrap_or_default(),
+        layer.manifest.as_deref().unwrap_or_default(),
+    )
+}
+
+/// The layer and those below it, the lowest last.
+fn chain<'a>(
+    layer: &'a LayerState,
+    by_name: &HashMap<&str, &'a LayerState>,
+) -> Vec<&'a LayerState> {
+    let mut chain = vec![layer];
+    let mut at = layer;
+    while let Some(parent) = by_name.get(at.parent.as_str()) {
+        // Damage must not make this endless.
+        if chain.len() > by_name.len() {
+            break;
+        }
+        chain.push(parent);
+        at = parent;
+    }
+    chain
+}
+
+fn layer_of(layer: &LayerState, mount: Option<&MountReport>) -> Layer {
+    let broken = broken(layer, mount);
+    let health = match broken {
+        Some(_) => Health::Broken,
+        None => Health::Healthy,
+    };
+    let (reason_code, reason) = broken
+        .or_else(|| layer.reason.clone())
+        .map_or((None, None), |(code, reason)| (Some(code), Some(reason)));
+    let state = match layer.mode {
+        LayerMode::Lazy => api::LayerState::Lazy,
+        LayerMode::Local => api::LayerState::Local,
+        LayerMode::Deferred => api::LayerState::Deferred,
+    };
+    Layer {
+        digest: layer.layer.clone().unwrap_or_default(),
+        state: state.into(),
+        health: health.into(),
+        size_bytes: mount.map(|mount| mount.size).or(layer.size),
+        fetched_bytes: mount.map(|mount| mount.fetched),
+        reason_code,
+        reason,
+        error: mount.and_then(|mount| mount.error.clone()),
+        snapshot: layer.name.clone(),
+        snapshot_id: layer.id,
+        mountpoint: layer
+            .mountpoint
+            .as_ref()
+            .map(|path| path.display().to_string()),
+        namespace: layer.namespace.clone(),
+    }
+}
+
+/// Why a lazy layer cannot be served, if it cannot.
+fn broken(layer: &LayerState, mount: Option<&MountReport>) -> Option<(String, String)> {
+    if layer.mode != LayerMode::Lazy {
+        return None;
+    }
+    if let Some(broken) = &layer.broken {
+        return Some(broken.clone());
+    }
+    let reason = match mount {
+        Some(mount) if mount.is_served => return None,
+        Some(_) => "its FUSE connection was aborted; remove the image and pull it again",
+        None => "it is not mounted; the log of the last start says why",
+    };
+    Some(("failed".to_owned(), reason.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layer(id: u64, parent: u64, image: Option<&str>) -> LayerState {
+        let name = |id: u64| match id {
+            0 => String::new(),
+            id => format!("layer {id}"),
+        };
+        LayerState {
+            id,
+            name: name(id),
+            parent: name(parent),
+            image: image.map(str::to_owned),
+            manifest: image.map(|image| format!("manifest of {image}")),
+            layer: Some(format!("digest {id}")),
+            size: Some(10),
+            namespace: None,
+            mode: LayerMode::Deferred,
+            reason: Some(("no-index".to_owned(), "there is none".to_owned())),
+            mountpoint: None,
+            broken: None,
+        }
+    }
+
+    fn ids(image: &Image) -> Vec<u64> {
+        image.layers.iter().map(|layer| layer.snapshot_id).collect()
+    }
+
+    #[test]
+    fn a_layer_that_two_images_share_is_listed_with_both() {
+        let layers = [
+            layer(3, 1, Some("b")),
+            layer(1, 0, Some("a")),
+            layer(2, 1, Some("a")),
+            layer(9, 0, None),
+        ];
+        let images = images(&layers, &[]);
+        let seen: Vec<_> = images
+            .iter()
+            .map(|image| (image.reference.as_str(), ids(image)))
+            .collect();
+        assert_eq!(seen, [("", vec![9]), ("a", vec![1, 2]), ("b", vec![1, 3])]);
+        assert_eq!(images[1].manifest_digest, "manifest of a");
+    }
+
+    #[test]
+    fn parents_that_go_round_do_not() {
+        let layers = [layer(1, 2, Some("a")), layer(2, 1, Some("a"))];
+        assert!(!images(&layers, &[]).is_empty());
+    }
+
+    #[test]
+    fn a_lazy_layer_that_is_not_mounted_is_broken() {
+        let lazy = LayerState {
+            mode: LayerMode::Lazy,
+            reason: None,
+            mountpoint: Some("/nowhere".into()),
+            ..layer(1, 0, Some("a"))
+        };
+        let broken = LayerState {
+            broken: Some(("no-index".to_owned(), "gone".to_owned())),
+            ..lazy.clone()
+        };
+        for (state, code) in [(lazy, "failed"), (broken, "no-index")] {
+            let images = images(&[state], &[]);
+            let layer = &images[0].layers[0];
+            assert_eq!(layer.health(), Health::Broken);
+            assert_eq!(layer.reason_code.as_deref(), Some(code));
+        }
+        let images = images(&[layer(1, 0, Some("a"))], &[]);
+        assert_eq!(images[0].layers[0].health(), Health::Healthy);
+    }
+}

@@ -1,0 +1,118 @@
+//! Where the answer of `soci status` comes from. Each source fills in a part; another part is
+//! another source.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use holder::Keeper;
+use lazy::LazyLayers;
+use snapshotter::Snapshotter;
+use status::api::{Counts, Daemon, GetResponse, Health, Holder, LayerState, LayerStore};
+use status::{SourceError, StatusSource};
+
+use crate::args::{REVISION, VERSION};
+use crate::images::images;
+
+/// This process.
+pub(crate) struct DaemonSource {
+    pub(crate) root: PathBuf,
+    pub(crate) started: Instant,
+}
+
+#[async_trait]
+impl StatusSource for DaemonSource {
+    async fn fill(&self, status: &mut GetResponse) -> Result<(), SourceError> {
+        status.daemon = Some(Daemon {
+            version: VERSION.to_owned(),
+            revision: REVISION.to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            root: self.root.display().to_string(),
+        });
+        Ok(())
+    }
+}
+
+/// The layer data on disk.
+pub(crate) struct StoreSource {
+    pub(crate) store: store::LayerStore,
+}
+
+#[async_trait]
+impl StatusSource for StoreSource {
+    async fn fill(&self, status: &mut GetResponse) -> Result<(), SourceError> {
+        let usage = self.store.usage();
+        status.store = Some(LayerStore {
+            size_bytes: usage.stored_bytes,
+            limit_bytes: usage.budget_bytes,
+            spans: self.store.stored_spans(),
+            layers: usage.open_layers as u64,
+        });
+        Ok(())
+    }
+}
+
+/// Who keeps the mounts, and which containers have lost theirs.
+pub(crate) struct HoldingSource {
+    pub(crate) keeper: Option<Arc<Keeper>>,
+    pub(crate) pool: fuse::Pool,
+    pub(crate) snapshotter: Arc<Snapshotter>,
+}
+
+#[async_trait]
+impl StatusSource for HoldingSource {
+    async fn fill(&self, status: &mut GetResponse) -> Result<(), SourceError> {
+        let facts = self.keeper.as_ref().and_then(|keeper| keeper.facts());
+        status.holder = facts.map(|facts| Holder {
+            pid: facts.pid,
+            connections: u32::try_from(self.pool.connections()).unwrap_or(u32::MAX),
+            abandon_after_seconds: facts.abandon_after.as_secs(),
+        });
+        let severed = self.snapshotter.severed().await;
+        let severed = severed.map_err(SourceError::new)?.into_iter();
+        status.severed = severed
+            .map(|(snapshot_id, severed)| status::api::Severed {
+                snapshot: severed.name,
+                snapshot_id,
+                reason: "the holder and the daemon ended together".to_owned(),
+                since: i64::try_from(severed.since).unwrap_or(i64::MAX),
+            })
+            .collect();
+        Ok(())
+    }
+}
+
+/// Snapshots and mounts: images, layers, counts.
+pub(crate) struct LayersSource {
+    pub(crate) snapshotter: Arc<Snapshotter>,
+    pub(crate) lazy: Arc<LazyLayers>,
+}
+
+#[async_trait]
+impl StatusSource for LayersSource {
+    async fn fill(&self, status: &mut GetResponse) -> Result<(), SourceError> {
+        // A layer on record that is mounted neither before nor after is broken, and not just coming
+        // or going.
+        let mut mounts = self.lazy.mounts();
+        let layers = self.snapshotter.layers().await.map_err(SourceError::new)?;
+        mounts.extend(self.lazy.mounts());
+        status.images = images(&layers, &mounts);
+        let mut counts = Counts::default();
+        let mut counted = std::collections::HashSet::new();
+        for layer in status.images.iter().flat_map(|image| &image.layers) {
+            if !counted.insert(layer.snapshot_id) {
+                continue;
+            }
+            match layer.state() {
+                LayerState::Lazy => counts.lazy += 1,
+                LayerState::Local => counts.local += 1,
+                LayerState::Deferred | LayerState::Unspecified => counts.deferred += 1,
+            }
+            counts.broken += u64::from(layer.health() == Health::Broken);
+        }
+        status.counts = Some(counts);
+        Ok(())
+    }
+}

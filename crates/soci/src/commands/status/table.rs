@@ -1,0 +1,281 @@
+//! The status for people.
+
+use std::fmt::Write as _;
+
+use indicatif::BinaryBytes;
+use status::api::{GetResponse, Health, Image, Layer};
+
+/// Between columns.
+const GAP: &str = "  ";
+
+/// The whole text.
+pub(crate) fn render(status: &GetResponse) -> String {
+    let mut text = head(status);
+    for image in &status.images {
+        text.push('\n');
+        text.push_str(&block(image));
+    }
+    for severed in &status.severed {
+        text.push_str(&format!(
+            "\nsevered: snapshot {} ({}): {}; restart its container\n",
+            severed.snapshot, severed.snapshot_id, severed.reason
+        ));
+    }
+    text
+}
+
+fn head(status: &GetResponse) -> String {
+    let mut text = String::new();
+    if let Some(daemon) = &status.daemon {
+        let revision: String = daemon.revision.chars().take(12).collect();
+        line(
+            &mut text,
+            format_args!(
+                "soci-snapshotter-grpc {} ({revision}), process {}, up {}, root {}",
+                daemon.version,
+                daemon.pid,
+                uptime(daemon.uptime_seconds),
+                daemon.root
+            ),
+        );
+    }
+    if let Some(holder) = &status.holder {
+        line(
+            &mut text,
+            format_args!(
+                "holder process {}: {} FUSE connections, given up after {} without a daemon",
+                holder.pid,
+                holder.connections,
+                uptime(holder.abandon_after_seconds)
+            ),
+        );
+    }
+    if let Some(store) = &status.store {
+        let limit = match store.limit_bytes {
+            Some(limit) => format!(" of {}", BinaryBytes(limit)),
+            None => String::new(),
+        };
+        line(
+            &mut text,
+            format_args!(
+                "layer store: {}{limit} in {} spans of {} layers",
+                BinaryBytes(store.size_bytes),
+                store.spans,
+                store.layers
+            ),
+        );
+    }
+    if let Some(counts) = &status.counts {
+        line(
+            &mut text,
+            format_args!(
+                "layers: {} lazy, {} local, {} deferred, {} broken",
+                counts.lazy, counts.local, counts.deferred, counts.broken
+            ),
+        );
+    }
+    text
+}
+
+/// An image and a table of its layers.
+fn block(image: &Image) -> String {
+    let mut text = match image.reference.as_str() {
+        "" => "layers of unnamed images\n".to_owned(),
+        reference => format!("{reference}\n"),
+    };
+    if !image.manifest_digest.is_empty() {
+        line(
+            &mut text,
+            format_args!("manifest {}", image.manifest_digest),
+        );
+    }
+    if let Some(index) = &image.index_digest {
+        line(&mut text, format_args!("index    {index}"));
+    }
+    let head = ["LAYER", "SIZE", "STATE", "FETCHED", "NOTE"].map(str::to_owned);
+    let rows: Vec<[String; 5]> = std::iter::once(head)
+        .chain(image.layers.iter().map(row))
+        .collect();
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let [layer, size, state, fetched] = [width(0), width(1), width(2), width(3)];
+    for [a, b, c, d, note] in &rows {
+        let row =
+            format!("{GAP}{a:layer$}{GAP}{b:>size$}{GAP}{c:state$}{GAP}{d:>fetched$}{GAP}{note}");
+        line(&mut text, format_args!("{}", row.trim_end()));
+    }
+    text
+}
+
+fn row(layer: &Layer) -> [String; 5] {
+    let digest = match layer.digest.as_str() {
+        "" => layer.snapshot.clone(),
+        digest => digest.to_owned(),
+    };
+    let state = match layer.health() {
+        Health::Broken => Health::Broken.word(),
+        Health::Healthy | Health::Unspecified => layer.state().word(),
+    };
+    [
+        digest,
+        layer
+            .size_bytes
+            .map(|size| BinaryBytes(size).to_string())
+            .unwrap_or_default(),
+        state.to_owned(),
+        layer
+            .fetched_percent()
+            .map(|percent| format!("{percent:.1} %"))
+            .unwrap_or_default(),
+        note(layer),
+    ]
+}
+
+/// One line, whatever the daemon's sentences hold.
+fn note(layer: &Layer) -> String {
+    let why = match (&layer.reason_code, &layer.reason) {
+        (Some(code), Some(reason)) => Some(format!("{code}: {reason}")),
+        (code, reason) => code.clone().or_else(|| reason.clone()),
+    };
+    let error = layer.error.as_ref().map(|error| format!("error: {error}"));
+    let parts: Vec<String> = why.into_iter().chain(error).collect();
+    let text = parts.join("; ");
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "{line}");
+}
+
+/// The two largest units.
+fn uptime(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m{}s", seconds % 60),
+        (0, _, _) => format!("{hours}h{}m", minutes % 60),
+        _ => format!("{days}d{}h", hours % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use status::api::{Counts, Daemon, Holder, LayerState, LayerStore, Severed};
+
+    use super::*;
+
+    fn digest(byte: char) -> String {
+        format!("sha256:{}", byte.to_string().repeat(64))
+    }
+
+    fn layer(byte: char, state: LayerState) -> Layer {
+        Layer {
+            digest: digest(byte),
+            state: state.into(),
+            health: Health::Healthy.into(),
+            size_bytes: Some(30_567_890),
+            snapshot: format!("k8s.io/1/{}", digest(byte)),
+            snapshot_id: 4,
+            ..Layer::default()
+        }
+    }
+
+    fn status() -> GetResponse {
+        let lazy = Layer {
+            fetched_bytes: Some(8_388_608),
+            mountpoint: Some("/root/snapshotter/snapshots/4/fs".to_owned()),
+            namespace: Some("k8s.io".to_owned()),
+            ..layer('a', LayerState::Lazy)
+        };
+        let broken = Layer {
+            health: Health::Broken.into(),
+            reason_code: Some("failed".to_owned()),
+            reason: Some("its FUSE connection was aborted".to_owned()),
+            error: Some("span 3 cannot be fetched:\nstatus 503".to_owned()),
+            ..lazy.clone()
+        };
+        let deferred = Layer {
+            size_bytes: Some(900),
+            reason_code: Some("no-ztoc".to_owned()),
+            reason: Some("the SOCI index has no zTOC for this layer".to_owned()),
+            ..layer('b', LayerState::Deferred)
+        };
+        let unnamed = Layer {
+            digest: String::new(),
+            size_bytes: None,
+            reason_code: Some("missing-label".to_owned()),
+            reason: Some("a label is missing".to_owned()),
+            ..layer('c', LayerState::Deferred)
+        };
+        GetResponse {
+            daemon: Some(Daemon {
+                version: "v1.2.3".to_owned(),
+                revision: "0123456789abcdef".to_owned(),
+                pid: 42,
+                uptime_seconds: 11_525,
+                root: "/var/lib/soci-snapshotter-grpc".to_owned(),
+            }),
+            holder: Some(Holder {
+                pid: 41,
+                connections: 2,
+                abandon_after_seconds: 600,
+            }),
+            store: Some(LayerStore {
+                size_bytes: 123_456_789,
+                limit_bytes: Some(10 << 30),
+                spans: 30,
+                layers: 2,
+            }),
+            counts: Some(Counts {
+                lazy: 2,
+                local: 0,
+                deferred: 2,
+                broken: 1,
+            }),
+            images: vec![
+                Image {
+                    layers: vec![unnamed],
+                    ..Image::default()
+                },
+                Image {
+                    reference: "registry.example/app:1".to_owned(),
+                    manifest_digest: digest('d'),
+                    index_digest: Some(digest('e')),
+                    layers: vec![lazy, broken, deferred],
+                },
+            ],
+            severed: vec![Severed {
+                snapshot: "k8s.io/9/web".to_owned(),
+                snapshot_id: 9,
+                reason: "the holder and the daemon died together".to_owned(),
+                since: 1_700_000_000,
+            }],
+        }
+    }
+
+    #[test]
+    fn the_table_shows_every_layer_with_state_share_and_why() {
+        insta::assert_snapshot!(render(&status()));
+    }
+
+    #[test]
+    fn the_json_has_everything_and_says_nothing_of_what_is_unknown() {
+        insta::assert_json_snapshot!(status());
+    }
+
+    #[test]
+    fn an_empty_answer_of_another_version_is_no_failure() {
+        assert_eq!(render(&GetResponse::default()), "");
+    }
+
+    #[test]
+    fn times_have_two_units() {
+        let shown = [7, 67, 3_661, 90_061].map(uptime);
+        assert_eq!(shown, ["7s", "1m7s", "1h1m", "1d1h"]);
+    }
+}

@@ -1,0 +1,100 @@
+//! Asking a daemon.
+
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::Code;
+use tonic::transport::Endpoint;
+use tower::service_fn;
+
+use crate::api::status_client::StatusClient;
+use crate::api::{GetRequest, GetResponse};
+use crate::service::MAX_MESSAGE;
+
+/// Why there is no status.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StatusError {
+    /// Nobody answers.
+    #[error(
+        "no snapshotter answers at {}: {reason}; is soci-snapshotter-grpc running, and is \
+         --snapshotter-address right?",
+        path.display()
+    )]
+    NotThere {
+        /// The socket.
+        path: PathBuf,
+        /// What the system says.
+        reason: String,
+    },
+    /// The socket is not for us.
+    #[error("the socket {} may not be used: run this as root", .0.display())]
+    Denied(PathBuf),
+    /// Somebody answers who does not know the question.
+    #[error(
+        "the snapshotter at {} is older than this program, or another one: it does not know \
+         `soci status`",
+        .0.display()
+    )]
+    Unknown(PathBuf),
+    /// The daemon has no answer.
+    #[error("the snapshotter at {} gives no status: {message} ({code:?})", path.display())]
+    Failed {
+        /// The socket.
+        path: PathBuf,
+        /// Its words.
+        message: String,
+        /// The gRPC code.
+        code: Code,
+    },
+}
+
+/// Asks the daemon that listens on the socket `path`.
+///
+/// # Errors
+/// Nobody answers there, or not what was asked.
+pub async fn get(path: &Path) -> Result<GetResponse, StatusError> {
+    let socket = path.to_owned();
+    let connector = service_fn(move |_| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    // The name is for the HTTP header only.
+    let channel = Endpoint::from_static("http://localhost")
+        .connect_with_connector(connector)
+        .await
+        .map_err(|error| not_there(path, &error))?;
+    let mut client = StatusClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    match client.get(GetRequest {}).await {
+        Ok(response) => Ok(response.into_inner()),
+        Err(status) if status.code() == Code::Unimplemented => {
+            Err(StatusError::Unknown(path.to_owned()))
+        }
+        Err(status) => Err(StatusError::Failed {
+            path: path.to_owned(),
+            message: status.message().to_owned(),
+            code: status.code(),
+        }),
+    }
+}
+
+fn not_there(path: &Path, error: &(dyn Error + 'static)) -> StatusError {
+    fn cause<'a>(error: &&'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+        (**error).source()
+    }
+    let causes = std::iter::successors(Some(error), cause);
+    let denied = causes
+        .clone()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::PermissionDenied);
+    if denied {
+        return StatusError::Denied(path.to_owned());
+    }
+    StatusError::NotThere {
+        path: path.to_owned(),
+        reason: causes.last().map(ToString::to_string).unwrap_or_default(),
+    }
+}

@@ -1,0 +1,83 @@
+//! The service: an answer put together from sources.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tonic::{Request, Response, Status};
+
+use crate::api::status_server::{Status as StatusApi, StatusServer};
+use crate::api::{GetRequest, GetResponse};
+
+/// More than the layers of 10,000 images take.
+pub(crate) const MAX_MESSAGE: usize = 64 << 20;
+
+/// Knows a part of the answer.
+#[async_trait]
+pub trait StatusSource: Send + Sync + 'static {
+    /// Fills in its part, and leaves the others alone.
+    ///
+    /// # Errors
+    /// The part cannot be had; then there is no answer.
+    async fn fill(&self, status: &mut GetResponse) -> Result<(), SourceError>;
+}
+
+/// A part of the answer cannot be had.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the status is incomplete: {0}")]
+pub struct SourceError(String);
+
+impl SourceError {
+    /// With the reason as text.
+    pub fn new(reason: impl std::fmt::Display) -> Self {
+        Self(reason.to_string())
+    }
+}
+
+/// The sources of an answer, in the order in which they are asked.
+#[derive(Clone, Default)]
+pub struct Sources(Vec<Arc<dyn StatusSource>>);
+
+impl std::fmt::Debug for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Sources({})", self.0.len())
+    }
+}
+
+impl Sources {
+    /// Adds one that is asked after those that are there.
+    #[must_use]
+    pub fn with(mut self, source: impl StatusSource) -> Self {
+        self.0.push(Arc::new(source));
+        self
+    }
+
+    /// The answer.
+    ///
+    /// # Errors
+    /// That of the first source that fails.
+    pub async fn collect(&self) -> Result<GetResponse, SourceError> {
+        let mut status = GetResponse::default();
+        for source in &self.0 {
+            source.fill(&mut status).await?;
+        }
+        Ok(status)
+    }
+
+    /// The gRPC service.
+    #[must_use]
+    pub fn service(self) -> StatusServer<impl StatusApi> {
+        StatusServer::new(Service(self)).max_encoding_message_size(MAX_MESSAGE)
+    }
+}
+
+struct Service(Sources);
+
+#[async_trait]
+impl StatusApi for Service {
+    async fn get(&self, _: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
+        match self.0.collect().await {
+            Ok(status) => Ok(Response::new(status)),
+            Err(error) => Err(Status::unavailable(error.to_string())),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! All metrics: v0.15's, whose names stand in [`metrics`](crate::metrics), and ours.
+//! `docs/metrics.md` is the same list for operators; a test keeps the two in step.
+
+use crate::metrics::{
+    BYTES_SERVED, DIGEST, IMAGE, IMAGE_OPERATION_COUNT, LAYER, LAYER_FETCHED_SIZE_BYTES,
+    LAYER_SIZE_BYTES, MOUNTPOINT, OPERATION_COUNT, OPERATION_DURATION_MICROSECONDS,
+    OPERATION_DURATION_MILLISECONDS, OPERATION_TYPE,
+};
+
+/// The type of a metric in the text format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only ever grows, but for restarts.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Observations by size.
+    Histogram,
+}
+
+impl Kind {
+    /// The word in the text format.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// One metric. Names, labels and units are stable.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Metric {
+    /// Its name.
+    pub name: &'static str,
+    /// Its type.
+    pub kind: Kind,
+    /// Its labels, in the order in which their values are given.
+    pub labels: &'static [&'static str],
+    /// What one is: `bytes`, `seconds`, `spans`, …
+    pub unit: &'static str,
+    /// One sentence.
+    pub help: &'static str,
+}
+
+macro_rules! catalog {
+    ($($name:ident = $text:expr, $kind:ident, [$($label:expr),*], $unit:literal, $help:literal;)+) => {
+        $(
+            #[doc = $help]
+            pub static $name: Metric = Metric {
+                name: $text,
+                kind: Kind::$kind,
+                labels: &[$($label),*],
+                unit: $unit,
+                help: $help,
+            };
+        )+
+        /// Every metric of the daemon.
+        pub static ALL: &[&Metric] = &[$(&$name),+];
+    };
+}
+
+/// Label: who the bytes were fetched for: `demand`, `readahead`, `profile` or `background`.
+pub const PRIORITY: &str = "priority";
+/// Label: why a layer is not lazy, one of the codes in `docs/troubleshooting.md`.
+pub const REASON: &str = "reason";
+/// Label: how a layer is provided: `lazy`, `local` or `deferred`.
+pub const STATE: &str = "state";
+
+catalog! {
+    MILLISECONDS = OPERATION_DURATION_MILLISECONDS, Histogram, [OPERATION_TYPE, LAYER], "milliseconds",
+        "How long operations took.";
+    MICROSECONDS = OPERATION_DURATION_MICROSECONDS, Histogram, [OPERATION_TYPE, LAYER], "microseconds",
+        "How long reads and directory listings took.";
+    COUNTS = OPERATION_COUNT, Counter, [OPERATION_TYPE, LAYER], "operations",
+        "Operations and failures.";
+    SERVED = BYTES_SERVED, Gauge, [OPERATION_TYPE, LAYER], "bytes",
+        "Content of files given to readers.";
+    IMAGE_OPERATIONS = IMAGE_OPERATION_COUNT, Gauge, [OPERATION_TYPE, IMAGE], "operations",
+        "FUSE operations of an image until fuse_metrics_emit_wait_duration_sec after its first mount; and the background queue.";
+    LAYER_FETCHED = LAYER_FETCHED_SIZE_BYTES, Counter, [DIGEST, MOUNTPOINT], "bytes",
+        "Compressed bytes of a mounted layer that are here.";
+    LAYER_SIZE = LAYER_SIZE_BYTES, Counter, [DIGEST, MOUNTPOINT], "bytes",
+        "Compressed bytes of a mounted layer.";
+    STORE_SIZE = "soci_layer_store_size_bytes", Gauge, [], "bytes",
+        "Uncompressed layer data in the layer store.";
+    STORE_LIMIT = "soci_layer_store_limit_bytes", Gauge, [], "bytes",
+        "The limit of the layer store, max_size_bytes; 0 without one.";
+    STORE_SPANS = "soci_layer_store_spans", Gauge, [], "spans",
+        "Spans in the layer store.";
+    STORE_LAYERS = "soci_layer_store_layers", Gauge, [], "layers",
+        "Layers that are open in the layer store.";
+    QUEUE_SPANS = "soci_fetch_queue_spans", Gauge, [], "spans",
+        "Spans that wait to be requested.";
+    IN_FLIGHT = "soci_fetch_requests_in_flight", Gauge, [], "requests",
+        "Ranged requests to registries that are under way.";
+    FETCH_MEMORY = "soci_fetch_memory_bytes", Gauge, [], "bytes",
+        "Part of memory_budget_bytes that is in use.";
+    FETCHED_BYTES = "soci_fetch_bytes_total", Counter, [PRIORITY], "bytes",
+        "Compressed bytes of layers that registries sent.";
+    FETCHED_SPANS = "soci_fetch_spans_total", Counter, [PRIORITY], "spans",
+        "Spans fetched, checked and inflated.";
+    FETCH_REQUESTS = "soci_fetch_requests_total", Counter, [PRIORITY], "requests",
+        "Ranged requests made for spans.";
+    MISMATCHES = "soci_fetch_verification_failures_total", Counter, [], "spans",
+        "Times that the bytes of a span did not match its digest.";
+    FAILED_SPANS = "soci_fetch_failed_spans_total", Counter, [], "spans",
+        "Spans that could not be had in spite of all attempts.";
+    STORE_FAILURES = "soci_layer_store_failures_total", Counter, [], "spans",
+        "Spans that were served but could not be stored.";
+    NOT_LAZY = "soci_layers_not_lazy_total", Counter, [REASON], "layers",
+        "Prepares of layers that were not mounted lazily.";
+    SNAPSHOT_LAYERS = "soci_snapshot_layers", Gauge, [STATE], "snapshots",
+        "Snapshots that are image layers.";
+    BROKEN_LAYERS = "soci_snapshot_broken_layers", Gauge, [], "snapshots",
+        "Lazy layers that cannot be served at present.";
+    BUILD = "soci_build_info", Gauge, ["version", "revision"], "1",
+        "Always 1; says which program runs.";
+    CPU = "process_cpu_seconds_total", Counter, [], "seconds",
+        "User and system time of the daemon.";
+    RESIDENT = "process_resident_memory_bytes", Gauge, [], "bytes",
+        "Resident memory of the daemon.";
+    VIRTUAL = "process_virtual_memory_bytes", Gauge, [], "bytes",
+        "Address space of the daemon.";
+    OPEN_FDS = "process_open_fds", Gauge, [], "descriptors",
+        "Open file descriptors of the daemon.";
+    MAX_FDS = "process_max_fds", Gauge, [], "descriptors",
+        "The most descriptors that the daemon may have.";
+    THREADS = "process_threads", Gauge, [], "threads",
+        "Threads of the daemon.";
+    STARTED = "process_start_time_seconds", Gauge, [], "seconds",
+        "When the daemon started, since 1970.";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The rows of the table: name, type, labels, unit.
+    fn documented() -> Vec<[String; 4]> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        text.lines()
+            .skip_while(|line| !line.starts_with("| name | type |"))
+            .skip(2)
+            .take_while(|line| line.starts_with('|'))
+            .map(|line| {
+                let mut cells = line
+                    .split('|')
+                    .skip(1)
+                    .map(|cell| cell.replace('`', "").trim().to_owned());
+                std::array::from_fn(|_| cells.next().unwrap())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_page_for_operators_lists_every_metric_with_type_labels_and_unit() {
+        let constants: Vec<[String; 4]> = ALL
+            .iter()
+            .map(|metric| {
+                [
+                    metric.name.to_owned(),
+                    metric.kind.word().to_owned(),
+                    metric.labels.join(", "),
+                    metric.unit.to_owned(),
+                ]
+            })
+            .collect();
+        assert_eq!(documented(), constants);
+    }
+
+    #[test]
+    fn the_page_for_operators_names_every_operation_type() {
+        use crate::metrics::{count, duration_ms, duration_us, image};
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        for operation in [duration_ms::ALL, duration_us::ALL, count::ALL, image::ALL].concat() {
+            assert!(text.contains(&format!("`{operation}`")), "{operation}");
+        }
+    }
+}
