@@ -2,7 +2,9 @@
 
 #![allow(dead_code, reason = "each test program uses a part of this")]
 
-use testkit::{Run, SociCli, SociDaemonOptions, Stack, StackOptions};
+use std::time::{Duration, Instant};
+
+use testkit::{OciImage, Run, SociCli, SociDaemonOptions, Stack, StackOptions};
 
 pub(crate) const NAMESPACE: &str = "e2e";
 /// Everything else is measured while the background fetcher rests.
@@ -56,4 +58,52 @@ pub(crate) fn lazy_mounts(stack: &Stack) -> usize {
             line.contains(root.to_str().unwrap()) && line.contains(" - fuse.rawBridge soci ")
         })
         .count()
+}
+
+/// Waits until `done` says so; its last complaint is in the failure.
+pub(crate) fn wait_until(what: &str, patience: Duration, done: impl Fn() -> Result<(), String>) {
+    let deadline = Instant::now() + patience;
+    while let Err(not_yet) = done() {
+        assert!(
+            Instant::now() < deadline,
+            "not after {patience:?}: {what}: {not_yet}"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Asserts that no part of a layer went over the network twice since the statistics were reset.
+/// Neighbouring spans may share one byte, so that each request may repeat one.
+pub(crate) fn fetched_once(stack: &Stack, image: &OciImage) {
+    let stats = stack.proxy.stats();
+    let mut bytes = 0;
+    for layer in &image.layers {
+        let fetched = stats.blob(layer.digest);
+        assert!(
+            fetched.bytes <= layer.size + fetched.requests,
+            "{fetched:?} of a layer of {} bytes",
+            layer.size
+        );
+        bytes += fetched.bytes;
+    }
+    assert!(bytes > 0, "something must have been fetched");
+}
+
+/// Mounts, directories of snapshots and stored layers that the daemon has now.
+pub(crate) fn left_behind(stack: &Stack) -> Vec<String> {
+    let root = stack.daemon.root();
+    let mut left = Vec::new();
+    for folder in ["soci/layers", "snapshotter/snapshots"] {
+        for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            // `.removed` is where the layer store empties folders.
+            if !name.starts_with('.') {
+                left.push(format!("{folder}/{name}"));
+            }
+        }
+    }
+    for mount in testkit::process::mounts_below(&root).unwrap() {
+        left.push(format!("mount {}", mount.display()));
+    }
+    left
 }
