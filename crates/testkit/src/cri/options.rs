@@ -21,7 +21,8 @@ impl CriOptions {
         }
     }
 
-    /// The tables of containerd's configuration (version 2). Pods must be on the host's network:
+    /// The tables of containerd's configuration (version 2). Without a table `runtimes` containerd
+    /// 2.x would silently ignore what stands beside it, `snapshotter` above all. Pods must be on the host's network:
     /// there is no CNI plugin.
     pub(crate) fn config_text(&self, root: &Path) -> String {
         let at = |name: &str| root.join(name).display().to_string();
@@ -30,6 +31,7 @@ impl CriOptions {
             "[{plugin}]\n  sandbox_image = {:?}\n  restrict_oom_score_adj = true\n  \
              stream_server_port = \"0\"\n\
              [{plugin}.containerd]\n  snapshotter = {:?}\n  disable_snapshot_annotations = false\n\
+             [{plugin}.containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n\
              [{plugin}.cni]\n  bin_dir = {:?}\n  conf_dir = {:?}\n",
             self.sandbox_image,
             self.snapshotter,
