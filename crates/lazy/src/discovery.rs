@@ -49,6 +49,7 @@ impl Discovery {
             })?;
         let index = SociIndex::parse(&bytes)
             .map_err(|e| LayerRefusal::no_index(format_args!("index {digest}: {e}")))?;
+        faults::point("lazy-index-fetched");
         let (kept, key) = (self.kept.clone(), image.clone());
         // It has logged its failure, which only costs a look-up after the next start.
         let _ = spawn_blocking(move || kept.save(&key, digest, &bytes)).await;

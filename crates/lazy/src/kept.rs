@@ -3,6 +3,7 @@
 //!
 //! Everything here may be lost without harm: then the registry is asked again.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -31,10 +32,7 @@ impl KeptIndexes {
     pub(crate) fn load(&self, image: &ImageKey) -> Option<FoundIndex> {
         let digest = match image.explicit_index {
             Some(explicit) => explicit,
-            None => {
-                let note = fs::read_to_string(self.note(image)).ok()?;
-                note.trim().parse::<Digest>().ok()?
-            }
+            None => read(&self.note(image))?,
         };
         if !self.content.contains(&digest) {
             return None;
@@ -47,14 +45,13 @@ impl KeptIndexes {
     /// Keeps an index. A full disk costs a look-up at the next restart, so it is only logged.
     pub(crate) fn save(&self, image: &ImageKey, digest: Digest, bytes: &[u8]) {
         let descriptor = Descriptor::new(media_types::OCI_MANIFEST, digest, bytes.len() as u64);
-        let kept = self
-            .content
-            .put(&descriptor, bytes)
-            .map_err(|e| e.to_string())
-            .and_then(|_| match image.explicit_index {
-                Some(_) => Ok(()),
-                None => write_whole(&self.note(image), digest.to_string().as_bytes())
-                    .map_err(|e| format!("{}: {e}", self.notes.display())),
+        // The note first: a crash leaves no index that no note leads to.
+        let kept = write_whole(&self.note(image), digest.to_string().as_bytes())
+            .map_err(|e| format!("{}: {e}", self.notes.display()))
+            .inspect(|()| faults::point("lazy-index-noted"))
+            .and_then(|()| match self.content.put(&descriptor, bytes) {
+                Ok(_) => Ok(()),
+                Err(e) => Err(e.to_string()),
             });
         if let Err(error) = kept {
             tracing::warn!(digest = %digest, error, "the SOCI index is not kept on disk");
@@ -63,21 +60,55 @@ impl KeptIndexes {
 
     /// Lets go of an index that no layer uses any more.
     pub(crate) fn forget(&self, image: &ImageKey, digest: &Digest) {
-        if let Err(error) = fs::remove_file(self.note(image))
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(error = %error, "the note of a SOCI index is not removed");
+        self.remove(&self.note(image), digest);
+    }
+
+    /// Removes what was kept for images other than these: a crash may have left it behind.
+    pub(crate) fn sweep(&self, in_use: &HashSet<ImageKey>) {
+        let in_use: HashSet<PathBuf> = in_use.iter().map(|image| self.note(image)).collect();
+        let indexes: HashSet<Digest> = in_use.iter().filter_map(|note| read(note)).collect();
+        // There is no such folder before the first image.
+        for entry in fs::read_dir(&self.notes).into_iter().flatten().flatten() {
+            let note = entry.path();
+            if in_use.contains(&note) {
+                continue;
+            }
+            match read(&note) {
+                Some(digest) if !indexes.contains(&digest) => self.remove(&note, &digest),
+                _ => remove_note(&note),
+            }
         }
+    }
+
+    /// Removes an index and the note that led to it, in this order.
+    fn remove(&self, note: &Path, digest: &Digest) {
         if let Err(error) = self.content.delete(digest) {
             tracing::warn!(digest = %digest, error = %error, "a SOCI index is not removed");
         }
+        faults::point("lazy-index-removed");
+        remove_note(note);
     }
 
     /// Named after repository and manifest: who may write to one repository must not decide which
     /// index (v1: anything that refers to the manifest) is used for another's image.
     fn note(&self, image: &ImageKey) -> PathBuf {
-        let name = format!("{}@{}", image.reference.name(), image.manifest);
+        let mut name = format!("{}@{}", image.reference.name(), image.manifest);
+        if let Some(explicit) = image.explicit_index {
+            name.push_str(&format!(" {explicit}"));
+        }
         self.notes.join(Digest::of(name.as_bytes()).hex())
+    }
+}
+
+fn read(note: &Path) -> Option<Digest> {
+    fs::read_to_string(note).ok()?.trim().parse().ok()
+}
+
+fn remove_note(note: &Path) {
+    if let Err(error) = fs::remove_file(note)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(error = %error, "the note of a SOCI index is not removed");
     }
 }
 

@@ -106,6 +106,7 @@ impl Opening {
             let _shared = shared;
             let (stored, toc) =
                 store.create_or_open_with_toc(key.layer, key.ztoc, blob.as_deref())?;
+            faults::point("lazy-layer-stored");
             let tar_size = stored.spans().uncompressed_size();
             let options = TreeOptions {
                 disable_xattrs,

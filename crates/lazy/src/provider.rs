@@ -29,6 +29,9 @@ use crate::{LazyConfig, Parts};
 /// For how long a layer that was prepared ahead waits for its Prepare.
 const PREPARED_FOR: Duration = Duration::from_secs(300);
 
+/// The layers of an image that are restored together share one failure to find its index.
+const RETRY_RESTORE: Duration = Duration::from_secs(2);
+
 /// An unmounted layer that is served for longer than this is in use.
 const QUIET_AFTER: Duration = Duration::from_secs(1);
 
@@ -45,9 +48,9 @@ struct Shared {
     mounts: Mutex<HashMap<PathBuf, Mount>>,
     /// Opened because a layer below them was asked for.
     prepared: Mutex<HashMap<LayerKey, Lease<OpenLayer>>>,
-    /// Layers that somebody has asked to mount since the start, successfully or not; `None` once
-    /// the others were swept.
-    asked: Mutex<Option<HashSet<Digest>>>,
+    /// What somebody has asked to mount since the start, successfully or not; `None` once the rest
+    /// was swept.
+    asked: Mutex<Option<Asked>>,
     /// Unmounting means going away, not that the layers are not needed any more.
     leaving: AtomicBool,
     pool: fuse::Pool,
@@ -59,6 +62,13 @@ struct Mount {
     lease: Lease<OpenLayer>,
     image: ImageKey,
     index: Digest,
+}
+
+/// Layers and images that were asked for.
+#[derive(Default)]
+struct Asked {
+    layers: HashSet<Digest>,
+    images: HashSet<ImageKey>,
 }
 
 /// Why a layer is mounted.
@@ -109,7 +119,7 @@ impl LazyLayers {
                 layers: Arc::default(),
                 mounts: Mutex::default(),
                 prepared: Mutex::default(),
-                asked: Mutex::new(Some(HashSet::new())),
+                asked: Mutex::new(Some(Asked::default())),
                 leaving: AtomicBool::new(false),
                 pool,
                 config,
@@ -133,8 +143,8 @@ impl LazyLayers {
         }
     }
 
-    /// Removes stored layers that no snapshot has asked for; called once the snapshots of an earlier
-    /// run have been mounted again.
+    /// Removes stored layers and indexes that no snapshot has asked for; called once the snapshots of
+    /// an earlier run have been mounted again.
     pub async fn sweep(&self) {
         let store = self.shared.opening.store.clone();
         let stored = match spawn_blocking(move || store.layers()).await {
@@ -150,7 +160,9 @@ impl LazyLayers {
         };
         let is_asked_for = |layer: &Digest| {
             let asked = self.shared.asked.lock();
-            asked.as_ref().is_none_or(|asked| asked.contains(layer))
+            asked
+                .as_ref()
+                .is_none_or(|asked| asked.layers.contains(layer))
         };
         for key in stored {
             if !is_asked_for(&key.layer) {
@@ -158,8 +170,17 @@ impl LazyLayers {
                 self.shared.remove_unused(key).await;
             }
         }
-        // From here on layers are removed with their last user.
-        *self.shared.asked.lock() = None;
+        let shared = self.shared.clone();
+        // It logs its failures.
+        let _ = spawn_blocking(move || {
+            // Locked to the end: an image that is asked for now must not lose its index half-way.
+            let mut asked = shared.asked.lock();
+            // From here on they are removed with their last user.
+            if let Some(asked) = asked.take() {
+                shared.discovery.kept.sweep(&asked.images);
+            }
+        })
+        .await;
     }
 }
 
@@ -168,11 +189,19 @@ impl Shared {
     async fn ztoc_of(
         &self,
         request: &ImageLayer,
+        why: Why,
     ) -> Result<(Arc<FoundIndex>, ZtocDescriptor), LayerRefusal> {
-        let found = self
-            .verdicts
-            .get(&request.image, self.discovery.find(&request.image))
-            .await?;
+        let find = self.discovery.find(&request.image);
+        let found = match why {
+            Why::Prepare => self.verdicts.get(&request.image, find).await?,
+            // The index was there once, so that failing to find it will pass, and a container waits.
+            Why::Restore => {
+                let shortly = self.config.retry_after.min(RETRY_RESTORE);
+                self.verdicts
+                    .get_unless_older(&request.image, shortly, find)
+                    .await?
+            }
+        };
         match found.index.ztoc_for(&request.layer) {
             Some(ztoc) => Ok((found.clone(), ztoc.clone())),
             None => Err(LayerRefusal::no_ztoc(format_args!(
@@ -248,7 +277,8 @@ impl Shared {
     ) -> Result<MountedInfo, LayerRefusal> {
         let layer = ImageLayer::from_labels(&request.labels)?;
         if let Some(asked) = self.asked.lock().as_mut() {
-            asked.insert(layer.layer);
+            asked.layers.insert(layer.layer);
+            asked.images.insert(layer.image.clone());
         }
         let minimum = self.config.min_layer_size;
         // A layer that is lazy already stays so, whatever the configuration says now.
@@ -262,7 +292,7 @@ impl Shared {
         let mut first = None;
         let mounted = async {
             let getting_ready = async {
-                let (found, ztoc) = self.ztoc_of(&layer).await?;
+                let (found, ztoc) = self.ztoc_of(&layer, why).await?;
                 if why == Why::Prepare {
                     // They will be asked for next.
                     self.prepare_above(&layer, &found);
@@ -293,6 +323,7 @@ impl Shared {
             self.remove_unused(key).await;
         }
         let (index, mounted, lease) = mounted?;
+        faults::point("lazy-layer-mounted");
         let root = lease.layer().tree.root_attr();
         if !self.config.disable_background {
             lease.layer().data.start_background();
@@ -382,6 +413,7 @@ impl Shared {
             image,
             index,
         };
+        faults::point("lazy-layer-unmounted");
         if ended {
             self.forget(gone).await;
         } else {
@@ -431,7 +463,7 @@ impl Shared {
         }
         let store = self.opening.store.clone();
         match spawn_blocking(move || store.remove(key.layer, key.ztoc)).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => faults::point("lazy-layer-removed"),
             Ok(Err(error)) => {
                 tracing::warn!(layer = %key.layer, error = %error, "a stored layer is not removed");
             }

@@ -75,13 +75,16 @@ impl Snapshotter {
                     // Refused below, with the errors in containerd's order.
                     _ => Usage::default(),
                 };
+                faults::point("commit-measured");
                 inner.metadata.commit(Commit {
                     id: record.id,
                     key: &key,
                     name: &name,
                     labels,
                     usage,
-                })
+                })?;
+                faults::point("commit-committed");
+                Ok(())
             })
             .await
     }
@@ -93,6 +96,7 @@ impl Snapshotter {
             .blocking(move |inner| {
                 let _call = call;
                 inner.metadata.remove(&key)?;
+                faults::point("remove-forgotten");
                 inner.removed.notify_one();
                 Ok(())
             })
@@ -184,6 +188,7 @@ impl Inner {
                 fallback: None,
             };
             let parents = inner.insert(new, &reservation)?;
+            faults::point("create-committed");
             Ok(inner.mounts(kind, reservation.id, &parents))
         })
         .await
@@ -202,6 +207,7 @@ impl Inner {
             let owner = self.directories.inherited_owner(parents)?;
             self.directories.create(id, with_work, owner)?;
             made = true;
+            faults::point("create-directory-made");
             Ok(())
         });
         if inserted.is_err() && made {

@@ -102,8 +102,12 @@ impl Inner {
             }
         };
         match self.mount(&layer, reservation.id).await {
-            Ok(root) => self.commit_lazy(&layer, reservation, root).await,
+            Ok(root) => {
+                faults::point("prepare-layer-mounted");
+                self.commit_lazy(&layer, reservation, root).await
+            }
             Err(refusal) => {
+                faults::point("prepare-layer-refused");
                 log_refusal(&layer, &refusal);
                 self.defer(&layer, reservation, parents, &refusal, answer)
                     .await
@@ -123,6 +127,7 @@ impl Inner {
         let owner = self.directories.inherited_owner(&parents)?;
         let reservation = self.reserve();
         self.directories.create(reservation.id, true, owner)?;
+        faults::point("prepare-directory-made");
         Ok(Plan::Make(reservation, parents))
     }
 
@@ -169,6 +174,7 @@ impl Inner {
         };
         match committed {
             Ok(LazyOutcome::Committed(_)) => {
+                faults::point("prepare-layer-committed");
                 log_lazy(layer);
                 Err(layer.target_exists())
             }
@@ -211,6 +217,7 @@ impl Inner {
         let deferred = async {
             self.check_layers(&parents).await?;
             self.clear_mountpoint(id, parents).await?;
+            faults::point("prepare-mountpoint-cleared");
             let layer = Arc::clone(layer);
             let fallback = Fallback::from(refusal);
             self.blocking(move |inner| {
@@ -227,6 +234,7 @@ impl Inner {
         };
         match deferred.await {
             Ok(mounts) => {
+                faults::point("prepare-deferred");
                 tracing::warn!(
                     key = layer.key,
                     parent = layer.parent,

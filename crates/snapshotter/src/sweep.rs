@@ -35,13 +35,16 @@ impl Inner {
                 tracing::warn!(%error, "cannot unmount a removed snapshot");
                 continue;
             }
+            faults::point("sweep-unmounted");
             let deleted = self.blocking(move |inner| {
                 if inner.mounted_now(id)? {
                     let path = inner.directories.snapshot(id);
                     tracing::warn!(path = %path.display(), "a removed snapshot is still mounted");
                     return Ok(());
                 }
-                inner.directories.remove(id)
+                inner.directories.remove(id)?;
+                faults::point("sweep-deleted");
+                Ok(())
             });
             if let Err(error) = deleted.await {
                 tracing::warn!(%error, "cannot delete a removed snapshot");

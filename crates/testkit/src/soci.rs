@@ -131,6 +131,14 @@ impl SociDaemon {
         self.daemon.kill()
     }
 
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// When it still runs after a while.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        self.daemon.wait(PATIENCE)
+    }
+
     /// Starts it again on the same root and socket, after it ended.
     ///
     /// # Errors

@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test program uses a part of this")]
 
+pub(crate) mod node;
+
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use testkit::{OciImage, Run, SociCli, SociDaemonOptions, Stack, StackOptions};
@@ -20,7 +23,7 @@ pub(crate) fn stack(config: &str) -> Stack {
 }
 
 /// Indexes the image of a layout into the registry; returns its name seen through the proxy.
-pub(crate) fn indexed(stack: &Stack, layout: &std::path::Path, name: &str) -> String {
+pub(crate) fn indexed(stack: &Stack, layout: &Path, name: &str) -> String {
     let target = format!(
         "docker://{}",
         stack.registry.reference(&format!("{name}:soci"))
@@ -50,7 +53,11 @@ pub(crate) fn run(stack: &Stack, reference: &str, command: &[&str]) -> String {
 
 /// The FUSE mounts of the daemon's layers.
 pub(crate) fn lazy_mounts(stack: &Stack) -> usize {
-    let root = stack.daemon.root();
+    lazy_mounts_below(&stack.daemon.root())
+}
+
+/// The same for a daemon's root folder.
+pub(crate) fn lazy_mounts_below(root: &Path) -> usize {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     table
         .lines()
@@ -89,12 +96,17 @@ pub(crate) fn fetched_once(stack: &Stack, image: &OciImage) {
     assert!(bytes > 0, "something must have been fetched");
 }
 
-/// Mounts, directories of snapshots and stored layers that the daemon has now.
+/// Mounts, directories of snapshots, stored layers and notes about images that the daemon has now.
 pub(crate) fn left_behind(stack: &Stack) -> Vec<String> {
-    let root = stack.daemon.root();
+    left_below(&stack.daemon.root())
+}
+
+/// The same for a daemon's root folder.
+pub(crate) fn left_below(root: &Path) -> Vec<String> {
     let mut left = Vec::new();
-    for folder in ["soci/layers", "snapshotter/snapshots"] {
-        for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+    for folder in ["soci/layers", "soci/images", "snapshotter/snapshots"] {
+        // `soci/images` is made when it is needed.
+        for entry in std::fs::read_dir(root.join(folder)).into_iter().flatten() {
             let name = entry.unwrap().file_name().into_string().unwrap();
             // `.removed` is where the layer store empties folders.
             if !name.starts_with('.') {
@@ -102,7 +114,7 @@ pub(crate) fn left_behind(stack: &Stack) -> Vec<String> {
             }
         }
     }
-    for mount in testkit::process::mounts_below(&root).unwrap() {
+    for mount in testkit::process::mounts_below(root).unwrap() {
         left.push(format!("mount {}", mount.display()));
     }
     left

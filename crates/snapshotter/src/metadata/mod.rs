@@ -179,6 +179,7 @@ impl Metadata {
         let attempt = || {
             let transaction = self.database.begin_write()?;
             let result = work(&mut Writer::new(&transaction)?)?;
+            faults::point("metadata-changed");
             transaction.commit()?;
             Ok(result)
         };
