@@ -15,6 +15,11 @@ pub(super) fn selectors(filter: &str) -> Result<Vec<Selector>, FilterError> {
         filter,
         position: 0,
     };
+    // Go reads it as a mark of bytes that are no UTF-8.
+    if let Some(position) = filter.find(char::REPLACEMENT_CHARACTER) {
+        parser.position = position;
+        return Err(parser.error("the replacement character U+FFFD is not allowed"));
+    }
     let mut selectors = vec![parser.selector()?];
     loop {
         match parser.peek() {
@@ -103,7 +108,7 @@ impl<'a> Parser<'a> {
             return String::from_utf8(bytes)
                 .map_err(|_| self.error("a field name must be valid UTF-8"));
         }
-        let word = self.take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+        let word = self.take_while(|c| c.is_ascii_alphanumeric() || c == '_');
         if word.is_empty() {
             return Err(self.error("expected the name of a field, or one in double quotes"));
         }
