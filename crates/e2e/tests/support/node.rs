@@ -125,7 +125,8 @@ impl Image {
             .map_or(String::new(), |below| self.target(below))
     }
 
-    fn labels(&self, layer: usize) -> BTreeMap<String, String> {
+    /// The labels of a pull, as CRI sends them.
+    pub(crate) fn labels(&self, layer: usize) -> BTreeMap<String, String> {
         let above: Vec<_> = self.layers[layer..]
             .iter()
             .map(|layer| layer.digest.to_string())
@@ -161,7 +162,7 @@ impl Client {
         self.prepare_with(key, parent, BTreeMap::new()).await
     }
 
-    async fn prepare_with(
+    pub(crate) async fn prepare_with(
         &self,
         key: &str,
         parent: &str,
