@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod restart;
 pub mod start;
 pub mod table;
 

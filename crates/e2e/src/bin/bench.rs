@@ -47,6 +47,8 @@ enum Part {
     Read,
     /// Starting the demo image.
     Start,
+    /// Starting the daemon on what is there, and its memory when idle.
+    Restart,
 }
 
 fn main() -> ExitCode {
@@ -80,6 +82,9 @@ fn bench(options: &Options) -> Result<()> {
     }
     if wanted(Part::Start) {
         start(options.runs)?;
+    }
+    if wanted(Part::Restart) {
+        println!("{}", e2e::restart::measure(options.runs)?);
     }
     Ok(())
 }

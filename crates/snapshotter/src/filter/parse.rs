@@ -1,8 +1,9 @@
 //! The grammar: `selector ("," selector)*`, a selector being `path [operator value]`, a path
 //! `field ("." field)*`. White space is allowed before a word, not before a comma.
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
+use super::go_regex;
 use super::quote::unquote;
 use super::{FilterError, Selector, Test};
 
@@ -155,7 +156,11 @@ fn is_quote(c: char) -> bool {
 fn regex(pattern: &[u8]) -> Option<Regex> {
     let compiled = std::str::from_utf8(pattern)
         .map_err(|error| error.to_string())
-        .and_then(|pattern| Regex::new(pattern).map_err(|error| error.to_string()));
+        .and_then(|pattern| {
+            let translated = go_regex::translate(pattern);
+            let built = RegexBuilder::new(&translated).octal(true).build();
+            built.map_err(|error| error.to_string())
+        });
     match compiled {
         Ok(regex) => Some(regex),
         Err(error) => {
