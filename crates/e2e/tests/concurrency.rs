@@ -21,6 +21,14 @@ use tonic::Code;
 const PATIENCE: Duration = Duration::from_secs(120);
 const LAYERS: usize = 3;
 
+/// Nothing is given up or tried again because the machine is busy.
+fn config() -> String {
+    format!(
+        "mount_timeout_sec = 120\n\
+         [http]\nDialTimeoutMsec = 60000\nResponseHeaderTimeoutMsec = 60000\n{NO_BACKGROUND}"
+    )
+}
+
 /// An image whose layers nobody else has: each holds one file of noise.
 fn image(node: &Node, number: usize) -> Image {
     let layout = TestRoot::new().unwrap();
@@ -100,7 +108,7 @@ async fn fifty_pulls_at_once_of_the_same_and_of_other_images_ask_for_everything_
  {
     const IMAGES: usize = 10;
     const CLIENTS: usize = 5;
-    let node = Node::start(NO_BACKGROUND);
+    let node = Node::start(&config());
     let images: Vec<Image> = (0..IMAGES).map(|number| image(&node, number)).collect();
     let client = node.client().await;
     let before = resources(&node);
@@ -154,7 +162,7 @@ async fn fifty_pulls_at_once_of_the_same_and_of_other_images_ask_for_everything_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_layers_of_an_image_are_made_ready_at_the_same_time() {
-    let node = Node::start(NO_BACKGROUND);
+    let node = Node::start(&config());
     let image = image(&node, 0);
     let client = node.client().await;
     node.proxy.reset_stats();
@@ -169,12 +177,12 @@ async fn the_layers_of_an_image_are_made_ready_at_the_same_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layer_that_is_removed_while_it_is_read_is_let_go_of_when_the_reader_has_ended() {
-    let node = Node::start(NO_BACKGROUND);
+    let node = Node::start(&config());
     let image = image(&node, 0);
     let client = node.client().await;
     pull(&client, &image).await;
     let directories = directories(&client, &image).await;
-    let slow = Rule::always(Fault::Delay(Duration::from_secs(4)));
+    let slow = Rule::always(Fault::Delay(Duration::from_secs(10)));
     node.proxy.inject(slow.path("/blobs/").unwrap());
     node.proxy.reset_stats();
     let reader = tokio::task::spawn_blocking(move || read_all(&directories[..1], 0));
@@ -202,7 +210,7 @@ async fn a_layer_that_is_removed_while_it_is_read_is_let_go_of_when_the_reader_h
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pulls_that_are_given_up_leave_a_consistent_state_and_later_ones_succeed() {
-    let node = Node::start(NO_BACKGROUND);
+    let node = Node::start(&config());
     let image = image(&node, 0);
     let client = node.client().await;
     let before = resources(&node);
