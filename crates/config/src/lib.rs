@@ -17,8 +17,8 @@ use std::path::Path;
 pub use error::{ConfigError, Problem};
 pub use sections::{
     BackgroundFetch, Blob, Config, ContentStore, CriKeychain, DecompressStream, DirectoryCache,
-    Fetch, Fuse, Holder, Host, Http, KubeconfigKeychain, LayerStore, Mirror, ParallelPullUnpack, Prefetch,
-    PullMode, PullModes, Resolver, Snapshotter,
+    Fetch, Fuse, Holder, Host, Http, KubeconfigKeychain, LayerStore, Mirror, ParallelPullUnpack,
+    Prefetch, PullMode, PullModes, Resolver, Snapshotter,
 };
 pub use values::{ByteSize, ContentStoreType, DropPolicy, MetadataStoreType, MetricsNetwork};
 

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cli;
+pub mod restart;
 pub mod start;
 pub mod table;
 

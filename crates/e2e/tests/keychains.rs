@@ -18,8 +18,8 @@ use prost::Message;
 use support::{NO_BACKGROUND, lazy_mounts, stack};
 use testkit::image::small_image;
 use testkit::{
-    Auth, Containerd, ContainerdOptions, Proxy, Registry, SociCli, SociDaemon, SociDaemonOptions,
-    TestRoot,
+    Auth, Containerd, ContainerdOptions, CriOptions, Proxy, Registry, SociCli, SociDaemon,
+    SociDaemonOptions, TestRoot,
 };
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
@@ -143,11 +143,8 @@ impl Node {
         options.environment.push(docker);
         let mut daemon = SociDaemon::start(options.clone()).unwrap();
         let containerd = Containerd::start(&ContainerdOptions {
-            cri: true,
-            extra_config:
-                "[plugins.\"io.containerd.grpc.v1.cri\".containerd]\n  snapshotter = \"soci\"\n  \
-                 disable_snapshot_annotations = false\n"
-                    .to_owned(),
+            // No pod is started.
+            cri: Some(CriOptions::with_soci("localhost/pause:none")),
             ..ContainerdOptions::with_soci(daemon.socket())
         })
         .unwrap();

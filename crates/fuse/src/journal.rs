@@ -138,8 +138,7 @@ impl Journal {
     /// # Errors
     /// If there is no memory or descriptor for it.
     pub fn create() -> Result<Arc<Self>, FuseError> {
-        let memory =
-            SharedMemory::create("soci-requests", DIVISION).map_err(FuseError::Journal)?;
+        let memory = SharedMemory::create("soci-requests", DIVISION).map_err(FuseError::Journal)?;
         let journal = Self::over(memory);
         journal.set_u64(0, MAGIC);
         journal.set_u64(8, VERSION);
@@ -284,14 +283,23 @@ impl Journal {
             }
             self.freed.wait(&mut entries);
         };
-        self.fill(entry, WAITING, request.0, request.1, Deaths::default(), bytes);
+        self.fill(
+            entry,
+            WAITING,
+            request.0,
+            request.1,
+            Deaths::default(),
+            bytes,
+        );
         entries.used.insert(request, entry);
     }
 
     /// Whether a request has an entry, because it was in flight before.
     pub(crate) fn knows(&self, connection: u64, unique: u64) -> bool {
         let entries = self.entries.lock();
-        entries.used.contains_key(&(connection, unique & !UNIQUE_RESEND))
+        entries
+            .used
+            .contains_key(&(connection, unique & !UNIQUE_RESEND))
     }
 
     /// A deferred request has its answer.
@@ -343,7 +351,15 @@ impl Journal {
     }
 
     /// Writes an entry; its state last, so that a death in between leaves a free one.
-    fn fill(&self, entry: usize, state: u32, connection: u64, unique: u64, deaths: Deaths, bytes: &[u8]) {
+    fn fill(
+        &self,
+        entry: usize,
+        state: u32,
+        connection: u64,
+        unique: u64,
+        deaths: Deaths,
+        bytes: &[u8],
+    ) {
         let at = ENTRY + entry * ENTRY_SIZE;
         let bytes = bytes.get(..bytes.len().min(ENTRY_ROOM)).unwrap_or_default();
         self.set_u32(at + 4, 0);
@@ -375,7 +391,9 @@ impl Journal {
     }
 
     fn u32(&self, at: usize) -> u32 {
-        self.memory.u32_at(at).map_or(0, |number| number.load(Acquire))
+        self.memory
+            .u32_at(at)
+            .map_or(0, |number| number.load(Acquire))
     }
 
     fn set_u32(&self, at: usize, value: u32) {
@@ -385,7 +403,9 @@ impl Journal {
     }
 
     fn u64(&self, at: usize) -> u64 {
-        self.memory.u64_at(at).map_or(0, |number| number.load(Acquire))
+        self.memory
+            .u64_at(at)
+            .map_or(0, |number| number.load(Acquire))
     }
 
     fn set_u64(&self, at: usize, value: u64) {
@@ -442,7 +462,9 @@ fn request_in(slot: &[u8]) -> Option<(u64, &[u8])> {
         header.opcode,
         opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT | opcode::DESTROY
     );
-    let request = slot.get(..length).filter(|_| wanted && length >= size_of::<InHeader>())?;
+    let request = slot
+        .get(..length)
+        .filter(|_| wanted && length >= size_of::<InHeader>())?;
     Some((header.unique & !UNIQUE_RESEND, request))
 }
 

@@ -17,9 +17,9 @@ use crate::abi::OutHeader;
 use crate::connection::{Connection, ConnectionFacts, ContentIdentity};
 use crate::error::FuseError;
 use crate::init::{Limits, Negotiated, negotiate};
+use crate::journal::SLOT_SIZE;
 use crate::mountinfo;
 use crate::request::{Operation, Request};
-use crate::journal::SLOT_SIZE;
 
 /// mount(2) queues INIT before it returns, so this is never reached on a working kernel.
 const INIT_WAIT: Duration = Duration::from_secs(10);
@@ -75,7 +75,12 @@ fn random_key() -> u64 {
     if rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) != Ok(8) {
         tracing::warn!("getrandom failed; the key of a FUSE connection is made of the time");
         let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-        bytes = now.as_nanos().to_ne_bytes().first_chunk().copied().unwrap_or(bytes);
+        bytes = now
+            .as_nanos()
+            .to_ne_bytes()
+            .first_chunk()
+            .copied()
+            .unwrap_or(bytes);
     }
     u64::from_ne_bytes(bytes)
 }

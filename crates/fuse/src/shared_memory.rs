@@ -100,7 +100,9 @@ impl SharedMemory {
             start,
             division,
             file,
-            taken: (0..division.windows).map(|_| AtomicBool::default()).collect(),
+            taken: (0..division.windows)
+                .map(|_| AtomicBool::default())
+                .collect(),
         }))
     }
 

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fuse::{
-    Attr, Connection, ConnectionFacts, DirBuffer, Entry, Errno, FileSystem, MountOptions,
-    Journal, Operation, Pool, Reply, Request,
+    Attr, Connection, ConnectionFacts, DirBuffer, Entry, Errno, FileSystem, Journal, MountOptions,
+    Operation, Pool, Reply, Request,
 };
 
 /// A root whose entries are called after numbers; `panic` panics, `secret` is never answered.

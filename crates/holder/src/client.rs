@@ -139,7 +139,12 @@ impl Client {
     ///
     /// # Errors
     /// If the holder does not answer.
-    pub fn put(&self, key: &str, note: &str, descriptor: BorrowedFd<'_>) -> Result<(), HolderError> {
+    pub fn put(
+        &self,
+        key: &str,
+        note: &str,
+        descriptor: BorrowedFd<'_>,
+    ) -> Result<(), HolderError> {
         let ask = Ask::Put {
             key: key.to_owned(),
             note: note.to_owned(),

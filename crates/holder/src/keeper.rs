@@ -80,7 +80,9 @@ impl Keeper {
         };
         for item in &items {
             let copy = item.descriptor.try_clone().map_err(HolderError::Talk)?;
-            state.kept.insert(item.key.clone(), (copy, item.note.clone()));
+            state
+                .kept
+                .insert(item.key.clone(), (copy, item.note.clone()));
         }
         let shared = Arc::new(Shared {
             config,
@@ -227,7 +229,10 @@ impl Shared {
                 if state.closed {
                     return;
                 }
-                let line = state.holder.as_ref().map(|h| h.as_fd().try_clone_to_owned());
+                let line = state
+                    .holder
+                    .as_ref()
+                    .map(|h| h.as_fd().try_clone_to_owned());
                 line.and_then(Result::ok)
             };
             match line {

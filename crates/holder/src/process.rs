@@ -187,7 +187,8 @@ impl Holder {
     /// Closes the connections: whoever waits for an answer gets an error.
     fn abandon(&mut self, reason: &str) -> usize {
         let connections = self.connections();
-        self.items.retain(|key, _| !key.starts_with(CONNECTION_PREFIX));
+        self.items
+            .retain(|key, _| !key.starts_with(CONNECTION_PREFIX));
         if connections > 0 {
             let at = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
             let words = Abandoned {
@@ -242,9 +243,7 @@ impl Holder {
                 count: usize::from(self.items.remove(&key).is_some()),
             },
             Ask::Abandon { force } => match self.server() {
-                Some(pid) if !force => {
-                    refused(&format!("process {pid} serves the connections"))
-                }
+                Some(pid) if !force => refused(&format!("process {pid} serves the connections")),
                 _ => Answer::Done {
                     count: self.abandon("an operator asked for it"),
                 },

@@ -121,8 +121,7 @@ impl Line {
         message: &impl Serialize,
         descriptor: Option<BorrowedFd<'_>>,
     ) -> Result<(), HolderError> {
-        let bytes =
-            serde_json::to_vec(message).map_err(|e| HolderError::Message(e.to_string()))?;
+        let bytes = serde_json::to_vec(message).map_err(|e| HolderError::Message(e.to_string()))?;
         if bytes.len() > LARGEST {
             return Err(HolderError::Message(format!(
                 "it has {} bytes, and {LARGEST} is the limit",

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, fstat};
 
-use crate::client::Client;
 use crate::HolderError;
+use crate::client::Client;
 
 /// What a holder is called in the list of processes.
 pub const PROCESS_NAME: &str = "soci-holder";
@@ -72,7 +72,10 @@ fn scope(root: &Path, argument: &str) -> Command {
         .arg(format!("--unit={}", scope_name(root)))
         .arg("--description=Keeps the mounts of the SOCI snapshotter while it is replaced")
         // At shutdown: after the containers, and not by waiting for what it ignores.
-        .args(["--property=Before=containerd.service", "--property=KillSignal=SIGINT"])
+        .args([
+            "--property=Before=containerd.service",
+            "--property=KillSignal=SIGINT",
+        ])
         .args(["--property=TimeoutStopSec=10s", "--"])
         // The process that calls this one is there until a server is ready.
         .arg(format!("/proc/{}/exe", std::process::id()))
@@ -90,7 +93,11 @@ fn scope_name(root: &Path) -> String {
     let place = place.trim_matches('-');
     let cut = place.len().saturating_sub(100);
     let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-    format!("soci-holder-{}-{:x}", &place.get(cut..).unwrap_or_default(), since.as_millis())
+    format!(
+        "soci-holder-{}-{:x}",
+        &place.get(cut..).unwrap_or_default(),
+        since.as_millis()
+    )
 }
 
 fn start(mut command: Command, root: &Path) -> Result<Child, HolderError> {
@@ -152,7 +159,10 @@ mod tests {
     #[test]
     fn a_scope_is_named_after_its_root_in_letters_that_systemd_takes() {
         let name = scope_name(Path::new("/var/lib/soci snapshotter/"));
-        assert!(name.starts_with("soci-holder-var-lib-soci-snapshotter-"), "{name}");
+        assert!(
+            name.starts_with("soci-holder-var-lib-soci-snapshotter-"),
+            "{name}"
+        );
         let long = format!("/{}", "é/x".repeat(200));
         let name = scope_name(Path::new(&long));
         assert!(name.len() < 200 && name.is_ascii(), "{name}");

@@ -63,7 +63,9 @@ fn file_with(text: &str) -> OwnedFd {
 
 fn text_of(kept: Kept) -> String {
     let mut text = String::new();
-    File::from(kept.descriptor).read_to_string(&mut text).unwrap();
+    File::from(kept.descriptor)
+        .read_to_string(&mut text)
+        .unwrap();
     text
 }
 
@@ -76,7 +78,9 @@ fn is_closed(writer: &OwnedFd) -> bool {
 fn what_a_server_gave_is_there_for_the_next_one_also_after_it_is_gone() {
     let holder = Running::start();
     let first = holder.server(LONG);
-    first.put("fuse/1", "note 1", file_with("one").as_fd()).unwrap();
+    first
+        .put("fuse/1", "note 1", file_with("one").as_fd())
+        .unwrap();
     first.put("other", "", file_with("old").as_fd()).unwrap();
     first.put("other", "new", file_with("new").as_fd()).unwrap();
     first.put("gone", "", file_with("gone").as_fd()).unwrap();
@@ -91,7 +95,10 @@ fn what_a_server_gave_is_there_for_the_next_one_also_after_it_is_gone() {
         }
     };
     let kept = second.list().unwrap();
-    let facts: Vec<_> = kept.iter().map(|k| (k.key.clone(), k.note.clone())).collect();
+    let facts: Vec<_> = kept
+        .iter()
+        .map(|k| (k.key.clone(), k.note.clone()))
+        .collect();
     let expected = [("fuse/1", "note 1"), ("other", "new")];
     assert_eq!(facts, expected.map(|(k, n)| (k.to_owned(), n.to_owned())));
     let texts: Vec<_> = kept.into_iter().map(text_of).collect();
@@ -108,7 +115,10 @@ fn there_is_one_server_at_a_time_and_others_may_look() {
     let pid = std::process::id();
     assert!(refused.to_string().contains(&pid.to_string()), "{refused}");
     let facts = *holder.look().facts();
-    assert_eq!((facts.pid, facts.server, facts.alone_for), (pid, Some(pid), None));
+    assert_eq!(
+        (facts.pid, facts.server, facts.alone_for),
+        (pid, Some(pid), None)
+    );
     assert_eq!(facts.abandon_after, LONG);
     server.quit().unwrap();
     holder.ended();

@@ -73,6 +73,7 @@ impl Discovery {
             .took(duration_ms::SOCI_INDEX_FETCH, &label, start.elapsed());
         let index = SociIndex::parse(&bytes)
             .map_err(|e| LayerRefusal::no_index(format_args!("index {digest}: {e}")))?;
+        faults::point("lazy-index-fetched");
         let keeping = self
             .artifacts
             .keep_index(&image.namespace, digest, &index, &bytes);

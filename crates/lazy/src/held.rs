@@ -199,6 +199,13 @@ impl HeldConnections {
         all.values().flatten().map(|held| held.note.layer).collect()
     }
 
+    /// The images that they are of.
+    pub(crate) fn images(&self) -> Vec<ImageKey> {
+        let all = self.0.lock();
+        let held = all.values().flatten();
+        held.filter_map(|held| held.note.image()).collect()
+    }
+
     /// Takes the connection that is mounted at `mountpoint` now.
     pub(crate) fn take_mounted(&self, mountpoint: &Path) -> Option<HeldConnection> {
         let mountpoint = &fuse::as_in_mountinfo(mountpoint);
@@ -243,7 +250,10 @@ mod tests {
     fn a_note_of_another_version_or_none_of_ours_is_refused_with_what_to_do() {
         let newer = HeldConnections::new(vec![kept(r#"{"version":2,"new":[]}"#)]);
         let message = newer.err().unwrap().to_string();
-        assert!(message.contains("form 2") && message.contains("abort-mounts"), "{message}");
+        assert!(
+            message.contains("form 2") && message.contains("abort-mounts"),
+            "{message}"
+        );
         for bad in ["", "{}", r#"{"version":1}"#] {
             let refused = HeldConnections::new(vec![kept(bad)]).err().unwrap();
             assert!(refused.to_string().contains("fuse/1"), "{refused}");
@@ -252,6 +262,11 @@ mod tests {
             key: "socket".to_owned(),
             ..kept("")
         };
-        assert!(HeldConnections::new(vec![other]).unwrap().layers().is_empty());
+        assert!(
+            HeldConnections::new(vec![other])
+                .unwrap()
+                .layers()
+                .is_empty()
+        );
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! Everything here may be lost without harm: then the registry is asked again.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -43,10 +44,7 @@ impl KeptIndexes {
     pub(crate) fn load(&self, image: &ImageKey) -> Option<FoundIndex> {
         let digest = match image.explicit_index {
             Some(explicit) => explicit,
-            None => {
-                let note = fs::read_to_string(self.note(image)).ok()?;
-                note.lines().next()?.parse::<Digest>().ok()?
-            }
+            None => read(&self.note(image))?,
         };
         if !self.content.contains(&digest) {
             return None;
@@ -65,13 +63,13 @@ impl KeptIndexes {
             digest.to_string()
         };
         let descriptor = Descriptor::new(media_types::OCI_MANIFEST, digest, bytes.len() as u64);
-        let kept = self
-            .content
-            .put(&descriptor, bytes)
-            .map_err(|e| e.to_string())
-            .and_then(|_| {
-                write_whole(&self.note(image), note.as_bytes())
-                    .map_err(|e| format!("{}: {e}", self.notes.display()))
+        // The note first: a crash leaves no index that no note leads to.
+        let kept = write_whole(&self.note(image), note.as_bytes())
+            .map_err(|e| format!("{}: {e}", self.notes.display()))
+            .inspect(|()| faults::point("lazy-index-noted"))
+            .and_then(|()| match self.content.put(&descriptor, bytes) {
+                Ok(_) => Ok(()),
+                Err(e) => Err(e.to_string()),
             });
         if let Err(error) = kept {
             tracing::warn!(digest = %digest, error, "the SOCI index is not kept on disk");
@@ -80,19 +78,35 @@ impl KeptIndexes {
 
     /// Lets go of an index that no layer uses any more.
     pub(crate) fn forget(&self, image: &ImageKey, digest: &Digest) {
-        let path = self.note(image);
-        let note = fs::read_to_string(&path).unwrap_or_default();
-        if let Err(error) = fs::remove_file(&path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(error = %error, "the note of a SOCI index is not removed");
+        self.remove(&self.note(image), digest);
+    }
+
+    /// Removes what was kept for images other than these: a crash may have left it behind.
+    pub(crate) fn sweep(&self, in_use: &HashSet<ImageKey>) {
+        let in_use: HashSet<PathBuf> = in_use.iter().map(|image| self.note(image)).collect();
+        let indexes: HashSet<Digest> = in_use.iter().filter_map(|note| read(note)).collect();
+        // There is no such folder before the first image.
+        for entry in fs::read_dir(&self.notes).into_iter().flatten().flatten() {
+            let note = entry.path();
+            if in_use.contains(&note) {
+                continue;
+            }
+            match read(&note) {
+                Some(digest) if !indexes.contains(&digest) => self.remove(&note, &digest),
+                _ => remove_note(&note),
+            }
         }
-        if note.is_empty() || note.lines().nth(1) == Some(STORED) {
-            return;
-        }
-        if let Err(error) = self.content.delete(digest) {
+    }
+
+    /// Removes an index and the note that led to it, in this order.
+    fn remove(&self, note: &Path, digest: &Digest) {
+        let text = fs::read_to_string(note).unwrap_or_default();
+        let ours = !text.is_empty() && text.lines().nth(1) != Some(STORED);
+        if ours && let Err(error) = self.content.delete(digest) {
             tracing::warn!(digest = %digest, error = %error, "a SOCI index is not removed");
         }
+        faults::point("lazy-index-removed");
+        remove_note(note);
     }
 
     /// Named after repository and manifest: who may write to one repository must not decide which
@@ -103,6 +117,18 @@ impl KeptIndexes {
             name = format!("{name}#{explicit}");
         }
         self.notes.join(Digest::of(name.as_bytes()).hex())
+    }
+}
+
+fn read(note: &Path) -> Option<Digest> {
+    fs::read_to_string(note).ok()?.lines().next()?.parse().ok()
+}
+
+fn remove_note(note: &Path) {
+    if let Err(error) = fs::remove_file(note)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(error = %error, "the note of a SOCI index is not removed");
     }
 }
 

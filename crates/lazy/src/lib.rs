@@ -6,8 +6,8 @@
 
 #![forbid(unsafe_code)]
 
-mod continuing;
 mod artifacts;
+mod continuing;
 mod discovery;
 mod held;
 mod image_counts;
@@ -19,17 +19,17 @@ mod lower_tree;
 mod metering;
 mod opening;
 mod parts;
-mod proving;
 mod provider;
+mod proving;
 mod report;
 mod sources;
 mod unpacking;
 mod verdicts;
 mod ztoc_memory;
 
-pub use held::HeldError;
 pub use artifacts::Artifacts;
+pub use held::HeldError;
 pub use parts::{LazyConfig, Parts};
-pub use proving::{ProvingError, prove};
 pub use provider::LazyLayers;
+pub use proving::{ProvingError, prove};
 pub use report::MountReport;

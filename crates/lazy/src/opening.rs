@@ -134,6 +134,7 @@ impl Opening {
             let (stored, toc) =
                 store.create_or_open_with_toc(key.layer, key.ztoc, blob.as_deref())?;
             meters.took(duration_ms::ZTOC_UNMARSHAL, &label, start.elapsed());
+            faults::point("lazy-layer-stored");
             let tar_size = stored.spans().uncompressed_size();
             let options = TreeOptions {
                 opaque_xattr,

@@ -41,6 +41,9 @@ use crate::{LazyConfig, Parts};
 /// For how long a layer that was prepared ahead waits for its Prepare.
 const PREPARED_FOR: Duration = Duration::from_secs(300);
 
+/// The layers of an image that are restored together share one failure to find its index.
+const RETRY_RESTORE: Duration = Duration::from_secs(2);
+
 /// An unmounted layer that is served for longer than this is in use.
 const QUIET_AFTER: Duration = Duration::from_secs(1);
 
@@ -60,9 +63,9 @@ pub(crate) struct Shared {
     pub(crate) keeper: Option<Arc<Keeper>>,
     /// Opened because a layer below them was asked for.
     prepared: Mutex<HashMap<LayerKey, Lease<OpenLayer>>>,
-    /// Layers that somebody has asked to mount since the start, successfully or not; `None` once
-    /// the others were swept.
-    asked: Mutex<Option<HashSet<Digest>>>,
+    /// What somebody has asked to mount since the start, successfully or not; `None` once the rest
+    /// was swept.
+    asked: Mutex<Option<Asked>>,
     /// Unmounting means going away, not that the layers are not needed any more.
     leaving: AtomicBool,
     pub(crate) unpacker: Unpacker,
@@ -79,6 +82,13 @@ pub(crate) struct Mount {
     pub(crate) index: Digest,
     /// What of its counts is in the metrics.
     pub(crate) counted: CounterSnapshot,
+}
+
+/// Layers and images that were asked for.
+#[derive(Default)]
+struct Asked {
+    layers: HashSet<Digest>,
+    images: HashSet<ImageKey>,
 }
 
 /// Why a layer is mounted.
@@ -111,7 +121,10 @@ impl LazyLayers {
             config,
         } = parts;
         let held = HeldConnections::new(held)?;
-        let asked = held.layers().into_iter().collect();
+        let asked = Asked {
+            layers: held.layers().into_iter().collect(),
+            images: held.images().into_iter().collect(),
+        };
         Ok(Arc::new(Self {
             shared: Arc::new(Shared {
                 discovery: Discovery {
@@ -170,8 +183,8 @@ impl LazyLayers {
         }
     }
 
-    /// Removes stored layers that no snapshot has asked for; called once the snapshots of an earlier
-    /// run have been mounted again.
+    /// Removes stored layers and indexes that no snapshot has asked for; called once the snapshots of
+    /// an earlier run have been mounted again.
     pub async fn sweep(&self) {
         let store = self.shared.opening.store.clone();
         let stored = match spawn_blocking(move || store.layers()).await {
@@ -187,7 +200,9 @@ impl LazyLayers {
         };
         let is_asked_for = |layer: &Digest| {
             let asked = self.shared.asked.lock();
-            asked.as_ref().is_none_or(|asked| asked.contains(layer))
+            asked
+                .as_ref()
+                .is_none_or(|asked| asked.layers.contains(layer))
         };
         for key in stored {
             if !is_asked_for(&key.layer) {
@@ -195,8 +210,17 @@ impl LazyLayers {
                 self.shared.remove_unused(key).await;
             }
         }
-        // From here on layers are removed with their last user.
-        *self.shared.asked.lock() = None;
+        let shared = self.shared.clone();
+        // It logs its failures.
+        let _ = spawn_blocking(move || {
+            // Locked to the end: an image that is asked for now must not lose its index half-way.
+            let mut asked = shared.asked.lock();
+            // From here on they are removed with their last user.
+            if let Some(asked) = asked.take() {
+                shared.discovery.kept.sweep(&asked.images);
+            }
+        })
+        .await;
     }
 }
 
@@ -205,11 +229,19 @@ impl Shared {
     async fn ztoc_of(
         &self,
         request: &ImageLayer,
+        prepare: bool,
     ) -> Result<(Arc<FoundIndex>, ZtocDescriptor), LayerRefusal> {
-        let found = self
-            .verdicts
-            .get(&request.image, self.discovery.find(&request.image))
-            .await?;
+        let find = self.discovery.find(&request.image);
+        let found = match prepare {
+            true => self.verdicts.get(&request.image, find).await?,
+            // The index was there once, so that failing to find it will pass, and a container waits.
+            false => {
+                let shortly = self.config.retry_after.min(RETRY_RESTORE);
+                self.verdicts
+                    .get_unless_older(&request.image, shortly, find)
+                    .await?
+            }
+        };
         match found.index.ztoc_for(&request.layer) {
             Some(ztoc) => Ok((found.clone(), ztoc.clone())),
             None => Err(LayerRefusal::no_ztoc(format_args!(
@@ -302,7 +334,8 @@ impl Shared {
             layer.image.namespace.clone_from(&request.namespace);
         }
         if let Some(asked) = self.asked.lock().as_mut() {
-            asked.insert(layer.layer);
+            asked.layers.insert(layer.layer);
+            asked.images.insert(layer.image.clone());
         }
         let minimum = self.config.min_layer_size;
         // A layer that is lazy already stays so, whatever the configuration says now.
@@ -318,7 +351,7 @@ impl Shared {
         let mut first = None;
         let mounted = async {
             let getting_ready = async {
-                let (found, ztoc) = self.ztoc_of(&layer).await?;
+                let (found, ztoc) = self.ztoc_of(&layer, prepare).await?;
                 if prepare {
                     // They will be asked for next.
                     self.prepare_above(&layer, &found);
@@ -367,6 +400,7 @@ impl Shared {
             self.remove_unused(key).await;
         }
         let (index, mounted, lease, root) = mounted?;
+        faults::point("lazy-layer-mounted");
         if !self.config.disable_background {
             lease.layer().data.start_background();
         }
@@ -485,6 +519,7 @@ impl Shared {
             index,
             counted,
         };
+        faults::point("lazy-layer-unmounted");
         if ended {
             self.forget(gone).await;
         } else {
@@ -531,7 +566,9 @@ impl Shared {
         self.remove_unused(key).await;
         let image_in_use = {
             let mounts = self.mounts.lock();
-            mounts.values().any(|mount| mount.image.manifest == image.manifest)
+            mounts
+                .values()
+                .any(|mount| mount.image.manifest == image.manifest)
         };
         if !image_in_use {
             self.forget_image(&image.manifest);
@@ -568,7 +605,7 @@ impl Shared {
         }
         let store = self.opening.store.clone();
         match spawn_blocking(move || store.remove(key.layer, key.ztoc)).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => faults::point("lazy-layer-removed"),
             Ok(Err(error)) => {
                 tracing::warn!(layer = %key.layer, error = %error, "a stored layer is not removed");
             }

@@ -104,11 +104,10 @@ fn same_tree(layers: &Path, note: &ConnectionNote) -> Result<Arc<Tree>, ProvingE
         layer: ztoc.layer_digest,
         ztoc: ztoc.descriptor.digest,
     };
-    let (toc, size) =
-        LayerStore::look_at(layers, key).map_err(|source| ProvingError::Store {
-            mountpoint: mountpoint(),
-            source,
-        })?;
+    let (toc, size) = LayerStore::look_at(layers, key).map_err(|source| ProvingError::Store {
+        mountpoint: mountpoint(),
+        source,
+    })?;
     let look = note.look();
     let options = TreeOptions {
         opaque_xattr: look.mark,
@@ -140,9 +139,8 @@ fn serve_for_a_moment(tree: Arc<Tree>, layer: Digest, scratch: &Path) -> Result<
     let path = scratch.to_owned();
     // Should the mount not answer, the thread is freed by its end.
     std::thread::spawn(move || {
-        let count = std::fs::read_dir(path).and_then(|mut entries| {
-            entries.try_fold(0, |count, entry| entry.map(|_| count + 1))
-        });
+        let count = std::fs::read_dir(path)
+            .and_then(|mut entries| entries.try_fold(0, |count, entry| entry.map(|_| count + 1)));
         // Nobody listens after the time limit.
         let _: Result<(), _> = sender.send(count);
     });

@@ -41,10 +41,23 @@ impl<T> Verdicts<T> {
     where
         F: Future<Output = Result<T, LayerRefusal>>,
     {
+        self.get_unless_older(image, self.retry_after, find).await
+    }
+
+    /// The same, a failure being believed for this long only.
+    pub(crate) async fn get_unless_older<F>(
+        &self,
+        image: &ImageKey,
+        retry_after: Duration,
+        find: F,
+    ) -> Result<Arc<T>, LayerRefusal>
+    where
+        F: Future<Output = Result<T, LayerRefusal>>,
+    {
         let cell = self.cell(image);
         let mut verdict = cell.lock().await;
         if let Some(known) = verdict.as_ref()
-            && (known.found.is_ok() || known.at.elapsed() < self.retry_after)
+            && (known.found.is_ok() || known.at.elapsed() < retry_after)
         {
             return known.found.clone();
         }

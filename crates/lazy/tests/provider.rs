@@ -159,7 +159,10 @@ impl World {
                 ..config
             },
         };
-        (LazyLayers::new(parts, root.join("soci/images")).unwrap(), fetcher)
+        (
+            LazyLayers::new(parts, root.join("soci/images")).unwrap(),
+            fetcher,
+        )
     }
 
     fn request(&self, layer: usize, mountpoint: &str) -> LayerRequest {

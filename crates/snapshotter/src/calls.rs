@@ -88,13 +88,16 @@ impl Snapshotter {
                     // Refused below, with the errors in containerd's order.
                     _ => Usage::default(),
                 };
+                faults::point("commit-measured");
                 inner.metadata.commit(Commit {
                     id: record.id,
                     key: &key,
                     name: &name,
                     labels,
                     usage,
-                })
+                })?;
+                faults::point("commit-committed");
+                Ok(())
             })
             .await
     }
@@ -106,6 +109,7 @@ impl Snapshotter {
             .blocking(move |inner| {
                 let _call = call;
                 inner.metadata.remove(&key)?;
+                faults::point("remove-forgotten");
                 inner.removed.notify_one();
                 Ok(())
             })
@@ -219,6 +223,7 @@ impl Inner {
                 id_maps: None,
             };
             let parents = inner.insert(new, &reservation)?;
+            faults::point("create-committed");
             Ok(inner.mounts(kind, reservation.id, &parents, false))
         })
         .await
@@ -237,6 +242,7 @@ impl Inner {
             let owner = self.directories.inherited_owner(parents)?;
             self.directories.create(id, with_work, owner)?;
             made = true;
+            faults::point("create-directory-made");
             Ok(())
         });
         if inserted.is_err() && made {
@@ -277,7 +283,10 @@ impl Inner {
     }
 
     /// Asks the provider whether the lazy ones among these snapshots can be served.
-    pub(crate) async fn check_layers(self: &Arc<Self>, links: &[Link]) -> Result<(), SnapshotterError> {
+    pub(crate) async fn check_layers(
+        self: &Arc<Self>,
+        links: &[Link],
+    ) -> Result<(), SnapshotterError> {
         let mounts = links.iter().filter_map(LazyMount::of);
         self.check_mounts(mounts.collect()).await
     }
@@ -295,7 +304,10 @@ impl Inner {
         self.check_mounts(mounts.collect()).await
     }
 
-    async fn check_mounts(self: &Arc<Self>, mounts: Vec<LazyMount>) -> Result<(), SnapshotterError> {
+    async fn check_mounts(
+        self: &Arc<Self>,
+        mounts: Vec<LazyMount>,
+    ) -> Result<(), SnapshotterError> {
         let checks = mounts.iter().map(|mount| async move {
             let mountpoint = self.directories.fs(mount.place);
             let check = async {

@@ -276,6 +276,42 @@ impl From<SnapshotterError> for Status {
             }
             source = cause.source();
         }
-        Self::new(error.code(), message)
+        Self::new(error.code(), shortened(message))
+    }
+}
+
+/// Longer messages are cut in the middle: what went wrong stands at both ends, a long name between.
+/// The message travels in an HTTP/2 header, percent-encoded (up to three bytes for one), and clients
+/// refuse more than 16 KiB of headers.
+const MAX_MESSAGE: usize = 4096;
+
+fn shortened(message: String) -> String {
+    if message.len() <= MAX_MESSAGE {
+        return message;
+    }
+    let half = MAX_MESSAGE / 2;
+    // At most three bytes further on begins a character.
+    let start = (half..).find_map(|at| message.get(..at));
+    let end = (message.len() - half..).find_map(|at| message.get(at..));
+    format!(
+        "{} … {}",
+        start.unwrap_or_default(),
+        end.unwrap_or_default()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_with_a_huge_name_keeps_both_ends_and_fits_into_a_header() {
+        for name in ["x".repeat(40 << 10), "ü🦀".repeat(10 << 10)] {
+            let status = Status::from(SnapshotterError::NotFound { name });
+            let message = status.message();
+            assert!(message.starts_with("snapshot \""), "{message:.40}");
+            assert!(message.ends_with("\" does not exist"));
+            assert!(message.len() < MAX_MESSAGE + 20, "{}", message.len());
+        }
     }
 }

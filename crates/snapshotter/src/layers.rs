@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use crate::error::SnapshotterError;
 use crate::labels;
 use crate::metadata::Record;
-use crate::provider::LayerRefusal;
 use crate::place::Place;
+use crate::provider::LayerRefusal;
 use crate::snapshotter::{Inner, Snapshotter};
 
 /// How a layer is provided.

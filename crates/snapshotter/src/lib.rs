@@ -29,8 +29,8 @@ mod service;
 mod severed;
 mod snapshotter;
 mod sweep;
-mod unpack;
 mod takeover;
+mod unpack;
 
 pub use error::SnapshotterError;
 pub use filter::FilterError;
@@ -42,7 +42,7 @@ pub use provider::{
     LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ParentLayer, ProviderError,
     Restoration, Restored, UnpackRequest,
 };
-pub use severed::Severed;
 pub use service::{SnapshotService, service};
+pub use severed::Severed;
 pub use snapshotter::{Snapshotter, SnapshotterConfig};
 pub use takeover::OldMetadataError;

@@ -109,6 +109,7 @@ impl Inner {
         let id = reservation.id;
         let refusal = match self.mount(&layer, id).await {
             Ok(root) => {
+                faults::point("prepare-layer-mounted");
                 let lazy = LazyRecord::new(layer.namespace.clone(), layer.labels.clone(), root);
                 return self
                     .commit_layer(&layer, reservation, MadeLayer::Lazy(lazy))
@@ -116,12 +117,14 @@ impl Inner {
             }
             Err(refusal) => refusal,
         };
+        faults::point("prepare-layer-refused");
         log_refusal(&layer, &refusal);
         self.refusals.note(&refusal);
         let mut why = Fallback::new(&refusal, &layer.labels);
         if !refusal.leaves_to_client() {
             match self.unpack(&layer, id, &parents, answer).await {
                 Ok(usage) => {
+                    faults::point("prepare-layer-unpacked");
                     let made = MadeLayer::Unpacked { usage, why };
                     return self.commit_layer(&layer, reservation, made).await;
                 }
@@ -146,6 +149,7 @@ impl Inner {
         let owner = self.directories.inherited_owner(&parents)?;
         let reservation = self.reserve();
         self.directories.create(reservation.id, true, owner)?;
+        faults::point("prepare-directory-made");
         Ok(Plan::Make(reservation, parents))
     }
 
@@ -191,6 +195,7 @@ impl Inner {
         };
         match committed {
             Ok(LayerOutcome::Committed(_)) => {
+                faults::point("prepare-layer-committed");
                 if lazy {
                     log_lazy(layer);
                 } else {
@@ -241,6 +246,7 @@ impl Inner {
         let deferred = async {
             self.check_layers(&parents).await?;
             self.clear_mountpoint(id, parents).await?;
+            faults::point("prepare-mountpoint-cleared");
             let layer = Arc::clone(layer);
             let why = why.clone();
             self.blocking(move |inner| {
@@ -259,6 +265,7 @@ impl Inner {
         };
         match deferred.await {
             Ok(mounts) => {
+                faults::point("prepare-deferred");
                 tracing::warn!(
                     key = layer.key,
                     parent = layer.parent,

@@ -165,10 +165,7 @@ impl Inner {
         }
     }
 
-    async fn restore_one(
-        self: &Arc<Self>,
-        mount: &LazyMount,
-    ) -> Result<Restoration, LayerRefusal> {
+    async fn restore_one(self: &Arc<Self>, mount: &LazyMount) -> Result<Restoration, LayerRefusal> {
         let provider = Arc::clone(&self.provider);
         let request = mount.request(&self.directories);
         let restored = tokio::spawn(async move { provider.restore(request).await })

@@ -57,7 +57,10 @@ impl SeveredSnapshots {
     }
 
     fn add(&self, ids: Vec<(u64, String)>) {
-        let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+        let since = std::time::UNIX_EPOCH
+            .elapsed()
+            .unwrap_or_default()
+            .as_secs();
         let mut by_id = self.by_id.lock();
         for (id, name) in ids {
             by_id.entry(id).or_insert(Severed { name, since });
@@ -131,7 +134,10 @@ impl Inner {
              containers that ran on them get errors and have to be restarted; `soci status` lists them"
         );
         for (_, name) in &severed {
-            tracing::warn!(name, "the layers of a container were lost: it has to be restarted");
+            tracing::warn!(
+                name,
+                "the layers of a container were lost: it has to be restarted"
+            );
         }
         self.severed.add(severed);
         Ok(())

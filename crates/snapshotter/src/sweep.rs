@@ -4,8 +4,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::error::SnapshotterError;
-use crate::place::Place;
 use crate::mountinfo::Mounts;
+use crate::place::Place;
 use crate::snapshotter::Inner;
 
 /// From a removal to the sweep that nobody asked for; more removals may come until then.
@@ -37,13 +37,16 @@ impl Inner {
                 tracing::warn!(%error, "cannot unmount a removed snapshot");
                 continue;
             }
+            faults::point("sweep-unmounted");
             let deleted = self.blocking(move |inner| {
                 if inner.mounted_now(place)? {
                     let path = inner.directories.snapshot(place);
                     tracing::warn!(path = %path.display(), "a removed snapshot is still mounted");
                     return Ok(());
                 }
-                inner.directories.remove(place)
+                inner.directories.remove(place)?;
+                faults::point("sweep-deleted");
+                Ok(())
             });
             if let Err(error) = deleted.await {
                 tracing::warn!(%error, "cannot delete a removed snapshot");

@@ -48,7 +48,10 @@ pub(crate) fn find() -> Option<Arc<dyn SecondKeeper>> {
 
 /// A name may have no colon and no control characters.
 fn name_of(key: &str) -> String {
-    format!("{NAME}{}", key.replace(|c: char| !c.is_ascii_alphanumeric(), "-"))
+    format!(
+        "{NAME}{}",
+        key.replace(|c: char| !c.is_ascii_alphanumeric(), "-")
+    )
 }
 
 impl SecondKeeper for Store {

@@ -67,7 +67,9 @@ pub(crate) fn open(
 fn reach(root: &Path, config: &Config) -> anyhow::Result<(Option<Arc<Keeper>>, Vec<Kept>)> {
     // One that is there has something for us, whatever the configuration says by now.
     if !config.holder.enable && Client::look(root)?.is_none() {
-        tracing::warn!("[holder] enable = false: containers on lazy layers do not survive the daemon");
+        tracing::warn!(
+            "[holder] enable = false: containers on lazy layers do not survive the daemon"
+        );
         return Ok((None, Vec::new()));
     }
     let opened = Keeper::open(KeeperConfig {

@@ -9,9 +9,7 @@ use std::path::{Path, PathBuf};
 
 use holder::{Keeper, Kept};
 use listenfd::ListenFd;
-use rustix::process::{
-    PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open,
-};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 use crate::args::DEFAULT_SOCKET;
 use crate::control::PASSED_SOCKET;

@@ -119,7 +119,11 @@ async fn live(
     let owner = root::ourselves(outside.is_supervised());
     let lock = root::lock(root, owner)?;
     proving::clear_away(root);
-    let passed = start.passed.as_ref().map(PassedSocket::try_clone).transpose()?;
+    let passed = start
+        .passed
+        .as_ref()
+        .map(PassedSocket::try_clone)
+        .transpose()?;
     let holding = holding::open(root, config, predecessor)?;
     let keeper = holding.keeper.clone();
     let listener = listen::listen(address, passed, holding.socket)?;

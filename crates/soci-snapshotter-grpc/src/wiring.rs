@@ -13,9 +13,9 @@ use keychain::ImageServiceProxy;
 use lazy::{Artifacts, LazyLayers};
 use registry::Client;
 use snapshotter::{Snapshotter, SnapshotterConfig};
+use store::LayerStore;
 use store::containerd::ContainerdContent;
 use store::content::OciLayout;
-use store::LayerStore;
 use tokio::runtime::Handle;
 use unpack::Unpacker;
 
@@ -91,8 +91,8 @@ pub(crate) async fn wire(root: &Path, config: &Config, left: Left) -> anyhow::Re
     let fetcher = SpanFetcher::new(fetch, Handle::current());
     // They wait for the disk now and then, never for the network.
     let threads = std::thread::available_parallelism().map_or(4, |cores| cores.get().clamp(4, 16));
-    let pool =
-        fuse::Pool::new(threads, left.journal.clone()).context("cannot start the threads that serve file systems")?;
+    let pool = fuse::Pool::new(threads, left.journal.clone())
+        .context("cannot start the threads that serve file systems")?;
 
     let userxattr = snapshotter::needs_userxattr(root);
     let unpacker = Unpacker::new(

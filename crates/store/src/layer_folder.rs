@@ -100,7 +100,10 @@ pub(crate) fn open(
 }
 
 /// Reads the zTOC from disk and changes nothing: its entries and the length of the uncompressed tar.
-pub(crate) fn look_at(folder: &Path, key: LayerKey) -> Result<(Vec<FileMetadata>, u64), StoreError> {
+pub(crate) fn look_at(
+    folder: &Path,
+    key: LayerKey,
+) -> Result<(Vec<FileMetadata>, u64), StoreError> {
     let path = folder.join("ztoc");
     let blob = fs::read(&path).map_err(|e| StoreError::io("read", &path, e))?;
     let actual = Digest::of(&blob);

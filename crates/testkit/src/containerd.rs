@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::cri::{Cri, CriOptions};
 use crate::ctr::Ctr;
 use crate::process::{Daemon, LogLines, TestRoot};
 
@@ -14,8 +15,8 @@ use crate::process::{Daemon, LogLines, TestRoot};
 pub struct ContainerdOptions {
     /// Proxy snapshotters: name and socket.
     pub snapshotters: Vec<(String, PathBuf)>,
-    /// Whether the CRI plugin runs.
-    pub cri: bool,
+    /// The CRI plugin, if it is to run.
+    pub cri: Option<CriOptions>,
     /// More configuration (version 2 TOML), appended.
     pub extra_config: String,
 }
@@ -88,6 +89,14 @@ impl Containerd {
         Ctr::new(&self.address, namespace)
     }
 
+    /// A client of its CRI plugin.
+    ///
+    /// # Errors
+    /// When the plugin does not answer.
+    pub fn cri(&self) -> Result<Cri> {
+        Cri::connect(&self.address)
+    }
+
     /// Kills containerd (containers go on) and starts it again with the same contents.
     ///
     /// # Errors
@@ -129,10 +138,9 @@ impl Containerd {
 
 fn config_text(root: &Path, address: &Path, options: &ContainerdOptions) -> String {
     let at = |name: &str| root.join(name).display().to_string();
-    let disabled = if options.cri {
-        ""
-    } else {
-        "\"io.containerd.grpc.v1.cri\""
+    let disabled = match options.cri {
+        Some(_) => "",
+        None => "\"io.containerd.grpc.v1.cri\"",
     };
     let mut text = format!(
         "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [{disabled}]\n\
@@ -150,6 +158,9 @@ fn config_text(root: &Path, address: &Path, options: &ContainerdOptions) -> Stri
             "  [proxy_plugins.{name:?}]\n    type = \"snapshot\"\n    address = {:?}\n",
             socket.display().to_string()
         ));
+    }
+    if let Some(cri) = &options.cri {
+        text.push_str(&cri.config_text(root));
     }
     text.push_str(&options.extra_config);
     text

@@ -9,6 +9,7 @@
 
 mod cli;
 mod containerd;
+pub mod cri;
 mod ctr;
 mod http1;
 pub mod image;
@@ -21,6 +22,7 @@ mod stack;
 
 pub use cli::{SociCli, binary};
 pub use containerd::{Containerd, ContainerdOptions};
+pub use cri::{Cri, CriOptions, Pod, PodContainer};
 pub use ctr::{Ctr, Run, RunOutput, Running};
 pub use http1::{HttpResponse, http_request};
 pub use image::{Content, ImageBuilder, Layer, LayerCompression, OciImage};

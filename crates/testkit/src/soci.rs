@@ -139,7 +139,10 @@ impl SociDaemon {
         let path = self.root().join("daemon.lock");
         let text = std::fs::read_to_string(&path).context("read the daemon's lock")?;
         let mut numbers = text.split_whitespace();
-        let server = numbers.nth(1).context("the lock names no server")?.parse()?;
+        let server = numbers
+            .nth(1)
+            .context("the lock names no server")?
+            .parse()?;
         ensure!(alive(server), "the server {server} is gone");
         Ok(server)
     }
@@ -213,6 +216,14 @@ impl SociDaemon {
         let mut command = std::process::Command::new(binary("soci-snapshotter-grpc")?);
         command.arg("--root").arg(self.root()).arg("upgrade");
         crate::cli::output_of(command)
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// When it still runs after a while.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        self.daemon.wait(PATIENCE)
     }
 
     /// Starts it again on the same root and socket, after it ended.

@@ -8,6 +8,9 @@ use oci::Descriptor;
 
 use crate::cli::SociCli;
 use crate::containerd::{Containerd, ContainerdOptions};
+use crate::cri::CriOptions;
+use crate::image::pause_image;
+use crate::process::TestRoot;
 use crate::proxy::{Proxy, Throttle};
 use crate::registry::Registry;
 use crate::soci::{SociDaemon, SociDaemonOptions};
@@ -19,6 +22,8 @@ pub struct StackOptions {
     pub daemon: SociDaemonOptions,
     /// How fast the registry seems to be.
     pub throttle: Throttle,
+    /// Whether containerd's CRI plugin runs, on our daemon.
+    pub cri: bool,
 }
 
 /// Registry, proxy, our daemon and a containerd that uses it. Fields end in this order.
@@ -44,7 +49,15 @@ impl Stack {
         let proxy = Proxy::start(registry.address())?;
         proxy.throttle(options.throttle);
         let daemon = SociDaemon::start(options.daemon)?;
-        let containerd = Containerd::start(&ContainerdOptions::with_soci(daemon.socket()))?;
+        let mut containerd = ContainerdOptions::with_soci(daemon.socket());
+        if options.cri {
+            let images = TestRoot::new()?;
+            pause_image(images.path(), "pause")?;
+            registry.push_layout(images.path(), "pause", "pause")?;
+            let sandbox_image = registry.reference("pause:pause");
+            containerd.cri = Some(CriOptions::with_soci(&sandbox_image));
+        }
+        let containerd = Containerd::start(&containerd)?;
         Ok(Self {
             containerd,
             daemon,

@@ -335,11 +335,7 @@ impl Default for Holder {
 impl Section for Holder {
     fn visit(&mut self, v: &mut impl Visitor) {
         v.flag("enable", &mut self.enable);
-        v.duration(
-            "abandon_after_sec",
-            Unit::Seconds,
-            &mut self.abandon_after,
-        );
+        v.duration("abandon_after_sec", Unit::Seconds, &mut self.abandon_after);
         v.flag("resend", &mut self.resend);
     }
 }

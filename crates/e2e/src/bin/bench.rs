@@ -49,6 +49,8 @@ enum Part {
     Start,
     /// The command line tool.
     Cli,
+    /// Starting the daemon on what is there, and its memory when idle.
+    Restart,
 }
 
 fn main() -> ExitCode {
@@ -85,6 +87,9 @@ fn bench(options: &Options) -> Result<()> {
     }
     if wanted(Part::Cli) {
         println!("{}", e2e::cli::table()?);
+    }
+    if wanted(Part::Restart) {
+        println!("{}", e2e::restart::measure(options.runs)?);
     }
     Ok(())
 }

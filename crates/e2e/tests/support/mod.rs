@@ -2,9 +2,13 @@
 
 #![allow(dead_code, reason = "each test program uses a part of this")]
 
+pub(crate) mod node;
 pub(crate) mod survival;
 
-use testkit::{Run, SociCli, SociDaemonOptions, Stack, StackOptions};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use testkit::{OciImage, Run, SociCli, SociDaemonOptions, Stack, StackOptions};
 
 pub(crate) const NAMESPACE: &str = "e2e";
 /// Everything else is measured while the background fetcher rests.
@@ -20,7 +24,7 @@ pub(crate) fn stack(config: &str) -> Stack {
 }
 
 /// Indexes the image of a layout into the registry; returns its name seen through the proxy.
-pub(crate) fn indexed(stack: &Stack, layout: &std::path::Path, name: &str) -> String {
+pub(crate) fn indexed(stack: &Stack, layout: &Path, name: &str) -> String {
     let target = format!(
         "docker://{}",
         stack.registry.reference(&format!("{name}:soci"))
@@ -50,7 +54,11 @@ pub(crate) fn run(stack: &Stack, reference: &str, command: &[&str]) -> String {
 
 /// The FUSE mounts of the daemon's layers.
 pub(crate) fn lazy_mounts(stack: &Stack) -> usize {
-    let root = stack.daemon.root();
+    lazy_mounts_below(&stack.daemon.root())
+}
+
+/// The same for a daemon's root folder.
+pub(crate) fn lazy_mounts_below(root: &Path) -> usize {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     table
         .lines()
@@ -58,4 +66,57 @@ pub(crate) fn lazy_mounts(stack: &Stack) -> usize {
             line.contains(root.to_str().unwrap()) && line.contains(" - fuse.rawBridge soci ")
         })
         .count()
+}
+
+/// Waits until `done` says so; its last complaint is in the failure.
+pub(crate) fn wait_until(what: &str, patience: Duration, done: impl Fn() -> Result<(), String>) {
+    let deadline = Instant::now() + patience;
+    while let Err(not_yet) = done() {
+        assert!(
+            Instant::now() < deadline,
+            "not after {patience:?}: {what}: {not_yet}"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Asserts that no part of a layer went over the network twice since the statistics were reset.
+/// Neighbouring spans may share one byte, so that each request may repeat one.
+pub(crate) fn fetched_once(stack: &Stack, image: &OciImage) {
+    let stats = stack.proxy.stats();
+    let mut bytes = 0;
+    for layer in &image.layers {
+        let fetched = stats.blob(layer.digest);
+        assert!(
+            fetched.bytes <= layer.size + fetched.requests,
+            "{fetched:?} of a layer of {} bytes",
+            layer.size
+        );
+        bytes += fetched.bytes;
+    }
+    assert!(bytes > 0, "something must have been fetched");
+}
+
+/// Mounts, directories of snapshots, stored layers and notes about images that the daemon has now.
+pub(crate) fn left_behind(stack: &Stack) -> Vec<String> {
+    left_below(&stack.daemon.root())
+}
+
+/// The same for a daemon's root folder.
+pub(crate) fn left_below(root: &Path) -> Vec<String> {
+    let mut left = Vec::new();
+    for folder in ["soci/layers", "soci/images", "snapshotter/snapshots"] {
+        // `soci/images` is made when it is needed.
+        for entry in std::fs::read_dir(root.join(folder)).into_iter().flatten() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            // `.removed` is where the layer store empties folders.
+            if !name.starts_with('.') {
+                left.push(format!("{folder}/{name}"));
+            }
+        }
+    }
+    for mount in testkit::process::mounts_below(root).unwrap() {
+        left.push(format!("mount {}", mount.display()));
+    }
+    left
 }

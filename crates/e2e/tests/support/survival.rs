@@ -46,8 +46,12 @@ impl Scene {
         pull(&stack, &reference);
         // Now and then a request fails, or a body breaks off.
         let blobs = |fault| Rule::always(fault).path("/blobs/").unwrap().ranged(true);
-        stack.proxy.inject(blobs(Fault::status(503)).from_nth(7).times(5));
-        stack.proxy.inject(blobs(Fault::Truncate(100_000)).from_nth(20).times(5));
+        stack
+            .proxy
+            .inject(blobs(Fault::status(503)).from_nth(7).times(5));
+        stack
+            .proxy
+            .inject(blobs(Fault::Truncate(100_000)).from_nth(20).times(5));
         let layers = image.layers.len();
         assert_eq!(lazy_mounts(&stack), layers, "every layer is lazy");
         let before = Leaks::of(&stack);

@@ -57,7 +57,11 @@ fn what_a_worker_handled_and_what_waited_is_found_after_a_death() {
         crashes: 1,
         kills: 0,
     };
-    assert!(found.iter().all(|r| r.deaths == once && !r.deaths.too_many()));
+    assert!(
+        found
+            .iter()
+            .all(|r| r.deaths == once && !r.deaths.too_many())
+    );
     assert_eq!(journal.interrupted(2).len(), 1);
     journal.forget_connection(2);
     assert_eq!(journal.in_flight(), 2);

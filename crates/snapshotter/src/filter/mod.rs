@@ -2,6 +2,7 @@
 //! by a comma must all match; of several filters one must. The quirks are containerd's on purpose:
 //! clients were written against them.
 
+mod go_regex;
 mod parse;
 mod quote;
 

@@ -1,8 +1,9 @@
 //! The grammar: `selector ("," selector)*`, a selector being `path [operator value]`, a path
 //! `field ("." field)*`. White space is allowed before a word, not before a comma.
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
+use super::go_regex;
 use super::quote::unquote;
 use super::{FilterError, Selector, Test};
 
@@ -15,6 +16,11 @@ pub(super) fn selectors(filter: &str) -> Result<Vec<Selector>, FilterError> {
         filter,
         position: 0,
     };
+    // Go reads it as a mark of bytes that are no UTF-8.
+    if let Some(position) = filter.find(char::REPLACEMENT_CHARACTER) {
+        parser.position = position;
+        return Err(parser.error("the replacement character U+FFFD is not allowed"));
+    }
     let mut selectors = vec![parser.selector()?];
     loop {
         match parser.peek() {
@@ -103,7 +109,7 @@ impl<'a> Parser<'a> {
             return String::from_utf8(bytes)
                 .map_err(|_| self.error("a field name must be valid UTF-8"));
         }
-        let word = self.take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+        let word = self.take_while(|c| c.is_ascii_alphanumeric() || c == '_');
         if word.is_empty() {
             return Err(self.error("expected the name of a field, or one in double quotes"));
         }
@@ -150,7 +156,11 @@ fn is_quote(c: char) -> bool {
 fn regex(pattern: &[u8]) -> Option<Regex> {
     let compiled = std::str::from_utf8(pattern)
         .map_err(|error| error.to_string())
-        .and_then(|pattern| Regex::new(pattern).map_err(|error| error.to_string()));
+        .and_then(|pattern| {
+            let translated = go_regex::translate(pattern);
+            let built = RegexBuilder::new(&translated).octal(true).build();
+            built.map_err(|error| error.to_string())
+        });
     match compiled {
         Ok(regex) => Some(regex),
         Err(error) => {

@@ -71,10 +71,11 @@ fn byte(number: u32) -> Result<u8, &'static str> {
     u8::try_from(number).map_err(|_| "an octal escape above \\377")
 }
 
-/// Surrogate halves become the replacement character, as Go encodes them.
+/// Surrogate halves become the replacement character, as Go encodes them; so does what is negative
+/// as Go's rune, a signed number.
 fn code_point(number: u32) -> Result<char, &'static str> {
     match number {
-        0xd800..=0xdfff => Ok(char::REPLACEMENT_CHARACTER),
+        0xd800..=0xdfff | 0x8000_0000.. => Ok(char::REPLACEMENT_CHARACTER),
         _ => char::from_u32(number).ok_or("an escape beyond U+10FFFF"),
     }
 }

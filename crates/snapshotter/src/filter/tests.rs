@@ -78,6 +78,8 @@ fn field_paths_take_dots_and_quotes() {
 fn values_take_gos_escapes() {
     assert!(accepts(r#"labels.env=="\x70\162\u006f\U00000064""#));
     assert!(!accepts(r#"labels.env=="\xff""#));
+    assert!(!accepts(r#"labels.env=="\ud800""#));
+    assert!(!accepts(r#"labels.env=="\Uffffffff""#));
     for broken in [
         r#"a=="\x7""#,
         r#"a=="\400""#,
@@ -151,6 +153,9 @@ fn malformed_filters_are_refused() {
         ".name",
         "name..x",
         "labels.é",
+        "labels.a-b",
+        "name==\u{fffd}",
+        "name==\"\u{fffd}\"",
         "name==/x/",
         "name==|x|",
         "/name/==x",

@@ -57,9 +57,19 @@ impl Daemon {
     }
 
     pub(crate) async fn view(&self, key: &str, parent: &str) -> Result<Vec<Mount>, Status> {
+        self.view_with(key, parent, Labels::new()).await
+    }
+
+    pub(crate) async fn view_with(
+        &self,
+        key: &str,
+        parent: &str,
+        labels: Labels,
+    ) -> Result<Vec<Mount>, Status> {
         let request = ViewSnapshotRequest {
             key: key.to_owned(),
             parent: parent.to_owned(),
+            labels,
             ..Default::default()
         };
         Ok(self.client.clone().view(request).await?.into_inner().mounts)

@@ -9,7 +9,9 @@
 
 mod client;
 mod conformance;
+mod conformance_flat;
 mod conformance_layers;
+mod conformance_names;
 mod double;
 mod fixture;
 mod foreign_client;

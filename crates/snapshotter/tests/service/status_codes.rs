@@ -179,3 +179,70 @@ async fn a_directory_that_cannot_be_made_leaves_no_snapshot() {
     daemon.cleanup().await;
     assert_eq!(machine.directories(), Vec::<String>::new());
 }
+
+#[tokio::test]
+async fn the_empty_name_is_nobodys() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    assert_code(&daemon.stat("").await, Code::NotFound);
+    assert_code(&daemon.mounts("").await, Code::NotFound);
+    assert_code(&daemon.usage("").await, Code::NotFound);
+    assert_code(&daemon.remove("").await, Code::NotFound);
+    assert_code(&daemon.commit("name", "").await, Code::NotFound);
+    let nobody = snapshotter::api::v1::Info::default();
+    assert_code(&daemon.update(nobody, &["labels"]).await, Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_snapshot_is_not_its_own_parent_nor_committed_to_a_name_with_children() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    assert_code(&daemon.prepare("self", "self").await, Code::NotFound);
+    machine.layer(&daemon, "base", "", |_| ()).await;
+    daemon.prepare("child", "base").await.unwrap();
+    daemon.prepare("late", "").await.unwrap();
+    assert_code(&daemon.commit("base", "late").await, Code::AlreadyExists);
+    assert_code(&daemon.remove("base").await, Code::FailedPrecondition);
+    assert_eq!(daemon.stat("child").await.unwrap().parent, "base");
+    assert_eq!(daemon.names(&[]).await, ["base", "child", "late"]);
+}
+
+#[tokio::test]
+async fn labels_of_unknown_keys_are_kept_and_an_empty_target_is_none() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    let odd = labels(&[
+        ("", "the empty key"),
+        ("containerd.io/snapshot/remote/no-such-key", "x"),
+        ("../..", "a/b\nc"),
+        ("ü", "\u{1f980}"),
+    ]);
+    daemon.prepare_with("odd", "", odd.clone()).await.unwrap();
+    assert_eq!(daemon.stat("odd").await.unwrap().labels, odd);
+    let empty = layer_labels("", "layer");
+    daemon.prepare_with("none", "", empty).await.unwrap();
+    assert!(machine.layers.requests.lock().is_empty());
+}
+
+#[tokio::test]
+async fn a_layer_with_a_bad_key_target_or_parent_makes_nothing() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    machine.lazy_layer("layer");
+    let long = "x".repeat(40 << 10);
+    for (key, parent, target, code) in [
+        ("", "", "target", Code::InvalidArgument),
+        (&long, "", "target", Code::InvalidArgument),
+        // More than a label may have.
+        ("key", "", &long, Code::InvalidArgument),
+        ("key", "absent", "target", Code::NotFound),
+        ("key", "key", "target", Code::NotFound),
+        ("key", &long, "target", Code::NotFound),
+    ] {
+        let answer = daemon.prepare_layer(key, parent, target, "layer").await;
+        assert_code(&answer, code);
+    }
+    assert!(machine.layers.requests.lock().is_empty());
+    assert!(machine.directories().is_empty());
+    assert!(daemon.names(&[]).await.is_empty());
+}

@@ -48,7 +48,11 @@ impl Program {
         let program = format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd());
         let mut command = Command::new(program);
         let mut arguments = std::env::args_os();
-        command.arg0(arguments.next().unwrap_or_else(|| "soci-snapshotter-grpc".into()));
+        command.arg0(
+            arguments
+                .next()
+                .unwrap_or_else(|| "soci-snapshotter-grpc".into()),
+        );
         command.args(arguments).arg(crate::SERVER_ARGUMENT);
         command.env(PREDECESSOR, predecessor.as_str());
         // Only the supervisor speaks to systemd as the service.

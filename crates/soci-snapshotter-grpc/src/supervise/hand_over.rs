@@ -70,7 +70,10 @@ async fn hand_over(
         return Err(error);
     }
     old.line.say(Ask::Exit).await;
-    if tokio::time::timeout(TO_END, End::of(&mut old.child)).await.is_err() {
+    if tokio::time::timeout(TO_END, End::of(&mut old.child))
+        .await
+        .is_err()
+    {
         tracing::warn!("the old server does not end: it is killed");
         old.kill().await;
     }

@@ -16,5 +16,7 @@ pub use content::Content;
 pub use layer::Layer;
 pub use python::{APP_OUTPUT, APP_SCRIPT, PYTHON_TAG, python_image};
 pub use readers::{READER_MODES, READER_SCRIPT, readers_image};
-pub use samples::{busybox_image, busybox_layer, large_file_image, small_image, small_image_data};
+pub use samples::{
+    busybox_image, busybox_layer, large_file_image, pause_image, small_image, small_image_data,
+};
 pub use sink::{LayerCompression, LayerSink};

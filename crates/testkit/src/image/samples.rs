@@ -64,6 +64,17 @@ pub fn busybox_image(dir: &Path, tag: &str) -> Result<OciImage> {
         .write(dir, tag)
 }
 
+/// What holds the namespaces of a pod: it does nothing, for 68 years.
+///
+/// # Errors
+/// When it cannot be built.
+pub fn pause_image(dir: &Path, tag: &str) -> Result<OciImage> {
+    ImageBuilder::new()
+        .layer(busybox_layer()?)
+        .command(["/bin/sleep", "2147483647"])
+        .write(dir, tag)
+}
+
 /// Three layers, a few MiB: busybox; data of several kinds; changes of that data. What
 /// [`small_image_data`] says is in `/data/noise`, `hello` in `/data/hello`; `/data/gone` is deleted
 /// by the third layer, `/data/old` made opaque with only `new` in it.

@@ -108,12 +108,18 @@ fn containers(root: &Path) -> Vec<(String, String)> {
             .flatten()
         {
             let id = container.file_name().to_string_lossy().into_owned();
-            if id.starts_with("tk-") {
+            // Ours by their name, or ids that no other containerd gives: CRI's are random.
+            if id.starts_with("tk-") || is_random_id(&id) {
                 found.push((namespace.file_name().to_string_lossy().into_owned(), id));
             }
         }
     }
     found
+}
+
+/// 32 random bytes in hexadecimal, as CRI names containers.
+fn is_random_id(id: &str) -> bool {
+    id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Removes the control groups of containers that were killed instead of ended; runc would have

@@ -1,0 +1,133 @@
+//! Starts the daemon on a root folder with snapshots and lazy layers, in order and after a crash.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use testkit::{Content, ImageBuilder, Layer, SociCli, Stack, StackOptions, TestRoot};
+
+use crate::table::{Table, median, megabytes};
+
+/// How many layers the image has.
+pub const LAYERS: usize = 40;
+/// How many snapshots there are in all.
+pub const SNAPSHOTS: usize = 200;
+const FILES_IN_A_LAYER: usize = 250;
+const NAMESPACE: &str = "restart";
+const CONFIG: &str = "[background_fetch]\ndisable = true\n";
+/// After this long nothing of a start is going on any more.
+const SETTLED: Duration = Duration::from_secs(3);
+
+/// Measures starts, and the memory of a daemon that has nothing to do.
+///
+/// # Errors
+/// When a part does not start, or the image is not lazy.
+pub fn measure(runs: u32) -> Result<Table> {
+    let mut stack = Stack::start(StackOptions {
+        daemon: testkit::SociDaemonOptions {
+            log_level: "info".to_owned(),
+            ..testkit::SociDaemonOptions::with_config(CONFIG)
+        },
+        ..StackOptions::default()
+    })?;
+    std::thread::sleep(SETTLED);
+    let idle_empty = stack.daemon.daemon().memory()?;
+    fill(&stack)?;
+    // What is younger than the sync interval of the layer store may get lost.
+    std::thread::sleep(SETTLED);
+
+    let mut in_order = Vec::new();
+    let mut crashed = Vec::new();
+    for _ in 0..runs {
+        stack.daemon.terminate()?;
+        in_order.push(start(&mut stack)?);
+        stack.daemon.kill()?;
+        crashed.push(start(&mut stack)?);
+    }
+    let process = stack.daemon.daemon();
+    std::thread::sleep(SETTLED);
+    let what = format!("{SNAPSHOTS} snapshots, {LAYERS} lazy layers");
+    let mut table = Table::new(&["daemon", "median", "target"]);
+    for (how, times) in [("SIGTERM", in_order), ("SIGKILL", crashed)] {
+        let time = median(times).context("no run")?;
+        let cells = [format!("start after {how}, {what}"), format!("{time:.3?}")];
+        table.row(cells.into_iter().chain(["1 s".to_owned()]));
+    }
+    for (how, bytes) in [
+        ("idle, nothing pulled".to_owned(), idle_empty),
+        (format!("idle, {what}"), process.memory()?),
+        (
+            format!("peak of that start, {what}"),
+            process.peak_memory()?,
+        ),
+    ] {
+        let target = if how.contains("nothing") { "15 MB" } else { "" };
+        table.row([how, megabytes(bytes), target.to_owned()]);
+    }
+    Ok(table)
+}
+
+fn start(stack: &mut Stack) -> Result<Duration> {
+    let began = Instant::now();
+    stack.daemon.start_again()?;
+    Ok(began.elapsed())
+}
+
+/// Pulls the image, reads all of it, and makes the other snapshots.
+fn fill(stack: &Stack) -> Result<()> {
+    let layout = TestRoot::new()?;
+    let mut builder = ImageBuilder::new();
+    for index in 0..LAYERS {
+        let folder = format!("layer-{index}");
+        let mut layer = Layer::new().dir(&folder);
+        for file in 0..FILES_IN_A_LAYER {
+            layer = layer.text(&format!("{folder}/{file}"), "some text\n");
+        }
+        let noise = Content::Noise {
+            seed: index as u64,
+            length: 1 << 20,
+        };
+        builder = builder.layer(layer.file(&format!("{folder}/noise"), noise));
+    }
+    builder.write(layout.path(), "many")?;
+    let target = format!("docker://{}", stack.registry.reference("many:soci"));
+    let source = layout.path().display().to_string();
+    let arguments = [
+        "convert",
+        "--standalone",
+        "--min-layer-size",
+        "0",
+        &source,
+        &target,
+    ];
+    SociCli::standalone()?.output(arguments)?;
+    let reference = stack.reference("many:soci");
+    stack
+        .soci(NAMESPACE)?
+        .output(["pull", "--plain-http", &reference])?;
+
+    let snapshots = stack.daemon.root().join("snapshotter/snapshots");
+    let mut lazy = 0;
+    for entry in std::fs::read_dir(&snapshots).context("list the snapshots")? {
+        lazy += usize::from(read_noise(&entry?.path().join("fs"))?);
+    }
+    ensure!(lazy == LAYERS, "{lazy} of {LAYERS} layers are lazy");
+    let ctr = stack.containerd.ctr(NAMESPACE);
+    for index in lazy..SNAPSHOTS {
+        let key = format!("container-{index}");
+        ctr.output(["snapshots", "--snapshotter", "soci", "prepare", &key])?;
+    }
+    Ok(())
+}
+
+/// Reads the file of noise of a layer; false if there is none.
+fn read_noise(root: &Path) -> Result<bool> {
+    for entry in std::fs::read_dir(root).with_context(|| format!("list {}", root.display()))? {
+        let file = entry?.path().join("noise");
+        if file.exists() {
+            std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

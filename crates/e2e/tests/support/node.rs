@@ -1,0 +1,242 @@
+//! The daemon with a registry, spoken to as containerd would: without one between, a test decides
+//! what is called when.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use hyper_util::rt::TokioIo;
+use oci::{Descriptor, Digest, Index, Manifest};
+use snapshotter::api::types::Mount;
+use snapshotter::api::v1::snapshots_client::SnapshotsClient;
+use snapshotter::api::v1::{
+    CleanupRequest, CommitSnapshotRequest, Info, ListSnapshotsRequest, MountsRequest,
+    PrepareSnapshotRequest, RemoveSnapshotRequest, ViewSnapshotRequest,
+};
+use testkit::image::small_image;
+use testkit::{Proxy, Registry, SociCli, SociDaemon, SociDaemonOptions, TestRoot, http_request};
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Request, Status};
+
+/// A daemon and its registry.
+pub(crate) struct Node {
+    pub(crate) daemon: SociDaemon,
+    pub(crate) proxy: Proxy,
+    pub(crate) registry: Registry,
+}
+
+/// An image in the registry, and the names that its layers get as snapshots.
+#[derive(Clone)]
+pub(crate) struct Image {
+    pub(crate) reference: String,
+    pub(crate) manifest: Digest,
+    pub(crate) layers: Vec<Descriptor>,
+    name: String,
+}
+
+impl Node {
+    pub(crate) fn start(config: &str) -> Self {
+        let registry = Registry::start().unwrap();
+        // The proxy starts threads of its own, which an asynchronous test must be left for.
+        let proxy = tokio::task::block_in_place(|| Proxy::start(registry.address())).unwrap();
+        let daemon = SociDaemon::start(SociDaemonOptions::with_config(config)).unwrap();
+        Self {
+            daemon,
+            proxy,
+            registry,
+        }
+    }
+
+    /// Puts the small image into the registry, with an index or without, under a name of its own.
+    pub(crate) fn small(&self, name: &str, indexed: bool) -> Image {
+        let layout = TestRoot::new().unwrap();
+        small_image(layout.path(), "small").unwrap();
+        self.publish(layout.path(), name, indexed)
+    }
+
+    /// Puts the image `small` of a layout into the registry.
+    pub(crate) fn publish(&self, layout: &Path, name: &str, indexed: bool) -> Image {
+        if indexed {
+            let source = layout.display().to_string();
+            let tagged = self.registry.reference(&format!("{name}:soci"));
+            let target = format!("docker://{tagged}");
+            let arguments = ["convert", "--standalone", "--min-layer-size", "0", &source];
+            let soci = SociCli::standalone().unwrap();
+            soci.output(arguments.into_iter().chain([target.as_str()]))
+                .unwrap();
+        } else {
+            self.registry.push_layout(layout, "small", name).unwrap();
+        }
+        let tag = if indexed { "soci" } else { "small" };
+        let bytes = self.manifest(name, tag);
+        let manifest = match serde_json::from_slice::<Index>(&bytes) {
+            Ok(index) if !index.manifests.is_empty() => {
+                let image = index.manifests.iter().find(|m| m.artifact_type.is_none());
+                image.unwrap().digest
+            }
+            _ => Digest::of(&bytes),
+        };
+        let parsed = self.manifest(name, &manifest.to_string());
+        let parsed: Manifest = serde_json::from_slice(&parsed).unwrap();
+        Image {
+            reference: self.proxy.reference(&format!("{name}:{tag}")),
+            manifest,
+            layers: parsed.layers,
+            name: name.to_owned(),
+        }
+    }
+
+    fn manifest(&self, name: &str, tag: &str) -> Vec<u8> {
+        let target = format!("/v2/{name}/manifests/{tag}");
+        let accept = "application/vnd.oci.image.index.v1+json, \
+                      application/vnd.oci.image.manifest.v1+json";
+        let fields = [("Accept", accept)];
+        let answer = http_request(self.registry.address(), "GET", &target, &fields, b"").unwrap();
+        assert_eq!(answer.status, 200, "{target}");
+        answer.body
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        let socket = self.daemon.socket().to_owned();
+        let connector = tower::service_fn(move |_: Uri| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        let endpoint = Endpoint::from_static("http://socket");
+        let channel = endpoint.connect_with_connector(connector).await.unwrap();
+        Client(SnapshotsClient::new(channel))
+    }
+}
+
+impl Image {
+    /// The snapshot name of a layer: a stand-in for its chain id.
+    pub(crate) fn target(&self, layer: usize) -> String {
+        format!("{}-chain-{layer}", self.name)
+    }
+
+    /// The name of the topmost layer.
+    pub(crate) fn top(&self) -> String {
+        self.target(self.layers.len() - 1)
+    }
+
+    pub(crate) fn parent(&self, layer: usize) -> String {
+        layer
+            .checked_sub(1)
+            .map_or(String::new(), |below| self.target(below))
+    }
+
+    /// The labels of a pull, as CRI sends them.
+    pub(crate) fn labels(&self, layer: usize) -> BTreeMap<String, String> {
+        let above: Vec<_> = self.layers[layer..]
+            .iter()
+            .map(|layer| layer.digest.to_string())
+            .collect();
+        let cri = |key: &str| format!("containerd.io/snapshot/cri.{key}");
+        BTreeMap::from([
+            ("containerd.io/snapshot.ref".to_owned(), self.target(layer)),
+            (cri("image-ref"), self.reference.clone()),
+            (cri("manifest-digest"), self.manifest.to_string()),
+            (cri("layer-digest"), self.layers[layer].digest.to_string()),
+            (cri("image-layers"), above.join(",")),
+        ])
+    }
+}
+
+/// The calls that containerd makes.
+#[derive(Clone)]
+pub(crate) struct Client(SnapshotsClient<Channel>);
+
+impl Client {
+    /// Prepares a layer with the labels of a pull.
+    pub(crate) async fn pull_layer(
+        &self,
+        image: &Image,
+        layer: usize,
+    ) -> Result<Vec<Mount>, Status> {
+        let key = format!("extract {}", image.target(layer));
+        self.prepare_with(&key, &image.parent(layer), image.labels(layer))
+            .await
+    }
+
+    pub(crate) async fn prepare(&self, key: &str, parent: &str) -> Result<Vec<Mount>, Status> {
+        self.prepare_with(key, parent, BTreeMap::new()).await
+    }
+
+    pub(crate) async fn prepare_with(
+        &self,
+        key: &str,
+        parent: &str,
+        labels: BTreeMap<String, String>,
+    ) -> Result<Vec<Mount>, Status> {
+        let mut request = Request::new(PrepareSnapshotRequest {
+            key: key.to_owned(),
+            parent: parent.to_owned(),
+            labels,
+            ..Default::default()
+        });
+        let namespace = "e2e".parse().unwrap();
+        request
+            .metadata_mut()
+            .insert("containerd-namespace", namespace);
+        Ok(self.0.clone().prepare(request).await?.into_inner().mounts)
+    }
+
+    pub(crate) async fn view(&self, key: &str, parent: &str) -> Result<Vec<Mount>, Status> {
+        let request = ViewSnapshotRequest {
+            key: key.to_owned(),
+            parent: parent.to_owned(),
+            ..Default::default()
+        };
+        Ok(self.0.clone().view(request).await?.into_inner().mounts)
+    }
+
+    pub(crate) async fn mounts(&self, key: &str) -> Result<Vec<Mount>, Status> {
+        let request = MountsRequest {
+            key: key.to_owned(),
+            ..Default::default()
+        };
+        Ok(self.0.clone().mounts(request).await?.into_inner().mounts)
+    }
+
+    pub(crate) async fn commit(&self, name: &str, key: &str) -> Result<(), Status> {
+        let request = CommitSnapshotRequest {
+            name: name.to_owned(),
+            key: key.to_owned(),
+            ..Default::default()
+        };
+        self.0.clone().commit(request).await.map(drop)
+    }
+
+    pub(crate) async fn remove(&self, key: &str) -> Result<(), Status> {
+        let request = RemoveSnapshotRequest {
+            key: key.to_owned(),
+            ..Default::default()
+        };
+        self.0.clone().remove(request).await.map(drop)
+    }
+
+    pub(crate) async fn cleanup(&self) -> Result<(), Status> {
+        let request = CleanupRequest::default();
+        self.0.clone().cleanup(request).await.map(drop)
+    }
+
+    pub(crate) async fn list(&self) -> Result<Vec<Info>, Status> {
+        let request = ListSnapshotsRequest::default();
+        let mut stream = self.0.clone().list(request).await?.into_inner();
+        let mut infos = Vec::new();
+        while let Some(batch) = stream.message().await? {
+            infos.extend(batch.decode().unwrap());
+        }
+        Ok(infos)
+    }
+}
+
+/// The lower directories of an overlay mount, topmost first.
+pub(crate) fn lower_directories(mounts: &[Mount]) -> Vec<PathBuf> {
+    let options = mounts.iter().flat_map(|mount| &mount.options);
+    let lower = options.filter_map(|option| option.strip_prefix("lowerdir="));
+    lower
+        .flat_map(|list| list.split(':'))
+        .map(PathBuf::from)
+        .collect()
+}
