@@ -139,7 +139,7 @@ async fn live(
     credentials::check(config, &listener.address)?;
     let sockets = observe::listen(config)?;
     let running = wiring::wire(root, config, left).await?;
-    let sources = observe::sources(&running, root);
+    let sources = observe::sources(&running, root, owner);
     let observers = sockets.serve(&running, &sources);
 
     let (health, health_service) = tonic_health::server::health_reporter();
