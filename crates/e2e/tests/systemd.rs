@@ -118,11 +118,21 @@ fn with_our_units_mounts_come_back_from_systemd_when_holder_and_daemon_are_kille
     );
     assert_ne!(node.holder().0, holder.0);
     reader.finish();
+}
 
-    // What is stored goes when its mount does.
-    node.systemctl(&["restart", SERVICE]);
-    assert_eq!(
-        node.systemd.property(SERVICE, "ActiveState").unwrap(),
-        "active"
-    );
+#[test]
+fn after_a_stop_mounts_are_given_up_although_systemd_had_copies_of_them() {
+    let node = SystemdNode::start(&OUR_UNITS);
+    let reader = node.start_reader();
+    node.systemctl(&["stop", SERVICE]);
+    let told = node.systemd.run("soci", ["abort-mounts"]).unwrap();
+    let count = node.lazy_mounts();
+    assert!(told.contains(&format!("gave up {count} mounts")), "{told}");
+    reader.fails();
+    let told = node
+        .systemd
+        .run("soci", ["abort-mounts", "--unmount"])
+        .unwrap();
+    assert!(told.contains(&format!("unmounted {count}")), "{told}");
+    assert_eq!(node.lazy_mounts(), 0);
 }

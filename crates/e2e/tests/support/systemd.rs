@@ -285,6 +285,15 @@ impl Reader {
         });
     }
 
+    /// Waits until a call of it fails.
+    pub(crate) fn fails(self) {
+        wait_until("a call fails", PATIENCE, || {
+            let ended = self.thread.is_finished();
+            ended.then_some(()).ok_or_else(|| "it waits".to_owned())
+        });
+        assert!(self.thread.join().unwrap().is_err());
+    }
+
     /// Ends it; no call of it has failed.
     pub(crate) fn finish(self) {
         self.stop.store(true, Ordering::Relaxed);
