@@ -53,36 +53,64 @@ fn big() -> Content {
 /// Fields end in this order.
 pub(crate) struct SystemdNode {
     pub(crate) systemd: Systemd,
-    _proxy: Proxy,
-    _registry: Registry,
+    proxy: Proxy,
+    registry: Registry,
 }
 
 impl SystemdNode {
     /// With the daemon running, a lazy image pulled, and a container's root made of it mounted.
     pub(crate) fn start(units: &Units) -> Self {
+        let node = Self::bare();
+        node.install_programs();
+        let [service, socket] = *units;
+        let units = [(SERVICE, service), (SOCKET_UNIT, socket)];
+        node.systemd.install_units(&units).unwrap();
+        node.systemctl(&["start", SOCKET_UNIT, SERVICE]);
+        node.pull();
+        node
+    }
+
+    /// The same, installed by the Makefile; `make` gives it the target.
+    pub(crate) fn start_installed() -> Self {
+        let node = Self::bare();
+        node.make("install");
+        node.systemctl(&["enable", "--now", SOCKET_UNIT, SERVICE]);
+        node.pull();
+        node
+    }
+
+    fn bare() -> Self {
         let registry = Registry::start().unwrap();
         let proxy = Proxy::start(registry.address()).unwrap();
         let systemd = Systemd::start().unwrap();
         let node = Self {
             systemd,
-            _proxy: proxy,
-            _registry: registry,
+            proxy,
+            registry,
         };
-        node.install_programs();
-        let log = node.log_path();
         // There is no journal inside.
-        let to_file = format!("[Service]\nStandardError=append:{}\n", log.display());
-        let [service, socket] = *units;
-        node.systemd
-            .install_units(&[
-                (SERVICE, service),
-                (SOCKET_UNIT, socket),
-                (&format!("{SERVICE}.d/log.conf"), &to_file),
-            ])
-            .unwrap();
-        node.systemctl(&["start", SOCKET_UNIT, SERVICE]);
-        node.pull();
+        let to_file = format!(
+            "[Service]\nStandardError=append:{}\n",
+            node.log_path().display()
+        );
+        let drop_in = format!("{SERVICE}.d/log.conf");
+        node.systemd.install_units(&[(&drop_in, &to_file)]).unwrap();
         node
+    }
+
+    /// Runs `make` inside, with a prefix that is not this machine's.
+    pub(crate) fn make(&self, target: &str) -> String {
+        let programs = binary("soci").unwrap();
+        let prefix = self.systemd.shared().join("local");
+        let arguments = [
+            "-C".to_owned(),
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../..").to_owned(),
+            target.to_owned(),
+            format!("PREFIX={}", prefix.display()),
+            format!("SYSCONFDIR={}", prefix.join("etc").display()),
+            format!("RELEASE_DIR={}", programs.parent().unwrap().display()),
+        ];
+        self.systemd.run("make", arguments).unwrap()
     }
 
     pub(crate) fn systemctl(&self, arguments: &[&str]) {
@@ -137,7 +165,7 @@ impl SystemdNode {
             .layer(data)
             .write(layout.path(), "small")
             .unwrap();
-        let image = Image::publish(&self._registry, &self._proxy, layout.path(), "box", true);
+        let image = Image::publish(&self.registry, &self.proxy, layout.path(), "box", true);
         let socket = self.systemd.path(SOCKET);
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let mounts = runtime.block_on(async {
