@@ -100,6 +100,11 @@ async fn without_a_daemon_status_says_what_waits_and_abort_mounts_lets_it_fail()
     for reader in readers {
         assert!(ends(reader).is_err(), "nobody serves");
     }
+    // Nothing of what it kept is in the way of another version of the daemon.
+    wait_until("the holder ends", Duration::from_secs(30), || {
+        let pid = node.daemon.holder_pid();
+        pid.map_or(Ok(()), |pid| Err(format!("process {pid}")))
+    });
     let told = succeeds(&node, &["abort-mounts"]);
     assert!(told.contains("no mount waits"), "{told}");
 

@@ -125,6 +125,14 @@ fn after_a_stop_mounts_are_given_up_although_systemd_had_copies_of_them() {
     let node = SystemdNode::start(&OUR_UNITS);
     let reader = node.start_reader();
     node.systemctl(&["stop", SERVICE]);
+    let stored = node
+        .systemd
+        .property(SERVICE, "NFileDescriptorStore")
+        .unwrap();
+    assert_eq!(
+        stored, "0",
+        "a stopped service stores nothing that the next start would find"
+    );
     let told = node.systemd.run("soci", ["abort-mounts"]).unwrap();
     let count = node.lazy_mounts();
     assert!(told.contains(&format!("gave up {count} mounts")), "{told}");

@@ -46,7 +46,14 @@ impl AbortMounts {
         let mounts = left_below(&root.join("snapshotter"))
             .context("cannot see which mounts there are (/proc/self/mountinfo)")?;
         let kept = match Client::look(root)? {
-            Some(holder) => holder.abandon(self.force)?,
+            Some(holder) => {
+                let kept = holder.abandon(self.force)?;
+                if holder.facts().server.is_none() {
+                    // What else it has, the journal and perhaps a socket, belongs to what was given up.
+                    holder.quit()?;
+                }
+                kept
+            }
             None => 0,
         };
         // The service manager, or a daemon that still runs, may have copies of what the holder closed.
