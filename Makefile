@@ -9,9 +9,12 @@ export PATH := $(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr
 
 PREFIX ?= /usr/local
 BINDIR ?= $(PREFIX)/bin
+DATADIR ?= $(PREFIX)/share
 SYSCONFDIR ?= /etc
 UNITDIR ?= /etc/systemd/system
 DESTDIR ?=
+# The daemon's --root, whose mounts `make uninstall` takes down.
+ROOTDIR ?= /var/lib/soci-snapshotter-grpc
 # Where `make install` takes the programs from.
 RELEASE_DIR ?= target/release
 
@@ -22,6 +25,10 @@ TEST_THREADS ?= $(shell n=$$(nproc); echo $$((n > 4 ? 4 : n)))
 FUZZ_SECONDS ?= 60
 
 BINARIES := soci-snapshotter-grpc soci
+UNITS := soci-snapshotter.service soci-snapshotter.socket
+BASH_COMPLETION := $(DATADIR)/bash-completion/completions/soci
+ZSH_COMPLETION := $(DATADIR)/zsh/site-functions/_soci
+FISH_COMPLETION := $(DATADIR)/fish/vendor_completions.d/soci.fish
 
 .PHONY: help
 help: ## Show this list
@@ -74,12 +81,16 @@ lint: ## Format, clippy, documentation, promises, licences and advisories
 	scripts/check-dependencies.sh
 
 .PHONY: install
-install: ## Install programs, units and default configuration (DESTDIR, PREFIX)
+install: ## Install programs, units, completions and default configuration (DESTDIR, PREFIX)
 	@for b in $(BINARIES); do test -x $(RELEASE_DIR)/$$b || { echo "$(RELEASE_DIR)/$$b is missing: make release first" >&2; exit 1; }; done
 	install -D -m 0755 -t $(DESTDIR)$(BINDIR) $(addprefix $(RELEASE_DIR)/,$(BINARIES))
 	install -d $(DESTDIR)$(UNITDIR)
 	sed 's|/usr/local/bin/|$(BINDIR)/|' systemd/soci-snapshotter.service | install -m 0644 /dev/stdin $(DESTDIR)$(UNITDIR)/soci-snapshotter.service
 	install -m 0644 systemd/soci-snapshotter.socket $(DESTDIR)$(UNITDIR)/soci-snapshotter.socket
+	install -d $(dir $(addprefix $(DESTDIR),$(BASH_COMPLETION) $(ZSH_COMPLETION) $(FISH_COMPLETION)))
+	$(RELEASE_DIR)/soci completion bash | install -m 0644 /dev/stdin $(DESTDIR)$(BASH_COMPLETION)
+	$(RELEASE_DIR)/soci completion zsh | install -m 0644 /dev/stdin $(DESTDIR)$(ZSH_COMPLETION)
+	$(RELEASE_DIR)/soci completion fish | install -m 0644 /dev/stdin $(DESTDIR)$(FISH_COMPLETION)
 	@# An operator's configuration is never overwritten.
 	@if test -e $(DESTDIR)$(SYSCONFDIR)/soci-snapshotter-grpc/config.toml; then \
 		echo "kept $(DESTDIR)$(SYSCONFDIR)/soci-snapshotter-grpc/config.toml"; \
@@ -88,10 +99,18 @@ install: ## Install programs, units and default configuration (DESTDIR, PREFIX)
 	fi
 	@if test -z "$(DESTDIR)" && test -d /run/systemd/system; then systemctl daemon-reload; fi
 
+# With DESTDIR only files are removed. Without, the daemon is stopped and its mounts are taken down first, by
+# the program that is about to go: it refuses while a daemon serves, and then nothing is removed.
 .PHONY: uninstall
-uninstall: ## Remove what install put there, except the configuration
-	rm -f $(addprefix $(DESTDIR)$(BINDIR)/,$(BINARIES))
-	rm -f $(DESTDIR)$(UNITDIR)/soci-snapshotter.service $(DESTDIR)$(UNITDIR)/soci-snapshotter.socket
+uninstall: ## Stop the daemon, take its mounts down, remove what install put there, except the configuration
+	@if test -z "$(DESTDIR)" && test -d /run/systemd/system; then \
+		for unit in $(UNITS); do ! test -e $(UNITDIR)/$$unit || systemctl disable --now $$unit || exit 1; done; \
+	fi
+	@if test -z "$(DESTDIR)" && test -d $(ROOTDIR) && test -x $(BINDIR)/soci; then \
+		$(BINDIR)/soci --root $(ROOTDIR) abort-mounts --unmount; \
+	fi
+	rm -f $(addprefix $(DESTDIR)$(BINDIR)/,$(BINARIES)) $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
+	rm -f $(addprefix $(DESTDIR),$(BASH_COMPLETION) $(ZSH_COMPLETION) $(FISH_COMPLETION))
 	@if test -z "$(DESTDIR)" && test -d /run/systemd/system; then systemctl daemon-reload; fi
 
 .PHONY: clean

@@ -16,6 +16,7 @@ pub mod fuzz;
 mod init;
 mod interrupt;
 mod journal;
+mod left;
 mod mount;
 mod mountinfo;
 mod pool;
@@ -31,6 +32,7 @@ pub use error::FuseError;
 pub use file_system::FileSystem;
 pub use init::{Limits, Negotiated};
 pub use journal::{Death, Journal};
+pub use left::{LeftMount, left_below};
 pub use mount::{
     MountOptions, as_in_mountinfo, is_mount_point, is_mounted, mount, set_readahead, unmount,
 };

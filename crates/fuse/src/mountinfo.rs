@@ -17,6 +17,22 @@ pub(crate) fn device_of(mountinfo: &[u8], mountpoint: &Path) -> Option<String> {
     Some(device.to_owned())
 }
 
+/// Where the mount of a line is.
+pub(crate) fn mountpoint_of(line: &[u8]) -> Option<Vec<u8>> {
+    field(line, 4).map(unescape)
+}
+
+/// The number of the FUSE connection behind a line; `None` if it is not a mount of ours.
+pub(crate) fn connection_of(line: &[u8]) -> Option<u32> {
+    let fields: Vec<_> = line.split(|&byte| byte == b' ').collect();
+    // Optional fields end with a dash; type and source follow.
+    let dash = fields.iter().skip(6).position(|field| *field == b"-")? + 6;
+    let ours = fields.get(dash + 1..dash + 3)? == [&b"fuse.rawBridge"[..], b"soci"];
+    let device = std::str::from_utf8(fields.get(2)?).ok()?;
+    let (_, minor) = device.split_once(':')?;
+    minor.parse().ok().filter(|_| ours)
+}
+
 fn field(line: &[u8], number: usize) -> Option<&[u8]> {
     line.split(|&byte| byte == b' ').nth(number)
 }

@@ -4,9 +4,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::HolderError;
 use crate::message::{Answer, Ask, PROTOCOL};
 use crate::socket::{self, Line};
+use crate::{CONNECTION_PREFIX, HolderError};
 
 /// What a holder says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,6 +130,24 @@ impl Client {
                     )));
                 }
                 Some((Answer::End, _)) => return Ok(kept),
+                other => return Err(answered(other)),
+            }
+        }
+    }
+
+    /// How many connections it keeps. One descriptor at a time is received, so that few open files do.
+    ///
+    /// # Errors
+    /// If the holder does not answer.
+    pub fn connections(&self) -> Result<usize, HolderError> {
+        self.line.send(&Ask::List, None)?;
+        let mut connections = 0;
+        loop {
+            match self.line.receive()? {
+                Some((Answer::Item { key, .. }, _)) => {
+                    connections += usize::from(key.starts_with(CONNECTION_PREFIX));
+                }
+                Some((Answer::End, _)) => return Ok(connections),
                 other => return Err(answered(other)),
             }
         }

@@ -24,8 +24,8 @@ pub enum HeldError {
     /// Another version of this program wrote it.
     #[error(
         "the mounts of running containers were left by a version of this program that notes them in \
-         form {found}, and this one knows form {VERSION}: start that version again, or give the mounts \
-         (and the containers on them) up with `soci abort-mounts`"
+         form {found}, and this one knows form {VERSION}: start that version again, or stop this \
+         one and give the mounts (and the containers on them) up with `soci abort-mounts`"
     )]
     Version {
         /// Theirs.

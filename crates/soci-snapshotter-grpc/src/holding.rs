@@ -51,7 +51,7 @@ pub(crate) fn open(
     };
     let journal = journal.context(
         "the requests that an earlier daemon left cannot be taken over; start the version that left \
-         them, or give the mounts up with `soci abort-mounts`",
+         them, or stop this one and give the mounts up with `soci abort-mounts`",
     )?;
     if let Some(keeper) = &keeper {
         let memory = journal.descriptor().context("too many open files")?;

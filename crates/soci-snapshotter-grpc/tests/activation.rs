@@ -160,6 +160,11 @@ fn the_units_are_valid_and_do_not_hide_the_mounts() {
         "Restart=always\n",
         "RestartSec=5\n",
         "Before=containerd.service\n",
+        // The server, a child of the main process, stores descriptors.
+        "NotifyAccess=all\n",
+        "FileDescriptorStoreMax=8192\n",
+        "Environment=SOCI_DESCRIPTOR_STORE=1\n",
+        "ExecReload=/usr/local/bin/soci-snapshotter-grpc upgrade\n",
     ] {
         assert!(service.contains(promised), "{promised}");
     }
@@ -204,7 +209,10 @@ fn the_units_are_valid_and_do_not_hide_the_mounts() {
     );
     std::fs::write(
         place.path("soci-snapshotter.service"),
-        service.replace(exec, &here),
+        service.replace(exec, &here).replace(
+            "/usr/local/bin/soci-snapshotter-grpc",
+            env!("CARGO_BIN_EXE_soci-snapshotter-grpc"),
+        ),
     )
     .unwrap();
     std::fs::write(place.path("soci-snapshotter.socket"), socket).unwrap();

@@ -7,8 +7,8 @@ use anyhow::{Context as _, bail};
 use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
-    cat, check, completion, convert, create, index, ls, mount, prefetch, pull, push, rebuild_db,
-    status, ztoc,
+    abort_mounts, cat, check, completion, convert, create, index, ls, mount, prefetch, pull, push,
+    rebuild_db, status, ztoc,
 };
 use crate::global::Global;
 use crate::{go_flags, output};
@@ -56,6 +56,7 @@ enum Command {
     Push(push::Push),
     Pull(pull::Pull),
     Status(status::Status),
+    AbortMounts(abort_mounts::AbortMounts),
     Index(index::IndexCommand),
     Ztoc(ztoc::ZtocCommand),
     Prefetch(prefetch::PrefetchCommand),
@@ -80,6 +81,7 @@ impl Command {
             Self::Cat(command) => command.http_log(),
             Self::Mount(command) => command.http_log(),
             Self::Status(_)
+            | Self::AbortMounts(_)
             | Self::Index(_)
             | Self::Ztoc(_)
             | Self::Prefetch(_)
@@ -128,7 +130,8 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Resu
         Command::Create(command) => block_on(command.run(&global)),
         Command::Push(command) => block_on(command.run(&global)),
         Command::Pull(command) => block_on(command.run(&global)),
-        Command::Status(command) => block_on(limited(global.timeout, command.run())),
+        Command::Status(command) => block_on(limited(global.timeout, command.run(&global))),
+        Command::AbortMounts(command) => command.run(&global),
         Command::Index(command) => block_on(command.run(&global)),
         Command::Ztoc(command) => block_on(command.run(&global)),
         Command::Prefetch(command) => block_on(command.run(&global)),

@@ -62,6 +62,7 @@ fn help_of_every_command() {
         "push",
         "pull",
         "status",
+        "abort-mounts",
         "index",
         "ztoc",
         "prefetch",

@@ -19,6 +19,7 @@ pub mod proxy;
 mod registry;
 mod soci;
 mod stack;
+mod systemd;
 
 pub use cli::{SociCli, binary};
 pub use containerd::{Containerd, ContainerdOptions};
@@ -31,3 +32,4 @@ pub use proxy::{Auth, Fault, Proxy, Rule, Throttle};
 pub use registry::Registry;
 pub use soci::{SociDaemon, SociDaemonOptions};
 pub use stack::{Stack, StackOptions};
+pub use systemd::Systemd;

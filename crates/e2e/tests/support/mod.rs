@@ -4,6 +4,7 @@
 
 pub(crate) mod node;
 pub(crate) mod survival;
+pub(crate) mod systemd;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -56,19 +56,36 @@ impl Node {
 
     /// Puts the image `small` of a layout into the registry.
     pub(crate) fn publish(&self, layout: &Path, name: &str, indexed: bool) -> Image {
+        Image::publish(&self.registry, &self.proxy, layout, name, indexed)
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        Client::at(self.daemon.socket()).await
+    }
+}
+
+impl Image {
+    /// Puts the image `small` of a layout into a registry; `proxy` is in front of it.
+    pub(crate) fn publish(
+        registry: &Registry,
+        proxy: &Proxy,
+        layout: &Path,
+        name: &str,
+        indexed: bool,
+    ) -> Self {
         if indexed {
             let source = layout.display().to_string();
-            let tagged = self.registry.reference(&format!("{name}:soci"));
+            let tagged = registry.reference(&format!("{name}:soci"));
             let target = format!("docker://{tagged}");
             let arguments = ["convert", "--standalone", "--min-layer-size", "0", &source];
             let soci = SociCli::standalone().unwrap();
             soci.output(arguments.into_iter().chain([target.as_str()]))
                 .unwrap();
         } else {
-            self.registry.push_layout(layout, "small", name).unwrap();
+            registry.push_layout(layout, "small", name).unwrap();
         }
         let tag = if indexed { "soci" } else { "small" };
-        let bytes = self.manifest(name, tag);
+        let bytes = fetch_manifest(registry, name, tag);
         let manifest = match serde_json::from_slice::<Index>(&bytes) {
             Ok(index) if !index.manifests.is_empty() => {
                 let image = index.manifests.iter().find(|m| m.artifact_type.is_none());
@@ -76,39 +93,16 @@ impl Node {
             }
             _ => Digest::of(&bytes),
         };
-        let parsed = self.manifest(name, &manifest.to_string());
+        let parsed = fetch_manifest(registry, name, &manifest.to_string());
         let parsed: Manifest = serde_json::from_slice(&parsed).unwrap();
-        Image {
-            reference: self.proxy.reference(&format!("{name}:{tag}")),
+        Self {
+            reference: proxy.reference(&format!("{name}:{tag}")),
             manifest,
             layers: parsed.layers,
             name: name.to_owned(),
         }
     }
 
-    fn manifest(&self, name: &str, tag: &str) -> Vec<u8> {
-        let target = format!("/v2/{name}/manifests/{tag}");
-        let accept = "application/vnd.oci.image.index.v1+json, \
-                      application/vnd.oci.image.manifest.v1+json";
-        let fields = [("Accept", accept)];
-        let answer = http_request(self.registry.address(), "GET", &target, &fields, b"").unwrap();
-        assert_eq!(answer.status, 200, "{target}");
-        answer.body
-    }
-
-    pub(crate) async fn client(&self) -> Client {
-        let socket = self.daemon.socket().to_owned();
-        let connector = tower::service_fn(move |_: Uri| {
-            let socket = socket.clone();
-            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-        });
-        let endpoint = Endpoint::from_static("http://socket");
-        let channel = endpoint.connect_with_connector(connector).await.unwrap();
-        Client(SnapshotsClient::new(channel))
-    }
-}
-
-impl Image {
     /// The snapshot name of a layer: a stand-in for its chain id.
     pub(crate) fn target(&self, layer: usize) -> String {
         format!("{}-chain-{layer}", self.name)
@@ -142,11 +136,33 @@ impl Image {
     }
 }
 
+fn fetch_manifest(registry: &Registry, name: &str, tag: &str) -> Vec<u8> {
+    let target = format!("/v2/{name}/manifests/{tag}");
+    let accept = "application/vnd.oci.image.index.v1+json, \
+                      application/vnd.oci.image.manifest.v1+json";
+    let fields = [("Accept", accept)];
+    let answer = http_request(registry.address(), "GET", &target, &fields, b"").unwrap();
+    assert_eq!(answer.status, 200, "{target}");
+    answer.body
+}
+
 /// The calls that containerd makes.
 #[derive(Clone)]
 pub(crate) struct Client(SnapshotsClient<Channel>);
 
 impl Client {
+    /// Of the daemon that listens on a socket.
+    pub(crate) async fn at(socket: &Path) -> Self {
+        let socket = socket.to_owned();
+        let connector = tower::service_fn(move |_: Uri| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        let endpoint = Endpoint::from_static("http://socket");
+        let channel = endpoint.connect_with_connector(connector).await.unwrap();
+        Self(SnapshotsClient::new(channel))
+    }
+
     /// Prepares a layer with the labels of a pull.
     pub(crate) async fn pull_layer(
         &self,

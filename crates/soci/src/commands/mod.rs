@@ -1,5 +1,6 @@
 //! The commands, one module each.
 
+pub(crate) mod abort_mounts;
 pub(crate) mod cat;
 pub(crate) mod check;
 pub(crate) mod completion;

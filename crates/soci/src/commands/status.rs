@@ -1,13 +1,20 @@
 //! `soci status`: how the daemon is, and what became of each image's layers.
 
 mod table;
+mod waiting;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
 
+use crate::global::Global;
 use crate::output;
+
+/// After this long without an answer it is looked whether there is a daemon at all: the holder keeps its
+/// socket too, so that calls wait instead of failing.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// Show the snapshotter daemon, its images and layers
 ///
@@ -36,15 +43,34 @@ pub(crate) struct Status {
 }
 
 impl Status {
-    pub(crate) async fn run(self) -> anyhow::Result<()> {
+    pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
         let address = self.snapshotter_address;
         let path = address.strip_prefix("unix://").unwrap_or(&address);
-        let status = status::get(path).await?;
+        let status = answer(path, &global.root).await?;
         if self.json {
             output::line(serde_json::to_string_pretty(&status).context("cannot print JSON")?);
         } else {
             output::text(table::render(&status));
         }
         Ok(())
+    }
+}
+
+/// The daemon's answer; without a daemon, what waits for one.
+async fn answer(socket: &Path, root: &Path) -> anyhow::Result<status::api::GetResponse> {
+    let mut asked = std::pin::pin!(status::get(socket));
+    loop {
+        match tokio::time::timeout(SILENCE, &mut asked).await {
+            Ok(Ok(status)) => return Ok(status),
+            Ok(Err(error)) => match waiting::without_daemon(root) {
+                Some(waits) => bail!("{error}\n{waits}"),
+                None => return Err(error.into()),
+            },
+            Err(_) => {
+                if let Some(waits) = waiting::without_daemon(root) {
+                    bail!("{waits}");
+                }
+            }
+        }
     }
 }

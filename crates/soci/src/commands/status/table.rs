@@ -154,7 +154,7 @@ fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
 }
 
 /// The two largest units.
-fn uptime(seconds: u64) -> String {
+pub(super) fn uptime(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{seconds}s"),

@@ -1,0 +1,124 @@
+//! Mounts of ours that an earlier process left, seen by one that serves nothing: which there are, and how
+//! to end them. The mounts themselves are never looked at: whoever does waits for their server.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags, fsconfig_create, fsmount, fsopen,
+};
+
+use crate::{FuseError, as_in_mountinfo, mountinfo};
+
+/// Where the kernel's list of FUSE connections is mounted, if it is.
+const CONNECTIONS: &str = "/sys/fs/fuse/connections";
+
+/// A mount of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftMount {
+    /// Where it is.
+    pub mountpoint: PathBuf,
+    /// The number of its connection: the minor number of its device.
+    connection: u32,
+}
+
+/// Our mounts below a folder, the newest first.
+///
+/// # Errors
+/// If /proc/self/mountinfo cannot be read.
+pub fn left_below(folder: &Path) -> io::Result<Vec<LeftMount>> {
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    Ok(ours_below(&table, &as_in_mountinfo(folder)))
+}
+
+fn ours_below(table: &[u8], folder: &Path) -> Vec<LeftMount> {
+    let mount = |line: &&[u8]| {
+        let mountpoint = PathBuf::from(OsString::from_vec(mountinfo::mountpoint_of(line)?));
+        let connection = mountinfo::connection_of(line)?;
+        Some(LeftMount {
+            mountpoint,
+            connection,
+        })
+    };
+    let lines: Vec<&[u8]> = table.split(|&byte| byte == b'\n').collect();
+    let mounts = lines.iter().rev().filter_map(mount);
+    mounts
+        .filter(|mount| mount.mountpoint.starts_with(folder) && mount.mountpoint != folder)
+        .collect()
+}
+
+impl LeftMount {
+    /// Ends its connection, whoever has it open: every call on the mount fails from now on, those that
+    /// wait too. The mount stays.
+    ///
+    /// # Errors
+    /// If the kernel's list of connections cannot be had, or written to.
+    pub fn abort(&self) -> io::Result<()> {
+        let name = format!("{}/abort", self.connection);
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let path = Path::new(CONNECTIONS).join(&name);
+        let file = match openat(CWD, &path, flags, Mode::empty()) {
+            Ok(file) => file,
+            // Not mounted there. (A file system that only this descriptor refers to.)
+            Err(_) => {
+                let context = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+                fsconfig_create(context.as_fd())?;
+                let list = fsmount(
+                    context.as_fd(),
+                    FsMountFlags::FSMOUNT_CLOEXEC,
+                    MountAttrFlags::empty(),
+                )?;
+                match openat(&list, &name, flags, Mode::empty()) {
+                    // It has ended already.
+                    Err(rustix::io::Errno::NOENT) => return Ok(()),
+                    other => other?,
+                }
+            }
+        };
+        rustix::io::write(&file, b"1")?;
+        Ok(())
+    }
+
+    /// Takes the mount out of the tree and ends its connection.
+    ///
+    /// # Errors
+    /// If umount2(2) fails.
+    pub fn detach(&self) -> Result<(), FuseError> {
+        // FORCE aborts the connection, DETACH does not mind users.
+        let flags = UnmountFlags::NOFOLLOW | UnmountFlags::FORCE | UnmountFlags::DETACH;
+        match rustix::mount::unmount(&self.mountpoint, flags) {
+            // EINVAL: not mounted any more.
+            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
+            Err(source) => Err(FuseError::Unmount {
+                mountpoint: self.mountpoint.clone(),
+                source,
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_mounts_below_the_folder_are_found() {
+        let table = b"27 1 254:0 / / rw - ext4 /dev/vda rw\n\
+            40 27 0:40 / /r/s/1/fs ro,nosuid shared:3 - fuse.rawBridge soci ro\n\
+            41 27 0:41 / /r/s/2\\040x ro - fuse.rawBridge soci ro\n\
+            42 27 0:42 / /r/s/3 ro - fuse.sshfs soci ro\n\
+            43 27 0:43 / /r/s/4 ro - fuse.rawBridge other ro\n\
+            44 27 0:44 / /rest/s/5 ro - fuse.rawBridge soci ro\n\
+            45 27 0:x / /r/s/6 ro - fuse.rawBridge soci ro\n";
+        let found = ours_below(table, Path::new("/r"));
+        let found: Vec<_> = found
+            .iter()
+            .map(|mount| (mount.mountpoint.to_str().unwrap(), mount.connection))
+            .collect();
+        assert_eq!(found, [("/r/s/2 x", 41), ("/r/s/1/fs", 40)]);
+    }
+}
