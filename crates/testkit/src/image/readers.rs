@@ -17,7 +17,15 @@ use super::samples::BUSYBOX;
 /// The script: `python3 READER_SCRIPT SECONDS MODE…`.
 pub const READER_SCRIPT: &str = "/app/reader.py";
 /// Its modes.
-pub const READER_MODES: [&str; 6] = ["sequential", "random", "mmap", "exec", "find", "small"];
+pub const READER_MODES: [&str; 7] = [
+    "sequential",
+    "random",
+    "mmap",
+    "exec",
+    "find",
+    "small",
+    "held",
+];
 
 const BLOCK: usize = 64 << 10;
 const BIG: u64 = 32 << 20;
