@@ -320,7 +320,9 @@ impl LayerFs {
                 reply.error(Errno::IO);
             }
             Err(error) => {
-                failure.report(&error);
+                if reply.reaches() {
+                    failure.report(&error);
+                }
                 reply.error(Errno::IO);
             }
         };

@@ -77,7 +77,8 @@ impl Scene {
         &self.stack.daemon
     }
 
-    /// Starts the containers; they read for this long.
+    /// Starts the containers, which read for this long, and waits until they run: a call in flight when the
+    /// server dies is answered "unavailable" to containerd, which does not repeat it.
     pub(crate) fn start_readers(&self, time: Duration) -> Readers {
         let ctr = self.stack.containerd.ctr(NAMESPACE);
         let seconds = time.as_secs().to_string();
@@ -87,10 +88,16 @@ impl Scene {
             let run = Run::new(&self.reference, "soci").command(command);
             (modes, ctr.start(&run).unwrap())
         };
-        Readers {
-            until: Instant::now() + time,
-            containers: CONTAINERS.iter().copied().map(start).collect(),
-        }
+        let until = Instant::now() + time;
+        let containers: Vec<_> = CONTAINERS.iter().copied().map(start).collect();
+        super::wait_until("the readers run", PATIENCE, || {
+            let tasks = ctr.output(["tasks", "ls"]).unwrap();
+            match tasks.matches("RUNNING").count() == containers.len() {
+                true => Ok(()),
+                false => Err(tasks),
+            }
+        });
+        Readers { until, containers }
     }
 
     /// Between 50 and 650 ms.
