@@ -58,7 +58,7 @@ test: deps ## Run every test
 soak: deps ## Kill and replace the server for SOAK_SECONDS while containers read
 	@test "$$(id -u)" = 0 || { echo "make soak needs root: it mounts file systems and starts containers" >&2; exit 1; }
 	$(CARGO) build --locked $(addprefix --package ,$(BINARIES))
-	SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --workspace --test survival -- --test-threads 1
+	SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --workspace --test survival -- --test-threads 1 --nocapture
 
 .PHONY: bench
 bench: deps ## Print the benchmarks, overlayfs beside them

@@ -111,6 +111,14 @@ impl Scene {
         std::thread::sleep(Duration::from_millis(50 + x % 600));
     }
 
+    /// Waits for the next server: sometimes only until it is there, so that it is killed while it starts.
+    pub(crate) fn wait_for_successor(&self, before: u32) {
+        self.daemon().wait_for_successor(before).unwrap();
+        if !self.random.load(Ordering::Relaxed).is_multiple_of(4) {
+            self.wait_until_served();
+        }
+    }
+
     /// Has the kernel forget names, attributes and content, so that it asks again.
     #[expect(clippy::unused_self, reason = "it is done to the scene's machine")]
     pub(crate) fn forget_caches(&self) {

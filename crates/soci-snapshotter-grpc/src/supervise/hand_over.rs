@@ -70,7 +70,13 @@ async fn hand_over(
     if let Err(error) = handed_over.await {
         new.kill().await;
         old.line.say(Ask::Serve).await;
-        return Err(error);
+        // Whoever asked for the hand-over is told when all is as before.
+        return match answers(old, Tell::Ready, TO_SERVE).await {
+            Ok(()) => Err(error),
+            Err(also) => {
+                Err(error.context(format!("the old server does not serve again ({also:#})")))
+            }
+        };
     }
     old.line.say(Ask::Exit).await;
     if tokio::time::timeout(TO_END, End::of(&mut old.child))
