@@ -23,6 +23,8 @@ CARGO ?= cargo
 TEST_THREADS ?= $(shell n=$$(nproc); echo $$((n > 4 ? 4 : n)))
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 60
+# Seconds of kills in `make soak`; the same with the journal, and of hand-overs, take a third each.
+SOAK_SECONDS ?= 1800
 
 BINARIES := soci-snapshotter-grpc soci
 UNITS := soci-snapshotter.service soci-snapshotter.socket
@@ -58,6 +60,12 @@ test: deps ## Run every test
 	@test "$$(id -u)" = 0 || { echo "make test needs root: it mounts file systems and starts containers" >&2; exit 1; }
 	$(CARGO) build --locked $(addprefix --package ,$(BINARIES))
 	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked --workspace --no-fail-fast
+
+.PHONY: soak
+soak: deps ## Kill and replace the server for SOAK_SECONDS while containers read
+	@test "$$(id -u)" = 0 || { echo "make soak needs root: it mounts file systems and starts containers" >&2; exit 1; }
+	$(CARGO) build --locked $(addprefix --package ,$(BINARIES))
+	SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --workspace --test survival -- --test-threads 1 --nocapture
 
 .PHONY: bench
 bench: deps ## Print the benchmarks, overlayfs beside them

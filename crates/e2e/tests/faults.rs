@@ -167,6 +167,8 @@ async fn dies_at(node: &mut Node, images: &Images, point: &str) -> bool {
     node.daemon.terminate().unwrap();
     let mut options = SociDaemonOptions::with_config(&config());
     options.environment = vec![("SOCI_FAULT_POINT".to_owned(), point.to_owned())];
+    // A supervisor would have another server mend what this one leaves.
+    options.alone = true;
     node.daemon.start_again_with(options).unwrap();
     let client = node.client().await;
     let crashed = async {

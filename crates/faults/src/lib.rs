@@ -3,7 +3,8 @@
 //!
 //! A test starts the program with `SOCI_FAULT_POINT=NAME`, or `NAME:N` to let the point pass until it
 //! is reached for the `N`th time. To add one, write [`point`] with a new name between the two steps;
-//! the end-to-end tests find it in the sources.
+//! the end-to-end tests find it in the sources. [`numbered_point`] is one for each of many things.
+//! Every process that inherits the environment dies there, each counting for itself.
 
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,18 @@ pub fn point(name: &str) {
     if cfg!(debug_assertions)
         && let Some(chosen) = chosen()
         && chosen.is_reached(name)
+    {
+        std::process::abort();
+    }
+}
+
+/// The same for the thing with this number: its name is `NAME#NUMBER`.
+#[inline]
+pub fn numbered_point(name: &str, number: u64) {
+    if cfg!(debug_assertions)
+        && let Some(chosen) = chosen()
+        && chosen.has_number(name, number)
+        && chosen.is_reached(&chosen.name)
     {
         std::process::abort();
     }
@@ -55,6 +68,13 @@ impl Chosen {
         }
     }
 
+    fn has_number(&self, name: &str, number: u64) -> bool {
+        self.name
+            .strip_prefix(name)
+            .and_then(|rest| rest.strip_prefix('#'))
+            .is_some_and(|text| text.parse() == Ok(number))
+    }
+
     /// Counts; true exactly once.
     fn is_reached(&self, name: &str) -> bool {
         name == self.name
@@ -79,5 +99,13 @@ mod tests {
             .to_vec();
         assert_eq!(reached, [false, false, false, true, false]);
         assert!(Chosen::parse("a-b").is_reached("a-b"));
+    }
+
+    #[test]
+    fn a_numbered_point_is_reached_by_its_number_only() {
+        let read = Chosen::parse("read#12");
+        assert!(read.has_number("read", 12));
+        assert!(!read.has_number("read", 1) && !read.has_number("rea", 12));
+        assert!(!Chosen::parse("read").has_number("read", 0));
     }
 }

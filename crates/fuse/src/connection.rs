@@ -188,6 +188,10 @@ impl ReplySink for Channel {
         self.waiting.remove(unique)
     }
 
+    fn reaches(&self) -> bool {
+        self.is_open()
+    }
+
     fn settle(&self, unique: u64) {
         // Without the descriptor the answer went nowhere: the next server gives it.
         if self.is_open() {

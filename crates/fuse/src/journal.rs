@@ -54,7 +54,8 @@ const WAITING: u32 = 1;
 /// The server that was about to answer it is dead.
 const INTERRUPTED: u32 = 2;
 
-/// A request that no server met again after so many takeovers was answered, or given up by its caller.
+/// A request that the kernel did not send again when it was asked to, so many times, was answered, or
+/// given up by its caller.
 const FORGET_AFTER: u32 = 4;
 
 const DIVISION: Division = Division {
@@ -222,7 +223,6 @@ impl Journal {
                     continue;
                 }
             }
-            self.set_u32(at + 4, self.u32(at + 4).saturating_add(1));
             self.set_u32(at, INTERRUPTED);
             let request = (self.u64(at + 8), self.u64(at + 16));
             if entries.used.insert(request, entry).is_some() {
@@ -272,10 +272,14 @@ impl Journal {
         let entry = loop {
             // It was in flight before, and has its entry since.
             if let Some(&entry) = entries.used.get(&request) {
+                self.set_u32(ENTRY + entry * ENTRY_SIZE + 4, 0);
                 self.state(entry).store(WAITING, Release);
                 return;
             }
-            if let Some(entry) = entries.free.pop() {
+            // The others are for what is in the slots at a death.
+            if entries.free.len() > SLOTS
+                && let Some(entry) = entries.free.pop()
+            {
                 break entry;
             }
             if !must {
@@ -348,6 +352,18 @@ impl Journal {
             .collect();
         found.sort_by_key(|(unique, _)| *unique);
         found.into_iter().map(|(_, request)| request).collect()
+    }
+
+    /// The kernel has been asked to send again what this connection's servers left unanswered. What it never
+    /// sends is forgotten in the end.
+    pub(crate) fn asked_again(&self, connection: u64) {
+        let entries = self.entries.lock();
+        for (request, &entry) in &entries.used {
+            let at = ENTRY + entry * ENTRY_SIZE;
+            if request.0 == connection && self.u32(at) == INTERRUPTED {
+                self.set_u32(at + 4, self.u32(at + 4).saturating_add(1));
+            }
+        }
     }
 
     /// Writes an entry; its state last, so that a death in between leaves a free one.

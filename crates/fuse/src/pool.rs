@@ -140,6 +140,9 @@ impl Pool {
             refuse(&station, request);
         }
         let resent = channel.facts.negotiated.can_resend() && channel.resend();
+        if resent {
+            self.inner.hub.journal.asked_again(channel.facts.key);
+        }
         let served = self.watch(station.clone())?;
         if !resent {
             for request in unanswered {

@@ -30,6 +30,11 @@ pub trait ReplySink: Send + Sync {
         true
     }
 
+    /// Whether answers still get to who asked. False: another server will give them.
+    fn reaches(&self) -> bool {
+        true
+    }
+
     /// The deferred request was answered.
     fn settle(&self, unique: u64) {
         let _ = unique;
@@ -73,6 +78,13 @@ impl Reply {
             self.deferred = true;
         }
         self
+    }
+
+    /// Whether the answer still gets to who asked. False: the connection was left to another server,
+    /// which answers in our place.
+    #[must_use]
+    pub fn reaches(&self) -> bool {
+        self.sink.as_ref().is_some_and(|sink| sink.reaches())
     }
 
     /// Answers with an error.

@@ -253,6 +253,7 @@ impl LayerFs {
             let content = self.state.read(offset, size, || self.data.status());
             return reply.data(&content);
         }
+        faults::numbered_point("layer-read", ino);
         let Some((start, length)) = self.tree.extent(ino) else {
             count(&self.counters.read_failures);
             return reply.error(match self.attr(ino) {
@@ -319,7 +320,9 @@ impl LayerFs {
                 reply.error(Errno::IO);
             }
             Err(error) => {
-                failure.report(&error);
+                if reply.reaches() {
+                    failure.report(&error);
+                }
                 reply.error(Errno::IO);
             }
         };

@@ -99,7 +99,9 @@ async fn serve(start: &Start, predecessor: Option<Predecessor>) -> anyhow::Resul
                     return Ok(());
                 }
                 tracing::warn!("the hand-over failed: serving again");
-                predecessor = Predecessor::Serving;
+                // The other one may have died of what it took up. If it never took anything up, the
+                // journal says that we left on purpose.
+                predecessor = Predecessor::Killed;
             }
         }
     }
@@ -139,6 +141,9 @@ async fn live(
     credentials::check(config, &listener.address)?;
     let sockets = observe::listen(config)?;
     let running = wiring::wire(root, config, left).await?;
+    if predecessor == Predecessor::Serving {
+        faults::point("hand-over-taken-up");
+    }
     let sources = observe::sources(&running, root, owner);
     let observers = sockets.serve(&running, &sources);
 

@@ -150,7 +150,10 @@ fn an_image_without_lazy_snapshotter_is_pulled_as_usual_and_runs() {
         assert!(line_of(&image.config).contains(&format!("gc.ref.snapshot.{snapshotter}=sha256:")));
         for layer in &image.layers {
             let line = line_of(&layer.digest);
-            assert!(line.contains("containerd.io/uncompressed=sha256:"), "{line}");
+            assert!(
+                line.contains("containerd.io/uncompressed=sha256:"),
+                "{line}"
+            );
         }
         let manifest = pulled["manifest"].as_str().unwrap().parse().unwrap();
         for label in [

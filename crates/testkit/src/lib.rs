@@ -30,6 +30,6 @@ pub use image::{Content, ImageBuilder, Layer, LayerCompression, OciImage};
 pub use process::{TestRoot, clean_up_at_signals};
 pub use proxy::{Auth, Fault, Proxy, Rule, Throttle};
 pub use registry::Registry;
-pub use soci::{SociDaemon, SociDaemonOptions};
+pub use soci::{SociDaemon, SociDaemonOptions, daemon_program};
 pub use stack::{Stack, StackOptions};
 pub use systemd::Systemd;

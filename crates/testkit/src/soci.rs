@@ -23,6 +23,12 @@ pub struct SociDaemonOptions {
     pub log_level: String,
     /// More environment.
     pub environment: Vec<(String, String)>,
+    /// The program, if it is not the one that was built.
+    pub program: Option<PathBuf>,
+    /// Start a server without the supervisor, which would start another one when it dies.
+    pub alone: bool,
+    /// Give the root folder a file system of its own with this many bytes.
+    pub root_size: Option<u64>,
 }
 
 impl Default for SociDaemonOptions {
@@ -31,6 +37,9 @@ impl Default for SociDaemonOptions {
             config: String::new(),
             log_level: "debug".to_owned(),
             environment: Vec::new(),
+            program: None,
+            alone: false,
+            root_size: None,
         }
     }
 }
@@ -44,6 +53,14 @@ impl SociDaemonOptions {
             ..Self::default()
         }
     }
+}
+
+/// Where the daemon's program is that was built.
+///
+/// # Errors
+/// When it is not there.
+pub fn daemon_program() -> Result<PathBuf> {
+    binary("soci-snapshotter-grpc")
 }
 
 /// Our daemon with a root, socket and configuration of its own.
@@ -62,6 +79,9 @@ impl SociDaemon {
     /// When it does not start; the message holds the end of its log.
     pub fn start(options: SociDaemonOptions) -> Result<Self> {
         let root = TestRoot::new()?;
+        if let Some(size) = options.root_size {
+            mount_small(&root.dir("root")?, size)?;
+        }
         let socket = root.path().join("s.sock");
         let mut daemon = Self::spawn(&root, &socket, &options)?;
         ready(&mut daemon, &socket)?;
@@ -83,6 +103,12 @@ impl SociDaemon {
     #[must_use]
     pub fn root(&self) -> PathBuf {
         self.root.path().join("root")
+    }
+
+    /// Its configuration file, written at each start.
+    #[must_use]
+    pub fn config_file(&self) -> PathBuf {
+        self.root.path().join("config.toml")
     }
 
     /// The process.
@@ -215,21 +241,59 @@ impl SociDaemon {
         self.daemon.wait(PATIENCE)
     }
 
-    /// Waits until another server than `before` has started.
+    /// Waits until another server than `before` has the root folder; it may still be starting.
     ///
     /// # Errors
     /// When none does.
     pub fn wait_for_successor(&self, before: u32) -> Result<u32> {
+        self.wait_for_another("server", before, || self.server_pid())
+    }
+
+    /// Waits until there is another holder than `before`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn wait_for_holder(&self, before: u32) -> Result<u32> {
+        self.wait_for_another("holder", before, || self.holder_pid())
+    }
+
+    fn wait_for_another(
+        &self,
+        what: &str,
+        before: u32,
+        now: impl Fn() -> Result<u32>,
+    ) -> Result<u32> {
         let deadline = std::time::Instant::now() + PATIENCE;
         loop {
-            match self.server_pid() {
+            match now() {
                 Ok(pid) if pid != before => return Ok(pid),
                 _ if std::time::Instant::now() > deadline => {
-                    anyhow::bail!("no server after {before}:\n{}", self.log().tail(40));
+                    anyhow::bail!("no {what} after {before}:\n{}", self.log().tail(40));
                 }
                 _ => std::thread::sleep(Duration::from_millis(5)),
             }
         }
+    }
+
+    /// Kills the process that was started and the server below it with SIGKILL, and waits until both
+    /// are gone. The holder stays.
+    ///
+    /// # Errors
+    /// When they do not end.
+    pub fn kill_supervisor_and_server(&mut self) -> Result<()> {
+        self.kill_supervisor()?;
+        let server = self.signal_server(Signal::KILL)?;
+        wait_for_end(server)
+    }
+
+    /// The same, and the holder too.
+    ///
+    /// # Errors
+    /// When they do not end.
+    pub fn kill_everything(&mut self) -> Result<()> {
+        // The server would start another holder.
+        self.kill_supervisor_and_server()?;
+        wait_for_end(self.kill_holder()?)
     }
 
     /// `soci-snapshotter-grpc upgrade`, with a program: has the daemon hand over.
@@ -289,12 +353,18 @@ impl SociDaemon {
     fn spawn(root: &TestRoot, socket: &Path, options: &SociDaemonOptions) -> Result<Daemon> {
         let config = root.path().join("config.toml");
         std::fs::write(&config, &options.config).context("write the daemon's configuration")?;
-        let program = binary("soci-snapshotter-grpc")?;
+        let program = match &options.program {
+            Some(program) => program.clone(),
+            None => binary("soci-snapshotter-grpc")?,
+        };
         Daemon::spawn("soci-snapshotter-grpc", root, program, |command| {
             command.arg("--address").arg(socket);
             command.arg("--root").arg(root.path().join("root"));
             command.arg("--config").arg(&config);
             command.args(["--log-level", &options.log_level]);
+            if options.alone {
+                command.arg("server-process");
+            }
             command.envs(options.environment.iter().cloned());
         })
     }
@@ -305,6 +375,31 @@ fn alive(pid: u32) -> bool {
     // A zombie's state is Z; the name before it may hold anything.
     stat.rsplit_once(')')
         .is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+}
+
+fn wait_for_end(pid: u32) -> Result<()> {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while alive(pid) {
+        ensure!(
+            std::time::Instant::now() < deadline,
+            "process {pid} does not end"
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+fn mount_small(place: &Path, size: u64) -> Result<()> {
+    use rustix::mount::{MountFlags, mount};
+    let options = std::ffi::CString::new(format!("size={size}"))?;
+    mount(
+        "soci-tk",
+        place,
+        "tmpfs",
+        MountFlags::empty(),
+        Some(options.as_c_str()),
+    )
+    .with_context(|| format!("mount {}", place.display()))
 }
 
 fn signal_process(pid: u32, signal: Signal) -> Result<()> {

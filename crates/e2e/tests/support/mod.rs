@@ -16,7 +16,10 @@ pub(crate) const NAMESPACE: &str = "e2e";
 pub(crate) const NO_BACKGROUND: &str = "[background_fetch]\ndisable = true\n";
 
 pub(crate) fn stack(config: &str) -> Stack {
-    let daemon = SociDaemonOptions::with_config(config);
+    stack_with(SociDaemonOptions::with_config(config))
+}
+
+pub(crate) fn stack_with(daemon: SociDaemonOptions) -> Stack {
     Stack::start(StackOptions {
         daemon,
         ..StackOptions::default()
@@ -51,6 +54,14 @@ pub(crate) fn pull(stack: &Stack, reference: &str) -> String {
 pub(crate) fn run(stack: &Stack, reference: &str, command: &[&str]) -> String {
     let run = Run::new(reference, "soci").command(command.iter().copied());
     stack.containerd.ctr(NAMESPACE).run_ok(&run).unwrap()
+}
+
+/// What `soci status` says. Waits for a server, if there is none just now.
+pub(crate) fn status(stack: &Stack) -> serde_json::Value {
+    let socket = stack.daemon.socket().display().to_string();
+    let soci = stack.soci(NAMESPACE).unwrap();
+    let arguments = ["status", "--snapshotter-address", &socket, "--json"];
+    serde_json::from_str(&soci.output(arguments).unwrap()).unwrap()
 }
 
 /// The FUSE mounts of the daemon's layers.

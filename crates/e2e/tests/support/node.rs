@@ -36,10 +36,14 @@ pub(crate) struct Image {
 
 impl Node {
     pub(crate) fn start(config: &str) -> Self {
+        Self::start_with(SociDaemonOptions::with_config(config))
+    }
+
+    pub(crate) fn start_with(options: SociDaemonOptions) -> Self {
         let registry = Registry::start().unwrap();
         // The proxy starts threads of its own, which an asynchronous test must be left for.
         let proxy = tokio::task::block_in_place(|| Proxy::start(registry.address())).unwrap();
-        let daemon = SociDaemon::start(SociDaemonOptions::with_config(config)).unwrap();
+        let daemon = SociDaemon::start(options).unwrap();
         Self {
             daemon,
             proxy,

@@ -5,16 +5,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use testkit::image::{READER_MODES, READER_SCRIPT, readers_image};
-use testkit::{Fault, Rule, Run, Running, SociDaemon, Stack, TestRoot, Throttle};
+use testkit::{
+    Fault, Rule, Run, Running, SociDaemon, SociDaemonOptions, Stack, TestRoot, Throttle,
+};
 
-use super::{NAMESPACE, indexed, lazy_mounts, pull, stack};
+use super::{NAMESPACE, indexed, lazy_mounts, pull, stack_with};
 
 /// The modes of each container: they share one Python, and are started together.
 const CONTAINERS: [&[&str]; 3] = [
     &["sequential", "mmap"],
     &["random", "small"],
-    &["exec", "find"],
+    &["exec", "find", "held"],
 ];
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A registry as slow as one in the cloud, with faults; a daemon; a containerd; the readers' image, pulled.
 pub(crate) struct Scene {
@@ -38,9 +42,13 @@ struct Leaks {
 impl Scene {
     /// With these lines of configuration.
     pub(crate) fn new(config: &str) -> Self {
+        Self::with_daemon(SociDaemonOptions::with_config(config))
+    }
+
+    pub(crate) fn with_daemon(daemon: SociDaemonOptions) -> Self {
         let root = TestRoot::new().unwrap();
         let image = readers_image(root.path(), "readers").unwrap();
-        let stack = stack(config);
+        let stack = stack_with(daemon);
         let reference = indexed(&stack, root.path(), "readers");
         stack.proxy.throttle(Throttle::cloud());
         pull(&stack, &reference);
@@ -69,7 +77,8 @@ impl Scene {
         &self.stack.daemon
     }
 
-    /// Starts the containers; they read for this long.
+    /// Starts the containers, which read for this long, and waits until they run: a call in flight when the
+    /// server dies is answered "unavailable" to containerd, which does not repeat it.
     pub(crate) fn start_readers(&self, time: Duration) -> Readers {
         let ctr = self.stack.containerd.ctr(NAMESPACE);
         let seconds = time.as_secs().to_string();
@@ -79,13 +88,19 @@ impl Scene {
             let run = Run::new(&self.reference, "soci").command(command);
             (modes, ctr.start(&run).unwrap())
         };
-        Readers {
-            until: Instant::now() + time,
-            containers: CONTAINERS.iter().copied().map(start).collect(),
-        }
+        let until = Instant::now() + time;
+        let containers: Vec<_> = CONTAINERS.iter().copied().map(start).collect();
+        super::wait_until("the readers run", PATIENCE, || {
+            let tasks = ctr.output(["tasks", "ls"]).unwrap();
+            match tasks.matches("RUNNING").count() == containers.len() {
+                true => Ok(()),
+                false => Err(tasks),
+            }
+        });
+        Readers { until, containers }
     }
 
-    /// Between 100 and 1200 ms.
+    /// Between 50 and 650 ms.
     pub(crate) fn pause_at_random(&self) {
         // An xorshift: which moments does not matter, as long as they differ.
         let mut x = self.random.load(Ordering::Relaxed);
@@ -93,13 +108,37 @@ impl Scene {
         x ^= x >> 7;
         x ^= x << 17;
         self.random.store(x, Ordering::Relaxed);
-        std::thread::sleep(Duration::from_millis(100 + x % 1100));
+        std::thread::sleep(Duration::from_millis(50 + x % 600));
+    }
+
+    /// Waits for the next server: sometimes only until it is there, so that it is killed while it starts.
+    pub(crate) fn wait_for_successor(&self, before: u32) {
+        self.daemon().wait_for_successor(before).unwrap();
+        if !self.random.load(Ordering::Relaxed).is_multiple_of(4) {
+            self.wait_until_served();
+        }
     }
 
     /// Has the kernel forget names, attributes and content, so that it asks again.
     #[expect(clippy::unused_self, reason = "it is done to the scene's machine")]
     pub(crate) fn forget_caches(&self) {
         std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    }
+
+    /// Waits until a holder, which is new perhaps, has everything.
+    pub(crate) fn wait_until_all_is_held(&self) {
+        super::wait_until("the holder has everything", PATIENCE, || {
+            let now = Leaks::of(&self.stack).holder_files;
+            match now >= self.before.holder_files {
+                true => Ok(()),
+                false => Err(format!("{now} of {}", self.before.holder_files)),
+            }
+        });
+    }
+
+    /// Waits until a server answers.
+    pub(crate) fn wait_until_served(&self) {
+        super::status(&self.stack);
     }
 
     /// After all readers have ended: no process, mount, descriptor or thread more than before.

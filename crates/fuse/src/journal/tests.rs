@@ -110,26 +110,41 @@ fn a_request_is_not_blamed_for_planned_ends_and_less_for_kills() {
 }
 
 #[test]
-fn what_no_server_meets_again_is_forgotten_in_the_end() {
+fn what_the_kernel_does_not_send_again_is_forgotten_in_the_end() {
     let mut journal = Journal::create().unwrap();
     journal.defer(9, 4, &request(4, opcode::READ), true);
     for _ in 0..FORGET_AFTER {
         journal = die(journal, Death::Crashed);
         assert_eq!(journal.in_flight(), 1);
         assert_eq!(journal.interrupted(9)[0].deaths.crashes, 1);
+        journal.asked_again(8);
+        journal.asked_again(9);
     }
     assert_eq!(die(journal, Death::Crashed).in_flight(), 0);
+}
+
+#[test]
+fn what_servers_never_came_to_is_kept_however_many_of_them_die() {
+    let mut journal = Journal::create().unwrap();
+    drop(put(&journal, 0, 9, &request(4, opcode::READ)));
+    for _ in 0..3 * FORGET_AFTER {
+        journal = die(journal, Death::Killed);
+        let found = journal.interrupted(9);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].deaths.kills, 1, "those are not to blame");
+    }
 }
 
 #[test]
 fn a_full_journal_makes_those_wait_who_must_be_in_it_and_no_others() {
     let journal = Journal::create().unwrap();
     let bytes = request(0, opcode::READ);
-    for unique in 0..ENTRIES as u64 {
+    let room = ENTRIES - SLOTS;
+    for unique in 0..room as u64 {
         journal.defer(1, unique * 2, &bytes, true);
     }
     journal.defer(1, 9999, &bytes, false);
-    assert_eq!(journal.in_flight(), ENTRIES);
+    assert_eq!(journal.in_flight(), room);
     let waiter = {
         let journal = journal.clone();
         std::thread::spawn(move || journal.defer(1, 9999, &bytes, true))
@@ -138,7 +153,20 @@ fn a_full_journal_makes_those_wait_who_must_be_in_it_and_no_others() {
     assert!(!waiter.is_finished());
     journal.settle(1, 0);
     waiter.join().unwrap();
-    assert_eq!(journal.in_flight(), ENTRIES);
+    assert_eq!(journal.in_flight(), room);
+    // What is in the slots at a death finds room all the same.
+    let slots: Vec<_> = (0..SLOTS)
+        .map(|slot| {
+            put(
+                &journal,
+                slot,
+                2,
+                &request(20_000 + 2 * slot as u64, opcode::READ),
+            )
+        })
+        .collect();
+    drop(slots);
+    assert_eq!(die(journal, Death::Killed).in_flight(), ENTRIES);
 }
 
 #[test]

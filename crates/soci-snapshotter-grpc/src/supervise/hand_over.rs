@@ -20,6 +20,9 @@ const TO_SERVE: Duration = Duration::from_secs(60);
 /// How long the old one may take to end when all is done.
 const TO_END: Duration = Duration::from_secs(10);
 
+/// How long after its line a server may end.
+const END_FOLLOWS: Duration = Duration::from_secs(5);
+
 /// Hands over to the program that is installed where this one was started from. `None`: the old
 /// server goes on.
 pub(crate) async fn upgrade(
@@ -67,7 +70,13 @@ async fn hand_over(
     if let Err(error) = handed_over.await {
         new.kill().await;
         old.line.say(Ask::Serve).await;
-        return Err(error);
+        // Whoever asked for the hand-over is told when all is as before.
+        return match answers(old, Tell::Ready, TO_SERVE).await {
+            Ok(()) => Err(error),
+            Err(also) => {
+                Err(error.context(format!("the old server does not serve again ({also:#})")))
+            }
+        };
     }
     old.line.say(Ask::Exit).await;
     if tokio::time::timeout(TO_END, End::of(&mut old.child))
@@ -89,8 +98,14 @@ async fn answers(server: &mut Server, word: Tell, limit: Duration) -> anyhow::Re
                 said = server.line.next::<Tell>() => match said {
                     Some(said) if said == word => return Ok(()),
                     Some(_) => {}
-                    // Its end follows.
-                    None => bail!("it closed its line; its log says why"),
+                    None => {
+                        let end = End::of(&mut server.child);
+                        // It is seen before the end that it comes with.
+                        match tokio::time::timeout(END_FOLLOWS, end).await {
+                            Ok(end) => bail!("it ended ({end}); its log says why"),
+                            Err(_) => bail!("it closed its line; its log says why"),
+                        }
+                    }
                 },
             }
         }

@@ -111,6 +111,30 @@ def small_files():
         yield
 
 
+def held():
+    """What is open or mapped once, for as long as the program runs."""
+    fd = os.open(f"{DATA}/big", os.O_RDONLY)
+    folder = os.open(f"{DATA}/small", os.O_RDONLY | os.O_DIRECTORY)
+    memory = mmap.mmap(fd, os.fstat(fd).st_size, prot=mmap.PROT_READ)
+    while True:
+        number = random.randrange(len(TRUTH["big"]))
+        place, expected = number * BLOCK, TRUTH["big"][number]
+        forget(fd)
+        check(f"block {number} of the open file", os.pread(fd, BLOCK, place), expected)
+        memory.madvise(mmap.MADV_DONTNEED)
+        forget(fd)
+        check(f"block {number} of the map", memory[place:place + BLOCK], expected)
+        # Rewinds the open folder and reads it to its end.
+        found = len(os.listdir(folder))
+        if found != len(TRUTH["small"]):
+            raise AssertionError(f"the open folder has {found} entries")
+        name = str(random.randrange(found))
+        inside = os.open(name, os.O_RDONLY, dir_fd=folder)
+        with open(inside, "rb") as file:
+            check(f"{name} in the open folder", file.read(), TRUTH["small"][int(name)])
+        yield
+
+
 MODES = {
     "sequential": sequential,
     "random": at_random,
@@ -118,6 +142,7 @@ MODES = {
     "exec": programs,
     "find": find,
     "small": small_files,
+    "held": held,
 }
 
 

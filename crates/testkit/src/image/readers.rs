@@ -8,6 +8,7 @@ use oci::{Digest, Manifest};
 use serde::Serialize;
 
 use super::builder::{ImageBuilder, OciImage, OciLayer};
+use super::cache::cached;
 use super::content::Content;
 use super::layer::Layer;
 use super::layout;
@@ -17,7 +18,15 @@ use super::samples::BUSYBOX;
 /// The script: `python3 READER_SCRIPT SECONDS MODE…`.
 pub const READER_SCRIPT: &str = "/app/reader.py";
 /// Its modes.
-pub const READER_MODES: [&str; 6] = ["sequential", "random", "mmap", "exec", "find", "small"];
+pub const READER_MODES: [&str; 7] = [
+    "sequential",
+    "random",
+    "mmap",
+    "exec",
+    "find",
+    "small",
+    "held",
+];
 
 const BLOCK: usize = 64 << 10;
 const BIG: u64 = 32 << 20;
@@ -35,14 +44,46 @@ struct Truth {
     programs: usize,
 }
 
-/// Writes the image into a layout.
+/// The layers of the Python image that Python itself is in; the others are large.
+const PYTHON_LAYERS: usize = 2;
+/// Changes when the image does for another reason than what its recipe names.
+const RECIPE: u32 = 1;
+
+/// Writes the image into a layout. It is built on first use and then kept in the cache.
 ///
 /// # Errors
 /// As [`python_image`], and when files cannot be written.
 pub fn readers_image(dir: &Path, tag: &str) -> Result<OciImage> {
+    let python = python_image()?;
+    let script = include_str!("readers.py");
+    let recipe = format!(
+        "readers image {RECIPE}, {tag}, {}, {BLOCK}, {BIG}, {SMALL_FILES}, {PROGRAMS}, {script}",
+        python.manifest.digest
+    );
+    let ready = cached(&recipe, |dir| build(&python, dir, tag))?;
+    copy(&ready, dir)?;
+    OciImage::open(dir, tag)
+}
+
+/// Copies a folder with all that is in it.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to).with_context(|| format!("make {}", to.display()))?;
+    for entry in std::fs::read_dir(from).with_context(|| format!("list {}", from.display()))? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &target)?;
+        } else {
+            std::fs::copy(entry.path(), &target)
+                .with_context(|| format!("write {}", target.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn build(python: &OciImage, dir: &Path, tag: &str) -> Result<()> {
     let mut builder = ImageBuilder::new();
-    for layer in layers_of(&python_image()?)? {
-        let (from, to) = layer;
+    for (from, to) in layers_of(python)?.into_iter().take(PYTHON_LAYERS) {
         let target = layout::blob_path(dir, to.descriptor.digest);
         if let Some(folder) = target.parent() {
             std::fs::create_dir_all(folder)?;
@@ -56,6 +97,7 @@ pub fn readers_image(dir: &Path, tag: &str) -> Result<OciImage> {
         .env("PYTHONDONTWRITEBYTECODE=1")
         .command(["/usr/bin/python3", READER_SCRIPT])
         .write(dir, tag)
+        .map(drop)
 }
 
 /// The layers of an image, each with the file that it is in.
