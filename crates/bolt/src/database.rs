@@ -46,6 +46,19 @@ impl Database {
     /// # Errors
     /// It cannot be read, is in use, or is no database.
     pub fn open(path: &Path) -> Result<Self, BoltError> {
+        Self::read(path, MOST)
+    }
+
+    /// The number of the last transaction of a file, of which only the meta pages are read.
+    ///
+    /// # Errors
+    /// As [`Database::open`].
+    pub fn last_transaction(path: &Path) -> Result<u64, BoltError> {
+        let metas = 2 * LARGEST_PAGE;
+        Ok(Self::read(path, metas as u64)?.transaction())
+    }
+
+    fn read(path: &Path, at_most: u64) -> Result<Self, BoltError> {
         let failed = |source| BoltError::Io {
             path: path.to_owned(),
             source,
@@ -68,10 +81,11 @@ impl Database {
                 limit: MOST,
             });
         }
-        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
+        let wanted = usize::try_from(size.min(at_most)).unwrap_or_default();
+        let mut bytes = Vec::with_capacity(wanted);
         // While reading it may only shrink or grow if its writer keeps no lock.
         file.by_ref()
-            .take(MOST)
+            .take(at_most)
             .read_to_end(&mut bytes)
             .map_err(failed)?;
         Self::from_bytes(bytes)

@@ -66,7 +66,10 @@ fn inline_buckets_are_read() {
 /// The listing of v0.15 itself, of the same database.
 #[test]
 fn what_v0_15_left_is_read_as_v0_15_listed_it() {
-    let database = Database::open(&golden::path("v0.15-root/metadata.db")).unwrap();
+    let path = golden::path("v0.15-root/metadata.db");
+    let database = Database::open(&path).unwrap();
+    let last = Database::last_transaction(&path).unwrap();
+    assert_eq!(last, database.transaction());
     let version = database.root().bucket(b"v1").unwrap().unwrap();
     assert_eq!(names(&version), ["parents", "snapshots"]);
     let snapshots = version.bucket(b"snapshots").unwrap().unwrap();

@@ -47,7 +47,7 @@ fn the_defaults_print_as_v0_15_prints_them_and_then_our_own_tables() {
     let own: toml::Table = own.parse().unwrap();
     assert_eq!(
         own.keys().collect::<Vec<_>>(),
-        ["fetch", "layer_store", "holder"],
+        ["fetch", "holder", "layer_store"],
         "v0.15 knows no other tables of ours"
     );
 }

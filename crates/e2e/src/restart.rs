@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use testkit::process::Signal;
 use testkit::{Content, ImageBuilder, Layer, SociCli, Stack, StackOptions, TestRoot};
 
 use crate::table::{Table, median, megabytes};
@@ -31,7 +32,7 @@ pub fn measure(runs: u32) -> Result<Table> {
         ..StackOptions::default()
     })?;
     std::thread::sleep(SETTLED);
-    let idle_empty = stack.daemon.daemon().memory()?;
+    let idle_empty = stack.daemon.memory()?;
     fill(&stack)?;
     // What is younger than the sync interval of the layer store may get lost.
     std::thread::sleep(SETTLED);
@@ -44,8 +45,8 @@ pub fn measure(runs: u32) -> Result<Table> {
         stack.daemon.kill()?;
         crashed.push(start(&mut stack)?);
     }
-    let process = stack.daemon.daemon();
     std::thread::sleep(SETTLED);
+    let gaps = gaps(&stack, runs)?;
     let what = format!("{SNAPSHOTS} snapshots, {LAYERS} lazy layers");
     let mut table = Table::new(&["daemon", "median", "target"]);
     for (how, times) in [("SIGTERM", in_order), ("SIGKILL", crashed)] {
@@ -53,18 +54,76 @@ pub fn measure(runs: u32) -> Result<Table> {
         let cells = [format!("start after {how}, {what}"), format!("{time:.3?}")];
         table.row(cells.into_iter().chain(["1 s".to_owned()]));
     }
+    for (what, times, target) in [
+        ("SIGKILL of the server until a request is answered", gaps.first, "200 ms"),
+        ("the same, until every layer has answered one", gaps.all, ""),
+    ] {
+        let time = median(times).context("no run")?;
+        let what = format!("{what}, {LAYERS} lazy layers");
+        table.row([what, format!("{time:.3?}"), target.to_owned()]);
+    }
     for (how, bytes) in [
         ("idle, nothing pulled".to_owned(), idle_empty),
-        (format!("idle, {what}"), process.memory()?),
+        (format!("idle, {what}"), stack.daemon.memory()?),
         (
             format!("peak of that start, {what}"),
-            process.peak_memory()?,
+            stack.daemon.peak_memory()?,
         ),
     ] {
         let target = if how.contains("nothing") { "15 MB" } else { "" };
         table.row([how, megabytes(bytes), target.to_owned()]);
     }
     Ok(table)
+}
+
+/// For how long requests wait when the server is killed.
+struct Gaps {
+    /// Until the first of all layers answers.
+    first: Vec<Duration>,
+    /// Until each has.
+    all: Vec<Duration>,
+}
+
+/// Kills the server and asks every layer something that the kernel does not know.
+fn gaps(stack: &Stack, runs: u32) -> Result<Gaps> {
+    let snapshots = stack.daemon.root().join("snapshotter/snapshots");
+    let mut layers = Vec::new();
+    for entry in std::fs::read_dir(&snapshots).context("list the snapshots")? {
+        let root = entry?.path().join("fs");
+        if read_noise(&root)? {
+            layers.push(root);
+        }
+    }
+    let mut gaps = Gaps {
+        first: Vec::new(),
+        all: Vec::new(),
+    };
+    for run in 0..runs {
+        let server = stack.daemon.signal_server(Signal::KILL)?;
+        let began = Instant::now();
+        // A name that is asked for the first time, so that the kernel has no answer.
+        let name = format!("nobody-has-this-{run}");
+        let waited: Vec<Duration> = std::thread::scope(|scope| {
+            let ask = |root: &std::path::PathBuf| {
+                let path = root.join(&name);
+                move || {
+                    let missing = std::fs::symlink_metadata(path).is_err();
+                    (missing, began.elapsed())
+                }
+            };
+            let asked: Vec<_> = layers.iter().map(|root| scope.spawn(ask(root))).collect();
+            let waited = asked.into_iter().map(|thread| match thread.join() {
+                Ok((true, waited)) => Ok(waited),
+                _ => anyhow::bail!("a name that nobody has was found"),
+            });
+            waited.collect::<Result<_>>()
+        })?;
+        gaps.first.extend(waited.iter().min());
+        gaps.all.extend(waited.iter().max());
+        stack.daemon.wait_for_successor(server)?;
+        std::thread::sleep(SETTLED);
+    }
+    Ok(gaps)
 }
 
 fn start(stack: &mut Stack) -> Result<Duration> {

@@ -19,9 +19,11 @@ use tonic::Code;
 const CRI: &str = "containerd.io/snapshot/cri.";
 const REMOTE: &str = "containerd.io/snapshot/remote/";
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Ends the reason of a layer that the daemon unpacks itself.
+const BY_US: &str = ", by us";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn absurd_labels_are_ignored_or_leave_the_layer_to_the_client_with_a_reason() {
+async fn absurd_labels_are_ignored_or_have_the_layer_unpacked_with_a_reason() {
     let config =
         format!("[http]\nMaxRetries = 0\n[snapshotter]\nmin_layer_size = 10\n{NO_BACKGROUND}");
     let node = Node::start(&config);
@@ -32,7 +34,7 @@ async fn absurd_labels_are_ignored_or_leave_the_layer_to_the_client_with_a_reaso
     let [cri, remote] = [CRI, REMOTE].map(|prefix| move |key: &str| format!("{prefix}{key}"));
     let long = "x".repeat(3000);
 
-    // With the reason that is logged; `None`: lazy all the same.
+    // With the reason that is logged and who unpacks the layer then; `None`: lazy all the same.
     let cases: Vec<(String, String, Option<&str>)> = vec![
         (
             cri("image-ref"),
@@ -88,12 +90,12 @@ async fn absurd_labels_are_ignored_or_leave_the_layer_to_the_client_with_a_reaso
         (remote("soci.size"), "1e9".into(), None),
         (remote("soci.size"), "18446744073709551616".into(), None),
         (remote("soci.size"), "18446744073709551615".into(), None),
-        (remote("soci.size"), "0".into(), Some("below-min-size")),
+        (remote("soci.size"), "0".into(), Some("below-min-size, by us")),
         (remote("image.layers.size"), "1,2,-3,x".into(), None),
         (
             remote("soci.index.digest"),
             "sha256:0".into(),
-            Some("invalid-label"),
+            Some("invalid-label, by us"),
         ),
         (remote("soci.index.digest"), unknown, Some("no-index")),
         // An image manifest, which is no index.
@@ -125,6 +127,18 @@ async fn absurd_labels_are_ignored_or_leave_the_layer_to_the_client_with_a_reaso
             None => {
                 let status = answer.expect_err(&shown);
                 assert_eq!(status.code(), Code::AlreadyExists, "{shown}: {status:?}");
+                client.remove(&target).await.unwrap();
+            }
+            Some(reason) if reason.ends_with(BY_US) => {
+                let status = answer.expect_err(&shown);
+                assert_eq!(status.code(), Code::AlreadyExists, "{shown}: {status:?}");
+                let said = format!("\"reason\":\"{}\"", reason.trim_end_matches(BY_US));
+                let lines = node.daemon.log().all();
+                let lines = &lines[mark..];
+                let refused = lines.iter().any(|line| line.contains(&said));
+                let prepared = "\"local-snapshot-prepared\":\"true\"";
+                let unpacked = lines.iter().any(|line| line.contains(prepared));
+                assert!(refused && unpacked, "{shown}: {lines:#?}");
                 client.remove(&target).await.unwrap();
             }
             Some(reason) => {

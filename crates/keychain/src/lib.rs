@@ -10,6 +10,6 @@ mod cri;
 mod error;
 mod kube;
 
-pub use cri::{CriKeychain, ImageServiceProxy};
+pub use cri::{CriKeychain, ImageServiceProxy, Vault};
 pub use error::KeychainError;
 pub use kube::{KubeSecrets, KubeSettings};

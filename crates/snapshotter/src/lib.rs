@@ -19,6 +19,7 @@ mod layers;
 mod metadata;
 mod mountinfo;
 mod mounts;
+mod outcome;
 mod place;
 mod prepare;
 mod provider;

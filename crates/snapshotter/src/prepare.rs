@@ -15,16 +15,16 @@ use crate::metadata::{
     Fallback, LayerCommit, LayerOutcome, LazyRecord, Link, MadeLayer, NewSnapshot,
 };
 use crate::mountinfo::Mounts;
+use crate::outcome::{log_exists, log_lazy, log_not_unpacked, log_refusal, log_unpacked};
 use crate::place::Place;
 use crate::provider::{LayerRefusal, LayerRequest, MountedInfo};
 use crate::snapshotter::{Inner, Reservation, Snapshotter};
-use crate::unpack::{log_not_unpacked, log_unpacked};
 
 /// A Prepare with a target.
 pub(crate) struct Layer {
     pub(crate) key: String,
     pub(crate) parent: String,
-    target: String,
+    pub(crate) target: String,
     namespace: String,
     labels: Labels,
 }
@@ -367,38 +367,4 @@ impl Layer {
             .get(labels::LAYER_DIGEST)
             .map_or("", String::as_str)
     }
-}
-
-fn log_lazy(layer: &Layer) {
-    tracing::info!(
-        key = layer.key,
-        parent = layer.parent,
-        layerDigest = layer.digest(),
-        "remote-snapshot-prepared" = "true",
-        "the layer is mounted lazily"
-    );
-}
-
-/// The client has nothing to download, but the snapshot may be one that was unpacked.
-fn log_exists(layer: &Layer, lazy: bool) {
-    tracing::info!(
-        key = layer.key,
-        parent = layer.parent,
-        layerDigest = layer.digest(),
-        target = layer.target,
-        "remote-snapshot-prepared" = if lazy { "true" } else { "false" },
-        "the layer is here already"
-    );
-}
-
-fn log_refusal(layer: &Layer, refusal: &LayerRefusal) {
-    tracing::warn!(
-        key = layer.key,
-        parent = layer.parent,
-        layerDigest = layer.digest(),
-        "remote-snapshot-prepared" = "false",
-        reason = refusal.code(),
-        error = %refusal,
-        "the layer is not mounted lazily"
-    );
 }

@@ -54,6 +54,16 @@ pub(crate) struct OldSnapshot {
 /// before anything is changed.
 pub(crate) fn open_metadata(root: &Path, snapshots: &Path) -> Result<Metadata, SnapshotterError> {
     let path = root.join("metadata.redb");
+    if path.exists() {
+        // The usual start: nothing happened to the old database since it was taken over.
+        let metadata = Metadata::open(&path)?;
+        let old = bolt::Database::last_transaction(&root.join(FILE_NAME));
+        if let (TakenOver::Transaction(taken), Ok(found)) = (metadata.taken_over()?, old)
+            && taken == found
+        {
+            return Ok(metadata);
+        }
+    }
     let old = match OldSnapshots::find(root) {
         // Not even an empty database of ours is made.
         Err(error) if !path.exists() => return Err(error),

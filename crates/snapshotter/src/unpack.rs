@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::disk_usage;
 use crate::metadata::{Link, Usage};
+use crate::outcome::log_not_unpacked;
 use crate::prepare::{Answer, Layer};
 use crate::provider::{LayerRefusal, ParentLayer, UnpackRequest};
 use crate::snapshotter::Inner;
@@ -67,25 +68,4 @@ impl Inner {
             .await
             .map_err(LayerRefusal::unpack_failed)
     }
-}
-
-pub(crate) fn log_unpacked(layer: &Layer) {
-    tracing::info!(
-        key = layer.key,
-        parent = layer.parent,
-        layerDigest = layer.digest(),
-        "local-snapshot-prepared" = "true",
-        "the layer is unpacked"
-    );
-}
-
-pub(crate) fn log_not_unpacked(layer: &Layer, error: &dyn std::fmt::Display) {
-    tracing::warn!(
-        key = layer.key,
-        parent = layer.parent,
-        layerDigest = layer.digest(),
-        "local-snapshot-prepared" = "false",
-        %error,
-        "the layer is not unpacked here"
-    );
 }

@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use config::Config;
+use holder::Keeper;
 use keychain::{CriKeychain, ImageServiceProxy, KubeSecrets, KubeSettings};
 use registry::{ChainedCredentials, Credentials, DockerConfigCredentials};
+
+use crate::vault;
 
 /// Refuses to be the image service behind ourselves: each call would go round for ever.
 pub(crate) fn check(config: &Config, own_address: &str) -> anyhow::Result<()> {
@@ -29,7 +32,9 @@ pub(crate) struct Places {
 
 impl Places {
     /// Starts to follow the cluster's secrets if they are wanted.
-    pub(crate) fn of(config: &Config) -> Self {
+    ///
+    /// What the kubelet's pulls come with is left with the holder, `kept` by an earlier server.
+    pub(crate) fn of(config: &Config, keeper: Option<&Arc<Keeper>>, kept: Option<&[u8]>) -> Self {
         let mut places: Vec<Arc<dyn Credentials>> = vec![Arc::new(DockerConfigCredentials::new())];
         let kube = &config.kubeconfig_keychain;
         if kube.enable_keychain {
@@ -42,7 +47,10 @@ impl Places {
         let cri = &config.cri_keychain;
         let mut image_service = None;
         if cri.enable_keychain {
-            let seen = CriKeychain::default();
+            let seen = match keeper {
+                Some(keeper) => CriKeychain::with_vault(vault::with(keeper), kept),
+                None => CriKeychain::default(),
+            };
             places.push(Arc::new(seen.clone()));
             let proxy = ImageServiceProxy::new(&cri.image_service_path, seen);
             tracing::info!(

@@ -56,8 +56,8 @@ fn name_of(key: &str) -> String {
 
 impl SecondKeeper for Store {
     fn put(&self, key: &str, note: &str, descriptor: BorrowedFd<'_>) {
-        // The listening socket is the service manager's already, or made anew.
-        if key == crate::listen::HOLDER_KEY {
+        // The listening socket is the service manager's already, or made anew; secrets stay here.
+        if [crate::listen::HOLDER_KEY, crate::vault::HOLDER_KEY].contains(&key) {
             return;
         }
         if let Err(error) = store(key, note, descriptor) {

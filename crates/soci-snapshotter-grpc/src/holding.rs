@@ -11,7 +11,7 @@ use holder::{ABANDONED_FILE, Abandoned, Client, Keeper, KeeperConfig, Kept};
 
 use crate::HOLDER_ARGUMENT;
 use crate::control::Predecessor;
-use crate::{descriptor_store, listen};
+use crate::{descriptor_store, listen, vault};
 
 /// The journal's name with the holder.
 pub(crate) const JOURNAL: &str = "journal";
@@ -21,6 +21,7 @@ pub(crate) struct Holding {
     pub(crate) keeper: Option<Arc<Keeper>>,
     pub(crate) journal: Arc<Journal>,
     pub(crate) socket: Option<Kept>,
+    pub(crate) credentials: Option<Kept>,
     pub(crate) connections: Vec<Kept>,
 }
 
@@ -34,11 +35,13 @@ pub(crate) fn open(
     let (keeper, kept) = reach(root, config)?;
     let mut journal = None;
     let mut socket = None;
+    let mut credentials = None;
     let mut connections = Vec::new();
     for item in kept {
         match item.key.as_str() {
             JOURNAL => journal = Some(item.descriptor),
             listen::HOLDER_KEY => socket = Some(item),
+            vault::HOLDER_KEY => credentials = Some(item),
             _ => connections.push(item),
         }
     }
@@ -60,6 +63,7 @@ pub(crate) fn open(
         keeper,
         journal,
         socket,
+        credentials,
         connections,
     })
 }

@@ -26,6 +26,7 @@ mod signals;
 mod status_sources;
 mod supervise;
 mod upgrade;
+mod vault;
 mod wiring;
 
 use std::process::ExitCode;

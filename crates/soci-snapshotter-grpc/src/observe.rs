@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use config::{Config, MetricsNetwork};
 use status::Sources;
+use store::Owner;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -57,11 +58,12 @@ pub(crate) fn listen(config: &Config) -> Result<Sockets, SocketError> {
 }
 
 /// The parts of `soci status` that this daemon knows.
-pub(crate) fn sources(running: &Running, root: &Path) -> Sources {
+pub(crate) fn sources(running: &Running, root: &Path, owner: Owner) -> Sources {
     Sources::default()
         .with(DaemonSource {
             root: root.to_owned(),
             started: Instant::now(),
+            owner,
         })
         .with(HoldingSource {
             keeper: running.keeper.clone(),

@@ -19,7 +19,7 @@ use crate::control::{Predecessor, Tell};
 use crate::listen::{self, Address, Listener, PassedSocket};
 use crate::signals::{Event, Outside, Stop};
 use crate::wiring::{self, Running};
-use crate::{credentials, holding, observe, proving, root};
+use crate::{credentials, holding, observe, proving, root, vault};
 
 /// How long calls that run may go on after a signal. systemd kills after 90 s by default.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -133,12 +133,13 @@ async fn live(
     let left = wiring::Left {
         keeper: holding.keeper,
         journal: holding.journal,
+        credentials: holding.credentials.and_then(vault::secrets),
         connections: holding.connections,
     };
     credentials::check(config, &listener.address)?;
     let sockets = observe::listen(config)?;
     let running = wiring::wire(root, config, left).await?;
-    let sources = observe::sources(&running, root);
+    let sources = observe::sources(&running, root, owner);
     let observers = sockets.serve(&running, &sources);
 
     let (health, health_service) = tonic_health::server::health_reporter();

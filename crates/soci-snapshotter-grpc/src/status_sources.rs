@@ -11,6 +11,7 @@ use lazy::LazyLayers;
 use snapshotter::Snapshotter;
 use status::api::{Counts, Daemon, GetResponse, Health, Holder, LayerState, LayerStore};
 use status::{SourceError, StatusSource};
+use store::Owner;
 
 use crate::args::{REVISION, VERSION};
 use crate::images::images;
@@ -19,6 +20,7 @@ use crate::images::images;
 pub(crate) struct DaemonSource {
     pub(crate) root: PathBuf,
     pub(crate) started: Instant,
+    pub(crate) owner: Owner,
 }
 
 #[async_trait]
@@ -27,9 +29,10 @@ impl StatusSource for DaemonSource {
         status.daemon = Some(Daemon {
             version: VERSION.to_owned(),
             revision: REVISION.to_owned(),
-            pid: std::process::id(),
+            pid: self.owner.supervisor.unwrap_or(0),
             uptime_seconds: self.started.elapsed().as_secs(),
             root: self.root.display().to_string(),
+            server_pid: self.owner.server,
         });
         Ok(())
     }

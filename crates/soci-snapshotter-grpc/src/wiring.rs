@@ -29,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct Left {
     pub(crate) keeper: Option<Arc<Keeper>>,
     pub(crate) journal: Arc<Journal>,
+    /// What an earlier server knew from the kubelet's pulls.
+    pub(crate) credentials: Option<Vec<u8>>,
     pub(crate) connections: Vec<Kept>,
 }
 
@@ -78,7 +80,8 @@ async fn end(pool: fuse::Pool) {
 
 /// Builds everything below the gRPC service, and mounts the layers of an earlier run again.
 pub(crate) async fn wire(root: &Path, config: &Config, left: Left) -> anyhow::Result<Running> {
-    let credentials = crate::credentials::Places::of(config);
+    let credentials =
+        crate::credentials::Places::of(config, left.keeper.as_ref(), left.credentials.as_deref());
     let client = Client::new(settings::client(config), credentials.chain)?;
     let layers = LayerStore::open(&root.join("soci/layers"), settings::layer_store(config))?;
     let content = OciLayout::open(&root.join("content"))?;

@@ -133,12 +133,8 @@ fn parse(text: &str, folder: &Path, registry: &str) -> anyhow::Result<RegistryHo
 }
 
 fn host(name: &str, table: &HostTable, folder: &Path) -> anyhow::Result<Host> {
-    if table
-        .header
-        .as_ref()
-        .is_some_and(|header| !header.is_empty())
-    {
-        bail!("host {name:?}: headers are not supported");
+    if table.header.as_ref().is_some_and(|all| !all.is_empty()) {
+        tracing::warn!(host = name, "headers in hosts.toml are not sent");
     }
     let with_scheme = if name.contains("://") {
         name.to_owned()

@@ -37,7 +37,12 @@ impl Sample {
         }));
         tar.resize(tar.len() + 1024, 0);
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        encoder.write_all(&tar).unwrap();
+        // A flush ends a deflate block, and only between blocks can a span begin: some compressors would
+        // make one block of it all.
+        for part in tar.chunks(20_000) {
+            encoder.write_all(part).unwrap();
+            encoder.flush().unwrap();
+        }
         let blob = encoder.finish().unwrap();
         let options = ztoc::BuildOptions {
             span_size,

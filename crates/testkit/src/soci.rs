@@ -172,6 +172,30 @@ impl SociDaemon {
         Ok(pid)
     }
 
+    /// Resident memory of all its processes in bytes.
+    ///
+    /// # Errors
+    /// When one of them is gone.
+    pub fn memory(&self) -> Result<u64> {
+        self.sum("VmRSS:")
+    }
+
+    /// The sum of the peaks of its processes in bytes, each since its start.
+    ///
+    /// # Errors
+    /// When one of them is gone.
+    pub fn peak_memory(&self) -> Result<u64> {
+        self.sum("VmHWM:")
+    }
+
+    fn sum(&self, key: &str) -> Result<u64> {
+        let processes = [self.daemon.pid(), self.server_pid()?, self.holder_pid()?];
+        let memory = processes
+            .iter()
+            .map(|pid| crate::process::status_bytes(*pid, key));
+        memory.sum()
+    }
+
     /// Kills the holder with SIGKILL.
     ///
     /// # Errors

@@ -200,7 +200,7 @@ fn read() -> Result<()> {
         let soci = stack.soci(NAMESPACE)?;
         soci.output(["pull", "--plain-http", &reference])?;
         let mut row = |name: String, time: Duration| -> Result<()> {
-            let memory = megabytes(stack.daemon.daemon().peak_memory()?);
+            let memory = megabytes(stack.daemon.peak_memory()?);
             table.row([name, seconds(time), rate(LARGE_FILE, time), memory]);
             Ok(())
         };
@@ -253,11 +253,11 @@ fn start(runs: u32) -> Result<()> {
     let mut idle = 0;
     for _ in 0..runs.max(1) {
         let stack = Stack::start(StackOptions::default())?;
-        idle = stack.daemon.daemon().peak_memory()?;
+        idle = stack.daemon.peak_memory()?;
         let reference = indexed(&stack, &image, "python")?;
         stack.proxy.throttle(Throttle::cloud());
         lazy.push(start_lazily(&stack, &reference, &[]).with_context(|| stack.log_tails())?);
-        memory.push(stack.daemon.daemon().peak_memory()?);
+        memory.push(stack.daemon.peak_memory()?);
         eager.push(start_with_overlayfs(&stack.proxy, &reference, &[])?);
     }
     let title = format!("demo image, cloud, median of {}", lazy.len());

@@ -55,7 +55,12 @@ impl Sample {
         }
         let tar = builder.into_inner().unwrap();
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        encoder.write_all(&tar).unwrap();
+        // A flush ends a deflate block, and only between blocks can a span begin: some compressors would
+        // make one block of it all.
+        for part in tar.chunks(20_000) {
+            encoder.write_all(part).unwrap();
+            encoder.flush().unwrap();
+        }
         let blob: Bytes = encoder.finish().unwrap().into();
         let options = ztoc::BuildOptions {
             span_size,

@@ -10,11 +10,18 @@ use base64::engine::general_purpose::STANDARD;
 use oci::Reference;
 use parking_lot::Mutex;
 use registry::{Credential, CredentialError, Credentials, same_registry};
+use serde::{Deserialize, Serialize};
 
 use super::messages::AuthConfig;
 
 /// Images whose credentials are remembered; beyond that the one pulled longest ago is forgotten.
 const MOST: usize = 4096;
+
+/// Keeps what is remembered where the next process finds it, and nobody else.
+pub trait Vault: Send + Sync {
+    /// Takes all of it, in place of what it had.
+    fn put(&self, secrets: &[u8]);
+}
 
 /// Credentials seen in pulls through the [`ImageServiceProxy`](super::ImageServiceProxy). Clones
 /// are the same.
@@ -23,17 +30,65 @@ pub struct CriKeychain(Arc<Mutex<Seen>>);
 
 #[derive(Default)]
 struct Seen {
+    remembered: Remembered,
+    vault: Option<Arc<dyn Vault>>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct Remembered {
     images: HashMap<String, Entry>,
     /// Counts pulls.
     pulls: u64,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Entry {
     pull: u64,
     /// Which registry they are for, if the kubelet says so.
     server: String,
+    #[serde(with = "secret")]
     credential: Credential,
+}
+
+/// A credential as it goes into the vault.
+mod secret {
+    use registry::Credential;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    enum Plain {
+        Basic(String, String),
+        Identity(String),
+        Bearer(String),
+    }
+
+    pub(super) fn serialize<S: Serializer>(secret: &Credential, to: S) -> Result<S::Ok, S::Error> {
+        let plain = match secret {
+            Credential::Basic { user, password } => Plain::Basic(user.clone(), password.clone()),
+            Credential::IdentityToken(token) => Plain::Identity(token.clone()),
+            Credential::BearerToken(token) => Plain::Bearer(token.clone()),
+        };
+        plain.serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Credential, D::Error> {
+        Ok(match Plain::deserialize(from)? {
+            Plain::Basic(user, password) => Credential::Basic { user, password },
+            Plain::Identity(token) => Credential::IdentityToken(token),
+            Plain::Bearer(token) => Credential::BearerToken(token),
+        })
+    }
+}
+
+impl Seen {
+    /// After each change.
+    fn put_away(&self) {
+        if let Some(vault) = &self.vault
+            && let Ok(secrets) = serde_json::to_vec(&self.remembered)
+        {
+            vault.put(&secrets);
+        }
+    }
 }
 
 /// What a pull changed, so that it can be undone if the pull fails.
@@ -44,12 +99,24 @@ pub(super) struct Change {
 }
 
 impl CriKeychain {
+    /// Remembers what an earlier process put into the vault, and keeps it up to date. What cannot be
+    /// read was another version's: those images need another pull.
+    #[must_use]
+    pub fn with_vault(vault: Arc<dyn Vault>, secrets: Option<&[u8]>) -> Self {
+        let remembered = secrets.and_then(|secrets| serde_json::from_slice(secrets).ok());
+        Self(Arc::new(Mutex::new(Seen {
+            remembered: remembered.unwrap_or_default(),
+            vault: Some(vault),
+        })))
+    }
+
     /// Remembers what a pull of an image came with. A pull without credentials changes nothing: the
     /// image may be read with those of an earlier one.
     pub(super) fn remember(&self, image: &str, auth: &AuthConfig) -> Option<Change> {
         let image = key(&image.parse().ok()?);
         let credential = credential(auth)?;
-        let mut seen = self.0.lock();
+        let mut locked = self.0.lock();
+        let seen = &mut locked.remembered;
         seen.pulls = seen.pulls.saturating_add(1);
         let entry = Entry {
             pull: seen.pulls,
@@ -64,6 +131,7 @@ impl CriKeychain {
                 seen.images.remove(&oldest);
             }
         }
+        locked.put_away();
         Some(Change {
             image,
             pull,
@@ -73,27 +141,36 @@ impl CriKeychain {
 
     /// Takes a change back, unless another pull has come since.
     pub(super) fn undo(&self, change: Change) {
-        let mut seen = self.0.lock();
+        let mut locked = self.0.lock();
+        let seen = &mut locked.remembered;
         let latest = seen.images.get(&change.image).map(|entry| entry.pull);
         if latest == Some(change.pull) {
             match change.before {
                 Some(before) => seen.images.insert(change.image, before),
                 None => seen.images.remove(&change.image),
             };
+            locked.put_away();
         }
     }
 
     /// Forgets an image that is removed.
     pub(super) fn forget(&self, image: &str) {
         if let Ok(image) = image.parse() {
-            self.0.lock().images.remove(&key(&image));
+            let mut locked = self.0.lock();
+            if locked.remembered.images.remove(&key(&image)).is_some() {
+                locked.put_away();
+            }
         }
     }
 }
 
 impl fmt::Debug for CriKeychain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "CriKeychain({} images)", self.0.lock().images.len())
+        write!(
+            f,
+            "CriKeychain({} images)",
+            self.0.lock().remembered.images.len()
+        )
     }
 }
 
@@ -108,7 +185,7 @@ impl Credentials for CriKeychain {
             return Ok(None);
         };
         let seen = self.0.lock();
-        let Some(entry) = seen.images.get(&key(reference)) else {
+        let Some(entry) = seen.remembered.images.get(&key(reference)) else {
             return Ok(None);
         };
         let server = match entry.server.as_str() {
@@ -254,8 +331,34 @@ mod tests {
         for image in 0..=MOST {
             keychain.remember(&format!("r.example/a:{image}"), &auth("u"));
         }
-        let seen = keychain.0.lock();
+        let seen = &keychain.0.lock().remembered;
         assert_eq!(seen.images.len(), MOST);
         assert!(!seen.images.contains_key("r.example/a:0"));
+    }
+
+    #[derive(Default)]
+    struct Memory(Mutex<Vec<u8>>);
+
+    impl Vault for Memory {
+        fn put(&self, secrets: &[u8]) {
+            *self.0.lock() = secrets.to_vec();
+        }
+    }
+
+    #[tokio::test]
+    async fn the_next_process_knows_what_was_remembered_and_not_what_was_forgotten() {
+        let vault = Arc::new(Memory::default());
+        let first = CriKeychain::with_vault(vault.clone(), None);
+        first.remember("r.example/a:1", &auth("a")).unwrap();
+        let undone = first.remember("r.example/a:1", &auth("wrong")).unwrap();
+        first.undo(undone);
+        first.remember("r.example/b:1", &auth("b")).unwrap();
+        first.forget("r.example/b:1");
+        let secrets = vault.0.lock().clone();
+        let next = CriKeychain::with_vault(vault, Some(&secrets));
+        for (image, expected) in [("r.example/a:1", Some("a")), ("r.example/b:1", None)] {
+            let found = user(&next, "r.example", image).await;
+            assert_eq!(found.as_deref(), expected, "{image}");
+        }
     }
 }

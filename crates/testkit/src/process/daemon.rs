@@ -228,7 +228,7 @@ impl Daemon {
     /// # Errors
     /// When the process is gone.
     pub fn peak_memory(&self) -> Result<u64> {
-        self.status_kib("VmHWM:")
+        status_bytes(self.pid(), "VmHWM:")
     }
 
     /// Resident memory of the process in bytes (`VmRSS`).
@@ -236,19 +236,7 @@ impl Daemon {
     /// # Errors
     /// When the process is gone.
     pub fn memory(&self) -> Result<u64> {
-        self.status_kib("VmRSS:")
-    }
-
-    fn status_kib(&self, key: &str) -> Result<u64> {
-        let path = format!("/proc/{}/status", self.pid());
-        let status = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-        let kib: u64 = status
-            .lines()
-            .find_map(|line| line.strip_prefix(key))
-            .and_then(|rest| rest.split_whitespace().next())
-            .with_context(|| format!("{path} has no {key}"))?
-            .parse()?;
-        Ok(kib * 1024)
+        status_bytes(self.pid(), "VmRSS:")
     }
 
     fn raw_pid(&self) -> Result<Pid> {
@@ -257,6 +245,19 @@ impl Daemon {
             .and_then(Pid::from_raw)
             .context("bad process id")
     }
+}
+
+/// A line of proc_pid_status(5) that is in KiB, in bytes.
+pub(crate) fn status_bytes(pid: u32, key: &str) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let kib: u64 = status
+        .lines()
+        .find_map(|line| line.strip_prefix(key))
+        .and_then(|rest| rest.split_whitespace().next())
+        .with_context(|| format!("{path} has no {key}"))?
+        .parse()?;
+    Ok(kib * 1024)
 }
 
 impl Drop for Daemon {

@@ -6,6 +6,7 @@ mod root;
 mod spawner;
 mod table;
 
+pub(crate) use daemon::status_bytes;
 pub use daemon::{Daemon, LogLines};
 pub use mounts::mounts_below;
 pub(crate) use mounts::unmount_below;

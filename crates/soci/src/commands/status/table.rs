@@ -31,9 +31,10 @@ fn head(status: &GetResponse) -> String {
         line(
             &mut text,
             format_args!(
-                "soci-snapshotter-grpc {} ({revision}), process {}, up {}, root {}",
+                "soci-snapshotter-grpc {} ({revision}), process {}, server {}, up {}, root {}",
                 daemon.version,
                 daemon.pid,
+                daemon.server_pid,
                 uptime(daemon.uptime_seconds),
                 daemon.root
             ),
@@ -219,6 +220,7 @@ mod tests {
                 pid: 42,
                 uptime_seconds: 11_525,
                 root: "/var/lib/soci-snapshotter-grpc".to_owned(),
+                server_pid: 43,
             }),
             holder: Some(Holder {
                 pid: 41,
