@@ -55,7 +55,11 @@ pub fn measure(runs: u32) -> Result<Table> {
         table.row(cells.into_iter().chain(["1 s".to_owned()]));
     }
     for (what, times, target) in [
-        ("SIGKILL of the server until a request is answered", gaps.first, "200 ms"),
+        (
+            "SIGKILL of the server until a request is answered",
+            gaps.first,
+            "200 ms",
+        ),
         ("the same, until every layer has answered one", gaps.all, ""),
     ] {
         let time = median(times).context("no run")?;

@@ -90,7 +90,11 @@ async fn absurd_labels_are_ignored_or_have_the_layer_unpacked_with_a_reason() {
         (remote("soci.size"), "1e9".into(), None),
         (remote("soci.size"), "18446744073709551616".into(), None),
         (remote("soci.size"), "18446744073709551615".into(), None),
-        (remote("soci.size"), "0".into(), Some("below-min-size, by us")),
+        (
+            remote("soci.size"),
+            "0".into(),
+            Some("below-min-size, by us"),
+        ),
         (remote("image.layers.size"), "1,2,-3,x".into(), None),
         (
             remote("soci.index.digest"),
