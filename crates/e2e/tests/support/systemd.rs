@@ -114,10 +114,8 @@ impl SystemdNode {
     }
 
     pub(crate) fn systemctl(&self, arguments: &[&str]) {
-        if let Err(error) = self.systemd.systemctl(arguments) {
-            let status = self.systemd.systemctl(&["status", SERVICE]);
-            panic!("{error:#}\n{status:?}\n{}", self.log());
-        }
+        let outcome = self.systemd.systemctl(arguments);
+        assert!(outcome.is_ok(), "{outcome:?}\n{}", self.log());
     }
 
     pub(crate) fn install_programs(&self) {
