@@ -63,8 +63,9 @@ fn per_read(fs: &LayerFs, file: u64, threads: u32) -> f64 {
                             offset: u64::from(n % 256 * SIZE),
                             size: SIZE,
                         },
+                        bytes: &[],
                     };
-                    fs.handle(&request, Reply::new(7, 1, sink.clone()));
+                    fs.handle(&request, Reply::new(7, sink.clone()));
                 }
             });
         }

@@ -45,7 +45,7 @@ impl Shared {
         if let Some(held) = held {
             let spare = held.duplicate().map_err(LayerRefusal::failed)?;
             // What fails now may succeed later, or under another version.
-            return match self.mount(request, Why::Continue(held)).await {
+            return match self.mount(request, Why::Continue(Box::new(held))).await {
                 Ok(root) => Ok(Restored {
                     root,
                     how: Restoration::Continued,

@@ -98,7 +98,7 @@ pub(crate) enum Why {
     /// An earlier process had mounted it, and its connection is dead.
     Restore,
     /// An earlier process had mounted it, and its connection lives.
-    Continue(HeldConnection),
+    Continue(Box<HeldConnection>),
 }
 
 impl LazyLayers {
@@ -376,7 +376,7 @@ impl Shared {
                         ))
                     })??;
             let (mounted, lease, root) = match why {
-                Why::Continue(held) => self.take_up(held, lease).await?,
+                Why::Continue(held) => self.take_up(*held, lease).await?,
                 Why::Prepare | Why::Restore => {
                     let look = Look {
                         disable_xattrs: ztoc.disable_xattrs,

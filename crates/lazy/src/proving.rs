@@ -29,7 +29,7 @@ pub enum ProvingError {
         /// Where it is mounted.
         mountpoint: PathBuf,
         /// Why not.
-        source: StoreError,
+        source: Box<StoreError>,
     },
     /// A layer that is mounted cannot be shown.
     #[error("the layer at {} cannot be shown: {source}", mountpoint.display())]
@@ -106,7 +106,7 @@ fn same_tree(layers: &Path, note: &ConnectionNote) -> Result<Arc<Tree>, ProvingE
     };
     let (toc, size) = LayerStore::look_at(layers, key).map_err(|source| ProvingError::Store {
         mountpoint: mountpoint(),
-        source,
+        source: Box::new(source),
     })?;
     let look = note.look();
     let options = TreeOptions {

@@ -58,6 +58,19 @@ impl Node {
         self.publish(layout.path(), name, indexed)
     }
 
+    /// The same with an index whose topmost layer has no zTOC: we unpack it.
+    pub(crate) fn small_partly(&self, name: &str) -> Image {
+        let layout = TestRoot::new().unwrap();
+        small_image(layout.path(), "small").unwrap();
+        Image::publish_with(
+            &self.registry,
+            &self.proxy,
+            layout.path(),
+            name,
+            Some("10000"),
+        )
+    }
+
     /// Puts the image `small` of a layout into the registry.
     pub(crate) fn publish(&self, layout: &Path, name: &str, indexed: bool) -> Image {
         Image::publish(&self.registry, &self.proxy, layout, name, indexed)
@@ -77,14 +90,25 @@ impl Image {
         name: &str,
         indexed: bool,
     ) -> Self {
-        if indexed {
+        Self::publish_with(registry, proxy, layout, name, indexed.then_some("0"))
+    }
+
+    fn publish_with(
+        registry: &Registry,
+        proxy: &Proxy,
+        layout: &Path,
+        name: &str,
+        min_layer_size: Option<&str>,
+    ) -> Self {
+        let indexed = min_layer_size.is_some();
+        if let Some(min_layer_size) = min_layer_size {
             let source = layout.display().to_string();
             let tagged = registry.reference(&format!("{name}:soci"));
             let target = format!("docker://{tagged}");
-            let arguments = ["convert", "--standalone", "--min-layer-size", "0", &source];
+            let arguments = ["convert", "--standalone", "--min-layer-size"];
+            let arguments = arguments.into_iter().chain([min_layer_size, &source]);
             let soci = SociCli::standalone().unwrap();
-            soci.output(arguments.into_iter().chain([target.as_str()]))
-                .unwrap();
+            soci.output(arguments.chain([target.as_str()])).unwrap();
         } else {
             registry.push_layout(layout, "small", name).unwrap();
         }
