@@ -99,7 +99,7 @@ async fn absurd_labels_are_ignored_or_have_the_layer_unpacked_with_a_reason() {
         (
             remote("soci.index.digest"),
             "sha256:0".into(),
-            Some("invalid-label, by us"),
+            Some("invalid-label"),
         ),
         (remote("soci.index.digest"), unknown, Some("no-index")),
         // An image manifest, which is no index.
