@@ -4,7 +4,7 @@ mod table;
 mod waiting;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -15,6 +15,9 @@ use crate::output;
 /// After this long without an answer it is looked whether there is a daemon at all: the holder keeps its
 /// socket too, so that calls wait instead of failing.
 const SILENCE: Duration = Duration::from_secs(1);
+
+/// Longer than any start of a daemon takes that can answer at all.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Show the snapshotter daemon, its images and layers
 ///
@@ -59,7 +62,8 @@ impl Status {
 /// The daemon's answer; without a daemon, what waits for one.
 async fn answer(socket: &Path, root: &Path) -> anyhow::Result<status::api::GetResponse> {
     let mut asked = std::pin::pin!(status::get(socket));
-    loop {
+    let begin = Instant::now();
+    while begin.elapsed() < PATIENCE {
         match tokio::time::timeout(SILENCE, &mut asked).await {
             Ok(Ok(status)) => return Ok(status),
             Ok(Err(error)) => match waiting::without_daemon(root) {
@@ -73,4 +77,10 @@ async fn answer(socket: &Path, root: &Path) -> anyhow::Result<status::api::GetRe
             }
         }
     }
+    bail!(
+        "no snapshotter answers at {} within {} s, although its socket is kept; is soci-snapshotter-grpc \
+         running, and is --root the daemon's?",
+        socket.display(),
+        PATIENCE.as_secs()
+    )
 }
