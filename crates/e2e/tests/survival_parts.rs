@@ -116,7 +116,10 @@ fn when_everything_is_killed_the_next_start_says_which_containers_to_restart() {
     let ctr = stack.containerd.ctr(NAMESPACE);
     let detached = ["run", "--detach", "--null-io", "--net-host"];
     let detached = detached.iter().chain(&["--snapshotter", "soci"]);
-    let command = [reference.as_str(), "tk-severed", "/bin/sleep", "1000"];
+    // runc's state is the machine's, not this containerd's.
+    let id = format!("tk-severed-{}", std::process::id());
+    let id = id.as_str();
+    let command = [reference.as_str(), id, "/bin/sleep", "1000"];
     ctr.output(detached.chain(&command)).unwrap();
     assert_eq!(status(&stack)["severed"], serde_json::json!([]));
 
@@ -128,25 +131,22 @@ fn when_everything_is_killed_the_next_start_says_which_containers_to_restart() {
     let severed = listed["severed"].as_array().unwrap();
     assert_eq!(severed.len(), 1, "{listed}");
     assert!(
-        severed[0]["snapshot"]
-            .as_str()
-            .unwrap()
-            .ends_with("tk-severed"),
+        severed[0]["snapshot"].as_str().unwrap().ends_with(id),
         "{listed}"
     );
     // Others are not touched.
     let read = run(&stack, &reference, &["/bin/cat", "/data/hello"]);
     assert_eq!(read, "hello\n");
 
-    ctr.output(["tasks", "kill", "--signal", "KILL", "tk-severed"])
+    ctr.output(["tasks", "kill", "--signal", "KILL", id])
         .unwrap();
     wait_until("the container ends", PATIENCE, || {
-        let gone = ctr.output(["tasks", "rm", "tk-severed"]);
+        let gone = ctr.output(["tasks", "rm", id]);
         gone.map(drop).map_err(|error| format!("{error:#}"))
     });
-    ctr.output(["tasks", "start", "--detach", "--null-io", "tk-severed"])
+    ctr.output(["tasks", "start", "--detach", "--null-io", id])
         .unwrap();
-    let exec = ["tasks", "exec", "--exec-id", "look", "tk-severed"];
+    let exec = ["tasks", "exec", "--exec-id", "look", id];
     let read = ctr.output(exec.iter().chain(&["/bin/cat", "/data/hello"]));
     assert_eq!(read.unwrap(), "hello\n");
     assert_eq!(status(&stack)["severed"], serde_json::json!([]));
