@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use containerd_client::services::v1::ApplyRequest;
@@ -34,6 +35,9 @@ pub(crate) struct Unpack<'a> {
     pub(crate) active: &'a Active,
 }
 
+/// How long a Prepare may take whose client has gone.
+const PREPARE_ENDS: Duration = Duration::from_millis(500);
+
 /// The snapshots that layers are being applied to right now.
 #[derive(Debug, Default)]
 pub(crate) struct Active(Mutex<Vec<String>>);
@@ -43,9 +47,18 @@ impl Active {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn forget(&self, key: &str) {
+        self.keys().retain(|active| active != key);
+    }
+
     /// Removes what an interrupted pull was working on.
     pub(crate) async fn remove_all(&self, containerd: &Containerd, snapshotter: &str) {
         let keys = std::mem::take(&mut *self.keys());
+        if keys.is_empty() {
+            return;
+        }
+        // A Prepare that was just being made comes to its end although nobody waits for it.
+        tokio::time::sleep(PREPARE_ENDS).await;
         for key in keys {
             if let Err(error) = remove(containerd, snapshotter, &key).await {
                 tracing::warn!(
@@ -172,9 +185,8 @@ impl Unpack<'_> {
         match self.prepare(at, chain_id, parent).await? {
             Prepared::Taken(info) => Ok(Some(info)),
             Prepared::Deferred { key, mounts } => {
-                self.active.keys().push(key.clone());
                 let applied = self.apply(layer, diff_id, chain_id, &key, mounts).await;
-                self.active.keys().retain(|active| *active != key);
+                self.active.forget(&key);
                 if let Err(error) = applied {
                     let _ = remove(self.containerd, self.snapshotter, &key).await;
                     return Err(error.context(format!("layer {}", layer.digest)));
@@ -214,6 +226,8 @@ impl Unpack<'_> {
         };
         for _ in 0..TRIES {
             let key = extract_key(chain_id);
+            // From here on it may exist, also if nobody waits for the answer.
+            self.active.keys().push(key.clone());
             let request = self.containerd.request(PrepareSnapshotRequest {
                 snapshotter: self.snapshotter.to_owned(),
                 key: key.clone(),
@@ -226,6 +240,7 @@ impl Unpack<'_> {
                 .snapshots()
                 .prepare(request)
                 .await
+                .inspect_err(|_| self.active.forget(&key))
             {
                 Ok(response) => {
                     let mounts = response.into_inner().mounts;
