@@ -9,16 +9,11 @@
 
 mod support;
 
-use support::systemd::{OUR_UNITS, SERVICE, SystemdNode, V0_15_UNITS};
+use support::systemd::{OUR_UNITS, Reader, SERVICE, SystemdNode, V0_15_UNITS};
 
-#[test]
-fn under_the_units_of_v0_15_readers_notice_no_restart_stop_or_kill() {
-    let node = SystemdNode::start(&V0_15_UNITS);
-    let reader = node.start_reader();
-    let holder = node.holder();
-    assert!(holder.1.contains("/soci-holder-"), "{holder:?}");
-    assert!(holder.1.ends_with(".scope"), "{holder:?}");
-
+/// Restarts, stops and starts, and kills the daemon (its main process, then all of the unit's): the reader goes
+/// on after each.
+fn restart_stop_and_kill(node: &SystemdNode, reader: &Reader) {
     node.systemctl(&["restart", SERVICE]);
     reader.goes_on();
     node.systemctl(&["stop", SERVICE]);
@@ -36,6 +31,17 @@ fn under_the_units_of_v0_15_readers_notice_no_restart_stop_or_kill() {
         node.wait_for_server_after(before);
         reader.goes_on();
     }
+}
+
+#[test]
+fn under_the_units_of_v0_15_readers_notice_no_restart_stop_or_kill() {
+    let node = SystemdNode::start(&V0_15_UNITS);
+    let reader = node.start_reader();
+    let holder = node.holder();
+    assert!(holder.1.contains("/soci-holder-"), "{holder:?}");
+    assert!(holder.1.ends_with(".scope"), "{holder:?}");
+
+    restart_stop_and_kill(&node, &reader);
     assert_eq!(node.holder(), holder, "the same holder the whole time");
     reader.finish();
 }
@@ -55,23 +61,7 @@ fn under_our_units_readers_notice_no_restart_stop_kill_or_reload() {
     assert_eq!(node.systemd.property(SERVICE, "MainPID").unwrap(), main);
     reader.goes_on();
 
-    node.systemctl(&["restart", SERVICE]);
-    reader.goes_on();
-    node.systemctl(&["stop", SERVICE]);
-    std::thread::sleep(std::time::Duration::from_secs(2));
-    node.systemctl(&["start", SERVICE]);
-    reader.goes_on();
-    for whom in ["main", "all"] {
-        let before = node.server();
-        node.systemctl(&[
-            "kill",
-            "--signal=KILL",
-            &format!("--kill-who={whom}"),
-            SERVICE,
-        ]);
-        node.wait_for_server_after(before);
-        reader.goes_on();
-    }
+    restart_stop_and_kill(&node, &reader);
     assert_eq!(node.holder(), holder, "the same holder the whole time");
     reader.finish();
 }
