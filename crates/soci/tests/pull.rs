@@ -265,6 +265,31 @@ fn a_corrupt_layer_is_refused_and_nothing_of_it_stays() {
 }
 
 #[test]
+fn what_an_earlier_pull_left_damaged_is_fetched_anew() {
+    let registry = Registry::start().unwrap();
+    let containerd = Containerd::start(&ContainerdOptions::default()).unwrap();
+    let image = Image::push(&registry);
+    let ctr = containerd.ctr("test");
+    let layer = &image.layers[1];
+    let name = format!("layer-{}", layer.digest);
+    let mut left = ctr.command();
+    left.args(["content", "ingest", &name])
+        .args(["--expected-digest", &layer.digest.to_string()])
+        .args(["--expected-size", &layer.size.to_string()])
+        .stdin(std::fs::File::open("/bin/busybox").unwrap());
+    assert!(!left.output().unwrap().status.success());
+    assert_eq!(
+        lines(&ctr, &["content", "active"]).len(),
+        2,
+        "a heading and the part"
+    );
+
+    let pulled = pull_ok(&containerd, "overlayfs", &registry.reference("app:v1"));
+    assert_eq!(states(&pulled), [("unpacked", false); 3]);
+    assert_eq!(lines(&ctr, &["content", "active"]).len(), 1, "a heading");
+}
+
+#[test]
 fn a_connection_that_breaks_is_taken_up_again() {
     let registry = Registry::start().unwrap();
     let containerd = Containerd::start(&ContainerdOptions::default()).unwrap();

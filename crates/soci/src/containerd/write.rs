@@ -16,6 +16,7 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use oci::Descriptor;
 use prost_types::FieldMask;
+use registry::{ErrorKind, RegistryError};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -40,7 +41,8 @@ struct Ingest {
 /// Writes a blob with these labels unless it is there; then the labels are added. `open` gives
 /// the bytes from an offset on; containerd checks them against the digest. `kind` (`layer`,
 /// `manifest`, …) is part of the name under which containerd's own pull writes the blob, so that
-/// two pulls do not write it twice.
+/// two pulls do not write it twice. Nothing of a blob that is not what its digest says stays; what an
+/// earlier try left is fetched anew if it turns out to be what is wrong.
 pub(crate) async fn write<Open, Opening>(
     containerd: &Containerd,
     kind: &str,
@@ -50,26 +52,37 @@ pub(crate) async fn write<Open, Opening>(
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> anyhow::Result<()>
 where
-    Open: FnOnce(u64) -> Opening,
+    Open: Fn(u64) -> Opening,
     Opening: Future<Output = anyhow::Result<BlobStream>>,
 {
     let name = format!("{kind}-{}", descriptor.digest);
     let mut content = containerd.services().content();
-    let Some(mut ingest) = begin(containerd, &mut content, &name, descriptor).await? else {
-        return update_labels(containerd, descriptor, labels).await;
-    };
-    progress(ingest.offset);
-    let result = fill(&mut ingest, descriptor, labels, open, progress).await;
-    drop(ingest);
-    if let Err(error) = result {
-        if error.downcast_ref::<Damaged>().is_some() {
-            // Parts that an earlier try left may be what is wrong: they must not stay.
-            let request = containerd.request(AbortRequest { r#ref: name });
-            let _ = content.abort(request).await;
+    loop {
+        let Some(mut ingest) = begin(containerd, &mut content, &name, descriptor).await? else {
+            return update_labels(containerd, descriptor, labels).await;
+        };
+        let resumed = ingest.offset > 0;
+        progress(ingest.offset);
+        let result = fill(&mut ingest, descriptor, labels.clone(), &open, progress).await;
+        drop(ingest);
+        let Err(error) = result else { return Ok(()) };
+        if is_damage(&error) {
+            let request = containerd.request(AbortRequest {
+                r#ref: name.clone(),
+            });
+            let aborted = content.abort(request).await;
+            if resumed && aborted.is_ok() {
+                continue;
+            }
         }
         return Err(error.context(format!("blob {}", descriptor.digest)));
     }
-    Ok(())
+}
+
+/// Whether the bytes were wrong, as containerd or the registry's client found.
+fn is_damage(error: &anyhow::Error) -> bool {
+    let found = error.downcast_ref::<RegistryError>();
+    error.is::<Damaged>() || found.is_some_and(|error| error.kind() == ErrorKind::DigestMismatch)
 }
 
 /// Writes a small blob.
@@ -80,9 +93,12 @@ pub(crate) async fn write_bytes(
     labels: HashMap<String, String>,
     bytes: Bytes,
 ) -> anyhow::Result<()> {
-    let open = |offset: u64| async move {
-        let rest = bytes.slice(usize::try_from(offset)?.min(bytes.len())..);
-        Ok(futures::stream::once(async { Ok(rest) }).boxed())
+    let open = |offset: u64| {
+        let bytes = bytes.clone();
+        async move {
+            let rest = bytes.slice(usize::try_from(offset)?.min(bytes.len())..);
+            Ok(futures::stream::once(async { Ok(rest) }).boxed())
+        }
     };
     write(containerd, kind, descriptor, labels, open, &|_| {}).await
 }
@@ -157,11 +173,11 @@ async fn fill<Open, Opening>(
     ingest: &mut Ingest,
     descriptor: &Descriptor,
     labels: HashMap<String, String>,
-    open: Open,
+    open: &Open,
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> anyhow::Result<()>
 where
-    Open: FnOnce(u64) -> Opening,
+    Open: Fn(u64) -> Opening,
     Opening: Future<Output = anyhow::Result<BlobStream>>,
 {
     let mut offset = ingest.offset;
