@@ -1,22 +1,18 @@
-//! What the command line tool costs: indexing a large image with and without containerd, showing a
-//! large zTOC, starting up. Each beside something that does part of the same work.
+//! What the command line tool costs: indexing an image with and without containerd, showing a large
+//! zTOC, starting up. Each beside something that does part of the same work.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use testkit::image::large_file_image;
-use testkit::{Containerd, ContainerdOptions, Registry, TestRoot, binary};
+use testkit::image::layout::blob_path;
+use testkit::{Containerd, ContainerdOptions, OciImage, Registry, TestRoot, binary};
 
 use crate::Table;
 use crate::table::{megabytes, seconds, times};
 
 const NAMESPACE: &str = "bench";
-/// The uncompressed size of the image in bytes.
-const IMAGE: u64 = 1 << 30;
-/// Makes a zTOC of some 36 MB, for the windows in it: 32 KiB a span.
-const SMALL_SPANS: &str = "950000";
 /// Starts of a program that are averaged.
 const STARTS: u32 = 50;
 
@@ -56,14 +52,16 @@ fn shell(script: &str) -> Command {
     command
 }
 
-/// The table.
+/// The table, for an image in a layout of its own. `spans` are the flags that give a large zTOC.
 ///
 /// # Errors
 /// When a program is missing or fails.
-pub fn table() -> Result<Table> {
+pub fn table(image: &OciImage, spans: &[&str]) -> Result<Table> {
     let root = TestRoot::new()?;
     let soci = binary("soci")?;
-    let mut table = Table::new(&["command", "time", "of the baseline", "peak memory"]);
+    let compressed = image.layers.iter().map(|layer| layer.size).sum();
+    let title = format!("command, image of {}", megabytes(compressed));
+    let mut table = Table::new(&[&title, "time", "of the baseline", "peak memory"]);
     let mut rows = |what: &str, baseline: Option<&Cost>, cost: &Cost| {
         let ratio = baseline.map_or_else(
             || "-".to_owned(),
@@ -72,23 +70,23 @@ pub fn table() -> Result<Table> {
         table.row([what, &seconds(cost.time), &ratio, &megabytes(cost.peak)]);
     };
 
-    let layout = root.dir("image")?;
-    let image = large_file_image(&layout, "x", IMAGE)?;
-    let blob = image.layers.last().context("the image has no layer")?;
-    let path = layout.join("blobs/sha256").join(blob.digest.hex());
+    let layers = image.layers.iter();
+    let layers: Vec<String> = layers
+        .map(|layer| blob_path(&image.dir, layer.digest).display().to_string())
+        .collect();
     let unpack = cost(shell(&format!(
         "sha256sum {0} >/dev/null & gzip -dc {0} | sha256sum >/dev/null; wait",
-        path.display()
+        layers.join(" ")
     )))?;
     rows(
-        "baseline: sha256sum and gzip | sha256sum of the layer",
+        "baseline: sha256sum and gzip | sha256sum of the layers",
         None,
         &unpack,
     );
     let mut standalone = Command::new(&soci);
     standalone
         .args(["convert", "--standalone", "--format", "oci-dir"])
-        .arg(&layout)
+        .arg(&image.dir)
         .arg(root.path().join("converted"));
     rows(
         "soci convert --standalone",
@@ -97,9 +95,9 @@ pub fn table() -> Result<Table> {
     );
 
     let registry = Registry::start()?;
-    registry.push_layout(&layout, "x", "large")?;
+    registry.push_layout(&image.dir, &image.tag, "large")?;
     let containerd = Containerd::start(&ContainerdOptions::default())?;
-    let reference = registry.reference("large:x");
+    let reference = registry.reference(&format!("large:{}", image.tag));
     containerd
         .ctr(NAMESPACE)
         .output(["content", "fetch", "--plain-http", &reference])?;
@@ -122,11 +120,7 @@ pub fn table() -> Result<Table> {
 
     let store = ["--content-store", "soci"];
     cost(against(
-        &[
-            &store[..],
-            &["create", "--span-size", SMALL_SPANS, &reference],
-        ]
-        .concat(),
+        &[&store[..], &["create"], spans, &[&reference]].concat(),
     ))?;
     let ztoc = largest(&root.path().join("soci/content/blobs/sha256"))?;
     let read = cost(shell(&format!("sha256sum {} >/dev/null", ztoc.0)))?;

@@ -11,7 +11,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::{NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack};
+use support::{NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack, wait_until};
 use testkit::image::{APP_OUTPUT, PYTHON_TAG, python_image, small_image, small_image_data};
 use testkit::{Run, TestRoot};
 
@@ -286,4 +286,52 @@ fn sigint_takes_the_mounts_along_and_sigterm_leaves_them() {
     stack.daemon.start_again().unwrap();
     stack.wait_for_snapshotter().unwrap();
     assert_eq!(run(&stack, &reference, &[]), "hello\n");
+}
+
+/// containerd's differ compares extended attributes and takes "not supported" for a failure.
+#[test]
+fn what_a_container_on_lazy_layers_changed_can_be_told_and_committed() {
+    let root = TestRoot::new().unwrap();
+    let image = small_image(&root.dir("image").unwrap(), "v1").unwrap();
+    let stack = stack(NO_BACKGROUND);
+    let reference = indexed(&stack, &image.dir, "small");
+    pull(&stack, &reference);
+    let lazy = lazy_mounts(&stack);
+    let ctr = stack.containerd.ctr(NAMESPACE);
+    let script = "echo new > /data/new && rm /data/hello";
+    let run = [
+        "run",
+        "--snapshotter",
+        "soci",
+        &reference,
+        "app",
+        "/bin/sh",
+        "-c",
+        script,
+    ];
+    ctr.output(run).unwrap();
+
+    let archive = root.path().join("diff.tar.gz");
+    let mut diff = ctr.command();
+    diff.args(["snapshots", "--snapshotter", "soci", "diff", "app"])
+        .stdout(std::fs::File::create(&archive).unwrap());
+    assert!(diff.status().unwrap().success(), "{}", stack.log_tails());
+    let mut list = std::process::Command::new("tar");
+    list.arg("-tzf").arg(&archive);
+    let changed = testkit::output_of(list).unwrap();
+    let changed: Vec<_> = changed
+        .lines()
+        .filter(|path| !path.ends_with('/'))
+        .collect();
+    assert_eq!(changed, ["data/.wh.hello", "data/new"]);
+
+    ctr.output(["containers", "rm", "app"]).unwrap();
+    wait_until(
+        "what was mounted for it is gone",
+        Duration::from_secs(30),
+        || match lazy_mounts(&stack) {
+            count if count == lazy => Ok(()),
+            count => Err(format!("{count} mounts instead of {lazy}")),
+        },
+    );
 }

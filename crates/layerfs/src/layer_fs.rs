@@ -52,6 +52,8 @@ pub struct LayerFs {
     /// ENOSYS on OPEN and OPENDIR is understood.
     no_open: bool,
     no_opendir: bool,
+    /// Otherwise requests for extended attributes get ENOSYS.
+    answer_xattrs: bool,
     counters: Arc<Counters>,
     timers: Timers,
     log_operations: bool,
@@ -84,6 +86,7 @@ impl LayerFs {
     ) -> Self {
         let state = StateFile::new(&data.status().digest, tree.len());
         Self {
+            answer_xattrs: tree.has_xattrs(),
             tree,
             data,
             state,
@@ -109,6 +112,13 @@ impl LayerFs {
     #[must_use]
     pub const fn with_operation_log(mut self, log: bool) -> Self {
         self.log_operations = log;
+        self
+    }
+
+    /// The same, answering requests for extended attributes also if no file has any.
+    #[must_use]
+    pub const fn with_answered_xattrs(mut self, answer: bool) -> Self {
+        self.answer_xattrs |= answer;
         self
     }
 
@@ -336,7 +346,7 @@ impl LayerFs {
 
     fn getxattr(&self, ino: u64, name: &[u8], room: u32, reply: Reply) {
         count(&self.counters.getxattr);
-        if !self.tree.has_xattrs() {
+        if !self.answer_xattrs {
             return reply.error(Errno::NOSYS);
         }
         match self.tree.xattr(ino, name) {
@@ -347,7 +357,7 @@ impl LayerFs {
 
     fn listxattr(&self, ino: u64, room: u32, reply: Reply) {
         count(&self.counters.listxattr);
-        if !self.tree.has_xattrs() {
+        if !self.answer_xattrs {
             return reply.error(Errno::NOSYS);
         }
         let mut names = Vec::new();

@@ -58,6 +58,10 @@ pub struct MountOptions {
     pub limits: Limits,
     /// Where reads and listings are measured.
     pub timers: Timers,
+    /// Say of each file that it has no such extended attribute, even if no file of the layer has any.
+    /// Otherwise the kernel is told once (ENOSYS) that it need not ask, and gives programs
+    /// EOPNOTSUPP.
+    pub answer_xattrs: bool,
     /// Log every operation, level debug. Shows names of files.
     pub log_operations: bool,
 }
@@ -72,6 +76,7 @@ impl Default for MountOptions {
             backing: None,
             limits: Limits::default(),
             timers: Timers::default(),
+            answer_xattrs: false,
             log_operations: false,
         }
     }
@@ -179,6 +184,7 @@ fn file_system(
     });
     let file_system = LayerFs::new(tree, data, times, backing, &facts.negotiated)
         .with_timers(options.timers)
+        .with_answered_xattrs(options.answer_xattrs)
         .with_operation_log(options.log_operations);
     let counters = file_system.counters().clone();
     (Arc::new(file_system), counters)

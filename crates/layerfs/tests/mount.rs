@@ -18,8 +18,9 @@ use std::time::Duration;
 
 use fetch::ReadError;
 use fetch::testing::Answer;
+use layerfs::MountOptions;
 use rustix::io::Errno;
-use support::{Layer, Mount, noise, run, until};
+use support::{Layer, Mount, noise, run, until, ztoc_of};
 
 /// Tests that count descriptors or threads run alone; the others may run beside each other.
 fn alone() -> MutexGuard<'static, ()> {
@@ -234,6 +235,32 @@ fn what_the_kernel_knows_is_not_asked_again() {
     let before = mount.layer.counters();
     look();
     assert_eq!(mount.layer.counters(), before);
+}
+
+#[test]
+fn for_attributes_that_no_file_has_the_kernel_asks_once_or_is_answered() {
+    let _alone = alone();
+    let tar = || Layer::new().file("f", b"x").tar();
+    let look = |mount: &Mount| {
+        let mut room = [0; 16];
+        let name = "security.capability";
+        rustix::fs::lgetxattr(mount.path("f"), name, &mut room).unwrap_err()
+    };
+    let mount = Mount::of_tar(tar());
+    for _ in 0..3 {
+        assert_eq!(look(&mount), Errno::OPNOTSUPP);
+    }
+    assert_eq!(mount.layer.counters().getxattr, 1);
+
+    let options = MountOptions {
+        answer_xattrs: true,
+        ..MountOptions::default()
+    };
+    let tar = tar();
+    let mount = Mount::new(&ztoc_of(&tar), tar, options);
+    for _ in 0..3 {
+        assert_eq!(look(&mount), Errno::NODATA);
+    }
 }
 
 #[test]
@@ -503,9 +530,9 @@ fn timeouts_are_lower_bounds_and_zero_turns_caching_off() {
     let tar = Layer::new().file("f", b"x").tar();
     let ztoc = support::ztoc_of(&tar);
     let asked = |attr_timeout| {
-        let options = layerfs::MountOptions {
+        let options = MountOptions {
             attr_timeout,
-            ..layerfs::MountOptions::default()
+            ..MountOptions::default()
         };
         let mount = Mount::new(&ztoc, tar.clone(), options);
         mount.path("f").metadata().unwrap();

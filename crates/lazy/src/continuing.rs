@@ -77,12 +77,13 @@ impl Shared {
         held: HeldConnection,
         lease: Lease<OpenLayer>,
     ) -> Result<(MountedLayer, Lease<OpenLayer>, Attr), LayerRefusal> {
-        let (pool, options) = (self.pool.clone(), self.mount_options(&lease));
+        let look = held.note.look();
+        let (pool, options) = (self.pool.clone(), self.mount_options(&lease, &look));
         spawn_blocking(move || {
             let layer = lease.layer();
             let data: Arc<dyn LayerData> = layer.data.clone();
             // As it was shown so far, whatever the configuration says now.
-            let tree = held.note.look().at(&layer.tree);
+            let tree = look.at(&layer.tree);
             let root = tree.root_attr();
             layerfs::take_up_layer(&pool, tree, data, held.connection, options)
                 .map(|mounted| (mounted, lease, root))

@@ -14,6 +14,8 @@ pub(crate) struct Look {
     pub(crate) mark: OpaqueXattr,
     /// Translated owners.
     pub(crate) id_maps: Option<IdMaps>,
+    /// Requests for extended attributes are answered, even if there are none.
+    pub(crate) answer_xattrs: bool,
 }
 
 impl Look {
@@ -38,6 +40,8 @@ pub(crate) struct NotedLook {
     userxattr: bool,
     /// First id inside, first id outside, length; of users and of groups.
     id_maps: Option<[Vec<(u32, u32, u32)>; 2]>,
+    #[serde(default)]
+    answer_xattrs: bool,
 }
 
 impl From<&Look> for NotedLook {
@@ -51,6 +55,7 @@ impl From<&Look> for NotedLook {
             disable_xattrs: look.disable_xattrs,
             userxattr: look.mark == OpaqueXattr::User,
             id_maps: maps.map(|maps| [noted(&maps.uid), noted(&maps.gid)]),
+            answer_xattrs: look.answer_xattrs,
         }
     }
 }
@@ -75,6 +80,7 @@ impl From<&NotedLook> for Look {
                 uid: ranges(uid),
                 gid: ranges(gid),
             }),
+            answer_xattrs: noted.answer_xattrs,
         }
     }
 }
@@ -95,6 +101,7 @@ mod tests {
                 disable_xattrs: false,
                 mark: OpaqueXattr::Trusted,
                 id_maps: None,
+                answer_xattrs: false,
             },
             Look {
                 disable_xattrs: true,
@@ -103,6 +110,7 @@ mod tests {
                     uid: vec![range(0, 1000, 10), range(10, 5000, 1)],
                     gid: vec![range(0, 7, 9)],
                 }),
+                answer_xattrs: true,
             },
         ] {
             let text = serde_json::to_string(&NotedLook::from(&look)).unwrap();

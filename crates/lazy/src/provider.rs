@@ -382,6 +382,7 @@ impl Shared {
                         disable_xattrs: ztoc.disable_xattrs,
                         mark: self.opening.opaque_xattr,
                         id_maps: request.id_maps.as_ref().map(translation),
+                        answer_xattrs: request.answer_xattrs,
                     };
                     let at = &request.mountpoint;
                     let (mounted, lease, root) = self.mount_at(at, lease, look.clone()).await?;
@@ -427,7 +428,7 @@ impl Shared {
         })
     }
 
-    pub(crate) fn mount_options(&self, lease: &Lease<OpenLayer>) -> MountOptions {
+    pub(crate) fn mount_options(&self, lease: &Lease<OpenLayer>, look: &Look) -> MountOptions {
         MountOptions {
             attr_timeout: self.config.attr_timeout,
             entry_timeout: self.config.entry_timeout,
@@ -437,6 +438,7 @@ impl Shared {
                 ..fuse::Limits::default()
             },
             timers: self.metering.timers(&lease.key().layer),
+            answer_xattrs: look.answer_xattrs,
             log_operations: self.config.log_fuse_operations,
             ..MountOptions::default()
         }
@@ -449,7 +451,7 @@ impl Shared {
         look: Look,
     ) -> Result<(MountedLayer, Lease<OpenLayer>, Attr), LayerRefusal> {
         let (pool, mountpoint) = (self.pool.clone(), mountpoint.to_owned());
-        let options = self.mount_options(&lease);
+        let options = self.mount_options(&lease, &look);
         let meters = self.metering.meters.clone();
         spawn_blocking(move || {
             let layer = lease.layer();
@@ -634,10 +636,9 @@ fn translation(maps: &IdMaps) -> layerfs::IdMaps {
 #[async_trait]
 impl LayerProvider for LazyLayers {
     async fn mount(&self, request: LayerRequest) -> Result<MountedInfo, LayerRefusal> {
-        // The layer is in use already, lazily, if it is to be seen with other owners.
-        let why = match request.id_maps {
-            None => Why::Prepare,
-            Some(_) => Why::Restore,
+        let why = match request.is_apart() {
+            false => Why::Prepare,
+            true => Why::Restore,
         };
         self.shared.mount(request, why).await
     }

@@ -200,6 +200,7 @@ impl World {
             mountpoint: self.root.dir(mountpoint).unwrap(),
             labels: labels.map(|(key, value)| (key.to_owned(), value)).into(),
             id_maps: None,
+            answer_xattrs: false,
         }
     }
 

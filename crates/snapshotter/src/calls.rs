@@ -11,11 +11,20 @@ use crate::disk_usage;
 use crate::error::SnapshotterError;
 use crate::id_maps::IdMaps;
 use crate::labels::{self, Labels};
+use crate::lowers::{Comparisons, Lowers};
 use crate::metadata::{Commit, Link, NewSnapshot, Usage};
 use crate::mounts::mounts;
 use crate::remap::Remapped;
 use crate::restore::LazyMount;
 use crate::snapshotter::{Inner, Reservation, Snapshotter};
+
+/// A snapshot to be, as a client asks for it.
+pub(crate) struct Creation {
+    pub(crate) kind: Kind,
+    pub(crate) key: String,
+    pub(crate) parent: String,
+    pub(crate) labels: Labels,
+}
 
 /// Longer names are refused, as by containerd's database.
 const MAX_NAME: usize = 32 << 10;
@@ -45,28 +54,29 @@ impl Snapshotter {
     pub(crate) async fn mounts(&self, key: String) -> Result<Vec<Mount>, SnapshotterError> {
         let _call = self.inner.enter()?;
         let name = key.clone();
-        let snapshot = self
+        let (snapshot, mut lowers) = self
             .inner
-            .blocking(move |inner| inner.metadata.snapshot(&key))
+            .blocking(move |inner| {
+                let snapshot = inner.metadata.snapshot(&key)?;
+                let lowers = inner.lowers(&snapshot)?;
+                Ok((snapshot, lowers))
+            })
             .await?;
         let kind = snapshot.record.kind();
         if !matches!(kind, Kind::Active | Kind::View) {
             return Err(SnapshotterError::NotMountable { name });
         }
         let id = snapshot.record.id;
-        let maps = snapshot.record.id_maps()?;
-        match &maps {
-            Some(maps) => {
-                self.inner
-                    .check_remapped(id, &snapshot.parents, maps)
-                    .await?
-            }
-            None => self.inner.check_layers(&snapshot.parents).await?,
+        if lowers == Lowers::Shared && self.inner.is_compared(&snapshot.record) {
+            let inner = Arc::clone(&self.inner);
+            let parents = snapshot.parents.clone();
+            let made = async move { inner.make_comparable(id, &parents).await };
+            lowers = tokio::spawn(made).await.map_err(SnapshotterError::task)??;
         }
+        self.inner.check_layers(&lowers, &snapshot.parents).await?;
         // Whoever asks is about to start the container, on the mounts of today.
         self.inner.severed.clear(id);
-        let remapped = maps.is_some();
-        Ok(self.inner.mounts(kind, id, &snapshot.parents, remapped))
+        Ok(self.inner.mounts(kind, id, &snapshot.parents, &lowers))
     }
 
     /// Turns the active snapshot `key` into the committed one `name`.
@@ -108,7 +118,8 @@ impl Snapshotter {
         self.inner
             .blocking(move |inner| {
                 let _call = call;
-                inner.metadata.remove(&key)?;
+                let (record, _) = inner.metadata.remove(&key)?;
+                inner.comparisons.end(record.id);
                 faults::point("remove-forgotten");
                 inner.removed.notify_one();
                 Ok(())
@@ -163,9 +174,7 @@ impl Snapshotter {
             let _call = call;
             inner.sweep().await
         });
-        sweep.await.map_err(|error| SnapshotterError::Task {
-            reason: error.to_string(),
-        })?
+        sweep.await.map_err(SnapshotterError::task)?
     }
 }
 
@@ -192,7 +201,7 @@ impl Inner {
             })
             .await?;
         // Before anything is made: a container must not be left on a layer that is not there.
-        self.check_layers(&parents).await?;
+        self.check_layers(&Lowers::Shared, &parents).await?;
         if let Some(maps) = maps {
             let new = Remapped {
                 key,
@@ -206,27 +215,54 @@ impl Inner {
                 let _call = call;
                 inner.create_remapped(new, parents).await
             });
-            return made.await.map_err(|error| SnapshotterError::Task {
-                reason: error.to_string(),
-            })?;
+            return made.await.map_err(SnapshotterError::task)?;
+        }
+        let new = Creation {
+            kind,
+            key,
+            parent,
+            labels,
+        };
+        if kind == Kind::View && Comparisons::is_one(&new.key) {
+            let inner = Arc::clone(self);
+            let made = tokio::spawn(async move {
+                let _call = call;
+                inner.create_compared(new, parents).await
+            });
+            return made.await.map_err(SnapshotterError::task)?;
         }
         self.blocking(move |inner| {
             let _call = call;
-            let reservation = inner.reserve();
-            let new = NewSnapshot {
-                id: reservation.id,
-                name: &key,
-                kind,
-                parent: &parent,
-                labels,
-                fallback: None,
-                id_maps: None,
-            };
-            let parents = inner.insert(new, &reservation)?;
-            faults::point("create-committed");
-            Ok(inner.mounts(kind, reservation.id, &parents, false))
+            inner.create_on(new, &inner.reserve(), &Lowers::Shared)
         })
         .await
+    }
+
+    /// Adds a snapshot, and gives its mounts. Blocking.
+    pub(crate) fn create_on(
+        &self,
+        new: Creation,
+        reservation: &Reservation,
+        lowers: &Lowers,
+    ) -> Result<Vec<Mount>, SnapshotterError> {
+        let Creation {
+            kind,
+            key,
+            parent,
+            labels,
+        } = new;
+        let new = NewSnapshot {
+            id: reservation.id,
+            name: &key,
+            kind,
+            parent: &parent,
+            labels,
+            fallback: None,
+            id_maps: None,
+        };
+        let parents = self.insert(new, reservation)?;
+        faults::point("create-committed");
+        Ok(self.mounts(kind, reservation.id, &parents, lowers))
     }
 
     /// Adds a snapshot and makes its directories, or neither. Blocking.
@@ -270,44 +306,21 @@ impl Inner {
         kind: Kind,
         id: u64,
         parents: &[Link],
-        remapped: bool,
+        lowers: &Lowers,
     ) -> Vec<Mount> {
-        mounts(
-            &self.directories,
-            &self.overlay,
-            kind,
-            id,
-            parents,
-            remapped,
-        )
+        mounts(&self.directories, &self.overlay, kind, id, parents, lowers)
     }
 
-    /// Asks the provider whether the lazy ones among these snapshots can be served.
+    /// Asks the provider whether the lazy ones among the parents of a snapshot can be served.
     pub(crate) async fn check_layers(
         self: &Arc<Self>,
-        links: &[Link],
+        lowers: &Lowers,
+        parents: &[Link],
     ) -> Result<(), SnapshotterError> {
-        let mounts = links.iter().filter_map(LazyMount::of);
-        self.check_mounts(mounts.collect()).await
-    }
-
-    /// The same for the layers as one container sees them.
-    pub(crate) async fn check_remapped(
-        self: &Arc<Self>,
-        snapshot: u64,
-        links: &[Link],
-        maps: &IdMaps,
-    ) -> Result<(), SnapshotterError> {
-        let mounts = links
+        let mounts: Vec<LazyMount> = parents
             .iter()
-            .filter_map(|link| LazyMount::remapped(link, snapshot, maps));
-        self.check_mounts(mounts.collect()).await
-    }
-
-    async fn check_mounts(
-        self: &Arc<Self>,
-        mounts: Vec<LazyMount>,
-    ) -> Result<(), SnapshotterError> {
+            .filter_map(|link| lowers.mount(link))
+            .collect();
         let checks = mounts.iter().map(|mount| async move {
             let mountpoint = self.directories.fs(mount.place);
             let check = async {

@@ -208,6 +208,12 @@ pub enum SnapshotterError {
 }
 
 impl SnapshotterError {
+    pub(crate) fn task(error: tokio::task::JoinError) -> Self {
+        Self::Task {
+            reason: error.to_string(),
+        }
+    }
+
     /// Names the file operation that failed.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();

@@ -16,6 +16,7 @@ mod info_batch;
 mod keyed_lock;
 pub mod labels;
 mod layers;
+mod lowers;
 mod metadata;
 mod mountinfo;
 mod mounts;

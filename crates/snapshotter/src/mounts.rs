@@ -9,8 +9,8 @@ use rustix::fs::statfs;
 use crate::api::types::Mount;
 use crate::api::v1::Kind;
 use crate::directories::Directories;
+use crate::lowers::Lowers;
 use crate::metadata::Link;
-use crate::place::Place;
 
 /// `f_type` of tmpfs (linux/magic.h).
 const TMPFS_MAGIC: i64 = 0x0102_1994;
@@ -64,27 +64,19 @@ fn knows_userxattr(release: &str) -> bool {
     version.is_none_or(|version| version >= (5, 11))
 }
 
-/// The mounts of a snapshot with these parents, nearest first; `remapped`: seen with the owners
-/// that they have for this snapshot alone.
+/// The mounts of a snapshot with these parents, nearest first.
 pub(crate) fn mounts(
     directories: &Directories,
     overlay: &OverlayOptions,
     kind: Kind,
     id: u64,
     parents: &[Link],
-    remapped: bool,
+    lowers: &Lowers,
 ) -> Vec<Mount> {
     let active = kind == Kind::Active;
-    let place = |parent: &Link| match remapped {
-        true => Place::Remapped {
-            layer: parent.id,
-            snapshot: id,
-        },
-        false => Place::Snapshot(parent.id),
-    };
     let mount = match parents {
         [] => bind(&directories.fs(id), active),
-        [parent] if !active => bind(&directories.fs(place(parent)), false),
+        [parent] if !active => bind(&directories.fs(lowers.place(parent)), false),
         _ => {
             let mut options = Vec::new();
             if active {
@@ -93,7 +85,7 @@ pub(crate) fn mounts(
             }
             let lower: Vec<String> = parents
                 .iter()
-                .map(|parent| directories.fs(place(parent)).display().to_string())
+                .map(|parent| directories.fs(lowers.place(parent)).display().to_string())
                 .collect();
             options.push(format!("lowerdir={}", lower.join(":")));
             options.extend_from_slice(&overlay.extra);
@@ -123,6 +115,7 @@ fn bind(source: &Path, writable: bool) -> Mount {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id_maps::IdMaps;
 
     fn link(id: u64) -> Link {
         Link {
@@ -158,7 +151,7 @@ mod tests {
         let at = |id: u64, leaf: &str| format!("{}/snapshots/{id}/{leaf}", root.path().display());
         let at_name = |name: &str| format!("{}/snapshots/{name}/fs", root.path().display());
         let get = |kind, parents: &[Link]| {
-            let mut mounts = mounts(&directories, &overlay, kind, 9, parents, false);
+            let mut mounts = mounts(&directories, &overlay, kind, 9, parents, &Lowers::Shared);
             assert_eq!(mounts.len(), 1);
             let mount = mounts.remove(0);
             (mount.r#type, mount.source, mount.options.join(","))
@@ -194,7 +187,13 @@ mod tests {
             Kind::Active,
             9,
             &parents,
-            true,
+            &Lowers::Remapped {
+                snapshot: 9,
+                maps: IdMaps {
+                    uid: Vec::new(),
+                    gid: Vec::new(),
+                },
+            },
         );
         assert_eq!(
             remapped[0].options[2],

@@ -7,11 +7,11 @@ use std::fmt;
 pub(crate) enum Place {
     /// `<id>`: a snapshot's own.
     Snapshot(u64),
-    /// `<layer>_<snapshot>`: a layer with the owners that it has for a container in a user namespace.
-    Remapped {
+    /// `<layer>_<snapshot>`: a layer as one snapshot sees it; see [`Lowers`](crate::lowers::Lowers).
+    Apart {
         /// Id of the layer's snapshot.
         layer: u64,
-        /// Id of the container's snapshot.
+        /// Id of the snapshot on top of it.
         snapshot: u64,
     },
 }
@@ -21,7 +21,7 @@ impl Place {
     pub(crate) fn parse(name: &str) -> Option<Self> {
         match name.split_once('_') {
             None => Some(Self::Snapshot(name.parse().ok()?)),
-            Some((layer, snapshot)) => Some(Self::Remapped {
+            Some((layer, snapshot)) => Some(Self::Apart {
                 layer: layer.parse().ok()?,
                 snapshot: snapshot.parse().ok()?,
             }),
@@ -31,7 +31,7 @@ impl Place {
     /// The snapshot that this is a part of, and goes with.
     pub(crate) const fn snapshot(self) -> u64 {
         match self {
-            Self::Snapshot(snapshot) | Self::Remapped { snapshot, .. } => snapshot,
+            Self::Snapshot(snapshot) | Self::Apart { snapshot, .. } => snapshot,
         }
     }
 }
@@ -46,7 +46,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Snapshot(id) => write!(f, "{id}"),
-            Self::Remapped { layer, snapshot } => write!(f, "{layer}_{snapshot}"),
+            Self::Apart { layer, snapshot } => write!(f, "{layer}_{snapshot}"),
         }
     }
 }

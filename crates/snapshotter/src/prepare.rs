@@ -11,6 +11,7 @@ use crate::api::v1::Kind;
 use crate::calls::check_name;
 use crate::error::SnapshotterError;
 use crate::labels::{self, Labels};
+use crate::lowers::Lowers;
 use crate::metadata::{
     Fallback, LayerCommit, LayerOutcome, LazyRecord, Link, MadeLayer, NewSnapshot,
 };
@@ -204,7 +205,7 @@ impl Inner {
                 Err(layer.target_exists())
             }
             Ok(LayerOutcome::Exists(_)) => {
-                self.discard(id).await;
+                self.discard(Place::Snapshot(id)).await;
                 log_exists(layer, lazy);
                 Err(layer.target_exists())
             }
@@ -220,7 +221,7 @@ impl Inner {
                 } else {
                     log_not_unpacked(layer, &error);
                 }
-                self.discard(id).await;
+                self.discard(Place::Snapshot(id)).await;
                 Err(error)
             }
         }
@@ -238,13 +239,13 @@ impl Inner {
         let id = reservation.id;
         if answer.is_closed() {
             // Nobody would ever fill or remove it.
-            self.discard(id).await;
+            self.discard(Place::Snapshot(id)).await;
             return Err(SnapshotterError::Task {
                 reason: "the client went away".to_owned(),
             });
         }
         let deferred = async {
-            self.check_layers(&parents).await?;
+            self.check_layers(&Lowers::Shared, &parents).await?;
             self.clear_mountpoint(id, parents).await?;
             faults::point("prepare-mountpoint-cleared");
             let layer = Arc::clone(layer);
@@ -259,7 +260,7 @@ impl Inner {
                     fallback: Some(why),
                     id_maps: None,
                 })?;
-                Ok(inner.mounts(Kind::Active, id, &parents, false))
+                Ok(inner.mounts(Kind::Active, id, &parents, &Lowers::Shared))
             })
             .await
         };
@@ -277,7 +278,7 @@ impl Inner {
                 Ok(mounts)
             }
             Err(error) => {
-                self.discard(id).await;
+                self.discard(Place::Snapshot(id)).await;
                 Err(error)
             }
         }
@@ -310,28 +311,6 @@ impl Inner {
         .await
     }
 
-    /// Unmounts and deletes what was made for a snapshot that is not to be.
-    async fn discard(self: &Arc<Self>, id: u64) {
-        let mountpoint = self.directories.fs(id);
-        if let Err(error) = self.provider.unmount(&mountpoint).await {
-            tracing::warn!(%error, "cannot unmount a layer that is not needed");
-        }
-        let discarded = self
-            .blocking(move |inner| {
-                if inner.mounted_now(id)? {
-                    // Left to the sweep: deleting would go into the mount.
-                    inner.removed.notify_one();
-                } else {
-                    inner.discard_directory(id);
-                }
-                Ok(())
-            })
-            .await;
-        if let Err(error) = discarded {
-            tracing::warn!(%error, "cannot remove the directory of a layer that is not needed");
-        }
-    }
-
     async fn is_mounted(self: &Arc<Self>, id: u64) -> Result<bool, SnapshotterError> {
         self.blocking(move |inner| inner.mounted_now(id)).await
     }
@@ -359,6 +338,7 @@ impl Layer {
             mountpoint,
             labels: self.labels.clone(),
             id_maps: None,
+            answer_xattrs: false,
         }
     }
 

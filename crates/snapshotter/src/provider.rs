@@ -102,13 +102,24 @@ pub enum Restoration {
 pub struct LayerRequest {
     /// containerd's namespace of the client that asked.
     pub namespace: String,
-    /// An existing, empty directory: `snapshots/<id>/fs`, or `snapshots/<layer>_<snapshot>/fs` with id
-    /// maps.
+    /// An existing, empty directory: `snapshots/<id>/fs`, or `snapshots/<layer>_<snapshot>/fs` if it is
+    /// mounted once more for one snapshot.
     pub mountpoint: PathBuf,
     /// The labels of the Prepare, also when the layer is restored.
     pub labels: BTreeMap<String, String>,
     /// Show owners as they are outside of a container's user namespace; also when it is restored.
     pub id_maps: Option<IdMaps>,
+    /// Answer requests for extended attributes that a file does not have with ENODATA, also if the
+    /// layer has none at all; also when it is restored.
+    pub answer_xattrs: bool,
+}
+
+impl LayerRequest {
+    /// Whether the layer is mounted already, and is to be shown otherwise here.
+    #[must_use]
+    pub fn is_apart(&self) -> bool {
+        self.id_maps.is_some() || self.answer_xattrs
+    }
 }
 
 /// The attributes of the mounted layer's root directory. They are kept in the snapshot metadata,

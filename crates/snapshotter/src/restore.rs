@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use futures::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 
+use crate::api::v1::Kind;
 use crate::directories::Directories;
 use crate::error::SnapshotterError;
 use crate::id_maps::IdMaps;
-use crate::metadata::{LazyRecord, Link, Snapshot};
+use crate::lowers::Lowers;
+use crate::metadata::LazyRecord;
 use crate::mountinfo::Mounts;
 use crate::place::Place;
 use crate::provider::{LayerRefusal, LayerRequest, ProviderError, Restoration};
@@ -24,37 +26,17 @@ pub(crate) struct LazyMount {
     pub(crate) name: String,
     pub(crate) lazy: LazyRecord,
     pub(crate) id_maps: Option<IdMaps>,
+    pub(crate) answer_xattrs: bool,
 }
 
 impl LazyMount {
-    /// The mount of a lazy parent.
-    pub(crate) fn of(link: &Link) -> Option<Self> {
-        Some(Self {
-            place: Place::Snapshot(link.id),
-            name: link.name.clone(),
-            lazy: link.lazy.clone()?,
-            id_maps: None,
-        })
-    }
-
-    /// The mount of a lazy parent with the owners that it has for one container.
-    pub(crate) fn remapped(link: &Link, snapshot: u64, maps: &IdMaps) -> Option<Self> {
-        Some(Self {
-            place: Place::Remapped {
-                layer: link.id,
-                snapshot,
-            },
-            id_maps: Some(maps.clone()),
-            ..Self::of(link)?
-        })
-    }
-
     pub(crate) fn request(&self, directories: &Directories) -> LayerRequest {
         LayerRequest {
             namespace: self.lazy.namespace.clone(),
             mountpoint: directories.fs(self.place),
             labels: self.lazy.labels.clone(),
             id_maps: self.id_maps.clone(),
+            answer_xattrs: self.answer_xattrs,
         }
     }
 }
@@ -69,12 +51,28 @@ impl Inner {
                 name,
                 lazy,
                 id_maps: None,
+                answer_xattrs: false,
             })
             .collect();
-        for Snapshot { record, parents } in self.metadata.remapped()? {
-            if let Some(maps) = record.id_maps()? {
-                let remapped = |link| LazyMount::remapped(link, record.id, &maps);
-                mounts.extend(parents.iter().filter_map(remapped));
+        let mut apart = HashSet::new();
+        for place in self.directories.places()? {
+            if let Place::Apart { snapshot, .. } = place {
+                apart.insert(snapshot);
+            }
+        }
+        for snapshot in self.metadata.apart(&apart)? {
+            let lowers = self.lowers(&snapshot)?;
+            if snapshot.record.kind() == Kind::View {
+                let parent = &snapshot.record.info.parent;
+                self.comparisons.begin(snapshot.record.id, parent);
+            }
+            if lowers != Lowers::Shared {
+                mounts.extend(
+                    snapshot
+                        .parents
+                        .iter()
+                        .filter_map(|link| lowers.mount(link)),
+                );
             }
         }
         Ok(mounts)

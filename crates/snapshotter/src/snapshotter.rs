@@ -17,6 +17,7 @@ use crate::directories::Directories;
 use crate::error::SnapshotterError;
 use crate::keyed_lock::KeyedLocks;
 use crate::layers::LayerCounts;
+use crate::lowers::Comparisons;
 use crate::metadata::Metadata;
 use crate::mounts::OverlayOptions;
 use crate::place::Place;
@@ -66,6 +67,8 @@ pub(crate) struct Inner {
     pub(crate) sweeping: AsyncMutex<()>,
     /// Lazy snapshots that could not be mounted again at the start, and why.
     pub(crate) broken: Mutex<HashMap<Place, LayerRefusal>>,
+    /// Views that exist for a comparison.
+    pub(crate) comparisons: Comparisons,
     /// Containers whose layers were lost under them.
     pub(crate) severed: SeveredSnapshots,
     /// Why layers were not mounted lazily since the start.
@@ -175,6 +178,7 @@ impl Inner {
             removed: Notify::new(),
             sweeping: AsyncMutex::new(()),
             broken: Mutex::default(),
+            comparisons: Comparisons::default(),
             severed: SeveredSnapshots::open(root),
             refusals: Refusals::default(),
             layer_counts: Mutex::default(),
@@ -246,7 +250,5 @@ async fn spawn_blocking<R: Send + 'static>(
 ) -> Result<R, SnapshotterError> {
     tokio::task::spawn_blocking(work)
         .await
-        .map_err(|error| SnapshotterError::Task {
-            reason: error.to_string(),
-        })?
+        .map_err(SnapshotterError::task)?
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::disk_usage;
+use crate::lowers::Lowers;
 use crate::metadata::{Link, Usage};
 use crate::outcome::log_not_unpacked;
 use crate::prepare::{Answer, Layer};
@@ -38,7 +39,7 @@ impl Inner {
         self.clear_mountpoint(id, parents.to_vec())
             .await
             .map_err(LayerRefusal::unpack_failed)?;
-        self.check_layers(parents)
+        self.check_layers(&Lowers::Shared, parents)
             .await
             .map_err(LayerRefusal::unpack_failed)?;
         let request = UnpackRequest {

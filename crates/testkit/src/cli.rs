@@ -64,7 +64,10 @@ impl SociCli {
 }
 
 /// Runs a command and returns its stdout; a failure carries its output.
-pub(crate) fn output_of(mut command: Command) -> Result<String> {
+///
+/// # Errors
+/// When it does not start, or ends with another status than 0.
+pub fn output_of(mut command: Command) -> Result<String> {
     let program = Path::new(command.get_program())
         .file_name()
         .unwrap_or_default()

@@ -21,7 +21,7 @@ mod soci;
 mod stack;
 mod systemd;
 
-pub use cli::{SociCli, binary};
+pub use cli::{SociCli, binary, output_of};
 pub use containerd::{Containerd, ContainerdOptions};
 pub use cri::{Cri, CriOptions, Pod, PodContainer};
 pub use ctr::{Ctr, Run, RunOutput, Running};

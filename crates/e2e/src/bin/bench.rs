@@ -16,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 use e2e::table::{median, megabytes, rate, seconds, times};
 use e2e::{Start, Table, start_lazily, start_with_overlayfs};
-use testkit::image::{large_file_image, layout, python_image};
+use testkit::image::{large_file_image, layout, python_image, torch_image};
 use testkit::{
     Containerd, ContainerdOptions, OciImage, Proxy, Registry, Run, SociCli, Stack, StackOptions,
     TestRoot, Throttle,
@@ -24,6 +24,10 @@ use testkit::{
 
 /// Long enough that starting and stopping do not count.
 const LARGE_FILE: u64 = 512 << 20;
+/// The uncompressed size in bytes of the image that the command line tool works on.
+const CLI_IMAGE: u64 = 1 << 30;
+/// Makes a zTOC of some 36 MB of that image, for the windows in it: 32 KiB a span.
+const SMALL_SPANS: &str = "950000";
 const NAMESPACE: &str = "bench";
 
 /// Prints benchmarks of building, reading and starting.
@@ -35,6 +39,9 @@ struct Options {
     /// How often each start is repeated; medians are printed.
     #[arg(long, default_value_t = 3)]
     runs: u32,
+    /// Start and index an image with PyTorch and CUDA instead: 4 GB, built from PyPI on first use.
+    #[arg(long)]
+    torch: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -83,10 +90,10 @@ fn bench(options: &Options) -> Result<()> {
         read()?;
     }
     if wanted(Part::Start) {
-        start(options.runs)?;
+        start(options)?;
     }
     if wanted(Part::Cli) {
-        println!("{}", e2e::cli::table()?);
+        println!("{}", cli(options)?);
     }
     if wanted(Part::Restart) {
         println!("{}", e2e::restart::measure(options.runs)?);
@@ -246,12 +253,25 @@ fn timed_read(containerd: &Containerd, reference: &str, snapshotter: &str) -> Re
     Ok(Duration::from_secs_f64(minutes * 60.0 + seconds))
 }
 
-/// The demo image from nothing to its end.
-fn start(runs: u32) -> Result<()> {
-    let image = python_image()?;
+fn cli(options: &Options) -> Result<Table> {
+    if options.torch {
+        return e2e::cli::table(&torch_image()?, &[]);
+    }
+    let root = TestRoot::new()?;
+    let image = large_file_image(root.path(), "x", CLI_IMAGE)?;
+    e2e::cli::table(&image, &["--span-size", SMALL_SPANS])
+}
+
+/// An image from nothing to its end.
+fn start(options: &Options) -> Result<()> {
+    let (name, image) = if options.torch {
+        ("PyTorch image", torch_image()?)
+    } else {
+        ("demo image", python_image()?)
+    };
     let (mut lazy, mut eager, mut memory) = (Vec::new(), Vec::new(), Vec::new());
     let mut idle = 0;
-    for _ in 0..runs.max(1) {
+    for _ in 0..options.runs.max(1) {
         let stack = Stack::start(StackOptions::default())?;
         idle = stack.daemon.peak_memory()?;
         let reference = indexed(&stack, &image, "python")?;
@@ -260,7 +280,7 @@ fn start(runs: u32) -> Result<()> {
         memory.push(stack.daemon.peak_memory()?);
         eager.push(start_with_overlayfs(&stack.proxy, &reference, &[])?);
     }
-    let title = format!("demo image, cloud, median of {}", lazy.len());
+    let title = format!("{name}, cloud, median of {}", lazy.len());
     let mut table = Table::new(&[&title, "lazy", "overlayfs", "overlayfs / lazy"]);
     type Part = fn(&Start) -> Duration;
     let parts: [(&str, Part); 4] = [

@@ -164,12 +164,12 @@ impl Metadata {
         })
     }
 
-    /// The snapshots whose parents are seen with other owners.
-    pub(crate) fn remapped(&self) -> Result<Vec<Snapshot>, SnapshotterError> {
+    /// The snapshots with these ids, and those whose parents are seen with other owners.
+    pub(crate) fn apart(&self, ids: &HashSet<u64>) -> Result<Vec<Snapshot>, SnapshotterError> {
         self.read(|tables| {
             let mut found = Vec::new();
             each(tables, |_, record| {
-                if record.id_maps.is_some() {
+                if record.id_maps.is_some() || ids.contains(&record.id) {
                     let parents = chain(&tables.snapshots, &tables.lazy, &record.info.parent)?;
                     found.push(Snapshot { record, parents });
                 }

@@ -20,10 +20,9 @@ use crate::directories::Owner;
 use crate::error::SnapshotterError;
 use crate::id_maps::IdMaps;
 use crate::labels::Labels;
+use crate::lowers::Lowers;
 use crate::metadata::{Link, NewSnapshot};
 use crate::place::Place;
-use crate::provider::{LayerRefusal, ProviderError};
-use crate::restore::LazyMount;
 use crate::snapshotter::{CONCURRENT_MOUNTS, Inner};
 
 use chown::Overlay;
@@ -47,7 +46,8 @@ impl Inner {
         let id = reservation.id;
         let made = self.make_remapped(id, &new, &parents).await;
         let inserted = match made {
-            Ok(separate) => {
+            Ok(lowers) => {
+                let separate = lowers != Lowers::Shared;
                 self.blocking(move |inner| {
                     let parents = inner.insert_made(NewSnapshot {
                         id,
@@ -58,30 +58,39 @@ impl Inner {
                         fallback: None,
                         id_maps: separate.then_some(new.maps),
                     })?;
-                    Ok(inner.mounts(Kind::Active, id, &parents, separate))
+                    Ok(inner.mounts(Kind::Active, id, &parents, &lowers))
                 })
                 .await
             }
             Err(error) => Err(error),
         };
         if inserted.is_err() {
-            self.discard_remapped(id, &parents).await;
+            self.discard_apart(id, &parents).await;
+            self.discard(Place::Snapshot(id)).await;
         }
         inserted
     }
 
-    /// Makes directories and mounts. Tells whether the layers have directories of their own.
+    /// Makes directories and mounts. Tells where the layers are then.
     async fn make_remapped(
         self: &Arc<Self>,
         id: u64,
         new: &Remapped,
         parents: &[Link],
-    ) -> Result<bool, SnapshotterError> {
+    ) -> Result<Lowers, SnapshotterError> {
         let separate = parents.iter().any(|parent| parent.lazy.is_some());
+        let lowers = match separate {
+            true => Lowers::Remapped {
+                snapshot: id,
+                maps: new.maps.clone(),
+            },
+            false => Lowers::Shared,
+        };
         if separate {
             let layers = parents.iter().map(|parent| {
-                let (inner, parent, maps) = (Arc::clone(self), parent.clone(), new.maps.clone());
-                async move { inner.remap_layer(id, &parent, &maps).await }
+                let (inner, parent, lowers) = (Arc::clone(self), parent.clone(), lowers.clone());
+                let maps = new.maps.clone();
+                async move { inner.remap_layer(&lowers, &parent, maps).await }
             });
             // Collected: the compiler cannot follow borrowing futures across a spawn.
             stream::iter(layers.collect::<Vec<_>>())
@@ -104,40 +113,25 @@ impl Inner {
             Ok(())
         })
         .await?;
-        Ok(separate)
+        Ok(lowers)
     }
 
     async fn remap_layer(
         self: &Arc<Self>,
-        id: u64,
+        lowers: &Lowers,
         parent: &Link,
-        maps: &IdMaps,
+        maps: IdMaps,
     ) -> Result<(), SnapshotterError> {
-        let place = Place::Remapped {
-            layer: parent.id,
-            snapshot: id,
-        };
-        self.blocking(move |inner| inner.directories.create(place, false, None))
-            .await?;
-        let Some(mount) = LazyMount::remapped(parent, id, maps) else {
-            let (layer, maps) = (parent.id, maps.clone());
-            return self
-                .blocking(move |inner| {
-                    let [from, to] = [inner.directories.fs(layer), inner.directories.fs(place)];
-                    copy::copy(&from, &to, &maps)
-                })
-                .await;
-        };
-        let provider = Arc::clone(&self.provider);
-        let request = mount.request(&self.directories);
-        tokio::spawn(async move { provider.mount(request).await })
-            .await
-            .unwrap_or_else(|error| Err(LayerRefusal::failed(error)))
-            .map_err(|refusal| SnapshotterError::LayerUnavailable {
-                name: mount.name,
-                source: ProviderError::new(self.directories.fs(place), refusal),
-            })?;
-        Ok(())
+        if let Some(mount) = lowers.mount(parent) {
+            return self.mount_apart(mount).await;
+        }
+        let (layer, place) = (parent.id, lowers.place(parent));
+        self.blocking(move |inner| {
+            inner.directories.create(place, false, None)?;
+            let [from, to] = [inner.directories.fs(layer), inner.directories.fs(place)];
+            copy::copy(&from, &to, &maps)
+        })
+        .await
     }
 
     fn overlay_of(&self, id: u64, parents: &[Link]) -> Overlay {
@@ -150,33 +144,6 @@ impl Inner {
             work: self.directories.work(id),
             extra: self.overlay.extra.clone(),
             mountpoint: self.directories.snapshot(id).join("merged"),
-        }
-    }
-
-    /// Unmounts and deletes what was made for a snapshot that is not to be.
-    async fn discard_remapped(self: &Arc<Self>, id: u64, parents: &[Link]) {
-        let separate = parents.iter().map(|parent| Place::Remapped {
-            layer: parent.id,
-            snapshot: id,
-        });
-        for place in separate.chain([Place::Snapshot(id)]) {
-            let mountpoint = self.directories.fs(place);
-            if let Err(error) = self.provider.unmount(&mountpoint).await {
-                tracing::warn!(%error, "cannot unmount a layer that is not needed");
-            }
-            let removed = self
-                .blocking(move |inner| {
-                    if inner.mounted_now(place)? {
-                        // Left to the sweep: deleting would go into the mount.
-                        inner.removed.notify_one();
-                        return Ok(());
-                    }
-                    inner.directories.remove(place)
-                })
-                .await;
-            if let Err(error) = removed {
-                tracing::warn!(%error, "cannot remove a directory that is not needed");
-            }
         }
     }
 }

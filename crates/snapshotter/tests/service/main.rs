@@ -8,6 +8,7 @@
 )]
 
 mod client;
+mod comparing;
 mod conformance;
 mod conformance_flat;
 mod conformance_layers;

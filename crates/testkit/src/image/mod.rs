@@ -3,6 +3,7 @@
 mod builder;
 mod cache;
 mod content;
+mod debian;
 pub mod diff;
 mod layer;
 pub mod layout;
@@ -14,7 +15,7 @@ mod sink;
 pub use builder::{ImageBuilder, OciImage, OciLayer};
 pub use content::Content;
 pub use layer::Layer;
-pub use python::{APP_OUTPUT, APP_SCRIPT, PYTHON_TAG, python_image};
+pub use python::{APP_OUTPUT, APP_SCRIPT, PYTHON_TAG, python_image, torch_image};
 pub use readers::{READER_MODES, READER_SCRIPT, readers_image};
 pub use samples::{
     busybox_image, busybox_layer, large_file_image, pause_image, small_image, small_image_data,
