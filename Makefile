@@ -31,6 +31,9 @@ UNITS := soci-snapshotter.service soci-snapshotter.socket
 BASH_COMPLETION := $(DATADIR)/bash-completion/completions/soci
 ZSH_COMPLETION := $(DATADIR)/zsh/site-functions/_soci
 FISH_COMPLETION := $(DATADIR)/fish/vendor_completions.d/soci.fish
+MANDIR := $(DATADIR)/man
+# All that begin with our names: what an earlier version installed goes too.
+MAN_PAGES := man1/soci.1 man1/soci-*.1 man5/soci-snapshotter-grpc.toml.5 man8/soci-snapshotter-grpc.8
 
 .PHONY: help
 help: ## Show this list
@@ -89,7 +92,7 @@ lint: ## Format, clippy, documentation, promises, licences and advisories
 	scripts/check-dependencies.sh
 
 .PHONY: install
-install: ## Install programs, units, completions and default configuration (DESTDIR, PREFIX)
+install: ## Install programs, units, completions, manual pages and default configuration (DESTDIR, PREFIX)
 	@for b in $(BINARIES); do test -x $(RELEASE_DIR)/$$b || { echo "$(RELEASE_DIR)/$$b is missing: make release first" >&2; exit 1; }; done
 	install -D -m 0755 -t $(DESTDIR)$(BINDIR) $(addprefix $(RELEASE_DIR)/,$(BINARIES))
 	install -d $(DESTDIR)$(UNITDIR)
@@ -99,6 +102,9 @@ install: ## Install programs, units, completions and default configuration (DEST
 	$(RELEASE_DIR)/soci completion bash | install -m 0644 /dev/stdin $(DESTDIR)$(BASH_COMPLETION)
 	$(RELEASE_DIR)/soci completion zsh | install -m 0644 /dev/stdin $(DESTDIR)$(ZSH_COMPLETION)
 	$(RELEASE_DIR)/soci completion fish | install -m 0644 /dev/stdin $(DESTDIR)$(FISH_COMPLETION)
+	@pages=$$(mktemp -d) && trap 'rm -r "$$pages"' EXIT && \
+		$(RELEASE_DIR)/soci man "$$pages" && $(RELEASE_DIR)/soci-snapshotter-grpc man "$$pages" && \
+		for chapter in 1 5 8; do install -D -m 0644 -t $(DESTDIR)$(MANDIR)/man$$chapter "$$pages"/*.$$chapter || exit 1; done
 	@# An operator's configuration is never overwritten.
 	@if test -e $(DESTDIR)$(SYSCONFDIR)/soci-snapshotter-grpc/config.toml; then \
 		echo "kept $(DESTDIR)$(SYSCONFDIR)/soci-snapshotter-grpc/config.toml"; \
@@ -119,6 +125,7 @@ uninstall: ## Stop the daemon, take its mounts down, remove what install put the
 	fi
 	rm -f $(addprefix $(DESTDIR)$(BINDIR)/,$(BINARIES)) $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
 	rm -f $(addprefix $(DESTDIR),$(BASH_COMPLETION) $(ZSH_COMPLETION) $(FISH_COMPLETION))
+	rm -f $(addprefix $(DESTDIR)$(MANDIR)/,$(MAN_PAGES))
 	@if test -z "$(DESTDIR)" && test -d /run/systemd/system; then systemctl daemon-reload; fi
 
 .PHONY: clean

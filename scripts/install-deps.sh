@@ -18,6 +18,7 @@ docker-registry                             docker-registry
 skopeo                                      skopeo
 busybox                                     busybox-static
 mmdebstrap                                  mmdebstrap
+mandoc                                      mandoc
 setpriv                                     util-linux
 mount                                       mount
 systemd-analyze                             systemd

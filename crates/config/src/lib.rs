@@ -25,6 +25,9 @@ pub use values::{ByteSize, ContentStoreType, DropPolicy, MetadataStoreType, Metr
 /// Where the daemon looks when it is told nothing else; only there may the file be missing.
 pub const DEFAULT_PATH: &str = "/etc/soci-snapshotter-grpc/config.toml";
 
+/// The file that `make install` puts there: every key with its default, and what it is for.
+pub const SHIPPED: &str = include_str!("../../../config/config.toml");
+
 /// A configuration and what is worth telling the operator about it.
 #[derive(Debug, Clone)]
 pub struct Loaded {

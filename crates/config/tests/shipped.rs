@@ -8,19 +8,11 @@
 
 use std::path::Path;
 
-use config::Config;
-
-fn shipped() -> String {
-    std::fs::read_to_string(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../config/config.toml"
-    ))
-    .unwrap()
-}
+use config::{Config, SHIPPED};
 
 #[test]
 fn the_shipped_file_changes_no_default() {
-    let loaded = Config::parse(&shipped(), Path::new("config.toml")).unwrap();
+    let loaded = Config::parse(SHIPPED, Path::new("config.toml")).unwrap();
     assert_eq!(loaded.warnings, Vec::<String>::new());
     assert_eq!(loaded.config, Config::default());
 }
@@ -28,7 +20,7 @@ fn the_shipped_file_changes_no_default() {
 #[test]
 fn the_shipped_file_names_every_key_with_its_default() {
     // "#key" is a key, "# text" is a comment.
-    let uncommented: String = shipped()
+    let uncommented: String = SHIPPED
         .lines()
         .map(|line| match line.strip_prefix('#') {
             Some(key) if !key.starts_with(' ') => format!("{key}\n"),
@@ -51,7 +43,7 @@ fn keys() -> Vec<Key> {
     let (mut table, mut of_table, mut comment) = (String::new(), String::new(), String::new());
     let mut after_comment = false;
     let mut keys = Vec::new();
-    for line in shipped().lines() {
+    for line in SHIPPED.lines() {
         if line.starts_with("# ") || line == "#" {
             if !after_comment {
                 comment.clear();

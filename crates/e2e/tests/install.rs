@@ -67,6 +67,19 @@ fn files(root: &Path) -> BTreeMap<String, u32> {
     found
 }
 
+/// Where the pages go that the program says it has.
+fn pages_of_soci() -> BTreeMap<String, u32> {
+    let root = TestRoot::new().unwrap();
+    let folder = root.dir("pages").unwrap();
+    let soci = binary("soci").unwrap();
+    let status = Command::new(soci).arg("man").arg(&folder).status().unwrap();
+    assert!(status.success());
+    let pages = files(&folder);
+    assert!(pages.contains_key("soci.1") && pages.contains_key("soci-index-list.1"));
+    let installed = |name: &String| (format!("opt/soci/share/man/man1/{name}"), 0o644);
+    pages.keys().map(installed).collect()
+}
+
 #[test]
 fn install_puts_everything_below_destdir_keeps_the_configuration_and_uninstall_removes_it() {
     let root = TestRoot::new().unwrap();
@@ -81,9 +94,15 @@ fn install_puts_everything_below_destdir_keeps_the_configuration_and_uninstall_r
         ("opt/soci/share/bash-completion/completions/soci", 0o644),
         ("opt/soci/share/fish/vendor_completions.d/soci.fish", 0o644),
         ("opt/soci/share/zsh/site-functions/_soci", 0o644),
+        (
+            "opt/soci/share/man/man5/soci-snapshotter-grpc.toml.5",
+            0o644,
+        ),
+        ("opt/soci/share/man/man8/soci-snapshotter-grpc.8", 0o644),
     ];
-    let expected = expected.map(|(name, mode)| (name.to_owned(), mode));
-    assert_eq!(files(&destination), BTreeMap::from(expected));
+    let mut expected = BTreeMap::from(expected.map(|(name, mode)| (name.to_owned(), mode)));
+    expected.extend(pages_of_soci());
+    assert_eq!(files(&destination), expected);
 
     let unit = std::fs::read_to_string(destination.join(UNIT)).unwrap();
     let program = "/opt/soci/bin/soci-snapshotter-grpc";
@@ -97,7 +116,7 @@ fn install_puts_everything_below_destdir_keeps_the_configuration_and_uninstall_r
     );
     for (name, _) in files(&destination)
         .iter()
-        .filter(|(name, _)| name.contains("/share/"))
+        .filter(|(name, _)| name.contains("/share/") && !name.contains("/man/"))
     {
         let script = std::fs::read_to_string(destination.join(name)).unwrap();
         assert!(script.contains("abort-mounts"), "{name}");

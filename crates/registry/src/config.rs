@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use crate::HostHeaders;
+
 /// Settings of a [`crate::Client`].
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
@@ -23,9 +25,8 @@ pub struct ClientConfig {
     pub request_timeout: Duration,
     /// Mirrors by registry name.
     pub hosts: HostsConfig,
-    /// Where a registry itself is, by its name, when not at that name: a URL whose scheme counts
-    /// and whose path replaces `/v2`. Uploads go there.
-    pub origins: BTreeMap<String, url::Url>,
+    /// Where a registry itself is, by its name, when not at that name.
+    pub origins: BTreeMap<String, Origin>,
     /// Use plain HTTP for the origin registry.
     pub plain_http: bool,
     /// Do not verify TLS certificates.
@@ -95,6 +96,17 @@ pub struct Mirror {
     pub insecure: bool,
     /// Longest time for a whole request to this mirror, instead of the general one.
     pub request_timeout: Option<Duration>,
+    /// What it gets with every request.
+    pub headers: HostHeaders,
+}
+
+/// Where a registry itself is. Uploads go there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// A URL whose scheme counts and whose path replaces `/v2`.
+    pub url: url::Url,
+    /// What it gets with every request.
+    pub headers: HostHeaders,
 }
 
 /// A client certificate with its key, PEM. `Debug` does not show the key.

@@ -2,7 +2,7 @@
 //!
 //! Bodies are left out: a token service's answer is a secret as a whole, and blobs are no text.
 
-use http::{HeaderMap, HeaderValue};
+use http::HeaderMap;
 use url::Url;
 
 use crate::RequestLine;
@@ -20,34 +20,27 @@ const SECRET: [&str; 5] = [
 ];
 
 /// Logs the headers of one request and of its answer.
-pub(crate) fn exchange(
-    line: &RequestLine,
-    sent: &HeaderMap,
-    authorization: Option<&HeaderValue>,
-    answer: &reqwest::Response,
-) {
+pub(crate) fn exchange(line: &RequestLine, sent: &HeaderMap, answer: &reqwest::Response) {
     if !tracing::enabled!(target: TARGET, tracing::Level::TRACE) {
         return;
     }
-    let authorization = authorization.map_or("", |_| "authorization: (not shown)");
     tracing::trace!(
         target: TARGET,
         request = %line,
-        sent = %shown(sent, authorization),
+        sent = %shown(sent),
         status = answer.status().as_u16(),
-        received = %shown(answer.headers(), ""),
+        received = %shown(answer.headers()),
         "headers"
     );
 }
 
-fn shown(headers: &HeaderMap, first: &str) -> String {
+fn shown(headers: &HeaderMap) -> String {
     let mut lines: Vec<String> = Vec::new();
-    if !first.is_empty() {
-        lines.push(first.to_owned());
-    }
     for (name, value) in headers {
         let value = match value.to_str() {
-            _ if SECRET.contains(&name.as_str()) => "(not shown)".to_owned(),
+            _ if value.is_sensitive() || SECRET.contains(&name.as_str()) => {
+                "(not shown)".to_owned()
+            }
             Ok(text) => without_query(text),
             Err(_) => "(no text)".to_owned(),
         };
@@ -67,6 +60,8 @@ fn without_query(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     #[test]
@@ -80,9 +75,13 @@ mod tests {
         ] {
             headers.insert(name, HeaderValue::from_static(value));
         }
-        let text = shown(&headers, "authorization: (not shown)");
+        let mut own = HeaderValue::from_static("hunter2");
+        own.set_sensitive(true);
+        headers.insert("x-operators-own", own);
+        let text = shown(&headers);
         assert!(!text.contains("hunter2"), "{text}");
         assert!(text.contains("content-type: text/plain"), "{text}");
+        assert!(text.contains("x-operators-own: (not shown)"), "{text}");
         assert!(
             text.contains("https://store.example/blob?(not shown)"),
             "{text}"

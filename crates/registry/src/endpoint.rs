@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use crate::{ClientConfig, Mirror, RegistryError};
+use crate::{ClientConfig, HostHeaders, Mirror, RegistryError};
 
 /// One server that plays the registry.
 #[derive(Debug, Clone)]
@@ -18,6 +18,8 @@ pub(crate) struct Endpoint {
     namespace: Option<String>,
     /// Longest time for a whole request.
     pub(crate) request_timeout: Duration,
+    /// What this server, and no other, gets with every request.
+    pub(crate) headers: HostHeaders,
 }
 
 impl Endpoint {
@@ -35,7 +37,7 @@ impl Endpoint {
         url
     }
 
-    /// Is the URL served by this very endpoint, so that it may see our credentials?
+    /// Is the URL served by this very endpoint, so that it may see our credentials and its headers?
     pub(crate) fn owns(&self, url: &Url) -> bool {
         self.base.origin() == url.origin()
     }
@@ -64,12 +66,13 @@ pub(crate) fn endpoints(
 
 /// The registry itself, the one that takes uploads.
 pub(crate) fn origin(config: &ClientConfig, registry: &str) -> Result<Endpoint, RegistryError> {
-    if let Some(url) = config.origins.get(registry) {
+    if let Some(origin) = config.origins.get(registry) {
         return Ok(Endpoint {
-            base: moved(url).ok_or_else(|| bad_host("registry", registry))?,
+            base: moved(&origin.url).ok_or_else(|| bad_host("registry", registry))?,
             credential_host: registry.to_owned(),
             namespace: None,
             request_timeout: config.request_timeout,
+            headers: origin.headers.clone(),
         });
     }
     // Docker's own registry is not served at the name by which images call it.
@@ -83,6 +86,7 @@ pub(crate) fn origin(config: &ClientConfig, registry: &str) -> Result<Endpoint, 
         credential_host: registry.to_owned(),
         namespace: None,
         request_timeout: config.request_timeout,
+        headers: HostHeaders::default(),
     })
 }
 
@@ -128,6 +132,7 @@ fn mirror_endpoint(
         credential_host: host.to_owned(),
         namespace: Some(registry.to_owned()),
         request_timeout: mirror.request_timeout.unwrap_or(config.request_timeout),
+        headers: mirror.headers.clone(),
     })
 }
 
@@ -199,6 +204,7 @@ mod tests {
             host: host.to_owned(),
             insecure,
             request_timeout: None,
+            headers: HostHeaders::default(),
         };
         let mut config = ClientConfig::default();
         config.hosts.insert(
@@ -228,6 +234,10 @@ mod tests {
     #[test]
     fn an_origin_may_be_elsewhere() {
         let mut config = ClientConfig::default();
+        let at = |url: &str| crate::Origin {
+            url: url.parse().unwrap(),
+            headers: HostHeaders::default(),
+        };
         for (url, base) in [
             ("https://localhost:5000", "https://localhost:5000/v2"),
             (
@@ -235,15 +245,11 @@ mod tests {
                 "http://cache.example/v2/hub",
             ),
         ] {
-            config
-                .origins
-                .insert("docker.io".to_owned(), url.parse().unwrap());
+            config.origins.insert("docker.io".to_owned(), at(url));
             assert_eq!(bases(&config, "docker.io"), [base]);
         }
         for bad in ["ftp://x.example", "https://me:pw@x.example"] {
-            config
-                .origins
-                .insert("docker.io".to_owned(), bad.parse().unwrap());
+            config.origins.insert("docker.io".to_owned(), at(bad));
             assert!(origin(&config, "docker.io").is_err(), "{bad}");
         }
     }
@@ -257,6 +263,7 @@ mod tests {
                 host: "https://me:hunter2@mirror".to_owned(),
                 insecure: false,
                 request_timeout: None,
+                headers: HostHeaders::default(),
             }],
         );
         let error = endpoints(&config, "r.example").unwrap_err().to_string();

@@ -102,8 +102,7 @@ impl Shared {
             url: ask.url,
             headers: ask.headers,
             payload: ask.payload,
-            registry: &endpoint.credential_host,
-            request_timeout: endpoint.request_timeout,
+            endpoint,
         };
         let mut authorization = None;
         if ours {
@@ -145,8 +144,9 @@ impl Shared {
         if response.status().is_success() {
             return Ok(response);
         }
-        let secret = authorization.as_ref().map(|a| a.secret.as_str());
-        Err(response.into_error(secret).await)
+        let mut secrets = endpoint.headers.secrets();
+        secrets.extend(authorization.map(|a| a.secret));
+        Err(response.into_error(&secrets).await)
     }
 
     /// The endpoints of a registry that are worth asking now, mirrors first.

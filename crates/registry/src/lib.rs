@@ -18,6 +18,7 @@ mod dump;
 mod endpoint;
 mod error;
 mod exchange;
+mod host_headers;
 mod manifest;
 mod range;
 mod reader;
@@ -38,12 +39,13 @@ mod whole_file;
 pub use blob::RemoteBlob;
 pub use body::BlobBody;
 pub use client::Client;
-pub use config::{ClientConfig, ClientIdentity, HostsConfig, Mirror, RetryPolicy};
+pub use config::{ClientConfig, ClientIdentity, HostsConfig, Mirror, Origin, RetryPolicy};
 pub use credentials::{
     ChainedCredentials, Credential, CredentialError, Credentials, NoCredentials, StaticCredentials,
 };
 pub use docker_config::{DockerConfigCredentials, same_registry};
 pub use error::{ErrorKind, RegistryError, RequestLine};
+pub use host_headers::{HeaderError, HostHeaders};
 pub use manifest::ManifestKey;
 pub use source::{BlobSource, ByteStream};
 pub use upload::PushOutcome;

@@ -4,9 +4,9 @@ use http::header::LOCATION;
 use http::{HeaderValue, Method};
 use url::Url;
 
+use crate::RegistryError;
 use crate::response::Incoming;
 use crate::transport::{Outgoing, Transport};
-use crate::{RegistryError, RequestLine};
 
 /// More hops than this are a circle.
 const MAX_HOPS: usize = 8;
@@ -36,7 +36,7 @@ pub(crate) async fn send_following(
         response.drain().await;
     }
     Err(RegistryError::Protocol {
-        request: RequestLine::new(&outgoing.method, &outgoing.url, outgoing.registry),
+        request: outgoing.line(),
         reason: format!("redirected more than {MAX_HOPS} times"),
     })
 }

@@ -119,15 +119,15 @@ impl Incoming {
         })
     }
 
-    /// The error that an answer with an error status stands for. `secret` is blotted out should
-    /// the registry repeat it.
-    pub(crate) async fn into_error(self, secret: Option<&str>) -> RegistryError {
+    /// The error that an answer with an error status stands for. `secrets` are blotted out should
+    /// the registry repeat them.
+    pub(crate) async fn into_error(self, secrets: &[String]) -> RegistryError {
         let request = self.line.clone();
         let status = self.status().as_u16();
         let retry_after = self
             .header(RETRY_AFTER)
             .and_then(|value| parse_retry_after(value, SystemTime::now()));
-        let message = message(&self.error_body().await, secret);
+        let message = message(&self.error_body().await, secrets);
         RegistryError::Status {
             request,
             status,
@@ -173,7 +173,7 @@ struct OneError {
 
 /// What a registry (OCI error JSON), a token server or an object store (XML) says, shortened.
 /// Pages made for people are left out.
-fn message(body: &[u8], secret: Option<&str>) -> String {
+fn message(body: &[u8], secrets: &[String]) -> String {
     let text = String::from_utf8_lossy(body);
     let said = if let Ok(errors) = serde_json::from_str::<Errors>(&text) {
         let parts: Vec<String> = errors
@@ -206,12 +206,12 @@ fn message(body: &[u8], secret: Option<&str>) -> String {
     } else {
         text.lines().next().unwrap_or_default().to_owned()
     };
-    clean(&said, secret)
+    clean(&said, secrets)
 }
 
-fn clean(said: &str, secret: Option<&str>) -> String {
+fn clean(said: &str, secrets: &[String]) -> String {
     let mut text = said.to_owned();
-    if let Some(secret) = secret.filter(|secret| !secret.is_empty()) {
+    for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
         text = text.replace(secret, "…");
     }
     let words: Vec<String> = text
@@ -238,16 +238,16 @@ mod tests {
     fn messages_are_the_registrys_own_words_short_and_without_control_characters() {
         let json =
             br#"{"errors":[{"code":"DENIED","message":"no\u001b[31m\n access"},{"code":"X"}]}"#;
-        assert_eq!(message(json, None), "DENIED: no [31m access; X");
+        assert_eq!(message(json, &[]), "DENIED: no [31m access; X");
         let xml = b"<?xml?><Error><Code>AccessDenied</Code><Message>Request has expired</Message><StringToSign>s3cret</StringToSign></Error>";
-        assert_eq!(message(xml, None), "AccessDenied: Request has expired");
-        assert_eq!(message(b"<html><body>oops</body></html>", None), "");
-        assert_eq!(message(br#"{"details":"bad"}"#, None), "bad");
+        assert_eq!(message(xml, &[]), "AccessDenied: Request has expired");
+        assert_eq!(message(b"<html><body>oops</body></html>", &[]), "");
+        assert_eq!(message(br#"{"details":"bad"}"#, &[]), "bad");
         assert_eq!(
-            message("ü".repeat(1000).as_bytes(), None).chars().count(),
+            message("ü".repeat(1000).as_bytes(), &[]).chars().count(),
             SHOWN + 1
         );
-        assert_eq!(message(&[0xff, 0x00], None), "\u{fffd}");
+        assert_eq!(message(&[0xff, 0x00], &[]), "\u{fffd}");
     }
 
     #[test]
@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(
             message(
                 b"token hunter2 refused for https://s/x?sig=abc",
-                Some("hunter2")
+                &["hunter2".to_owned()]
             ),
             "token … refused for https://s/x?…"
         );

@@ -136,8 +136,7 @@ async fn get(
         url,
         headers: headers(),
         payload: Payload::Empty,
-        registry: &endpoint.credential_host,
-        request_timeout: endpoint.request_timeout,
+        endpoint,
     };
     let secret = basic.map(|(_, password)| password);
     exchange(transport, outgoing, authorization.as_ref(), secret).await
@@ -161,8 +160,7 @@ async fn post(
         url,
         headers,
         payload: Payload::Bytes(form(wanted, grant)),
-        registry: &endpoint.credential_host,
-        request_timeout: endpoint.request_timeout,
+        endpoint,
     };
     exchange(transport, outgoing, None, Some(secret)).await
 }
@@ -185,6 +183,8 @@ async fn exchange(
     authorization: Option<&HeaderValue>,
     secret: Option<&str>,
 ) -> Result<Token, RegistryError> {
+    let mut secrets = outgoing.endpoint.headers.secrets();
+    secrets.extend(secret.map(str::to_owned));
     // The body of a POST holds a secret and must not follow a redirect.
     let response = if outgoing.method == Method::GET {
         send_following(transport, outgoing, authorization).await?
@@ -192,7 +192,7 @@ async fn exchange(
         transport.send(&outgoing, authorization).await?
     };
     if !response.status().is_success() {
-        return Err(response.into_error(secret).await);
+        return Err(response.into_error(&secrets).await);
     }
     let line = response.line().clone();
     let body = response.bytes(MAX_ANSWER).await?;

@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, Method};
 use url::Url;
 
 use crate::body::{BlobBody, Meter};
-use crate::endpoint::is_loopback;
+use crate::endpoint::{Endpoint, is_loopback};
 use crate::response::Incoming;
 use crate::{ClientConfig, RegistryError, RequestLine, dump};
 
@@ -38,10 +38,29 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) url: Url,
     pub(crate) headers: HeaderMap,
     pub(crate) payload: Payload<'a>,
-    /// The registry's name, for messages.
-    pub(crate) registry: &'a str,
-    /// Longest time for a whole request with a small answer.
-    pub(crate) request_timeout: Duration,
+    /// The server that it is about, although the URL may lead elsewhere.
+    pub(crate) endpoint: &'a Endpoint,
+}
+
+impl Outgoing<'_> {
+    /// How messages call it.
+    pub(crate) fn line(&self) -> RequestLine {
+        RequestLine::new(&self.method, &self.url, &self.endpoint.credential_host)
+    }
+
+    /// What goes over the wire: an endpoint's headers never leave for another host, and what the
+    /// request says itself counts.
+    fn all_headers(&self, authorization: Option<&HeaderValue>) -> HeaderMap {
+        let mut headers = if self.endpoint.owns(&self.url) {
+            self.endpoint.headers.below(&self.headers)
+        } else {
+            self.headers.clone()
+        };
+        if let Some(value) = authorization {
+            headers.insert(AUTHORIZATION, value.clone());
+        }
+        headers
+    }
 }
 
 /// Connection pools that differ in how they connect. Built when first used: TLS roots take time
@@ -83,14 +102,12 @@ impl Transport {
         outgoing: &Outgoing<'_>,
         authorization: Option<&HeaderValue>,
     ) -> Result<Incoming, RegistryError> {
-        let line = RequestLine::new(&outgoing.method, &outgoing.url, outgoing.registry);
+        let line = outgoing.line();
         let client = self.lane(&outgoing.url)?;
+        let headers = outgoing.all_headers(authorization);
         let mut request = client
             .request(outgoing.method.clone(), outgoing.url.clone())
-            .headers(outgoing.headers.clone());
-        if let Some(value) = authorization {
-            request = request.header(AUTHORIZATION, value);
-        }
+            .headers(headers.clone());
         let meter = Meter::shared();
         let mut progress: Option<&(dyn Fn(u64) + Send + Sync)> = None;
         match &outgoing.payload {
@@ -134,8 +151,8 @@ impl Transport {
                         milliseconds = started.elapsed().as_millis(),
                         "request"
                     );
-                    dump::exchange(&line, &outgoing.headers, authorization, &response);
-                    let whole = outgoing.request_timeout;
+                    dump::exchange(&line, &headers, &response);
+                    let whole = outgoing.endpoint.request_timeout;
                     return Ok(Incoming::new(
                         response,
                         line,
@@ -170,7 +187,7 @@ impl Transport {
         } else {
             config.request_timeout
         };
-        head.min(outgoing.request_timeout)
+        head.min(outgoing.endpoint.request_timeout)
     }
 
     fn lane(&self, url: &Url) -> Result<&reqwest::Client, RegistryError> {

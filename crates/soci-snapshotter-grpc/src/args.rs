@@ -66,7 +66,7 @@ pub(crate) struct Args {
     pub(crate) command: Option<Command>,
 }
 
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Command {
     /// Show the configuration
     Config {
@@ -78,6 +78,12 @@ pub(crate) enum Command {
     /// The new program first proves that it can serve every mount. If anything goes wrong the old one
     /// goes on, and this says why.
     Upgrade,
+    /// Write the manual pages, of this program and of its configuration file, to a folder
+    Man {
+        /// The folder, which is made if it is not there
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
     /// Serve, under the supervisor or without one
     #[command(hide = true)]
     ServerProcess,

@@ -12,6 +12,7 @@ mod holding;
 mod http_socket;
 mod images;
 mod listen;
+mod manual_pages;
 mod memory;
 mod metrics;
 mod observe;
@@ -56,12 +57,13 @@ fn main() -> ExitCode {
     memory::return_large_blocks_at_once();
     telemetry::init(args.log_level);
     telemetry::log_panics();
-    let done = match args.command {
+    let done = match &args.command {
         _ if args.version => show::version().map(|()| ExitCode::SUCCESS),
         Some(Command::Config { show }) => {
-            show::configuration(show, &args).map(|()| ExitCode::SUCCESS)
+            show::configuration(*show, &args).map(|()| ExitCode::SUCCESS)
         }
         Some(Command::Upgrade) => upgrade::run(&args.root).map(|()| ExitCode::SUCCESS),
+        Some(Command::Man { folder }) => manual_pages::write(folder).map(|()| ExitCode::SUCCESS),
         Some(Command::ServerProcess) => serve::run(&args).map(|()| ExitCode::SUCCESS),
         Some(Command::HolderProcess) => Err(holder::become_holder().into()),
         None => supervise::run(&args),

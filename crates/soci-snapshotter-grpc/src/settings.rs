@@ -6,7 +6,7 @@ use std::time::Duration;
 use config::Config;
 use fetch::{BackgroundConfig, DropPolicy, FetchConfig};
 use lazy::LazyConfig;
-use registry::{ClientConfig, HostsConfig, Mirror, RetryPolicy};
+use registry::{ClientConfig, HostHeaders, HostsConfig, Mirror, RetryPolicy};
 use store::LayerStoreConfig;
 use unpack::UnpackConfig;
 
@@ -38,6 +38,7 @@ fn hosts(config: &Config) -> HostsConfig {
             Some(seconds) => Some(Duration::from_secs(seconds).min(NO_LIMIT)),
             None => Some(NO_LIMIT),
         },
+        headers: HostHeaders::default(),
     };
     config
         .resolver

@@ -80,6 +80,73 @@ fn the_environment_stands_in_for_flags() {
     assert_eq!(out.status.code(), Some(1));
 }
 
+/// Needs mandoc.
+#[test]
+fn the_manual_has_every_flag_and_every_key_with_its_default_and_reads_without_warnings() {
+    let place = Place::new();
+    assert_eq!(
+        stdout(&output(program().arg("man").arg(place.path("man")))),
+        ""
+    );
+    let files = ["soci-snapshotter-grpc.8", "soci-snapshotter-grpc.toml.5"];
+    let paths = files.map(|file| place.path("man").join(file));
+    let mandoc = |arguments: &[&str], path: &std::path::Path| {
+        stdout(&output(
+            std::process::Command::new("mandoc")
+                .args(arguments)
+                .arg(path),
+        ))
+    };
+    for path in &paths {
+        assert_eq!(mandoc(&["-T", "lint", "-W", "warning"], path), "");
+    }
+    // Bold is a letter, a backspace and the letter again.
+    let read = |path: &std::path::Path| {
+        let mut plain = String::new();
+        for letter in mandoc(&["-T", "ascii", "-O", "width=1000"], path).chars() {
+            if letter == '\u{8}' {
+                plain.pop();
+            } else {
+                plain.push(letter);
+            }
+        }
+        plain
+    };
+    let page = read(&paths[0]);
+    let help = stdout(&output(program().arg("--help")));
+    let flags = help
+        .split_whitespace()
+        .filter(|word| word.starts_with("--"));
+    for text in flags.chain([
+        "config dump",
+        "upgrade",
+        "SIGNALS",
+        "SIGHUP",
+        "EXIT STATUS",
+        "ENVIRONMENT",
+        "SOCI_SNAPSHOTTER_ROOT",
+        "FILES",
+        "EXAMPLES",
+        "soci-snapshotter-grpc.toml(5)",
+    ]) {
+        assert!(page.contains(text), "{text}: {page}");
+    }
+    assert!(!page.contains("server-process"), "{page}");
+
+    let page = read(&paths[1]);
+    let defaults = stdout(&output(program().args(["config", "default"])));
+    let keys: Vec<_> = defaults
+        .lines()
+        .filter(|line| line.contains(" = "))
+        .collect();
+    assert!(keys.len() > 50, "{defaults}");
+    for key in keys {
+        // Both kinds of quotes mean the same.
+        let key = key.trim().replace('\'', "\"");
+        assert!(page.contains(&format!(" {key}\n")), "{key}: {page}");
+    }
+}
+
 #[test]
 fn a_wrong_command_line_is_refused_with_status_1() {
     for args in [

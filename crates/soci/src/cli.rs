@@ -7,8 +7,8 @@ use anyhow::{Context as _, bail};
 use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
-    abort_mounts, cat, check, completion, convert, create, index, ls, mount, prefetch, pull, push,
-    rebuild_db, status, ztoc,
+    abort_mounts, cat, check, completion, convert, create, index, ls, man, mount, prefetch, pull,
+    push, rebuild_db, status, ztoc,
 };
 use crate::global::Global;
 use crate::{go_flags, output};
@@ -66,6 +66,7 @@ enum Command {
     Cat(cat::Cat),
     Mount(mount::Mount),
     Completion(completion::Completion),
+    Man(man::Man),
 }
 
 impl Command {
@@ -86,7 +87,8 @@ impl Command {
             | Self::Ztoc(_)
             | Self::Prefetch(_)
             | Self::RebuildDb(_)
-            | Self::Completion(_) => &[],
+            | Self::Completion(_)
+            | Self::Man(_) => &[],
         }
     }
 }
@@ -126,6 +128,7 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Resu
             command.run();
             Ok(())
         }
+        Command::Man(command) => command.run(),
         Command::Convert(command) => block_on(command.run(&global)),
         Command::Create(command) => block_on(command.run(&global)),
         Command::Push(command) => block_on(command.run(&global)),

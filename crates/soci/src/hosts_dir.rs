@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use registry::{HeaderError, HostHeaders};
 use serde::Deserialize;
 use url::Url;
 
@@ -28,9 +29,12 @@ pub(crate) struct Host {
     pub(crate) ca: Vec<PathBuf>,
     /// Files of a client's certificate and its key, which may be one.
     pub(crate) client: Option<(PathBuf, PathBuf)>,
+    /// What it gets with every request.
+    pub(crate) headers: HostHeaders,
 }
 
-#[derive(Debug, Deserialize)]
+// No Debug: headers are secrets.
+#[derive(Deserialize)]
 struct HostsFile {
     server: Option<String>,
     #[serde(default)]
@@ -39,7 +43,7 @@ struct HostsFile {
     own: HostTable,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 struct HostTable {
     capabilities: Option<Vec<String>>,
     ca: Option<OneOrMany>,
@@ -48,7 +52,7 @@ struct HostTable {
     skip_verify: bool,
     #[serde(default)]
     override_path: bool,
-    header: Option<toml::Table>,
+    header: Option<toml::Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -133,9 +137,6 @@ fn parse(text: &str, folder: &Path, registry: &str) -> anyhow::Result<RegistryHo
 }
 
 fn host(name: &str, table: &HostTable, folder: &Path) -> anyhow::Result<Host> {
-    if table.header.as_ref().is_some_and(|all| !all.is_empty()) {
-        tracing::warn!(host = name, "headers in hosts.toml are not sent");
-    }
     let with_scheme = if name.contains("://") {
         name.to_owned()
     } else {
@@ -179,7 +180,38 @@ fn host(name: &str, table: &HostTable, folder: &Path) -> anyhow::Result<Host> {
             Some(OneOrMany::Many(paths)) => paths.iter().map(at).collect(),
         },
         client,
+        headers: match &table.header {
+            None => HostHeaders::default(),
+            Some(given) => headers(given, folder).with_context(|| format!("host {name:?}"))?,
+        },
     })
+}
+
+/// The table `header`: names with a text or a list of texts. Messages do not repeat values.
+fn headers(given: &toml::Value, folder: &Path) -> anyhow::Result<HostHeaders> {
+    let table = given.as_table().context("header is not a table")?;
+    let mut headers = HostHeaders::default();
+    for (name, value) in table {
+        let texts: Option<Vec<&str>> = match value {
+            toml::Value::String(text) => Some(vec![text]),
+            toml::Value::Array(all) => all.iter().map(toml::Value::as_str).collect(),
+            _ => None,
+        };
+        let texts = texts
+            .with_context(|| format!("header {name:?} is neither a text nor a list of texts"))?;
+        for text in texts {
+            match headers.append(name, text) {
+                Ok(()) => {}
+                Err(reason @ HeaderError::Reserved) => {
+                    let file = folder.join("hosts.toml");
+                    let file = file.display();
+                    tracing::warn!(%file, header = name, %reason, "a header is not sent");
+                }
+                Err(reason) => bail!("header {name:?} cannot be sent: {reason}"),
+            }
+        }
+    }
+    Ok(headers)
 }
 
 /// Docker's form: `*.crt` are authorities, `NAME.cert` and `NAME.key` a client's.
@@ -260,6 +292,58 @@ ca = "own.pem"
         assert_eq!(found.hosts[3].ca, [PathBuf::from("/certs/own.pem")]);
         assert!(parse("host = 3", Path::new("/"), "x").is_err());
         assert!(parse("server = \"ftp://x\"", Path::new("/"), "x").is_err());
+    }
+
+    #[test]
+    fn headers_are_texts_or_lists_of_them_and_are_their_hosts_alone() {
+        let text = r#"
+[header]
+x-own = "origin"
+[host."https://mirror.example"]
+[host."https://mirror.example".header]
+x-key = ["one", "two"]
+content-length = "3"
+"#;
+        let found = parse(text, Path::new("/certs"), "origin.example").unwrap();
+        let with = |pairs: &[(&str, &str)]| {
+            let mut headers = HostHeaders::default();
+            for (name, value) in pairs {
+                headers.append(name, value).unwrap();
+            }
+            headers
+        };
+        assert_eq!(
+            found.hosts[0].headers,
+            with(&[("x-key", "one"), ("x-key", "two")])
+        );
+        assert_eq!(found.hosts[1].headers, with(&[("x-own", "origin")]));
+    }
+
+    #[test]
+    fn a_header_that_cannot_be_sent_is_named_without_its_value() {
+        for (table, told) in [
+            ("header = 'hunter2'", "header is not a table"),
+            ("header.x-key = 77231", "\"x-key\" is neither"),
+            ("header.x-key = ['hunter2', 77231]", "\"x-key\" is neither"),
+            ("header.x-key = { hunter2 = 1 }", "\"x-key\" is neither"),
+            ("header.x-key = \"hunter2\\n\"", "\"x-key\" cannot be sent"),
+            ("header.'x key' = 'hunter2'", "\"x key\" cannot be sent"),
+        ] {
+            let text = format!("[host.'m.example']\n{table}\n");
+            let error = parse(&text, Path::new("/"), "r.example").unwrap_err();
+            let error = format!("{error:#}");
+            assert!(
+                error.contains("m.example") && error.contains(told),
+                "{error}"
+            );
+            assert!(
+                !error.contains("hunter2") && !error.contains("77231"),
+                "{error}"
+            );
+        }
+        // Where the file is no TOML, its lines are not shown either.
+        let error = parse("[header]\nx-key = hunter2\n", Path::new("/"), "r.example").unwrap_err();
+        assert!(!format!("{error:#}").contains("hunter2"), "{error:#}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod global;
 mod go_flags;
 mod hosts_dir;
 mod index_args;
+mod manual_pages;
 mod output;
 mod progress;
 mod pull;

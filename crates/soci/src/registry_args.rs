@@ -9,7 +9,7 @@ use clap::Args;
 use oci::Reference;
 use registry::{
     ChainedCredentials, Client, ClientConfig, ClientIdentity, Credential, Credentials,
-    DockerConfigCredentials, Mirror, StaticCredentials,
+    DockerConfigCredentials, Mirror, Origin, StaticCredentials,
 };
 
 use crate::hosts_dir::{self, RegistryHosts};
@@ -199,7 +199,11 @@ fn apply(
     let origin =
         origin.with_context(|| format!("no host of {registry} in --hosts-dir may be pushed to"))?;
     if let Some(url) = &origin.url {
-        config.origins.insert(registry.to_owned(), url.clone());
+        let origin = Origin {
+            url: url.clone(),
+            headers: origin.headers.clone(),
+        };
+        config.origins.insert(registry.to_owned(), origin);
     }
     config.skip_verify |= origin.skip_verify;
     for path in &origin.ca {
@@ -227,6 +231,7 @@ fn apply(
                 host: url.to_string(),
                 insecure: url.scheme() == "http",
                 request_timeout: None,
+                headers: mirror.headers.clone(),
             });
     }
     Ok(())

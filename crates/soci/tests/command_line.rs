@@ -72,6 +72,7 @@ fn help_of_every_command() {
         "cat",
         "mount",
         "completion",
+        "man",
     ] {
         insta::assert_snapshot!(format!("help_{command}"), stdout(&[command, "--help"]));
     }
@@ -256,4 +257,94 @@ fn completions_know_the_commands() {
         }
     }
     failure(&["completion", "tcsh"]);
+}
+
+/// Needs mandoc.
+#[test]
+fn every_command_has_a_manual_page_that_reads_without_warnings() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("man1");
+    let folder = folder.to_str().unwrap();
+    assert_eq!(stdout(&["man", folder]), "");
+    let pages: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    let lint = Command::new("mandoc")
+        .args(["-T", "lint", "-W", "warning"])
+        .args(&pages)
+        .output()
+        .unwrap();
+    assert!(
+        lint.status.success(),
+        "{}",
+        String::from_utf8_lossy(&lint.stdout)
+    );
+
+    // As it is read: without roff, a line for a paragraph.
+    let read = |name: &str| {
+        let shown = Command::new("mandoc")
+            .args(["-T", "ascii", "-O", "width=1000"])
+            .arg(format!("{folder}/{name}.1"))
+            .output()
+            .unwrap();
+        // Bold is a letter, a backspace and the letter again.
+        let text = String::from_utf8(shown.stdout).unwrap();
+        let mut plain = String::new();
+        for letter in text.chars() {
+            if letter == '\u{8}' {
+                plain.pop();
+            } else {
+                plain.push(letter);
+            }
+        }
+        plain
+    };
+    for name in help_names(&[]) {
+        let page = read(&name);
+        for heading in [
+            "NAME",
+            "SYNOPSIS",
+            "DESCRIPTION",
+            "OPTIONS",
+            "EXIT STATUS",
+            "SEE ALSO",
+        ] {
+            assert!(
+                page.contains(&format!("\n{heading}\n")),
+                "{name}: {heading}: {page}"
+            );
+        }
+        assert!(!page.contains('`'), "{name}: {page}");
+    }
+    assert_eq!(pages.len(), help_names(&[]).len());
+    let page = read("soci-pull");
+    for text in [
+        "soci pull [OPTIONS] <REF>",
+        "--snapshotter <NAME> [default: soci]",
+        "Described in soci(1): --address, --namespace,",
+        "CONTAINERD_SNAPSHOTTER",
+        "~/.docker/config.json",
+        "  ctr run --rm --snapshotter soci registry.example/app:1-soci test sh\n",
+        "    type = \"snapshot\"\n",
+    ] {
+        assert!(page.contains(text), "{text}: {page}");
+    }
+    assert!(read("soci-index").contains("soci-index-list(1)"));
+    let error = failure(&["man", "/dev/null/man1"]);
+    assert!(error.contains("/dev/null/man1"), "{error}");
+}
+
+/// The names of the pages that there should be, by what the help says.
+fn help_names(command: &[&str]) -> Vec<String> {
+    let mut names = vec![[&["soci"], command].concat().join("-")];
+    let help = stdout(&[command, &["-h"]].concat());
+    let commands = help.split_once("Commands:\n").map_or("", |(_, rest)| rest);
+    let words = commands.lines().take_while(|line| !line.is_empty());
+    for name in words.filter_map(|line| line.split_whitespace().next()) {
+        if name != "help" {
+            names.extend(help_names(&[command, &[name]].concat()));
+        }
+    }
+    names
 }

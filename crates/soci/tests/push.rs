@@ -219,6 +219,65 @@ fn hosts_toml_says_where_a_registry_is_and_whom_to_trust() {
 }
 
 #[test]
+fn headers_of_hosts_toml_let_us_in_and_are_never_shown() {
+    let (bench, image, index) = created();
+    let proxy = Proxy::start(bench.registry.address()).unwrap();
+    proxy.demand(Auth::Basic {
+        user: "me".to_owned(),
+        password: "hunter2".to_owned(),
+    });
+    let (_, rest) = image.split_once('/').unwrap();
+    let name = tagged(&bench, &image, &format!("registry.invalid/{rest}"));
+    let certs = bench.root.dir("certs.d").unwrap();
+    let host = bench.root.dir("certs.d/registry.invalid").unwrap();
+    let hosts = |text: String| std::fs::write(host.join("hosts.toml"), text).unwrap();
+    let dir = certs.display().to_string();
+    let header = "authorization = \"Basic bWU6aHVudGVyMg==\"\nhost = \"bWU6aHVudGVyMg\"\n";
+    let at = proxy.address();
+
+    hosts(format!("server = \"http://{at}\"\n"));
+    let push = ["push", "--hosts-dir", &dir, &name];
+    bench.fails(&push);
+    hosts(format!("server = \"http://{at}\"\n[header]\n{header}"));
+    for log in ["--http-dump", "--debug"] {
+        let output = bench.run(&[&push[..], &[log]].concat());
+        let log = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{log}");
+        assert!(
+            log.contains("a header is not sent") && log.contains("hosts.toml"),
+            "{log}"
+        );
+        assert!(!log.contains("bWU6aHVudGVyMg"), "{log}");
+    }
+    assert!(is_at(bench.registry.address(), "app", &index));
+
+    // A mirror's headers, for what is read.
+    hosts(format!(
+        "server = \"http://registry.invalid\"\n[host.\"http://{at}\".header]\n{header}"
+    ));
+    proxy.reset_stats();
+    bench.ok(&["ls", "--hosts-dir", &dir, &name]);
+    let stats = proxy.stats();
+    assert!(stats.total().requests > 0);
+    assert!(
+        stats
+            .log
+            .iter()
+            .all(|request| request.authorized && request.status != 401)
+    );
+
+    hosts(format!(
+        "server = \"http://{at}\"\n[header]\nx-key = 77231\n"
+    ));
+    let error = bench.fails(&push);
+    assert!(
+        error.contains("hosts.toml") && error.contains("x-key"),
+        "{error}"
+    );
+    assert!(!error.contains("77231"), "{error}");
+}
+
+#[test]
 fn an_index_is_made_at_a_registry_and_copied_to_another_without_containerd() {
     let (bench, image, index) = created();
     let from = format!("docker://{image}");

@@ -8,6 +8,7 @@ mod blobs;
 mod docker_registry;
 mod fake;
 mod faults;
+mod host_headers;
 mod manifests;
 mod mirrors;
 mod redirects;

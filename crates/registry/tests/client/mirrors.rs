@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oci::{Descriptor, Digest, media_types};
-use registry::{BlobSource, Client, Mirror, StaticCredentials};
+use registry::{BlobSource, Client, HostHeaders, Mirror, StaticCredentials};
 
 use crate::fake::{Fake, With, basic, config, descriptor, noise, serve, status};
 
@@ -16,6 +16,7 @@ fn mirrored(origin: &Fake, mirrors: &[String]) -> Client {
             host: host.clone(),
             insecure: true,
             request_timeout: Some(Duration::from_secs(2)),
+            headers: HostHeaders::default(),
         })
         .collect();
     config.hosts.insert(origin.host(), mirrors);

@@ -8,6 +8,7 @@ pub(crate) mod convert;
 pub(crate) mod create;
 pub(crate) mod index;
 pub(crate) mod ls;
+pub(crate) mod man;
 pub(crate) mod mount;
 pub(crate) mod prefetch;
 pub(crate) mod pull;
