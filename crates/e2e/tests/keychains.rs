@@ -15,7 +15,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
 use prost::Message;
-use support::{NO_BACKGROUND, lazy_mounts, stack};
+use support::{NO_BACKGROUND, lazy_mounts, lazy_mounts_below, stack};
 use testkit::image::small_image;
 use testkit::{
     Auth, Containerd, ContainerdOptions, CriOptions, Proxy, Registry, SociCli, SociDaemon,
@@ -164,10 +164,7 @@ impl Node {
     }
 
     fn lazy_mounts(&self) -> usize {
-        let root = self.daemon.root().display().to_string();
-        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let lazy = |line: &&str| line.contains(&root) && line.contains(" - fuse.rawBridge soci ");
-        table.lines().filter(lazy).count()
+        lazy_mounts_below(&self.daemon.root())
     }
 }
 

@@ -17,7 +17,6 @@ mod keyed_lock;
 pub mod labels;
 mod layers;
 mod metadata;
-mod mountinfo;
 mod mounts;
 mod outcome;
 mod place;

@@ -11,7 +11,6 @@ use crate::directories::Directories;
 use crate::error::SnapshotterError;
 use crate::id_maps::IdMaps;
 use crate::metadata::{LazyRecord, Link, Snapshot};
-use crate::mountinfo::Mounts;
 use crate::place::Place;
 use crate::provider::{LayerRefusal, LayerRequest, ProviderError, Restoration};
 use crate::snapshotter::{CONCURRENT_MOUNTS, Inner};
@@ -185,12 +184,11 @@ impl Inner {
     fn prepare_mountpoints(&self) -> Result<Vec<LazyMount>, SnapshotterError> {
         let lazy = self.lazy_mounts()?;
         if !lazy.is_empty() {
-            let mounts = Mounts::read().map_err(SnapshotterError::io(
-                "read",
-                "/proc/self/mountinfo".as_ref(),
-            ))?;
+            let failed = SnapshotterError::io("read", mountinfo::PATH.as_ref());
+            let table = mountinfo::Table::read().map_err(failed)?;
+            let mounts = table.points();
             for LazyMount { place, .. } in &lazy {
-                if !mounts.under(&self.directories.real_snapshot(*place)) {
+                if !mounts.any_under(&self.directories.real_snapshot(*place)) {
                     self.directories.ensure_mountpoint(*place)?;
                 }
             }

@@ -12,6 +12,7 @@ use std::process::Command;
 
 use oci::Descriptor;
 use serde_json::Value;
+use testkit::process::lazy_mounts_below;
 use testkit::{Content, ImageBuilder, Layer, Run, Stack, StackOptions};
 
 const NAMESPACE: &str = "test";
@@ -83,13 +84,7 @@ fn listed(stack: &Stack, arguments: &[&str]) -> String {
 
 /// The lazy mounts of the daemon.
 fn mounts(stack: &Stack) -> usize {
-    let root = stack.daemon.root();
-    let root = root.to_str().unwrap().trim_end_matches('/');
-    std::fs::read_to_string("/proc/self/mountinfo")
-        .unwrap()
-        .lines()
-        .filter(|line| line.contains(root) && line.contains(" - fuse.rawBridge "))
-        .count()
+    lazy_mounts_below(&stack.daemon.root()).unwrap()
 }
 
 #[test]
