@@ -24,6 +24,10 @@ use tonic::Code;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// fcntl.h: past the page cache, so that the kernel asks once for each call.
 const O_DIRECT: i32 = 0o40000;
+/// errno.h.
+const ENOENT: i32 = 2;
+const ECONNABORTED: i32 = 103;
+const ENOTCONN: i32 = 107;
 
 /// Pulls the small image; the roots of its layers, topmost first.
 async fn mounted(node: &Node) -> (Client, Image, Vec<PathBuf>) {
@@ -111,6 +115,64 @@ async fn a_read_that_crashes_servers_fails_after_two_of_them_and_nothing_else_do
 #[tokio::test(flavor = "multi_thread")]
 async fn without_resend_a_read_that_crashes_servers_fails_too() {
     a_deadly_read("[holder]\nresend = false\n").await;
+}
+
+/// Looks for a file that no layer has, in each of these: whoever serves the mount answers ENOENT.
+async fn look_up(roots: &[PathBuf], name: &'static str) -> Vec<Option<i32>> {
+    let looking = roots.iter().cloned().map(|root| {
+        let looked = tokio::task::spawn_blocking(move || root.join(name).metadata());
+        tokio::time::timeout(PATIENCE, looked)
+    });
+    let looked = futures::future::join_all(looking).await.into_iter();
+    let errors = looked.map(|looked| looked.unwrap().unwrap().unwrap_err().raw_os_error());
+    errors.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mount_whose_requests_cannot_be_read_ends_and_the_next_start_mounts_it_anew() {
+    let mut node = Node::start(NO_BACKGROUND);
+    let (_, _, roots) = mounted(&node).await;
+    node.daemon.terminate().unwrap();
+    // They wait for the next server, whose first read(2) of a request fails.
+    let waiting = {
+        let roots = roots.clone();
+        tokio::spawn(async move { look_up(&roots, "waiting").await })
+    };
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!waiting.is_finished(), "nobody is there to answer");
+    let mut options = SociDaemonOptions::with_config(NO_BACKGROUND);
+    options.environment = vec![("SOCI_FAULT_POINT".to_owned(), "fuse-read".to_owned())];
+    node.daemon.start_again_with(options).unwrap();
+
+    let answered = waiting.await.unwrap();
+    let named = |line: &str| line.contains("the mount is given up");
+    let line = node.daemon.log().wait_for(0, PATIENCE, named).unwrap();
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let lost = |root: &PathBuf| line["mountpoint"] == root.to_str().unwrap();
+    assert_eq!(roots.iter().filter(|root| lost(root)).count(), 1, "{line}");
+    let expected = |error| {
+        roots
+            .iter()
+            .map(move |root| Some(if lost(root) { error } else { ENOENT }))
+    };
+    assert!(
+        answered.iter().copied().eq(expected(ECONNABORTED)),
+        "{answered:?}"
+    );
+    let later = look_up(&roots, "later").await;
+    assert!(later.iter().copied().eq(expected(ENOTCONN)), "{later:?}");
+    // The server goes on, and neither it nor the holder has that connection any more.
+    let pid = node.daemon.server_pid().unwrap();
+    node.daemon.terminate().unwrap();
+    let log = node.daemon.log().all().join("\n");
+    assert!(!log.contains("the server ended by itself"), "{log}");
+
+    node.daemon
+        .start_again_with(SociDaemonOptions::with_config(NO_BACKGROUND))
+        .unwrap();
+    assert_ne!(node.daemon.server_pid().unwrap(), pid);
+    let anew = look_up(&roots, "anew").await;
+    assert!(anew.iter().all(|error| *error == Some(ENOENT)), "{anew:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
