@@ -14,12 +14,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use oci::Digest;
-use support::node::{Client, Image, Node, lower_directories};
+use support::node::Node;
 use support::{NO_BACKGROUND, wait_until};
 use testkit::image::small_image_data;
 use testkit::process::Signal;
 use testkit::{Fault, Rule, SociDaemonOptions};
-use tonic::Code;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// fcntl.h: past the page cache, so that the kernel asks once for each call.
@@ -28,20 +27,6 @@ const O_DIRECT: i32 = 0o40000;
 const ENOENT: i32 = 2;
 const ECONNABORTED: i32 = 103;
 const ENOTCONN: i32 = 107;
-
-/// Pulls the small image; the roots of its layers, topmost first.
-async fn mounted(node: &Node) -> (Client, Image, Vec<PathBuf>) {
-    let image = node.small("small", true);
-    let client = node.client().await;
-    for layer in 0..image.layers.len() {
-        let answer = client.pull_layer(&image, layer).await;
-        assert_eq!(answer.unwrap_err().code(), Code::AlreadyExists);
-    }
-    let mounts = client.prepare("box", &image.top()).await.unwrap();
-    let roots = lower_directories(&mounts);
-    assert_eq!(roots.len(), image.layers.len());
-    (client, image, roots)
-}
 
 fn find(roots: &[PathBuf], name: &str) -> PathBuf {
     let found = roots.iter().map(|root| root.join(name));
@@ -71,7 +56,7 @@ async fn kill_server(node: &Node) {
 async fn a_deadly_read(config: &str) {
     let config = format!("{NO_BACKGROUND}{config}");
     let mut node = Node::start(&config);
-    let (_, _, roots) = mounted(&node).await;
+    let (_, _, roots) = node.mounted().await;
     let words = find(&roots, "data/words");
     let hello = find(&roots, "data/hello");
     node.daemon.terminate().unwrap();
@@ -131,7 +116,7 @@ async fn look_up(roots: &[PathBuf], name: &'static str) -> Vec<Option<i32>> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mount_whose_requests_cannot_be_read_ends_and_the_next_start_mounts_it_anew() {
     let mut node = Node::start(NO_BACKGROUND);
-    let (_, _, roots) = mounted(&node).await;
+    let (_, _, roots) = node.mounted().await;
     node.daemon.terminate().unwrap();
     // They wait for the next server, whose first read(2) of a request fails.
     let waiting = {
@@ -178,7 +163,7 @@ async fn a_mount_whose_requests_cannot_be_read_ends_and_the_next_start_mounts_it
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_made_while_the_server_is_replaced_wait_and_succeed() {
     let mut node = Node::start(NO_BACKGROUND);
-    let (_, image, _) = mounted(&node).await;
+    let (_, image, _) = node.mounted().await;
     for number in 0..10 {
         let pid = node.daemon.signal_server(Signal::KILL).unwrap();
         // A new connection, as the old one went with the server.
@@ -201,7 +186,7 @@ async fn calls_made_while_the_server_is_replaced_wait_and_succeed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_registry_a_killed_server_is_replaced_and_what_is_stored_is_read() {
     let node = Node::start(NO_BACKGROUND);
-    let (_, _, roots) = mounted(&node).await;
+    let (_, _, roots) = node.mounted().await;
     let noise = find(&roots, "data/noise");
     let expected = Digest::of(&small_image_data().to_vec());
     assert_eq!(Digest::of(&std::fs::read(&noise).unwrap()), expected);
@@ -224,7 +209,7 @@ async fn on_a_full_disk_a_killed_server_is_replaced_and_what_is_stored_is_read()
     let mut options = SociDaemonOptions::with_config(NO_BACKGROUND);
     options.root_size = Some(64 << 20);
     let node = Node::start_with(options);
-    let (_, _, roots) = mounted(&node).await;
+    let (_, _, roots) = node.mounted().await;
     let noise = find(&roots, "data/noise");
     let expected = Digest::of(&small_image_data().to_vec());
     assert_eq!(Digest::of(&std::fs::read(&noise).unwrap()), expected);
