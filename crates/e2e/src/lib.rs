@@ -4,9 +4,11 @@
 #![forbid(unsafe_code)]
 
 pub mod cli;
+mod program;
 pub mod restart;
 pub mod start;
 pub mod table;
 
+pub use program::run;
 pub use start::{Start, start_lazily, start_with_overlayfs};
 pub use table::Table;

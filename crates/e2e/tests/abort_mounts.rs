@@ -13,22 +13,14 @@ use std::process::Output;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use support::node::{Node, lower_directories};
+use support::node::Node;
 use support::{NO_BACKGROUND, lazy_mounts_below, wait_until};
 use testkit::SociCli;
-use tonic::Code;
 
 /// A daemon with a lazy image and a container's snapshot, and the folders of its layers.
 async fn node_with_layers() -> (Node, Vec<PathBuf>) {
     let node = Node::start(NO_BACKGROUND);
-    let image = node.small("small", true);
-    let client = node.client().await;
-    for layer in 0..image.layers.len() {
-        let answer = client.pull_layer(&image, layer).await;
-        assert_eq!(answer.unwrap_err().code(), Code::AlreadyExists);
-    }
-    let mounts = client.prepare("box", &image.top()).await.unwrap();
-    let folders = lower_directories(&mounts);
+    let (_, _, folders) = node.mounted().await;
     assert_eq!(lazy_mounts_below(&node.daemon.root()), folders.len());
     (node, folders)
 }

@@ -103,6 +103,19 @@ fn resources(node: &Node) -> (usize, usize) {
     (threads, files)
 }
 
+/// Waits until the daemon has given back what it has more than before.
+fn wait_for_resources(node: &Node, before: (usize, usize)) {
+    wait_until("threads and files are given back", PATIENCE, || {
+        let (threads, files) = resources(node);
+        match threads <= before.0 && files <= before.1 {
+            true => Ok(()),
+            false => Err(format!(
+                "{threads} threads, {files} files; before: {before:?}"
+            )),
+        }
+    });
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_pulls_at_once_of_the_same_and_of_other_images_ask_for_everything_once_and_leak_nothing()
  {
@@ -149,15 +162,7 @@ async fn fifty_pulls_at_once_of_the_same_and_of_other_images_ask_for_everything_
         join_all(images.iter().map(|image| remove(&client, image))).await;
         wait_for_nothing_left(&node);
     }
-    wait_until("threads and files are given back", PATIENCE, || {
-        let (threads, files) = resources(&node);
-        match threads <= before.0 && files <= before.1 {
-            true => Ok(()),
-            false => Err(format!(
-                "{threads} threads, {files} files; before: {before:?}"
-            )),
-        }
-    });
+    wait_for_resources(&node, before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -235,13 +240,5 @@ async fn pulls_that_are_given_up_leave_a_consistent_state_and_later_ones_succeed
         remove(&client, &image).await;
         wait_for_nothing_left(&node);
     }
-    wait_until("threads and files are given back", PATIENCE, || {
-        let (threads, files) = resources(&node);
-        match threads <= before.0 && files <= before.1 {
-            true => Ok(()),
-            false => Err(format!(
-                "{threads} threads, {files} files; before: {before:?}"
-            )),
-        }
-    });
+    wait_for_resources(&node, before);
 }

@@ -1,4 +1,5 @@
-//! An upgrade that must not happen does not: whatever is wrong with the new program, the old server goes on.
+//! An upgrade that must not happen does not: whatever is wrong with the new program, the old server goes on,
+//! or another one is started.
 //! Needs root, FUSE, containerd, runc, docker-registry, mmdebstrap and the two programs.
 
 #![expect(
@@ -135,6 +136,29 @@ fn a_program_that_dies_when_it_has_taken_over_gives_everything_back() {
     // And what gave way is as good as before.
     let server = scene.daemon().signal_server(Signal::KILL).unwrap();
     scene.daemon().wait_for_successor(server).unwrap();
+    readers.finish();
+    scene.nothing_leaks();
+}
+
+#[test]
+fn an_old_server_that_cannot_serve_again_is_said_to_be_lost_and_is_replaced() {
+    let folder = TestRoot::new().unwrap();
+    let (scene, program) = scene(folder.path());
+    let readers = scene.start_readers(TIME);
+    let old = scene.daemon().server_pid().unwrap();
+    // Proves itself, and takes the old server with it when it is to serve.
+    let text = format!("#!/bin/sh\necho proved\nread word <&1\nkill -KILL {old}\nexit 3\n");
+    install(&script(folder.path(), "murderer", &text), &program);
+    let refused = format!("{:#}", scene.daemon().upgrade().unwrap_err());
+    assert!(
+        refused.contains("the old server does not serve again (it ended (signal 9)")
+            && refused.contains("the new program does not serve: it ended (exit code 3)")
+            && !refused.contains("goes on"),
+        "{refused}"
+    );
+    // By the program that the supervisor was running, not by the one that is installed.
+    scene.daemon().wait_for_successor(old).unwrap();
+    scene.wait_until_served();
     readers.finish();
     scene.nothing_leaks();
 }

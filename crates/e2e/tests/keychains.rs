@@ -14,117 +14,44 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
-use prost::Message;
-use support::{NO_BACKGROUND, lazy_mounts, stack};
+use support::{NO_BACKGROUND, lazy_mounts, lazy_mounts_below, stack};
+use testkit::cri::api::image_service_client::ImageServiceClient;
+use testkit::cri::api::{
+    AuthConfig, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ListImagesRequest,
+    PullImageRequest, RemoveImageRequest,
+};
 use testkit::image::small_image;
 use testkit::{
     Auth, Containerd, ContainerdOptions, CriOptions, Proxy, Registry, SociCli, SociDaemon,
     SociDaemonOptions, TestRoot,
 };
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 
 const USER: &str = "reader";
 const PASSWORD: &str = "correct-horse-battery";
 
-/// Of CRI's messages what the test needs.
-#[derive(Clone, PartialEq, Message)]
-struct ImageSpec {
-    #[prost(string, tag = "1")]
-    image: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct AuthConfig {
-    #[prost(string, tag = "1")]
-    username: String,
-    #[prost(string, tag = "2")]
-    password: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct PullImageRequest {
-    #[prost(message, optional, tag = "1")]
-    image: Option<ImageSpec>,
-    #[prost(message, optional, tag = "2")]
-    auth: Option<AuthConfig>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ImageRequest {
-    #[prost(message, optional, tag = "1")]
-    image: Option<ImageSpec>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct PullImageResponse {
-    #[prost(string, tag = "1")]
-    image_ref: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Image {
-    #[prost(string, tag = "1")]
-    id: String,
-    #[prost(string, repeated, tag = "2")]
-    repo_tags: Vec<String>,
-}
-
-/// Of ListImages and ImageStatus.
-#[derive(Clone, PartialEq, Message)]
-struct Images {
-    #[prost(message, repeated, tag = "1")]
-    images: Vec<Image>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Filesystem {
-    #[prost(int64, tag = "1")]
-    timestamp: i64,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Filesystems {
-    #[prost(message, repeated, tag = "1")]
-    filesystems: Vec<Filesystem>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Nothing {}
-
-async fn call<M, A>(channel: &Channel, method: &'static str, message: M) -> Result<A, Status>
-where
-    M: Message + 'static,
-    A: Message + Default + 'static,
-{
-    let mut client = tonic::client::Grpc::new(channel.clone());
-    client
-        .ready()
-        .await
-        .map_err(|error| Status::unknown(error.to_string()))?;
-    let path = http::uri::PathAndQuery::from_static(method);
-    let codec = tonic_prost::ProstCodec::<M, A>::default();
-    let answer = client.unary(Request::new(message), path, codec).await?;
-    Ok(answer.into_inner())
-}
+type Images = ImageServiceClient<Channel>;
 
 fn spec(image: &str) -> Option<ImageSpec> {
     Some(ImageSpec {
         image: image.to_owned(),
+        ..ImageSpec::default()
     })
 }
 
-async fn pull(channel: &Channel, image: &str, password: &str) -> Result<String, Status> {
+async fn pull(images: &mut Images, image: &str, password: &str) -> Result<String, Status> {
     let request = PullImageRequest {
         image: spec(image),
         auth: (!password.is_empty()).then(|| AuthConfig {
             username: USER.to_owned(),
             password: password.to_owned(),
+            ..AuthConfig::default()
         }),
+        ..PullImageRequest::default()
     };
-    let answer: PullImageResponse =
-        call(channel, "/runtime.v1.ImageService/PullImage", request).await?;
-    Ok(answer.image_ref)
+    let answer = images.pull_image(request).await?;
+    Ok(answer.into_inner().image_ref)
 }
 
 struct Node {
@@ -164,10 +91,7 @@ impl Node {
     }
 
     fn lazy_mounts(&self) -> usize {
-        let root = self.daemon.root().display().to_string();
-        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let lazy = |line: &&str| line.contains(&root) && line.contains(" - fuse.rawBridge soci ");
-        table.lines().filter(lazy).count()
+        lazy_mounts_below(&self.daemon.root())
     }
 }
 
@@ -309,12 +233,13 @@ fn the_kubelets_credentials_read_lazy_layers_until_the_image_is_removed() {
         let channel = containerd_client::connect(node.daemon.socket())
             .await
             .unwrap();
+        let mut images = Images::new(channel);
         for wrong in ["", "wrong"] {
-            pull(&channel, &image, wrong).await.unwrap_err();
+            pull(&mut images, &image, wrong).await.unwrap_err();
             assert_eq!(node.lazy_mounts(), 0);
         }
         // containerd may still back off from the daemon that was started again.
-        let mut pulled = pull(&channel, &image, PASSWORD).await;
+        let mut pulled = pull(&mut images, &image, PASSWORD).await;
         for _ in 0..60 {
             match &pulled {
                 Err(status)
@@ -322,7 +247,7 @@ fn the_kubelets_credentials_read_lazy_layers_until_the_image_is_removed() {
                         || status.message().contains("unavailable") =>
                 {
                     tokio::time::sleep(Duration::from_millis(500)).await;
-                    pulled = pull(&channel, &image, PASSWORD).await;
+                    pulled = pull(&mut images, &image, PASSWORD).await;
                 }
                 _ => break,
             }
@@ -336,29 +261,23 @@ fn the_kubelets_credentials_read_lazy_layers_until_the_image_is_removed() {
             node.daemon.log().tail(20)
         );
 
-        let listed: Images = call(&channel, "/runtime.v1.ImageService/ListImages", Nothing {})
-            .await
-            .unwrap();
+        let listed = images.list_images(ListImagesRequest::default());
+        let listed = listed.await.unwrap().into_inner();
         let found = listed.images.iter().find(|one| one.id == id).unwrap();
         assert!(found.repo_tags.contains(&image), "{found:?}");
-        let request = ImageRequest {
+        let status = images.image_status(ImageStatusRequest {
             image: spec(&image),
-        };
-        let status: Images = call(
-            &channel,
-            "/runtime.v1.ImageService/ImageStatus",
-            request.clone(),
-        )
-        .await
-        .unwrap();
-        assert_eq!(status.images[0].id, id);
-        let info: Result<Filesystems, Status> =
-            call(&channel, "/runtime.v1.ImageService/ImageFsInfo", Nothing {}).await;
-        assert!(info.unwrap().filesystems.len() <= 1);
+            ..ImageStatusRequest::default()
+        });
+        let status = status.await.unwrap().into_inner();
+        assert_eq!(status.image.unwrap().id, id);
+        let info = images.image_fs_info(ImageFsInfoRequest::default()).await;
+        assert!(info.unwrap().into_inner().image_filesystems.len() <= 1);
 
-        let _: Nothing = call(&channel, "/runtime.v1.ImageService/RemoveImage", request)
-            .await
-            .unwrap();
+        let removed = images.remove_image(RemoveImageRequest {
+            image: spec(&image),
+        });
+        removed.await.unwrap();
         for _ in 0..600 {
             if node.lazy_mounts() == 0 {
                 break;

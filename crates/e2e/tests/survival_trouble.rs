@@ -14,30 +14,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use oci::Digest;
-use support::node::{Client, Image, Node, lower_directories};
+use support::node::Node;
 use support::{NO_BACKGROUND, wait_until};
 use testkit::image::small_image_data;
 use testkit::process::Signal;
 use testkit::{Fault, Rule, SociDaemonOptions};
-use tonic::Code;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// fcntl.h: past the page cache, so that the kernel asks once for each call.
 const O_DIRECT: i32 = 0o40000;
-
-/// Pulls the small image; the roots of its layers, topmost first.
-async fn mounted(node: &Node) -> (Client, Image, Vec<PathBuf>) {
-    let image = node.small("small", true);
-    let client = node.client().await;
-    for layer in 0..image.layers.len() {
-        let answer = client.pull_layer(&image, layer).await;
-        assert_eq!(answer.unwrap_err().code(), Code::AlreadyExists);
-    }
-    let mounts = client.prepare("box", &image.top()).await.unwrap();
-    let roots = lower_directories(&mounts);
-    assert_eq!(roots.len(), image.layers.len());
-    (client, image, roots)
-}
+/// errno.h.
+const ENOENT: i32 = 2;
+const ECONNABORTED: i32 = 103;
+const ENOTCONN: i32 = 107;
 
 fn find(roots: &[PathBuf], name: &str) -> PathBuf {
     let found = roots.iter().map(|root| root.join(name));
@@ -67,7 +56,7 @@ async fn kill_server(node: &Node) {
 async fn a_deadly_read(config: &str) {
     let config = format!("{NO_BACKGROUND}{config}");
     let mut node = Node::start(&config);
-    let (_, _, roots) = mounted(&node).await;
+    let (_, _, roots) = node.mounted().await;
     let words = find(&roots, "data/words");
     let hello = find(&roots, "data/hello");
     node.daemon.terminate().unwrap();
@@ -113,10 +102,68 @@ async fn without_resend_a_read_that_crashes_servers_fails_too() {
     a_deadly_read("[holder]\nresend = false\n").await;
 }
 
+/// Looks for a file that no layer has, in each of these: whoever serves the mount answers ENOENT.
+async fn look_up(roots: &[PathBuf], name: &'static str) -> Vec<Option<i32>> {
+    let looking = roots.iter().cloned().map(|root| {
+        let looked = tokio::task::spawn_blocking(move || root.join(name).metadata());
+        tokio::time::timeout(PATIENCE, looked)
+    });
+    let looked = futures::future::join_all(looking).await.into_iter();
+    let errors = looked.map(|looked| looked.unwrap().unwrap().unwrap_err().raw_os_error());
+    errors.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mount_whose_requests_cannot_be_read_ends_and_the_next_start_mounts_it_anew() {
+    let mut node = Node::start(NO_BACKGROUND);
+    let (_, _, roots) = node.mounted().await;
+    node.daemon.terminate().unwrap();
+    // They wait for the next server, whose first read(2) of a request fails.
+    let waiting = {
+        let roots = roots.clone();
+        tokio::spawn(async move { look_up(&roots, "waiting").await })
+    };
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!waiting.is_finished(), "nobody is there to answer");
+    let mut options = SociDaemonOptions::with_config(NO_BACKGROUND);
+    options.environment = vec![("SOCI_FAULT_POINT".to_owned(), "fuse-read".to_owned())];
+    node.daemon.start_again_with(options).unwrap();
+
+    let answered = waiting.await.unwrap();
+    let named = |line: &str| line.contains("the mount is given up");
+    let line = node.daemon.log().wait_for(0, PATIENCE, named).unwrap();
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let lost = |root: &PathBuf| line["mountpoint"] == root.to_str().unwrap();
+    assert_eq!(roots.iter().filter(|root| lost(root)).count(), 1, "{line}");
+    let expected = |error| {
+        roots
+            .iter()
+            .map(move |root| Some(if lost(root) { error } else { ENOENT }))
+    };
+    assert!(
+        answered.iter().copied().eq(expected(ECONNABORTED)),
+        "{answered:?}"
+    );
+    let later = look_up(&roots, "later").await;
+    assert!(later.iter().copied().eq(expected(ENOTCONN)), "{later:?}");
+    // The server goes on, and neither it nor the holder has that connection any more.
+    let pid = node.daemon.server_pid().unwrap();
+    node.daemon.terminate().unwrap();
+    let log = node.daemon.log().all().join("\n");
+    assert!(!log.contains("the server ended by itself"), "{log}");
+
+    node.daemon
+        .start_again_with(SociDaemonOptions::with_config(NO_BACKGROUND))
+        .unwrap();
+    assert_ne!(node.daemon.server_pid().unwrap(), pid);
+    let anew = look_up(&roots, "anew").await;
+    assert!(anew.iter().all(|error| *error == Some(ENOENT)), "{anew:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_made_while_the_server_is_replaced_wait_and_succeed() {
     let mut node = Node::start(NO_BACKGROUND);
-    let (_, image, _) = mounted(&node).await;
+    let (_, image, _) = node.mounted().await;
     for number in 0..10 {
         let pid = node.daemon.signal_server(Signal::KILL).unwrap();
         // A new connection, as the old one went with the server.
@@ -139,7 +186,7 @@ async fn calls_made_while_the_server_is_replaced_wait_and_succeed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_registry_a_killed_server_is_replaced_and_what_is_stored_is_read() {
     let node = Node::start(NO_BACKGROUND);
-    let (_, _, roots) = mounted(&node).await;
+    let (_, _, roots) = node.mounted().await;
     let noise = find(&roots, "data/noise");
     let expected = Digest::of(&small_image_data().to_vec());
     assert_eq!(Digest::of(&std::fs::read(&noise).unwrap()), expected);
@@ -162,7 +209,7 @@ async fn on_a_full_disk_a_killed_server_is_replaced_and_what_is_stored_is_read()
     let mut options = SociDaemonOptions::with_config(NO_BACKGROUND);
     options.root_size = Some(64 << 20);
     let node = Node::start_with(options);
-    let (_, _, roots) = mounted(&node).await;
+    let (_, _, roots) = node.mounted().await;
     let noise = find(&roots, "data/noise");
     let expected = Digest::of(&small_image_data().to_vec());
     assert_eq!(Digest::of(&std::fs::read(&noise).unwrap()), expected);

@@ -1,10 +1,11 @@
 //! Fault points: named places between two steps, at which a test can make the process die as a crash
-//! would. Release builds have none of it.
+//! would, or a step fail. Release builds have none of it.
 //!
 //! A test starts the program with `SOCI_FAULT_POINT=NAME`, or `NAME:N` to let the point pass until it
 //! is reached for the `N`th time. To add one, write [`point`] with a new name between the two steps;
 //! the end-to-end tests find it in the sources. [`numbered_point`] is one for each of many things.
-//! Every process that inherits the environment dies there, each counting for itself.
+//! Every process that inherits the environment dies there, each counting for itself. At [`fails`] a step
+//! fails instead.
 
 #![forbid(unsafe_code)]
 
@@ -35,6 +36,14 @@ pub fn numbered_point(name: &str, number: u64) {
     {
         std::process::abort();
     }
+}
+
+/// Whether the step of this name is to fail now, as if the system had refused it: once, by the same
+/// variable.
+#[inline]
+#[must_use]
+pub fn fails(name: &str) -> bool {
+    cfg!(debug_assertions) && chosen().is_some_and(|chosen| chosen.is_reached(name))
 }
 
 /// The point at which this process is to die.

@@ -127,16 +127,7 @@ fn a_span_larger_than_the_memory_budget_is_served() {
 #[test]
 fn after_a_restart_what_was_fetched_needs_no_source() {
     let sample = Sample::gzip(30, 100_000);
-    let rig = Rig::new(quick());
-    let layer = rig.open(&sample, MemoryBlob::new(sample.blob.clone()));
-    check_all(&layer, &sample.tar, 100_000);
-    eventually("complete", || layer.stored().is_complete());
-    let dir = rig.dir.clone();
-    rig.runtime
-        .as_ref()
-        .unwrap()
-        .block_on(rig.fetcher.shutdown());
-    drop((layer, rig));
+    let dir = Rig::left_behind(&sample);
 
     let rig = Rig::at(dir, quick(), LayerStoreConfig::default());
     let nothing = MemoryBlob::new(sample.blob.clone());
@@ -151,16 +142,7 @@ fn after_a_restart_what_was_fetched_needs_no_source() {
 #[test]
 fn what_rots_on_disk_is_fetched_again_and_never_served() {
     let sample = Sample::gzip(30, 100_000);
-    let rig = Rig::new(quick());
-    let layer = rig.open(&sample, MemoryBlob::new(sample.blob.clone()));
-    check_all(&layer, &sample.tar, 100_000);
-    eventually("complete", || layer.stored().is_complete());
-    let dir = rig.dir.clone();
-    rig.runtime
-        .as_ref()
-        .unwrap()
-        .block_on(rig.fetcher.shutdown());
-    drop((layer, rig));
+    let dir = Rig::left_behind(&sample);
 
     let name = format!("{}-{}", sample.digest().hex(), sample.ztoc_digest().hex());
     let path = dir.path().join("layers").join(name).join("data");

@@ -1,18 +1,18 @@
 //! Mounts of ours that an earlier process left, seen by one that serves nothing: which there are, and how
 //! to end them. The mounts themselves are never looked at: whoever does waits for their server.
 
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
+use mountinfo::{Mount, Table};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags, fsconfig_create, fsmount, fsopen,
 };
 
-use crate::{FuseError, as_in_mountinfo, mountinfo};
+use crate::mount::{KIND, SOURCE};
+use crate::{FuseError, as_in_mountinfo};
 
 /// Where the kernel's list of FUSE connections is mounted, if it is.
 const CONNECTIONS: &str = "/sys/fs/fuse/connections";
@@ -31,24 +31,17 @@ pub struct LeftMount {
 /// # Errors
 /// If /proc/self/mountinfo cannot be read.
 pub fn left_below(folder: &Path) -> io::Result<Vec<LeftMount>> {
-    let table = std::fs::read("/proc/self/mountinfo")?;
-    Ok(ours_below(&table, &as_in_mountinfo(folder)))
+    Ok(ours_below(&Table::read()?, &as_in_mountinfo(folder)))
 }
 
-fn ours_below(table: &[u8], folder: &Path) -> Vec<LeftMount> {
-    let mount = |line: &&[u8]| {
-        let mountpoint = PathBuf::from(OsString::from_vec(mountinfo::mountpoint_of(line)?));
-        let connection = mountinfo::connection_of(line)?;
-        Some(LeftMount {
-            mountpoint,
-            connection,
-        })
-    };
-    let lines: Vec<&[u8]> = table.split(|&byte| byte == b'\n').collect();
-    let mounts = lines.iter().rev().filter_map(mount);
-    mounts
-        .filter(|mount| mount.mountpoint.starts_with(folder) && mount.mountpoint != folder)
-        .collect()
+fn ours_below(table: &Table, folder: &Path) -> Vec<LeftMount> {
+    let ours = |mount: &Mount<'_>| mount.is(KIND, SOURCE) && mount.point != folder;
+    let mounts = table.under(folder).rev().filter(ours);
+    let left = mounts.map(|mount| LeftMount {
+        mountpoint: mount.point.into_owned(),
+        connection: mount.device.minor,
+    });
+    left.collect()
 }
 
 impl LeftMount {
@@ -107,14 +100,15 @@ mod tests {
 
     #[test]
     fn only_our_own_mounts_below_the_folder_are_found() {
-        let table = b"27 1 254:0 / / rw - ext4 /dev/vda rw\n\
+        let table = "27 1 254:0 / / rw - ext4 /dev/vda rw\n\
             40 27 0:40 / /r/s/1/fs ro,nosuid shared:3 - fuse.rawBridge soci ro\n\
             41 27 0:41 / /r/s/2\\040x ro - fuse.rawBridge soci ro\n\
             42 27 0:42 / /r/s/3 ro - fuse.sshfs soci ro\n\
             43 27 0:43 / /r/s/4 ro - fuse.rawBridge other ro\n\
             44 27 0:44 / /rest/s/5 ro - fuse.rawBridge soci ro\n\
             45 27 0:x / /r/s/6 ro - fuse.rawBridge soci ro\n";
-        let found = ours_below(table, Path::new("/r"));
+        let table = Table::from(table.as_bytes().to_vec());
+        let found = ours_below(&table, Path::new("/r"));
         let found: Vec<_> = found
             .iter()
             .map(|mount| (mount.mountpoint.to_str().unwrap(), mount.connection))

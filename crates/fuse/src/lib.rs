@@ -18,7 +18,6 @@ mod interrupt;
 mod journal;
 mod left;
 mod mount;
-mod mountinfo;
 mod pool;
 mod reply;
 mod request;

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use mountinfo::Table;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -18,11 +19,16 @@ use crate::connection::{Connection, ConnectionFacts, ContentIdentity};
 use crate::error::FuseError;
 use crate::init::{Limits, Negotiated, negotiate};
 use crate::journal::SLOT_SIZE;
-use crate::mountinfo;
 use crate::request::{Operation, Request};
 
 /// mount(2) queues INIT before it returns, so this is never reached on a working kernel.
 const INIT_WAIT: Duration = Duration::from_secs(10);
+
+/// The type of our mounts.
+pub(crate) const KIND: &str = "fuse.rawBridge";
+
+/// The source of our mounts.
+pub(crate) const SOURCE: &str = "soci";
 
 /// How to mount.
 #[derive(Debug, Clone, Default)]
@@ -53,14 +59,11 @@ pub fn mount(mountpoint: &Path, options: &MountOptions) -> Result<Connection, Fu
     let negotiated = begin(&device, mountpoint, &options.limits).inspect_err(|_| {
         let _ = unmount(mountpoint);
     })?;
-    let number = std::fs::read("/proc/self/mountinfo")
-        .ok()
-        .and_then(|table| mountinfo::device_of(&table, mountpoint));
     let facts = ConnectionFacts {
         mountpoint: mountpoint.to_owned(),
         negotiated,
         content: options.content.clone(),
-        device: number,
+        device: device_at(mountpoint),
         key: random_key(),
     };
     if let Some(kib) = options.readahead_kib {
@@ -96,9 +99,9 @@ fn attach(device: &OwnedFd, mountpoint: &Path) -> Result<(), FuseError> {
     ))
     .map_err(|_| failed(Errno::INVAL))?;
     rustix::mount::mount(
-        "soci",
+        SOURCE,
         mountpoint,
-        "fuse.rawBridge",
+        KIND,
         MountFlags::RDONLY,
         data.as_c_str(),
     )
@@ -173,16 +176,21 @@ pub fn as_in_mountinfo(mountpoint: &Path) -> PathBuf {
 /// Whether the connection's mount is (still) the topmost one on its mount point.
 #[must_use]
 pub fn is_mounted(facts: &ConnectionFacts) -> bool {
-    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    let device = mountinfo::device_of(&table, &facts.mountpoint);
+    let device = device_at(&facts.mountpoint);
     device.is_some() && device == facts.device
 }
 
 /// Whether anything is mounted on exactly this path. The mount itself is not looked at: it may be dead.
 #[must_use]
 pub fn is_mount_point(path: &Path) -> bool {
-    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    mountinfo::device_of(&table, &as_in_mountinfo(path)).is_some()
+    device_at(&as_in_mountinfo(path)).is_some()
+}
+
+/// The device (`major:minor`) of the topmost mount on exactly this path. Asking the mount itself could
+/// wait for ourselves.
+fn device_at(mountpoint: &Path) -> Option<String> {
+    let table = Table::read().ok()?;
+    Some(table.at(mountpoint)?.device.to_string())
 }
 
 /// Sets the readahead of a mount. A failure is only logged: the mount works, slower.

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,10 @@ pub(crate) struct Hub {
     next_id: AtomicU64,
     stations: RwLock<HashMap<u64, Arc<Station>>>,
     journal: Arc<Journal>,
+    on_end: OnceLock<Box<TellEnd>>,
 }
+
+type TellEnd = dyn Fn(&ConnectionFacts) + Send + Sync;
 
 /// The threads. Clones are the same pool; it ends with [`Pool::shutdown`] or its last clone.
 #[derive(Clone)]
@@ -88,6 +91,7 @@ impl Pool {
             next_id: AtomicU64::new(STOP + 1),
             stations: RwLock::default(),
             journal,
+            on_end: OnceLock::new(),
         });
         let pool = Self {
             inner: Arc::new(Threads {
@@ -182,6 +186,14 @@ impl Pool {
             hub: hub.clone(),
             station,
         })
+    }
+
+    /// Has `tell` called when a connection has ended: unmounted everywhere, aborted, or given up because its
+    /// requests cannot be read. In the last case readers wait until whoever has another descriptor of it
+    /// closes that. A worker calls, which serves nobody meanwhile; perhaps more than once for a connection.
+    /// Only the first `tell` counts.
+    pub fn on_end(&self, tell: impl Fn(&ConnectionFacts) + Send + Sync + 'static) {
+        let _ = self.inner.hub.on_end.set(Box::new(tell));
     }
 
     /// How many connections are served now.
@@ -281,10 +293,14 @@ impl Hub {
         stations.values().filter(waiting).cloned().collect()
     }
 
-    /// Stops serving a connection that is unmounted everywhere.
+    /// Stops serving a connection that nobody can serve any more.
     pub(crate) fn end(&self, station: &Station) {
-        self.journal.forget_connection(station.channel.facts.key);
+        let facts = &station.channel.facts;
+        self.journal.forget_connection(facts.key);
         self.forget(station);
+        if let Some(tell) = self.on_end.get() {
+            tell(facts);
+        }
     }
 
     /// Stops serving a connection and closes its descriptor.

@@ -87,7 +87,7 @@ fn serve_turn(hub: &Hub, station: &Arc<Station>, slot: &mut Slot) {
                     error = %error,
                     "reading FUSE requests failed; the mount is given up"
                 );
-                hub.forget(station);
+                hub.end(station);
                 return;
             }
         }

@@ -15,6 +15,7 @@ use fuse::{
     Attr, Connection, ConnectionFacts, DirBuffer, Entry, Errno, FileSystem, Journal, MountOptions,
     Operation, Pool, Reply, Request,
 };
+use parking_lot::Mutex;
 
 /// A root whose entries are called after numbers; `panic` panics, `secret` is never answered.
 struct Numbers;
@@ -144,6 +145,35 @@ fn a_live_connection_is_taken_up_by_another_pool_without_init() {
     let _served = second.serve(connection, Arc::new(Numbers)).unwrap();
     assert_eq!(reader.join().unwrap(), b"008");
     assert_eq!(std::fs::read(at.path().join("9")).unwrap(), b"009");
+}
+
+#[test]
+fn a_connection_whose_requests_cannot_be_read_ends_although_somebody_else_holds_it() {
+    let at = Mountpoint::new();
+    let connection = at.mount();
+    let facts = connection.facts().clone();
+    let holder = Arc::new(Mutex::new(Some(connection)));
+    let path = at.path().join("8");
+    let reader = std::thread::spawn(move || std::fs::read(path));
+    let pool = Pool::new(2, Journal::create().unwrap()).unwrap();
+    let (held, ours) = (holder.clone(), facts.key);
+    pool.on_end(move |facts| {
+        assert_eq!(facts.key, ours);
+        held.lock().take();
+    });
+    // Opened anew it belongs to no connection: poll(2) says that there is an error, and read(2) which.
+    let unusable = std::fs::File::options().read(true).open("/dev/fuse");
+    let unusable = Connection::from_parts(unusable.unwrap().into(), facts);
+    let served = pool.serve(unusable, Arc::new(Numbers)).unwrap();
+    assert!(served.wait_ended(Duration::from_secs(60)));
+    let error = reader.join().unwrap().unwrap_err();
+    assert_eq!(
+        error.raw_os_error(),
+        Some(Errno::CONNABORTED.raw_os_error())
+    );
+    let error = std::fs::read(at.path().join("9")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(Errno::NOTCONN.raw_os_error()));
+    assert!(holder.lock().is_none());
 }
 
 #[test]

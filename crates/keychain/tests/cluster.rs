@@ -13,16 +13,10 @@ use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, Response};
 use axum::routing::get;
 use futures::StreamExt as _;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto::Builder;
-use hyper_util::service::TowerToHyperService;
 use keychain::{KubeSecrets, KubeSettings};
 use registry::{Credential, Credentials as _};
+use testkit::Https;
 use tokio::sync::broadcast;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 const TOKEN: &str = "correct-token";
 const PASSWORD: &str = "hunter2";
@@ -46,18 +40,9 @@ struct Secrets {
 }
 
 struct Server {
-    port: u16,
-    /// Its certificate, which is its own authority.
-    pem: String,
+    https: Https,
     cluster: Cluster,
     folder: tempfile::TempDir,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 fn base64(text: &str) -> String {
@@ -172,18 +157,7 @@ async fn secrets(
 impl Server {
     async fn start() -> Self {
         // As the daemon does at its start.
-        let _ = ring::default_provider().install_default();
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-        let tls = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key)
-            .unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(tls));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let cluster = Cluster {
             state: Arc::default(),
             events: broadcast::channel(64).0,
@@ -191,26 +165,10 @@ impl Server {
         let app = Router::new()
             .route("/api/v1/secrets", get(secrets))
             .with_state(cluster.clone());
-        let task = tokio::spawn(async move {
-            loop {
-                let (connection, _) = listener.accept().await.unwrap();
-                let (acceptor, app) = (acceptor.clone(), app.clone());
-                tokio::spawn(async move {
-                    if let Ok(stream) = acceptor.accept(connection).await {
-                        let service = TowerToHyperService::new(app);
-                        let _ = Builder::new(TokioExecutor::new())
-                            .serve_connection(TokioIo::new(stream), service)
-                            .await;
-                    }
-                });
-            }
-        });
         Self {
-            port,
-            pem: made.cert.pem(),
+            https: Https::start(&[], app).await.unwrap(),
             cluster,
             folder: tempfile::tempdir().unwrap(),
-            task,
         }
     }
 
@@ -225,8 +183,8 @@ impl Server {
              contexts:\n- name: here\n  context: {{cluster: c, user: u}}\n\
              clusters:\n- name: c\n  cluster:\n    server: https://localhost:{}\n    certificate-authority-data: {}\n\
              users:\n- name: u\n  user: {user}\n",
-            self.port,
-            base64(&self.pem)
+            self.https.port(),
+            base64(self.https.certificate())
         );
         std::fs::write(self.path(), text).unwrap();
     }
@@ -366,9 +324,10 @@ async fn an_api_server_with_another_certificate_gets_no_token() {
         .cluster
         .set("a", &data_of(&docker_config("a.example", "one")));
     server.kubeconfig(&format!("{{token: {TOKEN}}}"));
-    let wrong = std::fs::read_to_string(server.path())
-        .unwrap()
-        .replace(&base64(&server.pem), &base64(&other.pem));
+    let wrong = std::fs::read_to_string(server.path()).unwrap().replace(
+        &base64(server.https.certificate()),
+        &base64(other.https.certificate()),
+    );
     std::fs::write(server.path(), wrong).unwrap();
     let secrets = server.follow();
     assert_eq!(user(&secrets, "a.example").await, None);

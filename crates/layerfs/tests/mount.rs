@@ -528,7 +528,7 @@ fn a_hundred_thousand_files_are_listed_and_found() {
 fn timeouts_are_lower_bounds_and_zero_turns_caching_off() {
     let _alone = alone();
     let tar = Layer::new().file("f", b"x").tar();
-    let ztoc = support::ztoc_of(&tar);
+    let ztoc = ztoc_of(&tar);
     let asked = |attr_timeout| {
         let options = MountOptions {
             attr_timeout,

@@ -116,9 +116,13 @@ impl Shared {
                 "a mount does not survive the daemon: its descriptor cannot be duplicated"
             );
         }
+        // When it ended the holder may not have had it yet.
+        if !mounted.is_served() {
+            self.let_go(mounted.facts());
+        }
     }
 
-    /// A connection has ended.
+    /// Nobody will serve a connection any more.
     pub(crate) fn let_go(&self, facts: &ConnectionFacts) {
         if let Some(keeper) = &self.keeper {
             keeper.remove(&holder_key(facts));

@@ -26,7 +26,7 @@ use unpack::Unpacker;
 use ztoc::soci_index::ZtocDescriptor;
 
 use crate::discovery::{Discovery, FoundIndex};
-use crate::held::{HeldConnection, HeldConnections, HeldError};
+use crate::held::{HeldConnection, HeldConnections, HeldError, holder_key};
 use crate::image_counts::ImageCounts;
 use crate::kept::KeptIndexes;
 use crate::labels::{ImageKey, ImageLayer};
@@ -121,6 +121,12 @@ impl LazyLayers {
             config,
         } = parts;
         let held = HeldConnections::new(held)?;
+        if let Some(keeper) = &keeper {
+            let keeper = keeper.clone();
+            // Those of the keeper are the last descriptors of a connection that was given up: without them
+            // its readers get errors.
+            pool.on_end(move |facts| keeper.remove(&holder_key(facts)));
+        }
         let asked = Asked {
             layers: held.layers().into_iter().collect(),
             images: held.images().into_iter().collect(),
@@ -668,7 +674,7 @@ impl LayerProvider for LazyLayers {
             Some(mount) if mount.mounted.is_served() => Ok(()),
             Some(_) => Err(ProviderError::new(
                 mountpoint,
-                "its FUSE connection was aborted; remove the image and pull it again",
+                "its FUSE connection has ended; restart the daemon to have it mounted anew",
             )),
             None => Err(ProviderError::new(
                 mountpoint,

@@ -8,6 +8,7 @@ use http::header::{ACCEPT, CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue};
 use oci::{Descriptor, Digest, Reference};
 use serde::Deserialize;
+use url::Url;
 
 use crate::auth::Purpose;
 use crate::client::head_refused;
@@ -121,13 +122,13 @@ impl Client {
     }
 }
 
-/// What HEAD tells; `None` if that is not everything.
-async fn head(
+async fn ask(
     shared: &Shared,
     endpoint: &Endpoint,
     reference: &Reference,
     key: &ManifestKey,
-) -> Result<Option<Descriptor>, RegistryError> {
+    how: fn(Url, HeaderMap) -> Ask<'static>,
+) -> Result<Incoming, RegistryError> {
     let scope = pull_scope(reference.repository());
     let purpose = Purpose {
         endpoint,
@@ -135,7 +136,17 @@ async fn head(
         scope: &scope,
     };
     let url = endpoint.url(reference.repository(), &["manifests", &key.to_string()]);
-    let response = shared.exchange(purpose, Ask::head(url, accept())).await?;
+    shared.exchange(purpose, how(url, accept())).await
+}
+
+/// What HEAD tells; `None` if that is not everything.
+async fn head(
+    shared: &Shared,
+    endpoint: &Endpoint,
+    reference: &Reference,
+    key: &ManifestKey,
+) -> Result<Option<Descriptor>, RegistryError> {
+    let response = ask(shared, endpoint, reference, key, Ask::head).await?;
     let digest = match (key, said_digest(&response)) {
         (ManifestKey::Digest(digest), said) => {
             check(&response, *digest, said.unwrap_or(*digest))?;
@@ -159,14 +170,7 @@ async fn get(
     reference: &Reference,
     key: &ManifestKey,
 ) -> Result<(Descriptor, Bytes), RegistryError> {
-    let scope = pull_scope(reference.repository());
-    let purpose = Purpose {
-        endpoint,
-        reference,
-        scope: &scope,
-    };
-    let url = endpoint.url(reference.repository(), &["manifests", &key.to_string()]);
-    let response = shared.exchange(purpose, Ask::get(url, accept())).await?;
+    let response = ask(shared, endpoint, reference, key, Ask::get).await?;
     let expected = match key {
         ManifestKey::Digest(digest) => Some(*digest),
         ManifestKey::Tag(_) => said_digest(&response),

@@ -10,7 +10,6 @@ use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, openat};
 
 use crate::error::SnapshotterError;
 use crate::metadata::Link;
-use crate::mountinfo::usable_in_options;
 use crate::place::Place;
 
 /// Mode of the root of a snapshot, whatever the umask: containers see it as `/`.
@@ -233,4 +232,11 @@ fn reports_types(directory: &Path) -> io::Result<bool> {
         }
     }
     Ok(false)
+}
+
+/// Whether the text of a mount option can hold this path: overlayfs splits at commas and
+/// colons, and the API carries UTF-8.
+fn usable_in_options(path: &Path) -> bool {
+    path.to_str()
+        .is_some_and(|path| !path.contains([',', ':', '\\']))
 }

@@ -18,7 +18,6 @@ pub mod labels;
 mod layers;
 mod lowers;
 mod metadata;
-mod mountinfo;
 mod mounts;
 mod outcome;
 mod place;

@@ -15,7 +15,6 @@ use crate::lowers::Lowers;
 use crate::metadata::{
     Fallback, LayerCommit, LayerOutcome, LazyRecord, Link, MadeLayer, NewSnapshot,
 };
-use crate::mountinfo::Mounts;
 use crate::outcome::{log_exists, log_lazy, log_not_unpacked, log_refusal, log_unpacked};
 use crate::place::Place;
 use crate::provider::{LayerRefusal, LayerRequest, MountedInfo};
@@ -317,11 +316,10 @@ impl Inner {
 
     /// Whether anything is mounted in a directory of ours. Blocking.
     pub(crate) fn mounted_now(&self, place: impl Into<Place>) -> Result<bool, SnapshotterError> {
-        let mounts = Mounts::read().map_err(SnapshotterError::io(
-            "read",
-            "/proc/self/mountinfo".as_ref(),
-        ))?;
-        Ok(mounts.under(&self.directories.real_snapshot(place)))
+        let failed = SnapshotterError::io("read", mountinfo::PATH.as_ref());
+        let table = mountinfo::Table::read().map_err(failed)?;
+        let path = self.directories.real_snapshot(place);
+        Ok(table.under(&path).next().is_some())
     }
 }
 

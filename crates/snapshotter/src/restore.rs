@@ -13,7 +13,6 @@ use crate::error::SnapshotterError;
 use crate::id_maps::IdMaps;
 use crate::lowers::Lowers;
 use crate::metadata::LazyRecord;
-use crate::mountinfo::Mounts;
 use crate::place::Place;
 use crate::provider::{LayerRefusal, LayerRequest, ProviderError, Restoration};
 use crate::snapshotter::{CONCURRENT_MOUNTS, Inner};
@@ -183,12 +182,11 @@ impl Inner {
     fn prepare_mountpoints(&self) -> Result<Vec<LazyMount>, SnapshotterError> {
         let lazy = self.lazy_mounts()?;
         if !lazy.is_empty() {
-            let mounts = Mounts::read().map_err(SnapshotterError::io(
-                "read",
-                "/proc/self/mountinfo".as_ref(),
-            ))?;
+            let failed = SnapshotterError::io("read", mountinfo::PATH.as_ref());
+            let table = mountinfo::Table::read().map_err(failed)?;
+            let mounts = table.points();
             for LazyMount { place, .. } in &lazy {
-                if !mounts.under(&self.directories.real_snapshot(*place)) {
+                if !mounts.any_under(&self.directories.real_snapshot(*place)) {
                     self.directories.ensure_mountpoint(*place)?;
                 }
             }

@@ -4,7 +4,6 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::error::SnapshotterError;
-use crate::mountinfo::Mounts;
 use crate::place::Place;
 use crate::snapshotter::Inner;
 
@@ -64,11 +63,12 @@ impl Inner {
         }
         let in_flight = self.in_flight();
         let known = self.metadata.ids()?;
-        let failed = SnapshotterError::io("read", "/proc/self/mountinfo".as_ref());
-        let mounts = Mounts::read().map_err(failed)?;
+        let failed = SnapshotterError::io("read", mountinfo::PATH.as_ref());
+        let table = mountinfo::Table::read().map_err(failed)?;
+        let mounts = table.points();
         for (path, new) in folders {
             let unused = new >= self.first_id && !known.contains(&new) && !in_flight.contains(&new);
-            if !unused || mounts.under(&self.directories.real_path(&path)) {
+            if !unused || mounts.any_under(&self.directories.real_path(&path)) {
                 continue;
             }
             if let Err(error) = std::fs::remove_dir_all(&path) {

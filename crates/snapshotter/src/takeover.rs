@@ -10,6 +10,7 @@
 //! taken over anew.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -20,7 +21,6 @@ use crate::api::v1::Kind;
 use crate::error::SnapshotterError;
 use crate::labels::Labels;
 use crate::metadata::{Metadata, TakenOver, Usage};
-use crate::mountinfo::Mounts;
 
 /// The name of v0.15's database in the snapshotter's directory.
 const FILE_NAME: &str = "metadata.db";
@@ -114,18 +114,21 @@ fn take_over(
 /// Takes down the mounts of a process that is dead (it would hold the lock of its database):
 /// nothing below them can be looked at, and nothing may be mounted above them.
 fn clear_mounts(snapshots: &Path) -> Result<(), SnapshotterError> {
-    let mountinfo = Path::new("/proc/self/mountinfo");
-    let mounts = Mounts::read().map_err(SnapshotterError::io("read", mountinfo))?;
-    let stale = mounts.of_type(FUSE_TYPE, snapshots);
-    for point in &stale {
-        unmount(*point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+    let failed = SnapshotterError::io("read", mountinfo::PATH.as_ref());
+    let table = mountinfo::Table::read().map_err(failed)?;
+    let mut count = 0;
+    // Those that were mounted last first.
+    for mount in table.under(snapshots).rev() {
+        if mount.kind != OsStr::new(FUSE_TYPE) {
+            continue;
+        }
+        let point: &Path = &mount.point;
+        unmount(point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
             .map_err(|error| SnapshotterError::io("unmount", point)(error.into()))?;
+        count += 1;
     }
-    if !stale.is_empty() {
-        tracing::info!(
-            count = stale.len(),
-            "took down the dead mounts of soci-snapshotter v0.15"
-        );
+    if count > 0 {
+        tracing::info!(count, "took down the dead mounts of soci-snapshotter v0.15");
     }
     Ok(())
 }

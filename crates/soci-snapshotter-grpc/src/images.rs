@@ -124,7 +124,7 @@ fn broken(layer: &LayerState, mount: Option<&MountReport>) -> Option<(String, St
     }
     let reason = match mount {
         Some(mount) if mount.is_served => return None,
-        Some(_) => "its FUSE connection was aborted; remove the image and pull it again",
+        Some(_) => "its FUSE connection has ended; restart the daemon to have it mounted anew",
         None => "it is not mounted; the log of the last start says why",
     };
     Some(("failed".to_owned(), reason.to_owned()))

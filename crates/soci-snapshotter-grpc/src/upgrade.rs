@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(240);
 /// How the last hand-over went.
 #[derive(Debug, Serialize, Deserialize)]
 struct Outcome {
-    /// Why it failed; absent: it did not.
+    /// Why it failed, and what became of the old server; absent: it did not fail.
     error: Option<String>,
 }
 
@@ -43,7 +43,7 @@ pub(crate) fn report(root: &Path, outcome: Result<(), String>) {
 /// Asks the daemon of `root` to hand over and waits until it has.
 ///
 /// # Errors
-/// If there is no daemon, or the hand-over failed; then the old server goes on.
+/// If there is no daemon, or the hand-over failed; it says what became of the old server.
 pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
     let supervisor = root::owner(root)?
         .and_then(|owner| owner.supervisor)
@@ -65,7 +65,7 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
                 .with_context(|| format!("{} cannot be read", path.display()))?;
             return match outcome.error {
                 None => Ok(()),
-                Some(error) => bail!("the old server goes on: {error}"),
+                Some(error) => bail!(error),
             };
         }
         std::thread::sleep(Duration::from_millis(50));

@@ -57,8 +57,11 @@ enum Command {
     Pull(pull::Pull),
     Status(status::Status),
     AbortMounts(abort_mounts::AbortMounts),
+    #[command(subcommand)]
     Index(index::IndexCommand),
+    #[command(subcommand)]
     Ztoc(ztoc::ZtocCommand),
+    #[command(subcommand)]
     Prefetch(prefetch::PrefetchCommand),
     RebuildDb(rebuild_db::RebuildDb),
     Check(check::Check),
@@ -135,9 +138,13 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Resu
         Command::Pull(command) => block_on(command.run(&global)),
         Command::Status(command) => block_on(limited(global.timeout, command.run(&global))),
         Command::AbortMounts(command) => command.run(&global),
-        Command::Index(command) => block_on(command.run(&global)),
-        Command::Ztoc(command) => block_on(command.run(&global)),
-        Command::Prefetch(command) => block_on(command.run(&global)),
+        Command::Index(command) => {
+            block_on(limited(global.timeout, Box::pin(command.run(&global))))
+        }
+        Command::Ztoc(command) => block_on(limited(global.timeout, Box::pin(command.run(&global)))),
+        Command::Prefetch(command) => {
+            block_on(limited(global.timeout, Box::pin(command.run(&global))))
+        }
         Command::RebuildDb(command) => block_on(command.run(&global)),
         Command::Check(command) => block_on(command.run(&global)),
         Command::Ls(command) => block_on(command.run(&global)),

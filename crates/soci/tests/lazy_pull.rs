@@ -7,40 +7,22 @@
     reason = "a test fails by panicking"
 )]
 
-use std::path::Path;
 use std::process::Command;
 
 use oci::Descriptor;
 use serde_json::Value;
-use testkit::{Content, ImageBuilder, Layer, Run, Stack, StackOptions};
+use testkit::image::three_layers;
+use testkit::process::lazy_mounts_below;
+use testkit::{Content, Run, Stack, StackOptions};
 
 const NAMESPACE: &str = "test";
 
-/// Layers of 1 MB of code, 3 MB of noise, and a few bytes; at `app:plain`, and with an index of
+/// [`three_layers`] at `app:plain`, and with an index of
 /// the layers from `min_layer_size` on at `app:soci`.
 fn push(stack: &Stack, min_layer_size: u64) -> Vec<Descriptor> {
     let dir = tempfile::tempdir().unwrap();
-    let image = ImageBuilder::new()
-        .layer(
-            Layer::new()
-                .dir("bin")
-                .program("bin/busybox", Path::new("/bin/busybox"))
-                .unwrap()
-                .symlink("bin/sh", "busybox")
-                .symlink("bin/cat", "busybox")
-                .symlink("bin/sha256sum", "busybox"),
-        )
-        .layer(Layer::new().file(
-            "data/noise",
-            Content::Noise {
-                seed: 1,
-                length: 3_000_000,
-            },
-        ))
-        .layer(Layer::new().text("etc/motd", "lazily\n"))
-        .command(["cat", "/etc/motd"])
-        .write(dir.path(), "plain")
-        .unwrap();
+    let image = three_layers().unwrap();
+    let image = image.write(dir.path(), "plain").unwrap();
     stack.push(dir.path(), "plain", "app").unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_soci"))
         .args(["convert", "--standalone", "--span-size", "262144"])
@@ -83,13 +65,7 @@ fn listed(stack: &Stack, arguments: &[&str]) -> String {
 
 /// The lazy mounts of the daemon.
 fn mounts(stack: &Stack) -> usize {
-    let root = stack.daemon.root();
-    let root = root.to_str().unwrap().trim_end_matches('/');
-    std::fs::read_to_string("/proc/self/mountinfo")
-        .unwrap()
-        .lines()
-        .filter(|line| line.contains(root) && line.contains(" - fuse.rawBridge "))
-        .count()
+    lazy_mounts_below(&stack.daemon.root()).unwrap()
 }
 
 #[test]

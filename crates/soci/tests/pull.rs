@@ -6,14 +6,11 @@
     reason = "a test fails by panicking"
 )]
 
-use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use testkit::{
-    Containerd, ContainerdOptions, Content, Ctr, Fault, ImageBuilder, Layer, Proxy, Registry, Rule,
-    Run, Throttle,
-};
+use testkit::image::three_layers;
+use testkit::{Containerd, ContainerdOptions, Ctr, Fault, Proxy, Registry, Rule, Run, Throttle};
 
 /// The digests of an image's layers, lowest first, and where it is.
 struct Image {
@@ -26,26 +23,8 @@ impl Image {
     /// Three layers with busybox in the lowest, at `app:v1` of the registry.
     fn push(registry: &Registry) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let image = ImageBuilder::new()
-            .layer(
-                Layer::new()
-                    .dir("bin")
-                    .program("bin/busybox", Path::new("/bin/busybox"))
-                    .unwrap()
-                    .symlink("bin/sh", "busybox")
-                    .symlink("bin/cat", "busybox"),
-            )
-            .layer(Layer::new().file(
-                "data/a",
-                Content::Noise {
-                    seed: 1,
-                    length: 3_000_000,
-                },
-            ))
-            .layer(Layer::new().text("etc/motd", "lazily\n"))
-            .command(["cat", "/etc/motd"])
-            .write(&dir.path().join("image"), "v1")
-            .unwrap();
+        let image = three_layers().unwrap();
+        let image = image.write(&dir.path().join("image"), "v1").unwrap();
         registry.push_layout(&image.dir, "v1", "app").unwrap();
         let blob = image
             .dir

@@ -263,10 +263,11 @@ impl Drop for Systemd {
 
 /// Where cgroup2 is mounted: `/sys/fs/cgroup`, or beside the hierarchies of version 1.
 fn cgroup2() -> Result<PathBuf> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let line = table.lines().find(|line| line.contains(" - cgroup2 "));
-    let path = line.and_then(|line| line.split(' ').nth(4));
-    path.map(PathBuf::from).context(
+    let table = mountinfo::Table::read()?;
+    let found = table
+        .mounts()
+        .find(|mount| mount.kind == OsStr::new("cgroup2"));
+    found.map(|mount| mount.point.into_owned()).context(
         "no cgroup2 file system is mounted here, without which systemd does not run: mount -t cgroup2 \
          cgroup2 /sys/fs/cgroup (or /sys/fs/cgroup/unified)",
     )

@@ -62,17 +62,7 @@ enum Part {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let ended = testkit::clean_up_at_signals(|| {
-        eprintln!("bench: interrupted; everything it started is ended and removed");
-        std::process::exit(1);
-    });
-    match ended.and_then(|()| bench(&options)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    e2e::run("bench", || bench(&options))
 }
 
 fn bench(options: &Options) -> Result<()> {

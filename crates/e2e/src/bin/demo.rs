@@ -35,17 +35,7 @@ struct Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let ended = testkit::clean_up_at_signals(|| {
-        eprintln!("demo: interrupted; everything it started is ended and removed");
-        std::process::exit(1);
-    });
-    match ended.and_then(|()| demo(&options)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("demo: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    e2e::run("demo", || demo(&options))
 }
 
 fn demo(options: &Options) -> Result<()> {

@@ -71,13 +71,7 @@ pub(crate) fn lazy_mounts(stack: &Stack) -> usize {
 
 /// The same for a daemon's root folder.
 pub(crate) fn lazy_mounts_below(root: &Path) -> usize {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    table
-        .lines()
-        .filter(|line| {
-            line.contains(root.to_str().unwrap()) && line.contains(" - fuse.rawBridge soci ")
-        })
-        .count()
+    testkit::process::lazy_mounts_below(root).unwrap()
 }
 
 /// Waits until `done` says so; its last complaint is in the failure.

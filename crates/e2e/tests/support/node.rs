@@ -16,7 +16,7 @@ use testkit::image::small_image;
 use testkit::{Proxy, Registry, SociCli, SociDaemon, SociDaemonOptions, TestRoot, http_request};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 /// A daemon and its registry.
 pub(crate) struct Node {
@@ -74,6 +74,21 @@ impl Node {
     /// Puts the image `small` of a layout into the registry.
     pub(crate) fn publish(&self, layout: &Path, name: &str, indexed: bool) -> Image {
         Image::publish(&self.registry, &self.proxy, layout, name, indexed)
+    }
+
+    /// Pulls the small image lazily and prepares a container's snapshot; the roots of its layers, topmost
+    /// first.
+    pub(crate) async fn mounted(&self) -> (Client, Image, Vec<PathBuf>) {
+        let image = self.small("small", true);
+        let client = self.client().await;
+        for layer in 0..image.layers.len() {
+            let answer = client.pull_layer(&image, layer).await;
+            assert_eq!(answer.unwrap_err().code(), Code::AlreadyExists);
+        }
+        let mounts = client.prepare("box", &image.top()).await.unwrap();
+        let roots = lower_directories(&mounts);
+        assert_eq!(roots.len(), image.layers.len());
+        (client, image, roots)
     }
 
     pub(crate) async fn client(&self) -> Client {

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use fetch::{FetchConfig, LayerData as _, LazyLayer, ReadError, SpanFetcher};
 use oci::Digest;
 use registry::BlobSource;
+use registry::testing::MemoryBlob;
 use store::{LayerStore, LayerStoreConfig};
 
 /// A layer and the truth about it.
@@ -124,6 +125,22 @@ impl Rig {
             .create_or_open(sample.digest(), sample.ztoc_digest(), Some(&sample.ztoc))
             .unwrap();
         self.fetcher.add_layer(stored, Arc::new(source))
+    }
+
+    /// Ends the fetcher in order.
+    pub(crate) fn shut_down(&self) {
+        let runtime = self.runtime.as_ref().unwrap();
+        runtime.block_on(self.fetcher.shutdown());
+    }
+
+    /// A layer that is fetched whole and then left by its fetcher; where it is stored.
+    pub(crate) fn left_behind(sample: &Sample) -> Arc<tempfile::TempDir> {
+        let rig = Self::new(quick());
+        let layer = rig.open(sample, MemoryBlob::new(sample.blob.clone()));
+        check_all(&layer, &sample.tar, 100_000);
+        eventually("complete", || layer.stored().is_complete());
+        rig.shut_down();
+        rig.dir.clone()
     }
 }
 

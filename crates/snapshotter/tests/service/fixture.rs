@@ -135,13 +135,9 @@ impl Machine {
     /// Mount points below the temporary directory, deepest last.
     pub(crate) fn mounted(&self) -> Vec<PathBuf> {
         let real = fs::canonicalize(self.directory.path()).unwrap();
-        fs::read_to_string("/proc/self/mountinfo")
-            .unwrap()
-            .lines()
-            .filter_map(|line| line.split(' ').nth(4))
-            .map(PathBuf::from)
-            .filter(|path| path.starts_with(&real))
-            .collect()
+        let table = mountinfo::Table::read().unwrap();
+        let below = table.under(&real);
+        below.map(|mount| mount.point.into_owned()).collect()
     }
 }
 

@@ -1,6 +1,7 @@
 //! From one server to the next without a gap: the new one proves itself while the old one serves, the old
-//! one lets go, the new one takes up. Whatever goes wrong, the old one goes on.
+//! one lets go, the new one takes up. Whatever is wrong with the new one, the old one goes on.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,8 +24,36 @@ const TO_END: Duration = Duration::from_secs(10);
 /// How long after its line a server may end.
 const END_FOLLOWS: Duration = Duration::from_secs(5);
 
-/// Hands over to the program that is installed where this one was started from. `None`: the old
-/// server goes on.
+/// Why there was no hand-over.
+#[derive(Debug)]
+struct Failure {
+    why: anyhow::Error,
+    /// What became of the old server.
+    old: anyhow::Result<()>,
+}
+
+impl From<anyhow::Error> for Failure {
+    /// The old server never stopped serving.
+    fn from(why: anyhow::Error) -> Self {
+        Self { why, old: Ok(()) }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let why = &self.why;
+        match &self.old {
+            Ok(()) => write!(f, "the old server goes on: {why:#}"),
+            Err(lost) => write!(
+                f,
+                "the old server does not serve again ({lost:#}) and is replaced when it ends: {why:#}"
+            ),
+        }
+    }
+}
+
+/// Hands over to the program that is installed where this one was started from. `None`: there is still the
+/// old server, if any.
 pub(crate) async fn upgrade(
     old: &mut Server,
     socket: Option<&PassedSocket>,
@@ -36,9 +65,9 @@ pub(crate) async fn upgrade(
             tracing::info!(pid = new.pid(), "another server has taken over");
             Ok(())
         }
-        Err(error) => {
-            let error = format!("{error:#}");
-            tracing::error!(error, "the hand-over failed; the old server goes on");
+        Err(failure) => {
+            let error = failure.to_string();
+            tracing::error!(error, "the hand-over failed");
             Err(error)
         }
     };
@@ -49,7 +78,7 @@ pub(crate) async fn upgrade(
 async fn hand_over(
     old: &mut Server,
     socket: Option<&PassedSocket>,
-) -> anyhow::Result<(Server, Program)> {
+) -> Result<(Server, Program), Failure> {
     let path = installed()?;
     let program = Program::at(&path).with_context(|| format!("cannot open {}", path.display()))?;
     let mut new = program
@@ -57,7 +86,8 @@ async fn hand_over(
         .with_context(|| format!("cannot start {}", path.display()))?;
     if let Err(error) = answers(&mut new, Tell::Proved, TO_PROVE).await {
         new.kill().await;
-        return Err(error.context("the new program does not prove that it can take over"));
+        let why = error.context("the new program does not prove that it can take over");
+        return Err(why.into());
     }
     old.line.say(Ask::HandOver).await;
     let handed_over = async {
@@ -67,16 +97,12 @@ async fn hand_over(
         let serves = answers(&mut new, Tell::Ready, TO_SERVE).await;
         serves.context("the new program does not serve")
     };
-    if let Err(error) = handed_over.await {
+    if let Err(why) = handed_over.await {
         new.kill().await;
         old.line.say(Ask::Serve).await;
         // Whoever asked for the hand-over is told when all is as before.
-        return match answers(old, Tell::Ready, TO_SERVE).await {
-            Ok(()) => Err(error),
-            Err(also) => {
-                Err(error.context(format!("the old server does not serve again ({also:#})")))
-            }
-        };
+        let old = answers(old, Tell::Ready, TO_SERVE).await;
+        return Err(Failure { why, old });
     }
     old.line.say(Ask::Exit).await;
     if tokio::time::timeout(TO_END, End::of(&mut old.child))

@@ -236,23 +236,9 @@ async fn gone(directory: &Path) {
 
 /// Is an image of ours mounted on the folder? If that cannot be told, yes.
 fn is_mounted(directory: &Path) -> bool {
-    let Ok(mounts) = std::fs::read_to_string("/proc/self/mountinfo") else {
+    let Ok(table) = mountinfo::Table::read() else {
         return true;
     };
-    // proc(5): spaces and the like are written in octal.
-    let shown: String = directory
-        .display()
-        .to_string()
-        .chars()
-        .map(|c| match c {
-            ' ' => "\\040".to_owned(),
-            '\t' => "\\011".to_owned(),
-            '\n' => "\\012".to_owned(),
-            '\\' => "\\134".to_owned(),
-            c => c.to_string(),
-        })
-        .collect();
-    mounts.lines().any(|line| {
-        line.split(' ').nth(4) == Some(shown.as_str()) && line.contains(" - overlay soci ")
-    })
+    let mut mounts = table.mounts();
+    mounts.any(|mount| mount.point == directory && mount.is("overlay", "soci"))
 }

@@ -11,9 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use oci::{Descriptor, Index, Manifest};
-use testkit::{
-    Containerd, ContainerdOptions, Content, Ctr, ImageBuilder, Layer, Registry, TestRoot,
-};
+use testkit::image::three_layers;
+use testkit::{Containerd, ContainerdOptions, Ctr, ImageBuilder, Layer, Registry, TestRoot};
 
 /// The namespace that the tests work in.
 pub(crate) const NAMESPACE: &str = "test";
@@ -87,29 +86,10 @@ impl Bench {
         last
     }
 
-    /// Three layers (1 MB of programs, 3 MB of noise, some text), pushed as `app:v1` and pulled.
+    /// [`three_layers`], pushed as `app:v1` and pulled.
     pub(crate) fn image(&self) -> String {
         let dir = self.layouts.path().join("image");
-        ImageBuilder::new()
-            .layer(
-                Layer::new()
-                    .dir("bin")
-                    .program("bin/busybox", Path::new("/bin/busybox"))
-                    .unwrap()
-                    .symlink("bin/sh", "busybox")
-                    .symlink("bin/cat", "busybox"),
-            )
-            .layer(Layer::new().file(
-                "data/noise",
-                Content::Noise {
-                    seed: 1,
-                    length: 3_000_000,
-                },
-            ))
-            .layer(Layer::new().text("etc/motd", "lazily\n"))
-            .command(["cat", "/etc/motd"])
-            .write(&dir, "v1")
-            .unwrap();
+        three_layers().unwrap().write(&dir, "v1").unwrap();
         self.registry.push_layout(&dir, "v1", "app").unwrap();
         let reference = self.registry.reference("app:v1");
         self.ctr().pull(&reference, "overlayfs").unwrap();

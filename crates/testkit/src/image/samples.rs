@@ -111,6 +111,29 @@ pub fn small_image(dir: &Path, tag: &str) -> Result<OciImage> {
         .write(dir, tag)
 }
 
+/// An image for the command line tool, to be written: 1 MB of programs, 3 MB of noise at `/data/noise`, and
+/// `/etc/motd`, which says "lazily" and is what the command prints.
+///
+/// # Errors
+/// When Debian's package `busybox-static` is not installed.
+pub fn three_layers() -> Result<ImageBuilder> {
+    let programs = Layer::new()
+        .dir("bin")
+        .program("bin/busybox", Path::new(BUSYBOX))?
+        .symlink("bin/sh", "busybox")
+        .symlink("bin/cat", "busybox")
+        .symlink("bin/sha256sum", "busybox");
+    let noise = Content::Noise {
+        seed: 1,
+        length: 3_000_000,
+    };
+    Ok(ImageBuilder::new()
+        .layer(programs)
+        .layer(Layer::new().file("data/noise", noise))
+        .layer(Layer::new().text("etc/motd", "lazily\n"))
+        .command(["cat", "/etc/motd"]))
+}
+
 /// The contents of `/data/noise` in [`small_image`].
 #[must_use]
 pub fn small_image_data() -> Content {

@@ -1,10 +1,9 @@
-//! The mounts of this mount namespace, read from mountinfo (proc_pid_mountinfo(5)).
+//! The mounts of this mount namespace below a folder.
 
-use std::ffi::OsString;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use mountinfo::{Mount, Table};
 use rustix::mount::{UnmountFlags, unmount};
 
 /// The mount points at and below `root`, in the order in which they were mounted.
@@ -12,13 +11,19 @@ use rustix::mount::{UnmountFlags, unmount};
 /// # Errors
 /// When mountinfo cannot be read.
 pub fn mounts_below(root: &Path) -> io::Result<Vec<PathBuf>> {
-    let table = std::fs::read("/proc/self/mountinfo")?;
-    Ok(table
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
-        .map(unescape)
-        .filter(|point| point.starts_with(root))
-        .collect())
+    let table = Table::read()?;
+    let below = table.under(root);
+    Ok(below.map(|mount| mount.point.into_owned()).collect())
+}
+
+/// How many FUSE mounts of lazy layers there are below `root`.
+///
+/// # Errors
+/// When mountinfo cannot be read.
+pub fn lazy_mounts_below(root: &Path) -> io::Result<usize> {
+    let table = Table::read()?;
+    let lazy = |mount: &Mount<'_>| mount.is("fuse.rawBridge", "soci");
+    Ok(table.under(root).filter(lazy).count())
 }
 
 /// Unmounts everything at and below `root`, newest first, detaching what is busy.
@@ -41,38 +46,4 @@ pub(crate) fn unmount_below(root: &Path) -> io::Result<()> {
         return Ok(());
     }
     Err(io::Error::other(format!("still mounted: {left:?}")))
-}
-
-/// Space, tab, newline and backslash stand as `\ooo`.
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, tail)) = rest.split_first() {
-        let octal = (byte == b'\\')
-            .then(|| tail.get(..3))
-            .flatten()
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        if let Some(decoded) = octal {
-            out.push(decoded);
-            rest = tail.get(3..).unwrap_or_default();
-        } else {
-            out.push(byte);
-            rest = tail;
-        }
-    }
-    PathBuf::from(OsString::from_vec(out))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::ffi::OsStrExt;
-
-    use super::*;
-
-    #[test]
-    fn escaped_mount_points_are_decoded() {
-        assert_eq!(unescape(b"/a\\040b\\134c"), Path::new("/a b\\c"));
-        assert_eq!(unescape(b"/plain\\9").as_os_str().as_bytes(), b"/plain\\9");
-    }
 }

@@ -11,7 +11,7 @@ use crate::output;
 
 /// Print a SOCI index
 #[derive(Debug, Args)]
-pub(super) struct Info {
+pub(crate) struct Info {
     /// The index
     #[arg(value_name = "DIGEST")]
     digest: Digest,

@@ -19,7 +19,7 @@ use crate::table::table;
 /// List SOCI indexes, newest first
 #[derive(Debug, Args)]
 #[command(visible_alias = "ls")]
-pub(super) struct List {
+pub(crate) struct List {
     /// Only the indexes of this image
     #[arg(long = "ref", value_name = "REF")]
     reference: Option<String>,

@@ -4,21 +4,13 @@ mod info;
 mod list;
 mod remove;
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 
-use crate::cli::limited;
 use crate::global::Global;
 
 /// Manage SOCI indexes
-#[derive(Debug, Args)]
-#[command(arg_required_else_help = true)]
-pub(crate) struct IndexCommand {
-    #[command(subcommand)]
-    command: Command,
-}
-
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(crate) enum IndexCommand {
     List(list::List),
     Info(info::Info),
     Remove(remove::Remove),
@@ -26,13 +18,10 @@ enum Command {
 
 impl IndexCommand {
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let work = async {
-            match self.command {
-                Command::List(command) => command.run(global).await,
-                Command::Info(command) => command.run(global).await,
-                Command::Remove(command) => command.run(global).await,
-            }
-        };
-        limited(global.timeout, Box::pin(work)).await
+        match self {
+            Self::List(command) => command.run(global).await,
+            Self::Info(command) => command.run(global).await,
+            Self::Remove(command) => command.run(global).await,
+        }
     }
 }

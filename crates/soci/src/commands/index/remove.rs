@@ -19,7 +19,7 @@ use crate::global::Global;
 /// then forgets them); in the snapshotter's own store those that no other index lists go with it.
 #[derive(Debug, Args)]
 #[command(visible_alias = "rm")]
-pub(super) struct Remove {
+pub(crate) struct Remove {
     /// Remove the indexes of this image
     #[arg(long = "ref", value_name = "REF")]
     reference: Option<String>,

@@ -13,7 +13,7 @@ use crate::output;
 
 /// Print a prefetch artifact
 #[derive(Debug, Args)]
-pub(super) struct Info {
+pub(crate) struct Info {
     /// The prefetch artifact
     #[arg(value_name = "DIGEST")]
     digest: Digest,

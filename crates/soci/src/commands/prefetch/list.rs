@@ -16,7 +16,7 @@ use crate::table::table;
 /// List prefetch artifacts
 #[derive(Debug, Args)]
 #[command(visible_alias = "ls")]
-pub(super) struct List {
+pub(crate) struct List {
     /// Print JSON
     #[arg(long)]
     json: bool,

@@ -3,34 +3,23 @@
 mod info;
 mod list;
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 
-use crate::cli::limited;
 use crate::global::Global;
 
 /// Manage prefetch artifacts
-#[derive(Debug, Args)]
-#[command(arg_required_else_help = true)]
-pub(crate) struct PrefetchCommand {
-    #[command(subcommand)]
-    command: Command,
-}
-
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(crate) enum PrefetchCommand {
     List(list::List),
     Info(info::Info),
 }
 
 impl PrefetchCommand {
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let work = async {
-            match self.command {
-                Command::List(command) => command.run(global).await,
-                Command::Info(command) => command.run(global).await,
-            }
-        };
-        limited(global.timeout, Box::pin(work)).await
+        match self {
+            Self::List(command) => command.run(global).await,
+            Self::Info(command) => command.run(global).await,
+        }
     }
 }
 

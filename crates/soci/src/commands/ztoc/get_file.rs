@@ -21,7 +21,7 @@ const MAX_LINKS: usize = 16;
 
 /// Print a file of a layer that is in containerd, through the layer's zTOC
 #[derive(Debug, Args)]
-pub(super) struct GetFile {
+pub(crate) struct GetFile {
     /// The zTOC
     #[arg(value_name = "DIGEST")]
     digest: Digest,

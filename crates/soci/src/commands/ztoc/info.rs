@@ -13,7 +13,7 @@ use crate::output;
 
 /// Print what a zTOC holds, as JSON
 #[derive(Debug, Args)]
-pub(super) struct Info {
+pub(crate) struct Info {
     /// The zTOC
     #[arg(value_name = "DIGEST")]
     digest: Digest,

@@ -20,7 +20,7 @@ use crate::table::table;
 /// List zTOCs
 #[derive(Debug, Args)]
 #[command(visible_alias = "ls")]
-pub(super) struct List {
+pub(crate) struct List {
     /// Only this zTOC
     #[arg(long, value_name = "DIGEST")]
     ztoc_digest: Option<Digest>,

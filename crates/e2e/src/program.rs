@@ -1,0 +1,26 @@
+//! How a program of ours begins and ends.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+/// Does the work of the program of this name. A signal ends it after everything that it started; errors are
+/// told on standard error.
+#[expect(
+    clippy::print_stderr,
+    clippy::exit,
+    reason = "the whole of a program for people"
+)]
+pub fn run(name: &'static str, work: impl FnOnce() -> Result<()>) -> ExitCode {
+    let ended = testkit::clean_up_at_signals(move || {
+        eprintln!("{name}: interrupted; everything it started is ended and removed");
+        std::process::exit(1);
+    });
+    match ended.and_then(|()| work()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{name}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
