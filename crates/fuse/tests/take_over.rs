@@ -19,7 +19,7 @@ use fuse::{
     Attr, Connection, ConnectionFacts, Death, DirBuffer, Entry, Errno, FileSystem, Journal, Limits,
     MountOptions, Operation, Pool, Reply, Request,
 };
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 /// One file, `file`, whose reads are answered, or kept for ever by a server that is about to die.
 #[derive(Default)]
@@ -169,7 +169,12 @@ fn reader(at: &Mountpoint) -> JoinHandle<std::io::Result<Vec<u8>>> {
     })
 }
 
+/// A program that is started has this process's files open until it runs, and then waits while it closes
+/// one of a mount whose server is gone: whoever starts one does so while no other test has any.
+static ALONE: RwLock<()> = RwLock::new(());
+
 fn a_read_in_flight_survives(resend: bool) {
+    let _beside_others = ALONE.read();
     for death in [Death::Planned, Death::Killed, Death::Crashed] {
         let at = Mountpoint(tempfile::tempdir().unwrap());
         let (first, held) = begin(&at.path(), resend);
@@ -192,6 +197,7 @@ fn a_read_in_flight_is_answered_from_the_journal_where_the_kernel_cannot_send_it
 }
 
 fn a_fatal_read_ends(resend: bool) {
+    let _beside_others = ALONE.read();
     let at = Mountpoint(tempfile::tempdir().unwrap());
     let (first, held) = begin(&at.path(), resend);
     let reader = reader(&at);
@@ -217,6 +223,7 @@ fn the_same_from_the_journal() {
 }
 
 fn a_planned_end_blames_nobody(resend: bool) {
+    let _beside_others = ALONE.read();
     let at = Mountpoint(tempfile::tempdir().unwrap());
     let (mut server, held) = begin(&at.path(), resend);
     let reader = reader(&at);
@@ -239,6 +246,7 @@ fn planned_ends_are_not_counted_against_a_request() {
 /// Killed while nobody serves, a reader ends as soon as somebody does.
 #[test]
 fn a_reader_that_is_killed_meanwhile_ends() {
+    let _alone = ALONE.write();
     for resend in [true, false] {
         let at = Mountpoint(tempfile::tempdir().unwrap());
         let (first, held) = begin(&at.path(), resend);

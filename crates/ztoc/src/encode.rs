@@ -12,9 +12,10 @@ pub(crate) struct Encoded {
 }
 
 pub(crate) fn encode(ztoc: &Ztoc) -> Encoded {
-    // Windows make up nearly all of it; an entry takes some 150 bytes.
+    // Growing would take memory for it twice: windows make up nearly all of it.
     let spans = ztoc.compression.span_digests.len();
-    let mut writer = Writer::with_capacity(4096 + spans * 33_000 + ztoc.toc.len() * 200);
+    let entries: usize = ztoc.toc.iter().map(room).sum();
+    let mut writer = Writer::with_capacity(4096 + spans * 33_000 + entries);
     let version = writer.string(ztoc.version.as_bytes());
     let build_tool = writer.string(ztoc.build_tool_identifier.as_bytes());
     let toc = toc(&mut writer, &ztoc.toc);
@@ -40,6 +41,26 @@ pub(crate) fn encode(ztoc: &Ztoc) -> Encoded {
         checkpoints_at: checkpoints_at as u64,
         blob,
     }
+}
+
+/// At least as many bytes as an entry takes: its table, its reference in the vector of entries, and its
+/// strings, each with length, zero and padding.
+fn room(entry: &FileMetadata) -> usize {
+    const TABLE: usize = 128;
+    const STRING: usize = 8;
+    const RECORD: usize = 24;
+    let strings = [
+        &entry.name[..],
+        entry.file_type.as_str().as_bytes(),
+        &entry.linkname,
+        &entry.uname,
+        &entry.gname,
+        entry.mod_time.as_bytes(),
+    ];
+    let strings = strings.iter().map(|text| STRING + text.len());
+    let records = entry.xattrs.iter();
+    let records = records.map(|(key, value)| RECORD + 2 * STRING + key.len() + value.len());
+    TABLE + strings.chain(records).sum::<usize>()
 }
 
 fn compression_info(writer: &mut Writer, ztoc: &Ztoc) -> (Place, Place) {

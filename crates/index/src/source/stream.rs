@@ -1,19 +1,24 @@
 //! A stream of chunks as a blocking reader: the zTOC builder runs on a thread of its own.
 
 use std::io::{self, Read};
+use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-/// Chunks that may wait between the network and the builder.
+/// Chunks that may wait between the network and the builder, if they are small.
 const AHEAD: usize = 16;
+/// Bytes that may: chunks of containerd have a megabyte.
+const BYTES_AHEAD: u32 = 2 << 20;
 
 /// Reads what a task pulls out of a stream. Must be read outside the async threads.
 pub struct StreamReader {
-    chunks: mpsc::Receiver<io::Result<Bytes>>,
+    chunks: mpsc::Receiver<(io::Result<Bytes>, Option<OwnedSemaphorePermit>)>,
     current: Bytes,
+    /// Whose drop makes place for more.
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl StreamReader {
@@ -22,9 +27,14 @@ impl StreamReader {
     #[must_use]
     pub fn new(mut stream: BoxStream<'static, io::Result<Bytes>>) -> Self {
         let (sender, chunks) = mpsc::channel(AHEAD);
+        let room = Arc::new(Semaphore::new(BYTES_AHEAD as usize));
         tokio::spawn(async move {
             while let Some(chunk) = stream.next().await {
-                if sender.send(chunk).await.is_err() {
+                let len = chunk.as_ref().map_or(0, Bytes::len);
+                let len = u32::try_from(len).unwrap_or(u32::MAX).min(BYTES_AHEAD);
+                // It is never closed.
+                let permit = Arc::clone(&room).acquire_many_owned(len).await.ok();
+                if sender.send((chunk, permit)).await.is_err() {
                     return;
                 }
             }
@@ -32,6 +42,7 @@ impl StreamReader {
         Self {
             chunks,
             current: Bytes::new(),
+            permit: None,
         }
     }
 }
@@ -41,7 +52,10 @@ impl Read for StreamReader {
         while self.current.is_empty() {
             match self.chunks.blocking_recv() {
                 None => return Ok(0),
-                Some(chunk) => self.current = chunk?,
+                Some((chunk, permit)) => {
+                    self.permit = permit;
+                    self.current = chunk?;
+                }
             }
         }
         let take = self.current.len().min(buf.len());
