@@ -40,9 +40,9 @@ impl Lowers {
     pub(crate) fn place(&self, parent: &Link) -> Place {
         let layer = parent.id;
         match *self {
-            Self::Remapped { snapshot, .. } => Place::Apart { layer, snapshot },
+            Self::Remapped { snapshot, .. } => Place::Remapped { layer, snapshot },
             Self::Compared { snapshot } if parent.lazy.is_some() => {
-                Place::Apart { layer, snapshot }
+                Place::Compared { layer, snapshot }
             }
             Self::Shared | Self::Compared { .. } => Place::Snapshot(layer),
         }
@@ -136,7 +136,8 @@ impl Inner {
         });
         let made = made.await;
         if made.is_err() {
-            self.discard_apart(id, &parents).await;
+            self.discard_apart(&Lowers::Compared { snapshot: id }, &parents)
+                .await;
         }
         made
     }
@@ -168,7 +169,7 @@ impl Inner {
         match made {
             Ok(()) => Ok(lowers),
             Err(error) => {
-                self.discard_apart(id, parents).await;
+                self.discard_apart(&lowers, parents).await;
                 Err(error)
             }
         }
@@ -195,13 +196,11 @@ impl Inner {
     }
 
     /// Unmounts and deletes what was made of these parents for a snapshot alone.
-    pub(crate) async fn discard_apart(self: &Arc<Self>, id: u64, parents: &[Link]) {
-        for parent in parents {
-            self.discard(Place::Apart {
-                layer: parent.id,
-                snapshot: id,
-            })
-            .await;
+    pub(crate) async fn discard_apart(self: &Arc<Self>, lowers: &Lowers, parents: &[Link]) {
+        for place in parents.iter().map(|parent| lowers.place(parent)) {
+            if !matches!(place, Place::Snapshot(_)) {
+                self.discard(place).await;
+            }
         }
     }
 

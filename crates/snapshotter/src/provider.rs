@@ -102,8 +102,8 @@ pub enum Restoration {
 pub struct LayerRequest {
     /// containerd's namespace of the client that asked.
     pub namespace: String,
-    /// An existing, empty directory: `snapshots/<id>/fs`, or `snapshots/<layer>_<snapshot>/fs` if it is
-    /// mounted once more for one snapshot.
+    /// An existing, empty directory: `snapshots/<id>/fs`, or a directory beside it if it is mounted once
+    /// more for one snapshot.
     pub mountpoint: PathBuf,
     /// The labels of the Prepare, also when the layer is restored.
     pub labels: BTreeMap<String, String>,

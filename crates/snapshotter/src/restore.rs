@@ -55,7 +55,7 @@ impl Inner {
             .collect();
         let mut apart = HashSet::new();
         for place in self.directories.places()? {
-            if let Place::Apart { snapshot, .. } = place {
+            if let Place::Compared { snapshot, .. } = place {
                 apart.insert(snapshot);
             }
         }

@@ -121,7 +121,8 @@ impl Inner {
             let lost = |&layer: &u64| {
                 let snapshot = record.id;
                 layers.contains(&Place::Snapshot(layer))
-                    || layers.contains(&Place::Apart { layer, snapshot })
+                    || layers.contains(&Place::Remapped { layer, snapshot })
+                    || layers.contains(&Place::Compared { layer, snapshot })
             };
             if parents.iter().any(lost) {
                 severed.push((record.id, record.info.name));

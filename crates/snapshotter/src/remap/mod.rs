@@ -44,6 +44,10 @@ impl Inner {
     ) -> Result<Vec<Mount>, SnapshotterError> {
         let reservation = self.reserve();
         let id = reservation.id;
+        let unmade = Lowers::Remapped {
+            snapshot: id,
+            maps: new.maps.clone(),
+        };
         let made = self.make_remapped(id, &new, &parents).await;
         let inserted = match made {
             Ok(lowers) => {
@@ -65,7 +69,7 @@ impl Inner {
             Err(error) => Err(error),
         };
         if inserted.is_err() {
-            self.discard_apart(id, &parents).await;
+            self.discard_apart(&unmade, &parents).await;
             self.discard(Place::Snapshot(id)).await;
         }
         inserted

@@ -44,12 +44,12 @@ async fn a_compared_container_and_the_view_of_its_parent_have_lazy_layers_that_a
 
     let view = daemon.view(VIEW, "sha256:2").await.unwrap();
     assert!(
-        view[0].options.contains(&lower(&machine, ["2", "1_5"])),
+        view[0].options.contains(&lower(&machine, ["2", "1-5"])),
         "{view:?}"
     );
     let compared = daemon.mounts("container").await.unwrap();
     assert!(
-        compared[0].options.contains(&lower(&machine, ["2", "1_3"])),
+        compared[0].options.contains(&lower(&machine, ["2", "1-3"])),
         "{compared:?}"
     );
     let requests = machine.layers.requests.lock().clone();
