@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use snapshotter::api::types::Mount;
 
@@ -15,7 +17,15 @@ pub(crate) struct Mounted(PathBuf);
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let unmounted = unmount(&self.0, UnmountFlags::empty());
+        let mut unmounted = unmount(&self.0, UnmountFlags::empty());
+        for _ in 0..100 {
+            if unmounted != Err(Errno::BUSY) {
+                break;
+            }
+            // A program that another test is starting has our files open until it runs.
+            std::thread::sleep(Duration::from_millis(20));
+            unmounted = unmount(&self.0, UnmountFlags::empty());
+        }
         if !std::thread::panicking() {
             unmounted.unwrap();
         }
