@@ -103,14 +103,17 @@ impl Inner {
                 maps,
             });
         }
-        let compared = match record.kind() {
-            Kind::View => Comparisons::is_one(&record.info.name),
-            // Once it was compared it keeps them: it may be mounted.
-            _ => parents.iter().any(|parent| {
-                parent.lazy.is_some() && self.directories.fs(own.place(parent)).exists()
-            }),
-        };
+        // Once it was compared it keeps them: it may be mounted.
+        let compared = parents
+            .iter()
+            .any(|parent| parent.lazy.is_some() && self.is_made(own.place(parent)));
         Ok(if compared { own } else { Lowers::Shared })
+    }
+
+    /// Whether a place is there. Its `fs` is not looked at: that may be a mount of ours which nobody
+    /// serves yet.
+    fn is_made(&self, place: Place) -> bool {
+        self.directories.snapshot(place).exists()
     }
 
     /// Whether an active snapshot is about to be compared with its parent: containerd asks for the view
@@ -155,7 +158,7 @@ impl Inner {
         let made = mounts.map(|mount| {
             let inner = Arc::clone(self);
             async move {
-                if inner.directories.fs(mount.place).exists() {
+                if inner.is_made(mount.place) {
                     return Ok(());
                 }
                 inner.mount_apart(mount).await
