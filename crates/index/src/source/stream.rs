@@ -50,6 +50,8 @@ impl StreamReader {
 impl Read for StreamReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         while self.current.is_empty() {
+            // Or a large chunk would wait for us while we wait for it.
+            self.permit = None;
             match self.chunks.blocking_recv() {
                 None => return Ok(0),
                 Some((chunk, permit)) => {
@@ -61,5 +63,25 @@ impl Read for StreamReader {
         let take = self.current.len().min(buf.len());
         self.current.copy_to_slice(&mut buf[..take]);
         Ok(take)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn chunks_of_any_size_come_through() {
+        let sizes = [1, 3 << 20, 2 << 20, 0, 1 << 20, (1 << 20) + 1, 5 << 20, 7];
+        let chunks = sizes.map(|size| Ok(Bytes::from(vec![1; size])));
+        let mut reader = StreamReader::new(futures::stream::iter(chunks).boxed());
+        let reading = tokio::task::spawn_blocking(move || {
+            let mut all = Vec::new();
+            reader.read_to_end(&mut all).map(|_| all.len())
+        });
+        let patience = std::time::Duration::from_secs(30);
+        let read = tokio::time::timeout(patience, reading).await;
+        let read = read.expect("it waits for ever").unwrap().unwrap();
+        assert_eq!(read, sizes.iter().sum::<usize>());
     }
 }
