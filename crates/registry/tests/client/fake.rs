@@ -11,7 +11,9 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 use oci::{Descriptor, Reference};
 use parking_lot::Mutex;
-use registry::{Client, ClientConfig, Credential, Credentials, NoCredentials, RetryPolicy};
+use registry::{
+    BlobSource as _, Client, ClientConfig, Credential, Credentials, NoCredentials, RetryPolicy,
+};
 
 /// One request as the server got it.
 #[derive(Debug, Clone)]
@@ -203,4 +205,21 @@ pub(crate) fn broken(response: Response, announced: usize, data: Bytes) -> Respo
 
 pub(crate) fn redirect(code: u16, to: &str) -> Response {
     status(code).with("location", to)
+}
+
+/// Asks for a manifest by its tag and by its digest, for what refers to it, and for a part of a blob.
+pub(crate) async fn read_everything(
+    client: &Client,
+    reference: &Reference,
+    data: &Bytes,
+) -> Descriptor {
+    let found = client.resolve(reference).await.unwrap();
+    client.manifest(reference, found.digest).await.unwrap();
+    client
+        .referrers(reference, found.digest, None)
+        .await
+        .unwrap();
+    let blob = client.blob(reference, &descriptor(data));
+    assert_eq!(blob.read_range(5..10).await.unwrap(), data.slice(5..10));
+    found
 }

@@ -9,7 +9,8 @@ use registry::{
 };
 
 use crate::fake::{
-    Fake, Received, With, basic, config, descriptor, noise, redirect, serve, status,
+    Fake, Received, With, basic, config, descriptor, noise, read_everything, redirect, serve,
+    status,
 };
 
 const SECRET: &str = "hunter2-s3cret";
@@ -83,14 +84,7 @@ async fn a_server_gets_its_headers_with_every_request_and_others_do_not() {
     );
     let client = Client::new(config, Arc::new(NoCredentials)).unwrap();
     let reference = registry.reference("a/b:t");
-    let found = client.resolve(&reference).await.unwrap();
-    client.manifest(&reference, found.digest).await.unwrap();
-    client
-        .referrers(&reference, found.digest, None)
-        .await
-        .unwrap();
-    let blob = client.blob(&reference, &descriptor(&data));
-    assert_eq!(blob.read_range(5..10).await.unwrap(), data.slice(5..10));
+    read_everything(&client, &reference, &data).await;
     let body = BlobBody::from(data.clone());
     client
         .push_blob(&reference, &descriptor(&data), body, None, None)
