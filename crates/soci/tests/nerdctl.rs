@@ -9,6 +9,8 @@
 
 mod support;
 
+use std::process::Command;
+
 use support::{Bench, lines, soci_indexes};
 use testkit::Run;
 
@@ -138,4 +140,62 @@ fn create_and_push_put_an_index_beside_the_image_and_it_goes_with_the_image() {
     assert!(bench.content().contains(index));
     bench.remove_image(&source);
     assert_eq!(bench.content(), Vec::<String>::new());
+}
+
+#[test]
+fn layers_are_read_from_containerds_files_where_those_can_be_seen_and_else_over_its_api() {
+    let bench = Bench::start();
+    let reference = bench.image();
+    let result = bench.registry.reference("app:soci");
+    let arguments = [
+        "convert",
+        "--force",
+        "--min-layer-size",
+        "0",
+        &reference,
+        &result,
+    ];
+    bench.ok(&arguments);
+    let index = bench.target(&result);
+
+    // The same command where `$blobs`, containerd's files, are as the script makes them.
+    let blobs = bench
+        .containerd
+        .root()
+        .join("root/io.containerd.content.v1.content/blobs/sha256");
+    let with = |script: &str| {
+        let soci = bench.soci(&arguments);
+        let script = format!("blobs=$1; shift; {script} && exec \"$@\"");
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-c", &script, "sh"])
+            .arg(&blobs);
+        command.arg(soci.get_program()).args(soci.get_args());
+        command.env("HOME", bench.root.path()).output().unwrap()
+    };
+    let hidden = with("mount -t tmpfs none \"$blobs\"");
+    assert!(hidden.status.success(), "{hidden:?}");
+    assert_eq!(bench.target(&result), index);
+
+    // What is in a file is not believed.
+    let manifest = bench.manifest(&bench.target(&reference));
+    let layer = &manifest.layers[1];
+    let file = blobs.join(layer.digest.hex());
+    let mut bytes = std::fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    let damaged = bench.root.path().join("damaged");
+    std::fs::write(&damaged, bytes).unwrap();
+    let over = format!("mount --bind {} {}", damaged.display(), file.display());
+    let refused = with(&over);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    let message = String::from_utf8_lossy(&refused.stderr);
+    assert!(message.contains(&layer.digest.to_string()), "{message}");
+    assert_eq!(bench.target(&result), index);
+
+    // A file of another length is as good as none.
+    std::fs::write(&damaged, b"short").unwrap();
+    let short = with(&over);
+    assert!(short.status.success(), "{short:?}");
+    assert_eq!(bench.target(&result), index);
 }

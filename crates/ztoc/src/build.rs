@@ -1,12 +1,16 @@
 //! Building a zTOC from a layer in one pass.
 
 use std::io::Read;
+use std::num::NonZero;
 
-use oci::Digest;
+use oci::{Digest, Hasher};
 
 use crate::checkpoint::{Checkpoint, Checkpoints, TarZinfo};
+use crate::chunks::Chunk;
 use crate::gzip_scan::GzipScanner;
-use crate::hashing::Hashing;
+use crate::hashing::{Digests, Hashing};
+use crate::pipeline::Pipeline;
+use crate::speculate::Piece;
 use crate::tar_scan::TarScanner;
 use crate::ztoc::{BlobOffset, VERSION};
 use crate::{BuildError, Compression, CompressionInfo, Ztoc};
@@ -54,71 +58,28 @@ const ENTRY_SIZE: u64 = 300;
 const GZIP_SPAN_SIZE: u64 = 33_000;
 const PLAIN_SPAN_SIZE: u64 = 80;
 
-/// How much `build` reads at a time.
-const CHUNK: usize = 1 << 20;
+/// How much is worked on at a time: so that what one step takes in memory is small, whatever a
+/// checkpoint's density.
+const STEP: usize = 1 << 20;
 
-/// Builds a zTOC from a layer that arrives in pieces of any size. Memory is bounded whatever the
-/// layer's size; only the table of contents, the digests and the checkpoints grow.
+/// Builds a zTOC from a layer that arrives in pieces of any size, on the caller's thread alone. Memory
+/// is bounded whatever the layer's size; only the table of contents, the digests and the checkpoints
+/// grow.
 #[derive(Debug)]
 pub struct Builder {
-    options: BuildOptions,
-    stream: Stream,
-    tar: TarScanner,
+    assembly: Assembly,
     hashing: Hashing,
-    compressed_size: u64,
-}
-
-#[derive(Debug)]
-enum Stream {
-    Gzip(Box<GzipScanner>),
-    /// With the number of spans that have begun.
-    Plain {
-        spans: u64,
-    },
 }
 
 impl Builder {
-    /// A builder that has seen nothing and works on the caller's thread alone.
+    /// A builder that has seen nothing.
     ///
     /// # Errors
     /// [`BuildError::Options`] when the options make no sense.
     pub fn new(compression: Compression, options: BuildOptions) -> Result<Self, BuildError> {
-        let hashing = Hashing::here(options.diff_id);
-        Self::with_hashing(compression, options, hashing)
-    }
-
-    /// A builder that has seen nothing and hashes on a second thread.
-    ///
-    /// # Errors
-    /// As [`Builder::new`], and [`BuildError::Read`] when no thread can be started.
-    pub fn with_hash_thread(
-        compression: Compression,
-        options: BuildOptions,
-    ) -> Result<Self, BuildError> {
-        let hashing = Hashing::on_thread(options.diff_id)?;
-        Self::with_hashing(compression, options, hashing)
-    }
-
-    fn with_hashing(
-        compression: Compression,
-        options: BuildOptions,
-        hashing: Hashing,
-    ) -> Result<Self, BuildError> {
-        if options.span_size == 0 || i64::try_from(options.span_size).is_err() {
-            return Err(BuildError::Options(
-                "the span size must be at least one byte",
-            ));
-        }
-        let stream = match compression {
-            Compression::Gzip => Stream::Gzip(Box::new(GzipScanner::new(options.span_size)?)),
-            Compression::Uncompressed => Stream::Plain { spans: 0 },
-        };
         Ok(Self {
-            options,
-            stream,
-            tar: TarScanner::new(),
-            hashing,
-            compressed_size: 0,
+            assembly: Assembly::new(compression, options)?,
+            hashing: Hashing::new(),
         })
     }
 
@@ -127,56 +88,10 @@ impl Builder {
     /// # Errors
     /// [`BuildError`] when the layer is damaged or cannot be described; the builder is of no use then.
     pub fn write(&mut self, compressed: &[u8]) -> Result<(), BuildError> {
-        // Small pieces keep what one call takes in memory small, whatever a checkpoint's density.
-        compressed
-            .chunks(CHUNK)
-            .try_for_each(|piece| self.write_piece(piece))
-    }
-
-    fn write_piece(&mut self, compressed: &[u8]) -> Result<(), BuildError> {
-        let end = self.compressed_size.saturating_add(compressed.len() as u64);
-        let begun = match &mut self.stream {
-            Stream::Gzip(gzip) => {
-                let known = gzip.checkpoints();
-                gzip.write(compressed, |output| {
-                    self.tar.write(output)?;
-                    self.hashing.uncompressed(output)
-                })?;
-                gzip.checkpoints_after(known)
-            }
-            Stream::Plain { spans } => {
-                self.tar.write(compressed)?;
-                self.hashing.uncompressed(compressed)?;
-                let mut begun = Vec::new();
-                while let Some(start) = spans.checked_mul(self.options.span_size)
-                    && start < end
-                {
-                    begun.push(Checkpoint {
-                        input: start,
-                        output: start,
-                        bits: 0,
-                    });
-                    *spans += 1;
-                }
-                begun
-            }
-        };
-        self.compressed_size = end;
-        self.hashing.compressed(compressed, begun)?;
-        self.check_size()
-    }
-
-    /// Fails before memory fills with what no zTOC can hold.
-    fn check_size(&self) -> Result<(), BuildError> {
-        let spans = match &self.stream {
-            Stream::Gzip(gzip) => gzip.checkpoints() as u64 * GZIP_SPAN_SIZE,
-            Stream::Plain { spans } => spans.saturating_mul(PLAIN_SPAN_SIZE),
-        };
-        let entries = (self.tar.entries() as u64 * ENTRY_SIZE).saturating_add(self.tar.text_len());
-        if spans.saturating_add(entries) >= MAX_ZTOC {
-            return Err(BuildError::TooLarge(
-                "it has too many files, or too many spans: try a larger span size",
-            ));
+        for step in compressed.chunks(STEP) {
+            self.assembly.write(step, u64::MAX)?;
+            let begun = self.assembly.checkpoints_begun();
+            self.hashing.update(step, &begun);
         }
         Ok(())
     }
@@ -186,16 +101,176 @@ impl Builder {
     /// # Errors
     /// As [`Builder::write`], and [`BuildError::Truncated`] or [`BuildError::TruncatedTar`].
     pub fn finish(self) -> Result<Built, BuildError> {
+        self.assembly.finish(self.hashing.finish())
+    }
+}
+
+/// A zTOC in the making: all but the hashing of compressed bytes.
+#[derive(Debug)]
+pub(crate) struct Assembly {
+    options: BuildOptions,
+    stream: Stream,
+    output: Output,
+    compressed_size: u64,
+    /// How many checkpoints were told of.
+    told: usize,
+}
+
+#[derive(Debug)]
+enum Stream {
+    Gzip(Box<GzipScanner>),
+    Plain,
+}
+
+/// What is done with the uncompressed bytes.
+#[derive(Debug)]
+struct Output {
+    tar: TarScanner,
+    hasher: Option<Hasher>,
+}
+
+impl Output {
+    fn write(&mut self, output: &[u8]) -> Result<(), BuildError> {
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(output);
+        }
+        self.tar.write(output)
+    }
+}
+
+impl Assembly {
+    pub(crate) fn new(compression: Compression, options: BuildOptions) -> Result<Self, BuildError> {
+        if options.span_size == 0 || i64::try_from(options.span_size).is_err() {
+            return Err(BuildError::Options(
+                "the span size must be at least one byte",
+            ));
+        }
+        let stream = match compression {
+            Compression::Gzip => Stream::Gzip(Box::new(GzipScanner::new(options.span_size)?)),
+            Compression::Uncompressed => Stream::Plain,
+        };
+        Ok(Self {
+            stream,
+            output: Output {
+                tar: TarScanner::new(),
+                hasher: options.diff_id.then(Hasher::new),
+            },
+            options,
+            compressed_size: 0,
+            told: 0,
+        })
+    }
+
+    /// Takes in the next compressed bytes. Stops early between two blocks when that is not before the
+    /// `until`-th bit of the layer.
+    fn write(&mut self, compressed: &[u8], until: u64) -> Result<(), BuildError> {
+        for step in compressed.chunks(STEP) {
+            match &mut self.stream {
+                Stream::Gzip(gzip) => {
+                    gzip.write(step, until, |output| self.output.write(output))?;
+                    self.compressed_size = gzip.total_in();
+                }
+                Stream::Plain => {
+                    self.output.write(step)?;
+                    self.compressed_size += step.len() as u64;
+                }
+            }
+            self.check_size()?;
+            if let Stream::Gzip(gzip) = &self.stream
+                && gzip.boundary_at().is_some_and(|bit| bit >= until)
+            {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in the next chunk, of which `piece` may have been inflated already, which may reach into
+    /// the next chunk. Tells whether that was of use.
+    pub(crate) fn take(
+        &mut self,
+        chunk: &Chunk,
+        piece: Option<&Piece>,
+    ) -> Result<bool, BuildError> {
+        let mut of_use = false;
+        if let Some(piece) = piece {
+            self.write(self.rest_of(chunk), piece.start)?;
+            if let Stream::Gzip(gzip) = &mut self.stream {
+                // If it begins elsewhere, what was taken for a block was none.
+                of_use = gzip.adopt(piece, |output| self.output.write(output))?;
+                self.compressed_size = gzip.total_in();
+            }
+            self.check_size()?;
+        }
+        self.write(self.rest_of(chunk), u64::MAX)?;
+        Ok(of_use)
+    }
+
+    /// What of the chunk was not taken in.
+    fn rest_of<'c>(&self, chunk: &'c Chunk) -> &'c [u8] {
+        let taken = self.compressed_size.saturating_sub(chunk.offset());
+        let taken = usize::try_from(taken).unwrap_or(usize::MAX);
+        chunk.data().get(taken..).unwrap_or_default()
+    }
+
+    /// The checkpoints in or right behind the compressed bytes up to `end`, but for those that an
+    /// earlier call gave.
+    pub(crate) fn checkpoints_up_to(&mut self, end: u64) -> Vec<Checkpoint> {
+        let new: Vec<_> = match &self.stream {
+            Stream::Gzip(gzip) => {
+                let new = gzip.checkpoints().iter().skip(self.told);
+                new.take_while(|point| point.input <= end)
+                    .copied()
+                    .collect()
+            }
+            Stream::Plain => {
+                let starts =
+                    (self.told as u64..).map(|at| at.saturating_mul(self.options.span_size));
+                let plain = |start| Checkpoint {
+                    input: start,
+                    output: start,
+                    bits: 0,
+                };
+                starts.take_while(|start| *start < end).map(plain).collect()
+            }
+        };
+        self.told += new.len();
+        new
+    }
+
+    fn checkpoints_begun(&mut self) -> Vec<Checkpoint> {
+        self.checkpoints_up_to(self.compressed_size)
+    }
+
+    /// Fails before memory fills with what no zTOC can hold.
+    fn check_size(&self) -> Result<(), BuildError> {
+        let spans = match &self.stream {
+            Stream::Gzip(gzip) => gzip.checkpoints().len() as u64 * GZIP_SPAN_SIZE,
+            Stream::Plain => (self.compressed_size / self.options.span_size)
+                .saturating_add(1)
+                .saturating_mul(PLAIN_SPAN_SIZE),
+        };
+        let tar = &self.output.tar;
+        let entries = (tar.entries() as u64 * ENTRY_SIZE).saturating_add(tar.text_len());
+        if spans.saturating_add(entries) >= MAX_ZTOC {
+            return Err(BuildError::TooLarge(
+                "it has too many files, or too many spans: try a larger span size",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Ends the layer.
+    pub(crate) fn finish(self, digests: Digests) -> Result<Built, BuildError> {
         self.check_size()?;
         let (algorithm, checkpoints) = match self.stream {
             Stream::Gzip(gzip) => (Compression::Gzip, Checkpoints::Gzip(gzip.finish()?)),
-            Stream::Plain { .. } => {
+            Stream::Plain => {
                 let spans = TarZinfo::new(self.options.span_size, self.compressed_size);
                 (Compression::Uncompressed, Checkpoints::Tar(spans))
             }
         };
-        let (toc, uncompressed_archive_size) = self.tar.finish()?;
-        let digests = self.hashing.finish()?;
+        let (toc, uncompressed_archive_size) = self.output.tar.finish()?;
         let ztoc = Ztoc {
             version: VERSION.to_owned(),
             build_tool_identifier: self.options.build_tool_identifier,
@@ -211,29 +286,22 @@ impl Builder {
         };
         Ok(Built {
             ztoc,
-            compressed_digest: digests.compressed,
-            diff_id: digests.uncompressed,
+            compressed_digest: digests.whole,
+            diff_id: self.output.hasher.map(Hasher::finish),
         })
     }
 }
 
-/// Builds a zTOC of everything that `reader` gives, hashing on a second thread.
+/// Builds a zTOC of everything that `reader` gives, on all cores. The reader is read on the caller's
+/// thread.
 ///
 /// # Errors
 /// As [`Builder::write`] and [`Builder::finish`], and what the reader reports.
 pub fn build(
-    mut reader: impl Read,
+    reader: impl Read,
     compression: Compression,
     options: BuildOptions,
 ) -> Result<Built, BuildError> {
-    let mut builder = Builder::with_hash_thread(compression, options)?;
-    let mut chunk = vec![0; CHUNK];
-    loop {
-        match reader.read(&mut chunk) {
-            Ok(0) => return builder.finish(),
-            Ok(len) => builder.write(chunk.get(..len).unwrap_or_default())?,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    Pipeline::of_cores(cores).build(reader, compression, options)
 }

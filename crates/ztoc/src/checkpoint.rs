@@ -1,6 +1,7 @@
 //! Checkpoints: where a stream can be entered, and what is needed to do so.
 
 use crate::ZtocError;
+use crate::chunks::ADDRESSES;
 use crate::flatbuffer_read::Table;
 use crate::flatbuffer_write::{Place, Writer};
 
@@ -84,11 +85,11 @@ fn invalid(what: impl Into<String>) -> ZtocError {
 }
 
 impl GzipCheckpoints {
-    pub(crate) const fn new(span_size: u64) -> Self {
+    pub(crate) fn new(span_size: u64) -> Self {
         Self {
             span_size,
             points: Vec::new(),
-            windows: Vec::new(),
+            windows: Vec::with_capacity(ADDRESSES),
             first_implied: false,
         }
     }

@@ -25,24 +25,21 @@ pub(crate) fn inflate_span(
     out.reserve_exact(limit);
 
     let mut inflater = Inflater::new(Wrapping::Raw).map_err(|invalid| invalid.0)?;
-    let mut input = compressed;
+    let (mut first, mut input) = (0, compressed);
     if bits != 0 {
-        let (first, rest) = compressed.split_first().ok_or("it is empty")?;
-        inflater
-            .prime(bits, first >> (8 - bits))
-            .map_err(|invalid| invalid.0)?;
-        input = rest;
+        let split = compressed.split_first().ok_or("it is empty")?;
+        (first, input) = (*split.0, split.1);
     }
-    if let Some(window) = window {
-        inflater.set_window(window).map_err(|invalid| invalid.0)?;
-    }
+    inflater
+        .enter((8 - bits) % 8, first, window.unwrap_or_default())
+        .map_err(|invalid| invalid.0)?;
     let mut raw = true;
     loop {
         if cut && out.len() >= len {
             break;
         }
         let step = inflater
-            .append(input, out, Stop::Never)
+            .append(input, out, usize::MAX, Stop::Never)
             .map_err(|invalid| invalid.0)?;
         input = input.get(step.consumed..).unwrap_or_default();
         if out.len() > len && !cut {

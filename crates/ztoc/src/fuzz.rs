@@ -1,5 +1,6 @@
 //! What must hold for any input whatever; entry points of the fuzz targets and of their tests.
 
+use crate::pipeline::Pipeline;
 use crate::prefetch::Prefetch;
 use crate::soci_index::SociIndex;
 use crate::{
@@ -134,24 +135,28 @@ pub fn build_gzip(data: &[u8]) {
 }
 
 fn build_one(data: &[u8], compression: Compression) {
+    let options = BuildOptions {
+        span_size: 4096,
+        diff_id: true,
+        ..BuildOptions::default()
+    };
     let build = |piece: usize| {
-        let span_size = 4096;
-        let options = BuildOptions {
-            span_size,
-            diff_id: true,
-            ..BuildOptions::default()
-        };
-        let mut builder = Builder::new(compression, options).ok()?;
+        let mut builder = Builder::new(compression, options.clone()).ok()?;
         for piece in data.chunks(piece) {
             builder.write(piece).ok()?;
         }
         builder.finish().ok()
     };
-    let (Some(whole), Some(pieces)) = (build(usize::MAX), build(13)) else {
+    let whole = build(usize::MAX);
+    let threads = Pipeline::with_chunks_of(10_000).build(data, compression, options.clone());
+    assert_eq!(whole.is_some(), threads.is_ok(), "threads matter");
+    let (Some(whole), Some(pieces), Ok(threads)) = (whole, build(13), threads) else {
         return;
     };
     assert!(whole.ztoc == pieces.ztoc, "the pieces matter");
+    assert!(whole.ztoc == threads.ztoc, "threads matter");
     assert_eq!(whole.diff_id, pieces.diff_id);
+    assert_eq!(whole.diff_id, threads.diff_id);
     let blob = whole.ztoc.encode();
     let parsed = Ztoc::parse(&blob);
     assert!(

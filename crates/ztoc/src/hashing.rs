@@ -1,50 +1,37 @@
-//! The digests of a layer and of its spans, computed in place or on a thread of their own.
+//! The digests of a layer and of its spans, computed in place or on threads of their own.
 
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use oci::{Digest, Hasher};
 
 use crate::BuildError;
 use crate::checkpoint::Checkpoint;
+use crate::chunks::Chunk;
 
-/// What came out.
+/// The digests of a layer's compressed bytes.
 #[derive(Debug)]
 pub(crate) struct Digests {
+    pub(crate) whole: Digest,
     pub(crate) spans: Vec<Digest>,
-    pub(crate) compressed: Digest,
-    pub(crate) uncompressed: Option<Digest>,
 }
 
-/// Hashes that are being computed.
-#[derive(Debug)]
-struct State {
-    whole: Hasher,
+/// Computes the digests of spans.
+#[derive(Debug, Default)]
+struct Spans {
     /// The span that is being hashed, once the first has begun.
-    span: Option<Hasher>,
-    spans: Vec<Digest>,
-    uncompressed: Option<Hasher>,
+    open: Option<Hasher>,
+    done: Vec<Digest>,
     /// How many compressed bytes were taken in.
     position: u64,
     /// The last of them.
     last: u8,
 }
 
-impl State {
-    fn new(diff_id: bool) -> Self {
-        Self {
-            whole: Hasher::new(),
-            span: None,
-            spans: Vec::new(),
-            uncompressed: diff_id.then(Hasher::new),
-            position: 0,
-            last: 0,
-        }
-    }
-
+impl Spans {
     /// Takes in compressed bytes with the checkpoints that lie in or right behind them.
-    fn compressed(&mut self, mut data: &[u8], checkpoints: &[Checkpoint]) {
-        self.whole.update(data);
+    fn update(&mut self, mut data: &[u8], checkpoints: &[Checkpoint]) {
         for checkpoint in checkpoints {
             let ahead = checkpoint.input.saturating_sub(self.position);
             let ahead = usize::try_from(ahead).unwrap_or(data.len()).min(data.len());
@@ -55,153 +42,128 @@ impl State {
             if checkpoint.bits != 0 {
                 next.update(&[self.last]);
             }
-            if let Some(done) = self.span.replace(next) {
-                self.spans.push(done.finish());
+            if let Some(done) = self.open.replace(next) {
+                self.done.push(done.finish());
             }
         }
         self.advance(data);
     }
 
     fn advance(&mut self, data: &[u8]) {
-        if let Some(span) = &mut self.span {
+        if let Some(span) = &mut self.open {
             span.update(data);
         }
         self.position += data.len() as u64;
         self.last = data.last().copied().unwrap_or(self.last);
     }
 
-    fn finish(mut self) -> Digests {
-        self.spans.extend(self.span.map(Hasher::finish));
-        Digests {
-            spans: self.spans,
-            compressed: self.whole.finish(),
-            uncompressed: self.uncompressed.map(Hasher::finish),
-        }
+    fn finish(mut self) -> Vec<Digest> {
+        self.done.extend(self.open.map(Hasher::finish));
+        self.done
     }
 }
 
-/// What a hashing thread is sent.
-enum Work {
-    Compressed(Vec<u8>, Vec<Checkpoint>),
-    Uncompressed(Vec<u8>),
-}
-
-/// How many pieces may wait for the hashing thread; bounds the memory that they take.
-const QUEUE: usize = 8;
-
-/// Computes digests here or elsewhere.
+/// Hashes on the caller's thread.
 #[derive(Debug)]
 pub(crate) struct Hashing {
-    place: Place,
-    diff_id: bool,
-}
-
-#[derive(Debug)]
-enum Place {
-    Here(Box<State>),
-    Thread {
-        work: SyncSender<Work>,
-        used: Receiver<Vec<u8>>,
-        thread: JoinHandle<State>,
-    },
+    whole: Hasher,
+    spans: Spans,
 }
 
 impl Hashing {
-    /// Computes on the caller's thread.
-    pub(crate) fn here(diff_id: bool) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
-            place: Place::Here(Box::new(State::new(diff_id))),
-            diff_id,
+            whole: Hasher::new(),
+            spans: Spans::default(),
         }
     }
 
-    /// Computes on a thread of its own.
-    pub(crate) fn on_thread(diff_id: bool) -> Result<Self, BuildError> {
-        let (work, todo) = sync_channel(QUEUE);
-        let (give_back, used) = sync_channel(2 * QUEUE);
+    /// Takes in compressed bytes with the checkpoints that lie in or right behind them.
+    pub(crate) fn update(&mut self, data: &[u8], checkpoints: &[Checkpoint]) {
+        self.whole.update(data);
+        self.spans.update(data, checkpoints);
+    }
+
+    pub(crate) fn finish(self) -> Digests {
+        Digests {
+            whole: self.whole.finish(),
+            spans: self.spans.finish(),
+        }
+    }
+}
+
+/// Hashes on two threads: each byte is hashed twice.
+#[derive(Debug)]
+pub(crate) struct HashThreads {
+    whole: Background<Hasher, Arc<Chunk>>,
+    spans: Background<Spans, (Arc<Chunk>, Vec<Checkpoint>)>,
+}
+
+impl HashThreads {
+    pub(crate) fn start() -> Result<Self, BuildError> {
+        let whole = |hasher: &mut Hasher, chunk: Arc<Chunk>| hasher.update(chunk.data());
+        let spans = |spans: &mut Spans, (chunk, checkpoints): (Arc<Chunk>, Vec<Checkpoint>)| {
+            spans.update(chunk.data(), &checkpoints);
+        };
+        Ok(Self {
+            whole: Background::start("ztoc-hash", Hasher::new(), whole)?,
+            spans: Background::start("ztoc-hash-spans", Spans::default(), spans)?,
+        })
+    }
+
+    /// Takes in a chunk with the checkpoints that lie in or right behind it.
+    pub(crate) fn update(
+        &self,
+        chunk: Arc<Chunk>,
+        checkpoints: Vec<Checkpoint>,
+    ) -> Result<(), BuildError> {
+        self.whole.send(Arc::clone(&chunk))?;
+        self.spans.send((chunk, checkpoints))
+    }
+
+    pub(crate) fn finish(self) -> Result<Digests, BuildError> {
+        Ok(Digests {
+            whole: self.whole.finish()?.finish(),
+            spans: self.spans.finish()?.finish(),
+        })
+    }
+}
+
+/// A state that a thread of its own changes.
+#[derive(Debug)]
+struct Background<S, W> {
+    work: SyncSender<W>,
+    thread: JoinHandle<S>,
+}
+
+impl<S: Send + 'static, W: Send + 'static> Background<S, W> {
+    fn start(
+        name: &str,
+        mut state: S,
+        update: impl Fn(&mut S, W) + Send + 'static,
+    ) -> Result<Self, BuildError> {
+        // What would wait here takes memory.
+        let (work, todo) = sync_channel(0);
         let run = move || {
-            let mut state = State::new(diff_id);
             while let Ok(work) = todo.recv() {
-                let buffer = match work {
-                    Work::Compressed(data, checkpoints) => {
-                        state.compressed(&data, &checkpoints);
-                        data
-                    }
-                    Work::Uncompressed(data) => {
-                        if let Some(hasher) = &mut state.uncompressed {
-                            hasher.update(&data);
-                        }
-                        data
-                    }
-                };
-                // Buffers go round; when nobody wants this one, it is freed.
-                let _ = give_back.try_send(buffer);
+                update(&mut state, work);
             }
             state
         };
         let thread = std::thread::Builder::new()
-            .name("ztoc-hash".to_owned())
+            .name(name.to_owned())
             .spawn(run)?;
-        Ok(Self {
-            place: Place::Thread { work, used, thread },
-            diff_id,
-        })
+        Ok(Self { work, thread })
     }
 
-    /// Takes in compressed bytes with the checkpoints that lie in or right behind them.
-    pub(crate) fn compressed(
-        &mut self,
-        data: &[u8],
-        checkpoints: Vec<Checkpoint>,
-    ) -> Result<(), BuildError> {
-        match &mut self.place {
-            Place::Here(state) => {
-                state.compressed(data, &checkpoints);
-                Ok(())
-            }
-            Place::Thread { work, used, .. } => {
-                send(work, Work::Compressed(copy(used, data), checkpoints))
-            }
-        }
+    fn send(&self, work: W) -> Result<(), BuildError> {
+        self.work.send(work).map_err(|_| gone())
     }
 
-    /// Takes in uncompressed bytes.
-    pub(crate) fn uncompressed(&mut self, data: &[u8]) -> Result<(), BuildError> {
-        if !self.diff_id || data.is_empty() {
-            return Ok(());
-        }
-        match &mut self.place {
-            Place::Here(state) => {
-                if let Some(hasher) = &mut state.uncompressed {
-                    hasher.update(data);
-                }
-                Ok(())
-            }
-            Place::Thread { work, used, .. } => send(work, Work::Uncompressed(copy(used, data))),
-        }
+    fn finish(self) -> Result<S, BuildError> {
+        drop(self.work);
+        self.thread.join().map_err(|_| gone())
     }
-
-    /// The digests of all that was taken in.
-    pub(crate) fn finish(self) -> Result<Digests, BuildError> {
-        match self.place {
-            Place::Here(state) => Ok(state.finish()),
-            Place::Thread { work, thread, .. } => {
-                drop(work);
-                thread.join().map(State::finish).map_err(|_| gone())
-            }
-        }
-    }
-}
-
-fn copy(used: &Receiver<Vec<u8>>, data: &[u8]) -> Vec<u8> {
-    let mut buffer = used.try_recv().unwrap_or_default();
-    buffer.clear();
-    buffer.extend_from_slice(data);
-    buffer
-}
-
-fn send(work: &SyncSender<Work>, piece: Work) -> Result<(), BuildError> {
-    work.send(piece).map_err(|_| gone())
 }
 
 fn gone() -> BuildError {

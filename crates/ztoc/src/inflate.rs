@@ -119,7 +119,7 @@ impl Inflater {
     }
 
     /// Puts `bits` bits, the low ones of `value`, before the input. Raw streams only.
-    pub(crate) fn prime(&mut self, bits: u8, value: u8) -> Result<(), Invalid> {
+    fn prime(&mut self, bits: u8, value: u8) -> Result<(), Invalid> {
         // SAFETY: `stream` was initialised by inflateInit2_.
         let code =
             unsafe { zlib::inflatePrime(self.stream.as_ptr(), i32::from(bits), i32::from(value)) };
@@ -131,7 +131,7 @@ impl Inflater {
     }
 
     /// Sets what the stream's first matches may refer to. Raw streams only.
-    pub(crate) fn set_window(&mut self, window: &[u8]) -> Result<(), Invalid> {
+    fn set_window(&mut self, window: &[u8]) -> Result<(), Invalid> {
         let len = u32::try_from(window.len()).map_err(|_| Invalid("its window is too long"))?;
         // SAFETY: `stream` was initialised by inflateInit2_; `window` holds `len` bytes, which are
         // copied.
@@ -142,6 +142,19 @@ impl Inflater {
         } else {
             Err(Invalid("its window cannot be set"))
         }
+    }
+
+    /// Starts over in the middle of a stream: the `bit`-th bit of `byte` comes first, and `window` is
+    /// what came before.
+    pub(crate) fn enter(&mut self, bit: u8, byte: u8, window: &[u8]) -> Result<(), Invalid> {
+        self.reset(Wrapping::Raw)?;
+        if bit != 0 {
+            self.prime(8 - bit, byte >> bit)?;
+        }
+        if window.is_empty() {
+            return Ok(());
+        }
+        self.set_window(window)
     }
 
     /// Inflates some of `input` into `output`.
@@ -158,14 +171,19 @@ impl Inflater {
         self.step_uninit(input, output, stop)
     }
 
-    /// Inflates some of `input` behind what is in `out`, within its capacity.
+    /// Inflates some of `input` behind what is in `out`, within its capacity and up to `max` bytes in
+    /// all.
     pub(crate) fn append(
         &mut self,
         input: &[u8],
         out: &mut Vec<u8>,
+        max: usize,
         stop: Stop,
     ) -> Result<Step, Invalid> {
-        let step = self.step_uninit(input, out.spare_capacity_mut(), stop)?;
+        let max = max.saturating_sub(out.len());
+        let room = out.spare_capacity_mut();
+        let max = max.min(room.len());
+        let step = self.step_uninit(input, room.get_mut(..max).unwrap_or_default(), stop)?;
         // SAFETY: inflate initialised `produced` bytes at the start of the spare capacity.
         unsafe { out.set_len(out.len() + step.produced) };
         Ok(step)
@@ -253,7 +271,7 @@ mod tests {
         let mut gzip = gzip.finish().unwrap();
         let mut inflater = Inflater::new(Wrapping::Gzip).unwrap();
         let mut out = Vec::with_capacity(100);
-        let step = inflater.append(&gzip, &mut out, Stop::Never).unwrap();
+        let step = inflater.append(&gzip, &mut out, 100, Stop::Never).unwrap();
         assert_eq!((step.state, step.consumed), (State::End, gzip.len()));
         assert_eq!(out, b"some words, some words");
 

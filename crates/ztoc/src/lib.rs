@@ -7,7 +7,9 @@
 
 mod build;
 mod checkpoint;
+mod chunks;
 mod decode;
+mod deflate;
 mod encode;
 mod error;
 mod extract;
@@ -19,9 +21,11 @@ mod gzip_scan;
 mod hashing;
 mod inflate;
 mod pax;
+mod pipeline;
 pub mod prefetch;
 pub mod soci_index;
 mod span;
+mod speculate;
 mod tar_header;
 pub mod tar_path;
 mod tar_scan;

@@ -115,6 +115,11 @@ impl ImageSource for ContainerdSource {
     }
 
     async fn open(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send>, IndexError> {
+        self.check(descriptor).await?;
+        let (digest, size) = (&descriptor.digest, descriptor.size);
+        if let Some(file) = self.content.file(digest, size).await {
+            return Ok(Box::new(file));
+        }
         Ok(Box::new(StreamReader::new(self.stream(descriptor).await?)))
     }
 

@@ -1,0 +1,265 @@
+//! A layer's bytes in chunks, from the one who reads them to those who inflate them and to the one
+//! who puts all together in order.
+
+use std::collections::VecDeque;
+use std::io::Read;
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+
+/// How much address space a large buffer that grows takes at first, in bytes: more than what glibc's
+/// allocator would keep when the buffer is freed or grows (its `DEFAULT_MMAP_THRESHOLD_MAX`, 32 MiB).
+/// Pages that are not written to take no memory.
+pub(crate) const ADDRESSES: usize = 33 << 20;
+
+/// A part of a layer's bytes. Its memory is used again for another.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    offset: u64,
+    data: Vec<u8>,
+    pool: Arc<Pool<Vec<u8>>>,
+}
+
+impl Chunk {
+    /// How many bytes of the layer come before it.
+    pub(crate) const fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    pub(crate) fn data(&self) -> &[u8] {
+        &self.data
+    }
+
+    pub(crate) fn end(&self) -> u64 {
+        self.offset + self.data.len() as u64
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        self.pool.give_back(std::mem::take(&mut self.data));
+    }
+}
+
+/// Memory to be used again: what is new costs a page fault every 4 KiB.
+#[derive(Debug)]
+pub(crate) struct Pool<T> {
+    free: Mutex<Vec<T>>,
+    max: usize,
+}
+
+impl<T: Default> Pool<T> {
+    pub(crate) const fn new(max: usize) -> Self {
+        Self {
+            free: Mutex::new(Vec::new()),
+            max,
+        }
+    }
+
+    pub(crate) fn take(&self) -> T {
+        self.free.lock().pop().unwrap_or_default()
+    }
+
+    pub(crate) fn give_back(&self, used: T) {
+        let mut free = self.free.lock();
+        if free.len() < self.max {
+            free.push(used);
+        }
+    }
+}
+
+/// What is being done about a chunk.
+#[derive(Debug)]
+enum Work<P> {
+    /// Nobody has begun with it.
+    Open,
+    Taken,
+    Done(Option<P>),
+}
+
+#[derive(Debug)]
+struct Slot<P> {
+    chunk: Arc<Chunk>,
+    work: Work<P>,
+}
+
+#[derive(Debug)]
+struct State<P> {
+    /// Chunks that were read and are not put together yet.
+    slots: VecDeque<Slot<P>>,
+    /// How many came before them.
+    gone: u64,
+    read_all: bool,
+    /// Nobody shall wait any more.
+    over: bool,
+}
+
+/// The chunks that are worked on, and what was inflated of them.
+#[derive(Debug)]
+pub(crate) struct Chunks<P> {
+    state: Mutex<State<P>>,
+    changed: Condvar,
+    /// How many there may be.
+    ahead: usize,
+    /// Chunks are inflated before it is their turn.
+    speculate: bool,
+}
+
+/// What is to be inflated before its turn; the chunk, and the one after it if there is one.
+pub(crate) type Todo = (u64, Arc<Chunk>, Option<Arc<Chunk>>);
+
+impl<P> Chunks<P> {
+    pub(crate) fn new(ahead: usize, speculate: bool) -> Self {
+        Self {
+            state: Mutex::new(State {
+                slots: VecDeque::new(),
+                gone: 0,
+                read_all: false,
+                over: false,
+            }),
+            changed: Condvar::new(),
+            ahead,
+            speculate,
+        }
+    }
+
+    /// Waits until there is room for a chunk. `false` if nobody wants one.
+    pub(crate) fn wait_for_room(&self) -> bool {
+        let mut state = self.state.lock();
+        while state.slots.len() >= self.ahead && !state.over {
+            self.changed.wait(&mut state);
+        }
+        !state.over
+    }
+
+    /// Adds a chunk.
+    pub(crate) fn push(&self, chunk: Chunk) {
+        // The layer's first one begins where inflating in order does.
+        let work = if chunk.offset == 0 || !self.speculate {
+            Work::Done(None)
+        } else {
+            Work::Open
+        };
+        let chunk = Arc::new(chunk);
+        self.state.lock().slots.push_back(Slot { chunk, work });
+        self.changed.notify_all();
+    }
+
+    /// There are no more chunks.
+    pub(crate) fn end(&self) {
+        self.state.lock().read_all = true;
+        self.changed.notify_all();
+    }
+
+    /// Ends all waiting.
+    pub(crate) fn stop(&self) {
+        self.state.lock().over = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for a chunk to inflate; `None` when there will be none.
+    pub(crate) fn todo(&self) -> Option<Todo> {
+        let mut state = self.state.lock();
+        loop {
+            if state.over {
+                return None;
+            }
+            let open = |slot: &Slot<P>| matches!(slot.work, Work::Open);
+            if let Some(at) = state.slots.iter().position(open) {
+                let next = state.slots.get(at + 1).map(|slot| Arc::clone(&slot.chunk));
+                if next.is_some() || state.read_all {
+                    let number = state.gone + at as u64;
+                    let slot = state.slots.get_mut(at)?;
+                    slot.work = Work::Taken;
+                    return Some((number, Arc::clone(&slot.chunk), next));
+                }
+            } else if state.read_all {
+                return None;
+            }
+            self.changed.wait(&mut state);
+        }
+    }
+
+    /// Hands in what came of [`Chunks::todo`].
+    pub(crate) fn done(&self, number: u64, piece: Option<P>) {
+        let mut state = self.state.lock();
+        let at = usize::try_from(number - state.gone).unwrap_or(usize::MAX);
+        if let Some(slot) = state.slots.get_mut(at) {
+            slot.work = Work::Done(piece);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Waits for the next chunk to be put together, with what was inflated of it. `None` at the end.
+    pub(crate) fn next(&self) -> Option<(Arc<Chunk>, Option<P>)> {
+        let mut state = self.state.lock();
+        loop {
+            if state.over {
+                return None;
+            }
+            let front = state.slots.front_mut();
+            if let Some(Slot {
+                chunk,
+                work: Work::Done(piece),
+            }) = front
+            {
+                let next = (Arc::clone(chunk), piece.take());
+                state.slots.pop_front();
+                state.gone += 1;
+                self.changed.notify_all();
+                return Some(next);
+            }
+            if state.read_all && state.slots.is_empty() {
+                return None;
+            }
+            self.changed.wait(&mut state);
+        }
+    }
+}
+
+/// Reads a layer in chunks of one size.
+#[derive(Debug)]
+pub(crate) struct ChunkReader<R> {
+    reader: R,
+    offset: u64,
+    size: usize,
+    pool: Arc<Pool<Vec<u8>>>,
+}
+
+impl<R: Read> ChunkReader<R> {
+    pub(crate) fn new(reader: R, size: usize, spare: usize) -> Self {
+        Self {
+            reader,
+            offset: 0,
+            size,
+            pool: Arc::new(Pool::new(spare)),
+        }
+    }
+
+    /// The next chunk, shorter than others only at the end, and `None` behind it.
+    pub(crate) fn read(&mut self) -> std::io::Result<Option<Chunk>> {
+        let mut data = self.pool.take();
+        data.reserve(ADDRESSES.max(self.size) - data.len());
+        data.resize(self.size, 0);
+        let mut filled = 0;
+        while let Some(room) = data.get_mut(filled..).filter(|room| !room.is_empty()) {
+            match self.reader.read(room) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if filled == 0 {
+            return Ok(None);
+        }
+        data.truncate(filled);
+        let chunk = Chunk {
+            offset: self.offset,
+            data,
+            pool: Arc::clone(&self.pool),
+        };
+        self.offset = chunk.end();
+        Ok(Some(chunk))
+    }
+}
