@@ -66,6 +66,12 @@ impl<T: Default> Pool<T> {
             free.push(used);
         }
     }
+
+    pub(crate) fn clear(&self) {
+        // Freeing takes a while.
+        let free = std::mem::take(&mut *self.free.lock());
+        drop(free);
+    }
 }
 
 /// What is being done about a chunk.
@@ -101,15 +107,13 @@ pub(crate) struct Chunks<P> {
     changed: Condvar,
     /// How many there may be.
     ahead: usize,
-    /// Chunks are inflated before it is their turn.
-    speculate: bool,
 }
 
 /// What is to be inflated before its turn; the chunk, and the one after it if there is one.
 pub(crate) type Todo = (u64, Arc<Chunk>, Option<Arc<Chunk>>);
 
 impl<P> Chunks<P> {
-    pub(crate) fn new(ahead: usize, speculate: bool) -> Self {
+    pub(crate) fn new(ahead: usize) -> Self {
         Self {
             state: Mutex::new(State {
                 slots: VecDeque::new(),
@@ -119,7 +123,6 @@ impl<P> Chunks<P> {
             }),
             changed: Condvar::new(),
             ahead,
-            speculate,
         }
     }
 
@@ -132,13 +135,12 @@ impl<P> Chunks<P> {
         !state.over
     }
 
-    /// Adds a chunk.
-    pub(crate) fn push(&self, chunk: Chunk) {
-        // The layer's first one begins where inflating in order does.
-        let work = if chunk.offset == 0 || !self.speculate {
-            Work::Done(None)
-        } else {
+    /// Adds a chunk, to be inflated before it is its turn or not.
+    pub(crate) fn push(&self, chunk: Chunk, inflate_ahead: bool) {
+        let work = if inflate_ahead {
             Work::Open
+        } else {
+            Work::Done(None)
         };
         let chunk = Arc::new(chunk);
         self.state.lock().slots.push_back(Slot { chunk, work });
@@ -155,6 +157,11 @@ impl<P> Chunks<P> {
     pub(crate) fn stop(&self) {
         self.state.lock().over = true;
         self.changed.notify_all();
+    }
+
+    /// Whether waiting was ended.
+    pub(crate) fn is_over(&self) -> bool {
+        self.state.lock().over
     }
 
     /// Waits for a chunk to inflate; `None` when there will be none.

@@ -104,11 +104,11 @@ pub enum BuildError {
     #[error("cannot build a zTOC: {0}")]
     Options(&'static str),
     /// The compressed stream is no valid gzip.
-    #[error("the layer is no valid gzip stream: {reason} at compressed byte {at}")]
+    #[error("the layer is no valid gzip stream: {reason} in what starts at compressed byte {at}")]
     Gzip {
         /// What is wrong.
         reason: &'static str,
-        /// Near which byte of the layer.
+        /// Where the header, block or trailer starts that it is in.
         at: u64,
     },
     /// The layer ends in the middle.

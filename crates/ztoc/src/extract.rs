@@ -1,9 +1,7 @@
 //! Inflating one span from its checkpoint.
 
+use crate::gzip_scan::TRAILER;
 use crate::inflate::{Inflater, State, Stop, Wrapping};
-
-/// The checksum and length after a gzip member's blocks (RFC 1952, section 2.3).
-const TRAILER: usize = 8;
 
 /// Inflates `compressed` to exactly `len` bytes in `out`, which is empty before. `bits` high bits of
 /// the first byte belong to the span; `cut`: the stream may go on, and the rest is not wanted.
@@ -31,7 +29,7 @@ pub(crate) fn inflate_span(
         (first, input) = (*split.0, split.1);
     }
     inflater
-        .enter((8 - bits) % 8, first, window.unwrap_or_default())
+        .enter(bits, first, window.unwrap_or_default())
         .map_err(|invalid| invalid.0)?;
     let mut raw = true;
     loop {

@@ -9,8 +9,8 @@ use crate::speculate::Piece;
 /// How much is inflated at a time, besides the window that is kept before it.
 const OUTPUT: usize = 256 << 10;
 
-/// A checksum and a length end a gzip member (RFC 1952, section 2.3).
-const TRAILER: usize = 8;
+/// The checksum and length after a gzip member's blocks (RFC 1952, section 2.3).
+pub(crate) const TRAILER: usize = 8;
 
 /// A gzip layer that is being inflated.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub(crate) struct GzipScanner {
     at: usize,
     phase: Phase,
     total_in: u64,
+    /// Where what is being read starts: a header, block or trailer.
+    part: u64,
     total_out: u64,
     /// The output of the last checkpoint.
     last: u64,
@@ -76,6 +78,7 @@ impl GzipScanner {
             at: WINDOW_SIZE,
             phase: Phase::Between,
             total_in: 0,
+            part: 0,
             total_out: 0,
             last: 0,
             members: 0,
@@ -116,6 +119,7 @@ impl GzipScanner {
                 Phase::Between => {
                     self.reset(Wrapping::Gzip)?;
                     self.phase = Phase::Header;
+                    self.part = self.total_in;
                     continue;
                 }
                 Phase::Header => self.header(input)?,
@@ -163,8 +167,7 @@ impl GzipScanner {
     ) -> Result<Option<usize>, BuildError> {
         if let Place::Adopted { bits, byte } = place {
             let window = self.buffer.get(self.at - WINDOW_SIZE..self.at);
-            let bit = (8 - bits) % 8;
-            let entered = self.inflater.enter(bit, byte, window.unwrap_or_default());
+            let entered = self.inflater.enter(bits, byte, window.unwrap_or_default());
             entered.map_err(|invalid| self.invalid(invalid.0))?;
         }
         self.make_room();
@@ -174,12 +177,7 @@ impl GzipScanner {
         self.total_in += step.consumed as u64;
         self.output(step.produced, sink)?;
         match step.state {
-            State::End => {
-                self.phase = Phase::Trailer {
-                    bytes: [0; TRAILER],
-                    filled: 0,
-                };
-            }
+            State::End => self.start_of_trailer(),
             State::Boundary { bits } => self.boundary(bits, None),
             State::Inside => {
                 self.phase = Phase::Blocks(Place::Inside);
@@ -213,6 +211,7 @@ impl GzipScanner {
     /// of what is in the buffer unless it is given.
     fn boundary(&mut self, bits: u8, window: Option<&[u8]>) {
         self.phase = Phase::Blocks(Place::Boundary { bits });
+        self.part = self.total_in - u64::from(bits > 0);
         if self.total_out == 0 || self.total_out - self.last > self.checkpoints.span_size {
             let in_buffer = self.buffer.get(self.at - WINDOW_SIZE..self.at);
             let point = Checkpoint {
@@ -234,6 +233,14 @@ impl GzipScanner {
             }
             _ => None,
         }
+    }
+
+    fn start_of_trailer(&mut self) {
+        self.part = self.total_in;
+        self.phase = Phase::Trailer {
+            bytes: [0; TRAILER],
+            filled: 0,
+        };
     }
 
     /// Reads on in a member's trailer and returns how much of it there was.
@@ -322,17 +329,15 @@ impl GzipScanner {
             sink(output)?;
         }
         self.total_in = piece.end.div_ceil(8);
-        self.phase = if piece.ended {
-            Phase::Trailer {
-                bytes: [0; TRAILER],
-                filled: 0,
-            }
+        if piece.ended {
+            self.start_of_trailer();
         } else {
-            Phase::Blocks(Place::Adopted {
+            self.part = piece.end / 8;
+            self.phase = Phase::Blocks(Place::Adopted {
                 bits: unused_bits(piece.end),
                 byte: piece.end_byte,
-            })
-        };
+            });
+        }
         Ok(true)
     }
 
@@ -359,7 +364,7 @@ impl GzipScanner {
         };
         BuildError::Gzip {
             reason,
-            at: self.total_in,
+            at: self.part,
         }
     }
 
@@ -381,6 +386,6 @@ impl GzipScanner {
 }
 
 /// How many bits of the byte that the `position`-th bit is in come from there on; none at its start.
-fn unused_bits(position: u64) -> u8 {
+pub(crate) fn unused_bits(position: u64) -> u8 {
     position.wrapping_neg().to_le_bytes()[0] % 8
 }

@@ -144,12 +144,12 @@ impl Inflater {
         }
     }
 
-    /// Starts over in the middle of a stream: the `bit`-th bit of `byte` comes first, and `window` is
-    /// what came before.
-    pub(crate) fn enter(&mut self, bit: u8, byte: u8, window: &[u8]) -> Result<(), Invalid> {
+    /// Starts over in the middle of a stream: the `bits` high bits of `byte`, 0 to 7, come first, and
+    /// `window` is what came before.
+    pub(crate) fn enter(&mut self, bits: u8, byte: u8, window: &[u8]) -> Result<(), Invalid> {
         self.reset(Wrapping::Raw)?;
-        if bit != 0 {
-            self.prime(8 - bit, byte >> bit)?;
+        if bits != 0 {
+            self.prime(bits, byte >> (8 - bits))?;
         }
         if window.is_empty() {
             return Ok(());

@@ -14,20 +14,24 @@ use crate::{BuildError, Compression};
 /// larger ones have fewer markers in proportion.
 const CHUNK: usize = 3 << 20;
 
-/// What one chunk's output may take in memory, in chunks.
-const MEMORY: usize = 4;
+/// What one piece may take in memory, in bytes: values with markers take two each. What is left of its
+/// chunk is inflated in order.
+const MEMORY: usize = 4 * CHUNK;
 
 /// With more threads than this, putting together is what takes the time.
 const MAX_THREADS: usize = 8;
 
 /// What all layers that are indexed at the same time have inflated ahead. Together they keep no more
 /// than one layer would; chunks beyond that are inflated in their turn, which keeps the cores busy,
-/// too.
-static PIECES: Pieces = Pieces(AtomicUsize::new(0));
+/// too. (Each layer has its own chunks of compressed bytes.)
+static PIECES: Pieces = Pieces::new();
 
-/// How many pieces there are.
+/// How many pieces there are, and the memory of those that are gone.
 #[derive(Debug)]
-struct Pieces(AtomicUsize);
+struct Pieces {
+    count: AtomicUsize,
+    pool: Pool<Buffers>,
+}
 
 /// That a piece may be there.
 #[derive(Debug)]
@@ -37,11 +41,18 @@ struct Permit<'a>(&'a Pieces);
 type Permitted<'a> = (Piece, Permit<'a>);
 
 impl Pieces {
+    const fn new() -> Self {
+        Self {
+            count: AtomicUsize::new(0),
+            pool: Pool::new(MAX_THREADS),
+        }
+    }
+
     /// A permit if there are fewer than `max`.
     fn permit(&self, max: usize) -> Option<Permit<'_>> {
         let more = |count| (count < max).then_some(count + 1);
         let counted = self
-            .0
+            .count
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
         counted.ok().map(|_| Permit(self))
     }
@@ -49,7 +60,10 @@ impl Pieces {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
+        // Memory is kept from one piece to the next, not from one layer to the next.
+        if self.0.count.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.pool.clear();
+        }
     }
 }
 
@@ -58,6 +72,8 @@ impl Drop for Permit<'_> {
 pub(crate) struct Pipeline<'a> {
     /// The size of a chunk in bytes.
     chunk: usize,
+    /// What a piece may take in bytes.
+    memory: usize,
     /// How many threads inflate ahead.
     threads: usize,
     pieces: &'a Pieces,
@@ -67,6 +83,7 @@ impl<'a> Pipeline<'a> {
     pub(crate) fn of_cores(cores: usize) -> Self {
         Self {
             chunk: CHUNK,
+            memory: MEMORY,
             // On one core, what is inflated ahead only costs more.
             threads: if cores == 1 {
                 0
@@ -77,10 +94,11 @@ impl<'a> Pipeline<'a> {
         }
     }
 
-    /// With small chunks, for tests of what is between them.
+    /// With small chunks, to try what is between them.
     pub(crate) const fn with_chunks_of(chunk: usize) -> Self {
         Self {
             chunk,
+            memory: 2 << 20,
             threads: 2,
             pieces: &PIECES,
         }
@@ -111,41 +129,44 @@ impl<'a> Pipeline<'a> {
             }
         };
         let assembly = Assembly::new(compression, options)?;
-        let chunks = Chunks::new(ahead, threads > 0);
-        let pool = Pool::new(threads + 1);
+        let chunks = Chunks::new(ahead);
         std::thread::scope(|scope| {
             let _guard = Guard(&chunks);
             let start = |name: &str| std::thread::Builder::new().name(name.to_owned());
             let assembling = start("ztoc-assemble").spawn_scoped(scope, || {
                 let _guard = Guard(&chunks);
-                let built = assemble(assembly, &chunks, &pool);
+                let built = assemble(assembly, &chunks, &self.pieces.pool);
                 // Nobody needs to go on after a failure.
                 chunks.stop();
                 built
             })?;
+            let mut inflating = 0;
             for _ in 0..threads {
-                let inflating = start("ztoc-inflate").spawn_scoped(scope, || {
+                let started = start("ztoc-inflate").spawn_scoped(scope, || {
                     let _guard = Guard(&chunks);
-                    self.inflate_ahead(&chunks, &pool, ahead);
+                    self.inflate_ahead(&chunks, ahead);
                 });
-                if let Err(error) = inflating {
-                    chunks.stop();
-                    return Err(error.into());
-                }
+                // With fewer of them it takes longer.
+                inflating += usize::from(started.is_ok());
             }
-            let failure = feed(first, &mut reader, &chunks).err();
-            let built = assembling.join();
-            match (failure, built) {
-                (Some(error), _) => Err(error.into()),
-                (None, Ok(built)) => built,
-                (None, Err(panic)) => std::panic::resume_unwind(panic),
+            let failure = feed(first, &mut reader, &chunks, inflating > 0).err();
+            match (assembling.join(), failure) {
+                (Err(panic), _) => std::panic::resume_unwind(panic),
+                (Ok(Err(error)), _) => Err(error),
+                (Ok(_), Some(error)) => Err(error.into()),
+                (Ok(Ok(Some(built))), None) => Ok(built),
+                (Ok(Ok(None)), None) => {
+                    let why = std::io::Error::other("inflating it was given up");
+                    Err(BuildError::Read(why))
+                }
             }
         })
     }
 
     /// Inflates chunks before it is their turn, as long as there are fewer than `max` pieces.
-    fn inflate_ahead(self, chunks: &Chunks<Permitted<'a>>, pool: &Pool<Buffers>, max: usize) {
-        let mut speculator = Speculator::new(MEMORY * self.chunk);
+    fn inflate_ahead(self, chunks: &Chunks<Permitted<'a>>, max: usize) {
+        let pool = &self.pieces.pool;
+        let mut speculator = Speculator::new(self.memory);
         while let Some((number, chunk, next)) = chunks.todo() {
             let piece = speculator.as_mut().and_then(|speculator| {
                 let permit = self.pieces.permit(max)?;
@@ -177,11 +198,13 @@ fn feed<P>(
     first: Chunk,
     reader: &mut ChunkReader<impl Read>,
     chunks: &Chunks<P>,
+    inflate_ahead: bool,
 ) -> std::io::Result<()> {
-    chunks.push(first);
+    // The first begins where inflating in order does.
+    chunks.push(first, false);
     while chunks.wait_for_room() {
         match reader.read() {
-            Ok(Some(chunk)) => chunks.push(chunk),
+            Ok(Some(chunk)) => chunks.push(chunk, inflate_ahead),
             Ok(None) => {
                 chunks.end();
                 break;
@@ -195,12 +218,12 @@ fn feed<P>(
     Ok(())
 }
 
-/// Puts chunks together in order.
+/// Puts chunks together in order; `None` when that was given up.
 fn assemble(
     mut assembly: Assembly,
     chunks: &Chunks<Permitted<'_>>,
     pool: &Pool<Buffers>,
-) -> Result<Built, BuildError> {
+) -> Result<Option<Built>, BuildError> {
     let hashing = HashThreads::start()?;
     while let Some((chunk, piece)) = chunks.next() {
         assembly.take(&chunk, piece.as_ref().map(|(piece, _)| piece))?;
@@ -210,7 +233,10 @@ fn assemble(
         let checkpoints = assembly.checkpoints_up_to(chunk.end());
         hashing.update(chunk, checkpoints)?;
     }
-    assembly.finish(hashing.finish()?)
+    if chunks.is_over() {
+        return Ok(None);
+    }
+    assembly.finish(hashing.finish()?).map(Some)
 }
 
 #[cfg(test)]
@@ -248,6 +274,12 @@ mod tests {
         text
     }
 
+    /// Few bytes more than others, in no order: hardly a match.
+    fn letters(seed: u64, len: usize) -> Vec<u8> {
+        let noise = noise(seed, len).into_iter();
+        noise.map(|byte| b'0' + byte % 64).collect()
+    }
+
     /// A tar of one file.
     fn tar(content: &[u8]) -> Vec<u8> {
         let mut builder = tar::Builder::new(Vec::new());
@@ -265,6 +297,42 @@ mod tests {
         encoder.finish().unwrap()
     }
 
+    /// With a block, and an empty one, every few bytes.
+    fn flushed(level: u32, data: &[u8], every: usize) -> Vec<u8> {
+        let level = flate2::Compression::new(level);
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level);
+        for part in data.chunks(every) {
+            encoder.write_all(part).unwrap();
+            encoder.flush().unwrap();
+        }
+        encoder.finish().unwrap()
+    }
+
+    /// What is in layers, each kind long enough for many small chunks.
+    fn layers() -> Vec<(&'static str, Vec<u8>)> {
+        let mixed = [
+            words(1, 1_500_000),
+            noise(2, 300_000),
+            letters(3, 700_000),
+            vec![0; 2_000_000],
+            words(4, 500_000),
+        ];
+        let (words, letters) = (tar(&words(5, 3_000_000)), tar(&letters(6, 1_000_000)));
+        let mixed = tar(&mixed.concat());
+        vec![
+            ("words", gzip(6, &words)),
+            ("words, flushed", flushed(6, &words, 9_000)),
+            ("letters", gzip(6, &letters)),
+            ("letters, flushed", flushed(9, &letters, 20_000)),
+            ("mixed", gzip(6, &mixed)),
+            ("mixed, fast", gzip(1, &mixed)),
+            ("mixed, flushed", flushed(6, &mixed, 30_000)),
+            ("stored", gzip(0, &mixed)),
+            ("zeros", gzip(6, &tar(&vec![0; 40_000_000]))),
+            ("noise", gzip(6, &tar(&noise(7, 1_000_000)))),
+        ]
+    }
+
     fn options() -> BuildOptions {
         BuildOptions {
             span_size: 100_000,
@@ -279,12 +347,16 @@ mod tests {
         builder.finish()
     }
 
+    /// What a piece may take here.
+    const ROOM: usize = 2 << 20;
+
     /// Has no others beside it.
     fn pipeline(chunk: usize, threads: usize) -> Pipeline<'static> {
         Pipeline {
             chunk,
+            memory: ROOM,
             threads,
-            pieces: Box::leak(Box::new(Pieces(AtomicUsize::new(0)))),
+            pieces: Box::leak(Box::new(Pieces::new())),
         }
     }
 
@@ -303,66 +375,119 @@ mod tests {
         }
     }
 
-    /// How many chunks were inflated ahead and were of use, and how many there are.
-    fn useful(layer: &[u8], chunk: usize) -> (usize, usize) {
-        let mut speculator = Speculator::new(MEMORY * chunk).unwrap();
+    /// How many pieces end in which way.
+    #[derive(Debug, Default)]
+    struct Ends {
+        chunks: usize,
+        adopted: usize,
+        /// At the next chunk's first block, with markers up to there.
+        met_with_markers: usize,
+        /// The same, without.
+        met_without_markers: usize,
+        /// At the end of a member, with markers up to there.
+        ended_with_markers: usize,
+        ended_without_markers: usize,
+        /// Before that, for want of memory.
+        cut: usize,
+    }
+
+    /// Adds what becomes of a layer's chunks.
+    fn count(ends: &mut Ends, layer: &[u8], chunk: usize, memory: usize) {
+        let mut speculator = Speculator::new(memory).unwrap();
         let mut assembly = Assembly::new(Compression::Gzip, options()).unwrap();
         let mut reader = ChunkReader::new(layer, chunk, 3);
         let mut chunks = Vec::new();
         while let Some(chunk) = reader.read().unwrap() {
             chunks.push(chunk);
         }
-        let mut useful = 0;
-        for (at, chunk) in chunks.iter().enumerate() {
+        let pieces = chunks.iter().enumerate().skip(1).map(|(at, chunk)| {
             let next = chunks.get(at + 1).map_or(&[][..], Chunk::data);
-            let piece = speculator
-                .inflate(chunk.offset(), chunk.data(), next, Buffers::default())
-                .ok()
-                .filter(|_| at > 0);
-            useful += usize::from(assembly.take(chunk, piece.as_ref()).unwrap());
+            let buffers = Buffers::default();
+            let piece = speculator.inflate(chunk.offset(), chunk.data(), next, buffers);
+            piece.ok()
+        });
+        let pieces: Vec<_> = std::iter::once(None).chain(pieces).collect();
+        for (at, (chunk, piece)) in chunks.iter().zip(&pieces).enumerate() {
+            ends.chunks += 1;
+            ends.adopted += usize::from(assembly.take(chunk, piece.as_ref()).unwrap());
+            let Some(piece) = piece else { continue };
+            let markers = piece.windowed().is_empty();
+            let next = pieces.get(at + 1).and_then(Option::as_ref);
+            let met = next.is_some_and(|next| next.start == piece.end);
+            *match (piece.ended, met, markers) {
+                (true, _, true) => &mut ends.ended_with_markers,
+                (true, _, false) => &mut ends.ended_without_markers,
+                (false, true, true) => &mut ends.met_with_markers,
+                (false, true, false) => &mut ends.met_without_markers,
+                (false, false, _) => &mut ends.cut,
+            } += 1;
         }
-        (useful, chunks.len())
     }
 
     #[test]
     fn layers_inflated_ahead_give_the_same_ztoc() {
-        let mixed = [
-            words(1, 2_000_000),
-            noise(2, 700_000),
-            vec![0; 3_000_000],
-            words(3, 1_000_000),
-        ]
-        .concat();
-        for (what, data) in [
-            ("words", words(4, 4_000_000)),
-            ("zeros", vec![0; 40_000_000]),
-            ("noise", noise(5, 1_000_000)),
-            ("mixed", mixed),
-        ] {
-            let tar = tar(&data);
-            for level in [0, 1, 6, 9] {
-                let layer = gzip(level, &tar);
-                println!("{what}, level {level}: {} bytes", layer.len());
-                for chunk in [40_000, 131_072, 1_000_003] {
-                    check(&layer, chunk);
-                }
+        for (what, layer) in layers() {
+            println!("{what}: {} bytes", layer.len());
+            for chunk in [30_000, 131_072, 400_003] {
+                check(&layer, chunk);
             }
         }
     }
 
     #[test]
+    fn pieces_end_in_every_possible_way_in_what_the_tests_inflate() {
+        let mut ends = Ends::default();
+        for (what, layer) in layers() {
+            for chunk in [30_000, 131_072, 400_003] {
+                count(&mut ends, &layer, chunk, ROOM);
+            }
+            println!("up to {what}: {ends:?}");
+        }
+        let tar = tar(&letters(8, 300_000));
+        count(&mut ends, &gzip(6, &tar), 30_000, 100_000);
+        println!("all: {ends:?}");
+        let ways = [
+            ends.met_with_markers,
+            ends.met_without_markers,
+            ends.ended_with_markers,
+            ends.ended_without_markers,
+            ends.cut,
+        ];
+        assert!(ways.iter().all(|count| *count > 0), "{ends:?}");
+    }
+
+    #[test]
     fn most_chunks_that_are_inflated_ahead_are_of_use() {
-        let layer = gzip(6, &tar(&words(6, 8_000_000)));
-        let (useful, chunks) = useful(&layer, 200_000);
-        assert!(chunks > 10);
-        assert!(useful > chunks * 8 / 10, "{useful} of {chunks}");
+        for tar in [tar(&words(6, 8_000_000)), tar(&letters(6, 4_000_000))] {
+            let mut ends = Ends::default();
+            count(&mut ends, &gzip(6, &tar), 200_000, 8 << 20);
+            let met = ends.met_with_markers + ends.met_without_markers;
+            assert!(ends.chunks > 10, "{ends:?}");
+            assert!(met > ends.chunks * 8 / 10, "{ends:?}");
+            assert!(ends.adopted > ends.chunks * 8 / 10, "{ends:?}");
+        }
+    }
+
+    #[test]
+    fn one_core_and_plain_tars_go_the_same_way_without_it() {
+        let tar = tar(&words(10, 2_000_000));
+        let expected = in_order(&gzip(6, &tar)).unwrap();
+        let built = pipeline(50_000, 0).build(&gzip(6, &tar)[..], Compression::Gzip, options());
+        assert!(built.unwrap().ztoc == expected.ztoc);
+        let mut builder = Builder::new(Compression::Uncompressed, options()).unwrap();
+        builder.write(&tar).unwrap();
+        let expected = builder.finish().unwrap();
+        let built = pipeline(50_000, 3).build(&tar[..], Compression::Uncompressed, options());
+        let built = built.unwrap();
+        assert!(built.ztoc == expected.ztoc);
+        assert_eq!(built.compressed_digest, expected.compressed_digest);
     }
 
     #[test]
     fn members_may_end_anywhere() {
         let tar = tar(&words(7, 3_000_000));
-        for len in [100, 10_000, 32_769, 1_000_000] {
-            let members = tar.chunks(len).map(|part| gzip(6, part));
+        for len in [100, 10_000, 32_769, 400_000, 1_000_000] {
+            let members = tar.chunks(len).map(|part| flushed(6, part, 40_000));
             let layer = members.collect::<Vec<_>>().concat();
             check(&layer, 100_000);
         }
@@ -382,7 +507,14 @@ mod tests {
             cut in any::<bool>(),
         ) {
             static LAYER: std::sync::LazyLock<Vec<u8>> =
-                std::sync::LazyLock::new(|| gzip(6, &tar(&words(8, 600_000))));
+                std::sync::LazyLock::new(|| {
+                    let data = [letters(8, 500_000), words(8, 400_000), letters(9, 300_000)];
+                    let layer = flushed(6, &tar(&data.concat()), 15_000);
+                    let mut ends = Ends::default();
+                    count(&mut ends, &layer, 80_000, ROOM);
+                    assert!(ends.adopted >= 5 && ends.met_without_markers >= 2, "{ends:?}");
+                    layer
+                });
             let mut layer = LAYER.clone();
             let at = at.index(layer.len());
             if cut {
@@ -390,7 +522,7 @@ mod tests {
             } else {
                 layer[at] = value;
             }
-            check(&layer, 30_000);
+            check(&layer, 80_000);
         }
     }
 
@@ -422,8 +554,8 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_is_read_is_taken_for_the_end_of_memory() {
-        // One block of zeros is longer than a chunk's output may be.
+    fn a_block_larger_than_the_memory_of_a_piece_is_inflated_in_order() {
+        // One block of zeros.
         let layer = gzip(9, &tar(&vec![0; 200_000_000]));
         check(&layer, 20_000);
     }

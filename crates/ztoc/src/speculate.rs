@@ -8,6 +8,7 @@
 use crate::checkpoint::WINDOW_SIZE;
 use crate::chunks::ADDRESSES;
 use crate::deflate::{BitReader, Block, BlockDecoder, BlockError, BlockKind, MARKER, find_block};
+use crate::gzip_scan::unused_bits;
 use crate::inflate::{Inflater, State, Stop, Wrapping};
 
 /// How far into a chunk a block is searched for, in bytes. Searching is slow, and where there is none
@@ -61,15 +62,18 @@ pub(crate) struct Buffers {
     marked: Vec<u16>,
     /// The last window of that, then the rest of the output.
     output: Vec<u8>,
+    /// How much of each was written to.
+    marked_used: usize,
+    output_used: usize,
 }
 
 impl Buffers {
-    /// What to keep after so many values with markers; more than usual is given back.
-    fn after(mut self, marked: usize) -> Self {
-        if marked > USUAL_MARKED {
+    /// What to keep: more than usual is given back.
+    fn usual(mut self) -> Self {
+        if self.marked_used > USUAL_MARKED {
             self.marked = Vec::new();
         }
-        if self.output.len() > USUAL_OUTPUT {
+        if self.output_used > USUAL_OUTPUT {
             self.output = Vec::new();
         }
         self
@@ -85,7 +89,7 @@ impl Piece {
 
     /// The memory, to be used again.
     pub(crate) fn into_buffers(self) -> Buffers {
-        self.buffers.after(self.marked)
+        self.buffers.usual()
     }
 
     /// The rest of the output, with a window before it; empty if there is no more.
@@ -161,6 +165,7 @@ impl Speculator {
         };
         let end = work.run(start, self);
         let (boundaries, mut marked) = (work.boundaries, work.marked);
+        buffers.output_used = buffers.output.len();
         let end = match (end, boundaries.last()) {
             (Ok(end), _) => end,
             (Err(Stopped::Unfinished), Some(last)) => {
@@ -173,7 +178,7 @@ impl Speculator {
                     ended: false,
                 }
             }
-            (Err(_), _) => return Err(buffers.after(marked)),
+            (Err(_), _) => return Err(buffers.usual()),
         };
         let mut checksum = crc32fast::Hasher::new();
         checksum.update(buffers.output.get(WINDOW_SIZE..).unwrap_or_default());
@@ -217,7 +222,9 @@ struct Work<'w> {
 impl Work<'_> {
     fn run(&mut self, start: usize, tools: &mut Speculator) -> Result<End, Stopped> {
         let mut marked = std::mem::take(&mut self.buffers.marked);
-        let end = self.with_markers(start, &mut tools.decoder, &mut marked);
+        let mut at = WINDOW_SIZE;
+        let end = self.with_markers(start, &mut tools.decoder, &mut marked, &mut at);
+        self.buffers.marked_used = at;
         self.buffers.output.clear();
         if end == Ok(None) {
             // The last window has no markers, so it is one of bytes.
@@ -235,12 +242,14 @@ impl Work<'_> {
         }
     }
 
-    /// Inflates from `start` until the last window has no markers; `None` then.
+    /// Inflates from `start` to behind the first `at` values until the last window has no markers;
+    /// `None` then.
     fn with_markers(
         &mut self,
         start: usize,
         decoder: &mut BlockDecoder,
         marked: &mut Vec<u16>,
+        at: &mut usize,
     ) -> Result<Option<End>, Stopped> {
         if marked.is_empty() {
             *marked = vec![0; ADDRESSES / 2];
@@ -253,7 +262,9 @@ impl Work<'_> {
             .zip(MARKER..=u16::MAX)
             .for_each(|(value, marker)| *value = marker);
 
-        let (mut bit, mut at) = (start, WINDOW_SIZE);
+        let mut bit = start;
+        // How much there is up to the last marker.
+        let mut unknown = WINDOW_SIZE;
         // Around the end of the chunk, from the bit that comes first.
         let mut seam: Option<(usize, Vec<u8>)> = None;
         loop {
@@ -263,27 +274,30 @@ impl Work<'_> {
             };
             let mut bits = BitReader::new(data, bit - before);
             let block = Block::from_bits(bits.take(3));
-            let begin = at;
-            match decoder.decode(block.kind, &mut bits, marked, &mut at) {
+            let begin = *at;
+            match decoder.decode(block.kind, &mut bits, marked, at) {
                 Err(BlockError::InputOver) if seam.is_none() => {
                     let rest = self.data.get(bit / 8..).unwrap_or_default();
                     let next = self.next.get(..SEAM.min(self.next.len()));
                     seam = Some((bit / 8 * 8, [rest, next.unwrap_or_default()].concat()));
-                    at = begin;
+                    *at = begin;
                     continue;
                 }
                 done => done?,
             }
             bit = before + bits.position();
-            self.marked = at - WINDOW_SIZE;
+            self.marked = *at - WINDOW_SIZE;
             if block.last {
                 return Ok(Some(End { bit, ended: true }));
             }
             if self.boundary(bit, self.marked)? {
                 return Ok(Some(End { bit, ended: false }));
             }
-            let window = marked.get(self.marked..at).unwrap_or_default();
-            if self.marked >= WINDOW_SIZE && window.iter().all(|value| *value < MARKER) {
+            let block = marked.get(begin..*at).unwrap_or_default();
+            if let Some(last) = block.iter().rposition(|value| *value >= MARKER) {
+                unknown = begin + last + 1;
+            }
+            if *at - unknown >= WINDOW_SIZE {
                 return Ok(None);
             }
         }
@@ -295,7 +309,7 @@ impl Work<'_> {
         let bit = usize::try_from(bit).map_err(|_| Stopped::Invalid)?;
         let first = byte_of(self.data, self.next, bit / 8);
         let output = &mut self.buffers.output;
-        let prepared = inflater.enter(bit.to_le_bytes()[0] % 8, first, output);
+        let prepared = inflater.enter(unused_bits(bit as u64), first, output);
         prepared.map_err(|_| Stopped::Invalid)?;
         let max = WINDOW_SIZE + self.memory.saturating_sub(2 * self.marked);
         let mut at = bit.div_ceil(8);
@@ -344,7 +358,7 @@ impl Work<'_> {
             let byte = |at| usize::from(byte_of(self.data, self.next, at));
             let bits = (byte(bit / 8) | byte(bit / 8 + 1) << 8) >> (bit % 8);
             let block = Block::from_bits(bits);
-            // What `find_block` looks for.
+            // What `find_block` looks for, if it is near.
             if block.kind == BlockKind::Dynamic && !block.last {
                 return Ok(true);
             }

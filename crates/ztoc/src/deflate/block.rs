@@ -141,6 +141,8 @@ pub(crate) struct BlockDecoder {
     code_lengths: Table<CODE_LENGTH_BITS>,
     literals: Table<LITERAL_BITS>,
     distances: Table<DISTANCE_BITS>,
+    /// The tables are those of fixed blocks.
+    fixed: bool,
 }
 
 impl BlockDecoder {
@@ -149,6 +151,7 @@ impl BlockDecoder {
             code_lengths: Table::new(),
             literals: Table::new(),
             distances: Table::new(),
+            fixed: false,
         }
     }
 
@@ -168,12 +171,15 @@ impl BlockDecoder {
             BlockKind::Invalid => Err(BlockError::Invalid),
             BlockKind::Stored => stored(bits, out, at),
             BlockKind::Fixed => {
-                let mut lengths = [8; 288];
-                lengths.iter_mut().skip(144).for_each(|length| *length = 9);
-                lengths.iter_mut().skip(256).for_each(|length| *length = 7);
-                lengths.iter_mut().skip(280).for_each(|length| *length = 8);
-                self.literals.build(&lengths, literal_entry);
-                self.distances.build(&[5; 32], distance_entry);
+                if !self.fixed {
+                    let mut lengths = [8; 288];
+                    lengths.iter_mut().skip(144).for_each(|length| *length = 9);
+                    lengths.iter_mut().skip(256).for_each(|length| *length = 7);
+                    lengths.iter_mut().skip(280).for_each(|length| *length = 8);
+                    self.literals.build(&lengths, literal_entry);
+                    self.distances.build(&[5; 32], distance_entry);
+                    self.fixed = true;
+                }
                 self.symbols(bits, out, at)
             }
             BlockKind::Dynamic => {
@@ -244,6 +250,7 @@ impl BlockDecoder {
     }
 
     fn build(&mut self, lengths: &CodeLengths) {
+        self.fixed = false;
         let (literals, rest) = lengths.lengths.split_at(lengths.literals);
         self.literals.build(literals, literal_entry);
         let distances = rest.get(..lengths.distances).unwrap_or_default();
@@ -268,6 +275,10 @@ impl BlockDecoder {
         let mut bits = *reader;
         let mut at = *position;
         let result = loop {
+            // Literals might come for ever out of the zeros behind the input's end.
+            if bits.is_far_over() {
+                break Err(BlockError::InputOver);
+            }
             // Room for two literals and a match.
             if out.len().saturating_sub(at) < SLACK + 3 {
                 break Err(BlockError::OutputFull);
@@ -329,7 +340,7 @@ impl BlockDecoder {
                     .unwrap_or(INVALID);
             }
             bits.skip(length(entry));
-            if entry & INVALID != 0 || bits.is_far_over() {
+            if entry & INVALID != 0 {
                 break Err(if bits.is_over() {
                     BlockError::InputOver
                 } else {
@@ -398,5 +409,157 @@ impl CodeLengths {
     /// A real block's head is more likely than chance: literals have several codes.
     pub(crate) fn is_plausible(&self) -> bool {
         self.fill == Fill::Complete
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::deflate::MARKER;
+    use crate::inflate::{Inflater, State, Stop, Wrapping};
+
+    /// The most that is inflated here.
+    const MAX: usize = 400_000;
+    const WINDOW: usize = crate::WINDOW_SIZE;
+
+    /// What all blocks hold; `None` if they are not valid, not whole, or refer to what is before.
+    fn ours(deflate: &[u8]) -> Option<Vec<u8>> {
+        let mut decoder = BlockDecoder::new();
+        let mut out = vec![0; WINDOW + MAX + SLACK + 3];
+        let window = out.iter_mut().zip(MARKER..=u16::MAX);
+        window.for_each(|(value, marker)| *value = marker);
+        let (mut bits, mut at) = (BitReader::new(deflate, 0), WINDOW);
+        loop {
+            bits.refill();
+            let block = Block::from_bits(bits.take(3));
+            decoder
+                .decode(block.kind, &mut bits, &mut out, &mut at)
+                .ok()?;
+            if block.last {
+                let bytes = out[WINDOW..at].iter();
+                return bytes.map(|value| u8::try_from(*value).ok()).collect();
+            }
+        }
+    }
+
+    /// The same of zlib-rs.
+    fn theirs(deflate: &[u8]) -> Option<Vec<u8>> {
+        let mut inflater = Inflater::new(Wrapping::Raw).unwrap();
+        let mut out = vec![0; MAX];
+        let step = inflater.step(deflate, &mut out, Stop::Never).ok()?;
+        out.truncate(step.produced);
+        (step.state == State::End).then_some(out)
+    }
+
+    fn deflate(level: u32, parts: &[&[u8]]) -> Vec<u8> {
+        let level = flate2::Compression::new(level);
+        let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), level);
+        for part in parts {
+            encoder.write_all(part).unwrap();
+            encoder.flush().unwrap();
+        }
+        encoder.finish().unwrap()
+    }
+
+    /// Streams with blocks of every kind, second tables, and codes of every length.
+    static STREAMS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
+        let mut state = 1_u64;
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            state.to_be_bytes()[0]
+        })
+        .take(100_000)
+        .collect();
+        // Each byte half as frequent as the one before.
+        let skewed: Vec<u8> = noise
+            .chunks_exact(4)
+            .map(|word| {
+                let word = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
+                word.trailing_zeros() as u8
+            })
+            .collect();
+        let text = "a line of text, and another of the same; ".repeat(2000);
+        // Matches of all distances.
+        let far: Vec<u8> = (0..60)
+            .flat_map(|at| {
+                [
+                    &noise[at * 800..at * 800 + 600],
+                    &noise[at * 90..at * 97 + 20],
+                ]
+                .concat()
+            })
+            .collect();
+        let mut streams = Vec::new();
+        for level in [0, 1, 6, 9] {
+            for data in [&noise, &skewed, text.as_bytes(), &far, b"short", b""] {
+                streams.push(deflate(level, &[data]));
+            }
+            streams.push(deflate(
+                level,
+                &[&skewed[..500], b"x", &far, &noise[..70_000]],
+            ));
+        }
+        streams
+    });
+
+    #[test]
+    fn blocks_of_every_kind_are_decoded_as_zlib_does() {
+        for stream in STREAMS.iter() {
+            let expected = theirs(stream);
+            assert!(expected.is_some());
+            assert!(ours(stream) == expected);
+        }
+    }
+
+    #[test]
+    fn a_stream_that_ends_early_is_told_from_one_that_is_wrong() {
+        for stream in STREAMS.iter().filter(|stream| stream.len() > 100) {
+            let mut decoder = BlockDecoder::new();
+            for len in [stream.len() / 3, stream.len() - 20] {
+                let mut out = vec![0; 4 * MAX];
+                let (mut bits, mut at) = (BitReader::new(&stream[..len], 0), WINDOW);
+                let error = loop {
+                    bits.refill();
+                    let block = Block::from_bits(bits.take(3));
+                    if let Err(error) = decoder.decode(block.kind, &mut bits, &mut out, &mut at) {
+                        break error;
+                    }
+                };
+                assert_eq!(error, BlockError::InputOver);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            cases: 1000,
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
+        #[test]
+        fn damaged_blocks_are_decoded_or_refused_as_zlib_does(
+            stream in any::<prop::sample::Index>(),
+            at in any::<prop::sample::Index>(),
+            // The heads of blocks are where most can go wrong.
+            early in any::<bool>(),
+            value in any::<u8>(),
+        ) {
+            let mut stream = stream.get(&STREAMS).clone();
+            let len = if early { stream.len().min(100) } else { stream.len() };
+            stream[at.index(len)] = value;
+            let (ours, theirs) = (ours(&stream), theirs(&stream));
+            // What has no room at the end is left to others.
+            if theirs.as_ref().is_none_or(|out| out.len() < MAX) {
+                prop_assert!(ours == theirs, "{:?} and {:?}", ours.map(|o| o.len()), theirs.map(|o| o.len()));
+            }
+        }
     }
 }
