@@ -166,11 +166,10 @@ fn a_connection_whose_requests_cannot_be_read_ends_although_somebody_else_holds_
     let unusable = Connection::from_parts(unusable.unwrap().into(), facts);
     let served = pool.serve(unusable, Arc::new(Numbers)).unwrap();
     assert!(served.wait_ended(Duration::from_secs(60)));
+    // It waited, or came when all was over.
     let error = reader.join().unwrap().unwrap_err();
-    assert_eq!(
-        error.raw_os_error(),
-        Some(Errno::CONNABORTED.raw_os_error())
-    );
+    let ends = [Errno::CONNABORTED, Errno::NOTCONN].map(|end| Some(end.raw_os_error()));
+    assert!(ends.contains(&error.raw_os_error()), "{error}");
     let error = std::fs::read(at.path().join("9")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(Errno::NOTCONN.raw_os_error()));
     assert!(holder.lock().is_none());

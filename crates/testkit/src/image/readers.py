@@ -165,10 +165,12 @@ def main():
     threads = [threading.Thread(target=repeat, args=(mode, end, steps)) for mode in steps]
     for thread in threads:
         thread.start()
+    # More than once: on a busy machine what a container writes right before its end can be lost.
     for thread in threads:
-        thread.join()
-    for mode, count in steps.items():
-        print(f"{mode} {count}", flush=True)
+        while thread.is_alive():
+            thread.join(5)
+            for mode, count in steps.items():
+                print(f"{mode} {count}", flush=True)
 
 
 main()
