@@ -110,7 +110,7 @@ impl GzipScanner {
             if self.boundary_at().is_some_and(|bit| bit >= until) {
                 return Ok(());
             }
-            // A window may be full of output that its input was taken for long ago.
+            // Among blocks, output may be left of input that was taken in earlier.
             let in_blocks = matches!(self.phase, Phase::Blocks(_));
             if input.is_empty() && !in_blocks {
                 return Ok(());

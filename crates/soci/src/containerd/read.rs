@@ -14,6 +14,7 @@ use containerd_client::tonic::Code;
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use oci::{Descriptor, Digest};
+use tokio::sync::OnceCell;
 
 use super::{Containerd, failed};
 
@@ -21,6 +22,8 @@ use super::{Containerd, failed};
 #[derive(Clone)]
 pub(crate) struct Content {
     containerd: Arc<Containerd>,
+    /// The directory that the content is in, once somebody asked.
+    root: Arc<OnceCell<Option<PathBuf>>>,
 }
 
 /// What containerd knows of a blob.
@@ -49,6 +52,7 @@ impl Content {
     pub(crate) fn new(containerd: &Arc<Containerd>) -> Self {
         Self {
             containerd: Arc::clone(containerd),
+            root: Arc::default(),
         }
     }
 
@@ -68,8 +72,8 @@ impl Content {
     /// we may read it: much cheaper than containerd's API for large blobs. Whether the bytes have the
     /// digest is for the caller to check.
     pub(crate) async fn file(&self, digest: &Digest, size: u64) -> Option<File> {
-        let root = self.root().await?;
-        let path = blob_path(&root, digest);
+        let root = self.root.get_or_init(|| self.ask_for_root()).await;
+        let path = blob_path(root.as_deref()?, digest);
         match open_blob(&path, size) {
             Ok(file) => Some(file),
             Err(error) => {
@@ -80,7 +84,7 @@ impl Content {
     }
 
     /// The directory of the content store that is part of containerd, as its plugin tells.
-    async fn root(&self) -> Option<PathBuf> {
+    async fn ask_for_root(&self) -> Option<PathBuf> {
         let request = self.containerd.request(PluginsRequest {
             filters: vec!["type==io.containerd.content.v1".to_owned()],
         });

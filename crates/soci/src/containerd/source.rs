@@ -47,6 +47,15 @@ impl ContainerdSource {
         }
     }
 
+    /// The bytes of a blob that is there, over containerd's API.
+    async fn whole(
+        &self,
+        descriptor: &Descriptor,
+    ) -> Result<BoxStream<'static, io::Result<Bytes>>, IndexError> {
+        let stream = self.content.stream(&descriptor.digest, 0, 0).await;
+        stream.map_err(|error| self.failed(&error))
+    }
+
     /// The blob must be there in its full size.
     async fn check(&self, descriptor: &Descriptor) -> Result<(), IndexError> {
         let info = self.content.info(&descriptor.digest).await;
@@ -120,7 +129,8 @@ impl ImageSource for ContainerdSource {
         if let Some(file) = self.content.file(digest, size).await {
             return Ok(Box::new(file));
         }
-        Ok(Box::new(StreamReader::new(self.stream(descriptor).await?)))
+        let stream = self.whole(descriptor).await?;
+        Ok(Box::new(StreamReader::new(stream)))
     }
 
     async fn stream(
@@ -128,8 +138,7 @@ impl ImageSource for ContainerdSource {
         descriptor: &Descriptor,
     ) -> Result<BoxStream<'static, io::Result<Bytes>>, IndexError> {
         self.check(descriptor).await?;
-        let stream = self.content.stream(&descriptor.digest, 0, 0).await;
-        stream.map_err(|error| self.failed(&error))
+        self.whole(descriptor).await
     }
 
     fn known_ztoc(&self, layer: Digest, span_size: u64) -> Option<Descriptor> {

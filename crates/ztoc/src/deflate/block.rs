@@ -48,6 +48,17 @@ pub(crate) enum BlockError {
     OutputFull,
 }
 
+impl BlockError {
+    /// Why what was read last makes no sense: it is wrong, or it is not there.
+    const fn at(bits: &BitReader<'_>) -> Self {
+        if bits.is_over() {
+            Self::InputOver
+        } else {
+            Self::Invalid
+        }
+    }
+}
+
 /// Bits that are looked up at once for literals and lengths, and for distances.
 const LITERAL_BITS: u32 = 11;
 const DISTANCE_BITS: u32 = 9;
@@ -184,13 +195,7 @@ impl BlockDecoder {
             }
             BlockKind::Dynamic => {
                 let lengths = self.read_lengths(bits);
-                let Some(lengths) = lengths else {
-                    return Err(if bits.is_over() {
-                        BlockError::InputOver
-                    } else {
-                        BlockError::Invalid
-                    });
-                };
+                let lengths = lengths.ok_or_else(|| BlockError::at(bits))?;
                 self.build(&lengths);
                 self.symbols(bits, out, at)
             }
@@ -321,12 +326,10 @@ impl BlockDecoder {
             }
             bits.skip(length(entry));
             if entry & (END | INVALID) != 0 {
-                break if bits.is_over() {
-                    Err(BlockError::InputOver)
-                } else if entry & END != 0 {
+                break if entry & END != 0 && !bits.is_over() {
                     Ok(())
                 } else {
-                    Err(BlockError::Invalid)
+                    Err(BlockError::at(&bits))
                 };
             }
             let (more, least) = extra(entry);
@@ -341,11 +344,7 @@ impl BlockDecoder {
             }
             bits.skip(length(entry));
             if entry & INVALID != 0 {
-                break Err(if bits.is_over() {
-                    BlockError::InputOver
-                } else {
-                    BlockError::Invalid
-                });
+                break Err(BlockError::at(&bits));
             }
             let (more, least) = extra(entry);
             let distance = least + bits.take(more);

@@ -122,15 +122,15 @@ impl<const BITS: u32> Table<BITS> {
         for (symbol, length) in lengths.iter().enumerate().filter(|(_, len)| **len > 0) {
             let code = codes(&mut next, *length).unwrap_or(0);
             let new = entry(symbol) | Entry::from(*length);
-            let length = u32::from(*length);
-            let (start, step, end) = if length <= BITS {
-                (code, 1 << length, Self::SIZE)
+            let bits = u32::from(*length);
+            let (start, step, end) = if bits <= BITS {
+                (code, 1 << bits, Self::SIZE)
             } else {
                 let table = self.entries.get(code & (Self::SIZE - 1)).copied();
                 let table = table.unwrap_or(0);
                 let start = value(table);
-                let end = start + (1 << crate::deflate::huffman::length(table));
-                (start + (code >> BITS), 1 << (length - BITS), end)
+                let end = start + (1 << self::length(table));
+                (start + (code >> BITS), 1 << (bits - BITS), end)
             };
             let entries = self.entries.get_mut(start..end).unwrap_or_default();
             entries.iter_mut().step_by(step).for_each(|to| *to = new);
