@@ -54,7 +54,7 @@ release: deps ## Build both programs for use
 .PHONY: demo
 demo: deps ## Index an image, run it lazily and with overlayfs, print both (IMAGE=… for one of yours)
 	@test "$$(id -u)" = 0 || { echo "make demo needs root: it mounts file systems and starts containers" >&2; exit 1; }
-	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES)) --package e2e
+	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES)) --package soci-e2e
 	target/release/demo
 
 # The programs are built first because the end-to-end tests run them from target/debug.
@@ -73,7 +73,7 @@ soak: deps ## Kill and replace the server for SOAK_SECONDS while containers read
 .PHONY: bench
 bench: deps ## Print the benchmarks, overlayfs beside them
 	@test "$$(id -u)" = 0 || { echo "make bench needs root: it mounts file systems and starts containers" >&2; exit 1; }
-	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES)) --package e2e
+	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES)) --package soci-e2e
 	target/release/bench
 
 .PHONY: fuzz

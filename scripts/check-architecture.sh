@@ -31,7 +31,7 @@ drawn() {
 used() {
     awk '
         /^\[/ { ours = ($0 == "[dependencies]") }
-        ours && match($0, /^[a-z0-9_-]+/) { print substr($0, RSTART, RLENGTH) }
+        ours && match($0, /^soci-[a-z0-9_-]+/) { print substr($0, RSTART + 5, RLENGTH - 5) }
     ' "crates/$1/Cargo.toml" | sort -u | grep -xF "$crates" || true
 }
 

@@ -1,5 +1,5 @@
-//! `fuse::fuzz::request`; the property tests of `fuse` run it under `cargo test`.
+//! `soci_fuse::fuzz::request`; the property tests of `fuse` run it under `cargo test`.
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| fuse::fuzz::request(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| soci_fuse::fuzz::request(data));

@@ -4,8 +4,8 @@
 
 mod golden;
 
-use bolt::{BoltError, Bucket, Database, Entry};
 use proptest::prelude::*;
+use soci_bolt::{BoltError, Bucket, Database, Entry};
 
 const FILES: [&str; 3] = [
     "bbolt/pages-1024.db",
@@ -112,7 +112,7 @@ fn a_file_that_is_none_is_refused_by_name() {
 fn bolt_database_holds() {
     for file in FILES {
         let seed = std::fs::read(golden::path(file)).unwrap();
-        bolt::fuzz::database(&seed);
+        soci_bolt::fuzz::database(&seed);
         let config = ProptestConfig {
             cases: 1000,
             failure_persistence: None,
@@ -138,7 +138,7 @@ fn bolt_database_holds() {
                         .zip(&word[..length.min(4)])
                         .for_each(|(to, from)| *to = *from);
                 }
-                bolt::fuzz::database(&data);
+                soci_bolt::fuzz::database(&data);
                 Ok(())
             })
             .unwrap();
@@ -148,6 +148,6 @@ fn bolt_database_holds() {
 proptest! {
     #[test]
     fn any_bytes_are_refused_or_read(data in prop::collection::vec(any::<u8>(), 0..4096)) {
-        bolt::fuzz::database(&data);
+        soci_bolt::fuzz::database(&data);
     }
 }

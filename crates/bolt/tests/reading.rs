@@ -4,7 +4,7 @@
 
 mod golden;
 
-use bolt::{BoltError, Bucket, Database, Entry, values};
+use soci_bolt::{BoltError, Bucket, Database, Entry, values};
 
 fn names<'a>(bucket: &Bucket<'a>) -> Vec<&'a str> {
     bucket

@@ -9,7 +9,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use config::{Config, ConfigError, ContentStoreType, DropPolicy, MetricsNetwork, Problem};
+use soci_config::{Config, ConfigError, ContentStoreType, DropPolicy, MetricsNetwork, Problem};
 
 const FILE: &str = "/etc/soci/config.toml";
 

@@ -8,7 +8,7 @@
 
 use std::path::Path;
 
-use config::{Config, SHIPPED};
+use soci_config::{Config, SHIPPED};
 
 #[test]
 fn the_shipped_file_changes_no_default() {

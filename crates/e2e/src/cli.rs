@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use testkit::image::layout::blob_path;
-use testkit::{Containerd, ContainerdOptions, OciImage, Registry, TestRoot, binary};
+use soci_testkit::image::layout::blob_path;
+use soci_testkit::{Containerd, ContainerdOptions, OciImage, Registry, TestRoot, binary};
 
 use crate::Table;
 use crate::table::{megabytes, seconds, times};

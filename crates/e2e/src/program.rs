@@ -12,7 +12,7 @@ use anyhow::Result;
     reason = "the whole of a program for people"
 )]
 pub fn run(name: &'static str, work: impl FnOnce() -> Result<()>) -> ExitCode {
-    let ended = testkit::clean_up_at_signals(move || {
+    let ended = soci_testkit::clean_up_at_signals(move || {
         eprintln!("{name}: interrupted; everything it started is ended and removed");
         std::process::exit(1);
     });

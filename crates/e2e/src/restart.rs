@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use testkit::process::Signal;
-use testkit::{Content, ImageBuilder, Layer, SociCli, Stack, StackOptions, TestRoot};
+use soci_testkit::process::Signal;
+use soci_testkit::{Content, ImageBuilder, Layer, SociCli, Stack, StackOptions, TestRoot};
 
 use crate::table::{Table, median, megabytes};
 
@@ -25,9 +25,9 @@ const SETTLED: Duration = Duration::from_secs(3);
 /// When a part does not start, or the image is not lazy.
 pub fn measure(runs: u32) -> Result<Table> {
     let mut stack = Stack::start(StackOptions {
-        daemon: testkit::SociDaemonOptions {
+        daemon: soci_testkit::SociDaemonOptions {
             log_level: "info".to_owned(),
-            ..testkit::SociDaemonOptions::with_config(CONFIG)
+            ..soci_testkit::SociDaemonOptions::with_config(CONFIG)
         },
         ..StackOptions::default()
     })?;

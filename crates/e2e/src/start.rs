@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use testkit::{Containerd, ContainerdOptions, Proxy, Run, Stack};
+use soci_testkit::{Containerd, ContainerdOptions, Proxy, Run, Stack};
 
 /// The containerd namespace that everything is started in.
 const NAMESPACE: &str = "demo";
@@ -76,7 +76,7 @@ pub fn start_with_overlayfs(proxy: &Proxy, reference: &str, command: &[String]) 
 fn measure(
     proxy: &Proxy,
     pull: impl FnOnce() -> Result<String>,
-    run: impl FnOnce() -> Result<testkit::RunOutput>,
+    run: impl FnOnce() -> Result<soci_testkit::RunOutput>,
 ) -> Result<Start> {
     proxy.reset_stats();
     let started = Instant::now();

@@ -13,9 +13,9 @@ use std::process::Output;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use soci_testkit::SociCli;
 use support::node::Node;
 use support::{NO_BACKGROUND, lazy_mounts_below, wait_until};
-use testkit::SociCli;
 
 /// A daemon with a lazy image and a container's snapshot, and the folders of its layers.
 async fn node_with_layers() -> (Node, Vec<PathBuf>) {

@@ -11,7 +11,7 @@ mod support;
 
 use std::time::Duration;
 
-use oci::Digest;
+use soci_oci::Digest;
 use support::NO_BACKGROUND;
 use support::node::Node;
 use tonic::Code;

@@ -12,9 +12,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::future::join_all;
+use soci_testkit::{Content, Fault, ImageBuilder, Layer, Rule, TestRoot};
 use support::node::{Client, Image, Node, lower_directories};
 use support::{NO_BACKGROUND, lazy_mounts_below, left_below, wait_until};
-use testkit::{Content, Fault, ImageBuilder, Layer, Rule, TestRoot};
 use tonic::Code;
 
 /// Generous: the machine may be busy. Hanging for ever is what these tests look for.

@@ -13,11 +13,11 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
-use oci::{Descriptor, Digest, Manifest, media_types};
-use store::containerd::{ContainerdContent, GC_REFERENCE, GC_ROOT};
+use soci_oci::{Descriptor, Digest, Manifest, media_types};
+use soci_store::containerd::{ContainerdContent, GC_REFERENCE, GC_ROOT};
+use soci_testkit::image::small_image;
+use soci_testkit::{SociCli, SociDaemonOptions, Stack, TestRoot};
 use support::{NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack};
-use testkit::image::small_image;
-use testkit::{SociCli, SociDaemonOptions, Stack, TestRoot};
 
 /// The daemon starts anew, with containerd's content store.
 fn use_containerd(stack: &mut Stack) -> ContainerdContent {
@@ -59,9 +59,9 @@ fn converted(layout: &Path, to: &Path) -> (Digest, Manifest) {
         std::fs::read(path).unwrap()
     };
     let root = std::fs::read(to.join("index.json")).unwrap();
-    let root: oci::Index = serde_json::from_slice(&root).unwrap();
+    let root: soci_oci::Index = serde_json::from_slice(&root).unwrap();
     let mut index = root.manifests[0].digest;
-    let image: oci::Index = serde_json::from_slice(&of(&index)).unwrap();
+    let image: soci_oci::Index = serde_json::from_slice(&of(&index)).unwrap();
     if let Some(soci) = image
         .manifests
         .iter()

@@ -10,9 +10,9 @@ mod support;
 
 use std::time::Duration;
 
+use soci_testkit::TestRoot;
+use soci_testkit::image::{small_image, small_image_data};
 use support::{NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack};
-use testkit::TestRoot;
-use testkit::image::{small_image, small_image_data};
 
 #[test]
 fn after_a_kill_the_next_start_serves_the_layers_again_and_fetches_nothing_twice() {
@@ -21,7 +21,7 @@ fn after_a_kill_the_next_start_serves_the_layers_again_and_fetches_nothing_twice
     let mut stack = stack(NO_BACKGROUND);
     let reference = indexed(&stack, root.path(), "small");
     pull(&stack, &reference);
-    let digest = oci::Digest::of(&small_image_data().to_vec()).hex();
+    let digest = soci_oci::Digest::of(&small_image_data().to_vec()).hex();
     let read = ["/bin/sha256sum", "/data/noise"];
     let output = run(&stack, &reference, &read);
     assert!(output.starts_with(&digest), "{output:?}");

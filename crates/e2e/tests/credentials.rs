@@ -10,9 +10,9 @@ mod support;
 
 use std::path::Path;
 
+use soci_testkit::image::{small_image, small_image_data};
+use soci_testkit::{Auth, SociCli, SociDaemonOptions, Stack, StackOptions, TestRoot};
 use support::{NAMESPACE, NO_BACKGROUND, lazy_mounts, run};
-use testkit::image::{small_image, small_image_data};
-use testkit::{Auth, SociCli, SociDaemonOptions, Stack, StackOptions, TestRoot};
 
 const USER: &str = "reader";
 const PASSWORD: &str = "correct-horse-battery";
@@ -78,7 +78,7 @@ fn lazily_with(auth: Auth) {
         .output(["pull", "--plain-http", "--user", &user, &reference])
         .unwrap();
     assert!(lazy_mounts(&stack) > 0, "{said}");
-    let digest = oci::Digest::of(&small_image_data().to_vec()).hex();
+    let digest = soci_oci::Digest::of(&small_image_data().to_vec()).hex();
     let output = run(&stack, &reference, &["/bin/sha256sum", "/data/noise"]);
     assert!(output.starts_with(&digest), "{output}");
     said += &stack.daemon.log().tail(1000);

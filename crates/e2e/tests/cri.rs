@@ -10,9 +10,9 @@ mod support;
 
 use std::time::Duration;
 
+use soci_testkit::image::{small_image, small_image_data};
+use soci_testkit::{Cri, SociDaemonOptions, Stack, StackOptions, TestRoot};
 use support::{NO_BACKGROUND, fetched_once, indexed, lazy_mounts, left_behind, wait_until};
-use testkit::image::{small_image, small_image_data};
-use testkit::{Cri, SociDaemonOptions, Stack, StackOptions, TestRoot};
 
 /// Containers start slowly on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -70,7 +70,7 @@ fn the_kubelet_pulls_lazily_runs_a_pod_and_removing_the_image_leaves_nothing() {
     let done = cri
         .exec(&container, &["/bin/sha256sum", "/data/noise"])
         .unwrap();
-    let digest = oci::Digest::of(&small_image_data().to_vec()).hex();
+    let digest = soci_oci::Digest::of(&small_image_data().to_vec()).hex();
     assert_eq!(done.status, 0, "{done:?}");
     assert!(done.stdout.starts_with(&digest), "{done:?}");
     let done = cri
@@ -101,7 +101,7 @@ fn pods_of_one_image_that_start_at_once_fetch_each_span_once() {
     let cri = stack.containerd.cri().unwrap();
     let name = cri.pull(&reference).unwrap();
     stack.proxy.reset_stats();
-    let digest = oci::Digest::of(&small_image_data().to_vec()).hex();
+    let digest = soci_oci::Digest::of(&small_image_data().to_vec()).hex();
     let read = ["/bin/sha256sum", "/data/noise"];
     let pods: Vec<_> = std::thread::scope(|scope| {
         let starts: Vec<_> = (0..PODS)

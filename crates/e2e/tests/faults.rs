@@ -14,10 +14,10 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::time::Duration;
 
-use snapshotter::api::v1::Kind;
+use soci_snapshotter::api::v1::Kind;
+use soci_testkit::{Fault, Rule, SociDaemonOptions};
 use support::node::{Client, Image, Node, lower_directories};
 use support::{NO_BACKGROUND, left_below, wait_until};
-use testkit::{Fault, Rule, SociDaemonOptions};
 use tonic::{Code, Status};
 
 const PATIENCE: Duration = Duration::from_secs(60);

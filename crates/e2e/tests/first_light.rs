@@ -11,9 +11,9 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use soci_testkit::image::{APP_OUTPUT, PYTHON_TAG, python_image, small_image, small_image_data};
+use soci_testkit::{Run, TestRoot};
 use support::{NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack, wait_until};
-use testkit::image::{APP_OUTPUT, PYTHON_TAG, python_image, small_image, small_image_data};
-use testkit::{Run, TestRoot};
 
 #[test]
 fn python_computes_while_less_than_the_whole_image_has_been_fetched() {
@@ -115,7 +115,7 @@ fn a_lazy_image_shows_exactly_what_unpacking_it_shows() {
         "lazy and unpacked differ"
     );
     assert_eq!(seen.len(), expected.len());
-    let digest = oci::Digest::of(&small_image_data().to_vec()).hex();
+    let digest = soci_oci::Digest::of(&small_image_data().to_vec()).hex();
     assert!(
         seen.iter().any(|line| line.starts_with(&digest)),
         "{seen:?}"
@@ -208,7 +208,7 @@ fn a_read_that_needs_a_dead_registry_fails_with_eio_and_the_reader_goes_on() {
     );
     // Nothing of the failure is kept: when the registry is back, the bytes are the right ones.
     stack.registry.start_again().unwrap();
-    let digest = oci::Digest::of(&small_image_data().to_vec()).hex();
+    let digest = soci_oci::Digest::of(&small_image_data().to_vec()).hex();
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let run = Run::new(&reference, "soci").command(["/bin/sha256sum", "/data/noise"]);
@@ -259,7 +259,7 @@ fn once_the_background_fetcher_is_done_the_registry_may_die() {
     let read =
         "sha256sum /data/noise; cat /data/words | wc -c; cat /data/hello; cat /bin/busybox | wc -c";
     let output = run(&stack, &reference, &["/bin/sh", "-c", read]);
-    let digest = oci::Digest::of(&small_image_data().to_vec()).hex();
+    let digest = soci_oci::Digest::of(&small_image_data().to_vec()).hex();
     let busybox = std::fs::metadata("/bin/busybox").unwrap().len();
     assert_eq!(
         output,
@@ -318,7 +318,7 @@ fn what_a_container_on_lazy_layers_changed_can_be_told_and_committed() {
     assert!(diff.status().unwrap().success(), "{}", stack.log_tails());
     let mut list = std::process::Command::new("tar");
     list.arg("-tzf").arg(&archive);
-    let changed = testkit::output_of(list).unwrap();
+    let changed = soci_testkit::output_of(list).unwrap();
     let changed: Vec<_> = changed
         .lines()
         .filter(|path| !path.ends_with('/'))

@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use soci_testkit::process::Signal;
+use soci_testkit::{SociDaemonOptions, TestRoot, daemon_program};
 use support::survival::Scene;
-use testkit::process::Signal;
-use testkit::{SociDaemonOptions, TestRoot, daemon_program};
 
 /// How long readers go on while upgrades are refused.
 const TIME: Duration = Duration::from_secs(15);

@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use soci_testkit::{TestRoot, binary};
 use support::systemd::{SERVICE, SystemdNode};
 use support::wait_until;
-use testkit::{TestRoot, binary};
 
 const CONFIG: &str = "etc/soci-snapshotter-grpc/config.toml";
 const UNIT: &str = "etc/systemd/system/soci-snapshotter.service";

@@ -14,17 +14,17 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
-use support::{NO_BACKGROUND, lazy_mounts, lazy_mounts_below, stack};
-use testkit::cri::api::image_service_client::ImageServiceClient;
-use testkit::cri::api::{
+use soci_testkit::cri::api::image_service_client::ImageServiceClient;
+use soci_testkit::cri::api::{
     AuthConfig, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ListImagesRequest,
     PullImageRequest, RemoveImageRequest,
 };
-use testkit::image::small_image;
-use testkit::{
+use soci_testkit::image::small_image;
+use soci_testkit::{
     Auth, Containerd, ContainerdOptions, CriOptions, Proxy, Registry, SociCli, SociDaemon,
     SociDaemonOptions, TestRoot,
 };
+use support::{NO_BACKGROUND, lazy_mounts, lazy_mounts_below, stack};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 

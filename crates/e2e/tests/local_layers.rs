@@ -12,10 +12,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use soci_testkit::image::OciImage;
+use soci_testkit::listing::{self, Listing};
+use soci_testkit::{Fault, ImageBuilder, Layer, Rule, SociCli, Stack, TestRoot};
 use support::{NAMESPACE, NO_BACKGROUND, lazy_mounts, pull, run, stack};
-use testkit::image::OciImage;
-use testkit::listing::{self, Listing};
-use testkit::{Fault, ImageBuilder, Layer, Rule, SociCli, Stack, TestRoot};
 
 /// Smaller layers get no zTOC.
 const MINIMUM: &str = "100000";
@@ -280,7 +280,9 @@ fn images_that_are_pulled_at_once_share_no_harm() {
     });
     for number in 0..6 {
         let ctr = stack.containerd.ctr(&format!("ns{number}"));
-        let shown = ctr.run_ok(&testkit::Run::new(&reference, "soci")).unwrap();
+        let shown = ctr
+            .run_ok(&soci_testkit::Run::new(&reference, "soci"))
+            .unwrap();
         assert_eq!(shown, "local\n");
     }
 }

@@ -15,9 +15,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use soci_testkit::image::small_image;
+use soci_testkit::{Stack, TestRoot};
 use support::{NAMESPACE, indexed, pull, run, stack};
-use testkit::image::small_image;
-use testkit::{Stack, TestRoot};
 
 /// Nothing here takes longer on a loaded machine; the background fetcher rests for 15 s, so that
 /// the container reads before it does.
@@ -180,8 +180,8 @@ fn status_tells_of_every_layer_what_became_of_it_and_why() {
     stack.push(&layout, "small", "plain").unwrap();
     let other = TestRoot::new().unwrap();
     let deferred = {
-        testkit::ImageBuilder::new()
-            .layer(testkit::Layer::new().text("etc/other", "other\n"))
+        soci_testkit::ImageBuilder::new()
+            .layer(soci_testkit::Layer::new().text("etc/other", "other\n"))
             .write(other.path(), "other")
             .unwrap();
         stack.push(other.path(), "other", "other").unwrap();

@@ -9,9 +9,9 @@ mod support;
 
 use std::time::Duration;
 
+use soci_testkit::{Fault, Rule, SociDaemonOptions};
 use support::NO_BACKGROUND;
 use support::node::{Node, lower_directories};
-use testkit::{Fault, Rule, SociDaemonOptions};
 use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,8 +11,8 @@ mod support;
 
 use std::time::Duration;
 
+use soci_testkit::process::Signal;
 use support::survival::Scene;
-use testkit::process::Signal;
 
 fn soak() -> Duration {
     let seconds = std::env::var("SOAK_SECONDS").map_or(60, |text| text.parse().unwrap());

@@ -10,11 +10,11 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use soci_testkit::image::small_image;
+use soci_testkit::process::Signal;
+use soci_testkit::{Run, Stack, TestRoot};
 use support::survival::Scene;
 use support::{NAMESPACE, NO_BACKGROUND, indexed, pull, run, stack, status, wait_until};
-use testkit::image::small_image;
-use testkit::process::Signal;
-use testkit::{Run, Stack, TestRoot};
 
 /// How long readers go on while parts go.
 const TIME: Duration = Duration::from_secs(15);

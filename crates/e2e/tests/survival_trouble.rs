@@ -13,12 +13,12 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use oci::Digest;
+use soci_oci::Digest;
+use soci_testkit::image::small_image_data;
+use soci_testkit::process::Signal;
+use soci_testkit::{Fault, Rule, SociDaemonOptions};
 use support::node::Node;
 use support::{NO_BACKGROUND, wait_until};
-use testkit::image::small_image_data;
-use testkit::process::Signal;
-use testkit::{Fault, Rule, SociDaemonOptions};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// fcntl.h: past the page cache, so that the kernel asks once for each call.

@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::snapshots::{ListSnapshotsRequest, MountsRequest};
 use containerd_client::types::Mount;
+use soci_testkit::image::small_image;
+use soci_testkit::{Stack, TestRoot, http_request};
 use support::{NO_BACKGROUND, indexed, lazy_mounts, stack};
-use testkit::image::small_image;
-use testkit::{Stack, TestRoot, http_request};
 
 const ACTIVE: &str = "default/5/e385a5057c310376055db4461a8aa7c3d3a14238600348e7ff39c8f4d9bf598b";
 
@@ -57,7 +57,7 @@ fn database(reference: &str, manifest: &str, layers: &[String]) -> Vec<u8> {
 
 fn manifest(stack: &Stack, name: &str, tag: &str) -> serde_json::Value {
     let path = format!("/v2/{name}/manifests/{tag}");
-    let accept = [("Accept", oci::media_types::OCI_INDEX)];
+    let accept = [("Accept", soci_oci::media_types::OCI_INDEX)];
     let answer = http_request(stack.registry.address(), "GET", &path, &accept, b"").unwrap();
     serde_json::from_slice(&answer.body).unwrap()
 }

@@ -13,8 +13,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use soci_testkit::{Content, ImageBuilder, Layer, Run, SociCli, Stack, TestRoot};
 use support::{NAMESPACE, NO_BACKGROUND, lazy_mounts, pull, run, stack};
-use testkit::{Content, ImageBuilder, Layer, Run, SociCli, Stack, TestRoot};
 
 const MAP: &str = "0:100000:65536";
 
@@ -73,7 +73,7 @@ fn expected() -> String {
         seed: 1,
         length: 300_000,
     };
-    let sum = oci::Digest::of(&noise.to_vec()).hex();
+    let sum = soci_oci::Digest::of(&noise.to_vec()).hex();
     format!(
         " 0 100000 65536\n0:0 /\n0:0 /bin/busybox\n1000:1001 /etc/user\n7:8 /small\n3:4 /noise\n\
          root onlyunpacked\nwritten\n{}\n",

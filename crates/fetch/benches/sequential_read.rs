@@ -1,6 +1,6 @@
 //! Cold sequential reads of 128 KiB through a lazy layer: how fast, and how much memory.
 //!
-//! `cargo bench -p fetch`. The profile "cloud" waits 30 ms for the first byte of a response and gives 80 MB/s per
+//! `cargo bench -p soci-fetch`. The profile "cloud" waits 30 ms for the first byte of a response and gives 80 MB/s per
 //! response, 250 MB/s in all; "memory" gives everything at once.
 
 use std::io::Write as _;
@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use fetch::{FetchConfig, LayerData as _, SpanFetcher};
 use futures::StreamExt as _;
-use oci::Digest;
 use parking_lot::Mutex;
-use registry::{BlobSource, ByteStream, RegistryError};
-use store::{LayerStore, LayerStoreConfig};
+use soci_fetch::{FetchConfig, LayerData as _, SpanFetcher};
+use soci_oci::Digest;
+use soci_registry::{BlobSource, ByteStream, RegistryError};
+use soci_store::{LayerStore, LayerStoreConfig};
 use tokio::time::sleep_until;
 
 const READ: usize = 128 << 10;
@@ -128,10 +128,10 @@ fn main() {
         .and_then(|text| text.parse().ok())
         .unwrap_or(512);
     let (size, blob) = layer(megabytes);
-    let built = ztoc::build(
+    let built = soci_ztoc::build(
         &blob[..],
-        ztoc::Compression::Gzip,
-        ztoc::BuildOptions::default(),
+        soci_ztoc::Compression::Gzip,
+        soci_ztoc::BuildOptions::default(),
     )
     .expect("a zTOC");
     let ztoc = built.ztoc.encode();

@@ -11,8 +11,8 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use soci_ztoc::SpanId;
 use tokio::sync::Notify;
-use ztoc::SpanId;
 
 use crate::config::{BackgroundConfig, DropPolicy};
 use crate::core::Core;

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use parking_lot::Mutex;
-use store::ReadOutcome;
+use soci_store::ReadOutcome;
+use soci_ztoc::SpanId;
 use tokio::runtime::Handle;
-use ztoc::SpanId;
 
 use crate::background::Queue;
 use crate::budget::{Budget, Permit, What};

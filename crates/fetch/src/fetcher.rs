@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use registry::BlobSource;
-use store::StoredLayer;
+use soci_registry::BlobSource;
+use soci_store::StoredLayer;
 use tokio::runtime::Handle;
 
 use crate::core::Core;

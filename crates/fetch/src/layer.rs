@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use registry::BlobSource;
-use store::StoredLayer;
-use ztoc::SpanTable;
+use soci_registry::BlobSource;
+use soci_store::StoredLayer;
+use soci_ztoc::SpanTable;
 
 use crate::filling::Filling;
 use crate::readahead::Streams;

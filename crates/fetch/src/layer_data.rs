@@ -1,7 +1,7 @@
 //! The edge to the file system: reading the uncompressed tar of a layer.
 
 use bytes::Bytes;
-use oci::Digest;
+use soci_oci::Digest;
 
 /// Why a read failed. Cheap to clone: one failed fetch answers many readers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use store::{ReadOutcome, StoreError, StoredLayer};
+use soci_store::{ReadOutcome, StoreError, StoredLayer};
 
 use crate::core::Core;
 use crate::layer::Layer;

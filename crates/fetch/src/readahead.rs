@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use ztoc::{SpanId, SpanTable};
+use soci_ztoc::{SpanId, SpanTable};
 
 /// How many sequential readers of a layer are followed.
 const STREAMS: usize = 8;
@@ -114,7 +114,7 @@ impl Streams {
 
 #[cfg(test)]
 mod tests {
-    use ztoc::{BuildOptions, Builder, Compression};
+    use soci_ztoc::{BuildOptions, Builder, Compression};
 
     use super::*;
 

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures::StreamExt as _;
-use registry::{ByteStream, ErrorKind, RegistryError};
+use soci_registry::{ByteStream, ErrorKind, RegistryError};
+use soci_ztoc::{Span, SpanId};
 use tokio::time::timeout;
-use ztoc::{Span, SpanId};
 
 use crate::ReadError;
 use crate::core::Core;

@@ -8,8 +8,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use soci_ztoc::SpanId;
 use tokio::task::AbortHandle;
-use ztoc::SpanId;
 
 use crate::ReadError;
 use crate::budget::What;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use soci_ztoc::{SpanError, SpanId};
 use tokio::time::timeout;
-use ztoc::{SpanError, SpanId};
 
 use crate::ReadError;
 use crate::budget::Permit;

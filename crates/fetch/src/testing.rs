@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use oci::Digest;
 use parking_lot::Mutex;
+use soci_oci::Digest;
 
 use crate::{LayerData, LayerStatus, ReadDone, ReadError};
 

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use parking_lot::Mutex;
-use ztoc::SpanId;
+use soci_ztoc::SpanId;
 
 use crate::budget::Permit;
 use crate::layer::Layer;

@@ -6,11 +6,11 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fetch::{FetchConfig, LayerData as _, ReadError};
-use registry::testing::{Fault, MemoryBlob};
+use soci_fetch::{FetchConfig, LayerData as _, ReadError};
+use soci_registry::testing::{Fault, MemoryBlob};
+use soci_ztoc::SpanId;
 use support::{Rig, Sample, check_all, eventually, finish, quick, read, start};
 use tokio::sync::Semaphore;
-use ztoc::SpanId;
 
 fn no_readahead() -> FetchConfig {
     FetchConfig {
@@ -265,8 +265,8 @@ fn the_background_fills_a_quiet_layer_and_stops_when_it_is_closed() {
 #[test]
 fn a_full_background_queue_drops_as_configured() {
     for (policy, filled) in [
-        (fetch::DropPolicy::Newest, 0),
-        (fetch::DropPolicy::Oldest, 1),
+        (soci_fetch::DropPolicy::Newest, 0),
+        (soci_fetch::DropPolicy::Oldest, 1),
     ] {
         let samples = [Sample::gzip(3, 100_000), Sample::gzip(4, 100_000)];
         let mut config = quick();
@@ -292,7 +292,7 @@ fn readers_are_served_although_the_disk_is_full() {
     let dir = tempfile::tempdir().unwrap();
     let _mount = Tmpfs::mount(dir.path());
     let dir = Arc::new(dir);
-    let rig = Rig::at(dir, quick(), store::LayerStoreConfig::default());
+    let rig = Rig::at(dir, quick(), soci_store::LayerStoreConfig::default());
     let source = MemoryBlob::new(sample.blob.clone());
     let layer = rig.open(&sample, source);
     check_all(&layer, &sample.tar, 10_000);
@@ -342,7 +342,7 @@ struct Held {
 }
 
 #[async_trait::async_trait]
-impl registry::BlobSource for Held {
+impl soci_registry::BlobSource for Held {
     fn size(&self) -> u64 {
         self.blob.size()
     }
@@ -350,7 +350,7 @@ impl registry::BlobSource for Held {
     async fn stream_range(
         &self,
         range: std::ops::Range<u64>,
-    ) -> Result<registry::ByteStream, registry::RegistryError> {
+    ) -> Result<soci_registry::ByteStream, soci_registry::RegistryError> {
         let held = range.start < self.until;
         let answer = self.blob.stream_range(range).await;
         if held {

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use fetch::{FetchConfig, ReadError};
-use registry::testing::{Fault, MemoryBlob};
-use registry::{BlobSource, ByteStream, RegistryError};
-use store::LayerStoreConfig;
+use soci_fetch::{FetchConfig, ReadError};
+use soci_registry::testing::{Fault, MemoryBlob};
+use soci_registry::{BlobSource, ByteStream, RegistryError};
+use soci_store::LayerStoreConfig;
+use soci_ztoc::SpanId;
 use support::{Rig, Sample, check_all, eventually, finish, quick, read, start};
-use ztoc::SpanId;
 
 fn no_readahead() -> FetchConfig {
     FetchConfig {

@@ -4,12 +4,12 @@ mod support;
 
 use std::sync::Arc;
 
-use fetch::{FetchConfig, LayerData as _, ReadError};
-use registry::BlobSource as _;
-use registry::testing::MemoryBlob;
-use store::LayerStoreConfig;
+use soci_fetch::{FetchConfig, LayerData as _, ReadError};
+use soci_registry::BlobSource as _;
+use soci_registry::testing::MemoryBlob;
+use soci_store::LayerStoreConfig;
+use soci_ztoc::SpanId;
 use support::{Rig, Sample, check_all, eventually, finish, quick, read, start};
-use ztoc::SpanId;
 
 #[test]
 fn sequential_reads_give_the_truth_and_fetch_each_byte_once() {
@@ -131,7 +131,7 @@ fn after_a_restart_what_was_fetched_needs_no_source() {
 
     let rig = Rig::at(dir, quick(), LayerStoreConfig::default());
     let nothing = MemoryBlob::new(sample.blob.clone());
-    nothing.fault_always(Some(registry::testing::Fault::Fail(
+    nothing.fault_always(Some(soci_registry::testing::Fault::Fail(
         MemoryBlob::unreachable(),
     )));
     let layer = rig.open(&sample, nothing.clone());
@@ -202,11 +202,14 @@ fn golden_layers_read_the_same_through_the_ztocs_of_the_reference() {
         let Ok(index) = std::fs::read_to_string(case.join("soci-v1/index-digest")) else {
             continue;
         };
-        let blob = |folder: &str, digest: &oci::Digest| {
+        let blob = |folder: &str, digest: &soci_oci::Digest| {
             std::fs::read(case.join(folder).join("blobs/sha256").join(digest.hex())).ok()
         };
         let index = blob("soci-v1", &index.trim().parse().unwrap()).unwrap();
-        for ztoc in ztoc::soci_index::SociIndex::parse(&index).unwrap().ztocs {
+        for ztoc in soci_ztoc::soci_index::SociIndex::parse(&index)
+            .unwrap()
+            .ztocs
+        {
             let compressed = blob("image", &ztoc.layer_digest).unwrap();
             let tar = if ztoc.layer_media_type.ends_with("gzip") {
                 let mut tar = Vec::new();

@@ -98,7 +98,7 @@ impl Channel {
     /// Reads one request. EAGAIN: there is none. ENODEV: unmounted, or the connection was aborted.
     pub(crate) fn read(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
         match self.device.read().as_ref() {
-            Some(_) if faults::fails("fuse-read") => Err(Errno::IO),
+            Some(_) if soci_faults::fails("fuse-read") => Err(Errno::IO),
             Some(device) => rustix::io::read(device, buffer),
             None => Err(Errno::NODEV),
         }

@@ -5,11 +5,11 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use mountinfo::{Mount, Table};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags, fsconfig_create, fsmount, fsopen,
 };
+use soci_mountinfo::{Mount, Table};
 
 use crate::mount::{KIND, SOURCE};
 use crate::{FuseError, as_in_mountinfo};

@@ -10,8 +10,8 @@ use std::io::IoSlice;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use fuse::{Attr, DirBuffer, Entry, Errno, Operation, ParseError, Reply, ReplySink, Request};
 use proptest::prelude::*;
+use soci_fuse::{Attr, DirBuffer, Entry, Errno, Operation, ParseError, Reply, ReplySink, Request};
 
 /// A request's bytes as the kernel lays them out.
 fn message(opcode: u32, body: &[u8]) -> Vec<u8> {
@@ -206,16 +206,16 @@ fn entries_have_the_kernels_layout() {
 
 #[test]
 fn device_numbers_are_packed_as_the_kernel_does() {
-    assert_eq!(fuse::encode_device(1, 3), Some(0x103));
-    assert_eq!(fuse::encode_device(8, 0x12345), Some(0x1230_0845));
-    assert_eq!(fuse::encode_device(1 << 12, 0), None);
-    assert_eq!(fuse::encode_device(0, 1 << 20), None);
+    assert_eq!(soci_fuse::encode_device(1, 3), Some(0x103));
+    assert_eq!(soci_fuse::encode_device(8, 0x12345), Some(0x1230_0845));
+    assert_eq!(soci_fuse::encode_device(1 << 12, 0), None);
+    assert_eq!(soci_fuse::encode_device(0, 1 << 20), None);
 }
 
 proptest! {
     #[test]
     fn no_bytes_make_the_parser_panic(data in proptest::collection::vec(any::<u8>(), 0..200)) {
-        fuse::fuzz::request(&data);
+        soci_fuse::fuzz::request(&data);
     }
 
     #[test]
@@ -223,7 +223,7 @@ proptest! {
         opcode in 0_u32..60, body in proptest::collection::vec(any::<u8>(), 0..100)
     ) {
         let bytes = message(opcode, &body);
-        fuse::fuzz::request(&bytes);
+        soci_fuse::fuzz::request(&bytes);
         if let Ok(Request { operation: Operation::Lookup { name }, .. }) = Request::parse(&bytes) {
             prop_assert!(!name.contains(&0) && !name.is_empty() && body.starts_with(name));
         }
@@ -231,6 +231,6 @@ proptest! {
 
     #[test]
     fn no_listing_is_longer_than_its_room(data in proptest::collection::vec(any::<u8>(), 0..400)) {
-        fuse::fuzz::directory(&data);
+        soci_fuse::fuzz::directory(&data);
     }
 }

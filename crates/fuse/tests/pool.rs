@@ -11,11 +11,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuse::{
+use parking_lot::Mutex;
+use soci_fuse::{
     Attr, Connection, ConnectionFacts, DirBuffer, Entry, Errno, FileSystem, Journal, MountOptions,
     Operation, Pool, Reply, Request,
 };
-use parking_lot::Mutex;
 
 /// A root whose entries are called after numbers; `panic` panics, `secret` is never answered.
 struct Numbers;
@@ -76,13 +76,13 @@ impl Mountpoint {
     }
 
     fn mount(&self) -> Connection {
-        fuse::mount(&self.path(), &MountOptions::default()).unwrap()
+        soci_fuse::mount(&self.path(), &MountOptions::default()).unwrap()
     }
 }
 
 impl Drop for Mountpoint {
     fn drop(&mut self) {
-        fuse::unmount(self.0.path()).unwrap();
+        soci_fuse::unmount(self.0.path()).unwrap();
     }
 }
 
@@ -178,7 +178,7 @@ fn a_connection_whose_requests_cannot_be_read_ends_although_somebody_else_holds_
 #[test]
 fn mounting_where_nothing_is_fails_and_unmounting_it_does_not() {
     let gone = PathBuf::from("/nonexistent/mount/point");
-    let error = fuse::mount(&gone, &MountOptions::default()).unwrap_err();
+    let error = soci_fuse::mount(&gone, &MountOptions::default()).unwrap_err();
     assert!(error.to_string().contains("/nonexistent/mount/point"));
-    fuse::unmount(&gone).unwrap();
+    soci_fuse::unmount(&gone).unwrap();
 }

@@ -15,11 +15,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use fuse::{
+use parking_lot::{Mutex, RwLock};
+use soci_fuse::{
     Attr, Connection, ConnectionFacts, Death, DirBuffer, Entry, Errno, FileSystem, Journal, Limits,
     MountOptions, Operation, Pool, Reply, Request,
 };
-use parking_lot::{Mutex, RwLock};
 
 /// One file, `file`, whose reads are answered, or kept for ever by a server that is about to die.
 #[derive(Default)]
@@ -75,7 +75,7 @@ impl Mountpoint {
 
 impl Drop for Mountpoint {
     fn drop(&mut self) {
-        fuse::unmount(self.0.path()).unwrap();
+        soci_fuse::unmount(self.0.path()).unwrap();
     }
 }
 
@@ -100,7 +100,7 @@ fn begin(at: &Path, resend: bool) -> (Server, Held) {
         },
         ..MountOptions::default()
     };
-    let connection = fuse::mount(at, &options).unwrap();
+    let connection = soci_fuse::mount(at, &options).unwrap();
     assert_eq!(
         connection.facts().negotiated.can_resend(),
         resend,

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use holder::{ABANDONED_FILE, Abandoned, Client, HolderError, Kept};
+use soci_holder::{ABANDONED_FILE, Abandoned, Client, HolderError, Kept};
 
 const LONG: Duration = Duration::from_secs(600);
 
@@ -31,7 +31,7 @@ impl Running {
             .tempdir()
             .unwrap();
         let path = root.path().to_owned();
-        let thread = std::thread::spawn(move || holder::run(&path).unwrap());
+        let thread = std::thread::spawn(move || soci_holder::run(&path).unwrap());
         while Client::look(root.path()).unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -167,7 +167,7 @@ fn an_operator_closes_the_connections_at_once_but_not_under_a_server() {
 #[test]
 fn a_second_holder_of_a_root_leaves_the_first_alone() {
     let holder = Running::start();
-    holder::run(holder.root.path()).unwrap();
+    soci_holder::run(holder.root.path()).unwrap();
     let server = holder.server(LONG);
     server.quit().unwrap();
     holder.ended();

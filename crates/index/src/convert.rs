@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use futures::channel::mpsc;
 use futures::{StreamExt as _, TryStreamExt as _};
-use oci::{Descriptor, Digest, Platform, media_types};
-use ztoc::prefetch::PrefetchSpan;
-use ztoc::soci_index::SociIndex;
+use soci_oci::{Descriptor, Digest, Platform, media_types};
+use soci_ztoc::prefetch::PrefetchSpan;
+use soci_ztoc::soci_index::SociIndex;
 
 use crate::image::{Content, Image};
 use crate::layer::{LayerResult, LayerWork, process};

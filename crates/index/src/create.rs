@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use oci::{Descriptor, Platform};
-use ztoc::soci_index::IndexVersion;
+use soci_oci::{Descriptor, Platform};
+use soci_ztoc::soci_index::IndexVersion;
 
 use crate::convert::{WrittenIndex, bring_layers, layers_of};
 use crate::image::{Content, Image};

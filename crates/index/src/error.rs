@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use oci::Digest;
+use soci_oci::Digest;
 
 /// What went wrong, where, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -139,7 +139,7 @@ pub enum IndexError {
     Options(String),
     /// The registry refused or failed.
     #[error(transparent)]
-    Registry(#[from] registry::RegistryError),
+    Registry(#[from] soci_registry::RegistryError),
     /// A content store refused or failed.
     #[error("{place}: {reason}")]
     Store {

@@ -1,8 +1,8 @@
 //! What an image consists of: the manifests of its platforms, SOCI indexes, other artifacts.
 
 use bytes::Bytes;
-use oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, media_types};
-use ztoc::soci_index::SociIndex;
+use soci_oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, media_types};
+use soci_ztoc::soci_index::SociIndex;
 
 use crate::IndexError;
 use crate::options::Platforms;

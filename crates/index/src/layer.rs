@@ -4,10 +4,10 @@
 use std::io::Read as _;
 
 use bytes::Bytes;
-use oci::media_types::{LayerCompression, layer_compression};
-use oci::{Descriptor, Digest, media_types};
-use ztoc::prefetch::PrefetchSpan;
-use ztoc::{Compression, Ztoc};
+use soci_oci::media_types::{LayerCompression, layer_compression};
+use soci_oci::{Descriptor, Digest, media_types};
+use soci_ztoc::prefetch::PrefetchSpan;
+use soci_ztoc::{Compression, Ztoc};
 
 use crate::options::ConvertOptions;
 use crate::progress::{LayerOutcome, Step};
@@ -199,7 +199,7 @@ async fn build(
             left: layer.size,
             write_failure: None,
         };
-        let built = ztoc::build(&mut tee, compression, build);
+        let built = soci_ztoc::build(&mut tee, compression, build);
         if let Some(source) = tee.write_failure {
             return Err(IndexError::Io {
                 action: "write",
@@ -210,7 +210,7 @@ async fn build(
         let built = match built {
             Ok(built) => built,
             Err(e) if e.is_unsupported() => return Ok(Err(e.to_string())),
-            Err(ztoc::BuildError::Read(source)) => {
+            Err(soci_ztoc::BuildError::Read(source)) => {
                 return Err(IndexError::Blob {
                     digest: layer.digest,
                     place,

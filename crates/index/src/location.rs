@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use oci::Reference;
-use registry::Client;
+use soci_oci::Reference;
+use soci_registry::Client;
 
 use crate::IndexError;
 use crate::sink::{ArchiveSink, DirSink, ImageSink, RegistrySink};
@@ -151,7 +151,7 @@ impl Destination {
 
 fn parse(text: &str) -> Result<Reference, IndexError> {
     text.parse()
-        .map_err(|e: oci::ReferenceError| IndexError::Reference {
+        .map_err(|e: soci_oci::ReferenceError| IndexError::Reference {
             text: format!("{DOCKER}{text}"),
             reason: e.to_string(),
         })
@@ -178,7 +178,7 @@ mod tests {
                 "{good}"
             );
         }
-        let digest = oci::Digest::of(b"x");
+        let digest = soci_oci::Digest::of(b"x");
         for bad in [
             "docker://alpine".to_owned(),
             "docker://localhost:5000/a".to_owned(),

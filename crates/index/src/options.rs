@@ -2,8 +2,8 @@
 
 use std::num::NonZeroUsize;
 
-use oci::Platform;
-use ztoc::{BuildOptions, DEFAULT_SPAN_SIZE};
+use soci_oci::Platform;
+use soci_ztoc::{BuildOptions, DEFAULT_SPAN_SIZE};
 
 use crate::IndexError;
 

@@ -1,7 +1,7 @@
 //! Which spans of a layer hold the files that shall be prefetched.
 
-use ztoc::prefetch::PrefetchSpan;
-use ztoc::{FileMetadata, FileType, SpanTable};
+use soci_ztoc::prefetch::PrefetchSpan;
+use soci_ztoc::{FileMetadata, FileType, SpanTable};
 
 /// Hard links to hard links are followed this far.
 const MAX_LINKS: usize = 16;

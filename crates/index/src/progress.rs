@@ -1,6 +1,6 @@
 //! What somebody watching a conversion is told.
 
-use oci::{Descriptor, Digest};
+use soci_oci::{Descriptor, Digest};
 
 /// What is being done to a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

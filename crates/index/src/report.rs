@@ -3,10 +3,10 @@
 use std::fmt;
 
 use bytes::Bytes;
-use oci::media_types::{LayerCompression, layer_compression};
-use oci::{Descriptor, Digest, Manifest, Reference, annotations, media_types};
-use registry::Client;
-use ztoc::soci_index::SociIndex;
+use soci_oci::media_types::{LayerCompression, layer_compression};
+use soci_oci::{Descriptor, Digest, Manifest, Reference, annotations, media_types};
+use soci_registry::Client;
+use soci_ztoc::soci_index::SociIndex;
 
 use crate::IndexError;
 use crate::source::check_document_size;

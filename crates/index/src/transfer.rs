@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use oci::{Descriptor, Digest, Hasher};
+use soci_oci::{Descriptor, Digest, Hasher};
 
 use crate::sink::BlobWriter;
 use crate::source::SharedSource;

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use oci::{Descriptor, Digest, Index, Manifest, Platform, annotations, media_types};
-use ztoc::prefetch::{Prefetch, PrefetchSpan};
-use ztoc::soci_index::{IndexVersion, PrefetchDescriptor, SociIndex, ZtocDescriptor};
+use soci_oci::{Descriptor, Digest, Index, Manifest, Platform, annotations, media_types};
+use soci_ztoc::prefetch::{Prefetch, PrefetchSpan};
+use soci_ztoc::soci_index::{IndexVersion, PrefetchDescriptor, SociIndex, ZtocDescriptor};
 
 use crate::convert::{ConvertedImage, Indexed, WrittenIndex};
 use crate::image::{Content, Entry, Image};
@@ -341,7 +341,7 @@ fn rename(descriptor: &mut Descriptor, key: &str, renamed: &BTreeMap<Digest, Dig
 
 /// A document as Go's encoder writes it.
 pub(crate) fn encode<T: serde::Serialize>(document: &T) -> Result<Bytes, IndexError> {
-    oci::json::to_vec(document)
+    soci_oci::json::to_vec(document)
         .map(Bytes::from)
         .map_err(|e| IndexError::Options(format!("cannot encode a manifest: {e}")))
 }

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use images::{archive, dir_to_dir, every_layer, golden, manifest, names, run, top};
-use index::{ArchiveSink, DirSink, IndexError, LayoutSource};
-use oci::Descriptor;
+use soci_index::{ArchiveSink, DirSink, IndexError, LayoutSource};
+use soci_oci::Descriptor;
 
 /// A copy of the golden image `kinds` that may be damaged, and its lowest layer.
 fn copy(dir: &Path) -> (PathBuf, Descriptor) {
@@ -88,7 +88,7 @@ fn a_damaged_layer_that_gets_no_ztoc_is_refused_as_well() {
     let mut bytes = fs::read(path(&layout, &upper)).unwrap();
     bytes[100] ^= 1;
     fs::write(path(&layout, &upper), bytes).unwrap();
-    let options = index::ConvertOptions {
+    let options = soci_index::ConvertOptions {
         min_layer_size: layer.size,
         ..every_layer()
     };
@@ -252,7 +252,7 @@ fn what_is_written_has_the_permissions_of_ordinary_files() {
 #[test]
 fn senseless_options_are_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let options = index::ConvertOptions {
+    let options = soci_index::ConvertOptions {
         span_size: 0,
         ..every_layer()
     };

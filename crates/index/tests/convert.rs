@@ -16,11 +16,11 @@ use images::{
     archive, assert_intact, blob, dir_to_dir, every_layer, golden, image_index, manifest, names,
     run, top,
 };
-use index::{ArchiveSink, ConvertOptions, DirSink, IndexError, LayoutSource, Platforms};
-use oci::{Descriptor, Digest, Index, Platform, annotations, media_types};
-use testkit::{Content, ImageBuilder, Layer, LayerCompression};
-use ztoc::prefetch::Prefetch;
-use ztoc::soci_index::SociIndex;
+use soci_index::{ArchiveSink, ConvertOptions, DirSink, IndexError, LayoutSource, Platforms};
+use soci_oci::{Descriptor, Digest, Index, Platform, annotations, media_types};
+use soci_testkit::{Content, ImageBuilder, Layer, LayerCompression};
+use soci_ztoc::prefetch::Prefetch;
+use soci_ztoc::soci_index::SociIndex;
 
 /// The SOCI indexes that a converted layout lists.
 fn soci_indexes(layout: &Path) -> Vec<(Descriptor, SociIndex)> {
@@ -100,20 +100,24 @@ fn multi_platform(dir: &Path, platforms: &[&str]) -> PathBuf {
         let mut changed = original;
         changed.media_type = media_types::DOCKER_MANIFEST.to_owned();
         changed.config = Descriptor::of(media_types::DOCKER_CONFIG, &config);
-        let bytes = oci::json::to_vec(&changed).unwrap();
+        let bytes = soci_oci::json::to_vec(&changed).unwrap();
         put(&bytes);
         let mut listed = Descriptor::of(media_types::DOCKER_MANIFEST, &bytes);
         listed.platform = Some(platform);
         list.manifests.push(listed);
     }
-    let bytes = oci::json::to_vec(&list).unwrap();
+    let bytes = soci_oci::json::to_vec(&list).unwrap();
     put(&bytes);
     let root = Index {
         media_type: media_types::OCI_INDEX.to_owned(),
         manifests: vec![Descriptor::of(media_types::DOCKER_LIST, &bytes)],
         ..list
     };
-    std::fs::write(layout.join("index.json"), oci::json::to_vec(&root).unwrap()).unwrap();
+    std::fs::write(
+        layout.join("index.json"),
+        soci_oci::json::to_vec(&root).unwrap(),
+    )
+    .unwrap();
     std::fs::write(
         layout.join("oci-layout"),
         br#"{"imageLayoutVersion":"1.0.0"}"#,
@@ -559,13 +563,17 @@ fn an_attestation_is_carried_along_and_goes_on_naming_its_image() {
         );
     listed.platform = Some(Platform::new("unknown", "unknown", None));
     list.manifests.push(listed.clone());
-    let bytes = oci::json::to_vec(&list).unwrap();
+    let bytes = soci_oci::json::to_vec(&list).unwrap();
     put(&bytes);
     let root = Index {
         manifests: vec![Descriptor::of(media_types::OCI_INDEX, &bytes)],
         ..list
     };
-    std::fs::write(image.join("index.json"), oci::json::to_vec(&root).unwrap()).unwrap();
+    std::fs::write(
+        image.join("index.json"),
+        soci_oci::json::to_vec(&root).unwrap(),
+    )
+    .unwrap();
 
     let out = dir.path().join("out");
     let all = ConvertOptions {
@@ -622,10 +630,10 @@ fn a_conversion_that_is_given_up_leaves_nothing_and_can_be_repeated() {
     let out = dir.path().join("out");
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let source: index::SharedSource = Arc::new(LayoutSource::open(&image).unwrap());
+        let source: soci_index::SharedSource = Arc::new(LayoutSource::open(&image).unwrap());
         let sink = Box::new(DirSink::create(&out).unwrap());
         let options = every_layer();
-        let work = index::convert(&source, sink, &options, Arc::new(index::Silent));
+        let work = soci_index::convert(&source, sink, &options, Arc::new(soci_index::Silent));
         // Dropped at its first await, after its threads have started.
         tokio::select! {
             biased;

@@ -9,7 +9,7 @@
 mod images;
 
 use images::{assert_intact, blob, dir_to_dir, every_layer, golden, image_index, top};
-use index::ConvertOptions;
+use soci_index::ConvertOptions;
 
 const CASES: [&str; 10] = [
     "kinds",

@@ -12,14 +12,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use images::{dir_to_dir, every_layer, golden, run, top};
-use index::{
+use soci_index::{
     DirSink, Image, LayerVerdict, LayoutSource, RegistrySink, RegistrySource, SharedSource,
     lazy_report,
 };
-use oci::{Descriptor, Manifest, Reference, annotations};
-use registry::{Client, ClientConfig, NoCredentials};
-use testkit::proxy::RequestRecord;
-use testkit::{Fault, Proxy, Registry, Rule};
+use soci_oci::{Descriptor, Manifest, Reference, annotations};
+use soci_registry::{Client, ClientConfig, NoCredentials};
+use soci_testkit::proxy::RequestRecord;
+use soci_testkit::{Fault, Proxy, Registry, Rule};
 
 fn client() -> Client {
     Client::new(ClientConfig::default(), Arc::new(NoCredentials)).unwrap()
@@ -44,7 +44,7 @@ fn push(registry: &Registry) {
         .unwrap();
 }
 
-fn local(dir: &Path) -> index::Converted {
+fn local(dir: &Path) -> soci_index::Converted {
     dir_to_dir(
         &golden("kinds").join("image"),
         &dir.join("local"),
@@ -168,10 +168,13 @@ fn the_tag_comes_last() {
     let error = run(
         source(&registry, "kinds/image:kinds"),
         sink(&registry, "kinds/empty:1"),
-        &index::ConvertOptions::default(),
+        &soci_index::ConvertOptions::default(),
     )
     .unwrap_err();
-    assert!(matches!(error, index::IndexError::EmptyIndex), "{error}");
+    assert!(
+        matches!(error, soci_index::IndexError::EmptyIndex),
+        "{error}"
+    );
     let resolved = tokio::runtime::Runtime::new()
         .unwrap()
         .block_on(client().resolve(&reference(&registry, "kinds/empty:1")));
@@ -182,7 +185,7 @@ fn the_tag_comes_last() {
 fn the_report_tells_which_layers_can_be_lazy_and_why_not() {
     let registry = Registry::start().unwrap();
     push(&registry);
-    let options = index::ConvertOptions {
+    let options = soci_index::ConvertOptions {
         min_layer_size: 1000,
         ..every_layer()
     };
@@ -212,7 +215,7 @@ fn the_report_tells_which_layers_can_be_lazy_and_why_not() {
         assert!(matches!(report.layers[0].1, LayerVerdict::Lazy { .. }));
         assert!(report.layers[1].1.to_string().contains("min-layer-size"));
         // An index that is named but not there.
-        let gone = oci::Digest::of(b"nothing");
+        let gone = soci_oci::Digest::of(b"nothing");
         let report = lazy_report(
             &client,
             &converted,
@@ -233,7 +236,7 @@ async fn read_manifest(client: &Client, reference: &Reference) -> (Descriptor, M
         .into_iter()
         .find(|entry| entry.platform().is_some())
         .unwrap();
-    let index::Content::Image { manifest, .. } = entry.content else {
+    let soci_index::Content::Image { manifest, .. } = entry.content else {
         panic!("an image")
     };
     (entry.descriptor, manifest)

@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use index::{
+use soci_index::{
     BlobWriter, ConvertOptions, DirSink, ImageSink, IndexError, LayoutSource, Meter, SharedSource,
     Silent, convert,
 };
-use oci::Descriptor;
-use testkit::{Content, ImageBuilder, Layer};
+use soci_oci::Descriptor;
+use soci_testkit::{Content, ImageBuilder, Layer};
 use tokio::sync::Mutex;
 
 /// A destination that does one thing at a time, as a registry does that waits for a token.

@@ -1,6 +1,6 @@
 //! Credentials for registries that somebody else keeps: the image pull secrets of a Kubernetes
 //! cluster ([`KubeSecrets`], `[kubeconfig_keychain]`), and what the kubelet sends with its pulls
-//! ([`CriKeychain`], `[cri_keychain]`). Both are [`registry::Credentials`].
+//! ([`CriKeychain`], `[cri_keychain]`). Both are [`soci_registry::Credentials`].
 //!
 //! Nothing secret is in a `Debug`, an error or a log line of this crate.
 

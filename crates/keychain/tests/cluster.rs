@@ -13,9 +13,9 @@ use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, Response};
 use axum::routing::get;
 use futures::StreamExt as _;
-use keychain::{KubeSecrets, KubeSettings};
-use registry::{Credential, Credentials as _};
-use testkit::Https;
+use soci_keychain::{KubeSecrets, KubeSettings};
+use soci_registry::{Credential, Credentials as _};
+use soci_testkit::Https;
 use tokio::sync::broadcast;
 
 const TOKEN: &str = "correct-token";

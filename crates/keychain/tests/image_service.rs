@@ -9,9 +9,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
-use keychain::{CriKeychain, ImageServiceProxy};
 use parking_lot::Mutex;
-use registry::{Credential, Credentials as _};
+use soci_keychain::{CriKeychain, ImageServiceProxy};
+use soci_registry::{Credential, Credentials as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::body::Body;
@@ -154,7 +154,7 @@ impl Stack {
     }
 
     async fn user(&self, image: &str) -> Option<String> {
-        let reference: oci::Reference = image.parse().unwrap();
+        let reference: soci_oci::Reference = image.parse().unwrap();
         let host = reference.registry().to_owned();
         match self
             .keychain

@@ -1,7 +1,7 @@
 //! What measuring reads costs: reads of 4 KiB from memory through [`LayerFs`], without FUSE, with and
 //! without timers, on one thread and on two. A read through FUSE takes some microseconds more.
 //!
-//! `cargo bench -p layerfs --bench measured_read`
+//! `cargo bench -p soci-layerfs --bench measured_read`
 
 #![allow(
     clippy::unwrap_used,
@@ -18,10 +18,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fetch::testing::MemoryLayer;
-use fuse::{FileSystem as _, Operation, Reply, ReplySink, Request};
-use layerfs::{CacheTimes, LayerFs, Timers, Tree, TreeOptions};
 use prometheus::{Histogram, HistogramOpts};
+use soci_fetch::testing::MemoryLayer;
+use soci_fuse::{FileSystem as _, Operation, Reply, ReplySink, Request};
+use soci_layerfs::{CacheTimes, LayerFs, Timers, Tree, TreeOptions};
 use support::direct::NEGOTIATED;
 use support::{Layer, noise, tree_of, ztoc_of};
 

@@ -1,5 +1,5 @@
 //! Tree building, walking with stat beside overlayfs on plain directories, and sequential reads.
-//! Needs root, /dev/fuse and overlayfs: `cargo bench -p layerfs`.
+//! Needs root, /dev/fuse and overlayfs: `cargo bench -p soci-layerfs`.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use layerfs::{MountOptions, Tree, TreeOptions};
+use soci_layerfs::{MountOptions, Tree, TreeOptions};
 use support::{Layer, Mount, noise, run, ztoc_of};
 
 const FILES: u32 = 100_000;

@@ -5,9 +5,9 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, DefaultHasher};
 
-use fuse::encode_device;
-use ztoc::tar_path::{parts, raw_parts, split};
-use ztoc::{FileMetadata, FileType};
+use soci_fuse::encode_device;
+use soci_ztoc::tar_path::{parts, raw_parts, split};
+use soci_ztoc::{FileMetadata, FileType};
 
 use crate::flatten::flatten;
 use crate::options::{TreeError, TreeOptions, map_id};

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use oci::Hasher;
+use soci_oci::Hasher;
 
 use crate::build::{Key, Node};
 use crate::options::TreeError;
@@ -156,7 +156,7 @@ impl Flattening {
     }
 
     /// Covers what request and answer refer to: numbers, names, positions and types.
-    fn checksum(&self, names_end: u32) -> oci::Digest {
+    fn checksum(&self, names_end: u32) -> soci_oci::Digest {
         let mut packed = Vec::with_capacity(self.inodes.len() * 12 + self.names.len() * 8 + 16);
         packed.extend_from_slice(&NUMBERING_VERSION.to_le_bytes());
         packed.extend_from_slice(&(self.inodes.len() as u64).to_le_bytes());

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use fetch::{LayerData, LogLimit, ReadError};
-use fuse::{
+use soci_fetch::{LayerData, LogLimit, ReadError};
+use soci_fuse::{
     Attr, DirBuffer, Entry, Errno, FileSystem, Negotiated, Operation, Reply, Request, StatFs,
     open_flags,
 };
@@ -173,7 +173,7 @@ impl LayerFs {
         }
         let found = self.tree.lookup(parent, name);
         // A layer that has this name itself shows its own.
-        let hidden = parent == fuse::ROOT_ID && name == STATE_DIRECTORY;
+        let hidden = parent == soci_fuse::ROOT_ID && name == STATE_DIRECTORY;
         let found = found.or_else(|| hidden.then_some(self.state.directory));
         if found.is_none() && self.times.negative.is_zero() {
             return reply.error(Errno::NOENT);
@@ -263,7 +263,7 @@ impl LayerFs {
             let content = self.state.read(offset, size, || self.data.status());
             return reply.data(&content);
         }
-        faults::numbered_point("layer-read", ino);
+        soci_faults::numbered_point("layer-read", ino);
         let Some((start, length)) = self.tree.extent(ino) else {
             count(&self.counters.read_failures);
             return reply.error(match self.attr(ino) {

@@ -1,7 +1,7 @@
 //! The read-only file tree of one layer, and its FUSE adapter.
 //!
 //! [`Tree`] is the layer's files as containerd would unpack them, built from the zTOC and nothing
-//! else. [`LayerFs`] answers requests from a tree and a [`fetch::LayerData`]; it is tested without
+//! else. [`LayerFs`] answers requests from a tree and a [`soci_fetch::LayerData`]; it is tested without
 //! FUSE. [`mount_layer`] puts it on a mount point.
 
 #![forbid(unsafe_code)]

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fetch::LayerData;
-use fuse::{Connection, ConnectionFacts, ContentIdentity, Limits, Pool, Served};
-use oci::Digest;
+use soci_fetch::LayerData;
+use soci_fuse::{Connection, ConnectionFacts, ContentIdentity, Limits, Pool, Served};
+use soci_oci::Digest;
 
 use crate::counters::{CounterSnapshot, Counters};
 use crate::layer_fs::{CacheTimes, LayerFs};
@@ -16,7 +16,7 @@ use crate::tree::{NUMBERING_VERSION, Tree};
 /// Why a layer cannot be mounted or unmounted.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-pub struct MountError(#[from] fuse::FuseError);
+pub struct MountError(#[from] soci_fuse::FuseError);
 
 /// Why a live connection cannot be served on.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +37,7 @@ pub enum TakeUpError {
     },
     /// It cannot be watched.
     #[error(transparent)]
-    Fuse(#[from] fuse::FuseError),
+    Fuse(#[from] soci_fuse::FuseError),
 }
 
 /// How a layer is mounted.
@@ -115,9 +115,9 @@ pub fn mount_layer(
     mountpoint: &Path,
     options: MountOptions,
 ) -> Result<MountedLayer, MountError> {
-    let connection = fuse::mount(
+    let connection = soci_fuse::mount(
         mountpoint,
-        &fuse::MountOptions {
+        &soci_fuse::MountOptions {
             limits: options.limits,
             readahead_kib: Some(options.readahead_kib),
             content: identity(&tree, data.as_ref()),
@@ -125,7 +125,7 @@ pub fn mount_layer(
     )?;
     let (file_system, counters) = file_system(tree, data, connection.facts(), options);
     let served = pool.serve(connection, file_system).inspect_err(|_| {
-        let _ = fuse::unmount(mountpoint);
+        let _ = soci_fuse::unmount(mountpoint);
     })?;
     Ok(MountedLayer { served, counters })
 }
@@ -228,10 +228,10 @@ impl MountedLayer {
     /// If umount2(2) fails.
     pub fn unmount(&self) -> Result<(), MountError> {
         // Somebody else may have mounted on the same path since this one was unmounted.
-        if !fuse::is_mounted(self.facts()) {
+        if !soci_fuse::is_mounted(self.facts()) {
             return Ok(());
         }
-        Ok(fuse::unmount(self.mountpoint())?)
+        Ok(soci_fuse::unmount(self.mountpoint())?)
     }
 
     /// Ends the connection at once: whoever waits or comes later gets an error. The mount stays

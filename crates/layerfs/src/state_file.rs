@@ -3,11 +3,11 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use fetch::LayerStatus;
-use fuse::Attr;
-use oci::Digest;
 use parking_lot::Mutex;
 use serde::Serialize;
+use soci_fetch::LayerStatus;
+use soci_fuse::Attr;
+use soci_oci::Digest;
 
 use crate::tree::{BLOCK, S_IFDIR, S_IFREG};
 
@@ -55,7 +55,7 @@ impl StateFile {
     pub(crate) fn lookup(&self, name: &[u8]) -> Option<u64> {
         match name {
             b"." => Some(self.directory),
-            b".." => Some(fuse::ROOT_ID),
+            b".." => Some(soci_fuse::ROOT_ID),
             _ => (name == self.name.as_bytes()).then_some(self.file),
         }
     }
@@ -64,7 +64,7 @@ impl StateFile {
     pub(crate) fn entries(&self) -> [(&[u8], u64); 3] {
         [
             (b".", self.directory),
-            (b"..", fuse::ROOT_ID),
+            (b"..", soci_fuse::ROOT_ID),
             (self.name.as_bytes(), self.file),
         ]
     }

@@ -4,8 +4,8 @@
 //! by name: a lookup is a binary search, and the position in a listing is a plain index. All of it
 //! follows from the zTOC alone, so that every process that reads it numbers the nodes alike.
 
-use fuse::Attr;
-use oci::Digest;
+use soci_fuse::Attr;
+use soci_oci::Digest;
 
 use crate::options::{IdMaps, OpaqueXattr, map_id};
 
@@ -215,7 +215,7 @@ impl Tree {
     pub fn find(&self, path: &[u8]) -> Option<u64> {
         path.split(|&byte| byte == b'/')
             .filter(|name| !name.is_empty() && *name != b".")
-            .try_fold(fuse::ROOT_ID, |parent, name| self.lookup(parent, name))
+            .try_fold(soci_fuse::ROOT_ID, |parent, name| self.lookup(parent, name))
     }
 
     /// Attributes of an inode.
@@ -244,7 +244,7 @@ impl Tree {
     /// Attributes of the root directory: the layer's root entry, or 0755 root.
     #[must_use]
     pub fn root_attr(&self) -> Attr {
-        self.attr(fuse::ROOT_ID).unwrap_or_default()
+        self.attr(soci_fuse::ROOT_ID).unwrap_or_default()
     }
 
     /// The target of a symbolic link.
@@ -315,7 +315,7 @@ impl Tree {
         let mut parts: Vec<&[u8]> = Vec::new();
         let mut at = ino;
         // The depth is bounded by the number of inodes; broken numbers cannot loop for ever.
-        while at != fuse::ROOT_ID && parts.len() <= self.inodes.len() {
+        while at != soci_fuse::ROOT_ID && parts.len() <= self.inodes.len() {
             let Some(index) = self.names.iter().position(|name| u64::from(name.ino) == at) else {
                 break;
             };

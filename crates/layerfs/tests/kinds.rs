@@ -14,11 +14,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 
-use fetch::testing::MemoryLayer;
-use fuse::Operation;
-use layerfs::{MountOptions, TreeOptions};
-use oci::Digest;
-use testkit::listing::{self, File, Listing, assert_same, line};
+use soci_fetch::testing::MemoryLayer;
+use soci_fuse::Operation;
+use soci_layerfs::{MountOptions, TreeOptions};
+use soci_oci::Digest;
+use soci_testkit::listing::{self, File, Listing, assert_same, line};
 
 use support::direct::{Direct, u32_at, u64_at};
 use support::golden;
@@ -83,7 +83,7 @@ fn golden_layers_appear_as_containerd_unpacks_them_without_fuse() {
         let data = Arc::new(MemoryLayer::new(golden.tar));
         let client = Direct::new(Arc::new(tree), data);
         let mut listing = Listing::new();
-        direct_listing(&client, fuse::ROOT_ID, ".", &mut listing);
+        direct_listing(&client, soci_fuse::ROOT_ID, ".", &mut listing);
         assert_same(&listing, &golden.listing);
     }
 }
@@ -136,7 +136,7 @@ fn disabled_xattrs_hide_all_but_the_opaque_mark() {
         disable_xattrs: true,
         ..TreeOptions::default()
     };
-    let mark = layerfs::OpaqueXattr::Trusted;
+    let mark = soci_layerfs::OpaqueXattr::Trusted;
     let shown = |number| tree_of(&golden::layer(number).ztoc, TreeOptions::default()).unwrap();
     // Built without them, or taken out of a tree that another image shows whole.
     let first = tree_of(&golden::layer(1).ztoc, options.clone()).unwrap();
@@ -158,7 +158,7 @@ fn disabled_xattrs_hide_all_but_the_opaque_mark() {
 #[test]
 fn the_opaque_mark_is_the_users_where_overlay_wants_that() {
     let options = TreeOptions {
-        opaque_xattr: layerfs::OpaqueXattr::User,
+        opaque_xattr: soci_layerfs::OpaqueXattr::User,
         ..TreeOptions::default()
     };
     let tree = tree_of(&golden::layer(2).ztoc, options).unwrap();

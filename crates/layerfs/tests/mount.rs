@@ -16,10 +16,10 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use fetch::ReadError;
-use fetch::testing::Answer;
-use layerfs::MountOptions;
 use rustix::io::Errno;
+use soci_fetch::ReadError;
+use soci_fetch::testing::Answer;
+use soci_layerfs::MountOptions;
 use support::{Layer, Mount, noise, run, until, ztoc_of};
 
 /// Tests that count descriptors or threads run alone; the others may run beside each other.
@@ -102,7 +102,7 @@ fn memory_maps_and_programs_work() {
         print(hashlib.sha256(mmap.mmap(f.fileno(),0,prot=mmap.PROT_READ)[:]).hexdigest())";
     let path = mount.path("text");
     let sum = run("python3", &["-c", script, path.to_str().unwrap()]);
-    assert_eq!(sum.trim(), oci::Digest::of(&text).hex());
+    assert_eq!(sum.trim(), soci_oci::Digest::of(&text).hex());
 }
 
 #[test]
@@ -374,7 +374,7 @@ fn a_reader_that_handles_a_signal_goes_on_waiting() {
     let output = reader.wait_with_output().unwrap();
     assert!(output.status.success());
     let sum = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(sum.trim(), oci::Digest::of(&content).hex());
+    assert_eq!(sum.trim(), soci_oci::Digest::of(&content).hex());
     // It was answered once, with data: Python would have read again after EINTR.
     assert_eq!(mount.layer.counters().read, 1);
 }

@@ -12,10 +12,10 @@ mod support;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use fetch::ReadError;
-use fetch::testing::{Answer, MemoryLayer};
-use fuse::{Errno, Negotiated, Operation, ROOT_ID, open_flags};
-use layerfs::{CacheTimes, LayerFs, Timers, Tree, TreeOptions};
+use soci_fetch::ReadError;
+use soci_fetch::testing::{Answer, MemoryLayer};
+use soci_fuse::{Errno, Negotiated, Operation, ROOT_ID, open_flags};
+use soci_layerfs::{CacheTimes, LayerFs, Timers, Tree, TreeOptions};
 use support::direct::{Direct, NEGOTIATED, u32_at, u64_at};
 use support::{Layer, golden, noise, tree_of, ztoc_of};
 
@@ -149,7 +149,7 @@ fn names_that_do_not_exist_are_remembered() {
 #[test]
 fn the_state_file_is_never_remembered() {
     let (client, data, tree) = client(Layer::new().file("f", b"x"));
-    let digest = fetch::LayerData::status(&data).digest;
+    let digest = soci_fetch::LayerData::status(&data).digest;
     let lookup = |node, name: &[u8]| client.ask(node, Operation::Lookup { name }).unwrap();
     let directory = lookup(ROOT_ID, b".soci-snapshotter");
     let file = lookup(u64_at(&directory, 0), format!("{digest}.json").as_bytes());

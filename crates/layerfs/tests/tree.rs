@@ -8,7 +8,7 @@
 
 mod support;
 
-use layerfs::{IdMaps, IdRange, Tree, TreeError, TreeOptions};
+use soci_layerfs::{IdMaps, IdRange, Tree, TreeError, TreeOptions};
 use support::{Layer, tree_of, ztoc_of};
 
 fn names(tree: &Tree, path: &str) -> Vec<String> {
@@ -274,7 +274,7 @@ fn the_numbering_is_the_same_for_all_who_read_the_ztoc() {
     // Version 1, pinned: root, then a directory's entries by name.
     let numbers = ["a", "b", "c", "b/x"].map(|path| one.find(path.as_bytes()));
     assert_eq!(numbers, [Some(2), Some(3), Some(2), Some(4)]);
-    assert_eq!(layerfs::NUMBERING_VERSION, 1);
+    assert_eq!(soci_layerfs::NUMBERING_VERSION, 1);
     let pinned = "sha256:cc4223184be015782fe1c9d340de43f59ec1eea0ec13603a2d5cf85adff057cf";
     assert_eq!(one.numbering_checksum().to_string(), pinned);
 }

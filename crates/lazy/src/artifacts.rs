@@ -5,11 +5,11 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use oci::{Descriptor, Digest, media_types};
-use store::containerd::{ContainerdContent, GC_REFERENCE, GC_ROOT, now};
-use store::content::OciLayout;
+use soci_oci::{Descriptor, Digest, media_types};
+use soci_store::containerd::{ContainerdContent, GC_REFERENCE, GC_ROOT, now};
+use soci_store::content::OciLayout;
+use soci_ztoc::soci_index::SociIndex;
 use tokio::task::spawn_blocking;
-use ztoc::soci_index::SociIndex;
 
 /// Where artifacts are.
 #[derive(Debug, Clone)]

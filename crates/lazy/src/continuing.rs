@@ -4,13 +4,13 @@
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
-use fetch::LayerData;
-use fuse::{Attr, ConnectionFacts};
-use layerfs::{CounterSnapshot, MountedLayer};
-use oci::Digest;
-use snapshotter::{LayerRefusal, LayerRequest, Restoration, Restored};
+use soci_fetch::LayerData;
+use soci_fuse::{Attr, ConnectionFacts};
+use soci_layerfs::{CounterSnapshot, MountedLayer};
+use soci_oci::Digest;
+use soci_snapshotter::{LayerRefusal, LayerRequest, Restoration, Restored};
+use soci_ztoc::soci_index::ZtocDescriptor;
 use tokio::task::spawn_blocking;
-use ztoc::soci_index::ZtocDescriptor;
 
 use crate::LazyLayers;
 use crate::held::{ConnectionNote, HeldConnection, holder_key};
@@ -56,7 +56,7 @@ impl Shared {
                 }
             };
         }
-        let was_mounted = spawn_blocking(move || fuse::is_mount_point(&mountpoint))
+        let was_mounted = spawn_blocking(move || soci_fuse::is_mount_point(&mountpoint))
             .await
             .map_err(LayerRefusal::failed)?;
         self.unmount(&request.mountpoint)
@@ -85,7 +85,7 @@ impl Shared {
             // As it was shown so far, whatever the configuration says now.
             let tree = look.at(&layer.tree);
             let root = tree.root_attr();
-            layerfs::take_up_layer(&pool, tree, data, held.connection, options)
+            soci_layerfs::take_up_layer(&pool, tree, data, held.connection, options)
                 .map(|mounted| (mounted, lease, root))
         })
         .await
@@ -134,8 +134,8 @@ impl Shared {
         let facts = held.note.facts.clone();
         let mountpoint = facts.mountpoint.clone();
         let unmounting = facts.clone();
-        let unmounted = spawn_blocking(move || match fuse::is_mounted(&unmounting) {
-            true => fuse::unmount(&unmounting.mountpoint),
+        let unmounted = spawn_blocking(move || match soci_fuse::is_mounted(&unmounting) {
+            true => soci_fuse::unmount(&unmounting.mountpoint),
             false => Ok(()),
         });
         if let Ok(Err(error)) = unmounted.await {

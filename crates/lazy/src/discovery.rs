@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use oci::{Digest, Manifest, annotations, media_types};
-use registry::Client;
-use snapshotter::LayerRefusal;
-use telemetry::Meters;
-use telemetry::metrics::duration_ms;
+use soci_oci::{Digest, Manifest, annotations, media_types};
+use soci_registry::Client;
+use soci_snapshotter::LayerRefusal;
+use soci_telemetry::Meters;
+use soci_telemetry::metrics::duration_ms;
+use soci_ztoc::soci_index::SociIndex;
 use tokio::task::spawn_blocking;
-use ztoc::soci_index::SociIndex;
 
 use crate::Artifacts;
 use crate::kept::{KeptIndexes, Origin};
@@ -73,7 +73,7 @@ impl Discovery {
             .took(duration_ms::SOCI_INDEX_FETCH, &label, start.elapsed());
         let index = SociIndex::parse(&bytes)
             .map_err(|e| LayerRefusal::no_index(format_args!("index {digest}: {e}")))?;
-        faults::point("lazy-index-fetched");
+        soci_faults::point("lazy-index-fetched");
         let keeping = self
             .artifacts
             .keep_index(&image.namespace, digest, &index, &bytes);

@@ -4,12 +4,12 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use fuse::{Connection, ConnectionFacts};
-use holder::Kept;
-use oci::{Descriptor, Digest};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use ztoc::soci_index::ZtocDescriptor;
+use soci_fuse::{Connection, ConnectionFacts};
+use soci_holder::Kept;
+use soci_oci::{Descriptor, Digest};
+use soci_ztoc::soci_index::ZtocDescriptor;
 
 use crate::labels::ImageKey;
 use crate::look::{Look, NotedLook};
@@ -138,7 +138,7 @@ impl ConnectionNote {
 
     /// The zTOC, as the index listed it.
     pub(crate) fn ztoc(&self) -> ZtocDescriptor {
-        let media_type = oci::media_types::ZTOC;
+        let media_type = soci_oci::media_types::ZTOC;
         ZtocDescriptor {
             descriptor: Descriptor::new(media_type, self.ztoc, self.ztoc_size),
             layer_digest: self.layer,
@@ -151,7 +151,7 @@ impl ConnectionNote {
 
 /// The name under which the holder keeps a connection.
 pub(crate) fn holder_key(facts: &ConnectionFacts) -> String {
-    format!("{}{:016x}", holder::CONNECTION_PREFIX, facts.key)
+    format!("{}{:016x}", soci_holder::CONNECTION_PREFIX, facts.key)
 }
 
 /// A connection that nobody serves yet.
@@ -181,7 +181,7 @@ impl HeldConnections {
     pub(crate) fn new(kept: Vec<Kept>) -> Result<Self, HeldError> {
         let mut all = HashMap::<PathBuf, Vec<HeldConnection>>::new();
         for kept in kept {
-            if !kept.key.starts_with(holder::CONNECTION_PREFIX) {
+            if !kept.key.starts_with(soci_holder::CONNECTION_PREFIX) {
                 continue;
             }
             let note = ConnectionNote::parse(&kept)?;
@@ -208,12 +208,12 @@ impl HeldConnections {
 
     /// Takes the connection that is mounted at `mountpoint` now.
     pub(crate) fn take_mounted(&self, mountpoint: &Path) -> Option<HeldConnection> {
-        let mountpoint = &fuse::as_in_mountinfo(mountpoint);
+        let mountpoint = &soci_fuse::as_in_mountinfo(mountpoint);
         let mut all = self.0.lock();
         let here = all.get_mut(mountpoint)?;
         let place = here
             .iter()
-            .position(|held| fuse::is_mounted(held.connection.facts()))?;
+            .position(|held| soci_fuse::is_mounted(held.connection.facts()))?;
         let found = here.swap_remove(place);
         if here.is_empty() {
             all.remove(mountpoint);

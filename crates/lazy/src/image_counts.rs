@@ -4,10 +4,10 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 
-use layerfs::CounterSnapshot;
-use oci::Digest;
 use parking_lot::Mutex;
-use telemetry::metrics::image;
+use soci_layerfs::CounterSnapshot;
+use soci_oci::Digest;
+use soci_telemetry::metrics::image;
 
 use crate::provider::Shared;
 

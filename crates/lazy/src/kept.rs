@@ -8,9 +8,9 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use oci::{Descriptor, Digest, media_types};
-use store::content::OciLayout;
-use ztoc::soci_index::SociIndex;
+use soci_oci::{Descriptor, Digest, media_types};
+use soci_store::content::OciLayout;
+use soci_ztoc::soci_index::SociIndex;
 
 use crate::discovery::FoundIndex;
 use crate::labels::ImageKey;
@@ -66,7 +66,7 @@ impl KeptIndexes {
         // The note first: a crash leaves no index that no note leads to.
         let kept = write_whole(&self.note(image), note.as_bytes())
             .map_err(|e| format!("{}: {e}", self.notes.display()))
-            .inspect(|()| faults::point("lazy-index-noted"))
+            .inspect(|()| soci_faults::point("lazy-index-noted"))
             .and_then(|()| match self.content.put(&descriptor, bytes) {
                 Ok(_) => Ok(()),
                 Err(e) => Err(e.to_string()),
@@ -105,7 +105,7 @@ impl KeptIndexes {
         if ours && let Err(error) = self.content.delete(digest) {
             tracing::warn!(digest = %digest, error = %error, "a SOCI index is not removed");
         }
-        faults::point("lazy-index-removed");
+        soci_faults::point("lazy-index-removed");
         remove_note(note);
     }
 

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use store::LayerKey;
+use soci_store::LayerKey;
 use tokio::sync::OnceCell;
 
 /// Layers by key, with the number of their users.
@@ -107,7 +107,7 @@ mod tests {
     use std::convert::Infallible;
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    use oci::Digest;
+    use soci_oci::Digest;
 
     use super::*;
 

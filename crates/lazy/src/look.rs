@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use layerfs::{IdMaps, IdRange, OpaqueXattr, Tree};
 use serde::{Deserialize, Serialize};
+use soci_layerfs::{IdMaps, IdRange, OpaqueXattr, Tree};
 
 /// What differs between mounts of one layer.
 #[derive(Debug, Clone, PartialEq, Eq)]

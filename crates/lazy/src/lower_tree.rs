@@ -4,9 +4,9 @@
 use std::io;
 use std::sync::Arc;
 
-use layerfs::Tree;
-use unpack::{DirectoryAttributes, Lower, LowerLayer};
-use ztoc::tar_path::{parts, raw_parts};
+use soci_layerfs::Tree;
+use soci_unpack::{DirectoryAttributes, Lower, LowerLayer};
+use soci_ztoc::tar_path::{parts, raw_parts};
 
 /// Symbolic links followed, as in the kernel's path walk (MAXSYMLINKS).
 const MAX_LINKS: u32 = 40;
@@ -16,7 +16,7 @@ pub(crate) struct LowerTree(pub(crate) Arc<Tree>);
 impl LowerLayer for LowerTree {
     fn look(&self, path: &[u8]) -> io::Result<Lower> {
         let tree = &self.0;
-        let mut at = fuse::ROOT_ID;
+        let mut at = soci_fuse::ROOT_ID;
         let mut links = 0;
         // What is left to walk, next part last.
         let mut left: Vec<&[u8]> = parts(path).collect();
@@ -37,7 +37,7 @@ impl LowerLayer for LowerTree {
                 return Ok(Lower::Other);
             }
             if target.first() == Some(&b'/') {
-                at = fuse::ROOT_ID;
+                at = soci_fuse::ROOT_ID;
             }
             let from = left.len();
             left.extend(raw_parts(target));
@@ -66,8 +66,8 @@ impl LowerLayer for LowerTree {
 
 #[cfg(test)]
 mod tests {
-    use layerfs::TreeOptions;
-    use ztoc::{FileMetadata, FileType};
+    use soci_layerfs::TreeOptions;
+    use soci_ztoc::{FileMetadata, FileType};
 
     use super::*;
 

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use layerfs::{CounterSnapshot, Timers};
-use oci::Digest;
 use parking_lot::Mutex;
-use telemetry::Meters;
-use telemetry::metrics::{count, duration_ms, duration_us};
+use soci_layerfs::{CounterSnapshot, Timers};
+use soci_oci::Digest;
+use soci_telemetry::Meters;
+use soci_telemetry::metrics::{count, duration_ms, duration_us};
 
 use crate::opening::OpenLayer;
 

@@ -5,18 +5,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use fetch::{BackgroundCounts, LazyLayer, SpanFetcher};
-use layerfs::{OpaqueXattr, Tree, TreeError, TreeOptions};
-use oci::{Descriptor, media_types};
 use parking_lot::Mutex;
-use registry::Client;
-use snapshotter::LayerRefusal;
-use store::{LayerKey, LayerStore, StoreError, StoredLayer};
-use telemetry::Meters;
-use telemetry::metrics::duration_ms;
+use soci_fetch::{BackgroundCounts, LazyLayer, SpanFetcher};
+use soci_layerfs::{OpaqueXattr, Tree, TreeError, TreeOptions};
+use soci_oci::{Descriptor, media_types};
+use soci_registry::Client;
+use soci_snapshotter::LayerRefusal;
+use soci_store::{LayerKey, LayerStore, StoreError, StoredLayer};
+use soci_telemetry::Meters;
+use soci_telemetry::metrics::duration_ms;
+use soci_ztoc::soci_index::ZtocDescriptor;
 use tokio::sync::{RwLock, Semaphore};
 use tokio::task::{JoinError, spawn_blocking};
-use ztoc::soci_index::ZtocDescriptor;
 
 use crate::Artifacts;
 use crate::labels::ImageKey;
@@ -134,7 +134,7 @@ impl Opening {
             let (stored, toc) =
                 store.create_or_open_with_toc(key.layer, key.ztoc, blob.as_deref())?;
             meters.took(duration_ms::ZTOC_UNMARSHAL, &label, start.elapsed());
-            faults::point("lazy-layer-stored");
+            soci_faults::point("lazy-layer-stored");
             let tar_size = stored.spans().uncompressed_size();
             let options = TreeOptions {
                 opaque_xattr,

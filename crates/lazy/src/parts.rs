@@ -6,25 +6,25 @@ use std::time::Duration;
 /// The subsystems that lazy layers bring together.
 pub struct Parts {
     /// Access to registries.
-    pub client: registry::Client,
+    pub client: soci_registry::Client,
     /// The spans on disk.
-    pub layers: store::LayerStore,
+    pub layers: soci_store::LayerStore,
     /// SOCI indexes in use, on disk.
-    pub content: store::content::OciLayout,
+    pub content: soci_store::content::OciLayout,
     /// Unpacks layers that cannot be lazy.
-    pub unpacker: unpack::Unpacker,
+    pub unpacker: soci_unpack::Unpacker,
     /// Where indexes and zTOCs are looked for before the registry.
     pub artifacts: crate::Artifacts,
     /// Gets spans from registries into the layer store.
-    pub fetcher: Arc<fetch::SpanFetcher>,
+    pub fetcher: Arc<soci_fetch::SpanFetcher>,
     /// Serves the FUSE connections.
-    pub pool: fuse::Pool,
+    pub pool: soci_fuse::Pool,
     /// Keeps the connections alive when this process ends; `None`: nobody does.
-    pub keeper: Option<Arc<holder::Keeper>>,
+    pub keeper: Option<Arc<soci_holder::Keeper>>,
     /// What it has kept of an earlier process.
-    pub held: Vec<holder::Kept>,
+    pub held: Vec<soci_holder::Kept>,
     /// Where it is told what happens and how long it takes.
-    pub meters: Arc<telemetry::Meters>,
+    pub meters: Arc<soci_telemetry::Meters>,
     /// Switches and times.
     pub config: LazyConfig,
 }

@@ -7,23 +7,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use fetch::LayerData;
-use fuse::Attr;
-use holder::Keeper;
-use layerfs::{CounterSnapshot, MountOptions, MountedLayer, OpaqueXattr, Tree};
-use oci::Digest;
 use parking_lot::Mutex;
-use snapshotter::{
+use soci_fetch::LayerData;
+use soci_fuse::Attr;
+use soci_holder::Keeper;
+use soci_layerfs::{CounterSnapshot, MountOptions, MountedLayer, OpaqueXattr, Tree};
+use soci_oci::Digest;
+use soci_snapshotter::{
     IdMaps, LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError, Restored,
     UnpackRequest,
 };
-use store::LayerKey;
-use telemetry::metrics::{count, duration_ms};
+use soci_store::LayerKey;
+use soci_telemetry::metrics::{count, duration_ms};
+use soci_unpack::Unpacker;
+use soci_ztoc::soci_index::ZtocDescriptor;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
-use unpack::Unpacker;
-use ztoc::soci_index::ZtocDescriptor;
 
 use crate::discovery::{Discovery, FoundIndex};
 use crate::held::{HeldConnection, HeldConnections, HeldError, holder_key};
@@ -69,7 +69,7 @@ pub(crate) struct Shared {
     /// Unmounting means going away, not that the layers are not needed any more.
     leaving: AtomicBool,
     pub(crate) unpacker: Unpacker,
-    pub(crate) pool: fuse::Pool,
+    pub(crate) pool: soci_fuse::Pool,
     pub(crate) metering: Metering,
     pub(crate) image_counts: ImageCounts,
     pub(crate) config: LazyConfig,
@@ -407,7 +407,7 @@ impl Shared {
             self.remove_unused(key).await;
         }
         let (index, mounted, lease, root) = mounted?;
-        faults::point("lazy-layer-mounted");
+        soci_faults::point("lazy-layer-mounted");
         if !self.config.disable_background {
             lease.layer().data.start_background();
         }
@@ -439,9 +439,9 @@ impl Shared {
             attr_timeout: self.config.attr_timeout,
             entry_timeout: self.config.entry_timeout,
             negative_timeout: self.config.negative_timeout,
-            limits: fuse::Limits {
+            limits: soci_fuse::Limits {
                 resend: self.config.resend,
-                ..fuse::Limits::default()
+                ..soci_fuse::Limits::default()
             },
             timers: self.metering.timers(&lease.key().layer),
             answer_xattrs: look.answer_xattrs,
@@ -465,7 +465,7 @@ impl Shared {
             let tree = look.at(&layer.tree);
             let root = tree.root_attr();
             let start = Instant::now();
-            let mounted = layerfs::mount_layer(&pool, tree, data, &mountpoint, options);
+            let mounted = soci_layerfs::mount_layer(&pool, tree, data, &mountpoint, options);
             if mounted.is_ok() {
                 let label = lease.key().layer.to_string();
                 meters.took(duration_ms::FUSE_MOUNT, &label, start.elapsed());
@@ -493,7 +493,7 @@ impl Shared {
             if let Some(held) = self.held.take_mounted(&path) {
                 self.see_off(held).await;
             }
-            return spawn_blocking(move || fuse::unmount(&path))
+            return spawn_blocking(move || soci_fuse::unmount(&path))
                 .await
                 .map_err(|e| failed(&e))?
                 .map_err(|e| failed(&e));
@@ -527,7 +527,7 @@ impl Shared {
             index,
             counted,
         };
-        faults::point("lazy-layer-unmounted");
+        soci_faults::point("lazy-layer-unmounted");
         if ended {
             self.forget(gone).await;
         } else {
@@ -613,7 +613,7 @@ impl Shared {
         }
         let store = self.opening.store.clone();
         match spawn_blocking(move || store.remove(key.layer, key.ztoc)).await {
-            Ok(Ok(())) => faults::point("lazy-layer-removed"),
+            Ok(Ok(())) => soci_faults::point("lazy-layer-removed"),
             Ok(Err(error)) => {
                 tracing::warn!(layer = %key.layer, error = %error, "a stored layer is not removed");
             }
@@ -624,16 +624,16 @@ impl Shared {
     }
 }
 
-fn translation(maps: &IdMaps) -> layerfs::IdMaps {
-    let ranges = |ranges: &[snapshotter::IdRange]| {
-        let ranges = ranges.iter().map(|range| layerfs::IdRange {
+fn translation(maps: &IdMaps) -> soci_layerfs::IdMaps {
+    let ranges = |ranges: &[soci_snapshotter::IdRange]| {
+        let ranges = ranges.iter().map(|range| soci_layerfs::IdRange {
             container: range.container,
             host: range.host,
             length: range.length,
         });
         ranges.collect()
     };
-    layerfs::IdMaps {
+    soci_layerfs::IdMaps {
         uid: ranges(&maps.uid),
         gid: ranges(&maps.gid),
     }

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fetch::{LayerData, LayerStatus, ReadDone, ReadError};
-use fuse::{ContentIdentity, FuseError, Journal, Pool};
-use holder::Kept;
-use layerfs::{MountError, MountOptions, Tree, TreeError, TreeOptions};
-use oci::Digest;
-use store::{LayerKey, LayerStore, StoreError};
+use soci_fetch::{LayerData, LayerStatus, ReadDone, ReadError};
+use soci_fuse::{ContentIdentity, FuseError, Journal, Pool};
+use soci_holder::Kept;
+use soci_layerfs::{MountError, MountOptions, Tree, TreeError, TreeOptions};
+use soci_oci::Digest;
+use soci_store::{LayerKey, LayerStore, StoreError};
 
 use crate::held::{ConnectionNote, HeldConnections, HeldError};
 
@@ -118,7 +118,7 @@ fn same_tree(layers: &Path, note: &ConnectionNote) -> Result<Arc<Tree>, ProvingE
         source,
     })?;
     let tree = look.at(&Arc::new(tree));
-    let expected = layerfs::content_identity(&tree, &key.layer);
+    let expected = soci_layerfs::content_identity(&tree, &key.layer);
     if expected == note.facts.content {
         return Ok(tree);
     }
@@ -134,7 +134,7 @@ fn serve_for_a_moment(tree: Arc<Tree>, layer: Digest, scratch: &Path) -> Result<
     let pool = Pool::new(1, Journal::create()?)?;
     let data = Arc::new(NoData(layer));
     let options = MountOptions::default();
-    let mounted = layerfs::mount_layer(&pool, tree, data, scratch, options)?;
+    let mounted = soci_layerfs::mount_layer(&pool, tree, data, scratch, options)?;
     let (sender, listed) = std::sync::mpsc::channel();
     let path = scratch.to_owned();
     // Should the mount not answer, the thread is freed by its end.

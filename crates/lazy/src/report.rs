@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use fetch::LayerData as _;
-use layerfs::CounterSnapshot;
-use oci::{Digest, Reference};
+use soci_fetch::LayerData as _;
+use soci_layerfs::CounterSnapshot;
+use soci_oci::{Digest, Reference};
 
 use crate::LazyLayers;
 use crate::provider::Shared;

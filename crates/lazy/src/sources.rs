@@ -8,11 +8,11 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _};
-use oci::{Descriptor, Reference};
 use parking_lot::RwLock;
-use registry::{BlobSource, ByteStream, Client, RegistryError, RemoteBlob};
-use telemetry::Meters;
-use telemetry::metrics::duration_ms;
+use soci_oci::{Descriptor, Reference};
+use soci_registry::{BlobSource, ByteStream, Client, RegistryError, RemoteBlob};
+use soci_telemetry::Meters;
+use soci_telemetry::metrics::duration_ms;
 
 /// More are not remembered.
 const MOST: usize = 16;

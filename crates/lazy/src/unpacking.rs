@@ -1,10 +1,10 @@
 //! A layer that cannot be lazy: fetched whole and unpacked.
 
-use snapshotter::{LayerRefusal, ParentLayer, UnpackRequest};
-use tokio_util::sync::CancellationToken;
-use unpack::{
+use soci_snapshotter::{LayerRefusal, ParentLayer, UnpackRequest};
+use soci_unpack::{
     ApplyOptions, LayerOfImage, LowerDirectory, LowerLayer, OverlayMark, Target, UnpackError,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::discovery::FoundIndex;
 use crate::labels::ImageLayer;

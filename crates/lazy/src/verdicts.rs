@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use snapshotter::LayerRefusal;
+use soci_snapshotter::LayerRefusal;
 
 use crate::labels::ImageKey;
 
@@ -88,7 +88,7 @@ impl<T> Verdicts<T> {
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    use oci::Digest;
+    use soci_oci::Digest;
 
     use super::*;
 

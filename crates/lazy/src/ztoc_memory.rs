@@ -1,6 +1,6 @@
 //! How much memory zTOCs may take while they are fetched and read, whatever their number and size.
 
-use snapshotter::LayerRefusal;
+use soci_snapshotter::LayerRefusal;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// No larger zTOC is taken: it is read as a whole. At the default span size it would be of a layer of

@@ -13,17 +13,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fetch::SpanFetcher;
-use lazy::{Artifacts, LazyConfig, LazyLayers, Parts};
-use oci::{Digest, Index, Manifest, Reference, annotations, media_types};
-use registry::{Client, ClientConfig, NoCredentials};
-use snapshotter::{
+use soci_fetch::SpanFetcher;
+use soci_lazy::{Artifacts, LazyConfig, LazyLayers, Parts};
+use soci_oci::{Digest, Index, Manifest, Reference, annotations, media_types};
+use soci_registry::{Client, ClientConfig, NoCredentials};
+use soci_snapshotter::{
     IdMaps, IdRange, LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ParentLayer,
     UnpackRequest,
 };
-use store::content::OciLayout;
-use store::{LayerStore, LayerStoreConfig};
-use testkit::{Fault, Proxy, Registry, Rule, TestRoot};
+use soci_store::content::OciLayout;
+use soci_store::{LayerStore, LayerStoreConfig};
+use soci_testkit::{Fault, Proxy, Registry, Rule, TestRoot};
 use tokio_util::sync::CancellationToken;
 
 /// A golden image in a registry, and a daemon's worth of lazy layers.
@@ -135,7 +135,7 @@ impl World {
     fn lazy_and_fetcher(&self, config: LazyConfig) -> (Arc<LazyLayers>, Arc<SpanFetcher>) {
         let root = self.root.dir("daemon").unwrap();
         let fetcher = SpanFetcher::new(
-            fetch::FetchConfig::default(),
+            soci_fetch::FetchConfig::default(),
             tokio::runtime::Handle::current(),
         );
         let parts = Parts {
@@ -144,16 +144,16 @@ impl World {
                 .unwrap(),
             artifacts: Artifacts::Layout(OciLayout::open(&root.join("content")).unwrap()),
             content: OciLayout::open(&root.join("content")).unwrap(),
-            unpacker: unpack::Unpacker::new(
+            unpacker: soci_unpack::Unpacker::new(
                 Self::client(),
-                unpack::UnpackConfig::new(root.join("unpack")),
+                soci_unpack::UnpackConfig::new(root.join("unpack")),
             )
             .unwrap(),
             fetcher: fetcher.clone(),
-            pool: fuse::Pool::new(2, fuse::Journal::create().unwrap()).unwrap(),
+            pool: soci_fuse::Pool::new(2, soci_fuse::Journal::create().unwrap()).unwrap(),
             keeper: None,
             held: Vec::new(),
-            meters: Arc::new(telemetry::Meters::new().unwrap()),
+            meters: Arc::new(soci_telemetry::Meters::new().unwrap()),
             config: LazyConfig {
                 disable_background: true,
                 ..config
@@ -357,7 +357,7 @@ fn an_index_of_version_1_is_found_among_the_referrers_where_that_is_enabled() {
         let manifest: Manifest = serde_json::from_slice(&index).unwrap();
         for blob in manifest.layers.iter().chain([&manifest.config]) {
             let bytes = read_manifest(&layout, blob.digest);
-            let body = registry::BlobBody::from(bytes::Bytes::from(bytes));
+            let body = soci_registry::BlobBody::from(bytes::Bytes::from(bytes));
             client
                 .push_blob(&world.reference, blob, body, None, None)
                 .await
@@ -666,7 +666,7 @@ fn disabled_xattrs_of_one_index_hide_nothing_from_another() {
             let key = "com.amazon.soci.disable-xattrs".to_owned();
             ztoc.annotations.insert(key, "true".to_owned());
         }
-        let bytes = oci::json::to_vec(&index).unwrap();
+        let bytes = soci_oci::json::to_vec(&index).unwrap();
         let tag = world.proxy.reference("kinds:hidden").parse().unwrap();
         let hiding = client
             .push_manifest(&tag, media_types::OCI_MANIFEST, bytes.into())

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderValue};
-use oci::Reference;
 use parking_lot::Mutex;
+use soci_oci::Reference;
 
 use crate::challenge::{Challenge, choose};
 use crate::endpoint::Endpoint;

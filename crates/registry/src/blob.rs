@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use http::header::{ACCEPT_ENCODING, CONTENT_RANGE, RANGE};
 use http::{HeaderMap, HeaderValue};
-use oci::{Digest, Reference};
 use parking_lot::Mutex;
+use soci_oci::{Digest, Reference};
 use url::Url;
 
 use crate::auth::Purpose;

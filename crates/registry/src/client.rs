@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 use http::header::RANGE;
 use http::{HeaderMap, HeaderValue};
-use oci::{Descriptor, Reference};
+use soci_oci::{Descriptor, Reference};
 
 use crate::auth::{Authorizer, Purpose};
 use crate::endpoint::{Endpoint, endpoints};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use oci::Reference;
+use soci_oci::Reference;
 
 /// What proves who we are. `Debug` shows the kind only.
 #[derive(Clone, PartialEq, Eq)]

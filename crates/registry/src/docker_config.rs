@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
-use oci::Reference;
 use serde::Deserialize;
+use soci_oci::Reference;
 
 use crate::docker_helper;
 use crate::{Credential, CredentialError, Credentials};

@@ -8,7 +8,7 @@ use url::Url;
 use crate::RequestLine;
 
 /// The log target of these events; off unless it is asked for by name.
-const TARGET: &str = "registry::http::dump";
+const TARGET: &str = "soci_registry::http::dump";
 
 /// Headers whose values prove who somebody is.
 const SECRET: [&str; 5] = [

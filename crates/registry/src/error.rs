@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
-use oci::{Digest, RedactedUrl};
+use soci_oci::{Digest, RedactedUrl};
 use url::Url;
 
 use crate::credentials::CredentialError;

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use futures::FutureExt;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue};
-use oci::{Descriptor, Digest, Reference};
 use serde::Deserialize;
+use soci_oci::{Descriptor, Digest, Reference};
 use url::Url;
 
 use crate::auth::Purpose;

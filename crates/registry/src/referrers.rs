@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use futures::FutureExt;
 use http::header::{ACCEPT, LINK};
 use http::{HeaderMap, HeaderValue};
-use oci::{Descriptor, Digest, Index, Reference, media_types};
 use serde::Deserialize;
+use soci_oci::{Descriptor, Digest, Index, Reference, media_types};
 use url::Url;
 
 use crate::auth::Purpose;
@@ -93,7 +93,7 @@ impl Client {
             return Ok(());
         }
         index.manifests.push(referrer);
-        let bytes = oci::json::to_vec(&index)
+        let bytes = soci_oci::json::to_vec(&index)
             .map_err(|error| RegistryError::Config(format!("write the referrers: {error}")))?;
         let tag = tag_of(subject);
         self.put_manifest(reference, &tag, media_types::OCI_INDEX, bytes.into())

@@ -166,7 +166,7 @@ impl BlobSource for MemoryBlob {
     }
 
     fn describe(&self) -> String {
-        format!("memory@{}", oci::Digest::of(&self.data))
+        format!("memory@{}", soci_oci::Digest::of(&self.data))
     }
 }
 

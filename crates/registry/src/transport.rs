@@ -144,7 +144,7 @@ impl Transport {
             match outcome {
                 Ok(Ok(response)) => {
                     tracing::trace!(
-                        target: "registry::http",
+                        target: "soci_registry::http",
                         request = %line,
                         range = outgoing.headers.get(RANGE).and_then(|r| r.to_str().ok()),
                         status = response.status().as_u16(),

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, Method};
-use oci::{Descriptor, Digest, Reference};
+use soci_oci::{Descriptor, Digest, Reference};
 use url::Url;
 
 use crate::auth::Purpose;

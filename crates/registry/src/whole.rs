@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, TryStreamExt};
-use oci::{Descriptor, Digest, Hasher, Reference};
+use soci_oci::{Descriptor, Digest, Hasher, Reference};
 
 use crate::blob::Place;
 use crate::reader::RangeReader;

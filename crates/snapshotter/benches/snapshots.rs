@@ -1,7 +1,7 @@
 //! Times calls over the unix socket with 10,000 snapshots in the database: Prepare+Mounts of a
 //! container, List of everything, the look-up after a lazy Prepare, and opening again.
 //!
-//! `cargo bench -p snapshotter`; the database is made in `$TMPDIR`. The provider mounts nothing,
+//! `cargo bench -p soci-snapshotter`; the database is made in `$TMPDIR`. The provider mounts nothing,
 //! so no root is needed.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use hyper_util::rt::TokioIo;
-use snapshotter::api::v1::snapshots_client::SnapshotsClient;
-use snapshotter::api::v1::{
+use soci_snapshotter::api::v1::snapshots_client::SnapshotsClient;
+use soci_snapshotter::api::v1::{
     ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
 };
-use snapshotter::{
+use soci_snapshotter::{
     LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError, Snapshotter,
     SnapshotterConfig, service,
 };

@@ -98,7 +98,7 @@ impl Snapshotter {
                     // Refused below, with the errors in containerd's order.
                     _ => Usage::default(),
                 };
-                faults::point("commit-measured");
+                soci_faults::point("commit-measured");
                 inner.metadata.commit(Commit {
                     id: record.id,
                     key: &key,
@@ -106,7 +106,7 @@ impl Snapshotter {
                     labels,
                     usage,
                 })?;
-                faults::point("commit-committed");
+                soci_faults::point("commit-committed");
                 Ok(())
             })
             .await
@@ -120,7 +120,7 @@ impl Snapshotter {
                 let _call = call;
                 let (record, _) = inner.metadata.remove(&key)?;
                 inner.comparisons.end(record.id);
-                faults::point("remove-forgotten");
+                soci_faults::point("remove-forgotten");
                 inner.removed.notify_one();
                 Ok(())
             })
@@ -261,7 +261,7 @@ impl Inner {
             id_maps: None,
         };
         let parents = self.insert(new, reservation)?;
-        faults::point("create-committed");
+        soci_faults::point("create-committed");
         Ok(self.mounts(kind, reservation.id, &parents, lowers))
     }
 
@@ -278,7 +278,7 @@ impl Inner {
             let owner = self.directories.inherited_owner(parents)?;
             self.directories.create(id, with_work, owner)?;
             made = true;
-            faults::point("create-directory-made");
+            soci_faults::point("create-directory-made");
             Ok(())
         });
         if inserted.is_err() && made {

@@ -105,9 +105,9 @@ impl Directories {
             .create(&directory)
             .map_err(SnapshotterError::io("create", &directory))?;
         let fill = || {
-            faults::point("directory-made");
+            soci_faults::point("directory-made");
             make(&self.fs(place), FS_MODE, owner)?;
-            faults::point("directory-fs-made");
+            soci_faults::point("directory-fs-made");
             if with_work {
                 make(&directory.join("work"), WORK_MODE, None)?;
             }
@@ -139,7 +139,7 @@ impl Directories {
         if fs::remove_dir(&path).is_err() {
             fs::remove_dir_all(&path).map_err(SnapshotterError::io("empty", &path))?;
         }
-        faults::point("directory-fs-removed");
+        soci_faults::point("directory-fs-removed");
         make(&path, FS_MODE, owner)
     }
 

@@ -231,7 +231,7 @@ impl SnapshotterError {
         };
         matches!(
             **source,
-            OldMetadataError::Database(bolt::BoltError::InUse { .. })
+            OldMetadataError::Database(soci_bolt::BoltError::InUse { .. })
         )
     }
 

@@ -109,7 +109,7 @@ impl Inner {
         let id = reservation.id;
         let refusal = match self.mount(&layer, id).await {
             Ok(root) => {
-                faults::point("prepare-layer-mounted");
+                soci_faults::point("prepare-layer-mounted");
                 let lazy = LazyRecord::new(layer.namespace.clone(), layer.labels.clone(), root);
                 return self
                     .commit_layer(&layer, reservation, MadeLayer::Lazy(lazy))
@@ -117,14 +117,14 @@ impl Inner {
             }
             Err(refusal) => refusal,
         };
-        faults::point("prepare-layer-refused");
+        soci_faults::point("prepare-layer-refused");
         log_refusal(&layer, &refusal);
         self.refusals.note(&refusal);
         let mut why = Fallback::new(&refusal, &layer.labels);
         if !refusal.leaves_to_client() {
             match self.unpack(&layer, id, &parents, answer).await {
                 Ok(usage) => {
-                    faults::point("prepare-layer-unpacked");
+                    soci_faults::point("prepare-layer-unpacked");
                     let made = MadeLayer::Unpacked { usage, why };
                     return self.commit_layer(&layer, reservation, made).await;
                 }
@@ -149,7 +149,7 @@ impl Inner {
         let owner = self.directories.inherited_owner(&parents)?;
         let reservation = self.reserve();
         self.directories.create(reservation.id, true, owner)?;
-        faults::point("prepare-directory-made");
+        soci_faults::point("prepare-directory-made");
         Ok(Plan::Make(reservation, parents))
     }
 
@@ -195,7 +195,7 @@ impl Inner {
         };
         match committed {
             Ok(LayerOutcome::Committed(_)) => {
-                faults::point("prepare-layer-committed");
+                soci_faults::point("prepare-layer-committed");
                 if lazy {
                     log_lazy(layer);
                 } else {
@@ -246,7 +246,7 @@ impl Inner {
         let deferred = async {
             self.check_layers(&Lowers::Shared, &parents).await?;
             self.clear_mountpoint(id, parents).await?;
-            faults::point("prepare-mountpoint-cleared");
+            soci_faults::point("prepare-mountpoint-cleared");
             let layer = Arc::clone(layer);
             let why = why.clone();
             self.blocking(move |inner| {
@@ -265,7 +265,7 @@ impl Inner {
         };
         match deferred.await {
             Ok(mounts) => {
-                faults::point("prepare-deferred");
+                soci_faults::point("prepare-deferred");
                 tracing::warn!(
                     key = layer.key,
                     parent = layer.parent,
@@ -316,8 +316,8 @@ impl Inner {
 
     /// Whether anything is mounted in a directory of ours. Blocking.
     pub(crate) fn mounted_now(&self, place: impl Into<Place>) -> Result<bool, SnapshotterError> {
-        let failed = SnapshotterError::io("read", mountinfo::PATH.as_ref());
-        let table = mountinfo::Table::read().map_err(failed)?;
+        let failed = SnapshotterError::io("read", soci_mountinfo::PATH.as_ref());
+        let table = soci_mountinfo::Table::read().map_err(failed)?;
         let path = self.directories.real_snapshot(place);
         Ok(table.under(&path).next().is_some())
     }

@@ -182,8 +182,8 @@ impl Inner {
     fn prepare_mountpoints(&self) -> Result<Vec<LazyMount>, SnapshotterError> {
         let lazy = self.lazy_mounts()?;
         if !lazy.is_empty() {
-            let failed = SnapshotterError::io("read", mountinfo::PATH.as_ref());
-            let table = mountinfo::Table::read().map_err(failed)?;
+            let failed = SnapshotterError::io("read", soci_mountinfo::PATH.as_ref());
+            let table = soci_mountinfo::Table::read().map_err(failed)?;
             let mounts = table.points();
             for LazyMount { place, .. } in &lazy {
                 if !mounts.any_under(&self.directories.real_snapshot(*place)) {

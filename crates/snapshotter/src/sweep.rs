@@ -36,7 +36,7 @@ impl Inner {
                 tracing::warn!(%error, "cannot unmount a removed snapshot");
                 continue;
             }
-            faults::point("sweep-unmounted");
+            soci_faults::point("sweep-unmounted");
             let deleted = self.blocking(move |inner| {
                 if inner.mounted_now(place)? {
                     let path = inner.directories.snapshot(place);
@@ -44,7 +44,7 @@ impl Inner {
                     return Ok(());
                 }
                 inner.directories.remove(place)?;
-                faults::point("sweep-deleted");
+                soci_faults::point("sweep-deleted");
                 Ok(())
             });
             if let Err(error) = deleted.await {
@@ -63,8 +63,8 @@ impl Inner {
         }
         let in_flight = self.in_flight();
         let known = self.metadata.ids()?;
-        let failed = SnapshotterError::io("read", mountinfo::PATH.as_ref());
-        let table = mountinfo::Table::read().map_err(failed)?;
+        let failed = SnapshotterError::io("read", soci_mountinfo::PATH.as_ref());
+        let table = soci_mountinfo::Table::read().map_err(failed)?;
         let mounts = table.points();
         for (path, new) in folders {
             let unused = new >= self.first_id && !known.contains(&new) && !in_flight.contains(&new);

@@ -14,8 +14,8 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bolt::{BoltError, Bucket, Entry, values};
 use rustix::mount::{UnmountFlags, unmount};
+use soci_bolt::{BoltError, Bucket, Entry, values};
 
 use crate::api::v1::Kind;
 use crate::error::SnapshotterError;
@@ -57,7 +57,7 @@ pub(crate) fn open_metadata(root: &Path, snapshots: &Path) -> Result<Metadata, S
     if path.exists() {
         // The usual start: nothing happened to the old database since it was taken over.
         let metadata = Metadata::open(&path)?;
-        let old = bolt::Database::last_transaction(&root.join(FILE_NAME));
+        let old = soci_bolt::Database::last_transaction(&root.join(FILE_NAME));
         if let (TakenOver::Transaction(taken), Ok(found)) = (metadata.taken_over()?, old)
             && taken == found
         {
@@ -114,8 +114,8 @@ fn take_over(
 /// Takes down the mounts of a process that is dead (it would hold the lock of its database):
 /// nothing below them can be looked at, and nothing may be mounted above them.
 fn clear_mounts(snapshots: &Path) -> Result<(), SnapshotterError> {
-    let failed = SnapshotterError::io("read", mountinfo::PATH.as_ref());
-    let table = mountinfo::Table::read().map_err(failed)?;
+    let failed = SnapshotterError::io("read", soci_mountinfo::PATH.as_ref());
+    let table = soci_mountinfo::Table::read().map_err(failed)?;
     let mut count = 0;
     // Those that were mounted last first.
     for mount in table.under(snapshots).rev() {
@@ -144,7 +144,7 @@ impl OldSnapshots {
             path: path.clone(),
             source: Box::new(source),
         };
-        let database = bolt::Database::open(&path).map_err(|source| failed(source.into()))?;
+        let database = soci_bolt::Database::open(&path).map_err(|source| failed(source.into()))?;
         Ok(Some(Self {
             transaction: database.transaction(),
             snapshots: snapshots(&database).map_err(failed)?,
@@ -170,7 +170,7 @@ pub enum OldMetadataError {
     },
 }
 
-fn snapshots(database: &bolt::Database) -> Result<Vec<OldSnapshot>, OldMetadataError> {
+fn snapshots(database: &soci_bolt::Database) -> Result<Vec<OldSnapshot>, OldMetadataError> {
     let Some(version) = database.root().bucket(b"v1")? else {
         return Ok(Vec::new());
     };

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
-use telemetry::Level;
+use soci_telemetry::Level;
 
 /// Where the daemon listens unless it is told otherwise.
 pub(crate) const DEFAULT_SOCKET: &str = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock";
@@ -40,7 +40,7 @@ pub(crate) struct Args {
 
     /// Configuration file; only the default one may be missing
     #[arg(long, global = true, env = "SOCI_SNAPSHOTTER_CONFIG", hide_env_values = true,
-        default_value = config::DEFAULT_PATH)]
+        default_value = soci_config::DEFAULT_PATH)]
     pub(crate) config: PathBuf,
 
     /// What to log: trace, debug, info, warn, error, fatal or panic

@@ -4,10 +4,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use config::Config;
-use holder::Keeper;
-use keychain::{CriKeychain, ImageServiceProxy, KubeSecrets, KubeSettings};
-use registry::{ChainedCredentials, Credentials, DockerConfigCredentials};
+use soci_config::Config;
+use soci_holder::Keeper;
+use soci_keychain::{CriKeychain, ImageServiceProxy, KubeSecrets, KubeSettings};
+use soci_registry::{ChainedCredentials, Credentials, DockerConfigCredentials};
 
 use crate::vault;
 

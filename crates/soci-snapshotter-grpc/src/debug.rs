@@ -8,9 +8,9 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use fetch::{PriorityStats, SpanFetcher};
 use serde_json::{Value, json};
-use status::Sources;
+use soci_fetch::{PriorityStats, SpanFetcher};
+use soci_status::Sources;
 
 use crate::process_facts::ProcessFacts;
 
@@ -24,7 +24,7 @@ const LIST: &str = "\
 pub(crate) struct Debug {
     pub(crate) sources: Sources,
     pub(crate) fetcher: Arc<SpanFetcher>,
-    pub(crate) pool: fuse::Pool,
+    pub(crate) pool: soci_fuse::Pool,
 }
 
 /// Serves `/debug/…`.

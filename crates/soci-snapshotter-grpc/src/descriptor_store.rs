@@ -11,10 +11,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use holder::{Client, SecondKeeper};
 use rustix::fs::{FileType, MemfdFlags, fstat, memfd_create};
 use sd_notify::NotifyState;
 use serde::{Deserialize, Serialize};
+use soci_holder::{Client, SecondKeeper};
 
 use crate::HOLDER_ARGUMENT;
 

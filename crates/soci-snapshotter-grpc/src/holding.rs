@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use config::Config;
-use fuse::{Death, Journal};
-use holder::{ABANDONED_FILE, Abandoned, Client, Keeper, KeeperConfig, Kept};
+use soci_config::Config;
+use soci_fuse::{Death, Journal};
+use soci_holder::{ABANDONED_FILE, Abandoned, Client, Keeper, KeeperConfig, Kept};
 
 use crate::HOLDER_ARGUMENT;
 use crate::control::Predecessor;
@@ -84,7 +84,9 @@ fn reach(root: &Path, config: &Config) -> anyhow::Result<(Option<Arc<Keeper>>, V
     });
     match opened {
         Ok((keeper, kept)) => Ok((Some(keeper), kept)),
-        Err(error @ (holder::HolderError::Spawn(_) | holder::HolderError::Path { .. })) => {
+        Err(
+            error @ (soci_holder::HolderError::Spawn(_) | soci_holder::HolderError::Path { .. }),
+        ) => {
             tracing::error!(
                 error = %error,
                 "there is no holder: containers on lazy layers do not survive the daemon"

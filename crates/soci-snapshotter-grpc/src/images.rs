@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 
-use lazy::MountReport;
-use snapshotter::{LayerMode, LayerState};
-use status::api::{self, Health, Image, Layer};
+use soci_lazy::MountReport;
+use soci_snapshotter::{LayerMode, LayerState};
+use soci_status::api::{self, Health, Image, Layer};
 
 /// Layers by their height in the image, then by the id of their snapshot.
 type ByHeight<'a> = BTreeMap<(usize, u64), &'a LayerState>;

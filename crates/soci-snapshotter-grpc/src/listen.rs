@@ -7,9 +7,9 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use holder::{Keeper, Kept};
 use listenfd::ListenFd;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use soci_holder::{Keeper, Kept};
 
 use crate::args::DEFAULT_SOCKET;
 use crate::control::PASSED_SOCKET;

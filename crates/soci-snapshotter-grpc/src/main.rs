@@ -40,8 +40,8 @@ const HOLDER_ARGUMENT: &str = "holder-process";
 const SERVER_ARGUMENT: &str = "server-process";
 
 fn main() -> ExitCode {
-    if let Some(root) = holder::root_of_holder() {
-        return match holder::run(&root) {
+    if let Some(root) = soci_holder::root_of_holder() {
+        return match soci_holder::run(&root) {
             Ok(()) => ExitCode::SUCCESS,
             // Whoever started it sees that it does not answer, and says so.
             Err(_) => ExitCode::FAILURE,
@@ -55,8 +55,8 @@ fn main() -> ExitCode {
         }
     };
     memory::return_large_blocks_at_once();
-    telemetry::init(args.log_level);
-    telemetry::log_panics();
+    soci_telemetry::init(args.log_level);
+    soci_telemetry::log_panics();
     let done = match &args.command {
         _ if args.version => show::version().map(|()| ExitCode::SUCCESS),
         Some(Command::Config { show }) => {
@@ -65,13 +65,13 @@ fn main() -> ExitCode {
         Some(Command::Upgrade) => upgrade::run(&args.root).map(|()| ExitCode::SUCCESS),
         Some(Command::Man { folder }) => manual_pages::write(folder).map(|()| ExitCode::SUCCESS),
         Some(Command::ServerProcess) => serve::run(&args).map(|()| ExitCode::SUCCESS),
-        Some(Command::HolderProcess) => Err(holder::become_holder().into()),
+        Some(Command::HolderProcess) => Err(soci_holder::become_holder().into()),
         None => supervise::run(&args),
     };
     match done {
         Ok(code) => code,
         Err(error) => {
-            telemetry::fatal("soci-snapshotter-grpc cannot go on", error.as_ref());
+            soci_telemetry::fatal("soci-snapshotter-grpc cannot go on", error.as_ref());
             ExitCode::FAILURE
         }
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::CommandFactory as _;
-use manual::{
+use soci_manual::{
     CommandPage, Commands, ConfigurationPage, ManualPage, Section, command_page, configuration_page,
 };
 
@@ -74,7 +74,7 @@ const ENVIRONMENT: [(&str, &str); 5] = [
 
 const FILES: [(&str, &str); 7] = [
     (
-        config::DEFAULT_PATH,
+        soci_config::DEFAULT_PATH,
         "The configuration, see soci-snapshotter-grpc.toml(5). Everything has a default.",
     ),
     (
@@ -105,7 +105,7 @@ const FILES: [(&str, &str); 7] = [
 
 /// Writes both pages into a folder.
 pub(crate) fn write(folder: &Path) -> anyhow::Result<()> {
-    Ok(manual::write(&[daemon(), configuration()], folder)?)
+    Ok(soci_manual::write(&[daemon(), configuration()], folder)?)
 }
 
 fn daemon() -> ManualPage {
@@ -137,12 +137,12 @@ fn daemon() -> ManualPage {
 
 fn configuration() -> ManualPage {
     configuration_page(
-        config::SHIPPED,
+        soci_config::SHIPPED,
         &ConfigurationPage {
             name: "soci-snapshotter-grpc.toml",
             about: "configuration of the SOCI snapshotter daemon",
             source: concat!("soci-snapshotter-grpc ", env!("CARGO_PKG_VERSION")),
-            path: config::DEFAULT_PATH,
+            path: soci_config::DEFAULT_PATH,
             description: "\
 The daemon reads this file when it starts, and when it is upgraded or restarted; `--config` names another one. It is TOML.
 All keys of soci-snapshotter v0.15 are read. Of the file that is installed this page has every comment:",

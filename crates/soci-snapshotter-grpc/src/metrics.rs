@@ -7,13 +7,13 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use fetch::{PriorityStats, SpanFetcher};
-use lazy::LazyLayers;
-use snapshotter::{Snapshotter, SnapshotterError};
-use store::LayerStore;
-use telemetry::catalog;
-use telemetry::metrics::{count, image};
-use telemetry::{Meters, MetersError, Sample};
+use soci_fetch::{PriorityStats, SpanFetcher};
+use soci_lazy::LazyLayers;
+use soci_snapshotter::{Snapshotter, SnapshotterError};
+use soci_store::LayerStore;
+use soci_telemetry::catalog;
+use soci_telemetry::metrics::{count, image};
+use soci_telemetry::{Meters, MetersError, Sample};
 use tokio::sync::Mutex;
 
 use crate::args::{REVISION, VERSION};
@@ -71,7 +71,7 @@ impl Metrics {
 
     fn mounts(&self) -> Vec<Sample> {
         let mounts = self.lazy.mounts();
-        let of_mount = |mount: &lazy::MountReport| {
+        let of_mount = |mount: &soci_lazy::MountReport| {
             let (layer, path) = (
                 mount.layer.to_string(),
                 mount.mountpoint.display().to_string(),

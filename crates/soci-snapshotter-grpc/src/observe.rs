@@ -4,9 +4,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use config::{Config, MetricsNetwork};
-use status::Sources;
-use store::Owner;
+use soci_config::{Config, MetricsNetwork};
+use soci_status::Sources;
+use soci_store::Owner;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use config::Config;
-use fuse::Journal;
-use holder::Client;
+use soci_config::Config;
+use soci_fuse::Journal;
+use soci_holder::Client;
 
 use crate::holding::JOURNAL;
 
@@ -35,7 +35,7 @@ pub(crate) fn prove(root: &Path, config: &Config) -> anyhow::Result<()> {
     let scratch = root.join(format!("{SCRATCH}{}", std::process::id()));
     std::fs::create_dir(&scratch)
         .with_context(|| format!("cannot create {}", scratch.display()))?;
-    let proved = lazy::prove(&root.join("soci/layers"), connections, &scratch);
+    let proved = soci_lazy::prove(&root.join("soci/layers"), connections, &scratch);
     std::fs::remove_dir(&scratch)
         .with_context(|| format!("cannot remove {}", scratch.display()))?;
     let mounts = proved?;
@@ -50,7 +50,7 @@ pub(crate) fn clear_away(root: &Path) {
         if !entry.file_name().to_string_lossy().starts_with(SCRATCH) {
             continue;
         }
-        let removed = fuse::unmount(&entry.path())
+        let removed = soci_fuse::unmount(&entry.path())
             .map_err(anyhow::Error::from)
             .and_then(|()| Ok(std::fs::remove_dir(entry.path())?));
         if let Err(error) = removed {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use rustix::process::{Pid, Signal, getppid, kill_process};
-use store::{Owner, RootLock, StoreError};
+use soci_store::{Owner, RootLock, StoreError};
 
 /// How long a server without supervisor may take to end when the next daemon starts.
 const ORPHAN_ENDS: Duration = Duration::from_secs(20);

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use config::Config;
-use holder::Keeper;
 use rustix::process::{Resource, Rlimit};
-use store::Owner;
+use soci_config::Config;
+use soci_holder::Keeper;
+use soci_store::Owner;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tower::Layer as _;
@@ -142,13 +142,13 @@ async fn live(
     let sockets = observe::listen(config)?;
     let running = wiring::wire(root, config, left).await?;
     if predecessor == Predecessor::Serving {
-        faults::point("hand-over-taken-up");
+        soci_faults::point("hand-over-taken-up");
     }
     let sources = observe::sources(&running, root, owner);
     let observers = sockets.serve(&running, &sources);
 
     let (health, health_service) = tonic_health::server::health_reporter();
-    let snapshots = snapshotter::service(running.snapshotter.clone())
+    let snapshots = soci_snapshotter::service(running.snapshotter.clone())
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     let image_service = running.image_service.clone();

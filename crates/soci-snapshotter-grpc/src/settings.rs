@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use config::Config;
-use fetch::{BackgroundConfig, DropPolicy, FetchConfig};
-use lazy::LazyConfig;
-use registry::{ClientConfig, HostHeaders, HostsConfig, Mirror, RetryPolicy};
-use store::LayerStoreConfig;
-use unpack::UnpackConfig;
+use soci_config::Config;
+use soci_fetch::{BackgroundConfig, DropPolicy, FetchConfig};
+use soci_lazy::LazyConfig;
+use soci_registry::{ClientConfig, HostHeaders, HostsConfig, Mirror, RetryPolicy};
+use soci_store::LayerStoreConfig;
+use soci_unpack::UnpackConfig;
 
 /// A request without a time limit: a century.
 const NO_LIMIT: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -30,7 +30,7 @@ pub(crate) fn client(config: &Config) -> ClientConfig {
 }
 
 fn hosts(config: &Config) -> HostsConfig {
-    let mirror = |mirror: &config::Mirror| Mirror {
+    let mirror = |mirror: &soci_config::Mirror| Mirror {
         host: mirror.host.clone(),
         insecure: mirror.insecure,
         request_timeout: match mirror.request_timeout_sec {
@@ -61,7 +61,7 @@ pub(crate) fn fetch(config: &Config) -> FetchConfig {
             fetch_period: background.fetch_period,
             max_queue_size: background.max_queue_size.map(size),
             drop_policy: match background.drop_policy {
-                config::DropPolicy::Oldest => DropPolicy::Oldest,
+                soci_config::DropPolicy::Oldest => DropPolicy::Oldest,
                 _ => DropPolicy::Newest,
             },
         },

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use anyhow::Context as _;
-use config::Config;
+use soci_config::Config;
 
 use crate::args::{Args, ConfigCommand};
 

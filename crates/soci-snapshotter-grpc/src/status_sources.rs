@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use holder::Keeper;
-use lazy::LazyLayers;
-use snapshotter::Snapshotter;
-use status::api::{Counts, Daemon, GetResponse, Health, Holder, LayerState, LayerStore};
-use status::{SourceError, StatusSource};
-use store::Owner;
+use soci_holder::Keeper;
+use soci_lazy::LazyLayers;
+use soci_snapshotter::Snapshotter;
+use soci_status::api::{Counts, Daemon, GetResponse, Health, Holder, LayerState, LayerStore};
+use soci_status::{SourceError, StatusSource};
+use soci_store::Owner;
 
 use crate::args::{REVISION, VERSION};
 use crate::images::images;
@@ -40,7 +40,7 @@ impl StatusSource for DaemonSource {
 
 /// The layer data on disk.
 pub(crate) struct StoreSource {
-    pub(crate) store: store::LayerStore,
+    pub(crate) store: soci_store::LayerStore,
 }
 
 #[async_trait]
@@ -60,7 +60,7 @@ impl StatusSource for StoreSource {
 /// Who keeps the mounts, and which containers have lost theirs.
 pub(crate) struct HoldingSource {
     pub(crate) keeper: Option<Arc<Keeper>>,
-    pub(crate) pool: fuse::Pool,
+    pub(crate) pool: soci_fuse::Pool,
     pub(crate) snapshotter: Arc<Snapshotter>,
 }
 
@@ -76,7 +76,7 @@ impl StatusSource for HoldingSource {
         let severed = self.snapshotter.severed().await;
         let severed = severed.map_err(SourceError::new)?.into_iter();
         status.severed = severed
-            .map(|(snapshot_id, severed)| status::api::Severed {
+            .map(|(snapshot_id, severed)| soci_status::api::Severed {
                 snapshot: severed.name,
                 snapshot_id,
                 reason: "the holder and the daemon ended together".to_owned(),

@@ -6,9 +6,9 @@ use std::io::{Read as _, Seek as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
-use holder::{Keeper, Kept};
-use keychain::Vault;
 use rustix::fs::{MemfdFlags, memfd_create};
+use soci_holder::{Keeper, Kept};
+use soci_keychain::Vault;
 
 /// The memory's name with the holder.
 pub(crate) const HOLDER_KEY: &str = "cri-credentials";

@@ -5,19 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use config::Config;
-use fetch::SpanFetcher;
-use fuse::Journal;
-use holder::{Keeper, Kept};
-use keychain::ImageServiceProxy;
-use lazy::{Artifacts, LazyLayers};
-use registry::Client;
-use snapshotter::{Snapshotter, SnapshotterConfig};
-use store::LayerStore;
-use store::containerd::ContainerdContent;
-use store::content::OciLayout;
+use soci_config::Config;
+use soci_fetch::SpanFetcher;
+use soci_fuse::Journal;
+use soci_holder::{Keeper, Kept};
+use soci_keychain::ImageServiceProxy;
+use soci_lazy::{Artifacts, LazyLayers};
+use soci_registry::Client;
+use soci_snapshotter::{Snapshotter, SnapshotterConfig};
+use soci_store::LayerStore;
+use soci_store::containerd::ContainerdContent;
+use soci_store::content::OciLayout;
+use soci_unpack::Unpacker;
 use tokio::runtime::Handle;
-use unpack::Unpacker;
 
 use crate::settings;
 use crate::signals::Stop;
@@ -41,9 +41,9 @@ pub(crate) struct Running {
     pub(crate) image_service: Option<ImageServiceProxy>,
     pub(crate) lazy: Arc<LazyLayers>,
     pub(crate) fetcher: Arc<SpanFetcher>,
-    pub(crate) pool: fuse::Pool,
+    pub(crate) pool: soci_fuse::Pool,
     pub(crate) store: LayerStore,
-    pub(crate) meters: Arc<telemetry::Meters>,
+    pub(crate) meters: Arc<soci_telemetry::Meters>,
     /// Keeps the connections when this process ends.
     pub(crate) keeper: Option<Arc<Keeper>>,
     journal: Arc<Journal>,
@@ -71,7 +71,7 @@ impl Running {
 }
 
 /// Ends the threads that serve file systems.
-async fn end(pool: fuse::Pool) {
+async fn end(pool: soci_fuse::Pool) {
     let joined = tokio::task::spawn_blocking(move || pool.shutdown());
     if tokio::time::timeout(PATIENCE, joined).await.is_err() {
         tracing::warn!("a thread that serves file systems does not end: it is left behind");
@@ -94,17 +94,17 @@ pub(crate) async fn wire(root: &Path, config: &Config, left: Left) -> anyhow::Re
     let fetcher = SpanFetcher::new(fetch, Handle::current());
     // They wait for the disk now and then, never for the network.
     let threads = std::thread::available_parallelism().map_or(4, |cores| cores.get().clamp(4, 16));
-    let pool = fuse::Pool::new(threads, left.journal.clone())
+    let pool = soci_fuse::Pool::new(threads, left.journal.clone())
         .context("cannot start the threads that serve file systems")?;
 
-    let userxattr = snapshotter::needs_userxattr(root);
+    let userxattr = soci_snapshotter::needs_userxattr(root);
     let unpacker = Unpacker::new(
         client.clone(),
         settings::unpack(config, root.join("unpack")),
     )?;
-    let meters = Arc::new(telemetry::Meters::new()?);
+    let meters = Arc::new(soci_telemetry::Meters::new()?);
     let keeper = left.keeper.clone();
-    let parts = lazy::Parts {
+    let parts = soci_lazy::Parts {
         client,
         layers: layers.clone(),
         artifacts: artifacts(config, &content),
@@ -115,7 +115,7 @@ pub(crate) async fn wire(root: &Path, config: &Config, left: Left) -> anyhow::Re
         keeper: left.keeper,
         held: left.connections,
         meters: meters.clone(),
-        config: lazy::LazyConfig {
+        config: soci_lazy::LazyConfig {
             userxattr,
             ..settings::lazy(config)
         },
@@ -153,7 +153,7 @@ pub(crate) async fn wire(root: &Path, config: &Config, left: Left) -> anyhow::Re
 /// Where SOCI indexes and zTOCs are looked for before the registry.
 fn artifacts(config: &Config, own: &OciLayout) -> Artifacts {
     match config.content_store.kind {
-        config::ContentStoreType::Containerd => Artifacts::Containerd(ContainerdContent::new(
+        soci_config::ContentStoreType::Containerd => Artifacts::Containerd(ContainerdContent::new(
             &config.content_store.containerd_address,
         )),
         _ => Artifacts::Layout(own.clone()),
@@ -161,7 +161,7 @@ fn artifacts(config: &Config, own: &OciLayout) -> Artifacts {
 }
 
 /// Says once, at the end, what the registry was asked for and why.
-fn log_fetched(stats: &fetch::Stats) {
+fn log_fetched(stats: &soci_fetch::Stats) {
     tracing::info!(
         demand = stats.demand.bytes,
         readahead = stats.readahead.bytes,

@@ -11,8 +11,10 @@ use std::path::Path;
 
 use daemon::Place;
 use rustix::process::Signal;
-use snapshotter::api::v1::snapshots_client::SnapshotsClient;
-use snapshotter::api::v1::{PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest};
+use soci_snapshotter::api::v1::snapshots_client::SnapshotsClient;
+use soci_snapshotter::api::v1::{
+    PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
+};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request};
 use tonic_health::pb::HealthCheckRequest;

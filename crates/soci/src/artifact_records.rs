@@ -3,9 +3,9 @@
 use std::time::SystemTime;
 
 use anyhow::Context as _;
-use oci::{Descriptor, Digest, Platform, media_types};
-use store::StoreError;
-use store::artifacts::{Artifact, ArtifactDb, ArtifactKind, IndexedImage};
+use soci_oci::{Descriptor, Digest, Platform, media_types};
+use soci_store::StoreError;
+use soci_store::artifacts::{Artifact, ArtifactDb, ArtifactKind, IndexedImage};
 
 use crate::containerd::KnownZtocs;
 
@@ -52,7 +52,7 @@ pub(crate) async fn known_ztocs(db: &ArtifactDb) -> anyhow::Result<KnownZtocs> {
 /// Enters an index and all that it lists.
 pub(crate) async fn add_index(
     db: &ArtifactDb,
-    written: &index::WrittenIndex,
+    written: &soci_index::WrittenIndex,
     manifest: Digest,
     image: Digest,
     platform: &Platform,

@@ -7,8 +7,8 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use oci::{Descriptor, Digest};
-use store::content::OciLayout;
+use soci_oci::{Descriptor, Digest};
+use soci_store::content::OciLayout;
 
 use crate::containerd::Content;
 

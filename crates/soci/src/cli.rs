@@ -208,11 +208,11 @@ pub(crate) async fn interrupted() -> anyhow::Error {
 /// is never shown, because it could hold credentials.
 fn log_to_stderr(debug: bool, targets: &'static [&'static str]) {
     let level = if debug {
-        telemetry::Level::Trace
+        soci_telemetry::Level::Trace
     } else {
-        telemetry::Level::Warn
+        soci_telemetry::Level::Warn
     };
-    telemetry::init_text_with(level, targets);
+    soci_telemetry::init_text_with(level, targets);
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use store::artifacts::ArtifactDb;
-use store::content::OciLayout;
+use soci_store::artifacts::ArtifactDb;
+use soci_store::content::OciLayout;
 
 use crate::artifact_store::ArtifactStore;
 use crate::cli::limited;

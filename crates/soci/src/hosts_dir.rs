@@ -6,8 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use registry::{HeaderError, HostHeaders};
 use serde::Deserialize;
+use soci_registry::{HeaderError, HostHeaders};
 use url::Url;
 
 /// The servers of one registry.

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use index::{ConvertOptions, Platforms};
-use oci::Platform;
+use soci_index::{ConvertOptions, Platforms};
+use soci_oci::Platform;
 
 /// Which platforms are meant.
 #[derive(Debug, Args)]
@@ -48,7 +48,7 @@ pub(crate) struct ZtocArgs {
 
     /// Build no zTOC for layers with fewer compressed bytes
     #[arg(long, value_name = "BYTES", value_parser = bytes, allow_negative_numbers = true,
-        default_value_t = index::DEFAULT_MIN_LAYER_SIZE)]
+        default_value_t = soci_index::DEFAULT_MIN_LAYER_SIZE)]
     min_layer_size: u64,
 
     /// Optional optimizations: xattr marks layers that have no extended attributes

@@ -1,7 +1,7 @@
 //! What the manual pages say besides the help texts.
 
 use clap::Command;
-use manual::{CommandPage, ManualPage, Section, command_page};
+use soci_manual::{CommandPage, ManualPage, Section, command_page};
 
 /// Their chapter.
 const CHAPTER: &str = "1";

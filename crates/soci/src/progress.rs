@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use index::{LayerOutcome, Progress, Step};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use oci::{Descriptor, Digest};
+use soci_index::{LayerOutcome, Progress, Step};
+use soci_oci::{Descriptor, Digest};
 
 use crate::output;
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use oci::Reference;
-use registry::{
+use soci_oci::Reference;
+use soci_registry::{
     ChainedCredentials, Client, ClientConfig, ClientIdentity, Credential, Credentials,
     DockerConfigCredentials, Mirror, Origin, StaticCredentials,
 };
@@ -121,8 +121,8 @@ impl RegistryArgs {
     pub(crate) fn http_log(&self) -> &'static [&'static str] {
         match (self.http_dump, self.http_trace) {
             (false, false) => &[],
-            (false, true) => &["registry::http"],
-            (true, _) => &["registry::http", "registry::http::dump"],
+            (false, true) => &["soci_registry::http"],
+            (true, _) => &["soci_registry::http", "soci_registry::http::dump"],
         }
     }
 

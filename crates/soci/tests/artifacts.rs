@@ -10,8 +10,8 @@
 mod support;
 
 use serde_json::Value;
+use soci_testkit::Content;
 use support::{Bench, golden, lines};
-use testkit::Content;
 
 const STORES: [&str; 2] = ["containerd", "soci"];
 const INDEXING: [&str; 4] = ["--span-size", "262144", "--min-layer-size", "100000"];
@@ -62,7 +62,7 @@ fn what_create_made_is_listed_shown_and_removed() {
             (name, platform, media_type, version, ago),
             (
                 image.as_str(),
-                oci::Platform::host().to_string().as_str(),
+                soci_oci::Platform::host().to_string().as_str(),
                 "application/vnd.oci.image.manifest.v1+json",
                 "v1",
                 "ago"
@@ -87,9 +87,9 @@ fn what_create_made_is_listed_shown_and_removed() {
         assert_eq!(json[0]["digest"], index);
 
         let info = soci(&["index", "info", index]);
-        let parsed: oci::Manifest = serde_json::from_str(&info).unwrap();
-        let bytes = oci::json::to_vec(&parsed).unwrap();
-        assert_eq!(oci::Digest::of(&bytes).to_string(), index);
+        let parsed: soci_oci::Manifest = serde_json::from_str(&info).unwrap();
+        let bytes = soci_oci::json::to_vec(&parsed).unwrap();
+        assert_eq!(soci_oci::Digest::of(&bytes).to_string(), index);
         assert_eq!(bytes.len().to_string(), size);
 
         let ztocs = lines(&soci(&["ztoc", "list", "--quiet", "--image-ref", &image]));
@@ -174,7 +174,7 @@ fn digests_of_the_wrong_kind_or_of_nothing_are_told_apart() {
     create(&bench, "containerd", &[], &image);
     let index = lines(&bench.ok(&["index", "list", "-q"])).remove(0);
     let ztoc = lines(&bench.ok(&["ztoc", "list", "-q"])).remove(0);
-    let nothing = oci::Digest::of(b"nothing").to_string();
+    let nothing = soci_oci::Digest::of(b"nothing").to_string();
     for (arguments, reason) in [
         (vec!["index", "info", ztoc.as_str()], "soci ztoc info"),
         (vec!["ztoc", "info", &index], "soci index info"),

@@ -12,8 +12,8 @@ mod support;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use soci_testkit::ImageBuilder;
 use support::{Bench, golden, lines, soci_indexes};
-use testkit::ImageBuilder;
 
 #[test]
 fn converting_and_creating_give_the_same_digests_each_time_and_in_every_time_zone() {
@@ -99,10 +99,10 @@ fn golden_images_get_the_references_indexes_through_containerd() {
         let theirs = std::fs::read_to_string(golden(case).join("soci-v1/index-digest")).unwrap();
         let hex = theirs.trim().strip_prefix("sha256:").unwrap().to_owned();
         let theirs = std::fs::read(golden(case).join("soci-v1/blobs/sha256").join(hex)).unwrap();
-        let theirs: oci::Manifest = serde_json::from_slice(&theirs).unwrap();
+        let theirs: soci_oci::Manifest = serde_json::from_slice(&theirs).unwrap();
         assert_eq!(ours.config, theirs.config, "{case}");
         assert_eq!(ours.subject, theirs.subject, "{case}");
-        let layers = |manifest: &oci::Manifest| -> Vec<_> {
+        let layers = |manifest: &soci_oci::Manifest| -> Vec<_> {
             let layers = manifest.layers.iter();
             layers
                 .map(|l| (l.media_type.clone(), l.annotations.clone()))
@@ -214,12 +214,12 @@ fn what_cannot_be_indexed_is_told_in_one_line() {
     let image = bench.image();
     let name = bench.registry.reference("app:soci");
     let zstd = bench.layouts.path().join("zstd");
-    support::typed_layer(&zstd, "zstd", oci::media_types::OCI_LAYER_ZSTD);
+    support::typed_layer(&zstd, "zstd", soci_oci::media_types::OCI_LAYER_ZSTD);
     let zstd = bench.import(&zstd, "app", "zstd");
     let bare = bench.layouts.path().join("bare");
     ImageBuilder::new().write(&bare, "bare").unwrap();
     let bare = bench.import(&bare, "app", "bare");
-    let digest = oci::Digest::of(b"x");
+    let digest = soci_oci::Digest::of(b"x");
     let at_digest = format!("{}@{digest}", bench.registry.reference("app"));
     for (arguments, reason) in [
         (vec!["create", "localhost/none:1"], "not found"),

@@ -9,11 +9,11 @@
 
 use std::process::Command;
 
-use oci::Descriptor;
 use serde_json::Value;
-use testkit::image::three_layers;
-use testkit::process::lazy_mounts_below;
-use testkit::{Content, Run, Stack, StackOptions};
+use soci_oci::Descriptor;
+use soci_testkit::image::three_layers;
+use soci_testkit::process::lazy_mounts_below;
+use soci_testkit::{Content, Run, Stack, StackOptions};
 
 const NAMESPACE: &str = "test";
 
@@ -105,7 +105,7 @@ fn lazy_layers_are_not_downloaded_and_the_image_runs() {
         length: 3_000_000,
     };
     assert!(
-        sum.starts_with(&oci::Digest::of(&noise.to_vec()).hex()),
+        sum.starts_with(&soci_oci::Digest::of(&noise.to_vec()).hex()),
         "{sum}"
     );
 
@@ -175,8 +175,8 @@ fn an_index_may_be_named_for_an_image_that_names_none() {
         &stack,
         &["content", "get", converted["manifest"].as_str().unwrap()],
     );
-    let manifest: oci::Manifest = serde_json::from_str(&manifest).unwrap();
-    let index = &manifest.annotations[oci::annotations::INDEX_DIGEST];
+    let manifest: soci_oci::Manifest = serde_json::from_str(&manifest).unwrap();
+    let index = &manifest.annotations[soci_oci::annotations::INDEX_DIGEST];
     let pulled = pull(
         &stack,
         &stack.reference("app:plain"),
@@ -210,7 +210,7 @@ fn a_daemon_that_does_not_run_is_named_with_where_to_look() {
 fn what_was_indexed_in_containerd_is_lazy_after_a_push() {
     let config = "[pull_modes.soci_v1]\nenable = true\n";
     let stack = Stack::start(StackOptions {
-        daemon: testkit::SociDaemonOptions::with_config(config),
+        daemon: soci_testkit::SociDaemonOptions::with_config(config),
         ..StackOptions::default()
     })
     .unwrap();

@@ -11,8 +11,8 @@ mod support;
 
 use std::process::Command;
 
+use soci_testkit::Run;
 use support::{Bench, lines, soci_indexes};
-use testkit::Run;
 
 #[test]
 fn convert_makes_an_image_that_containerd_keeps_as_long_as_it_has_its_name() {
@@ -22,7 +22,7 @@ fn convert_makes_an_image_that_containerd_keeps_as_long_as_it_has_its_name() {
     let said = bench.ok(&[
         "convert",
         "--platform",
-        &oci::Platform::host().to_string(),
+        &soci_oci::Platform::host().to_string(),
         "--span-size",
         "262144",
         "--min-layer-size",

@@ -9,13 +9,15 @@
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use testkit::image::three_layers;
-use testkit::{Containerd, ContainerdOptions, Ctr, Fault, Proxy, Registry, Rule, Run, Throttle};
+use soci_testkit::image::three_layers;
+use soci_testkit::{
+    Containerd, ContainerdOptions, Ctr, Fault, Proxy, Registry, Rule, Run, Throttle,
+};
 
 /// The digests of an image's layers, lowest first, and where it is.
 struct Image {
-    layers: Vec<oci::Descriptor>,
-    config: oci::Digest,
+    layers: Vec<soci_oci::Descriptor>,
+    config: soci_oci::Digest,
     dir: tempfile::TempDir,
 }
 
@@ -30,7 +32,7 @@ impl Image {
             .dir
             .join("blobs/sha256")
             .join(image.manifest.digest.hex());
-        let manifest: oci::Manifest =
+        let manifest: soci_oci::Manifest =
             serde_json::from_slice(&std::fs::read(blob).unwrap()).unwrap();
         Self {
             layers: image.layers,
@@ -119,7 +121,7 @@ fn an_image_without_lazy_snapshotter_is_pulled_as_usual_and_runs() {
                 "{line}"
             );
         }
-        let line_of = |digest: &oci::Digest| {
+        let line_of = |digest: &soci_oci::Digest| {
             content
                 .iter()
                 .find(|line| line.starts_with(&digest.to_string()))

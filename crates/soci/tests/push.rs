@@ -14,8 +14,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use soci_testkit::{Auth, Proxy, http_request};
 use support::{Bench, lines};
-use testkit::{Auth, Proxy, http_request};
 
 const INDEXING: [&str; 4] = ["--span-size", "262144", "--min-layer-size", "100000"];
 
@@ -288,7 +288,7 @@ fn an_index_is_made_at_a_registry_and_copied_to_another_without_containerd() {
     );
     assert!(is_at(bench.registry.address(), "app", &index));
 
-    let other = testkit::Registry::start().unwrap();
+    let other = soci_testkit::Registry::start().unwrap();
     let to = format!("docker://{}", other.reference("copy:v1"));
     let error = bench.fails(&["push", &from, &to]);
     assert!(error.contains("copy the image there first"), "{error}");

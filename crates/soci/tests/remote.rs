@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
-use testkit::{Content, ImageBuilder, Layer, LayerCompression, Registry, TestRoot};
+use soci_testkit::{Content, ImageBuilder, Layer, LayerCompression, Registry, TestRoot};
 
 const NOISE: Content = Content::Noise {
     seed: 7,
@@ -165,17 +165,17 @@ fn files_of_zstd_layers_are_listed_and_read_too() {
         )
         .write(&dir, "plain")
         .unwrap();
-    let path = |digest: oci::Digest| dir.join("blobs/sha256").join(digest.hex());
-    let put = |bytes: &[u8]| std::fs::write(path(oci::Digest::of(bytes)), bytes).unwrap();
+    let path = |digest: soci_oci::Digest| dir.join("blobs/sha256").join(digest.hex());
+    let put = |bytes: &[u8]| std::fs::write(path(soci_oci::Digest::of(bytes)), bytes).unwrap();
     let blob = std::fs::read(path(image.manifest.digest)).unwrap();
-    let mut manifest: oci::Manifest = serde_json::from_slice(&blob).unwrap();
+    let mut manifest: soci_oci::Manifest = serde_json::from_slice(&blob).unwrap();
     let tar = std::fs::read(path(manifest.layers[0].digest)).unwrap();
     let layer = zstd::encode_all(&tar[..], 3).unwrap();
     put(&layer);
-    manifest.layers[0] = oci::Descriptor::of(oci::media_types::OCI_LAYER_ZSTD, &layer);
-    let bytes = oci::json::to_vec(&manifest).unwrap();
+    manifest.layers[0] = soci_oci::Descriptor::of(soci_oci::media_types::OCI_LAYER_ZSTD, &layer);
+    let bytes = soci_oci::json::to_vec(&manifest).unwrap();
     put(&bytes);
-    let listed = oci::Descriptor::of(oci::media_types::OCI_MANIFEST, &bytes);
+    let listed = soci_oci::Descriptor::of(soci_oci::media_types::OCI_MANIFEST, &bytes);
     let index = format!(
         r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
         serde_json::to_string(&listed).unwrap()
@@ -192,7 +192,7 @@ fn files_of_zstd_layers_are_listed_and_read_too() {
 #[test]
 fn reading_one_file_fetches_no_more_than_its_spans() {
     let remote = Remote::start();
-    let proxy = testkit::Proxy::start(remote.registry.address()).unwrap();
+    let proxy = soci_testkit::Proxy::start(remote.registry.address()).unwrap();
     let image = format!("{}/app:v2:/bin/busybox", proxy.address());
     remote.ok(&["cat", &image]);
     let sent = proxy.stats().total().bytes;

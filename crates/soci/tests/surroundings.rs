@@ -10,8 +10,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use testkit::TestRoot;
-use testkit::image::large_file_image;
+use soci_testkit::TestRoot;
+use soci_testkit::image::large_file_image;
 
 const MIB: u64 = 1 << 20;
 const SOCI: &str = env!("CARGO_BIN_EXE_soci");
@@ -88,7 +88,7 @@ fn an_image_is_converted_without_root() {
 fn images_at_registries_are_looked_into_without_root() {
     let root = TestRoot::new().unwrap();
     let from = layout(&root, "image", 2 * MIB);
-    let registry = testkit::Registry::start().unwrap();
+    let registry = soci_testkit::Registry::start().unwrap();
     registry
         .push_layout(Path::new(&from), "image", "app")
         .unwrap();

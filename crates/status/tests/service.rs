@@ -8,8 +8,8 @@
 use std::path::Path;
 
 use async_trait::async_trait;
-use status::api::{Daemon, GetResponse, Health, Image, Layer, LayerState};
-use status::{SourceError, Sources, StatusError, StatusSource};
+use soci_status::api::{Daemon, GetResponse, Health, Image, Layer, LayerState};
+use soci_status::{SourceError, Sources, StatusError, StatusSource};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
@@ -67,7 +67,7 @@ async fn an_answer_is_put_together_from_its_sources() {
     let socket = dir.path().join("s.sock");
     let sources = Sources::default().with(DaemonPart).with(ImagesPart);
     serve(&socket, Server::builder().add_service(sources.service()));
-    let status = status::get(&socket).await.unwrap();
+    let status = soci_status::get(&socket).await.unwrap();
     assert_eq!(status.daemon.as_ref().unwrap().pid, 7);
     assert_eq!(status.images[0].layers[0].fetched_percent(), Some(25.0));
     let json = serde_json::to_value(&status).unwrap();
@@ -85,7 +85,7 @@ async fn an_answer_is_put_together_from_its_sources() {
 async fn who_does_not_answer_is_told_from_who_cannot_and_who_is_older() {
     let dir = tempfile::tempdir().unwrap();
     let nobody = dir.path().join("nobody.sock");
-    let error = status::get(&nobody).await.unwrap_err();
+    let error = soci_status::get(&nobody).await.unwrap_err();
     assert!(matches!(&error, StatusError::NotThere { .. }), "{error:?}");
     assert!(
         error
@@ -97,13 +97,13 @@ async fn who_does_not_answer_is_told_from_who_cannot_and_who_is_older() {
     let socket = dir.path().join("older.sock");
     let (_, health) = tonic_health::server::health_reporter();
     serve(&socket, Server::builder().add_service(health));
-    let error = status::get(&socket).await.unwrap_err();
+    let error = soci_status::get(&socket).await.unwrap_err();
     assert!(matches!(&error, StatusError::Unknown(_)), "{error:?}");
 
     let socket = dir.path().join("failing.sock");
     let sources = Sources::default().with(Failing);
     serve(&socket, Server::builder().add_service(sources.service()));
-    let error = status::get(&socket).await.unwrap_err();
+    let error = soci_status::get(&socket).await.unwrap_err();
     assert!(
         error.to_string().contains("the database is closed"),
         "{error}"

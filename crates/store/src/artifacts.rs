@@ -12,10 +12,10 @@
 //! entries over, in the transaction that makes the new database; the old file is only read, and kept.
 //!
 //! ```no_run
-//! use oci::Digest;
-//! use store::StoreError;
-//! use store::artifacts::{Artifact, ArtifactDb, ArtifactKind, IndexedImage};
-//! use ztoc::soci_index::SociIndex;
+//! use soci_oci::Digest;
+//! use soci_store::StoreError;
+//! use soci_store::artifacts::{Artifact, ArtifactDb, ArtifactKind, IndexedImage};
+//! use soci_ztoc::soci_index::SociIndex;
 //!
 //! fn record(
 //!     digest: Digest,
@@ -40,8 +40,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use oci::Digest;
 use redb::{ReadableDatabase as _, ReadableTable as _};
+use soci_oci::Digest;
 
 use crate::StoreError;
 

@@ -14,7 +14,7 @@ use containerd_client::services::v1::{
     WriteAction, WriteContentRequest,
 };
 use hyper_util::rt::TokioIo;
-use oci::{Descriptor, Digest};
+use soci_oci::{Descriptor, Digest};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Status};
 

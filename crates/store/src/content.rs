@@ -10,8 +10,8 @@ use std::time::Duration;
 use std::{fs, io};
 
 use bytes::Bytes;
-use oci::{Descriptor, Digest, Index, annotations, media_types};
 use parking_lot::Mutex;
+use soci_oci::{Descriptor, Digest, Index, annotations, media_types};
 
 use crate::StoreError;
 use crate::atomic_file::{UNFINISHED, write_file};
@@ -276,7 +276,7 @@ impl OciLayout {
     /// The file system refused.
     pub fn set_index(&self, index: &Index) -> Result<(), StoreError> {
         let path = self.dir.join("index.json");
-        let text = oci::json::to_vec(index).map_err(|e| StoreError::Layout {
+        let text = soci_oci::json::to_vec(index).map_err(|e| StoreError::Layout {
             path: path.clone(),
             reason: format!("it cannot be written: {e}"),
         })?;

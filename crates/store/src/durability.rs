@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use rustix::fs::FallocateFlags;
-use ztoc::SpanId;
+use soci_ztoc::SpanId;
 
 use crate::page_cache;
 use crate::span_states::State;

@@ -4,8 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use oci::Digest;
-use ztoc::{SpanId, ZtocError};
+use soci_oci::Digest;
+use soci_ztoc::{SpanId, ZtocError};
 
 use crate::Owner;
 
@@ -180,7 +180,7 @@ pub enum StoreError {
         /// The file, which is left as it is.
         path: PathBuf,
         /// What is wrong with it.
-        source: Box<bolt::BoltError>,
+        source: Box<soci_bolt::BoltError>,
     },
 }
 

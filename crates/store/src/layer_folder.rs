@@ -7,9 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use oci::Digest;
 use parking_lot::Mutex;
-use ztoc::{FileMetadata, Parts, SpanId, SpanTable, Ztoc};
+use soci_oci::Digest;
+use soci_ztoc::{FileMetadata, Parts, SpanId, SpanTable, Ztoc};
 
 use crate::atomic_file::{UNFINISHED, sync_folder, write_file};
 use crate::shared::Shared;

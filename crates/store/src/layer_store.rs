@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use std::{fs, io};
 
-use oci::Digest;
-use ztoc::FileMetadata;
+use soci_oci::Digest;
+use soci_ztoc::FileMetadata;
 
 use crate::flusher::Flusher;
 use crate::layer_folder::{self, Opened};

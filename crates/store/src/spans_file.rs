@@ -172,7 +172,7 @@ fn is_set(bitmap: &[u8], span: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use oci::Digest;
+    use soci_oci::Digest;
 
     use super::*;
 

@@ -9,9 +9,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use oci::Digest;
 use parking_lot::Mutex;
-use ztoc::{FileMetadata, Span, SpanId, SpanTable, Ztoc, ZtocError};
+use soci_oci::Digest;
+use soci_ztoc::{FileMetadata, Span, SpanId, SpanTable, Ztoc, ZtocError};
 
 use crate::page_cache;
 use crate::shared::Shared;

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use oci::Digest;
-use store::{LayerStore, LayerStoreConfig, ReadOutcome, StoreError, StoredLayer};
-use ztoc::SpanId;
+use soci_oci::Digest;
+use soci_store::{LayerStore, LayerStoreConfig, ReadOutcome, StoreError, StoredLayer};
+use soci_ztoc::SpanId;
 
 /// A gzip layer of a tar with one file, its zTOC, and the truth.
 struct Sample {
@@ -44,11 +44,11 @@ impl Sample {
             encoder.flush().unwrap();
         }
         let blob = encoder.finish().unwrap();
-        let options = ztoc::BuildOptions {
+        let options = soci_ztoc::BuildOptions {
             span_size,
             ..Default::default()
         };
-        let built = ztoc::build(&blob[..], ztoc::Compression::Gzip, options).unwrap();
+        let built = soci_ztoc::build(&blob[..], soci_ztoc::Compression::Gzip, options).unwrap();
         Self {
             tar,
             layer: Digest::of(&blob),
@@ -302,17 +302,21 @@ fn a_ztoc_with_spans_that_no_memory_holds_is_refused_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let sample = Sample::new(50_000);
     let store = open(dir.path());
-    let options = ztoc::BuildOptions::default();
-    let plain = ztoc::build(&sample.tar[..], ztoc::Compression::Uncompressed, options);
+    let options = soci_ztoc::BuildOptions::default();
+    let plain = soci_ztoc::build(
+        &sample.tar[..],
+        soci_ztoc::Compression::Uncompressed,
+        options,
+    );
     let mut plain = plain.unwrap().ztoc;
     let huge = 8 << 30;
-    let ztoc::Checkpoints::Tar(tar) = &mut plain.compression.checkpoints else {
+    let soci_ztoc::Checkpoints::Tar(tar) = &mut plain.compression.checkpoints else {
         unreachable!("it was built so")
     };
     (tar.span_size, tar.size) = (huge, huge);
     plain.compressed_archive_size = huge;
     plain.uncompressed_archive_size = huge;
-    let mut gzip = ztoc::Ztoc::parse(&sample.ztoc).unwrap();
+    let mut gzip = soci_ztoc::Ztoc::parse(&sample.ztoc).unwrap();
     gzip.compressed_archive_size = huge;
     let mut inflated = gzip.clone();
     inflated.compressed_archive_size = 10 << 20;

@@ -18,29 +18,17 @@ use crate::level::Level;
 use crate::line::line;
 
 /// Targets that give an event a level which `tracing` does not have.
-pub(crate) const FATAL: &str = "telemetry::fatal";
-pub(crate) const PANIC: &str = "telemetry::panic";
+pub(crate) const FATAL: &str = "soci_telemetry::fatal";
+pub(crate) const PANIC: &str = "soci_telemetry::panic";
 
-/// Crates of this workspace. All others are held to warnings: what HTTP libraries log below that
-/// holds request headers, hence credentials.
-const OURS: &[&str] = &[
-    "config",
-    "fetch",
-    "fuse",
-    "index",
-    "layerfs",
-    "lazy",
-    "oci",
-    "registry",
-    "snapshotter",
-    "soci",
-    "soci_snapshotter_grpc",
-    "store",
-    "telemetry",
-    "testkit",
-    "unpack",
-    "ztoc",
-];
+/// Whether a target belongs to a crate of this workspace: all of them carry the prefix `soci_`.
+///
+/// Events of other crates are limited to warnings, because HTTP libraries log request headers, which
+/// hold credentials, at lower levels.
+fn is_ours(target: &str) -> bool {
+    let krate = target.split("::").next().unwrap_or_default();
+    krate == "soci" || krate.starts_with("soci_")
+}
 
 /// Starts the JSON log on stderr for the whole process. A second call changes nothing.
 pub fn init(level: Level) {
@@ -92,8 +80,7 @@ pub(crate) fn shown(
         if meta.target().ends_with("::dump") {
             return false;
         }
-        let krate = meta.target().split("::").next().unwrap_or_default();
-        *meta.level() <= if OURS.contains(&krate) { ours } else { others }
+        *meta.level() <= if is_ours(meta.target()) { ours } else { others }
     })
     .with_max_level_hint(most)
 }
@@ -296,6 +283,21 @@ mod tests {
         assert_eq!(shown(Level::Warn), ["w", "e", "foreign warning"]);
         assert_eq!(shown(Level::Fatal), ["e"]);
         assert_eq!(shown(Level::Panic), ["e"]);
+    }
+
+    #[test]
+    fn every_crate_of_the_workspace_logs_at_the_chosen_level() {
+        let lines = logged(Level::Info, || {
+            tracing::info!(target: "soci_keychain::kube::sync", "following secrets");
+            tracing::info!(target: "soci", "cli");
+            tracing::info!(target: "soci_snapshotter_grpc::serve", "daemon");
+            tracing::info!(target: "socis", "not one of the workspace's crates");
+        });
+        let shown: Vec<_> = lines.iter().map(|line| line["msg"].as_str()).collect();
+        assert_eq!(
+            shown,
+            [Some("following secrets"), Some("cli"), Some("daemon")]
+        );
     }
 
     #[test]

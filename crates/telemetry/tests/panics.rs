@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use telemetry::{JsonLog, log_panics};
+use soci_telemetry::{JsonLog, log_panics};
 use tracing_subscriber::layer::SubscriberExt as _;
 
 #[derive(Clone, Default)]

@@ -13,7 +13,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
-use oci::Digest;
+use soci_oci::Digest;
 
 /// Files by path (`./etc/hostname`).
 pub type Listing = BTreeMap<String, File>;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use oci::{Descriptor, Digest};
+use soci_oci::{Descriptor, Digest};
 
 use crate::http1::http_request;
 use crate::image::layout;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use oci::Descriptor;
+use soci_oci::Descriptor;
 
 use crate::cli::SociCli;
 use crate::containerd::{Containerd, ContainerdOptions};

@@ -263,7 +263,7 @@ impl Drop for Systemd {
 
 /// Where cgroup2 is mounted: `/sys/fs/cgroup`, or beside the hierarchies of version 1.
 fn cgroup2() -> Result<PathBuf> {
-    let table = mountinfo::Table::read()?;
+    let table = soci_mountinfo::Table::read()?;
     let found = table
         .mounts()
         .find(|mount| mount.kind == OsStr::new("cgroup2"));

@@ -1,8 +1,8 @@
 //! Private daemons run real containers and leave nothing behind. Needs root, containerd and runc.
 
-use testkit::image::busybox_image;
-use testkit::process::{mounts_below, processes_below};
-use testkit::{Containerd, ContainerdOptions, Proxy, Registry, Run, TestRoot};
+use soci_testkit::image::busybox_image;
+use soci_testkit::process::{mounts_below, processes_below};
+use soci_testkit::{Containerd, ContainerdOptions, Proxy, Registry, Run, TestRoot};
 
 #[test]
 fn a_container_runs_and_everything_of_its_containerd_goes_away() {

@@ -7,8 +7,8 @@
 
 use std::process::Command;
 
-use testkit::image::{large_file_image, python_image, small_image};
-use testkit::{Content, ImageBuilder, Layer, LayerCompression, TestRoot};
+use soci_testkit::image::{large_file_image, python_image, small_image};
+use soci_testkit::{Content, ImageBuilder, Layer, LayerCompression, TestRoot};
 
 fn skopeo_inspect(dir: &std::path::Path, tag: &str) -> serde_json::Value {
     let output = Command::new("skopeo")
@@ -30,9 +30,12 @@ fn a_built_image_has_the_digests_that_its_manifest_names() {
     let seen = skopeo_inspect(root.path(), "small");
     assert_eq!(seen["Digest"], image.manifest.digest.to_string());
     for layer in &image.layers {
-        let blob =
-            std::fs::read(testkit::image::layout::blob_path(root.path(), layer.digest)).unwrap();
-        assert_eq!(oci::Digest::of(&blob), layer.digest);
+        let blob = std::fs::read(soci_testkit::image::layout::blob_path(
+            root.path(),
+            layer.digest,
+        ))
+        .unwrap();
+        assert_eq!(soci_oci::Digest::of(&blob), layer.digest);
         assert_eq!(blob.len() as u64, layer.size);
     }
 }
@@ -76,7 +79,7 @@ fn every_compression_holds_the_same_tar() {
                 .layer_with(layer(), form)
                 .write(&dir, "x")
                 .unwrap();
-            let blob = testkit::image::layout::blob_path(&dir, image.layers[0].digest);
+            let blob = soci_testkit::image::layout::blob_path(&dir, image.layers[0].digest);
             let mut tar = Vec::new();
             let file = std::fs::File::open(blob).unwrap();
             if form == LayerCompression::Plain {
@@ -85,7 +88,7 @@ fn every_compression_holds_the_same_tar() {
                 let mut decoder = flate2::read::MultiGzDecoder::new(file);
                 std::io::Read::read_to_end(&mut decoder, &mut tar).unwrap();
             }
-            oci::Digest::of(&tar).to_string()
+            soci_oci::Digest::of(&tar).to_string()
         })
         .collect();
     assert_eq!(diff_ids[0], diff_ids[1]);

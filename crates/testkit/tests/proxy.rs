@@ -8,9 +8,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use oci::Digest;
-use testkit::image::small_image;
-use testkit::{Auth, Fault, OciImage, Proxy, Registry, Rule, TestRoot, Throttle, http_request};
+use soci_oci::Digest;
+use soci_testkit::image::small_image;
+use soci_testkit::{
+    Auth, Fault, OciImage, Proxy, Registry, Rule, TestRoot, Throttle, http_request,
+};
 
 struct Set {
     image: OciImage,
@@ -43,14 +45,14 @@ impl Set {
     }
 
     fn bytes(&self) -> Vec<u8> {
-        std::fs::read(testkit::image::layout::blob_path(
+        std::fs::read(soci_testkit::image::layout::blob_path(
             &self.image.dir,
             self.layer(),
         ))
         .unwrap()
     }
 
-    fn get(&self, fields: &[(&str, &str)]) -> testkit::HttpResponse {
+    fn get(&self, fields: &[(&str, &str)]) -> soci_testkit::HttpResponse {
         http_request(self.proxy.address(), "GET", &self.blob(), fields, b"").unwrap()
     }
 }
@@ -83,7 +85,7 @@ fn uploads_work_through_the_proxy_with_lengths_and_with_chunks() {
     let through = Proxy::start(direct.address()).unwrap();
     // Ours sends lengths, skopeo sends chunks.
     let image = &set.image;
-    testkit::image::layout::push(&image.dir, "t", through.address(), "ours").unwrap();
+    soci_testkit::image::layout::push(&image.dir, "t", through.address(), "ours").unwrap();
     let source = format!("oci:{}:t", image.dir.display());
     let target = format!("docker://{}", through.reference("skopeo:t"));
     let mut skopeo = std::process::Command::new("skopeo");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use containerd_client::Client;
 use containerd_client::services::v1::ReadContentRequest;
 use containerd_client::tonic::{Request, Status};
-use oci::Digest;
+use soci_oci::Digest;
 
 /// How long containerd may take; after that the registry is asked.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -3,8 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use oci::Digest;
-use registry::RegistryError;
+use soci_oci::Digest;
+use soci_registry::RegistryError;
 
 /// Why a tar cannot be applied to a directory.
 #[derive(Debug, thiserror::Error)]
@@ -12,7 +12,7 @@ use registry::RegistryError;
 pub enum ApplyError {
     /// The tar is damaged, or holds what nobody can unpack.
     #[error(transparent)]
-    Tar(#[from] ztoc::BuildError),
+    Tar(#[from] soci_ztoc::BuildError),
     /// The compressed stream is damaged.
     #[error("the layer cannot be decompressed: {0}")]
     Decompress(io::Error),

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use oci::{Descriptor, Digest, ImageConfig, Manifest, Reference};
-use registry::Client;
+use soci_oci::{Descriptor, Digest, ImageConfig, Manifest, Reference};
+use soci_registry::Client;
 
 use crate::UnpackError;
 use crate::containerd::ContainerdContent;

@@ -11,10 +11,10 @@ use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use oci::{Digest, Index, Manifest};
-use testkit::listing::{self, Listing};
-use testkit::{Layer, TestRoot};
-use unpack::{ApplyError, ApplyOptions, LowerDirectory, OverlayMark, apply, decompress};
+use soci_oci::{Digest, Index, Manifest};
+use soci_testkit::listing::{self, Listing};
+use soci_testkit::{Layer, TestRoot};
+use soci_unpack::{ApplyError, ApplyOptions, LowerDirectory, OverlayMark, apply, decompress};
 
 fn golden_layer(number: usize) -> Vec<u8> {
     let image = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/kinds/image");

@@ -11,11 +11,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use testkit::listing::{self, Listing};
-use testkit::{
+use soci_testkit::listing::{self, Listing};
+use soci_testkit::{
     Containerd, ContainerdOptions, ImageBuilder, Layer, Registry, TestRoot, image::OciImage,
 };
-use unpack::{ApplyOptions, LowerDirectory, LowerLayer, apply, decompress};
+use soci_unpack::{ApplyOptions, LowerDirectory, LowerLayer, apply, decompress};
 
 /// 2025-01-01: what is later was made while unpacking.
 const NEW: i64 = 1_735_689_600;

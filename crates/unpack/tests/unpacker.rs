@@ -11,15 +11,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use oci::{Descriptor, Digest, Index, Manifest};
-use registry::{Client, ClientConfig, NoCredentials};
-use testkit::image::OciImage;
-use testkit::{
+use soci_oci::{Descriptor, Digest, Index, Manifest};
+use soci_registry::{Client, ClientConfig, NoCredentials};
+use soci_testkit::image::OciImage;
+use soci_testkit::{
     Containerd, ContainerdOptions, Content, Fault, ImageBuilder, Layer, LayerCompression, Proxy,
     Registry, Rule, TestRoot, Throttle,
 };
+use soci_unpack::{
+    ApplyOptions, LayerOfImage, Target, UnpackConfig, UnpackError, Unpacked, Unpacker,
+};
 use tokio_util::sync::CancellationToken;
-use unpack::{ApplyOptions, LayerOfImage, Target, UnpackConfig, UnpackError, Unpacked, Unpacker};
 
 struct World {
     image: OciImage,
@@ -154,7 +156,7 @@ fn gzip_zstd_and_plain_layers_are_unpacked() {
     let parsed: Manifest = serde_json::from_slice(&read(manifest.digest)).unwrap();
     let root = TestRoot::new().unwrap();
     let tag = manifest
-        .annotation(oci::annotations::REF_NAME)
+        .annotation(soci_oci::annotations::REF_NAME)
         .unwrap()
         .to_owned();
     let image = OciImage {
@@ -223,8 +225,8 @@ fn a_layer_that_is_not_what_the_configuration_says_is_refused() {
     let mut manifest: Manifest = serde_json::from_slice(&read(right.manifest.digest)).unwrap();
     let stranger: Manifest = serde_json::from_slice(&read(other.manifest.digest)).unwrap();
     manifest.config = stranger.config;
-    let bytes = oci::json::to_vec(&manifest).unwrap();
-    let descriptor = Descriptor::of(oci::media_types::OCI_MANIFEST, &bytes);
+    let bytes = soci_oci::json::to_vec(&manifest).unwrap();
+    let descriptor = Descriptor::of(soci_oci::media_types::OCI_MANIFEST, &bytes);
     fs::write(
         dir.join("blobs/sha256").join(descriptor.digest.hex()),
         &bytes,
@@ -233,7 +235,7 @@ fn a_layer_that_is_not_what_the_configuration_says_is_refused() {
     let mut index: Index =
         serde_json::from_slice(&fs::read(dir.join("index.json")).unwrap()).unwrap();
     let mut entry = descriptor.clone();
-    entry.annotations = [(oci::annotations::REF_NAME.to_owned(), "t".to_owned())].into();
+    entry.annotations = [(soci_oci::annotations::REF_NAME.to_owned(), "t".to_owned())].into();
     index.manifests = vec![entry];
     fs::write(dir.join("index.json"), serde_json::to_vec(&index).unwrap()).unwrap();
     let image = OciImage {

@@ -1,6 +1,6 @@
 //! How fast layers are indexed and spans are extracted, per core.
 //!
-//! `cargo bench -p ztoc [-- LAYER.tar.gz]`; without a layer it packs this machine's /usr/bin and
+//! `cargo bench -p soci-ztoc [-- LAYER.tar.gz]`; without a layer it packs this machine's /usr/bin and
 //! /usr/lib with `tar` and `gzip -6`. docs/inflate.md holds the figures.
 
 #![allow(
@@ -14,7 +14,7 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use ztoc::{BuildOptions, Builder, Compression, SpanId, Ztoc, build};
+use soci_ztoc::{BuildOptions, Builder, Compression, SpanId, Ztoc, build};
 
 const ROUNDS: usize = 3;
 

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::num::NonZero;
 
-use oci::{Digest, Hasher};
+use soci_oci::{Digest, Hasher};
 
 use crate::checkpoint::{Checkpoint, Checkpoints, TarZinfo};
 use crate::chunks::Chunk;

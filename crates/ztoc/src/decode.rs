@@ -1,6 +1,6 @@
 //! Reading a zTOC, which comes over the network: everything is checked.
 
-use oci::Digest;
+use soci_oci::Digest;
 
 use crate::ZtocError;
 use crate::checkpoint::{Checkpoints, GzipCheckpoints, TarZinfo};

@@ -1,6 +1,6 @@
 //! What can be wrong with a zTOC, with a span, and with a layer that is being indexed.
 
-use oci::Digest;
+use soci_oci::Digest;
 
 use crate::SpanId;
 

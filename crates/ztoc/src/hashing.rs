@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-use oci::{Digest, Hasher};
+use soci_oci::{Digest, Hasher};
 
 use crate::BuildError;
 use crate::checkpoint::Checkpoint;

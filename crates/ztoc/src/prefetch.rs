@@ -98,7 +98,7 @@ impl Prefetch {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         // Writing a structure of strings and numbers to memory cannot fail.
-        oci::json::to_vec(self).unwrap_or_default()
+        soci_oci::json::to_vec(self).unwrap_or_default()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use oci::{Descriptor, Digest, Manifest, annotations, media_types};
+use soci_oci::{Descriptor, Digest, Manifest, annotations, media_types};
 
 /// Which form of SOCI index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -130,7 +130,7 @@ impl SociIndex {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         // Writing a structure of strings and numbers to memory cannot fail.
-        oci::json::to_vec(&self.manifest).unwrap_or_default()
+        soci_oci::json::to_vec(&self.manifest).unwrap_or_default()
     }
 
     /// A new index. `ztocs` are in the order of the image's layers; `subject` is the image manifest

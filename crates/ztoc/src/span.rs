@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use oci::Digest;
+use soci_oci::Digest;
 
 use crate::checkpoint::{Checkpoint, Checkpoints, GzipCheckpoints, WINDOW_SIZE};
 use crate::extract::inflate_span;

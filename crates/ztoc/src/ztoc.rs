@@ -1,6 +1,6 @@
 //! The zTOC: a layer's table of contents and its checkpoints.
 
-use oci::Digest;
+use soci_oci::Digest;
 
 use crate::decode::decode;
 use crate::encode::encode;

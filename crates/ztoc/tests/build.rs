@@ -8,7 +8,7 @@
 
 mod golden;
 
-use ztoc::{BuildOptions, Builder, Compression, Ztoc, build};
+use soci_ztoc::{BuildOptions, Builder, Compression, Ztoc, build};
 
 fn options(golden: &golden::Golden) -> BuildOptions {
     let expected = Ztoc::parse(&golden.blob).unwrap();
@@ -63,8 +63,8 @@ fn what_we_build_is_byte_for_byte_what_soci_built() {
         println!("{}: the same bytes", golden.name);
 
         let tar = golden::decompress(&golden.layer, golden.compression);
-        assert_eq!(built.compressed_digest, oci::Digest::of(&golden.layer));
-        assert_eq!(built.diff_id, Some(oci::Digest::of(&tar)));
+        assert_eq!(built.compressed_digest, soci_oci::Digest::of(&golden.layer));
+        assert_eq!(built.diff_id, Some(soci_oci::Digest::of(&tar)));
     }
 }
 

@@ -8,13 +8,13 @@
 
 mod golden;
 
-use ztoc::{Checkpoints, FileMetadata, FileType, Ztoc};
+use soci_ztoc::{Checkpoints, FileMetadata, FileType, Ztoc};
 
 #[test]
 fn every_golden_ztoc_is_written_back_in_the_same_bytes() {
     for golden in golden::all() {
         assert_eq!(
-            oci::Digest::of(&golden.blob),
+            soci_oci::Digest::of(&golden.blob),
             golden.digest,
             "{}",
             golden.name
@@ -55,7 +55,7 @@ fn windows_are_where_the_span_table_says() {
         let Checkpoints::Gzip(gzip) = &ztoc.compression.checkpoints else {
             continue;
         };
-        for (number, id) in (0..table.len()).map(ztoc::SpanId).enumerate() {
+        for (number, id) in (0..table.len()).map(soci_ztoc::SpanId).enumerate() {
             let stored = table.window_at(id).map(|window| {
                 &golden.blob
                     [usize::try_from(window.start).unwrap()..usize::try_from(window.end).unwrap()]
@@ -140,7 +140,11 @@ fn refused(change: impl Fn(&mut Ztoc)) {
 fn a_ztoc_that_contradicts_itself_is_refused() {
     refused(|ztoc| ztoc.version = "1.0".to_owned());
     refused(|ztoc| ztoc.compression.span_digests.truncate(0));
-    refused(|ztoc| ztoc.compression.span_digests.push(oci::Digest::of(b"")));
+    refused(|ztoc| {
+        ztoc.compression
+            .span_digests
+            .push(soci_oci::Digest::of(b""))
+    });
     refused(|ztoc| ztoc.compressed_archive_size = 5);
     refused(|ztoc| ztoc.compressed_archive_size = u64::MAX);
     refused(|ztoc| ztoc.uncompressed_archive_size = 512);
@@ -190,7 +194,7 @@ fn a_ztoc_that_would_grow_in_memory_is_refused() {
     }
     let refused = Ztoc::parse(&blob).unwrap_err();
     assert!(
-        matches!(refused, ztoc::ZtocError::TooMuchWork { .. }),
+        matches!(refused, soci_ztoc::ZtocError::TooMuchWork { .. }),
         "{refused}"
     );
 }

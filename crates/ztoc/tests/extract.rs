@@ -10,7 +10,7 @@ mod golden;
 
 use golden::{Golden, SPAN_SIZE};
 use proptest::prelude::*;
-use ztoc::{BuildOptions, Compression, SpanError, SpanId, SpanTable, Ztoc, build};
+use soci_ztoc::{BuildOptions, Compression, SpanError, SpanId, SpanTable, Ztoc, build};
 
 fn slice(bytes: &[u8], range: std::ops::Range<u64>) -> &[u8] {
     &bytes[usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()]
@@ -157,7 +157,7 @@ fn a_span_that_inflates_to_another_length_is_refused() {
         .unwrap();
     for shift in [-1_i64, 1, 1000] {
         let mut ztoc = Ztoc::parse(&golden.blob).unwrap();
-        let ztoc::Checkpoints::Gzip(gzip) = &mut ztoc.compression.checkpoints else {
+        let soci_ztoc::Checkpoints::Gzip(gzip) = &mut ztoc.compression.checkpoints else {
             panic!()
         };
         gzip.points[1].output = gzip.points[1].output.checked_add_signed(shift).unwrap();

@@ -100,7 +100,7 @@ fn run(target: fn(&[u8]), seeds: &[Vec<u8>], cases: u32) {
 
 #[test]
 fn ztoc_parse_holds() {
-    run(ztoc::fuzz::ztoc_parse, &seeds(false), 100);
+    run(soci_ztoc::fuzz::ztoc_parse, &seeds(false), 100);
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn tar_zinfo_holds() {
         .into_iter()
         .filter(|golden| golden.name.starts_with("uncompressed"))
         .collect();
-    let ztoc::Checkpoints::Tar(tar) = ztoc::Ztoc::parse(&seeds[0].blob)
+    let soci_ztoc::Checkpoints::Tar(tar) = soci_ztoc::Ztoc::parse(&seeds[0].blob)
         .unwrap()
         .compression
         .checkpoints
@@ -117,7 +117,7 @@ fn tar_zinfo_holds() {
         panic!()
     };
     run(
-        ztoc::fuzz::tar_zinfo,
+        soci_ztoc::fuzz::tar_zinfo,
         &[tar.encode(), seeds[0].blob.clone()],
         500,
     );
@@ -129,7 +129,7 @@ fn gzip_checkpoints_holds() {
     for (input, output, bits) in [(10_i64, 0_i64, 0_u8), (60, 300, 5)] {
         seed.extend([&input.to_le_bytes()[..], &output.to_le_bytes(), &[bits]].concat());
     }
-    run(ztoc::fuzz::gzip_checkpoints, &[seed], 2000);
+    run(soci_ztoc::fuzz::gzip_checkpoints, &[seed], 2000);
 }
 
 #[test]
@@ -138,20 +138,20 @@ fn soci_index_holds() {
         .iter()
         .map(|folder| golden::index(folder).1)
         .collect();
-    run(ztoc::fuzz::soci_index, &seeds, 300);
+    run(soci_ztoc::fuzz::soci_index, &seeds, 300);
 }
 
 #[test]
 fn prefetch_holds() {
     let seed =
         br#"{"version":"1.0","prefetch_spans":[{"start_span":0,"end_span":2,"priority":1}]}"#;
-    run(ztoc::fuzz::prefetch, &[seed.to_vec()], 2000);
+    run(soci_ztoc::fuzz::prefetch, &[seed.to_vec()], 2000);
 }
 
 #[test]
 fn build_gzip_holds() {
     let mut seeds = seeds(true);
     // The tar inside, too: mutations of it get past the checksum of gzip.
-    seeds.push(golden::decompress(&seeds[7], ztoc::Compression::Gzip));
-    run(ztoc::fuzz::build_gzip, &seeds, 12);
+    seeds.push(golden::decompress(&seeds[7], soci_ztoc::Compression::Gzip));
+    run(soci_ztoc::fuzz::build_gzip, &seeds, 12);
 }

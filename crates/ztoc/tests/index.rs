@@ -8,7 +8,7 @@
 
 mod golden;
 
-use ztoc::soci_index::{IndexVersion, SociIndex, ZtocDescriptor};
+use soci_ztoc::soci_index::{IndexVersion, SociIndex, ZtocDescriptor};
 
 #[test]
 fn every_golden_index_is_written_back_in_the_same_bytes() {
@@ -18,7 +18,7 @@ fn every_golden_index_is_written_back_in_the_same_bytes() {
         assert_eq!(index.version, IndexVersion::V1);
         assert!(index.subject.is_some());
         assert_eq!(
-            oci::Digest::of(&index.encode()),
+            soci_oci::Digest::of(&index.encode()),
             digest,
             "{}",
             folder.display()
@@ -88,7 +88,7 @@ fn an_index_made_of_its_parts_has_socis_bytes() {
         for ztoc in &read.ztocs {
             assert_eq!(read.ztoc_for(&ztoc.layer_digest), Some(ztoc));
         }
-        assert_eq!(read.ztoc_for(&oci::Digest::of(b"no layer")), None);
+        assert_eq!(read.ztoc_for(&soci_oci::Digest::of(b"no layer")), None);
     }
 }
 

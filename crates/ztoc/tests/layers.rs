@@ -9,7 +9,7 @@
 use std::io::Write as _;
 
 use flate2::write::GzEncoder;
-use ztoc::{BuildError, BuildOptions, Built, Compression, FileType, SpanId, Ztoc, build};
+use soci_ztoc::{BuildError, BuildOptions, Built, Compression, FileType, SpanId, Ztoc, build};
 
 fn options() -> BuildOptions {
     BuildOptions {

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
-use e2e::table::{median, megabytes, rate, seconds, times};
-use e2e::{Start, Table, start_lazily, start_with_overlayfs};
-use testkit::image::{large_file_image, layout, python_image, torch_image};
-use testkit::{
+use soci_e2e::table::{median, megabytes, rate, seconds, times};
+use soci_e2e::{Start, Table, start_lazily, start_with_overlayfs};
+use soci_testkit::image::{large_file_image, layout, python_image, torch_image};
+use soci_testkit::{
     Containerd, ContainerdOptions, OciImage, Proxy, Registry, Run, SociCli, Stack, StackOptions,
     TestRoot, Throttle,
 };
@@ -61,7 +61,7 @@ enum Part {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    e2e::run("bench", || bench(&options))
+    soci_e2e::run("bench", || bench(&options))
 }
 
 fn bench(options: &Options) -> Result<()> {
@@ -85,7 +85,7 @@ fn bench(options: &Options) -> Result<()> {
         println!("{}", cli(options)?);
     }
     if wanted(Part::Restart) {
-        println!("{}", e2e::restart::measure(options.runs)?);
+        println!("{}", soci_e2e::restart::measure(options.runs)?);
     }
     Ok(())
 }
@@ -161,14 +161,17 @@ fn ztoc() -> Result<()> {
     ]);
     for layer in &image.layers {
         let blob = std::fs::read(layout::blob_path(&image.dir, layer.digest))?;
-        let (gzip, options) = (ztoc::Compression::Gzip, ztoc::BuildOptions::default());
+        let (gzip, options) = (
+            soci_ztoc::Compression::Gzip,
+            soci_ztoc::BuildOptions::default(),
+        );
         let started = Instant::now();
-        let mut builder = ztoc::Builder::new(gzip, options.clone())?;
+        let mut builder = soci_ztoc::Builder::new(gzip, options.clone())?;
         builder.write(&blob)?;
         let built = builder.finish()?;
         let alone = started.elapsed();
         let started = Instant::now();
-        let together = ztoc::build(blob.as_slice(), gzip, options)?;
+        let together = soci_ztoc::build(blob.as_slice(), gzip, options)?;
         let elapsed = started.elapsed();
         ensure!(together.ztoc == built.ztoc, "the two zTOCs differ");
         let tar = built.ztoc.uncompressed_archive_size;
@@ -251,11 +254,11 @@ fn timed_read(containerd: &Containerd, reference: &str, snapshotter: &str) -> Re
 
 fn cli(options: &Options) -> Result<Table> {
     if options.torch {
-        return e2e::cli::table(&torch_image()?, &[]);
+        return soci_e2e::cli::table(&torch_image()?, &[]);
     }
     let root = TestRoot::new()?;
     let image = large_file_image(root.path(), "x", CLI_IMAGE)?;
-    e2e::cli::table(&image, &["--span-size", SMALL_SPANS])
+    soci_e2e::cli::table(&image, &["--span-size", SMALL_SPANS])
 }
 
 /// An image from nothing to its end.

@@ -13,11 +13,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use e2e::table::{megabytes, percent, seconds, times};
-use e2e::{Start, Table, start_lazily, start_with_overlayfs};
-use oci::{Index, Manifest, media_types};
-use testkit::image::{PYTHON_TAG, python_image};
-use testkit::{SociCli, Stack, StackOptions, Throttle, http_request};
+use soci_e2e::table::{megabytes, percent, seconds, times};
+use soci_e2e::{Start, Table, start_lazily, start_with_overlayfs};
+use soci_oci::{Index, Manifest, media_types};
+use soci_testkit::image::{PYTHON_TAG, python_image};
+use soci_testkit::{SociCli, Stack, StackOptions, Throttle, http_request};
 
 /// Starts an image lazily and with overlayfs and prints what both cost.
 #[derive(Debug, Parser)]
@@ -35,7 +35,7 @@ struct Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    e2e::run("demo", || demo(&options))
+    soci_e2e::run("demo", || demo(&options))
 }
 
 fn demo(options: &Options) -> Result<()> {
@@ -135,7 +135,7 @@ fn image_size(stack: &Stack) -> Result<u64> {
     };
     let index: Index =
         serde_json::from_slice(&get(PYTHON_TAG)?).context("parse the image index")?;
-    let host = oci::Platform::host();
+    let host = soci_oci::Platform::host();
     let entry = index
         .manifests
         .iter()

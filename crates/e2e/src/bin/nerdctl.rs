@@ -15,10 +15,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use e2e::Table;
-use e2e::table::seconds;
-use testkit::image::small_image;
-use testkit::{
+use soci_e2e::Table;
+use soci_e2e::table::seconds;
+use soci_testkit::image::small_image;
+use soci_testkit::{
     Containerd, ContainerdOptions, Registry, SociDaemon, SociDaemonOptions, TestRoot, binary,
     output_of, process,
 };
@@ -43,7 +43,7 @@ struct Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let ended = testkit::clean_up_at_signals(|| {
+    let ended = soci_testkit::clean_up_at_signals(|| {
         eprintln!("nerdctl: interrupted; everything it started is ended and removed");
         std::process::exit(1);
     });

@@ -9,7 +9,7 @@ pub(crate) mod systemd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use testkit::{OciImage, Run, SociCli, SociDaemonOptions, Stack, StackOptions};
+use soci_testkit::{OciImage, Run, SociCli, SociDaemonOptions, Stack, StackOptions};
 
 pub(crate) const NAMESPACE: &str = "e2e";
 /// Everything else is measured while the background fetcher rests.
@@ -71,7 +71,7 @@ pub(crate) fn lazy_mounts(stack: &Stack) -> usize {
 
 /// The same for a daemon's root folder.
 pub(crate) fn lazy_mounts_below(root: &Path) -> usize {
-    testkit::process::lazy_mounts_below(root).unwrap()
+    soci_testkit::process::lazy_mounts_below(root).unwrap()
 }
 
 /// Waits until `done` says so; its last complaint is in the failure.
@@ -121,7 +121,7 @@ pub(crate) fn left_below(root: &Path) -> Vec<String> {
             }
         }
     }
-    for mount in testkit::process::mounts_below(root).unwrap() {
+    for mount in soci_testkit::process::mounts_below(root).unwrap() {
         left.push(format!("mount {}", mount.display()));
     }
     left

@@ -5,15 +5,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use hyper_util::rt::TokioIo;
-use oci::{Descriptor, Digest, Index, Manifest};
-use snapshotter::api::types::Mount;
-use snapshotter::api::v1::snapshots_client::SnapshotsClient;
-use snapshotter::api::v1::{
+use soci_oci::{Descriptor, Digest, Index, Manifest};
+use soci_snapshotter::api::types::Mount;
+use soci_snapshotter::api::v1::snapshots_client::SnapshotsClient;
+use soci_snapshotter::api::v1::{
     CleanupRequest, CommitSnapshotRequest, Info, ListSnapshotsRequest, MountsRequest,
     PrepareSnapshotRequest, RemoveSnapshotRequest, ViewSnapshotRequest,
 };
-use testkit::image::small_image;
-use testkit::{Proxy, Registry, SociCli, SociDaemon, SociDaemonOptions, TestRoot, http_request};
+use soci_testkit::image::small_image;
+use soci_testkit::{
+    Proxy, Registry, SociCli, SociDaemon, SociDaemonOptions, TestRoot, http_request,
+};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Status};

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use testkit::image::{READER_MODES, READER_SCRIPT, readers_image};
-use testkit::{
+use soci_testkit::image::{READER_MODES, READER_SCRIPT, readers_image};
+use soci_testkit::{
     Fault, Rule, Run, Running, SociDaemon, SociDaemonOptions, Stack, TestRoot, Throttle,
 };
 

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use testkit::image::{ImageBuilder, busybox_layer};
-use testkit::{Content, Layer, Proxy, Registry, Systemd, TestRoot, binary};
+use soci_testkit::image::{ImageBuilder, busybox_layer};
+use soci_testkit::{Content, Layer, Proxy, Registry, Systemd, TestRoot, binary};
 use tonic::Code;
 
 use super::node::{Client, Image};

@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use soci_ztoc::SpanId;
 use tokio::task::AbortHandle;
-use ztoc::SpanId;
 
 use super::{Running, Schedule, Stage, Waiters};
 use crate::ReadError;

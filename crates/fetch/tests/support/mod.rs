@@ -13,11 +13,11 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fetch::{FetchConfig, LayerData as _, LazyLayer, ReadError, SpanFetcher};
-use oci::Digest;
-use registry::BlobSource;
-use registry::testing::MemoryBlob;
-use store::{LayerStore, LayerStoreConfig};
+use soci_fetch::{FetchConfig, LayerData as _, LazyLayer, ReadError, SpanFetcher};
+use soci_oci::Digest;
+use soci_registry::BlobSource;
+use soci_registry::testing::MemoryBlob;
+use soci_store::{LayerStore, LayerStoreConfig};
 
 /// A layer and the truth about it.
 pub(crate) struct Sample {
@@ -63,11 +63,11 @@ impl Sample {
             encoder.flush().unwrap();
         }
         let blob: Bytes = encoder.finish().unwrap().into();
-        let options = ztoc::BuildOptions {
+        let options = soci_ztoc::BuildOptions {
             span_size,
             ..Default::default()
         };
-        let built = ztoc::build(&blob[..], ztoc::Compression::Gzip, options).unwrap();
+        let built = soci_ztoc::build(&blob[..], soci_ztoc::Compression::Gzip, options).unwrap();
         Self {
             tar,
             blob,

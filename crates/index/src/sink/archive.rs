@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use oci::{Descriptor, Digest};
+use soci_oci::{Descriptor, Digest};
 use tempfile::NamedTempFile;
 
 use super::dir::beside;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use oci::{Descriptor, Digest};
+use soci_oci::{Descriptor, Digest};
 use tempfile::TempDir;
 
 use super::{BlobWriter, ImageSink, OCI_LAYOUT, index_json};

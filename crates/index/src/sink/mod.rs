@@ -11,7 +11,7 @@ use std::io::Write;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use oci::{Descriptor, Index, media_types};
+use soci_oci::{Descriptor, Index, media_types};
 
 pub use self::archive::ArchiveSink;
 pub use self::dir::DirSink;
@@ -93,5 +93,5 @@ pub(crate) fn index_json(image: &Descriptor) -> Result<Vec<u8>, IndexError> {
         subject: None,
         annotations: std::collections::BTreeMap::new(),
     };
-    oci::json::to_vec(&index).map_err(|e| IndexError::Options(e.to_string()))
+    soci_oci::json::to_vec(&index).map_err(|e| IndexError::Options(e.to_string()))
 }

@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
-use oci::{Descriptor, Reference};
-use registry::{BlobBody, Client};
+use soci_oci::{Descriptor, Reference};
+use soci_registry::{BlobBody, Client};
 
 use super::{BlobWriter, ImageSink};
 use crate::IndexError;

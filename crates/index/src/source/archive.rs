@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use oci::{Descriptor, Digest};
+use soci_oci::{Descriptor, Digest};
 
 use super::{ImageSource, MAX_DOCUMENT, Root, check_document_size, root_of_index_json, verify};
 use crate::IndexError;

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use oci::{Descriptor, Digest};
+use soci_oci::{Descriptor, Digest};
 
 use super::{ImageSource, Root, check_document_size, root_of_index_json, verify};
 use crate::IndexError;

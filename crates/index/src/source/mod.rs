@@ -11,7 +11,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use oci::{Descriptor, Digest, Index, Reference};
+use soci_oci::{Descriptor, Digest, Index, Reference};
 
 pub use self::archive::ArchiveSource;
 pub use self::layout::LayoutSource;
@@ -147,7 +147,7 @@ pub(crate) fn root_of_index_json(bytes: &[u8]) -> Result<Root, String> {
         many => {
             if many
                 .iter()
-                .any(|d| oci::media_types::is_index(&d.media_type))
+                .any(|d| soci_oci::media_types::is_index(&d.media_type))
             {
                 return Err(format!(
                     "its index.json lists {} images; a layout with one image is needed",
@@ -175,8 +175,8 @@ mod tests {
                 entries.join(",")
             )
         };
-        let manifest = entry(oci::media_types::OCI_MANIFEST);
-        let index = entry(oci::media_types::OCI_INDEX);
+        let manifest = entry(soci_oci::media_types::OCI_MANIFEST);
+        let index = entry(soci_oci::media_types::OCI_INDEX);
         let read = |entries: &[String]| root_of_index_json(json(entries).as_bytes());
         assert!(matches!(
             read(std::slice::from_ref(&manifest)),

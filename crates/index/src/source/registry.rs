@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
-use oci::{Descriptor, Reference};
-use registry::Client;
+use soci_oci::{Descriptor, Reference};
+use soci_registry::Client;
 
 use super::{ImageSource, Root, StreamReader, check_document_size, verify};
 use crate::IndexError;

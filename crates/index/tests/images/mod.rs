@@ -5,11 +5,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use index::{
+use soci_index::{
     ArchiveSource, ConvertOptions, Converted, DirSink, ImageSink, IndexError, LayerOutcome,
     LayoutSource, Progress, SharedSource, Step, convert,
 };
-use oci::{Descriptor, Digest, Index, Manifest};
+use soci_oci::{Descriptor, Digest, Index, Manifest};
 
 /// The folder of a golden case.
 pub fn golden(case: &str) -> PathBuf {

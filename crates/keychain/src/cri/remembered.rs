@@ -7,10 +7,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use oci::Reference;
 use parking_lot::Mutex;
-use registry::{Credential, CredentialError, Credentials, same_registry};
 use serde::{Deserialize, Serialize};
+use soci_oci::Reference;
+use soci_registry::{Credential, CredentialError, Credentials, same_registry};
 
 use super::messages::AuthConfig;
 
@@ -52,8 +52,8 @@ struct Entry {
 
 /// A credential as it goes into the vault.
 mod secret {
-    use registry::Credential;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use soci_registry::Credential;
 
     #[derive(Serialize, Deserialize)]
     enum Plain {

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use oci::Reference;
 use parking_lot::RwLock;
-use registry::{Credential, CredentialError, Credentials, DockerConfigCredentials};
+use soci_oci::Reference;
+use soci_registry::{Credential, CredentialError, Credentials, DockerConfigCredentials};
 use tokio::sync::watch;
 
 use super::api::{Change, Secret};

@@ -4,10 +4,10 @@ use std::io::IoSlice;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use fetch::LayerData;
-use fuse::{FileSystem, Negotiated, Operation, Reply, ReplySink, Request, init_flags};
-use layerfs::{CacheTimes, LayerFs, Tree};
 use parking_lot::{Condvar, Mutex};
+use soci_fetch::LayerData;
+use soci_fuse::{FileSystem, Negotiated, Operation, Reply, ReplySink, Request, init_flags};
+use soci_layerfs::{CacheTimes, LayerFs, Tree};
 
 /// Everything negotiated that there is.
 pub const NEGOTIATED: Negotiated = Negotiated {

@@ -3,8 +3,8 @@
 use std::io::Read;
 use std::path::PathBuf;
 
-use testkit::listing::{self, Listing};
-use ztoc::Ztoc;
+use soci_testkit::listing::{self, Listing};
+use soci_ztoc::Ztoc;
 
 pub struct Golden {
     pub ztoc: Ztoc,

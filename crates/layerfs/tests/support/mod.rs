@@ -15,10 +15,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fetch::testing::MemoryLayer;
-use fuse::Pool;
-use layerfs::{MountOptions, MountedLayer, Tree, TreeError, TreeOptions, mount_layer};
-use ztoc::{BuildOptions, Compression, Ztoc};
+use soci_fetch::testing::MemoryLayer;
+use soci_fuse::Pool;
+use soci_layerfs::{MountOptions, MountedLayer, Tree, TreeError, TreeOptions, mount_layer};
+use soci_ztoc::{BuildOptions, Compression, Ztoc};
 
 /// One tar entry; the header's numbers can be changed before it is added.
 pub fn entry(kind: tar::EntryType, mode: u32) -> tar::Header {
@@ -89,7 +89,7 @@ impl Layer {
 
 pub fn ztoc_of(tar: &[u8]) -> Ztoc {
     let options = BuildOptions::default();
-    ztoc::build(tar, Compression::Uncompressed, options)
+    soci_ztoc::build(tar, Compression::Uncompressed, options)
         .unwrap()
         .ztoc
 }
@@ -132,7 +132,7 @@ impl Mount {
         std::fs::create_dir(&mountpoint).unwrap();
         let tree = Arc::new(tree_of(ztoc, TreeOptions::default()).unwrap());
         let data = MemoryLayer::new(tar);
-        let pool = Pool::new(2, fuse::Journal::create().unwrap()).unwrap();
+        let pool = Pool::new(2, soci_fuse::Journal::create().unwrap()).unwrap();
         let shared = Arc::new(data.clone());
         let layer = mount_layer(&pool, tree.clone(), shared, &mountpoint, options).unwrap();
         Self {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use axum::response::Response;
 use bytes::Bytes;
-use oci::Reference;
-use registry::{
+use soci_oci::Reference;
+use soci_registry::{
     BlobSource, Credential, CredentialError, Credentials, ErrorKind, StaticCredentials,
 };
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use registry::{BlobSource, Client, ErrorKind, NoCredentials};
+use soci_registry::{BlobSource, Client, ErrorKind, NoCredentials};
 
 use crate::fake::{Fake, With, broken, client, config, descriptor, noise, serve, status};
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
-use oci::{Descriptor, Digest, Reference, media_types};
-use registry::{BlobSource, PushOutcome};
+use soci_oci::{Descriptor, Digest, Reference, media_types};
+use soci_registry::{BlobSource, PushOutcome};
 
 use crate::fake::{client, descriptor, noise};
 
@@ -76,7 +76,7 @@ fn settings(folder: &Path, host: &str) -> String {
 async fn push_image(server: &Server, reference: &Reference, layer: &Bytes) -> (Descriptor, Bytes) {
     let client = client();
     let config = Bytes::from_static(b"{}");
-    let mut manifest = oci::Manifest {
+    let mut manifest = soci_oci::Manifest {
         schema_version: 2,
         media_type: media_types::OCI_MANIFEST.to_owned(),
         artifact_type: None,
@@ -95,7 +95,7 @@ async fn push_image(server: &Server, reference: &Reference, layer: &Bytes) -> (D
             .unwrap();
         assert_eq!(outcome, PushOutcome::Uploaded);
     }
-    let bytes = Bytes::from(oci::json::to_vec(&manifest).unwrap());
+    let bytes = Bytes::from(soci_oci::json::to_vec(&manifest).unwrap());
     let digest = client
         .push_manifest(reference, media_types::OCI_MANIFEST, bytes.clone())
         .await
@@ -154,7 +154,7 @@ async fn blobs_are_mounted_from_other_repositories() {
     let other = server.reference("c/d:t");
     let wanted = descriptor(&layer);
     // The registry must not need the body.
-    let nothing = registry::BlobBody::File("/nonexistent".into());
+    let nothing = soci_registry::BlobBody::File("/nonexistent".into());
     let outcome = client
         .push_blob(&other, &wanted, nothing.clone(), Some("a/b"), None)
         .await
@@ -182,7 +182,7 @@ async fn referrers_are_kept_under_their_tag() {
     let ztoc = noise(2000);
     let layers = vec![Descriptor::of(media_types::ZTOC, &ztoc)];
     let config = Bytes::from_static(b"{}");
-    let index = oci::Manifest {
+    let index = soci_oci::Manifest {
         schema_version: 2,
         media_type: media_types::OCI_MANIFEST.to_owned(),
         artifact_type: None,
@@ -195,7 +195,7 @@ async fn referrers_are_kept_under_their_tag() {
         .push_blob(&reference, &index.layers[0], ztoc.into(), None, None)
         .await
         .unwrap();
-    let bytes = Bytes::from(oci::json::to_vec(&index).unwrap());
+    let bytes = Bytes::from(soci_oci::json::to_vec(&index).unwrap());
     let at = reference.at(Digest::of(&bytes));
     let digest = client
         .push_manifest(&at, media_types::OCI_MANIFEST, bytes)

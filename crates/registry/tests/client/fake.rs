@@ -9,9 +9,9 @@ use axum::extract::Request;
 use axum::response::Response;
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
-use oci::{Descriptor, Reference};
 use parking_lot::Mutex;
-use registry::{
+use soci_oci::{Descriptor, Reference};
+use soci_registry::{
     BlobSource as _, Client, ClientConfig, Credential, Credentials, NoCredentials, RetryPolicy,
 };
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::Bytes;
 use futures::StreamExt;
-use registry::{BlobSource, Client, ErrorKind, NoCredentials};
+use soci_registry::{BlobSource, Client, ErrorKind, NoCredentials};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use oci::media_types;
-use registry::{
+use soci_oci::media_types;
+use soci_registry::{
     BlobBody, BlobSource, Client, HostHeaders, Mirror, NoCredentials, Origin, StaticCredentials,
 };
 

@@ -3,8 +3,8 @@
 use axum::body::Body;
 use bytes::Bytes;
 use http::Method;
-use oci::{Digest, media_types};
-use registry::ErrorKind;
+use soci_oci::{Digest, media_types};
+use soci_registry::ErrorKind;
 
 use crate::fake::{Fake, With, client, status};
 
@@ -26,7 +26,7 @@ async fn resolving_takes_one_head_request() {
     let found = client().resolve(&fake.reference("a/b:t")).await.unwrap();
     assert_eq!(
         found,
-        oci::Descriptor::of(media_types::OCI_MANIFEST, MANIFEST)
+        soci_oci::Descriptor::of(media_types::OCI_MANIFEST, MANIFEST)
     );
     let requests = fake.requests();
     assert_eq!(requests.len(), 1);
@@ -65,7 +65,7 @@ async fn where_head_is_refused_or_says_too_little_get_resolves() {
         let found = client().resolve(&fake.reference("a/b:t")).await.unwrap();
         assert_eq!(
             found,
-            oci::Descriptor::of(media_types::OCI_MANIFEST, MANIFEST)
+            soci_oci::Descriptor::of(media_types::OCI_MANIFEST, MANIFEST)
         );
         assert_eq!(fake.requests().len(), 2);
     }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use oci::{Descriptor, Digest, media_types};
-use registry::{BlobSource, Client, HostHeaders, Mirror, StaticCredentials};
+use soci_oci::{Descriptor, Digest, media_types};
+use soci_registry::{BlobSource, Client, HostHeaders, Mirror, StaticCredentials};
 
 use crate::fake::{Fake, With, basic, config, descriptor, noise, read_everything, serve, status};
 

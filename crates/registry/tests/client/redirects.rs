@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use registry::{BlobSource, ErrorKind, StaticCredentials};
+use soci_registry::{BlobSource, ErrorKind, StaticCredentials};
 
 use crate::fake::{
     Fake, With, basic, client, client_with, descriptor, noise, redirect, serve, status,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Method;
-use oci::{Descriptor, Digest, media_types};
 use parking_lot::Mutex;
+use soci_oci::{Descriptor, Digest, media_types};
 
 use crate::fake::{Fake, With, client, status};
 
@@ -86,7 +86,7 @@ async fn an_endless_list_ends() {
         .referrers(&fake.reference("a/b:t"), Digest::of(b"image"), None)
         .await
         .unwrap_err();
-    assert_eq!(error.kind(), registry::ErrorKind::TooLarge);
+    assert_eq!(error.kind(), soci_registry::ErrorKind::TooLarge);
 }
 
 /// Manifests by path.
@@ -118,7 +118,7 @@ async fn keeping(kept: &Kept, knows_subjects: bool) -> Fake {
 
 fn manifest_about(subject: &Descriptor, name: &str) -> Bytes {
     let config = Descriptor::of("want/this", b"{}");
-    let mut manifest = oci::Manifest {
+    let mut manifest = soci_oci::Manifest {
         schema_version: 2,
         media_type: media_types::OCI_MANIFEST.to_owned(),
         artifact_type: None,
@@ -130,7 +130,7 @@ fn manifest_about(subject: &Descriptor, name: &str) -> Bytes {
     manifest
         .annotations
         .insert("name".to_owned(), name.to_owned());
-    oci::json::to_vec(&manifest).unwrap().into()
+    soci_oci::json::to_vec(&manifest).unwrap().into()
 }
 
 #[tokio::test]

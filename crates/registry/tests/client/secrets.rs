@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use registry::{
+use soci_registry::{
     ChainedCredentials, Client, ClientIdentity, Credential, NoCredentials, StaticCredentials,
 };
 

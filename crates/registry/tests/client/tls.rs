@@ -7,8 +7,8 @@ use axum::extract::Request;
 use axum::http::Version;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use registry::{BlobSource, Client, ClientConfig, ErrorKind, NoCredentials, RemoteBlob};
-use testkit::Https;
+use soci_registry::{BlobSource, Client, ClientConfig, ErrorKind, NoCredentials, RemoteBlob};
+use soci_testkit::Https;
 
 use crate::fake::{Fake, With, config, descriptor, noise, redirect, status};
 

@@ -7,8 +7,8 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures::StreamExt;
 use http::Method;
-use oci::Digest;
-use registry::{BlobBody, ErrorKind, PushOutcome, StaticCredentials};
+use soci_oci::Digest;
+use soci_registry::{BlobBody, ErrorKind, PushOutcome, StaticCredentials};
 
 use crate::fake::{
     Fake, Received, With, basic, client, client_with, descriptor, noise, redirect, status,

@@ -200,7 +200,7 @@ impl Metadata {
         let attempt = || {
             let transaction = self.database.begin_write()?;
             let result = work(&mut Writer::new(&transaction)?)?;
-            faults::point("metadata-changed");
+            soci_faults::point("metadata-changed");
             transaction.commit()?;
             self.changes.fetch_add(1, Ordering::Release);
             Ok(result)

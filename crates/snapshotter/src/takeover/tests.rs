@@ -12,7 +12,7 @@ fn golden(name: &str) -> String {
 
 #[test]
 fn ids_kinds_times_and_usage_are_read_as_v0_15_wrote_them() {
-    let database = bolt::Database::open(Path::new(&golden("metadata.db"))).unwrap();
+    let database = soci_bolt::Database::open(Path::new(&golden("metadata.db"))).unwrap();
     let snapshots = snapshots(&database).unwrap();
     let of = |id: u64| snapshots.iter().find(|snapshot| snapshot.id == id).unwrap();
     assert_eq!(snapshots.len(), 4);

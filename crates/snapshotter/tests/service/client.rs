@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use snapshotter::api::types::Mount;
-use snapshotter::api::v1::*;
+use soci_snapshotter::api::types::Mount;
+use soci_snapshotter::api::v1::*;
 use tonic::{Code, Request, Status};
 
 use crate::fixture::Daemon;

@@ -1,6 +1,6 @@
 //! Comparing snapshots, as `nerdctl commit` does: lazy layers answer requests for extended attributes.
 
-use snapshotter::LayerRefusal;
+use soci_snapshotter::LayerRefusal;
 use tonic::Code;
 
 use crate::client::assert_code;

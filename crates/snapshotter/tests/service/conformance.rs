@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use snapshotter::api::v1::{Info, Kind};
+use soci_snapshotter::api::v1::{Info, Kind};
 use tonic::Code;
 
 use crate::client::{Labels, assert_code, labels};
@@ -203,7 +203,7 @@ async fn a_snapshot_can_be_asked_for_while_all_are_listed() {
     let mut stream = daemon
         .client
         .clone()
-        .list(snapshotter::api::v1::ListSnapshotsRequest::default())
+        .list(soci_snapshotter::api::v1::ListSnapshotsRequest::default())
         .await
         .unwrap()
         .into_inner();

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use snapshotter::api::v1::{Info, Kind};
+use soci_snapshotter::api::v1::{Info, Kind};
 use tonic::Code;
 
 use crate::client::{Labels, assert_code, labels};

@@ -9,8 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
-use snapshotter::labels::LAYER_DIGEST;
-use snapshotter::{
+use soci_snapshotter::labels::LAYER_DIGEST;
+use soci_snapshotter::{
     LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError, UnpackRequest,
 };
 use tokio::sync::Notify;

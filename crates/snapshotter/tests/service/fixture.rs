@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use rustix::mount::{UnmountFlags, unmount};
-use snapshotter::api::v1::snapshots_client::SnapshotsClient;
-use snapshotter::{MountedInfo, Snapshotter, SnapshotterConfig, SnapshotterError, service};
+use soci_snapshotter::api::v1::snapshots_client::SnapshotsClient;
+use soci_snapshotter::{MountedInfo, Snapshotter, SnapshotterConfig, SnapshotterError, service};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -135,7 +135,7 @@ impl Machine {
     /// Mount points below the temporary directory, deepest last.
     pub(crate) fn mounted(&self) -> Vec<PathBuf> {
         let real = fs::canonicalize(self.directory.path()).unwrap();
-        let table = mountinfo::Table::read().unwrap();
+        let table = soci_mountinfo::Table::read().unwrap();
         let below = table.under(&real);
         below.map(|mount| mount.point.into_owned()).collect()
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, lchown, symlink};
 use std::path::Path;
 
-use snapshotter::{IdMaps, IdRange, LayerRefusal};
+use soci_snapshotter::{IdMaps, IdRange, LayerRefusal};
 use tonic::Code;
 
 use crate::client::{Labels, assert_code, labels};

@@ -1,6 +1,6 @@
 //! What is known of image layers, for `soci status` and metrics.
 
-use snapshotter::{LayerCounts, LayerMode, LayerRefusal};
+use soci_snapshotter::{LayerCounts, LayerMode, LayerRefusal};
 
 use crate::client::{Labels, layer_labels};
 use crate::double::Behaviour;

@@ -3,8 +3,8 @@
 use std::fs;
 use std::sync::Arc;
 
-use snapshotter::api::v1::Kind;
-use snapshotter::{LayerMode, LayerRefusal};
+use soci_snapshotter::api::v1::Kind;
+use soci_snapshotter::{LayerMode, LayerRefusal};
 use tokio::sync::Notify;
 use tonic::Code;
 

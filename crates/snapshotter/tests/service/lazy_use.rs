@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use snapshotter::MountedInfo;
+use soci_snapshotter::MountedInfo;
 use tonic::Code;
 
 use crate::client::assert_code;

@@ -4,8 +4,8 @@
 use std::fs;
 use std::sync::Arc;
 
-use snapshotter::api::v1::Kind;
-use snapshotter::{LayerMode, LayerRefusal, ParentLayer};
+use soci_snapshotter::api::v1::Kind;
+use soci_snapshotter::{LayerMode, LayerRefusal, ParentLayer};
 use tokio::sync::Notify;
 use tonic::Code;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
-use snapshotter::api::types::Mount;
+use soci_snapshotter::api::types::Mount;
 
 use crate::double::bind;
 use crate::fixture::{Daemon, Machine};

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use snapshotter::{LayerMode, LayerRefusal, SnapshotterError};
+use soci_snapshotter::{LayerMode, LayerRefusal, SnapshotterError};
 use tonic::Code;
 
 use crate::client::{assert_code, labels};

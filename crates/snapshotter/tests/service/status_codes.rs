@@ -1,6 +1,6 @@
 //! Bad requests are answered with the codes of containerd's own snapshotters, and change nothing.
 
-use snapshotter::api::v1::{PrepareSnapshotRequest, UpdateSnapshotRequest};
+use soci_snapshotter::api::v1::{PrepareSnapshotRequest, UpdateSnapshotRequest};
 use tonic::{Code, Request};
 
 use crate::client::{Labels, assert_code, labels, layer_labels};
@@ -189,7 +189,7 @@ async fn the_empty_name_is_nobodys() {
     assert_code(&daemon.usage("").await, Code::NotFound);
     assert_code(&daemon.remove("").await, Code::NotFound);
     assert_code(&daemon.commit("name", "").await, Code::NotFound);
-    let nobody = snapshotter::api::v1::Info::default();
+    let nobody = soci_snapshotter::api::v1::Info::default();
     assert_code(&daemon.update(nobody, &["labels"]).await, Code::NotFound);
 }
 

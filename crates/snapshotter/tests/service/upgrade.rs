@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use snapshotter::api::v1::{Info, Kind};
-use snapshotter::{LayerMode, LayerRefusal, MountedInfo, SnapshotterError};
+use soci_snapshotter::api::v1::{Info, Kind};
+use soci_snapshotter::{LayerMode, LayerRefusal, MountedInfo, SnapshotterError};
 use tonic::Code;
 
 use crate::client::assert_code;
@@ -118,7 +118,7 @@ async fn lazy_layers_of_v0_15_are_mounted_again_and_its_containers_go_on() {
         assert!(!request.labels.contains_key("containerd.io/snapshot/remote"));
     }
     let layers = daemon.snapshotter.layers().await.unwrap();
-    let lazy = |layer: &&snapshotter::LayerState| layer.mode == LayerMode::Lazy;
+    let lazy = |layer: &&soci_snapshotter::LayerState| layer.mode == LayerMode::Lazy;
     assert_eq!((layers.len(), layers.iter().filter(lazy).count()), (3, 2));
 
     let mounts = daemon.mounts(ACTIVE).await.unwrap();

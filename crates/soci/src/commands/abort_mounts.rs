@@ -4,9 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use fuse::{LeftMount, left_below};
-use holder::Client;
-use store::RootLock;
+use soci_fuse::{LeftMount, left_below};
+use soci_holder::Client;
+use soci_store::RootLock;
 
 use crate::global::Global;
 use crate::output;

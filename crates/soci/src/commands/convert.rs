@@ -5,7 +5,7 @@ mod in_containerd;
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use index::{ConvertOptions, Destination, IndexError, Source};
+use soci_index::{ConvertOptions, Destination, IndexError, Source};
 
 use crate::cli::limited;
 use crate::global::Global;
@@ -97,7 +97,7 @@ impl Convert {
         let source: Source = self.source.parse()?;
         let destination: Destination = self.destination.parse()?;
         let (source_user, destination_user) = self.users(&source, &destination);
-        let client = |reference: Option<&oci::Reference>, user: Option<&UserPassword>| {
+        let client = |reference: Option<&soci_oci::Reference>, user: Option<&UserPassword>| {
             let reference = reference
                 .ok_or_else(|| IndexError::Options("no registry is involved".to_owned()))?;
             self.registry
@@ -106,15 +106,15 @@ impl Convert {
         };
         let image = source.open(|| client(source.reference(), source_user))?;
         let format = match self.format {
-            Format::OciArchive => index::Format::OciArchive,
-            Format::OciDir => index::Format::OciDir,
+            Format::OciArchive => soci_index::Format::OciArchive,
+            Format::OciDir => soci_index::Format::OciDir,
         };
         let sink =
             destination.create(format, || client(destination.reference(), destination_user))?;
         let progress = Arc::new(ConvertProgress::new(self.quiet));
         let clear = ClearAtEnd(Arc::clone(&progress));
         let converted =
-            index::convert(&image, sink, options, Arc::clone(&progress) as Arc<_>).await?;
+            soci_index::convert(&image, sink, options, Arc::clone(&progress) as Arc<_>).await?;
         drop(clear);
         if !self.quiet {
             output::line(format!("{} {}", self.destination, converted.index.digest));

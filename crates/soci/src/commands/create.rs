@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use clap::Args;
-use index::{ConvertOptions, CreatedIndex, IndexError, RegistrySink, SharedSource, Source};
-use store::artifacts::{ArtifactDb, ArtifactKind};
+use soci_index::{ConvertOptions, CreatedIndex, IndexError, RegistrySink, SharedSource, Source};
+use soci_store::artifacts::{ArtifactDb, ArtifactKind};
 
 use crate::artifact_records::{add_index, known_ztocs, list};
 use crate::cli::limited;
@@ -76,7 +76,7 @@ impl Create {
                 let progress = Arc::new(ConvertProgress::new(quiet));
                 let _clear = ClearAtEnd(Arc::clone(&progress));
                 let created =
-                    index::create(&source, &sink, &options, Arc::clone(&progress) as Arc<_>)
+                    soci_index::create(&source, &sink, &options, Arc::clone(&progress) as Arc<_>)
                         .await?;
                 let labels = index_labels(&db, &image, &created).await?;
                 for created in &created {
@@ -111,7 +111,7 @@ impl Create {
         let progress = Arc::new(ConvertProgress::new(self.quiet));
         let clear = ClearAtEnd(Arc::clone(&progress));
         let created =
-            index::create(&image, &sink, options, Arc::clone(&progress) as Arc<_>).await?;
+            soci_index::create(&image, &sink, options, Arc::clone(&progress) as Arc<_>).await?;
         drop(clear);
         if !self.quiet {
             for created in created {
@@ -132,7 +132,7 @@ async fn index_labels(
     image: &ImageRecord,
     created: &[CreatedIndex],
 ) -> anyhow::Result<HashMap<String, String>> {
-    let manifest_of: BTreeMap<String, oci::Digest> = list(db, Some(ArtifactKind::Index))
+    let manifest_of: BTreeMap<String, soci_oci::Digest> = list(db, Some(ArtifactKind::Index))
         .await?
         .into_iter()
         .map(|index| (index.digest.to_string(), index.original_digest))

@@ -53,7 +53,7 @@ struct File {
     #[serde(skip_serializing_if = "Option::is_none")]
     target: Option<String>,
     /// The layer that the file is from.
-    layer: oci::Digest,
+    layer: soci_oci::Digest,
 }
 
 impl Ls {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _};
-use manual::ManualPage;
+use soci_manual::ManualPage;
 
 use crate::cli::Cli;
 use crate::manual_pages;
@@ -23,6 +23,6 @@ pub(crate) struct Man {
 impl Man {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         let pages: Vec<ManualPage> = manual_pages::of(Cli::command());
-        Ok(manual::write(&pages, &self.folder)?)
+        Ok(soci_manual::write(&pages, &self.folder)?)
     }
 }

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use fetch::{FetchConfig, LayerData, LazyLayer, SpanFetcher};
-use layerfs::{MountOptions, MountedLayer, mount_layer};
-use oci::{Digest, Reference};
 use rustix::mount::{MountFlags, UnmountFlags};
-use store::{LayerStore, LayerStoreConfig};
+use soci_fetch::{FetchConfig, LayerData, LazyLayer, SpanFetcher};
+use soci_layerfs::{MountOptions, MountedLayer, mount_layer};
+use soci_oci::{Digest, Reference};
+use soci_store::{LayerStore, LayerStoreConfig};
 use tokio::runtime::Handle;
 
 use crate::cli::{interrupted, limited};
@@ -113,7 +113,7 @@ struct Mounted {
     /// In the order of taking down.
     overlay: Option<PathBuf>,
     layers: Vec<(MountedLayer, Arc<LazyLayer>)>,
-    pool: fuse::Pool,
+    pool: soci_fuse::Pool,
     fetcher: Arc<SpanFetcher>,
     store: LayerStore,
     state: tempfile::TempDir,
@@ -128,8 +128,8 @@ impl Mounted {
         Ok(Self {
             overlay: None,
             layers: Vec::new(),
-            pool: fuse::Journal::create()
-                .and_then(|journal| fuse::Pool::new(threads.clamp(4, 16), journal))
+            pool: soci_fuse::Journal::create()
+                .and_then(|journal| soci_fuse::Pool::new(threads.clamp(4, 16), journal))
                 .context("cannot start the threads that serve file systems")?,
             fetcher: SpanFetcher::new(config, Handle::current()),
             store,
@@ -236,7 +236,7 @@ async fn gone(directory: &Path) {
 
 /// Is an image of ours mounted on the folder? If that cannot be told, yes.
 fn is_mounted(directory: &Path) -> bool {
-    let Ok(table) = mountinfo::Table::read() else {
+    let Ok(table) = soci_mountinfo::Table::read() else {
         return true;
     };
     let mut mounts = table.mounts();

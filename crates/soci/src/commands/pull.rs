@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Args;
-use index::lazy_report;
-use oci::{Digest, Platform, Reference};
 use serde::Serialize;
+use soci_index::lazy_report;
+use soci_oci::{Digest, Platform, Reference};
 
 use crate::cli::limited;
 use crate::containerd::{self, Containerd};

@@ -7,8 +7,8 @@ mod selection;
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use oci::{Digest, Reference, media_types};
-use registry::Client;
+use soci_oci::{Digest, Reference, media_types};
+use soci_registry::Client;
 
 use crate::cli::limited;
 use crate::containerd::{ContainerdSource, Content, ImageRecord, KnownZtocs};

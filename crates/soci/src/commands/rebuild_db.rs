@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use clap::Args;
-use oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, annotations};
-use store::artifacts::{Artifact, IndexedImage};
-use ztoc::soci_index::SociIndex;
+use soci_oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, annotations};
+use soci_store::artifacts::{Artifact, IndexedImage};
+use soci_ztoc::soci_index::SociIndex;
 
 use crate::artifact_records::with_db;
 use crate::artifact_store::{ArtifactStore, Stored};

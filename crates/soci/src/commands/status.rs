@@ -60,8 +60,8 @@ impl Status {
 }
 
 /// The daemon's answer; without a daemon, what waits for one.
-async fn answer(socket: &Path, root: &Path) -> anyhow::Result<status::api::GetResponse> {
-    let mut asked = std::pin::pin!(status::get(socket));
+async fn answer(socket: &Path, root: &Path) -> anyhow::Result<soci_status::api::GetResponse> {
+    let mut asked = std::pin::pin!(soci_status::get(socket));
     let begin = Instant::now();
     while begin.elapsed() < PATIENCE {
         match tokio::time::timeout(SILENCE, &mut asked).await {

@@ -8,7 +8,7 @@ use containerd_client::Client;
 use containerd_client::services::v1::{AddResourceRequest, CreateRequest, DeleteRequest, Resource};
 use containerd_client::tonic::metadata::{Ascii, MetadataValue};
 use containerd_client::tonic::{Code, Request, Status};
-use oci::Digest;
+use soci_oci::Digest;
 
 /// containerd's collector removes a lease after the time in this label (RFC 3339).
 const EXPIRE: &str = "containerd.io/gc.expire";

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use oci::{Index, Manifest, media_types};
+use soci_oci::{Index, Manifest, media_types};
 
 /// On content and images: what it keeps alive.
 const CONTENT: &str = "containerd.io/gc.ref.content";

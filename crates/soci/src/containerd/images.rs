@@ -8,8 +8,8 @@ use containerd_client::services::v1::{
 };
 use containerd_client::tonic::Code;
 use containerd_client::types;
-use oci::{Descriptor, Reference};
 use prost_types::FieldMask;
+use soci_oci::{Descriptor, Reference};
 
 use super::{Containerd, failed};
 

@@ -13,7 +13,7 @@ use containerd_client::services::v1::{
 use containerd_client::tonic::Code;
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
-use oci::{Descriptor, Digest};
+use soci_oci::{Descriptor, Digest};
 use tokio::sync::OnceCell;
 
 use super::{Containerd, failed};
@@ -155,7 +155,7 @@ impl Content {
     /// A whole blob, size and digest checked.
     pub(crate) async fn bytes(&self, descriptor: &Descriptor) -> anyhow::Result<Bytes> {
         let bytes = self.range(&descriptor.digest, 0, descriptor.size).await?;
-        Ok(index::verify(bytes, descriptor, "containerd")?)
+        Ok(soci_index::verify(bytes, descriptor, "containerd")?)
     }
 
     /// All blobs of the namespace.
@@ -244,7 +244,7 @@ impl LayerFile {
 }
 
 #[async_trait::async_trait]
-impl registry::BlobSource for LayerFile {
+impl soci_registry::BlobSource for LayerFile {
     fn size(&self) -> u64 {
         self.size
     }
@@ -252,9 +252,9 @@ impl registry::BlobSource for LayerFile {
     async fn stream_range(
         &self,
         range: std::ops::Range<u64>,
-    ) -> Result<registry::ByteStream, registry::RegistryError> {
+    ) -> Result<soci_registry::ByteStream, soci_registry::RegistryError> {
         let what = self.describe();
-        let failed = move |reason: String| registry::RegistryError::Source {
+        let failed = move |reason: String| soci_registry::RegistryError::Source {
             what: what.clone(),
             reason,
         };

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use index::{BlobWriter, ImageSink, IndexError, Meter, SharedSource};
-use oci::{Descriptor, Index, Manifest, media_types};
-use store::content::OciLayout;
+use soci_index::{BlobWriter, ImageSink, IndexError, Meter, SharedSource};
+use soci_oci::{Descriptor, Index, Manifest, media_types};
+use soci_store::content::OciLayout;
 
 use super::{Containerd, Content, gc_labels, record, write_bytes};
 use crate::output;

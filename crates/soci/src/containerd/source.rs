@@ -7,9 +7,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use index::{ImageSource, IndexError, Root, StreamReader};
-use oci::{Descriptor, Digest};
-use store::content::OciLayout;
+use soci_index::{ImageSource, IndexError, Root, StreamReader};
+use soci_oci::{Descriptor, Digest};
+use soci_store::content::OciLayout;
 
 use super::{Containerd, Content, ImageRecord};
 use crate::output;
@@ -96,14 +96,14 @@ impl ImageSource for ContainerdSource {
     }
 
     async fn manifest(&self, descriptor: &Descriptor) -> Result<Bytes, IndexError> {
-        if descriptor.size > index::MAX_DOCUMENT {
+        if descriptor.size > soci_index::MAX_DOCUMENT {
             return Err(IndexError::Store {
                 place: self.describe(),
                 reason: format!(
                     "manifest {} has {} bytes, more than the limit of {}",
                     descriptor.digest,
                     descriptor.size,
-                    index::MAX_DOCUMENT
+                    soci_index::MAX_DOCUMENT
                 ),
             });
         }

@@ -14,9 +14,9 @@ use containerd_client::tonic::transport::Channel;
 use containerd_client::tonic::{Code, Status, Streaming};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use oci::Descriptor;
 use prost_types::FieldMask;
-use registry::{ErrorKind, RegistryError};
+use soci_oci::Descriptor;
+use soci_registry::{ErrorKind, RegistryError};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 

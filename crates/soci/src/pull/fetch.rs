@@ -4,8 +4,10 @@ use std::collections::HashMap;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, Reference, media_types};
-use registry::Client;
+use soci_oci::{
+    Descriptor, Digest, ImageConfig, Index, Manifest, Platform, Reference, media_types,
+};
+use soci_registry::Client;
 
 use super::labels;
 use crate::containerd::{Containerd, write_bytes};
@@ -53,10 +55,10 @@ pub(crate) async fn fetch(
     };
     let manifest: Manifest = serde_json::from_slice(&manifest_bytes)
         .with_context(|| format!("the manifest {} is invalid", manifest_descriptor.digest))?;
-    if manifest.config.size > index::MAX_DOCUMENT {
+    if manifest.config.size > soci_index::MAX_DOCUMENT {
         bail!(
             "the configuration of {reference} is larger than {} bytes",
-            index::MAX_DOCUMENT
+            soci_index::MAX_DOCUMENT
         );
     }
     let config_bytes = client.blob_bytes(reference, &manifest.config).await?;

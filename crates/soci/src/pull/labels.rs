@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use oci::{Descriptor, Digest, Manifest, Reference};
+use soci_oci::{Descriptor, Digest, Manifest, Reference};
 
 /// Target name of a layer that is being unpacked.
 pub(crate) const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";

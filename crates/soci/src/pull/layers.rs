@@ -6,8 +6,8 @@ use std::sync::Arc;
 use anyhow::anyhow;
 use futures::future::{BoxFuture, FutureExt as _, Shared};
 use futures::{StreamExt as _, TryStreamExt as _};
-use oci::{Descriptor, Digest, Reference};
-use registry::{BlobSource as _, Client};
+use soci_oci::{Descriptor, Digest, Reference};
+use soci_registry::{BlobSource as _, Client};
 use tokio::sync::{Mutex, Semaphore};
 
 use super::labels;

@@ -1,7 +1,7 @@
 //! What became of each layer, for people and for programs.
 
-use oci::Digest;
 use serde::Serialize;
+use soci_oci::Digest;
 
 /// What became of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

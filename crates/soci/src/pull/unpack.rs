@@ -12,8 +12,8 @@ use containerd_client::services::v1::snapshots::{
 };
 use containerd_client::tonic::Code;
 use containerd_client::types::Mount;
-use index::{LayerVerdict, LazyReport};
-use oci::{Descriptor, Digest, Reference};
+use soci_index::{LayerVerdict, LazyReport};
+use soci_oci::{Descriptor, Digest, Reference};
 
 use super::labels::{self, ImageLabels};
 use super::{Downloads, Fetched, Layer, State};

@@ -1,8 +1,8 @@
 //! Finding the SOCI index of an image at a registry, of whichever version.
 
-use oci::{Digest, Manifest, Reference, annotations, media_types};
-use registry::Client;
-use ztoc::soci_index::SociIndex;
+use soci_oci::{Digest, Manifest, Reference, annotations, media_types};
+use soci_registry::Client;
+use soci_ztoc::soci_index::SociIndex;
 
 /// How an index was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

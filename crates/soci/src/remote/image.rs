@@ -4,9 +4,9 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use index::{Content, Image, Platforms, RegistrySource};
-use oci::{Descriptor, Digest, ImageConfig, Manifest, Platform, Reference};
-use registry::Client;
+use soci_index::{Content, Image, Platforms, RegistrySource};
+use soci_oci::{Descriptor, Digest, ImageConfig, Manifest, Platform, Reference};
+use soci_registry::Client;
 
 use crate::registry_args::RegistryArgs;
 
@@ -18,7 +18,7 @@ pub(crate) struct ImagePath {
 }
 
 impl FromStr for ImagePath {
-    type Err = oci::ReferenceError;
+    type Err = soci_oci::ReferenceError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let text = text.strip_prefix("docker://").unwrap_or(text);
@@ -92,7 +92,7 @@ impl RemoteImage {
     /// The image's configuration as JSON, and the part of it that we know.
     pub(crate) async fn config(&self) -> anyhow::Result<(ImageConfig, serde_json::Value)> {
         let config = &self.manifest.config;
-        if config.size > index::MAX_DOCUMENT {
+        if config.size > soci_index::MAX_DOCUMENT {
             bail!("the configuration of {} is too large", self.reference);
         }
         let bytes = self.client.blob_bytes(&self.reference, config).await?;

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
-use layerfs::{Tree, TreeOptions};
-use oci::{Descriptor, Digest};
-use registry::BlobSource;
-use ztoc::Ztoc;
-use ztoc::soci_index::ZtocDescriptor;
+use soci_layerfs::{Tree, TreeOptions};
+use soci_oci::{Descriptor, Digest};
+use soci_registry::BlobSource;
+use soci_ztoc::Ztoc;
+use soci_ztoc::soci_index::ZtocDescriptor;
 
 use super::local_layer::LocalLayer;
 use super::{Found, RemoteImage, SpanReader};

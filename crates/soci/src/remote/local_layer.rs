@@ -10,11 +10,11 @@ use anyhow::{Context as _, bail};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
-use index::StreamReader;
-use oci::media_types::{LayerCompression, layer_compression};
-use oci::{Descriptor, Digest, Hasher};
-use registry::{BlobSource, ByteStream, RegistryError};
-use ztoc::{BuildOptions, Built, Compression};
+use soci_index::StreamReader;
+use soci_oci::media_types::{LayerCompression, layer_compression};
+use soci_oci::{Descriptor, Digest, Hasher};
+use soci_registry::{BlobSource, ByteStream, RegistryError};
+use soci_ztoc::{BuildOptions, Built, Compression};
 
 /// A layer in an unnamed temporary file: the blob, or the tar in it where the blob cannot be read in
 /// parts.
@@ -69,7 +69,7 @@ fn keep(
         file,
         at: 0,
     };
-    let built = ztoc::build(tee, compression, BuildOptions::default())?;
+    let built = soci_ztoc::build(tee, compression, BuildOptions::default())?;
     let digest = built.compressed_digest;
     Ok((built, digest))
 }

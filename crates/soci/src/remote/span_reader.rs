@@ -6,8 +6,8 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
-use registry::BlobSource;
-use ztoc::{SpanId, SpanTable};
+use soci_registry::BlobSource;
+use soci_ztoc::{SpanId, SpanTable};
 
 /// Compressed bytes of one request, unless a span alone is larger.
 const REQUEST: u64 = 8 << 20;

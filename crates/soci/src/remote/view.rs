@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use anyhow::{Context as _, bail};
-use fuse::Attr;
-use layerfs::{OpaqueXattr, Tree};
+use soci_fuse::Attr;
+use soci_layerfs::{OpaqueXattr, Tree};
 
 use super::RemoteLayer;
 use super::node::{At, Node};
@@ -46,7 +46,7 @@ impl<'a> View<'a> {
         let tops = (0..self.layers.len()).rev();
         let all = tops.map(|layer| At {
             layer,
-            ino: fuse::ROOT_ID,
+            ino: soci_fuse::ROOT_ID,
         });
         self.until_opaque(all)
     }

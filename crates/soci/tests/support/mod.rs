@@ -10,9 +10,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use oci::{Descriptor, Index, Manifest};
-use testkit::image::three_layers;
-use testkit::{Containerd, ContainerdOptions, Ctr, ImageBuilder, Layer, Registry, TestRoot};
+use soci_oci::{Descriptor, Index, Manifest};
+use soci_testkit::image::three_layers;
+use soci_testkit::{Containerd, ContainerdOptions, Ctr, ImageBuilder, Layer, Registry, TestRoot};
 
 /// The namespace that the tests work in.
 pub(crate) const NAMESPACE: &str = "test";
@@ -177,9 +177,9 @@ pub(crate) fn golden(case: &str) -> PathBuf {
 
 /// An image for linux/amd64 and linux/arm64 in Docker's media types, in a layout under this tag.
 pub(crate) fn multi_platform(dir: &Path, tag: &str) {
-    use oci::media_types::{DOCKER_CONFIG, DOCKER_LAYER_GZIP, DOCKER_LIST, DOCKER_MANIFEST};
+    use soci_oci::media_types::{DOCKER_CONFIG, DOCKER_LAYER_GZIP, DOCKER_LIST, DOCKER_MANIFEST};
     let put = |bytes: &[u8]| {
-        let digest = oci::Digest::of(bytes);
+        let digest = soci_oci::Digest::of(bytes);
         std::fs::write(dir.join("blobs/sha256").join(digest.hex()), bytes).unwrap();
         digest
     };
@@ -189,7 +189,7 @@ pub(crate) fn multi_platform(dir: &Path, tag: &str) {
             .layer(Layer::new().text("arch", architecture))
             .write(dir, architecture)
             .unwrap();
-        let blob = |digest: oci::Digest| {
+        let blob = |digest: soci_oci::Digest| {
             std::fs::read(dir.join("blobs/sha256").join(digest.hex())).unwrap()
         };
         let mut manifest: Manifest = serde_json::from_slice(&blob(image.manifest.digest)).unwrap();
@@ -203,10 +203,10 @@ pub(crate) fn multi_platform(dir: &Path, tag: &str) {
         for layer in &mut manifest.layers {
             layer.media_type = DOCKER_LAYER_GZIP.to_owned();
         }
-        let bytes = oci::json::to_vec(&manifest).unwrap();
+        let bytes = soci_oci::json::to_vec(&manifest).unwrap();
         put(&bytes);
         listed.push(Descriptor {
-            platform: Some(oci::Platform::new("linux", architecture, None)),
+            platform: Some(soci_oci::Platform::new("linux", architecture, None)),
             ..Descriptor::of(DOCKER_MANIFEST, &bytes)
         });
     }
@@ -218,16 +218,20 @@ pub(crate) fn multi_platform(dir: &Path, tag: &str) {
         subject: None,
         annotations: Default::default(),
     };
-    let bytes = oci::json::to_vec(&list).unwrap();
+    let bytes = soci_oci::json::to_vec(&list).unwrap();
     put(&bytes);
     let top = Index {
-        media_type: oci::media_types::OCI_INDEX.to_owned(),
+        media_type: soci_oci::media_types::OCI_INDEX.to_owned(),
         manifests: vec![
-            Descriptor::of(DOCKER_LIST, &bytes).annotated(oci::annotations::REF_NAME, tag),
+            Descriptor::of(DOCKER_LIST, &bytes).annotated(soci_oci::annotations::REF_NAME, tag),
         ],
         ..list
     };
-    std::fs::write(dir.join("index.json"), oci::json::to_vec(&top).unwrap()).unwrap();
+    std::fs::write(
+        dir.join("index.json"),
+        soci_oci::json::to_vec(&top).unwrap(),
+    )
+    .unwrap();
 }
 
 /// An image with one layer of this media type, whatever its bytes are.
@@ -236,21 +240,25 @@ pub(crate) fn typed_layer(dir: &Path, tag: &str, media_type: &str) {
         .layer(Layer::new().text("a", "b"))
         .write(dir, tag)
         .unwrap();
-    let path = |digest: oci::Digest| dir.join("blobs/sha256").join(digest.hex());
+    let path = |digest: soci_oci::Digest| dir.join("blobs/sha256").join(digest.hex());
     let mut manifest: Manifest =
         serde_json::from_slice(&std::fs::read(path(image.manifest.digest)).unwrap()).unwrap();
     manifest.layers[0].media_type = media_type.to_owned();
-    let bytes = oci::json::to_vec(&manifest).unwrap();
-    std::fs::write(path(oci::Digest::of(&bytes)), &bytes).unwrap();
-    let listed = Descriptor::of(oci::media_types::OCI_MANIFEST, &bytes)
-        .annotated(oci::annotations::REF_NAME, tag);
+    let bytes = soci_oci::json::to_vec(&manifest).unwrap();
+    std::fs::write(path(soci_oci::Digest::of(&bytes)), &bytes).unwrap();
+    let listed = Descriptor::of(soci_oci::media_types::OCI_MANIFEST, &bytes)
+        .annotated(soci_oci::annotations::REF_NAME, tag);
     let index = Index {
         schema_version: 2,
-        media_type: oci::media_types::OCI_INDEX.to_owned(),
+        media_type: soci_oci::media_types::OCI_INDEX.to_owned(),
         artifact_type: None,
         manifests: vec![listed],
         subject: None,
         annotations: Default::default(),
     };
-    std::fs::write(dir.join("index.json"), oci::json::to_vec(&index).unwrap()).unwrap();
+    std::fs::write(
+        dir.join("index.json"),
+        soci_oci::json::to_vec(&index).unwrap(),
+    )
+    .unwrap();
 }

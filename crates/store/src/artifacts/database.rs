@@ -29,8 +29,8 @@ impl ArtifactDb {
             return Ok(database);
         }
         let old = if self.old.exists() {
-            let bolt = self.patiently(|| match bolt::Database::open(&self.old) {
-                Err(bolt::BoltError::InUse { .. }) => Ok(None),
+            let bolt = self.patiently(|| match soci_bolt::Database::open(&self.old) {
+                Err(soci_bolt::BoltError::InUse { .. }) => Ok(None),
                 opened => opened.map(Some).map_err(|source| self.old_failed(source)),
             })?;
             old::read(&bolt).map_err(|source| self.old_failed(source))?
@@ -87,7 +87,7 @@ impl ArtifactDb {
         }
     }
 
-    fn old_failed(&self, source: bolt::BoltError) -> StoreError {
+    fn old_failed(&self, source: soci_bolt::BoltError) -> StoreError {
         StoreError::OldArtifacts {
             path: self.old.clone(),
             source: Box::new(source),

@@ -2,9 +2,9 @@
 
 use std::time::SystemTime;
 
-use oci::{Digest, media_types};
 use serde::{Deserialize, Serialize};
-use ztoc::soci_index::SociIndex;
+use soci_oci::{Digest, media_types};
+use soci_ztoc::soci_index::SociIndex;
 
 /// What an artifact is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -75,7 +75,7 @@ impl Artifact {
         index: &SociIndex,
         image: &IndexedImage,
     ) -> Vec<Self> {
-        let part = |kind, descriptor: &oci::Descriptor, layer: Digest, span_size| Self {
+        let part = |kind, descriptor: &soci_oci::Descriptor, layer: Digest, span_size| Self {
             digest: descriptor.digest,
             kind,
             size: descriptor.size,

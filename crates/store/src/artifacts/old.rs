@@ -2,13 +2,13 @@
 
 use std::time::UNIX_EPOCH;
 
-use bolt::{BoltError, Bucket, Entry, values};
-use oci::Digest;
+use soci_bolt::{BoltError, Bucket, Entry, values};
+use soci_oci::Digest;
 
 use super::{Artifact, ArtifactKind};
 
 /// All entries that mean something here; others are logged.
-pub(super) fn read(database: &bolt::Database) -> Result<Vec<Artifact>, BoltError> {
+pub(super) fn read(database: &soci_bolt::Database) -> Result<Vec<Artifact>, BoltError> {
     let Some(all) = database.root().bucket(b"soci_artifacts")? else {
         return Ok(Vec::new());
     };

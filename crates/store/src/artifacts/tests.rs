@@ -2,8 +2,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use oci::media_types;
-use ztoc::soci_index::SociIndex;
+use soci_oci::media_types;
+use soci_ztoc::soci_index::SociIndex;
 
 use super::*;
 

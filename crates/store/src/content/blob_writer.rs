@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use oci::{Descriptor, Digest, Hasher};
+use soci_oci::{Descriptor, Digest, Hasher};
 
 use crate::StoreError;
 use crate::atomic_file::AtomicFile;

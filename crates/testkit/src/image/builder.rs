@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use oci::{Descriptor, Digest, Index, Manifest, annotations, media_types};
 use serde_json::json;
+use soci_oci::{Descriptor, Digest, Index, Manifest, annotations, media_types};
 
 use super::layer::Layer;
 use super::sink::{LayerCompression, LayerSink, put_blob};
@@ -133,7 +133,7 @@ impl ImageBuilder {
                 }
             });
         }
-        let platform = oci::Platform::host();
+        let platform = soci_oci::Platform::host();
         let environment = if self.environment.is_empty() {
             vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()]
         } else {
@@ -152,7 +152,7 @@ impl ImageBuilder {
         let config = serde_json::to_vec(&config)?;
         let config_digest = put_blob(dir, &config)?;
         let descriptors: Vec<_> = layers.into_iter().map(|layer| layer.descriptor).collect();
-        let manifest = oci::json::to_vec(&Manifest {
+        let manifest = soci_oci::json::to_vec(&Manifest {
             schema_version: 2,
             media_type: media_types::OCI_MANIFEST.to_owned(),
             artifact_type: None,

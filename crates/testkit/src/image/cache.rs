@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use oci::Digest;
+use soci_oci::Digest;
 
 /// The folder of an image that is described completely by `recipe`; `make` builds it when it is not
 /// there. One process builds at a time, the others wait.

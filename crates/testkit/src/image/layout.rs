@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use oci::{Descriptor, Digest, Index, Manifest, annotations, media_types};
 use serde::de::DeserializeOwned;
+use soci_oci::{Descriptor, Digest, Index, Manifest, annotations, media_types};
 
 use crate::http1::http_request;
 
@@ -48,7 +48,7 @@ pub fn list(dir: &Path, tag: &str, manifest: &Descriptor) -> Result<()> {
     index
         .manifests
         .push(manifest.clone().annotated(annotations::REF_NAME, tag));
-    std::fs::write(&path, oci::json::to_vec(&index)?).context("write index.json")?;
+    std::fs::write(&path, soci_oci::json::to_vec(&index)?).context("write index.json")?;
     std::fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)
         .context("write oci-layout")
 }

@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use oci::{Digest, Manifest};
 use serde::Serialize;
+use soci_oci::{Digest, Manifest};
 
 use super::builder::{ImageBuilder, OciImage, OciLayer};
 use super::cache::cached;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use flate2::write::GzEncoder;
-use oci::{Descriptor, Digest, Hasher, media_types};
+use soci_oci::{Descriptor, Digest, Hasher, media_types};
 
 use super::builder::OciLayer;
 

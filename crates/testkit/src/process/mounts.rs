@@ -3,8 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use mountinfo::{Mount, Table};
 use rustix::mount::{UnmountFlags, unmount};
+use soci_mountinfo::{Mount, Table};
 
 /// The mount points at and below `root`, in the order in which they were mounted.
 ///

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use oci::Digest;
 use regex::Regex;
+use soci_oci::Digest;
 
 use crate::http1::Head;
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use oci::Digest;
 use parking_lot::Mutex;
+use soci_oci::Digest;
 
 /// Counts of one path (without query) or of several together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

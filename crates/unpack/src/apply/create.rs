@@ -10,7 +10,7 @@ use rustix::fs::{
     AtFlags, FileType as Kind, Mode, OFlags, Stat, XattrFlags, linkat, mkdirat, mknodat, openat,
     symlinkat, unlinkat,
 };
-use ztoc::{FileMetadata, FileType};
+use soci_ztoc::{FileMetadata, FileType};
 
 use super::metadata::{self, proc_path};
 use super::walk::look;
@@ -84,7 +84,7 @@ impl Applier<'_> {
             name: printable(&entry.name),
             target: printable(&entry.linkname),
         };
-        let (path, target) = ztoc::tar_path::split(&entry.linkname).ok_or_else(missing)?;
+        let (path, target) = soci_ztoc::tar_path::split(&entry.linkname).ok_or_else(missing)?;
         let directory = self.walker.find(path, &entry.name)?.ok_or_else(missing)?;
         match linkat(&directory.fd, target, &parent.fd, base, AtFlags::empty()) {
             Err(rustix::io::Errno::NOENT) => Err(missing()),

@@ -6,8 +6,8 @@ use std::io;
 use std::os::fd::AsFd;
 
 use rustix::fs::{AtFlags, FileType as Kind, Gid, Mode, Timestamps, Uid, chownat, mknodat};
-use ztoc::FileMetadata;
-use ztoc::tar_path::raw_parts;
+use soci_ztoc::FileMetadata;
+use soci_ztoc::tar_path::raw_parts;
 
 use super::create::remove;
 use super::metadata::{set_time, times};

@@ -12,7 +12,7 @@ use rustix::fs::{
     chownat, fchmod, fchown, fsetxattr, futimens, lsetxattr, utimensat,
 };
 use rustix::io::Errno;
-use ztoc::FileMetadata;
+use soci_ztoc::FileMetadata;
 
 use super::lower::DirectoryAttributes;
 use super::walk::{Directory, look};

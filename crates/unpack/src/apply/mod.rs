@@ -13,8 +13,8 @@ use std::io::{ErrorKind, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-use oci::{Digest, Hasher};
-use ztoc::{FileMetadata, TarPart, TarStream};
+use soci_oci::{Digest, Hasher};
+use soci_ztoc::{FileMetadata, TarPart, TarStream};
 
 use crate::ApplyError;
 use finish::{Pending, Whiteout};
@@ -113,7 +113,7 @@ impl Applier<'_> {
     fn entry(&mut self, entry: FileMetadata) -> Result<(), ApplyError> {
         // Content that comes next is nobody's, unless a file is opened here.
         self.open = None;
-        let Some((parent_path, base)) = ztoc::tar_path::split(&entry.name) else {
+        let Some((parent_path, base)) = soci_ztoc::tar_path::split(&entry.name) else {
             // containerd ignores what is said about the root.
             return Ok(());
         };

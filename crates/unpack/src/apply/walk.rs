@@ -10,7 +10,7 @@ use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, Stat, chmodat, mkdirat, openat, readlinkat, statat,
 };
 use rustix::io::Errno;
-use ztoc::tar_path::{parts, raw_parts};
+use soci_ztoc::tar_path::{parts, raw_parts};
 
 use super::lower::{LowerLayer, attributes_below};
 use super::metadata::copy_attributes;

@@ -8,9 +8,9 @@
 
 use std::path::{Path, PathBuf};
 
-use oci::{Digest, Manifest};
-use ztoc::Compression;
-use ztoc::soci_index::SociIndex;
+use soci_oci::{Digest, Manifest};
+use soci_ztoc::Compression;
+use soci_ztoc::soci_index::SociIndex;
 
 /// Every case that has gzip or plain tar layers.
 pub const CASES: [&str; 10] = [
@@ -95,7 +95,7 @@ pub fn all() -> Vec<Golden> {
 
 /// The manifests of an OCI layout folder, found through its `index.json`.
 pub fn manifests(folder: &Path) -> Vec<Manifest> {
-    let index: oci::Index =
+    let index: soci_oci::Index =
         serde_json::from_slice(&std::fs::read(folder.join("index.json")).unwrap()).unwrap();
     let manifests = index.manifests.iter();
     manifests

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use config::Config;
+use soci_config::Config;
 
 use crate::remote::How;
 

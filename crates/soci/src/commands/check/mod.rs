@@ -8,7 +8,7 @@ mod startup;
 use std::path::PathBuf;
 
 use clap::Args;
-use oci::Reference;
+use soci_oci::Reference;
 
 use crate::cli::limited;
 use crate::global::Global;

@@ -1,8 +1,8 @@
 //! What is said about an image and its layers.
 
-use oci::media_types::{LayerCompression, layer_compression};
-use oci::{Descriptor, Digest};
 use serde::Serialize;
+use soci_oci::media_types::{LayerCompression, layer_compression};
+use soci_oci::{Descriptor, Digest};
 
 use super::here::Here;
 use super::startup::Startup;

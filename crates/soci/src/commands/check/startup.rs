@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::Serialize;
-use ztoc::prefetch::Prefetch;
+use soci_ztoc::prefetch::Prefetch;
 
 use super::elf;
 use crate::remote::{Found, Node, RemoteImage, RemoteLayer, View};
@@ -77,7 +77,7 @@ pub(super) async fn estimate(
                 .get(&at)
                 .into_iter()
                 .flatten()
-                .filter_map(|id| spans.get(ztoc::SpanId(*id)))
+                .filter_map(|id| spans.get(soci_ztoc::SpanId(*id)))
                 .map(|span| span.compressed.end.saturating_sub(span.compressed.start))
                 .sum();
             of_spans.saturating_add(layer.ztoc.len() as u64)

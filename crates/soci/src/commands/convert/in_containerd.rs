@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use anyhow::bail;
-use index::{ConvertOptions, SharedSource};
-use oci::Reference;
+use soci_index::{ConvertOptions, SharedSource};
+use soci_oci::Reference;
 
 use crate::artifact_records::{add_index, known_ztocs};
 use crate::containerd::{ContainerdSink, ContainerdSource, ImageRecord};
@@ -35,7 +35,7 @@ pub(super) async fn run(
             let sink = ContainerdSink::image(&containerd, destination, layout);
             let progress = Arc::new(ConvertProgress::new(quiet));
             let _clear = ClearAtEnd(Arc::clone(&progress));
-            let converted = index::convert(
+            let converted = soci_index::convert(
                 &source,
                 Box::new(sink),
                 options,
@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn the_new_image_has_a_name_with_a_tag() {
         assert!(check_tagged("localhost:5000/a/b:c").is_ok());
-        let digest = oci::Digest::of(b"x");
+        let digest = soci_oci::Digest::of(b"x");
         for bad in [
             "".to_owned(),
             "alpine:3".to_owned(),

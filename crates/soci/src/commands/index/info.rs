@@ -2,8 +2,8 @@
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use oci::Digest;
-use store::artifacts::ArtifactKind;
+use soci_oci::Digest;
+use soci_store::artifacts::ArtifactKind;
 
 use crate::artifact_records::entry;
 use crate::global::Global;
@@ -40,8 +40,8 @@ impl Info {
 
 /// The document as it is, indented by two spaces.
 fn indented(bytes: &[u8]) -> anyhow::Result<String> {
-    let index: oci::Manifest = serde_json::from_slice(bytes)?;
-    let mut text = String::from_utf8(oci::json::to_vec_pretty(&index)?)?;
+    let index: soci_oci::Manifest = serde_json::from_slice(bytes)?;
+    let mut text = String::from_utf8(soci_oci::json::to_vec_pretty(&index)?)?;
     text.push('\n');
     Ok(text)
 }

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use clap::Args;
-use index::{Image, Platforms};
-use oci::{Digest, Platform, media_types};
 use serde::Serialize;
-use store::artifacts::{Artifact, ArtifactKind};
+use soci_index::{Image, Platforms};
+use soci_oci::{Digest, Platform, media_types};
+use soci_store::artifacts::{Artifact, ArtifactKind};
 
 use crate::age::{ago, rfc3339};
 use crate::artifact_records::list;

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use anyhow::bail;
 use clap::Args;
-use oci::Digest;
-use store::artifacts::{ArtifactDb, ArtifactKind};
-use ztoc::soci_index::SociIndex;
+use soci_oci::Digest;
+use soci_store::artifacts::{ArtifactDb, ArtifactKind};
+use soci_ztoc::soci_index::SociIndex;
 
 use crate::artifact_records::{entry, list, with_db};
 use crate::artifact_store::ArtifactStore;

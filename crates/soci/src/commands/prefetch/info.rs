@@ -2,9 +2,9 @@
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use oci::Digest;
-use store::artifacts::ArtifactKind;
-use ztoc::prefetch::Prefetch;
+use soci_oci::Digest;
+use soci_store::artifacts::ArtifactKind;
+use soci_ztoc::prefetch::Prefetch;
 
 use crate::age::rfc3339;
 use crate::artifact_records::entry;

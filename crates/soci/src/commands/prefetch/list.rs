@@ -1,10 +1,10 @@
 //! `soci prefetch list`.
 
 use clap::Args;
-use oci::Digest;
 use serde::Serialize;
-use store::artifacts::ArtifactKind;
-use ztoc::prefetch::Prefetch;
+use soci_oci::Digest;
+use soci_store::artifacts::ArtifactKind;
+use soci_ztoc::prefetch::Prefetch;
 
 use crate::age::{ago, rfc3339};
 use crate::artifact_records::list;

@@ -24,8 +24,8 @@ impl PrefetchCommand {
 }
 
 /// How many spans an artifact lists.
-fn spans(artifact: &ztoc::prefetch::Prefetch) -> u64 {
-    let count = |span: &ztoc::prefetch::PrefetchSpan| {
+fn spans(artifact: &soci_ztoc::prefetch::Prefetch) -> u64 {
+    let count = |span: &soci_ztoc::prefetch::PrefetchSpan| {
         u64::from(span.end_span) - u64::from(span.start_span.min(span.end_span)) + 1
     };
     artifact.prefetch_spans.iter().map(count).sum()

@@ -2,10 +2,10 @@
 
 use anyhow::{Context as _, bail};
 use futures::{StreamExt as _, TryStreamExt as _};
-use index::{Image, ImageSource as _, RegistrySource, Source};
-use oci::{Descriptor, Digest, Reference, media_types};
-use registry::{BlobBody, Client};
-use ztoc::soci_index::SociIndex;
+use soci_index::{Image, ImageSource as _, RegistrySource, Source};
+use soci_oci::{Descriptor, Digest, Reference, media_types};
+use soci_registry::{BlobBody, Client};
+use soci_ztoc::soci_index::SociIndex;
 
 use super::Push;
 use crate::output;

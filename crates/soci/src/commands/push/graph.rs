@@ -5,9 +5,9 @@ use std::collections::{BTreeSet, HashMap};
 
 use anyhow::Context as _;
 use futures::{StreamExt as _, TryStreamExt as _};
-use oci::{Descriptor, Digest, Reference};
-use registry::{BlobBody, Client, PushOutcome};
-use ztoc::soci_index::SociIndex;
+use soci_oci::{Descriptor, Digest, Reference};
+use soci_registry::{BlobBody, Client, PushOutcome};
+use soci_ztoc::soci_index::SociIndex;
 
 use crate::artifact_store::ArtifactStore;
 use crate::containerd::Content;
@@ -96,7 +96,7 @@ impl Graph<'_> {
         while let Some(part) = stream.try_next().await? {
             bytes.extend_from_slice(&part);
         }
-        let bytes = index::verify(bytes.freeze(), blob, &self.store.to_string())?;
+        let bytes = soci_index::verify(bytes.freeze(), blob, &self.store.to_string())?;
         Ok(BlobBody::from(bytes))
     }
 

@@ -1,9 +1,9 @@
 //! Which indexes are pushed: the newest of version 1 for each platform.
 
 use anyhow::bail;
-use index::{Content, Image, ImageSource, Platforms};
-use oci::media_types;
-use store::artifacts::{ArtifactDb, ArtifactKind};
+use soci_index::{Content, Image, ImageSource, Platforms};
+use soci_oci::media_types;
+use soci_store::artifacts::{ArtifactDb, ArtifactKind};
 
 use super::Chosen;
 use crate::artifact_records::list;

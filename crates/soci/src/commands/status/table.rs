@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use indicatif::BinaryBytes;
-use status::api::{GetResponse, Health, Image, Layer};
+use soci_status::api::{GetResponse, Health, Image, Layer};
 
 /// Between columns.
 const GAP: &str = "  ";
@@ -166,7 +166,7 @@ pub(super) fn uptime(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use status::api::{Counts, Daemon, Holder, LayerState, LayerStore, Severed};
+    use soci_status::api::{Counts, Daemon, Holder, LayerState, LayerStore, Severed};
 
     use super::*;
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use holder::Client;
+use soci_holder::Client;
 
 use super::table::uptime;
 use crate::commands::abort_mounts::number;

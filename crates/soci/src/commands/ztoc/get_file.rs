@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use oci::Digest;
-use registry::BlobSource as _;
-use store::artifacts::ArtifactKind;
-use ztoc::{FileMetadata, FileType, Ztoc};
+use soci_oci::Digest;
+use soci_registry::BlobSource as _;
+use soci_store::artifacts::ArtifactKind;
+use soci_ztoc::{FileMetadata, FileType, Ztoc};
 
 use crate::artifact_records::entry;
 use crate::containerd::{Content, LayerFile};
@@ -67,16 +67,16 @@ impl GetFile {
 
 /// The entry that a path names; of several the last, hard links followed.
 fn find<'a>(toc: &'a [FileMetadata], path: &str) -> anyhow::Result<&'a FileMetadata> {
-    let mut wanted = index::clean_path(path.as_bytes());
+    let mut wanted = soci_index::clean_path(path.as_bytes());
     for _ in 0..MAX_LINKS {
         let entry = toc
             .iter()
             .rev()
-            .find(|entry| index::clean_path(&entry.name) == wanted)
+            .find(|entry| soci_index::clean_path(&entry.name) == wanted)
             .with_context(|| format!("file {path:?} not found in the layer"))?;
         match entry.file_type {
             FileType::Reg => return Ok(entry),
-            FileType::Hardlink => wanted = index::clean_path(&entry.linkname),
+            FileType::Hardlink => wanted = soci_index::clean_path(&entry.linkname),
             other => bail!("{path:?} is no regular file but of type {}", other.as_str()),
         }
     }

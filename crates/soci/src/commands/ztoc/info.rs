@@ -2,10 +2,10 @@
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use oci::Digest;
 use serde::Serialize;
-use store::artifacts::ArtifactKind;
-use ztoc::{FileMetadata, SpanTable, Ztoc};
+use soci_oci::Digest;
+use soci_store::artifacts::ArtifactKind;
+use soci_ztoc::{FileMetadata, SpanTable, Ztoc};
 
 use crate::artifact_records::entry;
 use crate::global::Global;
@@ -82,7 +82,7 @@ fn shown(blob: &[u8]) -> anyhow::Result<String> {
             .count(),
         files: (!files.is_empty()).then_some(files),
     };
-    let mut text = String::from_utf8(oci::json::to_vec_pretty(&shown)?)?;
+    let mut text = String::from_utf8(soci_oci::json::to_vec_pretty(&shown)?)?;
     text.push('\n');
     Ok(text)
 }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use index::Image;
-use oci::Digest;
 use serde::Serialize;
-use store::artifacts::{Artifact, ArtifactKind};
-use ztoc::soci_index::SociIndex;
+use soci_index::Image;
+use soci_oci::Digest;
+use soci_store::artifacts::{Artifact, ArtifactKind};
+use soci_ztoc::soci_index::SociIndex;
 
 use crate::artifact_records::list;
 use crate::containerd::{ContainerdSource, ImageRecord, KnownZtocs};
