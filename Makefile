@@ -54,7 +54,7 @@ release: deps ## Build both programs for use
 .PHONY: demo
 demo: deps ## Index an image, run it lazily and with overlayfs, print both (IMAGE=… for one of yours)
 	@test "$$(id -u)" = 0 || { echo "make demo needs root: it mounts file systems and starts containers" >&2; exit 1; }
-	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES)) --package soci-e2e
+	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES)) --package soci-benches
 	target/release/demo
 
 # The programs are built first because the end-to-end tests run them from target/debug.
@@ -68,12 +68,12 @@ test: deps ## Run every test
 soak: deps ## Kill and replace the server for SOAK_SECONDS while containers read
 	@test "$$(id -u)" = 0 || { echo "make soak needs root: it mounts file systems and starts containers" >&2; exit 1; }
 	$(CARGO) build --locked $(addprefix --package ,$(BINARIES))
-	SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --workspace --test survival -- --test-threads 1 --nocapture
+	SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --workspace --test e2e survival:: -- --test-threads 1 --nocapture
 
 .PHONY: bench
 bench: deps ## Print the benchmarks, overlayfs beside them
 	@test "$$(id -u)" = 0 || { echo "make bench needs root: it mounts file systems and starts containers" >&2; exit 1; }
-	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES)) --package soci-e2e
+	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES)) --package soci-benches
 	target/release/bench
 
 .PHONY: fuzz

@@ -11,7 +11,19 @@ complain() {
     failed=1
 }
 
-crates=$(for folder in crates/*/; do basename "$folder"; done | sort)
+# The folder of a crate: all are in crates/, except the two that the top level shows.
+folder_of() {
+    case $1 in
+    e2e) echo tests ;;
+    benches) echo benches ;;
+    *) echo "crates/$1" ;;
+    esac
+}
+
+crates=$({
+    for folder in crates/*/; do basename "$folder"; done
+    printf 'e2e\nbenches\n'
+} | sort)
 
 # "crate: used used …" for each row of the table whose head is "| crate | purpose | uses |".
 drawn() {
@@ -19,7 +31,7 @@ drawn() {
         /^\| crate \| purpose \| uses \|$/ { table = 1; next }
         !/^\|/ { table = 0 }
         table && $2 !~ /---/ {
-            sub(/\(unpublished\)/, "", $2); gsub(/[`,]/, " ", $2)
+            sub(/\(unpublished[^)]*\)/, "", $2); gsub(/[`,]/, " ", $2)
             gsub(/[`,–]/, " ", $4)
             count = split($2, names, " ")
             for (i = 1; i <= count; i++) print names[i] ": " $4
@@ -32,7 +44,7 @@ used() {
     awk '
         /^\[/ { ours = ($0 == "[dependencies]") }
         ours && match($0, /^soci-[a-z0-9_-]+/) { print substr($0, RSTART + 5, RLENGTH - 5) }
-    ' "crates/$1/Cargo.toml" | sort -u | grep -xF "$crates" || true
+    ' "$(folder_of "$1")/Cargo.toml" | sort -u | grep -xF "$crates" || true
 }
 
 words() { tr -s ' \n' '\n\n' | sed '/^$/d' | sort -u; }
@@ -45,19 +57,19 @@ for crate in $crates; do
     said=$(words <<<"${row#*:}")
     is=$(used "$crate")
     for name in $(comm -23 <(echo "$said") <(echo "$is")); do
-        complain "$page says that $crate uses $name; crates/$crate/Cargo.toml does not"
+        complain "$page says that $crate uses $name; $(folder_of "$crate")/Cargo.toml does not"
     done
     for name in $(comm -13 <(echo "$said") <(echo "$is")); do
-        complain "$crate uses $name (crates/$crate/Cargo.toml); $page has no such arrow"
+        complain "$crate uses $name ($(folder_of "$crate")/Cargo.toml); $page has no such arrow"
     done
 done
 for crate in $(drawn | cut -d: -f1); do
-    test -d "crates/$crate" || complain "$page has a row for $crate, which does not exist"
+    test -d "$(folder_of "$crate")" || complain "$page has a row for $crate, which does not exist"
 done
 
 # The crates that may: each allows unsafe in the one module that the page names.
 declare -A unsafe_module=([fuse]=shared_memory [ztoc]=inflate [soci-snapshotter-grpc]=memory)
-for root in crates/*/src/lib.rs crates/*/src/main.rs crates/*/src/bin/*.rs; do
+for root in crates/*/src/lib.rs crates/*/src/main.rs crates/*/src/bin/*.rs benches/src/lib.rs benches/src/bin/*.rs tests/e2e/main.rs; do
     test -f "$root" || continue
     crate=$(cut -d/ -f2 <<<"$root")
     if [[ -n ${unsafe_module[$crate]:-} ]]; then
@@ -66,7 +78,7 @@ for root in crates/*/src/lib.rs crates/*/src/main.rs crates/*/src/bin/*.rs; do
         grep -q '^#!\[forbid(unsafe_code)\]' "$root" || complain "$root does not forbid unsafe code"
     fi
 done
-for file in $(grep -rlE '^#!?\[(allow|expect)\(.*unsafe_code|^\s*unsafe_code,' crates/*/src || true); do
+for file in $(grep -rlE '^#!?\[(allow|expect)\(.*unsafe_code|^\s*unsafe_code,' crates/*/src benches tests/e2e || true); do
     crate=$(cut -d/ -f2 <<<"$file")
     test "$file" = "crates/$crate/src/${unsafe_module[$crate]:-none}.rs" ||
         complain "$file allows unsafe code, which $page does not"

@@ -2,8 +2,8 @@
 # Checks that every promise of SPECIFICATION.md names a test or says that it is pending, and that
 # every test named there exists.
 #
-# A test is named `crate::file::test`: file is a path below crates/<crate>/tests or
-# crates/<crate>/src, its folders written with "::" too.
+# A test is named `crate::file::test`: file is a path below crates/<crate>/tests, crates/<crate>/tests/it
+# or crates/<crate>/src, with "::" between folders. The crate e2e is in tests/e2e, benches in benches/tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 specification=SPECIFICATION.md
@@ -25,11 +25,16 @@ tests_in() {
 }
 
 exists() {
-    local crate=${1%%::*} rest=${1#*::} file test place
+    local crate=${1%%::*} rest=${1#*::} file test place places
     test=${rest##*::}
     test "$test" != "$rest" || return 1
     file=${rest%::*}
-    for place in "crates/$crate/tests" "crates/$crate/src"; do
+    case $crate in
+    e2e) places="tests/e2e" ;;
+    benches) places="benches/tests benches/src" ;;
+    *) places="crates/$crate/tests/it crates/$crate/tests crates/$crate/src" ;;
+    esac
+    for place in $places; do
         for place in "$place/${file//:://}.rs" "$place/${file//:://}/mod.rs"; do
             if test -f "$place" && tests_in "$place" | grep -x "$test" >/dev/null; then return 0; fi
         done

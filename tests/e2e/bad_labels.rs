@@ -1,0 +1,158 @@
+//! Labels that contradict each other, the image or reason: whatever a client sends, Prepare answers
+//! with mounts that the client can unpack into, or is lazy all the same. Needs root, FUSE,
+//! docker-registry and the two programs.
+
+use std::time::Duration;
+
+use crate::support::NO_BACKGROUND;
+use crate::support::node::Node;
+use soci_oci::Digest;
+use tonic::Code;
+
+const CRI: &str = "containerd.io/snapshot/cri.";
+const REMOTE: &str = "containerd.io/snapshot/remote/";
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Ends the reason of a layer that the daemon unpacks itself.
+const BY_US: &str = ", by us";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn absurd_labels_are_ignored_or_have_the_layer_unpacked_with_a_reason() {
+    let config =
+        format!("[http]\nMaxRetries = 0\n[snapshotter]\nmin_layer_size = 10\n{NO_BACKGROUND}");
+    let node = Node::start(&config);
+    let image = node.small("small", true);
+    let other = node.small("other", false);
+    let client = node.client().await;
+    let unknown = Digest::of(b"nobody has this").to_string();
+    let [cri, remote] = [CRI, REMOTE].map(|prefix| move |key: &str| format!("{prefix}{key}"));
+    let long = "x".repeat(3000);
+
+    // With the reason that is logged and who unpacks the layer then; `None`: lazy all the same.
+    let cases: Vec<(String, String, Option<&str>)> = vec![
+        (
+            cri("image-ref"),
+            "NOT/A:reference:".into(),
+            Some("invalid-label"),
+        ),
+        (
+            cri("image-ref"),
+            "../../etc/passwd".into(),
+            Some("invalid-label"),
+        ),
+        (cri("image-ref"), long.clone(), Some("invalid-label")),
+        (
+            cri("image-ref"),
+            "127.0.0.1:1/small:soci".into(),
+            Some("no-index"),
+        ),
+        (
+            cri("manifest-digest"),
+            "md5:0".into(),
+            Some("invalid-label"),
+        ),
+        (
+            cri("manifest-digest"),
+            "sha256:../../..".into(),
+            Some("invalid-label"),
+        ),
+        (cri("manifest-digest"), unknown.clone(), Some("no-index")),
+        // Another image's manifest: it is not in this repository.
+        (
+            cri("manifest-digest"),
+            Digest::of(b"x").to_string(),
+            Some("no-index"),
+        ),
+        (
+            cri("layer-digest"),
+            "sha256:/".into(),
+            Some("invalid-label"),
+        ),
+        (cri("layer-digest"), unknown.clone(), Some("no-ztoc")),
+        // The manifest as a layer.
+        (
+            cri("layer-digest"),
+            image.manifest.to_string(),
+            Some("no-ztoc"),
+        ),
+        (cri("image-layers"), String::new(), None),
+        (cri("image-layers"), ",,sha256:,\u{fffd}, x".into(), None),
+        (cri("image-layers"), long.clone(), None),
+        // Contradicts `layer-digest`.
+        (cri("image-layers"), unknown.clone(), None),
+        (remote("soci.size"), "-1".into(), None),
+        (remote("soci.size"), "1e9".into(), None),
+        (remote("soci.size"), "18446744073709551616".into(), None),
+        (remote("soci.size"), "18446744073709551615".into(), None),
+        (
+            remote("soci.size"),
+            "0".into(),
+            Some("below-min-size, by us"),
+        ),
+        (remote("image.layers.size"), "1,2,-3,x".into(), None),
+        (
+            remote("soci.index.digest"),
+            "sha256:0".into(),
+            Some("invalid-label"),
+        ),
+        (remote("soci.index.digest"), unknown, Some("no-index")),
+        // An image manifest, which is no index.
+        (
+            remote("soci.index.digest"),
+            image.manifest.to_string(),
+            Some("no-index"),
+        ),
+        (remote("no-such-key"), "x".into(), None),
+        (format!("{long}/key"), "x".into(), None),
+        (
+            "containerd.io/snapshot/uidmapping".into(),
+            "0:-1:x".into(),
+            None,
+        ),
+    ];
+    assert_ne!(other.manifest, image.manifest);
+    for (number, (key, value, reason)) in cases.into_iter().enumerate() {
+        let mark = node.daemon.log().mark();
+        let target = format!("target-{number}");
+        let mut labels = image.labels(0);
+        labels.insert("containerd.io/snapshot.ref".to_owned(), target.clone());
+        labels.insert(key.clone(), value.clone());
+        let shown = format!("{key:.60} = {value:.60}");
+        let answer = client
+            .prepare_with(&format!("key-{number}"), "", labels)
+            .await;
+        match reason {
+            None => {
+                let status = answer.expect_err(&shown);
+                assert_eq!(status.code(), Code::AlreadyExists, "{shown}: {status:?}");
+                client.remove(&target).await.unwrap();
+            }
+            Some(reason) if reason.ends_with(BY_US) => {
+                let status = answer.expect_err(&shown);
+                assert_eq!(status.code(), Code::AlreadyExists, "{shown}: {status:?}");
+                let said = format!("\"reason\":\"{}\"", reason.trim_end_matches(BY_US));
+                let lines = node.daemon.log().all();
+                let lines = &lines[mark..];
+                let refused = lines.iter().any(|line| line.contains(&said));
+                let prepared = "\"local-snapshot-prepared\":\"true\"";
+                let unpacked = lines.iter().any(|line| line.contains(prepared));
+                assert!(refused && unpacked, "{shown}: {lines:#?}");
+                client.remove(&target).await.unwrap();
+            }
+            Some(reason) => {
+                let mounts = answer.expect(&shown);
+                assert_eq!(mounts[0].r#type, "bind", "{shown}");
+                let entries = std::fs::read_dir(&mounts[0].source).unwrap();
+                assert_eq!(entries.count(), 0, "{shown}");
+                let said = format!("\"reason\":\"{reason}\"");
+                let logged = node.daemon.log().wait_for(mark, PATIENCE, |line| {
+                    line.contains("defer-snapshot-runtime") && line.contains(&said)
+                });
+                let log = node.daemon.log().tail(5);
+                assert!(logged.is_some(), "{shown}: not {said}\n{log}");
+                client.remove(&format!("key-{number}")).await.unwrap();
+            }
+        }
+    }
+    client.cleanup().await.unwrap();
+    assert!(client.list().await.unwrap().is_empty());
+}

@@ -1,0 +1,205 @@
+//! `[content_store] type = "containerd"`: SOCI artifacts in containerd's content store. Needs root,
+//! FUSE, containerd, runc, docker-registry and the two programs.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::support::{NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack};
+use soci_oci::{Descriptor, Digest, Manifest, media_types};
+use soci_store::containerd::{ContainerdContent, GC_REFERENCE, GC_ROOT};
+use soci_testkit::image::small_image;
+use soci_testkit::{SociCli, SociDaemonOptions, Stack, TestRoot};
+
+/// The daemon starts anew, with containerd's content store.
+fn use_containerd(stack: &mut Stack) -> ContainerdContent {
+    let address = stack.containerd.address().display().to_string();
+    let config = format!(
+        "{NO_BACKGROUND}[content_store]\ntype = \"containerd\"\ncontainerd_address = {address:?}\n"
+    );
+    stack.daemon.terminate().unwrap();
+    let options = SociDaemonOptions::with_config(&config);
+    stack.daemon.start_again_with(options).unwrap();
+    stack.wait_for_snapshotter().unwrap();
+    ContainerdContent::new(&address)
+}
+
+fn wait_until(what: &str, stack: &Stack, mut holds: impl FnMut() -> bool) {
+    for _ in 0..600 {
+        if holds() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("not within a minute: {what}\n{}", stack.log_tails());
+}
+
+/// The SOCI index of a layout's image, converted into `to`.
+fn converted(layout: &Path, to: &Path) -> (Digest, Manifest) {
+    let format = ["convert", "--standalone", "--format", "oci-dir"];
+    let [from, to_text] = [layout, to].map(|path| path.display().to_string());
+    SociCli::standalone()
+        .unwrap()
+        .output(
+            format
+                .into_iter()
+                .chain(["--min-layer-size", "0", &from, &to_text]),
+        )
+        .unwrap();
+    let of = |digest: &Digest| {
+        let path = to.join("blobs/sha256").join(digest.hex());
+        std::fs::read(path).unwrap()
+    };
+    let root = std::fs::read(to.join("index.json")).unwrap();
+    let root: soci_oci::Index = serde_json::from_slice(&root).unwrap();
+    let mut index = root.manifests[0].digest;
+    let image: soci_oci::Index = serde_json::from_slice(&of(&index)).unwrap();
+    if let Some(soci) = image
+        .manifests
+        .iter()
+        .find(|one| one.artifact_type.is_some())
+    {
+        index = soci.digest;
+    }
+    (index, serde_json::from_slice(&of(&index)).unwrap())
+}
+
+#[test]
+fn what_the_daemon_fetches_is_kept_in_containerd_as_long_as_the_image_is_in_use() {
+    let layout = TestRoot::new().unwrap();
+    let built = small_image(layout.path(), "small").unwrap();
+    let mut stack = stack("");
+    let reference = indexed(&stack, layout.path(), "small");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let content = runtime.block_on(async { use_containerd(&mut stack) });
+    pull(&stack, &reference);
+    assert_eq!(lazy_mounts(&stack), built.layers.len());
+
+    let log = stack.daemon.json_log();
+    let fetched = log
+        .iter()
+        .find(|line| line["msg"] == "fetching SOCI artifacts using index descriptor")
+        .unwrap();
+    let index: Digest = fetched["digest"].as_str().unwrap().parse().unwrap();
+    let get = |digest: Digest| {
+        let content = content.clone();
+        runtime.block_on(async move { content.get(NAMESPACE, &digest, 1 << 30).await })
+    };
+    let labels = |digest: Digest| {
+        let content = content.clone();
+        runtime.block_on(async move { content.labels(NAMESPACE, &digest).await.unwrap() })
+    };
+    let bytes = get(index).unwrap().unwrap();
+    let manifest: Manifest = serde_json::from_slice(&bytes).unwrap();
+    let kept = labels(index).unwrap();
+    assert!(kept.contains_key(GC_ROOT), "{kept:?}");
+    assert_eq!(manifest.layers.len(), built.layers.len());
+    for (place, ztoc) in manifest.layers.iter().enumerate() {
+        let label = format!("{GC_REFERENCE}.ztoc.{place}");
+        assert_eq!(kept[&label], ztoc.digest.to_string());
+        assert_eq!(get(ztoc.digest).unwrap().unwrap().len() as u64, ztoc.size);
+        assert!(!labels(ztoc.digest).unwrap().contains_key(GC_ROOT));
+    }
+
+    // containerd's collector leaves it alone.
+    let ctr = stack.containerd.ctr(NAMESPACE);
+    ctr.output(["content", "prune", "references"]).unwrap();
+    assert!(get(index).unwrap().is_some());
+    assert!(get(manifest.layers[0].digest).unwrap().is_some());
+    assert!(run(&stack, &reference, &["/bin/cat", "/data/hello"]).contains("hello"));
+
+    // Until the image goes.
+    ctr.output(["images", "rm", "--sync", &reference]).unwrap();
+    wait_until("unmounted", &stack, || lazy_mounts(&stack) == 0);
+    wait_until("released", &stack, || {
+        labels(index).is_none_or(|labels| !labels.contains_key(GC_ROOT))
+    });
+    ctr.output(["content", "prune", "references"]).unwrap();
+    wait_until("collected", &stack, || {
+        get(index).unwrap().is_none() && get(manifest.layers[0].digest).unwrap().is_none()
+    });
+}
+
+#[test]
+fn what_only_containerd_has_is_used_and_left_to_whoever_made_it() {
+    let root = TestRoot::new().unwrap();
+    let (layout, target) = (root.dir("layout").unwrap(), root.path().join("target"));
+    let built = small_image(&layout, "small").unwrap();
+    let mut stack = stack("");
+    let (index, manifest) = converted(&layout, &target);
+    // The registry has the image alone.
+    stack.push(&layout, "small", "plain").unwrap();
+    let reference = stack.reference("plain:small");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let content = runtime.block_on(async { use_containerd(&mut stack) });
+    // As `soci create` leaves it, referred to by something else: there by the image, here by a blob.
+    let made = ("made.by/test".to_owned(), "yes".to_owned());
+    let blobs: Vec<Digest> = manifest
+        .layers
+        .iter()
+        .map(|ztoc| ztoc.digest)
+        .chain([index])
+        .collect();
+    let references = blobs
+        .iter()
+        .enumerate()
+        .map(|(place, digest)| (format!("{GC_REFERENCE}.{place}"), digest.to_string()));
+    let owner = bytes::Bytes::from_static(b"what keeps them");
+    let descriptor = Descriptor::of("text/plain", &owner);
+    let labels = references.chain([(GC_ROOT.to_owned(), "yes".to_owned())]);
+    runtime
+        .block_on(content.put(NAMESPACE, &descriptor, &owner, labels.collect()))
+        .unwrap();
+    for digest in blobs {
+        let bytes = std::fs::read(target.join("blobs/sha256").join(digest.hex())).unwrap();
+        let descriptor = Descriptor::new(media_types::OCI_MANIFEST, digest, bytes.len() as u64);
+        let keep = HashMap::from([made.clone()]);
+        runtime
+            .block_on(content.put(NAMESPACE, &descriptor, &bytes.into(), keep))
+            .unwrap();
+    }
+    let soci = stack.soci(NAMESPACE).unwrap();
+    let index_text = index.to_string();
+    soci.output([
+        "pull",
+        "--plain-http",
+        "--soci-index-digest",
+        &index_text,
+        &reference,
+    ])
+    .unwrap();
+    assert_eq!(
+        lazy_mounts(&stack),
+        built.layers.len(),
+        "{}",
+        stack.log_tails()
+    );
+    let labels = runtime
+        .block_on(content.labels(NAMESPACE, &index))
+        .unwrap()
+        .unwrap();
+    assert!(!labels.contains_key(GC_ROOT), "{labels:?}");
+    assert_eq!(labels["made.by/test"], "yes");
+    assert!(run(&stack, &reference, &["/bin/cat", "/data/hello"]).contains("hello"));
+}
+
+#[test]
+fn a_containerd_that_is_away_costs_nothing_but_its_content_store() {
+    let layout = TestRoot::new().unwrap();
+    let built = small_image(layout.path(), "small").unwrap();
+    let mut stack = stack("");
+    let reference = indexed(&stack, layout.path(), "small");
+    let options = SociDaemonOptions::with_config(&format!(
+        "{NO_BACKGROUND}[content_store]\ntype = \"containerd\"\ncontainerd_address = \"/nowhere/c.sock\"\n"
+    ));
+    stack.daemon.terminate().unwrap();
+    stack.daemon.start_again_with(options).unwrap();
+    stack.wait_for_snapshotter().unwrap();
+    pull(&stack, &reference);
+    assert_eq!(
+        lazy_mounts(&stack),
+        built.layers.len(),
+        "{}",
+        stack.log_tails()
+    );
+}

@@ -1,0 +1,36 @@
+//! What a crash of the daemon leaves, and what the next start makes of it. Needs root, FUSE,
+//! containerd, runc, docker-registry and the two programs.
+
+use std::time::Duration;
+
+use crate::support::{NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack};
+use soci_testkit::TestRoot;
+use soci_testkit::image::{small_image, small_image_data};
+
+#[test]
+fn after_a_kill_the_next_start_serves_the_layers_again_and_fetches_nothing_twice() {
+    let root = TestRoot::new().unwrap();
+    let image = small_image(root.path(), "small").unwrap();
+    let mut stack = stack(NO_BACKGROUND);
+    let reference = indexed(&stack, root.path(), "small");
+    pull(&stack, &reference);
+    let digest = soci_oci::Digest::of(&small_image_data().to_vec()).hex();
+    let read = ["/bin/sha256sum", "/data/noise"];
+    let output = run(&stack, &reference, &read);
+    assert!(output.starts_with(&digest), "{output:?}");
+    // What is younger than the sync interval (1 s) may be fetched again.
+    std::thread::sleep(Duration::from_secs(3));
+
+    stack.daemon.kill().unwrap();
+    stack.daemon.start_again().unwrap();
+    stack.wait_for_snapshotter().unwrap();
+    assert_eq!(
+        lazy_mounts(&stack),
+        image.layers.len(),
+        "each layer is mounted once"
+    );
+    // What is here needs no registry: not the spans, and neither index nor zTOCs.
+    stack.registry.kill().unwrap();
+    let output = run(&stack, &reference, &read);
+    assert!(output.starts_with(&digest), "{output:?}");
+}

@@ -1,0 +1,157 @@
+//! An upgrade that must not happen does not: whatever is wrong with the new program, the old server goes on,
+//! or another one is started.
+//! Needs root, FUSE, containerd, runc, docker-registry, mmdebstrap and the two programs.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::support::survival::Scene;
+use soci_testkit::process::Signal;
+use soci_testkit::{SociDaemonOptions, TestRoot, daemon_program};
+
+/// How long readers go on while upgrades are refused.
+const TIME: Duration = Duration::from_secs(15);
+
+/// Puts a file in place of another one, as a package manager does. The copy is another process's, so that
+/// no child of ours has it open for writing when it is started.
+fn install(source: &Path, program: &Path) {
+    let new = program.with_extension("new");
+    let copied = Command::new("cp").arg(source).arg(&new).status().unwrap();
+    assert!(copied.success());
+    std::fs::rename(new, program).unwrap();
+}
+
+fn script(folder: &Path, name: &str, text: &str) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt as _;
+    let path = folder.join(name);
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+/// A scene whose daemon runs from a program of its own, which can be replaced.
+fn scene(folder: &Path) -> (Scene, PathBuf) {
+    let program = folder.join("soci-snapshotter-grpc");
+    install(&daemon_program().unwrap(), &program);
+    let options = SociDaemonOptions {
+        program: Some(program.clone()),
+        ..SociDaemonOptions::default()
+    };
+    (Scene::with_daemon(options), program)
+}
+
+/// An upgrade is refused for this reason, and the old server is still there and serves.
+fn is_refused(scene: &Scene, reason: &str) {
+    let before = scene.daemon().server_pid().unwrap();
+    scene.forget_caches();
+    let refused = format!("{:#}", scene.daemon().upgrade().unwrap_err());
+    assert!(
+        refused.contains("the old server goes on") && refused.contains(reason),
+        "{refused}"
+    );
+    assert_eq!(scene.daemon().server_pid().unwrap(), before);
+    scene.wait_until_served();
+}
+
+#[test]
+fn a_program_that_is_broken_is_refused_and_the_old_server_goes_on() {
+    let folder = TestRoot::new().unwrap();
+    let (scene, program) = scene(folder.path());
+    let readers = scene.start_readers(TIME);
+    let garbage = script(folder.path(), "garbage", "\x7fELF no program");
+    install(&garbage, &program);
+    is_refused(&scene, "cannot start");
+    for (name, text, reason) in [
+        ("ends", "#!/bin/sh\nexit 3\n", "exit code 3"),
+        ("crashes", "#!/bin/sh\nkill -SEGV $$\n", "signal 11"),
+        (
+            "is-mute",
+            "#!/bin/sh\nexec >&-\nsleep 1000\n",
+            "closed its line",
+        ),
+    ] {
+        install(&script(folder.path(), name, text), &program);
+        is_refused(&scene, reason);
+    }
+    std::fs::remove_file(&program).unwrap();
+    is_refused(&scene, "cannot open");
+    // The good one again: it is taken.
+    install(&daemon_program().unwrap(), &program);
+    let before = scene.daemon().server_pid().unwrap();
+    scene.daemon().upgrade().unwrap();
+    assert_ne!(scene.daemon().server_pid().unwrap(), before);
+    readers.finish();
+    scene.nothing_leaks();
+}
+
+#[test]
+fn a_program_that_cannot_serve_what_is_here_is_refused_and_the_old_server_goes_on() {
+    let folder = TestRoot::new().unwrap();
+    let (scene, _program) = scene(folder.path());
+    let readers = scene.start_readers(TIME);
+    let config = scene.daemon().config_file();
+    let good = std::fs::read(&config).unwrap();
+    std::fs::write(&config, "[holder]\nabandon_after_sec = \"soon\"\n").unwrap();
+    is_refused(&scene, "exit code 1");
+    std::fs::write(&config, good).unwrap();
+    // The layer store is not as it should be.
+    let layers = scene.daemon().root().join("soci/layers");
+    let hidden = layers.with_extension("hidden");
+    std::fs::rename(&layers, &hidden).unwrap();
+    is_refused(&scene, "exit code 1");
+    std::fs::rename(&hidden, &layers).unwrap();
+    let log = scene.daemon().log().all().join("\n");
+    assert!(log.contains("abandon_after_sec"), "the log says why");
+    assert!(log.contains("cannot be opened"), "the log says why");
+    scene.daemon().upgrade().unwrap();
+    readers.finish();
+    scene.nothing_leaks();
+}
+
+#[test]
+fn a_program_that_dies_when_it_has_taken_over_gives_everything_back() {
+    let options = SociDaemonOptions {
+        environment: vec![(
+            "SOCI_FAULT_POINT".to_owned(),
+            "hand-over-taken-up".to_owned(),
+        )],
+        ..SociDaemonOptions::default()
+    };
+    let scene = Scene::with_daemon(options);
+    let readers = scene.start_readers(TIME);
+    while readers.go_on() {
+        scene.pause_at_random();
+        is_refused(&scene, "signal 6");
+    }
+    let log = scene.daemon().log().all().join("\n");
+    assert!(log.contains("the hand-over failed: serving again"));
+    // And what gave way is as good as before.
+    let server = scene.daemon().signal_server(Signal::KILL).unwrap();
+    scene.daemon().wait_for_successor(server).unwrap();
+    readers.finish();
+    scene.nothing_leaks();
+}
+
+#[test]
+fn an_old_server_that_cannot_serve_again_is_said_to_be_lost_and_is_replaced() {
+    let folder = TestRoot::new().unwrap();
+    let (scene, program) = scene(folder.path());
+    let readers = scene.start_readers(TIME);
+    let old = scene.daemon().server_pid().unwrap();
+    // Proves itself, and takes the old server with it when it is to serve.
+    let text = format!("#!/bin/sh\necho proved\nread word <&1\nkill -KILL {old}\nexit 3\n");
+    install(&script(folder.path(), "murderer", &text), &program);
+    let refused = format!("{:#}", scene.daemon().upgrade().unwrap_err());
+    assert!(
+        refused.contains("the old server does not serve again (it ended (signal 9)")
+            && refused.contains("the new program does not serve: it ended (exit code 3)")
+            && !refused.contains("goes on"),
+        "{refused}"
+    );
+    // By the program that the supervisor was running, not by the one that is installed.
+    scene.daemon().wait_for_successor(old).unwrap();
+    scene.wait_until_served();
+    readers.finish();
+    scene.nothing_leaks();
+}

@@ -1,0 +1,34 @@
+//! The whole system: both programs with a real containerd, runc, registry and kernel. Needs root, FUSE,
+//! containerd, runc, docker-registry, skopeo, mmdebstrap and systemd; `make test` builds the programs first.
+
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
+
+mod abort_mounts;
+mod bad_labels;
+mod concurrency;
+mod content_store;
+mod crash;
+mod credentials;
+mod cri;
+mod faults;
+mod first_light;
+mod hand_over;
+mod install;
+mod keychains;
+mod local_layers;
+mod observe;
+mod restart;
+mod support;
+mod survival;
+mod survival_parts;
+mod survival_trouble;
+mod systemd;
+mod upgrade;
+mod user_namespaces;

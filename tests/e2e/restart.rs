@@ -1,0 +1,53 @@
+//! Starts that cannot bring everything back. Needs root, FUSE, docker-registry and the two programs.
+
+use std::time::Duration;
+
+use crate::support::NO_BACKGROUND;
+use crate::support::node::{Node, lower_directories};
+use soci_testkit::{Fault, Rule, SociDaemonOptions};
+use tonic::Code;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_store_stops_the_start_unless_allowed_and_is_mended_when_the_registry_is_back() {
+    let hasty =
+        format!("[http]\nMaxRetries = 0\nMinWaitMsec = 1\nMaxWaitMsec = 1\n{NO_BACKGROUND}");
+    let mut node = Node::start(&hasty);
+    let image = node.small("small", true);
+    let client = node.client().await;
+    for layer in 0..image.layers.len() {
+        let answer = client.pull_layer(&image, layer).await;
+        assert_eq!(answer.unwrap_err().code(), Code::AlreadyExists);
+    }
+    node.daemon.terminate().unwrap();
+    for folder in ["soci", "content"] {
+        std::fs::remove_dir_all(node.daemon.root().join(folder)).unwrap();
+    }
+    node.proxy.inject(Rule::always(Fault::Reset));
+
+    assert!(node.daemon.start_again().is_err());
+    let refused = node.daemon.log().all().join("\n");
+    assert!(
+        refused.contains("cannot mount the lazy snapshot"),
+        "{refused}"
+    );
+    assert!(
+        refused.contains("allow_invalid_mounts_on_restart"),
+        "{refused}"
+    );
+
+    let allowed = format!("{hasty}[snapshotter]\nallow_invalid_mounts_on_restart = true\n");
+    node.daemon
+        .start_again_with(SociDaemonOptions::with_config(&allowed))
+        .unwrap();
+    let client = node.client().await;
+    let refused = client.prepare("box", &image.top()).await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unavailable);
+
+    node.proxy.clear_faults();
+    // A failure is believed for two seconds, not for the minute of an image without index.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let mounts = client.prepare("box", &image.top()).await.unwrap();
+    let directories = lower_directories(&mounts);
+    let read = std::fs::read_to_string(directories[0].join("data/hello"));
+    assert_eq!(read.unwrap(), "hello\n");
+}

@@ -1,0 +1,126 @@
+//! What the end-to-end tests share: a stack of real parts, and the steps of using it.
+
+pub(crate) mod node;
+pub(crate) mod survival;
+pub(crate) mod systemd;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use soci_testkit::{OciImage, Run, SociCli, SociDaemonOptions, Stack, StackOptions};
+
+pub(crate) const NAMESPACE: &str = "e2e";
+/// Everything else is measured while the background fetcher rests.
+pub(crate) const NO_BACKGROUND: &str = "[background_fetch]\ndisable = true\n";
+
+pub(crate) fn stack(config: &str) -> Stack {
+    stack_with(SociDaemonOptions::with_config(config))
+}
+
+pub(crate) fn stack_with(daemon: SociDaemonOptions) -> Stack {
+    Stack::start(StackOptions {
+        daemon,
+        ..StackOptions::default()
+    })
+    .unwrap()
+}
+
+/// Indexes the image of a layout into the registry; returns its name seen through the proxy.
+pub(crate) fn indexed(stack: &Stack, layout: &Path, name: &str) -> String {
+    let target = format!(
+        "docker://{}",
+        stack.registry.reference(&format!("{name}:soci"))
+    );
+    let arguments = [
+        "convert",
+        "--standalone",
+        "--min-layer-size",
+        "0",
+        &layout.display().to_string(),
+        &target,
+    ];
+    SociCli::standalone().unwrap().output(arguments).unwrap();
+    stack.reference(&format!("{name}:soci"))
+}
+
+/// Pulls with our CLI; returns what it prints.
+pub(crate) fn pull(stack: &Stack, reference: &str) -> String {
+    let soci = stack.soci(NAMESPACE).unwrap();
+    soci.output(["pull", "--plain-http", reference]).unwrap()
+}
+
+pub(crate) fn run(stack: &Stack, reference: &str, command: &[&str]) -> String {
+    let run = Run::new(reference, "soci").command(command.iter().copied());
+    stack.containerd.ctr(NAMESPACE).run_ok(&run).unwrap()
+}
+
+/// What `soci status` says. Waits for a server, if there is none just now.
+pub(crate) fn status(stack: &Stack) -> serde_json::Value {
+    let socket = stack.daemon.socket().display().to_string();
+    let soci = stack.soci(NAMESPACE).unwrap();
+    let arguments = ["status", "--snapshotter-address", &socket, "--json"];
+    serde_json::from_str(&soci.output(arguments).unwrap()).unwrap()
+}
+
+/// The FUSE mounts of the daemon's layers.
+pub(crate) fn lazy_mounts(stack: &Stack) -> usize {
+    lazy_mounts_below(&stack.daemon.root())
+}
+
+/// The same for a daemon's root folder.
+pub(crate) fn lazy_mounts_below(root: &Path) -> usize {
+    soci_testkit::process::lazy_mounts_below(root).unwrap()
+}
+
+/// Waits until `done` says so; its last complaint is in the failure.
+pub(crate) fn wait_until(what: &str, patience: Duration, done: impl Fn() -> Result<(), String>) {
+    let deadline = Instant::now() + patience;
+    while let Err(not_yet) = done() {
+        assert!(
+            Instant::now() < deadline,
+            "not after {patience:?}: {what}: {not_yet}"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Asserts that no part of a layer went over the network twice since the statistics were reset.
+/// Neighbouring spans may share one byte, so that each request may repeat one.
+pub(crate) fn fetched_once(stack: &Stack, image: &OciImage) {
+    let stats = stack.proxy.stats();
+    let mut bytes = 0;
+    for layer in &image.layers {
+        let fetched = stats.blob(layer.digest);
+        assert!(
+            fetched.bytes <= layer.size + fetched.requests,
+            "{fetched:?} of a layer of {} bytes",
+            layer.size
+        );
+        bytes += fetched.bytes;
+    }
+    assert!(bytes > 0, "something must have been fetched");
+}
+
+/// Mounts, directories of snapshots, stored layers and notes about images that the daemon has now.
+pub(crate) fn left_behind(stack: &Stack) -> Vec<String> {
+    left_below(&stack.daemon.root())
+}
+
+/// The same for a daemon's root folder.
+pub(crate) fn left_below(root: &Path) -> Vec<String> {
+    let mut left = Vec::new();
+    for folder in ["soci/layers", "soci/images", "snapshotter/snapshots"] {
+        // `soci/images` is made when it is needed.
+        for entry in std::fs::read_dir(root.join(folder)).into_iter().flatten() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            // `.removed` is where the layer store empties folders.
+            if !name.starts_with('.') {
+                left.push(format!("{folder}/{name}"));
+            }
+        }
+    }
+    for mount in soci_testkit::process::mounts_below(root).unwrap() {
+        left.push(format!("mount {}", mount.display()));
+    }
+    left
+}

@@ -1,0 +1,181 @@
+//! Containers go on while parts of the daemon, or all of it, are gone. Needs root, FUSE, containerd, runc,
+//! docker-registry, mmdebstrap and the two programs.
+
+use std::time::{Duration, Instant};
+
+use crate::support::survival::Scene;
+use crate::support::{NAMESPACE, NO_BACKGROUND, indexed, pull, run, stack, status, wait_until};
+use soci_testkit::image::small_image;
+use soci_testkit::process::Signal;
+use soci_testkit::{Run, Stack, TestRoot};
+
+/// How long readers go on while parts go.
+const TIME: Duration = Duration::from_secs(15);
+/// How long no daemon runs.
+const PAUSE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A stack with a small image, pulled.
+fn small_stack(config: &str) -> (Stack, String) {
+    let root = TestRoot::new().unwrap();
+    small_image(root.path(), "small").unwrap();
+    let stack = stack(&format!("{NO_BACKGROUND}{config}"));
+    let reference = indexed(&stack, root.path(), "small");
+    pull(&stack, &reference);
+    (stack, reference)
+}
+
+/// Whether the daemon logged this since its last start, sooner or later.
+fn logs(stack: &Stack, words: &str) {
+    let found = stack
+        .daemon
+        .log()
+        .wait_for(0, PATIENCE, |line| line.contains(words));
+    assert!(found.is_some(), "{words:?}:\n{}", stack.log_tails());
+}
+
+#[test]
+fn readers_wait_while_the_daemon_is_stopped_and_started_again() {
+    let mut scene = Scene::new("");
+    let readers = scene.start_readers(TIME);
+    while readers.go_on() {
+        scene.pause_at_random();
+        scene.forget_caches();
+        let ended = scene.stack.daemon.terminate().unwrap();
+        assert!(ended.success(), "{ended}");
+        std::thread::sleep(PAUSE);
+        scene.stack.daemon.start_again().unwrap();
+    }
+    readers.finish();
+    scene.nothing_leaks();
+}
+
+#[test]
+fn readers_wait_while_supervisor_and_server_are_killed_and_the_daemon_is_started_again() {
+    let mut scene = Scene::new("");
+    let readers = scene.start_readers(TIME);
+    while readers.go_on() {
+        scene.pause_at_random();
+        scene.forget_caches();
+        scene.stack.daemon.kill_supervisor_and_server().unwrap();
+        std::thread::sleep(PAUSE);
+        scene.stack.daemon.start_again().unwrap();
+    }
+    readers.finish();
+    scene.nothing_leaks();
+}
+
+#[test]
+fn readers_notice_nothing_when_the_holder_is_killed_and_later_the_server() {
+    let scene = Scene::new("");
+    let readers = scene.start_readers(TIME);
+    while readers.go_on() {
+        scene.pause_at_random();
+        let holder = scene.daemon().kill_holder().unwrap();
+        scene.daemon().wait_for_holder(holder).unwrap();
+        scene.wait_until_all_is_held();
+        scene.forget_caches();
+        let server = scene.daemon().signal_server(Signal::KILL).unwrap();
+        scene.daemon().wait_for_successor(server).unwrap();
+        // Only a server that has started has another holder started.
+        scene.wait_until_served();
+    }
+    readers.finish();
+    scene.nothing_leaks();
+}
+
+#[test]
+fn without_its_supervisor_the_server_goes_on_until_the_next_start_takes_over() {
+    let mut scene = Scene::new("");
+    let readers = scene.start_readers(TIME);
+    while readers.go_on() {
+        scene.pause_at_random();
+        let server = scene.daemon().server_pid().unwrap();
+        scene.stack.daemon.kill_supervisor().unwrap();
+        logs(&scene.stack, "the supervisor is gone");
+        scene.forget_caches();
+        std::thread::sleep(PAUSE);
+        assert_eq!(scene.daemon().server_pid().unwrap(), server, "it serves on");
+        scene.stack.daemon.start_again().unwrap();
+        assert_ne!(scene.daemon().server_pid().unwrap(), server);
+    }
+    readers.finish();
+    scene.nothing_leaks();
+}
+
+#[test]
+fn when_everything_is_killed_the_next_start_says_which_containers_to_restart() {
+    let (mut stack, reference) = small_stack("");
+    let ctr = stack.containerd.ctr(NAMESPACE);
+    let detached = ["run", "--detach", "--null-io", "--net-host"];
+    let detached = detached.iter().chain(&["--snapshotter", "soci"]);
+    // runc's state is the machine's, not this containerd's.
+    let id = format!("tk-severed-{}", std::process::id());
+    let id = id.as_str();
+    let command = [reference.as_str(), id, "/bin/sleep", "1000"];
+    ctr.output(detached.chain(&command)).unwrap();
+    assert_eq!(status(&stack)["severed"], serde_json::json!([]));
+
+    stack.daemon.kill_everything().unwrap();
+    stack.daemon.start_again().unwrap();
+    logs(&stack, "the connections of lazy layers were lost");
+    stack.wait_for_snapshotter().unwrap();
+    let listed = status(&stack);
+    let severed = listed["severed"].as_array().unwrap();
+    assert_eq!(severed.len(), 1, "{listed}");
+    assert!(
+        severed[0]["snapshot"].as_str().unwrap().ends_with(id),
+        "{listed}"
+    );
+    // Others are not touched.
+    let read = run(&stack, &reference, &["/bin/cat", "/data/hello"]);
+    assert_eq!(read, "hello\n");
+
+    ctr.output(["tasks", "kill", "--signal", "KILL", id])
+        .unwrap();
+    wait_until("the container ends", PATIENCE, || {
+        let gone = ctr.output(["tasks", "rm", id]);
+        gone.map(drop).map_err(|error| format!("{error:#}"))
+    });
+    ctr.output(["tasks", "start", "--detach", "--null-io", id])
+        .unwrap();
+    let exec = ["tasks", "exec", "--exec-id", "look", id];
+    let read = ctr.output(exec.iter().chain(&["/bin/cat", "/data/hello"]));
+    assert_eq!(read.unwrap(), "hello\n");
+    assert_eq!(status(&stack)["severed"], serde_json::json!([]));
+}
+
+#[test]
+fn without_a_daemon_for_too_long_readers_get_errors_and_end() {
+    let (mut stack, reference) = small_stack("[holder]\nabandon_after_sec = 2\n");
+    let ctr = stack.containerd.ctr(NAMESPACE);
+    let signals = TestRoot::new().unwrap();
+    let shared = signals.path().display();
+    let mount = format!("type=bind,src={shared},dst=/tmp,options=rbind:rw");
+    // What it reads then was never read before, so that it has to be asked for.
+    let script = "echo >/tmp/ready; while ! test -e /tmp/go; do sleep 0.1; done; cat /data/noise >/tmp/noise";
+    let waiting = Run::new(&reference, "soci")
+        .option("--mount")
+        .option(&mount);
+    let container = ctr
+        .start(&waiting.command(["/bin/sh", "-c", script]))
+        .unwrap();
+    wait_until("the container runs", PATIENCE, || {
+        let ready = signals.path().join("ready").exists();
+        ready.then_some(()).ok_or_else(|| "not yet".to_owned())
+    });
+    stack.daemon.kill_supervisor_and_server().unwrap();
+    let begin = Instant::now();
+    std::fs::write(signals.path().join("go"), "").unwrap();
+    let output = container.wait().unwrap();
+    assert!(!output.status.success(), "{output:?}");
+    assert!(output.stderr.contains("cat"), "it was told: {output:?}");
+    assert!(begin.elapsed() >= Duration::from_secs(1), "{output:?}");
+    assert!(stack.daemon.holder_pid().is_err(), "the holder has ended");
+
+    stack.daemon.start_again().unwrap();
+    logs(&stack, "the mounts of an earlier daemon were given up");
+    stack.wait_for_snapshotter().unwrap();
+    let read = run(&stack, &reference, &["/bin/cat", "/data/hello"]);
+    assert_eq!(read, "hello\n");
+}
