@@ -4,20 +4,18 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use clap::Args;
+use soci_containerd::labels::gc;
 use soci_index::{ConvertOptions, CreatedIndex, IndexError, RegistrySink, SharedSource, Source};
 use soci_store::artifacts::{ArtifactDb, ArtifactKind};
 
 use crate::artifact_records::{add_index, known_ztocs, list};
 use crate::cli::limited;
-use crate::containerd::{Containerd, ContainerdSink, ContainerdSource, ImageRecord, set_labels};
+use crate::containerd::{ContainerdSink, ContainerdSource, ImageRecord, set_labels};
 use crate::global::Global;
 use crate::index_args::{PlatformArgs, ZtocArgs};
 use crate::output;
 use crate::progress::{ClearAtEnd, ConvertProgress};
 use crate::registry_args::RegistryArgs;
-
-/// On an image: the SOCI index that lives as long as the image does.
-const INDEX_LABEL: &str = "containerd.io/gc.ref.content.soci-index";
 
 /// Create a SOCI index (version 1) of an image
 ///
@@ -89,7 +87,7 @@ impl Create {
                     )
                     .await?;
                 }
-                hold(&containerd, &image, labels).await
+                set_labels(&containerd, &image, labels).await
             })
             .await
     }
@@ -140,7 +138,7 @@ async fn index_labels(
     let earlier = image
         .labels
         .iter()
-        .filter(|(key, _)| key.starts_with(INDEX_LABEL));
+        .filter(|(key, _)| key.starts_with(gc::SOCI_INDEX));
     let mut kept: Vec<&String> = earlier
         .clone()
         .map(|(_, index)| index)
@@ -160,18 +158,10 @@ async fn index_labels(
         .collect();
     for (at, index) in new.chain(kept.into_iter().cloned()).enumerate() {
         let key = match at {
-            0 => INDEX_LABEL.to_owned(),
-            at => format!("{INDEX_LABEL}.{at}"),
+            0 => gc::SOCI_INDEX.to_owned(),
+            at => format!("{}.{at}", gc::SOCI_INDEX),
         };
         labels.insert(key, index);
     }
     Ok(labels)
-}
-
-async fn hold(
-    containerd: &Containerd,
-    image: &ImageRecord,
-    labels: HashMap<String, String>,
-) -> anyhow::Result<()> {
-    set_labels(containerd, image, labels).await
 }

@@ -8,10 +8,9 @@ use containerd_client::Client;
 use containerd_client::services::v1::{AddResourceRequest, CreateRequest, DeleteRequest, Resource};
 use containerd_client::tonic::metadata::{Ascii, MetadataValue};
 use containerd_client::tonic::{Code, Request, Status};
+use soci_containerd::labels::gc;
 use soci_oci::Digest;
 
-/// containerd's collector removes a lease after the time in this label (RFC 3339).
-const EXPIRE: &str = "containerd.io/gc.expire";
 /// A command that was killed holds on to its content no longer than this.
 const LEASE_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -77,7 +76,7 @@ impl Containerd {
         let request = self.request(CreateRequest {
             id: id.clone(),
             labels: HashMap::from([(
-                EXPIRE.to_owned(),
+                gc::EXPIRE.to_owned(),
                 expire.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             )]),
         });

@@ -1,7 +1,6 @@
 //! containerd through its API: content, images, leases.
 
 mod connection;
-mod gc_labels;
 mod images;
 mod read;
 mod sink;

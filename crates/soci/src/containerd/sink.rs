@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use soci_containerd::labels::gc;
 use soci_index::{BlobWriter, ImageSink, IndexError, Meter, SharedSource};
 use soci_oci::{Descriptor, Index, Manifest, media_types};
 use soci_store::content::OciLayout;
 
-use super::{Containerd, Content, gc_labels, record, write_bytes};
+use super::{Containerd, Content, record, write_bytes};
 use crate::output;
 
 /// Writes into containerd's content store. Everything is held by the connection's lease until the
@@ -144,14 +145,14 @@ impl ImageSink for ContainerdSink {
         {
             return Ok(());
         }
-        let labels = gc_labels::of_manifest(&parsed);
+        let labels = gc::of_manifest(&parsed);
         self.put("manifest", manifest, labels, bytes).await
     }
 
     async fn finish(self: Box<Self>, index: &Descriptor, bytes: Bytes) -> Result<(), IndexError> {
         let parsed: Index =
             serde_json::from_slice(&bytes).map_err(|error| invalid(index, &error))?;
-        let labels = gc_labels::of_index(&parsed);
+        let labels = gc::of_index(&parsed);
         self.put("index", index, labels, bytes).await?;
         if let Some(name) = &self.image {
             let recorded = record(&self.containerd, name, index).await;

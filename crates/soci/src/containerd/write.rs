@@ -15,6 +15,7 @@ use containerd_client::tonic::{Code, Status, Streaming};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use prost_types::FieldMask;
+use soci_containerd::labels::SOURCE_PREFIX;
 use soci_oci::Descriptor;
 use soci_registry::{ErrorKind, RegistryError};
 use tokio::sync::mpsc;
@@ -263,7 +264,7 @@ pub(crate) async fn update_labels(
         .context("containerd answered without the content's labels")?;
     for (key, value) in &mut labels {
         if let Some(known) = info.labels.get(key)
-            && key.starts_with("containerd.io/distribution.source.")
+            && key.starts_with(SOURCE_PREFIX)
         {
             let mut all: Vec<&str> = known.split(',').collect();
             if !all.contains(&value.as_str()) {

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
+use soci_containerd::labels::{self, gc};
 use soci_oci::{
     Descriptor, Digest, ImageConfig, Index, Manifest, Platform, Reference, media_types,
 };
 use soci_registry::Client;
 
-use super::labels;
 use crate::containerd::{Containerd, write_bytes};
 
 /// What was fetched.
@@ -41,7 +41,7 @@ pub(crate) async fn fetch(
             "index",
             target.clone(),
             bytes,
-            labels::index_child(at, chosen),
+            HashMap::from([gc::of_child(at, chosen)]),
         ));
         let bytes = document(client, reference, chosen).await?;
         (chosen.clone(), bytes)
@@ -81,7 +81,7 @@ pub(crate) async fn fetch(
         "manifest",
         manifest_descriptor,
         manifest_bytes,
-        labels::manifest_children(&manifest),
+        gc::of_manifest(&manifest),
     ));
     documents.push((
         "config",

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use anyhow::anyhow;
 use futures::future::{BoxFuture, FutureExt as _, Shared};
 use futures::{StreamExt as _, TryStreamExt as _};
+use soci_containerd::labels;
 use soci_oci::{Descriptor, Digest, Reference};
 use soci_registry::{BlobSource as _, Client};
 use tokio::sync::{Mutex, Semaphore};
 
-use super::labels;
 use crate::containerd::{Containerd, write};
 use crate::output;
 use crate::progress::Bars;

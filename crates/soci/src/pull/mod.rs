@@ -5,7 +5,6 @@
 //! snapshotter does not take the layer over, and an image record at the end.
 
 mod fetch;
-mod labels;
 mod layers;
 mod outcome;
 mod unpack;

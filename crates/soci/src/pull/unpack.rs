@@ -12,10 +12,10 @@ use containerd_client::services::v1::snapshots::{
 };
 use containerd_client::tonic::Code;
 use containerd_client::types::Mount;
+use soci_containerd::labels::{self, ImageLabels, gc};
 use soci_index::{LayerVerdict, LazyReport};
 use soci_oci::{Descriptor, Digest, Reference};
 
-use super::labels::{self, ImageLabels};
 use super::{Downloads, Fetched, Layer, State};
 use crate::containerd::{Containerd, api_descriptor, failed, snapshotter_failed, update_labels};
 
@@ -144,7 +144,7 @@ impl Unpack<'_> {
             update_labels(
                 self.containerd,
                 &self.image.manifest.config,
-                labels::config_snapshot(self.snapshotter, *top),
+                HashMap::from([gc::of_config(self.snapshotter, *top)]),
             )
             .await?;
         }
@@ -232,7 +232,7 @@ impl Unpack<'_> {
                 snapshotter: self.snapshotter.to_owned(),
                 key: key.clone(),
                 parent: parent.map(|digest| digest.to_string()).unwrap_or_default(),
-                labels: image.of(at, chain_id),
+                labels: image.for_layer(at, chain_id),
             });
             match self
                 .containerd
@@ -302,7 +302,7 @@ impl Unpack<'_> {
             snapshotter: self.snapshotter.to_owned(),
             name: chain_id.to_string(),
             key: key.to_owned(),
-            labels: HashMap::from([(labels::SNAPSHOT_REF.to_owned(), chain_id.to_string())]),
+            labels: HashMap::from([(labels::TARGET.to_owned(), chain_id.to_string())]),
         });
         match self.containerd.services().snapshots().commit(request).await {
             Ok(_) => {}

@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use anyhow::Context as _;
 use futures::{StreamExt as _, TryStreamExt as _};
+use soci_containerd::labels;
 use soci_oci::{Descriptor, Digest, Reference};
 use soci_registry::{BlobBody, Client, PushOutcome};
 use soci_ztoc::soci_index::SociIndex;
@@ -13,9 +14,6 @@ use crate::artifact_store::ArtifactStore;
 use crate::containerd::Content;
 use crate::output;
 use crate::progress::Bars;
-
-/// In containerd, on blobs: the repositories of a registry that have the blob.
-const SOURCE: &str = "containerd.io/distribution.source.";
 
 /// What is needed to upload an index.
 pub(super) struct Graph<'a> {
@@ -105,7 +103,7 @@ impl Graph<'_> {
         let Some(content) = self.labels else {
             return Ok(None);
         };
-        let key = format!("{SOURCE}{}", self.reference.registry());
+        let (key, _) = labels::source(self.reference);
         let Some(info) = content.info(digest).await? else {
             return Ok(None);
         };
@@ -125,9 +123,8 @@ impl Graph<'_> {
         let Some(content) = self.labels else {
             return Ok(());
         };
-        let key = format!("{SOURCE}{}", self.reference.registry());
-        let labels = HashMap::from([(key, self.reference.repository().to_owned())]);
-        content.add_labels(digest, labels).await
+        let source = labels::source(self.reference);
+        content.add_labels(digest, HashMap::from([source])).await
     }
 
     fn say(&self, what: &str, digest: Digest) {
