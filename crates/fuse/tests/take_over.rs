@@ -1,5 +1,8 @@
 //! What becomes of requests in flight when their server goes: sent again by the kernel, or answered
 //! from the journal. Needs root and /dev/fuse; the kernel's part needs Linux 6.9.
+//!
+//! A process of its own: a program that is started has every FUSE descriptor of its parent open until exec,
+//! and a mount whose server has gone would keep it there.
 
 #![allow(
     clippy::unwrap_used,

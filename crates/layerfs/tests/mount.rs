@@ -1,5 +1,8 @@
 //! What programs see through a mount: reads, errors, kills, unmounting, the state file. Needs root
 //! and /dev/fuse.
+//!
+//! A process of its own: these tests count descriptors and threads, and start programs while mounts are
+//! unanswered.
 
 #![allow(
     clippy::unwrap_used,

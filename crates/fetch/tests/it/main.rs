@@ -1,0 +1,11 @@
+//! The span scheduler over a scripted registry: reading, failures, registries that misbehave.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
+
+mod failing;
+mod misbehaving;
+mod reading;
+mod support;

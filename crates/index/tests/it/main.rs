@@ -1,0 +1,14 @@
+//! Building, converting and pushing indexed images, compared with golden data. Needs docker-registry.
+
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
+
+mod bad_input;
+mod convert;
+mod golden;
+mod images;
+mod registry;
+mod sinks;

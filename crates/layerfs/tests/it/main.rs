@@ -1,0 +1,13 @@
+//! A layer's file tree and its FUSE adapter, without a mount and through one. Needs root, FUSE, overlayfs.
+
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
+
+mod kinds;
+mod requests;
+#[path = "../support/mod.rs"]
+mod support;
+mod tree;

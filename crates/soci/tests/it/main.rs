@@ -1,0 +1,19 @@
+//! The command line tool, alone and with containerd, nerdctl and registries. Needs root.
+
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
+
+mod artifacts;
+mod command_line;
+mod convert;
+mod interop;
+mod lazy_pull;
+mod nerdctl;
+mod pull;
+mod push;
+mod remote;
+mod support;
+mod surroundings;

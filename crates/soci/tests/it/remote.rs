@@ -1,0 +1,350 @@
+//! `soci check`, `ls`, `cat` and `mount` of images at a real registry. `mount` needs root and FUSE.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use soci_testkit::{Content, ImageBuilder, Layer, LayerCompression, Registry, TestRoot};
+
+const NOISE: Content = Content::Noise {
+    seed: 7,
+    length: 3_000_000,
+};
+
+struct Remote {
+    registry: Registry,
+    root: TestRoot,
+}
+
+impl Remote {
+    /// `app:plain` without an index, `app:v2` converted.
+    /// The lowest and the middle layer are indexed, the uppermost is too small.
+    fn start() -> Self {
+        let this = Self {
+            registry: Registry::start().unwrap(),
+            root: TestRoot::new().unwrap(),
+        };
+        let dir = this.root.dir("image").unwrap();
+        ImageBuilder::new()
+            .layer(
+                Layer::new()
+                    .dir("bin")
+                    .program("bin/busybox", Path::new("/bin/busybox"))
+                    .unwrap()
+                    .symlink("bin/sh", "busybox")
+                    .dir("data")
+                    .text("data/gone", "deleted above\n")
+                    .dir("old")
+                    .text("old/hidden", "under an opaque directory\n"),
+            )
+            .layer(Layer::new().file("data/noise", NOISE))
+            .layer(
+                Layer::new()
+                    .dir("etc")
+                    .text("etc/motd", "lazily\n")
+                    .symlink("etc/link", "../data/noise")
+                    .whiteout("data/gone")
+                    .dir("old")
+                    .opaque("old")
+                    .text("old/new", "shown\n"),
+            )
+            .command(["/bin/sh"])
+            .write(&dir, "plain")
+            .unwrap();
+        this.registry.push_layout(&dir, "plain", "app").unwrap();
+        let plain = format!("docker://{}", this.registry.reference("app:plain"));
+        let options = ["--span-size", "262144", "--min-layer-size", "100000"];
+        let v2 = format!("docker://{}", this.registry.reference("app:v2"));
+        this.ok(&[&["convert"], &options[..], &[&plain, &v2]].concat());
+        this
+    }
+
+    fn soci(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_soci"));
+        command
+            .args(arguments)
+            .env("HOME", self.root.path())
+            .env_remove("DOCKER_CONFIG");
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.soci(arguments).output().unwrap()
+    }
+
+    fn ok(&self, arguments: &[&str]) -> Vec<u8> {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "soci {arguments:?}: {output:?}");
+        output.stdout
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_slice(&self.ok(arguments)).unwrap()
+    }
+
+    fn fails(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert_eq!(
+            output.status.code(),
+            Some(1),
+            "soci {arguments:?}: {output:?}"
+        );
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    fn image(&self, tag: &str) -> String {
+        self.registry.reference(&format!("app:{tag}"))
+    }
+}
+
+fn names(text: &[u8]) -> Vec<String> {
+    let text = String::from_utf8(text.to_vec()).unwrap();
+    text.lines().map(ToOwned::to_owned).collect()
+}
+
+#[test]
+fn files_of_a_remote_image_are_listed_and_read_with_and_without_an_index() {
+    let remote = Remote::start();
+    for tag in ["v2", "plain"] {
+        let image = remote.image(tag);
+        assert_eq!(
+            names(&remote.ok(&["ls", &image])),
+            ["bin/", "data/", "etc/", "old/"]
+        );
+        let at = |path: &str| format!("{image}:{path}");
+        assert_eq!(names(&remote.ok(&["ls", &at("/data")])), ["noise"]);
+        assert_eq!(names(&remote.ok(&["ls", &at("/old/")])), ["new"]);
+        assert_eq!(remote.ok(&["cat", &at("/etc/motd")]), b"lazily\n");
+        assert!(remote.ok(&["cat", &at("/data/noise")]) == NOISE.to_vec());
+        // Through a symbolic link that leads up and down again.
+        assert!(remote.ok(&["cat", &at("/etc/link")]) == NOISE.to_vec());
+        for (path, reason) in [
+            ("/data/gone", "no such file"),
+            ("/old/hidden", "no such file"),
+            ("/etc", "directory"),
+            ("/etc/motd/x", "no directory"),
+        ] {
+            let error = remote.fails(&["cat", &at(path)]);
+            assert!(
+                error.starts_with("soci: ") && error.contains(reason),
+                "{error}"
+            );
+        }
+        let long = String::from_utf8(remote.ok(&["ls", "-l", &at("/bin")])).unwrap();
+        assert!(long.contains("sh -> busybox"), "{long}");
+        let all = remote.json(&["ls", "--json", "-R", &image]);
+        let paths: Vec<&str> = all
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|file| file["path"].as_str().unwrap())
+            .collect();
+        assert!(
+            paths.contains(&"/bin/busybox") && !paths.contains(&"/data/gone"),
+            "{paths:?}"
+        );
+    }
+}
+
+/// zstd layers have no zTOC ever; they are downloaded and read all the same.
+#[test]
+fn files_of_zstd_layers_are_listed_and_read_too() {
+    let remote = Remote::start();
+    let dir = remote.root.dir("zstd").unwrap();
+    let image = ImageBuilder::new()
+        .layer_with(
+            Layer::new().dir("data").file("data/noise", NOISE),
+            LayerCompression::Plain,
+        )
+        .write(&dir, "plain")
+        .unwrap();
+    let path = |digest: soci_oci::Digest| dir.join("blobs/sha256").join(digest.hex());
+    let put = |bytes: &[u8]| std::fs::write(path(soci_oci::Digest::of(bytes)), bytes).unwrap();
+    let blob = std::fs::read(path(image.manifest.digest)).unwrap();
+    let mut manifest: soci_oci::Manifest = serde_json::from_slice(&blob).unwrap();
+    let tar = std::fs::read(path(manifest.layers[0].digest)).unwrap();
+    let layer = zstd::encode_all(&tar[..], 3).unwrap();
+    put(&layer);
+    manifest.layers[0] = soci_oci::Descriptor::of(soci_oci::media_types::OCI_LAYER_ZSTD, &layer);
+    let bytes = soci_oci::json::to_vec(&manifest).unwrap();
+    put(&bytes);
+    let listed = soci_oci::Descriptor::of(soci_oci::media_types::OCI_MANIFEST, &bytes);
+    let index = format!(
+        r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
+        serde_json::to_string(&listed).unwrap()
+    );
+    std::fs::write(dir.join("index.json"), index).unwrap();
+    remote.registry.push_layout(&dir, "zstd", "app").unwrap();
+    let noise = format!("{}:/data/noise", remote.image("zstd"));
+    assert!(remote.ok(&["cat", &noise]) == NOISE.to_vec());
+    assert_eq!(names(&remote.ok(&["ls", &remote.image("zstd")])), ["data/"]);
+    let check = remote.json(&["check", "--json", &remote.image("zstd")]);
+    assert_eq!(check["layers"][0]["compression"], "zstd", "{check}");
+}
+
+#[test]
+fn reading_one_file_fetches_no_more_than_its_spans() {
+    let remote = Remote::start();
+    let proxy = soci_testkit::Proxy::start(remote.registry.address()).unwrap();
+    let image = format!("{}/app:v2:/bin/busybox", proxy.address());
+    remote.ok(&["cat", &image]);
+    let sent = proxy.stats().total().bytes;
+    let busybox = std::fs::metadata("/bin/busybox").unwrap().len();
+    assert!(
+        sent < busybox + 1_000_000,
+        "{sent} bytes for a file of {busybox}"
+    );
+}
+
+#[test]
+fn an_index_of_version_1_is_found_through_the_referrers() {
+    let remote = Remote::start();
+    let plain = remote.image("plain");
+    let check = remote.json(&["check", "--json", &plain]);
+    assert!(
+        check["reason"].as_str().unwrap().contains("no SOCI index"),
+        "{check}"
+    );
+    assert_eq!(check["lazyLayers"], 0);
+    remote.ok(&[
+        "create",
+        "--min-layer-size",
+        "100000",
+        &format!("docker://{plain}"),
+    ]);
+    let config = remote.root.path().join("v1.toml");
+    for (text, lazy) in [("", 0), ("[pull_modes.soci_v1]\nenable = true\n", 2)] {
+        std::fs::write(&config, text).unwrap();
+        let check = remote.json(&[
+            "check",
+            "--json",
+            "--config",
+            config.to_str().unwrap(),
+            &plain,
+        ]);
+        assert_eq!(check["lazyLayers"], lazy, "{check}");
+        let found = check["index"]["found"].as_str().unwrap();
+        assert!(found.starts_with("version 1"), "{found}");
+    }
+}
+
+#[test]
+fn check_says_for_each_layer_whether_it_is_lazy_and_why_not() {
+    let remote = Remote::start();
+    let image = remote.image("v2");
+    let check = remote.json(&["check", "--json", &image]);
+    let lazy: Vec<bool> = check["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|layer| layer["lazy"].as_bool().unwrap())
+        .collect();
+    assert_eq!(lazy, [true, true, false], "{check}");
+    let reason = check["layers"][2]["reason"].as_str().unwrap();
+    assert!(reason.contains("--min-layer-size"), "{reason}");
+    // The shell is in the lowest layer; the noise is not needed to start it.
+    let startup = &check["startup"];
+    assert_eq!(startup["files"][0], "/bin/sh", "{startup}");
+    let percent = startup["percent"].as_f64().unwrap();
+    assert!(percent > 0.0 && percent < 60.0, "{startup}");
+
+    let config = remote.root.path().join("config.toml");
+    std::fs::write(&config, "[snapshotter]\nmin_layer_size = 2000000\n").unwrap();
+    let text = remote.ok(&["check", "--config", config.to_str().unwrap(), &image]);
+    let text = String::from_utf8(text).unwrap();
+    assert!(text.contains("1 of 3 layers are lazy"), "{text}");
+    assert!(
+        text.contains("smaller than min_layer_size = 2000000"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_mounted_image_shows_its_files_until_it_is_interrupted() {
+    let remote = Remote::start();
+    let dir: PathBuf = remote.root.dir("mnt").unwrap();
+    let cache = remote.root.dir("cache").unwrap();
+    for how in ["interrupt", "umount"] {
+        let mut child = remote
+            .soci(&[
+                "mount",
+                "--cache",
+                cache.to_str().unwrap(),
+                &remote.image("v2"),
+            ])
+            .arg(&dir)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        out.read_line(&mut line).unwrap();
+        assert!(
+            line.contains("is mounted on"),
+            "{line} {:?}",
+            child.wait_with_output()
+        );
+        assert_eq!(std::fs::read(dir.join("etc/motd")).unwrap(), b"lazily\n");
+        assert!(std::fs::read(dir.join("data/noise")).unwrap() == NOISE.to_vec());
+        assert!(!dir.join("data/gone").exists() && !dir.join("old/hidden").exists());
+        assert!(dir.join("old/new").exists());
+        let error = std::fs::write(dir.join("etc/motd"), "x").unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+        let ended = match how {
+            "interrupt" => Command::new("kill")
+                .args(["-s", "INT", &child.id().to_string()])
+                .status(),
+            _ => Command::new("umount").arg(&dir).status(),
+        };
+        assert!(ended.unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{how}: {output:?}");
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0, "{how}");
+        assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 0, "{how}");
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(
+            !mounts.contains(remote.root.path().to_str().unwrap()),
+            "{how}: {mounts}"
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_looked_at_is_told_in_one_line() {
+    let remote = Remote::start();
+    for (arguments, reason) in [
+        (vec!["cat".to_owned(), remote.image("v2")], "give a path"),
+        (vec!["ls".to_owned(), remote.image("nothing")], "404"),
+        (
+            vec![
+                "ls".to_owned(),
+                "--platform".to_owned(),
+                "linux/s390x".to_owned(),
+                remote.image("v2"),
+            ],
+            "not there for platform",
+        ),
+        (
+            vec![
+                "mount".to_owned(),
+                remote.image("v2"),
+                "/proc/self/mounts".to_owned(),
+            ],
+            "no directory",
+        ),
+        (
+            vec!["mount".to_owned(), remote.image("plain"), "/tmp".to_owned()],
+            "no SOCI index",
+        ),
+    ] {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let error = remote.fails(&arguments);
+        assert!(
+            error.starts_with("soci: ") && error.contains(reason),
+            "{arguments:?}: {error}"
+        );
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}

@@ -1,0 +1,8 @@
+//! The layer store on a real file system.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, its helpers too"
+)]
+
+mod layers;

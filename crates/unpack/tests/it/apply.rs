@@ -1,0 +1,285 @@
+//! A tar becomes what containerd makes of it. Needs root.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use soci_oci::{Digest, Index, Manifest};
+use soci_testkit::listing::{self, Listing};
+use soci_testkit::{Layer, TestRoot};
+use soci_unpack::{ApplyError, ApplyOptions, LowerDirectory, OverlayMark, apply, decompress};
+
+fn golden_layer(number: usize) -> Vec<u8> {
+    let image = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/kinds/image");
+    let blob = |digest: Digest| fs::read(image.join("blobs/sha256").join(digest.hex())).unwrap();
+    let index: Index =
+        serde_json::from_slice(&fs::read(image.join("index.json")).unwrap()).unwrap();
+    let manifest: Manifest = serde_json::from_slice(&blob(index.manifests[0].digest)).unwrap();
+    blob(manifest.layers[number - 1].digest)
+}
+
+fn tar(layer: &Layer) -> Vec<u8> {
+    let mut tar = Vec::new();
+    layer.write_tar(&mut tar).unwrap();
+    tar
+}
+
+fn apply_to(root: &Path, tar: &[u8], options: &ApplyOptions) -> Result<Digest, ApplyError> {
+    apply(tar, root, options, &|| false)
+}
+
+/// Unpacks a layer into a folder of its own.
+fn unpacked(layer: &Layer) -> (TestRoot, PathBuf) {
+    let root = TestRoot::new().unwrap();
+    let folder = root.dir("fs").unwrap();
+    apply_to(&folder, &tar(layer), &ApplyOptions::default()).unwrap();
+    (root, folder)
+}
+
+/// Times that the tar does not have are those of the unpacking here, and 1970 in a lazy layer.
+fn without_new_times(mut listing: Listing, golden: &Listing) -> Listing {
+    for (path, file) in &mut listing {
+        let known: Vec<&str> = golden[path].line.split('|').collect();
+        if known[4] == "-" {
+            let mut columns: Vec<&str> = file.line.split('|').collect();
+            columns[4] = "0.0000000000";
+            file.line = columns.join("|");
+        }
+    }
+    listing
+}
+
+#[test]
+fn golden_layers_are_unpacked_as_by_containerd() {
+    for number in [1, 2] {
+        let root = TestRoot::new().unwrap();
+        let folder = root.dir("fs").unwrap();
+        let blob = golden_layer(number);
+        let mut tar = Vec::new();
+        decompress(&blob[..])
+            .unwrap()
+            .read_to_end(&mut tar)
+            .unwrap();
+        let diff_id = apply_to(&folder, &tar, &ApplyOptions::default()).unwrap();
+        assert_eq!(diff_id, Digest::of(&tar));
+        let golden = listing::golden(number);
+        let seen = without_new_times(listing::of(&folder), &golden);
+        listing::assert_same(&seen, &golden);
+        if number == 1 {
+            let stat = |name: &str| folder.join(name).symlink_metadata().unwrap();
+            assert_eq!(stat("data/a").ino(), stat("data/hard2").ino());
+            assert_eq!(rustix::fs::minor(stat("dev/null").rdev()), 3);
+            assert!(stat("dev/fifo").file_type().is_fifo());
+        }
+    }
+}
+
+#[test]
+fn no_entry_leads_out_of_the_directory() {
+    let root = TestRoot::new().unwrap();
+    let folder = root.dir("fs").unwrap();
+    let outside = root.dir("outside").unwrap();
+    fs::write(outside.join("kept"), "kept").unwrap();
+    let target = outside.to_str().unwrap();
+    let layer = Layer::new()
+        .symlink("absolute", target)
+        .text("absolute/one", "1")
+        .symlink("relative", "../../../../../../../../../outside")
+        .text("relative/two", "2")
+        .dir("sub")
+        .symlink("sub/up", "../../..")
+        .text("sub/up/three", "3")
+        .symlink("file", &format!("{target}/kept"))
+        .text("file", "replaced")
+        .symlink("loose", &format!("{target}/kept"))
+        .mode(0o600)
+        .owner(5, 6)
+        .xattr("trusted.x", b"dropped");
+    let mut tar = tar(&layer);
+    // Names that the builder refuses to write.
+    tar.truncate(tar.len() - 1024);
+    for name in ["../escaped", "/../../also"] {
+        let mut header = tar::Header::new_ustar();
+        header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_size(0);
+        header.set_mode(0o644);
+        header.set_entry_type(tar::EntryType::Regular);
+        header.set_cksum();
+        tar.extend_from_slice(header.as_bytes());
+    }
+    tar.extend_from_slice(&[0; 1024]);
+    apply_to(&folder, &tar, &ApplyOptions::default()).unwrap();
+
+    let names = fs::read_dir(&outside).unwrap().count();
+    assert_eq!(
+        (names, fs::read(outside.join("kept")).unwrap()),
+        (1, b"kept".to_vec())
+    );
+    assert_eq!(fs::metadata(outside.join("kept")).unwrap().uid(), 0);
+    assert!(!root.path().join("escaped").exists());
+    assert!(!root.path().join("also").exists());
+    let inside = |path: &str| fs::read_to_string(folder.join(path)).unwrap();
+    assert_eq!(
+        inside(&format!("{}/one", target.trim_start_matches('/'))),
+        "1"
+    );
+    assert_eq!(inside("outside/two"), "2");
+    assert_eq!(inside("three"), "3");
+    assert_eq!(inside("file"), "replaced");
+    assert!(folder.join("escaped").exists() && folder.join("also").exists());
+}
+
+#[test]
+fn hard_links_to_what_is_not_in_the_layer_are_refused() {
+    let root = TestRoot::new().unwrap();
+    let folder = root.dir("fs").unwrap();
+    fs::write(root.path().join("secret"), "s").unwrap();
+    let secret = root.path().join("secret");
+    for target in ["../secret", secret.to_str().unwrap(), "nothing"] {
+        let tar = tar(&Layer::new().hardlink("link", target));
+        let error = apply_to(&folder, &tar, &ApplyOptions::default()).unwrap_err();
+        assert!(matches!(error, ApplyError::LinkTarget { .. }), "{error}");
+    }
+    let cycle = Layer::new()
+        .symlink("a", "b")
+        .symlink("b", "a")
+        .text("a/file", "");
+    let error = apply_to(&folder, &tar(&cycle), &ApplyOptions::default()).unwrap_err();
+    assert!(matches!(error, ApplyError::TooManyLinks { .. }), "{error}");
+    let below = Layer::new().text("f", "").text("f/below", "");
+    let error = apply_to(&folder, &tar(&below), &ApplyOptions::default()).unwrap_err();
+    assert!(matches!(error, ApplyError::NotADirectory { .. }), "{error}");
+}
+
+#[test]
+fn the_last_of_several_entries_wins_also_when_the_type_changes() {
+    let layer = Layer::new()
+        .dir("a")
+        .text("a/below", "gone")
+        .text("a", "file now")
+        .text("b", "file")
+        .dir("b")
+        .mode(0o700)
+        .text("b/below", "here")
+        .symlink("c", "a")
+        .dir("c")
+        .text("c/below", "here")
+        .dir("b")
+        .mode(0o750)
+        .owner(7, 8);
+    let (_root, folder) = unpacked(&layer);
+    assert_eq!(fs::read_to_string(folder.join("a")).unwrap(), "file now");
+    assert_eq!(fs::read_to_string(folder.join("b/below")).unwrap(), "here");
+    assert_eq!(fs::read_to_string(folder.join("c/below")).unwrap(), "here");
+    let b = fs::metadata(folder.join("b")).unwrap();
+    assert_eq!((b.mode() & 0o7777, b.uid(), b.gid()), (0o750, 7, 8));
+    // Its time is that of the entry although a file was made in it later.
+    assert_eq!(b.mtime(), 1_704_067_200);
+}
+
+#[test]
+fn a_whiteout_is_hidden_by_a_file_of_its_name_before_or_after_it() {
+    let layer = Layer::new()
+        .text("before", "")
+        .whiteout("before")
+        .whiteout("after")
+        .text("after", "")
+        .whiteout("implied")
+        .text("implied/file", "")
+        .dir("replaced")
+        .whiteout("replaced/x")
+        .text("replaced", "")
+        .whiteout("only")
+        .text(".wh..wh.plnk/1.2", "linked")
+        .hardlink("link", ".wh..wh.plnk/1.2");
+    let (_root, folder) = unpacked(&layer);
+    let kind = |name: &str| fs::symlink_metadata(folder.join(name)).unwrap().file_type();
+    assert!(kind("before").is_file() && kind("after").is_file() && kind("replaced").is_file());
+    assert!(kind("implied").is_dir());
+    assert!(kind("only").is_char_device());
+    assert_eq!(fs::symlink_metadata(folder.join("only")).unwrap().rdev(), 0);
+    assert_eq!(fs::read_to_string(folder.join("link")).unwrap(), "linked");
+    assert!(
+        listing::of(&folder)
+            .keys()
+            .all(|path| !path.contains(".wh."))
+    );
+}
+
+#[test]
+fn implied_parents_look_as_in_the_layers_below() {
+    let root = TestRoot::new().unwrap();
+    let [first, second, top] = ["first", "second", "top"].map(|name| root.dir(name).unwrap());
+    let described = Layer::new()
+        .dir("srv")
+        .mode(0o2770)
+        .owner(11, 12)
+        .xattr("user.note", b"n")
+        .dir("usr/lib")
+        .mode(0o700)
+        .symlink("lib", "usr/lib")
+        .dir("file")
+        .mode(0o711)
+        .dir("srv/deep")
+        .mode(0o1777);
+    apply_to(&first, &tar(&described), &ApplyOptions::default()).unwrap();
+    let above = Layer::new().text("file", "a file now");
+    apply_to(&second, &tar(&above), &ApplyOptions::default()).unwrap();
+    let options = ApplyOptions {
+        lower: vec![
+            Box::new(LowerDirectory(second)),
+            Box::new(LowerDirectory(first)),
+        ],
+        ..ApplyOptions::default()
+    };
+    let layer = Layer::new()
+        .text("srv/deep/new", "")
+        .text("lib/new", "")
+        .text("file/new", "")
+        .text("elsewhere/new", "");
+    apply_to(&top, &tar(&layer), &options).unwrap();
+    let stat = |name: &str| {
+        let stat = fs::symlink_metadata(top.join(name)).unwrap();
+        (stat.mode() & 0o7777, stat.uid(), stat.gid())
+    };
+    assert_eq!(stat("srv"), (0o2770, 11, 12));
+    assert_eq!(stat("srv/deep"), (0o1777, 0, 0));
+    // `lib` is no link in this layer: it becomes the directory that the link below leads to.
+    assert_eq!(stat("lib"), (0o700, 0, 0));
+    assert_eq!(stat("file"), (0o755, 0, 0));
+    assert_eq!(stat("elsewhere"), (0o755, 0, 0));
+    assert_eq!(listing::of(&top)["./srv"].xattrs["user.note"], b"n");
+}
+
+#[test]
+fn under_userxattr_the_opaque_mark_is_the_users_and_cannot_be_forged() {
+    let layer = Layer::new()
+        .dir("opaque")
+        .opaque("opaque")
+        .dir("forged")
+        .xattr("user.overlay.opaque", b"y")
+        .xattr("user.other", b"o");
+    let root = TestRoot::new().unwrap();
+    let folder = root.dir("fs").unwrap();
+    let options = ApplyOptions {
+        mark: OverlayMark::User,
+        ..ApplyOptions::default()
+    };
+    apply_to(&folder, &tar(&layer), &options).unwrap();
+    let listing = listing::of(&folder);
+    let names = |path: &str| listing[path].xattrs.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names("./opaque"), ["user.overlay.opaque"]);
+    assert_eq!(names("./forged"), ["user.other"]);
+}
+
+#[test]
+fn a_damaged_or_cancelled_tar_is_an_error() {
+    let root = TestRoot::new().unwrap();
+    let folder = root.dir("fs").unwrap();
+    let tar = tar(&Layer::new().text("a", "content"));
+    let cut = apply_to(&folder, &tar[..514], &ApplyOptions::default()).unwrap_err();
+    assert!(matches!(cut, ApplyError::Tar(_)), "{cut}");
+    let cancelled = apply(&tar[..], &folder, &ApplyOptions::default(), &|| true).unwrap_err();
+    assert!(matches!(cancelled, ApplyError::Cancelled), "{cancelled}");
+}
