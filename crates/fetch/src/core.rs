@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt as _;
 use parking_lot::Mutex;
 use soci_store::ReadOutcome;
+use soci_telemetry::LogLimit;
 use soci_ztoc::SpanId;
 use tokio::runtime::Handle;
 
@@ -22,7 +23,7 @@ use crate::request;
 use crate::schedule::{Broken, Failed, Schedule, Waiters, Wish};
 use crate::stats::Counters;
 use crate::unsaved::Unsaved;
-use crate::{FetchConfig, LogLimit, ReadDone, ReadError};
+use crate::{FetchConfig, ReadDone, ReadError};
 
 /// How often a read looks again for spans that go away while it waits (they are damaged, or
 /// reclaimed).

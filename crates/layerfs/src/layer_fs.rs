@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use soci_fetch::{LayerData, LogLimit, ReadError};
+use soci_fetch::{LayerData, ReadError};
 use soci_fuse::{
     Attr, DirBuffer, Entry, Errno, FileSystem, Negotiated, Operation, Reply, Request, StatFs,
     open_flags,
 };
+use soci_telemetry::LogLimit;
 
 use crate::counters::{Counters, count};
 use crate::state_file::{STATE_DIRECTORY, StateFile};

@@ -7,11 +7,13 @@ mod fields;
 mod level;
 mod line;
 mod log;
+mod log_limit;
 mod meters;
 pub mod metrics;
 mod panics;
 
 pub use level::{Level, ParseLevelError};
 pub use log::{JsonLog, fatal, init, init_text, init_text_with};
+pub use log_limit::LogLimit;
 pub use meters::{Meters, MetersError, Sample};
 pub use panics::log_panics;

@@ -1,16 +1,15 @@
-//! Keeps what goes wrong over and over from filling the log: a registry that is down makes every
-//! read fail.
+//! A limit on repeated log lines: a registry that is down makes every read fail.
 
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// So many lines pass in each period.
+/// Number of lines that pass in each period.
 const LINES: u32 = 10;
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// Lets some lines pass and counts the others.
+/// Lets ten log lines pass in ten seconds and counts the rest.
 #[derive(Debug, Default)]
 pub struct LogLimit {
     state: Mutex<State>,
@@ -24,7 +23,8 @@ struct State {
 }
 
 impl LogLimit {
-    /// May a line be written? If so, how many were not since the last one, if any.
+    /// Returns `Some` if a line may be written now: with the number of lines that were suppressed
+    /// since the last one, if any.
     pub fn pass(&self) -> Option<Option<NonZeroU64>> {
         self.pass_at(Instant::now())
     }
