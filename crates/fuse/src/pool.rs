@@ -338,13 +338,13 @@ impl Served {
         &self.station.channel.facts
     }
 
-    /// A second descriptor of the connection, for a holder; `None` once it has ended.
-    #[must_use]
-    pub fn duplicate(&self) -> Option<OwnedFd> {
-        self.station
-            .channel
-            .with_device(|device| device.try_clone().ok())
-            .flatten()
+    /// Another descriptor of the connection, for a holder; `None` once it has ended.
+    ///
+    /// # Errors
+    /// If this process has too many open files.
+    pub fn duplicate(&self) -> std::io::Result<Option<OwnedFd>> {
+        let duplicate = self.station.channel.with_device(OwnedFd::try_clone);
+        duplicate.transpose()
     }
 
     /// Whether the file system was unmounted everywhere, or released.

@@ -4,13 +4,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::message::{Answer, Ask, PROTOCOL};
-use crate::socket::{self, Line};
+use crate::protocol::{PROTOCOL, Request, Response};
+use crate::socket::{self, Conn};
 use crate::{CONNECTION_PREFIX, HolderError};
 
 /// What a holder says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Facts {
+pub struct HolderInfo {
     /// Its process id.
     pub pid: u32,
     /// The process id of its server, if it has one.
@@ -23,7 +23,7 @@ pub struct Facts {
 
 /// A descriptor that a holder keeps.
 #[derive(Debug)]
-pub struct Kept {
+pub struct HeldFd {
     /// Its name.
     pub key: String,
     /// What a server noted about it.
@@ -35,8 +35,8 @@ pub struct Kept {
 /// A conversation with the holder of a root folder.
 #[derive(Debug)]
 pub struct Client {
-    line: Line,
-    facts: Facts,
+    conn: Conn,
+    info: HolderInfo,
 }
 
 impl Client {
@@ -70,20 +70,20 @@ impl Client {
     }
 
     fn reach(root: &Path, as_server: Option<Duration>) -> Result<Option<Self>, HolderError> {
-        let Some(line) = socket::connect_to(root)? else {
+        let Some(conn) = socket::connect_to(root)? else {
             return Ok(None);
         };
-        let hello = Ask::Hello {
+        let hello = Request::Hello {
             protocol: PROTOCOL,
             server: as_server.is_some(),
             abandon_after: as_server.map(|limit| limit.as_secs()),
         };
-        line.send(&hello, None)?;
-        match line.receive()? {
+        conn.send(&hello, None)?;
+        match conn.receive()? {
             // It is just going away.
             None => Ok(None),
             Some((
-                Answer::Welcome {
+                Response::Welcome {
                     pid,
                     server,
                     alone_for,
@@ -92,8 +92,8 @@ impl Client {
                 },
                 _,
             )) => Ok(Some(Self {
-                line,
-                facts: Facts {
+                conn,
+                info: HolderInfo {
                     pid,
                     server,
                     alone_for: alone_for.map(Duration::from_millis),
@@ -106,30 +106,30 @@ impl Client {
 
     /// What it said of itself when it was reached.
     #[must_use]
-    pub const fn facts(&self) -> &Facts {
-        &self.facts
+    pub const fn info(&self) -> &HolderInfo {
+        &self.info
     }
 
     /// Copies of everything that it keeps.
     ///
     /// # Errors
     /// If the holder does not answer, or this process has too many open files.
-    pub fn list(&self) -> Result<Vec<Kept>, HolderError> {
-        self.line.send(&Ask::List, None)?;
+    pub fn list(&self) -> Result<Vec<HeldFd>, HolderError> {
+        self.conn.send(&Request::List, None)?;
         let mut kept = Vec::new();
         loop {
-            match self.line.receive()? {
-                Some((Answer::Item { key, note }, Some(descriptor))) => kept.push(Kept {
+            match self.conn.receive()? {
+                Some((Response::Item { key, note }, Some(descriptor))) => kept.push(HeldFd {
                     key,
                     note,
                     descriptor,
                 }),
-                Some((Answer::Item { key, .. }, None)) => {
+                Some((Response::Item { key, .. }, None)) => {
                     return Err(HolderError::Message(format!(
                         "the descriptor of {key} did not arrive: too many open files?"
                     )));
                 }
-                Some((Answer::End, _)) => return Ok(kept),
+                Some((Response::End, _)) => return Ok(kept),
                 other => return Err(answered(other)),
             }
         }
@@ -140,14 +140,14 @@ impl Client {
     /// # Errors
     /// If the holder does not answer.
     pub fn connections(&self) -> Result<usize, HolderError> {
-        self.line.send(&Ask::List, None)?;
+        self.conn.send(&Request::List, None)?;
         let mut connections = 0;
         loop {
-            match self.line.receive()? {
-                Some((Answer::Item { key, .. }, _)) => {
+            match self.conn.receive()? {
+                Some((Response::Item { key, .. }, _)) => {
                     connections += usize::from(key.starts_with(CONNECTION_PREFIX));
                 }
-                Some((Answer::End, _)) => return Ok(connections),
+                Some((Response::End, _)) => return Ok(connections),
                 other => return Err(answered(other)),
             }
         }
@@ -163,7 +163,7 @@ impl Client {
         note: &str,
         descriptor: BorrowedFd<'_>,
     ) -> Result<(), HolderError> {
-        let ask = Ask::Put {
+        let ask = Request::Put {
             key: key.to_owned(),
             note: note.to_owned(),
         };
@@ -175,7 +175,7 @@ impl Client {
     /// # Errors
     /// If the holder does not answer.
     pub fn remove(&self, key: &str) -> Result<(), HolderError> {
-        let ask = Ask::Remove {
+        let ask = Request::Remove {
             key: key.to_owned(),
         };
         self.ask(&ask, None).map(drop)
@@ -187,7 +187,7 @@ impl Client {
     /// # Errors
     /// If a server serves them and `force` is not set, or the holder does not answer.
     pub fn abandon(&self, force: bool) -> Result<usize, HolderError> {
-        self.ask(&Ask::Abandon { force }, None)
+        self.ask(&Request::Abandon { force }, None)
     }
 
     /// Has it close everything and end.
@@ -195,19 +195,19 @@ impl Client {
     /// # Errors
     /// If the holder does not answer.
     pub fn quit(&self) -> Result<(), HolderError> {
-        self.ask(&Ask::Quit, None).map(drop)
+        self.ask(&Request::Quit, None).map(drop)
     }
 
     /// Ends the conversation, also for copies of this client's descriptor.
     pub(crate) fn hang_up(&self) {
         // Fails only if the other side has hung up.
-        let _ = rustix::net::shutdown(&self.line, rustix::net::Shutdown::Both);
+        let _ = rustix::net::shutdown(&self.conn, rustix::net::Shutdown::Both);
     }
 
-    fn ask(&self, ask: &Ask, descriptor: Option<BorrowedFd<'_>>) -> Result<usize, HolderError> {
-        self.line.send(ask, descriptor)?;
-        match self.line.receive()? {
-            Some((Answer::Done { count }, _)) => Ok(count),
+    fn ask(&self, ask: &Request, descriptor: Option<BorrowedFd<'_>>) -> Result<usize, HolderError> {
+        self.conn.send(ask, descriptor)?;
+        match self.conn.receive()? {
+            Some((Response::Done { count }, _)) => Ok(count),
             other => Err(answered(other)),
         }
     }
@@ -215,20 +215,20 @@ impl Client {
 
 impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.line.as_fd()
+        self.conn.as_fd()
     }
 }
 
-fn answered(answer: Option<(Answer, Option<OwnedFd>)>) -> HolderError {
+fn answered(answer: Option<(Response, Option<OwnedFd>)>) -> HolderError {
     match answer {
         Some((answer, _)) => unexpected(answer),
         None => HolderError::Talk(std::io::ErrorKind::UnexpectedEof.into()),
     }
 }
 
-fn unexpected(answer: Answer) -> HolderError {
+fn unexpected(answer: Response) -> HolderError {
     match answer {
-        Answer::Refused { reason } => HolderError::Refused(reason),
+        Response::Refused { reason } => HolderError::Refused(reason),
         other => HolderError::Message(format!("{other:?} does not answer what was asked")),
     }
 }

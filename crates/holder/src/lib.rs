@@ -12,14 +12,14 @@
 mod client;
 mod error;
 mod keeper;
-mod message;
 mod process;
+mod protocol;
 mod socket;
 mod spawn;
 
-pub use client::{Client, Facts, Kept};
+pub use client::{Client, HeldFd, HolderInfo};
 pub use error::HolderError;
-pub use keeper::{Keeper, KeeperConfig, SecondKeeper};
+pub use keeper::{BackupStore, Keeper, KeeperConfig};
 pub use process::{ABANDONED_FILE, Abandoned, run};
 pub use spawn::{PROCESS_NAME, become_holder, root_of_holder};
 

@@ -14,8 +14,8 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
-use crate::message::{Answer, Ask, PROTOCOL};
-use crate::socket::{self, Line};
+use crate::protocol::{PROTOCOL, Request, Response};
+use crate::socket::{self, Conn};
 use crate::{CONNECTION_PREFIX, HolderError, PROCESS_NAME};
 
 /// Below the root folder: what a holder leaves when it has given connections up.
@@ -46,7 +46,7 @@ struct Item {
 }
 
 struct Client {
-    line: Line,
+    conn: Conn,
     server: bool,
     pid: Option<u32>,
 }
@@ -118,8 +118,8 @@ impl Holder {
                     PollFd::new(listener, PollFlags::IN),
                     PollFd::new(&*give_up, PollFlags::IN),
                 ];
-                let lines = self.clients.iter().map(|client| &client.line);
-                watched.extend(lines.map(|line| PollFd::new(line, PollFlags::IN)));
+                let lines = self.clients.iter().map(|client| &client.conn);
+                watched.extend(lines.map(|conn| PollFd::new(conn, PollFlags::IN)));
                 let limit = self.time_left().map(|left| {
                     // Not to wake up just before the end.
                     let left = left + Duration::from_millis(1);
@@ -147,10 +147,10 @@ impl Holder {
                     self.listen_to(index);
                 }
             }
-            if new_client && let Ok(line) = socket::accept_from(listener) {
+            if new_client && let Ok(conn) = socket::accept_from(listener) {
                 self.clients.push(Client {
-                    pid: line.peer(),
-                    line,
+                    pid: conn.peer(),
+                    conn,
                     server: false,
                 });
             }
@@ -208,7 +208,7 @@ impl Holder {
         let Some(client) = self.clients.get(index) else {
             return;
         };
-        let goes_on = match client.line.receive::<Ask>() {
+        let goes_on = match client.conn.receive::<Request>() {
             Ok(Some((ask, descriptor))) => self.answer(index, ask, descriptor).is_ok(),
             Ok(None) | Err(_) => false,
         };
@@ -223,54 +223,54 @@ impl Holder {
     fn answer(
         &mut self,
         index: usize,
-        ask: Ask,
+        ask: Request,
         descriptor: Option<OwnedFd>,
     ) -> Result<(), HolderError> {
         let answer = match ask {
-            Ask::Hello {
+            Request::Hello {
                 protocol,
                 server,
                 abandon_after,
             } => self.welcome(index, protocol, server, abandon_after),
-            Ask::Put { key, note } => match descriptor {
+            Request::Put { key, note } => match descriptor {
                 Some(descriptor) => {
                     self.items.insert(key, Item { descriptor, note });
-                    Answer::Done { count: 1 }
+                    Response::Done { count: 1 }
                 }
                 None => refused("a descriptor is missing"),
             },
-            Ask::Remove { key } => Answer::Done {
+            Request::Remove { key } => Response::Done {
                 count: usize::from(self.items.remove(&key).is_some()),
             },
-            Ask::Abandon { force } => match self.server() {
+            Request::Abandon { force } => match self.server() {
                 Some(pid) if !force => refused(&format!("process {pid} serves the connections")),
-                _ => Answer::Done {
+                _ => Response::Done {
                     count: self.abandon("an operator asked for it"),
                 },
             },
-            Ask::Quit => {
+            Request::Quit => {
                 self.ending = true;
-                Answer::Done {
+                Response::Done {
                     count: self.items.len(),
                 }
             }
-            Ask::List => {
-                let line = self.line(index)?;
+            Request::List => {
+                let conn = self.conn(index)?;
                 for (key, Item { descriptor, note }) in &self.items {
-                    let item = Answer::Item {
+                    let item = Response::Item {
                         key: key.clone(),
                         note: note.clone(),
                     };
-                    line.send(&item, Some(descriptor.as_fd()))?;
+                    conn.send(&item, Some(descriptor.as_fd()))?;
                 }
-                Answer::End
+                Response::End
             }
         };
-        self.line(index)?.send(&answer, None)
+        self.conn(index)?.send(&answer, None)
     }
 
-    fn line(&self, index: usize) -> Result<&Line, HolderError> {
-        let client = self.clients.get(index).map(|client| &client.line);
+    fn conn(&self, index: usize) -> Result<&Conn, HolderError> {
+        let client = self.clients.get(index).map(|client| &client.conn);
         client.ok_or_else(|| HolderError::Message("the client is gone".to_owned()))
     }
 
@@ -280,7 +280,7 @@ impl Holder {
         protocol: u32,
         server: bool,
         abandon_after: Option<u64>,
-    ) -> Answer {
+    ) -> Response {
         if protocol != PROTOCOL {
             return refused(&format!(
                 "it speaks version {PROTOCOL} of the protocol, not {protocol}"
@@ -301,7 +301,7 @@ impl Holder {
         if server {
             self.alone_since = None;
         }
-        Answer::Welcome {
+        Response::Welcome {
             protocol: PROTOCOL,
             pid: std::process::id(),
             server: self.server(),
@@ -311,8 +311,8 @@ impl Holder {
     }
 }
 
-fn refused(reason: &str) -> Answer {
-    Answer::Refused {
+fn refused(reason: &str) -> Response {
+    Response::Refused {
         reason: reason.to_owned(),
     }
 }

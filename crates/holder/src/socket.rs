@@ -18,7 +18,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::HolderError;
-use crate::message::LARGEST;
+use crate::protocol::LARGEST;
 
 /// Name of the socket below the daemon's root folder.
 const NAME: &str = "holder.sock";
@@ -70,7 +70,7 @@ pub(crate) fn listen_at(root: &Path) -> Result<OwnedFd, HolderError> {
 }
 
 /// Connects to the holder of a root folder; `None` if there is none.
-pub(crate) fn connect_to(root: &Path) -> Result<Option<Line>, HolderError> {
+pub(crate) fn connect_to(root: &Path) -> Result<Option<Conn>, HolderError> {
     use rustix::io::Errno;
     let (_folder, address) = match address(root) {
         Ok(found) => found,
@@ -81,27 +81,27 @@ pub(crate) fn connect_to(root: &Path) -> Result<Option<Line>, HolderError> {
     };
     let socket = new_socket()?;
     match connect(&socket, &address) {
-        Ok(()) => Line::new(socket).map(Some),
+        Ok(()) => Conn::new(socket).map(Some),
         Err(Errno::NOENT | Errno::CONNREFUSED) => Ok(None),
         Err(errno) => Err(HolderError::path("connect to", path(root))(errno.into())),
     }
 }
 
 /// Accepts a client, if it is root's.
-pub(crate) fn accept_from(listener: &OwnedFd) -> Result<Line, HolderError> {
+pub(crate) fn accept_from(listener: &OwnedFd) -> Result<Conn, HolderError> {
     let socket = accept_with(listener, SocketFlags::CLOEXEC).map_err(HolderError::talk)?;
     let user = socket_peercred(&socket).map_err(HolderError::talk)?.uid;
     if !user.is_root() {
         return Err(HolderError::NotRoot(user.as_raw()));
     }
-    Line::new(socket)
+    Conn::new(socket)
 }
 
 /// One connection between a holder and a client.
 #[derive(Debug)]
-pub(crate) struct Line(OwnedFd);
+pub(crate) struct Conn(OwnedFd);
 
-impl Line {
+impl Conn {
     fn new(socket: OwnedFd) -> Result<Self, HolderError> {
         for direction in [Timeout::Recv, Timeout::Send] {
             set_socket_timeout(&socket, direction, Some(PATIENCE)).map_err(HolderError::talk)?;
@@ -171,7 +171,7 @@ impl Line {
     }
 }
 
-impl AsFd for Line {
+impl AsFd for Conn {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }

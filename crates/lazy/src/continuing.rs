@@ -1,7 +1,6 @@
 //! Going on where an earlier process ended: its connections are served on, and ours are left with the
 //! holder for the next one.
 
-use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use soci_fetch::LayerData;
@@ -93,8 +92,8 @@ impl Shared {
         .map_err(LayerRefusal::failed)
     }
 
-    /// Has the holder keep a connection that was just made.
-    pub(crate) fn hold(
+    /// Stores a connection that was just made with the holder.
+    pub(crate) async fn hold(
         &self,
         mounted: &MountedLayer,
         image: &ImageKey,
@@ -104,22 +103,21 @@ impl Shared {
     ) {
         let Some(keeper) = &self.keeper else { return };
         let note = ConnectionNote::new(mounted.facts().clone(), image, index, ztoc, look);
-        let held = match mounted.connection().duplicate() {
-            Some(device) => keeper.put(&holder_key(&note.facts), &note.to_json(), device.as_fd()),
+        match mounted.connection().duplicate() {
+            Ok(Some(device)) => keeper.put(&holder_key(&note.facts), &note.to_json(), device),
             // It has ended already.
-            None => Ok(()),
-        };
-        if let Err(error) = held {
-            tracing::error!(
+            Ok(None) => {}
+            Err(error) => tracing::error!(
                 mountpoint = %mounted.mountpoint().display(),
                 error = %error,
                 "a mount does not survive the daemon: its descriptor cannot be duplicated"
-            );
+            ),
         }
         // When it ended the holder may not have had it yet.
         if !mounted.is_served() {
             self.let_go(mounted.facts());
         }
+        keeper.confirm().await;
     }
 
     /// Nobody will serve a connection any more.

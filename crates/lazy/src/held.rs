@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use soci_fuse::{Connection, ConnectionFacts};
-use soci_holder::Kept;
+use soci_holder::HeldFd;
 use soci_oci::{Descriptor, Digest};
 use soci_ztoc::soci_index::ZtocDescriptor;
 
@@ -99,7 +99,7 @@ impl ConnectionNote {
         }
     }
 
-    fn parse(kept: &Kept) -> Result<Self, HeldError> {
+    fn parse(kept: &HeldFd) -> Result<Self, HeldError> {
         let malformed = |source| HeldError::Malformed {
             key: kept.key.clone(),
             source,
@@ -178,7 +178,7 @@ pub(crate) struct HeldConnections(Mutex<HashMap<PathBuf, Vec<HeldConnection>>>);
 
 impl HeldConnections {
     /// Reads the notes of all connections among what the holder kept.
-    pub(crate) fn new(kept: Vec<Kept>) -> Result<Self, HeldError> {
+    pub(crate) fn new(kept: Vec<HeldFd>) -> Result<Self, HeldError> {
         let mut all = HashMap::<PathBuf, Vec<HeldConnection>>::new();
         for kept in kept {
             if !kept.key.starts_with(soci_holder::CONNECTION_PREFIX) {
@@ -238,8 +238,8 @@ impl HeldConnections {
 mod tests {
     use super::*;
 
-    fn kept(note: &str) -> Kept {
-        Kept {
+    fn kept(note: &str) -> HeldFd {
+        HeldFd {
             key: "fuse/1".to_owned(),
             note: note.to_owned(),
             descriptor: std::fs::File::open("/dev/null").unwrap().into(),
@@ -258,7 +258,7 @@ mod tests {
             let refused = HeldConnections::new(vec![kept(bad)]).err().unwrap();
             assert!(refused.to_string().contains("fuse/1"), "{refused}");
         }
-        let other = Kept {
+        let other = HeldFd {
             key: "socket".to_owned(),
             ..kept("")
         };

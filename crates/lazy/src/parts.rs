@@ -22,7 +22,7 @@ pub struct Parts {
     /// Keeps the connections alive when this process ends; `None`: nobody does.
     pub keeper: Option<Arc<soci_holder::Keeper>>,
     /// What it has kept of an earlier process.
-    pub held: Vec<soci_holder::Kept>,
+    pub held: Vec<soci_holder::HeldFd>,
     /// Where it is told what happens and how long it takes.
     pub meters: Arc<soci_telemetry::Meters>,
     /// Switches and times.

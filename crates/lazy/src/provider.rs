@@ -392,7 +392,7 @@ impl Shared {
                     };
                     let at = &request.mountpoint;
                     let (mounted, lease, root) = self.mount_at(at, lease, look.clone()).await?;
-                    self.hold(&mounted, &layer.image, index, &ztoc, &look);
+                    self.hold(&mounted, &layer.image, index, &ztoc, &look).await;
                     (mounted, lease, root)
                 }
             };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use soci_fetch::{LayerData, LayerStatus, ReadDone, ReadError};
 use soci_fuse::{ContentIdentity, FuseError, Journal, Pool};
-use soci_holder::Kept;
+use soci_holder::HeldFd;
 use soci_layerfs::{MountError, MountOptions, Tree, TreeError, TreeOptions};
 use soci_oci::Digest;
 use soci_store::{LayerKey, LayerStore, StoreError};
@@ -74,7 +74,7 @@ pub enum ProvingError {
 ///
 /// # Errors
 /// If it could not. Nothing is mounted at `scratch` then.
-pub fn prove(layers: &Path, kept: Vec<Kept>, scratch: &Path) -> Result<usize, ProvingError> {
+pub fn prove(layers: &Path, kept: Vec<HeldFd>, scratch: &Path) -> Result<usize, ProvingError> {
     let connections = HeldConnections::new(kept)?.take_rest();
     let mut shown = None;
     for held in &connections {

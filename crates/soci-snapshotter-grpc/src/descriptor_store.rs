@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use rustix::fs::{FileType, MemfdFlags, fstat, memfd_create};
 use sd_notify::NotifyState;
 use serde::{Deserialize, Serialize};
-use soci_holder::{Client, SecondKeeper};
+use soci_holder::{BackupStore, Client};
 
 use crate::HOLDER_ARGUMENT;
 
@@ -39,7 +39,7 @@ struct Label {
 struct Store;
 
 /// The store, if the service manager has one for us.
-pub(crate) fn find() -> Option<Arc<dyn SecondKeeper>> {
+pub(crate) fn find() -> Option<Arc<dyn BackupStore>> {
     let offered = [SWITCH, SYSTEMDS]
         .iter()
         .any(|name| std::env::var_os(name).is_some());
@@ -54,7 +54,7 @@ fn name_of(key: &str) -> String {
     )
 }
 
-impl SecondKeeper for Store {
+impl BackupStore for Store {
     fn put(&self, key: &str, note: &str, descriptor: BorrowedFd<'_>) {
         // The listening socket is the service manager's already, or made anew; secrets stay here.
         if [crate::listen::HOLDER_KEY, crate::vault::HOLDER_KEY].contains(&key) {
@@ -100,7 +100,7 @@ pub(crate) fn restore(root: &Path, stored: Vec<(String, OwnedFd)>) -> anyhow::Re
         }
     }
     let holder = Client::look_or_start(root, HOLDER_ARGUMENT).context("there is no holder")?;
-    let has: Vec<_> = holder.list()?.into_iter().map(|kept| kept.key).collect();
+    let has: Vec<_> = holder.list()?.into_iter().map(|held| held.key).collect();
     let mut restored = 0;
     for pair in pairs.into_values() {
         if let (Some(descriptor), Some(Label { key, note })) = pair

@@ -1,13 +1,12 @@
 //! What outlives a server: its connections, their journal, its socket.
 
-use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use soci_config::Config;
 use soci_fuse::{Death, Journal};
-use soci_holder::{ABANDONED_FILE, Abandoned, Client, Keeper, KeeperConfig, Kept};
+use soci_holder::{ABANDONED_FILE, Abandoned, Client, HeldFd, Keeper, KeeperConfig};
 
 use crate::HOLDER_ARGUMENT;
 use crate::control::Predecessor;
@@ -20,9 +19,9 @@ pub(crate) const JOURNAL: &str = "journal";
 pub(crate) struct Holding {
     pub(crate) keeper: Option<Arc<Keeper>>,
     pub(crate) journal: Arc<Journal>,
-    pub(crate) socket: Option<Kept>,
-    pub(crate) credentials: Option<Kept>,
-    pub(crate) connections: Vec<Kept>,
+    pub(crate) socket: Option<HeldFd>,
+    pub(crate) credentials: Option<HeldFd>,
+    pub(crate) connections: Vec<HeldFd>,
 }
 
 /// Becomes the server of the root folder's holder.
@@ -55,9 +54,7 @@ pub(crate) fn open(
     )?;
     if let Some(keeper) = &keeper {
         let memory = journal.descriptor().context("too many open files")?;
-        keeper
-            .put(JOURNAL, "", memory.as_fd())
-            .context("too many open files")?;
+        keeper.put(JOURNAL, "", memory);
     }
     Ok(Holding {
         keeper,
@@ -68,7 +65,7 @@ pub(crate) fn open(
     })
 }
 
-fn reach(root: &Path, config: &Config) -> anyhow::Result<(Option<Arc<Keeper>>, Vec<Kept>)> {
+fn reach(root: &Path, config: &Config) -> anyhow::Result<(Option<Arc<Keeper>>, Vec<HeldFd>)> {
     // One that is there has something for us, whatever the configuration says by now.
     if !config.holder.enable && Client::look(root)?.is_none() {
         tracing::warn!(
@@ -80,7 +77,7 @@ fn reach(root: &Path, config: &Config) -> anyhow::Result<(Option<Arc<Keeper>>, V
         root: root.to_owned(),
         argument: HOLDER_ARGUMENT,
         abandon_after: config.holder.abandon_after,
-        second: descriptor_store::find(),
+        backup: descriptor_store::find(),
     });
     match opened {
         Ok((keeper, kept)) => Ok((Some(keeper), kept)),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use listenfd::ListenFd;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
-use soci_holder::{Keeper, Kept};
+use soci_holder::{HeldFd, Keeper};
 
 use crate::args::DEFAULT_SOCKET;
 use crate::control::PASSED_SOCKET;
@@ -186,7 +186,7 @@ fn listens(socket: &UnixListener) -> bool {
 pub(crate) fn listen(
     address: &Address,
     passed: Option<PassedSocket>,
-    kept: Option<Kept>,
+    kept: Option<HeldFd>,
 ) -> Result<Listener, ListenError> {
     match (address, passed) {
         (Address::Path(path), _) => kept_or_new(path, kept),
@@ -219,7 +219,7 @@ fn file_of(path: &Path) -> Option<String> {
     Some(format!("{}:{}:{}", meta.dev(), meta.ino(), path.display()))
 }
 
-fn kept_or_new(path: &Path, kept: Option<Kept>) -> Result<Listener, ListenError> {
+fn kept_or_new(path: &Path, kept: Option<HeldFd>) -> Result<Listener, ListenError> {
     if let Some(kept) = kept.filter(|kept| Some(&kept.note) == file_of(path).as_ref()) {
         let socket = UnixListener::from(kept.descriptor);
         socket.set_nonblocking(true).map_err(ListenError::Passed)?;
@@ -236,10 +236,11 @@ impl Listener {
     /// Has the holder keep the socket, so that clients wait while the server is replaced.
     pub(crate) fn hold(&self, keeper: &Keeper) -> io::Result<()> {
         // One that systemd passed is kept by systemd.
-        let file = self.made.as_deref().and_then(file_of);
-        file.map_or(Ok(()), |file| {
-            keeper.put(HOLDER_KEY, &file, self.socket.as_fd())
-        })
+        if let Some(file) = self.made.as_deref().and_then(file_of) {
+            let socket = self.socket.as_fd().try_clone_to_owned()?;
+            keeper.put(HOLDER_KEY, &file, socket);
+        }
+        Ok(())
     }
 
     /// Leaves the socket's file to the next server.
@@ -368,7 +369,7 @@ mod tests {
     fn a_kept_socket_is_used_on_as_long_as_its_file_is_there() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s.sock");
-        let kept = |listener: &Listener| Kept {
+        let kept = |listener: &Listener| HeldFd {
             key: HOLDER_KEY.to_owned(),
             note: file_of(&socket).unwrap(),
             descriptor: listener.socket.as_fd().try_clone_to_owned().unwrap(),

@@ -226,7 +226,7 @@ async fn live(
         running.close(stop).await;
         listener.leave();
         if let Some(keeper) = keeper {
-            keeper.leave();
+            keeper.leave().await;
         }
         return Ok(Ended::HandedOver);
     }
@@ -244,10 +244,10 @@ async fn close(running: Running, listener: Listener, keeper: Option<Arc<Keeper>>
                 mounts,
                 "the mounts stay with the holder; what needs the daemon waits for the next start"
             );
-            keeper.leave();
+            keeper.leave().await;
             listener.leave();
         }
-        Some(keeper) => keeper.quit(),
+        Some(keeper) => keeper.quit().await,
         None => {}
     }
 }

@@ -67,11 +67,11 @@ pub(crate) struct HoldingSource {
 #[async_trait]
 impl StatusSource for HoldingSource {
     async fn fill(&self, status: &mut GetResponse) -> Result<(), SourceError> {
-        let facts = self.keeper.as_ref().and_then(|keeper| keeper.facts());
-        status.holder = facts.map(|facts| Holder {
-            pid: facts.pid,
+        let holder = self.keeper.as_ref().and_then(|keeper| keeper.holder());
+        status.holder = holder.map(|holder| Holder {
+            pid: holder.pid,
             connections: u32::try_from(self.pool.connections()).unwrap_or(u32::MAX),
-            abandon_after_seconds: facts.abandon_after.as_secs(),
+            abandon_after_seconds: holder.abandon_after.as_secs(),
         });
         let severed = self.snapshotter.severed().await;
         let severed = severed.map_err(SourceError::new)?.into_iter();

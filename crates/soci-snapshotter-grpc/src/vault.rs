@@ -3,11 +3,10 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
-use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use soci_holder::{Keeper, Kept};
+use soci_holder::{HeldFd, Keeper};
 use soci_keychain::Vault;
 
 /// The memory's name with the holder.
@@ -24,7 +23,8 @@ impl Vault for HeldMemory {
         let put = || -> std::io::Result<()> {
             let mut memory = File::from(memfd_create("soci-credentials", MemfdFlags::CLOEXEC)?);
             memory.write_all(secrets)?;
-            self.0.put(HOLDER_KEY, "", memory.as_fd())
+            self.0.put(HOLDER_KEY, "", memory.into());
+            Ok(())
         };
         if let Err(error) = put() {
             tracing::warn!(error = %error, "credentials of the kubelet's pulls do not survive this process");
@@ -38,8 +38,8 @@ pub(crate) fn with(keeper: &Arc<Keeper>) -> Arc<dyn Vault> {
 }
 
 /// What an earlier server put into it.
-pub(crate) fn secrets(kept: Kept) -> Option<Vec<u8>> {
-    let mut memory = File::from(kept.descriptor);
+pub(crate) fn secrets(held: HeldFd) -> Option<Vec<u8>> {
+    let mut memory = File::from(held.descriptor);
     memory.rewind().ok()?;
     let mut secrets = Vec::new();
     memory.take(LARGEST).read_to_end(&mut secrets).ok()?;

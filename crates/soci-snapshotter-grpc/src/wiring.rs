@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use soci_config::Config;
 use soci_fetch::SpanFetcher;
 use soci_fuse::Journal;
-use soci_holder::{Keeper, Kept};
+use soci_holder::{HeldFd, Keeper};
 use soci_keychain::ImageServiceProxy;
 use soci_lazy::{Artifacts, LazyLayers};
 use soci_registry::Client;
@@ -31,7 +31,7 @@ pub(crate) struct Left {
     pub(crate) journal: Arc<Journal>,
     /// What an earlier server knew from the kubelet's pulls.
     pub(crate) credentials: Option<Vec<u8>>,
-    pub(crate) connections: Vec<Kept>,
+    pub(crate) connections: Vec<HeldFd>,
 }
 
 /// The running subsystems, to be ended in order.

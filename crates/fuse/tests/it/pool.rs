@@ -125,7 +125,7 @@ fn a_live_connection_is_taken_up_by_another_pool_without_init() {
     let served = first.serve(at.mount(), Arc::new(Numbers)).unwrap();
     assert_eq!(std::fs::read(at.path().join("7")).unwrap(), b"007");
     let kept = serde_json::to_vec(served.facts()).unwrap();
-    let descriptor = served.duplicate().unwrap();
+    let descriptor = served.duplicate().unwrap().unwrap();
     first.shutdown();
     assert!(served.has_ended());
     // Nobody serves: a request waits instead of failing.

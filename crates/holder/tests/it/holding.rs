@@ -8,7 +8,7 @@ use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use soci_holder::{ABANDONED_FILE, Abandoned, Client, HolderError, Kept};
+use soci_holder::{ABANDONED_FILE, Abandoned, Client, HeldFd, HolderError};
 
 const LONG: Duration = Duration::from_secs(600);
 
@@ -55,7 +55,7 @@ fn file_with(text: &str) -> OwnedFd {
     reader
 }
 
-fn text_of(kept: Kept) -> String {
+fn text_of(kept: HeldFd) -> String {
     let mut text = String::new();
     File::from(kept.descriptor)
         .read_to_string(&mut text)
@@ -108,7 +108,7 @@ fn there_is_one_server_at_a_time_and_others_may_look() {
     let refused = Client::serve(holder.root.path(), LONG).unwrap_err();
     let pid = std::process::id();
     assert!(refused.to_string().contains(&pid.to_string()), "{refused}");
-    let facts = *holder.look().facts();
+    let facts = *holder.look().info();
     assert_eq!(
         (facts.pid, facts.server, facts.alone_for),
         (pid, Some(pid), None)

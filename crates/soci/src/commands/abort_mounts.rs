@@ -48,7 +48,7 @@ impl AbortMounts {
         let kept = match Client::look(root)? {
             Some(holder) => {
                 let kept = holder.abandon(self.force)?;
-                if holder.facts().server.is_none() {
+                if holder.info().server.is_none() {
                     // What else it has, the journal and perhaps a socket, belongs to what was given up.
                     holder.quit()?;
                 }
@@ -68,7 +68,7 @@ impl AbortMounts {
         let server = match RootLock::owner(root)? {
             Some(owner) => Some(owner.server),
             // One that is just ending.
-            None => Client::look(root)?.and_then(|holder| holder.facts().server),
+            None => Client::look(root)?.and_then(|holder| holder.info().server),
         };
         match server {
             Some(pid) if !self.force => bail!(

@@ -11,7 +11,7 @@ use crate::commands::abort_mounts::number;
 /// The state of a root folder whose daemon is away; `None` if a daemon serves it, or nothing waits.
 pub(crate) fn without_daemon(root: &Path) -> Option<String> {
     let holder = Client::look(root).ok()??;
-    let facts = *holder.facts();
+    let facts = *holder.info();
     if facts.server.is_some() {
         return None;
     }

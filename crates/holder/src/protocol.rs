@@ -12,7 +12,7 @@ pub(crate) const LARGEST: usize = 128 << 10;
 /// What a client asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "ask")]
-pub(crate) enum Ask {
+pub(crate) enum Request {
     /// First message. A server is alone; others only look.
     Hello {
         protocol: u32,
@@ -36,7 +36,7 @@ pub(crate) enum Ask {
 /// What the holder answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "answer")]
-pub(crate) enum Answer {
+pub(crate) enum Response {
     /// To Hello.
     Welcome {
         protocol: u32,
