@@ -14,7 +14,7 @@ use futures::StreamExt as _;
 use parking_lot::Mutex;
 use soci_fetch::{FetchConfig, LayerData as _, SpanFetcher};
 use soci_oci::Digest;
-use soci_registry::{BlobSource, ByteStream, RegistryError};
+use soci_registry::{BlobSource, ByteStream, Deadline, RegistryError};
 use soci_store::{LayerStore, LayerStoreConfig};
 use tokio::time::sleep_until;
 
@@ -42,7 +42,11 @@ impl BlobSource for Source {
         self.blob.len() as u64
     }
 
-    async fn stream_range(&self, range: Range<u64>) -> Result<ByteStream, RegistryError> {
+    async fn stream_range(
+        &self,
+        range: Range<u64>,
+        _: Deadline,
+    ) -> Result<ByteStream, RegistryError> {
         let at = |offset| usize::try_from(offset).unwrap_or(usize::MAX);
         let mut left = self.blob.slice(at(range.start)..at(range.end));
         let mut pieces = Vec::new();

@@ -50,7 +50,7 @@ pub(crate) struct Core {
     /// Until when the store takes no spans that nobody waits for, in milliseconds since `started`.
     store_pause: AtomicU64,
     /// How often the registry client had to try again, when that was last looked at.
-    setbacks: AtomicU64,
+    retries: AtomicU64,
 }
 
 impl Core {
@@ -72,7 +72,7 @@ impl Core {
             started: Instant::now(),
             active: AtomicU64::new(0),
             store_pause: AtomicU64::new(0),
-            setbacks: AtomicU64::new(0),
+            retries: AtomicU64::new(0),
             config,
             runtime,
         })
@@ -132,9 +132,9 @@ impl Core {
     }
 
     /// The client behind a layer retries by itself; asks for less at once when it had to.
-    pub(crate) fn note_setbacks(&self, layer: &Layer) {
-        let setbacks = layer.source.setbacks();
-        if self.setbacks.fetch_max(setbacks, Ordering::Relaxed) < setbacks {
+    pub(crate) fn note_retries(&self, layer: &Layer) {
+        let retries = layer.source.retry_count();
+        if self.retries.fetch_max(retries, Ordering::Relaxed) < retries {
             self.schedule.lock().limit.overloaded(Instant::now());
         }
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures::StreamExt as _;
-use soci_registry::{ByteStream, ErrorKind, RegistryError};
+use soci_registry::{ByteStream, Deadline, ErrorKind, RegistryError};
 use soci_ztoc::{Span, SpanId};
 use tokio::time::timeout;
 
@@ -104,7 +104,7 @@ pub(crate) fn run(core: Arc<Core>, request: Request) -> impl Future<Output = ()>
         let mut brought = 0;
         let result = receive(&core, &request, &mut brought).await;
         ending.disarm();
-        core.note_setbacks(&request.layer);
+        core.note_retries(&request.layer);
         let Err(error) = result else {
             core.ended(request.id, &request.layer, None);
             return;
@@ -144,7 +144,11 @@ async fn receive(
     };
     let range = first.compressed.start..last.compressed.end;
     let mut body = Body {
-        stream: within(core, layer.source.stream_range(range.clone())).await??,
+        stream: within(
+            core,
+            layer.source.stream_range(range.clone(), Deadline::far()),
+        )
+        .await??,
         arrived: Bytes::new(),
         position: range.start,
         last: None,

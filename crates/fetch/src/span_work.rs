@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use soci_registry::Deadline;
 use soci_ztoc::{SpanError, SpanId};
 use tokio::time::timeout;
 
@@ -173,7 +174,14 @@ impl SpanWork {
         let counters = self.core.counters.of(self.priority);
         counters.requests.fetch_add(1, Ordering::Relaxed);
         let stall = self.core.config.stall_timeout;
-        let reason = match timeout(stall, self.layer.source.read_range(span.compressed)).await {
+        let reason = match timeout(
+            stall,
+            self.layer
+                .source
+                .read_range(span.compressed, Deadline::far()),
+        )
+        .await
+        {
             Ok(Ok(bytes)) => {
                 counters
                     .bytes

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _};
 use parking_lot::RwLock;
 use soci_oci::{Descriptor, Reference};
-use soci_registry::{BlobSource, ByteStream, Client, RegistryError, RemoteBlob};
+use soci_registry::{BlobSource, ByteStream, Client, Deadline, RegistryError, RemoteBlob};
 use soci_telemetry::Meters;
 use soci_telemetry::metrics::duration_ms;
 
@@ -82,7 +82,11 @@ impl BlobSource for Sources {
         self.blob.size
     }
 
-    async fn stream_range(&self, range: Range<u64>) -> Result<ByteStream, RegistryError> {
+    async fn stream_range(
+        &self,
+        range: Range<u64>,
+        deadline: Deadline,
+    ) -> Result<ByteStream, RegistryError> {
         let count = self.known.read().len();
         let first = self.next.load(Ordering::Relaxed);
         let mut failure = None;
@@ -91,7 +95,7 @@ impl BlobSource for Sources {
             // Should nobody wait long enough for this one, the next request goes to the next one.
             self.next.store(place.wrapping_add(1), Ordering::Relaxed);
             let (start, located) = (Instant::now(), source.is_located());
-            match source.stream_range(range.clone()).await {
+            match source.stream_range(range.clone(), deadline).await {
                 Ok(stream) => {
                     let layer = self.blob.digest.to_string();
                     let took = |operation| self.meters.took(operation, &layer, start.elapsed());
@@ -121,8 +125,8 @@ impl BlobSource for Sources {
         self.current().is_some_and(|source| source.ignores_ranges())
     }
 
-    fn setbacks(&self) -> u64 {
-        self.current().map_or(0, |source| source.setbacks())
+    fn retry_count(&self) -> u64 {
+        self.current().map_or(0, |source| source.retry_count())
     }
 
     fn describe(&self) -> String {

@@ -22,7 +22,7 @@ use crate::reader::RangeReader;
 use crate::response::Incoming;
 use crate::signed_url;
 use crate::source::ByteStream;
-use crate::{BlobSource, RegistryError};
+use crate::{BlobSource, Deadline, RegistryError};
 
 /// A blob at a registry. Remembers which endpoint has it and where that redirects to, and asks
 /// again when the redirect's target has expired.
@@ -105,7 +105,11 @@ impl BlobSource for RemoteBlob {
         self.place.size
     }
 
-    async fn stream_range(&self, range: Range<u64>) -> Result<ByteStream, RegistryError> {
+    async fn stream_range(
+        &self,
+        range: Range<u64>,
+        deadline: Deadline,
+    ) -> Result<ByteStream, RegistryError> {
         if range.start > range.end || range.end > self.place.size {
             return Err(RegistryError::OutOfRange {
                 what: self.describe(),
@@ -113,7 +117,7 @@ impl BlobSource for RemoteBlob {
                 size: self.place.size,
             });
         }
-        let mut reader = RangeReader::new(Arc::clone(&self.place), range);
+        let mut reader = RangeReader::new(Arc::clone(&self.place), range, deadline);
         reader.open().await?;
         Ok(reader.into_stream().boxed())
     }
@@ -122,8 +126,8 @@ impl BlobSource for RemoteBlob {
         self.place.honours_ranges() == Some(false)
     }
 
-    fn setbacks(&self) -> u64 {
-        self.place.shared.setbacks()
+    fn retry_count(&self) -> u64 {
+        self.place.shared.retry_count()
     }
 
     fn describe(&self) -> String {

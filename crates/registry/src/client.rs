@@ -12,7 +12,7 @@ use crate::auth::{Authorizer, Purpose};
 use crate::endpoint::{Endpoint, endpoints};
 use crate::exchange::{Ask, Shared, pull_scope};
 use crate::transport::Transport;
-use crate::{ClientConfig, Credentials, RegistryError, RemoteBlob};
+use crate::{ClientConfig, Credentials, Deadline, RegistryError, RemoteBlob};
 
 /// The registry client; clones share connections, tokens and what was learnt about hosts.
 #[derive(Clone)]
@@ -98,7 +98,7 @@ impl Client {
             scope: &scope,
         };
         let url = endpoint.url(reference.repository(), path);
-        let mut backoff = self.shared.backoff();
+        let mut backoff = self.shared.backoff(Deadline::far());
         loop {
             let head = Ask::head(url.clone(), headers.clone());
             let mut answer = self.shared.exchange(purpose, head).await.map(drop);

@@ -89,6 +89,15 @@ pub enum RegistryError {
         /// How long.
         after: Duration,
     },
+    /// The caller's deadline passed before the response came.
+    #[error("{what}: no response before the deadline of the read{}", last_failure(.last))]
+    DeadlinePassed {
+        /// The blob.
+        what: String,
+        /// The last failure before the deadline.
+        #[source]
+        last: Option<Arc<RegistryError>>,
+    },
     /// No connection, or it broke before an answer came.
     #[error("{request}: {reason}; check that the host is right and can be reached from here")]
     Unreachable {
@@ -228,7 +237,7 @@ impl RegistryError {
                 500.. => ErrorKind::ServerError,
                 _ => ErrorKind::Protocol,
             },
-            Self::Timeout { .. } => ErrorKind::Timeout,
+            Self::Timeout { .. } | Self::DeadlinePassed { .. } => ErrorKind::Timeout,
             Self::Unreachable { .. } | Self::Tls { .. } => ErrorKind::Unreachable,
             Self::BadBody { .. } => ErrorKind::BadBody,
             Self::DigestMismatch { .. } => ErrorKind::DigestMismatch,
@@ -248,7 +257,10 @@ impl RegistryError {
             Self::Status { status, .. } => {
                 matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504 | 520..=527)
             }
-            Self::Timeout { .. } | Self::Unreachable { .. } | Self::BadBody { .. } => true,
+            Self::Timeout { .. }
+            | Self::DeadlinePassed { .. }
+            | Self::Unreachable { .. }
+            | Self::BadBody { .. } => true,
             _ => false,
         }
     }
@@ -284,6 +296,11 @@ fn said(message: &str) -> String {
     } else {
         format!(" ({message})")
     }
+}
+
+fn last_failure(last: &Option<Arc<RegistryError>>) -> String {
+    last.as_ref()
+        .map_or_else(String::new, |error| format!("; last failure: {error}"))
 }
 
 fn advice(status: u16, request: &RequestLine) -> String {

@@ -17,7 +17,7 @@ use crate::redirect::send_following;
 use crate::response::Incoming;
 use crate::retry::Backoff;
 use crate::transport::{Outgoing, Payload, Transport};
-use crate::{ClientConfig, RegistryError};
+use crate::{ClientConfig, Deadline, RegistryError};
 
 /// A mirror that could not be reached is left alone for this long.
 const COOL_DOWN: Duration = Duration::from_secs(30);
@@ -32,7 +32,7 @@ pub(crate) struct Shared {
     resting: Mutex<HashMap<String, Instant>>,
     /// Whether hosts honour ranges, by origin, once it is known.
     ranges: Mutex<HashMap<String, bool>>,
-    setbacks: Arc<AtomicU64>,
+    retries: Arc<AtomicU64>,
     /// Updates of referrers tags, which are read-modify-write, one after another.
     pub(crate) referrers_update: tokio::sync::Mutex<()>,
 }
@@ -70,7 +70,7 @@ impl Shared {
             authorizer,
             resting: Mutex::default(),
             ranges: Mutex::default(),
-            setbacks: Arc::default(),
+            retries: Arc::default(),
             referrers_update: tokio::sync::Mutex::default(),
         }
     }
@@ -79,12 +79,13 @@ impl Shared {
         self.transport.config()
     }
 
-    pub(crate) fn backoff(&self) -> Backoff {
-        Backoff::new(self.config().retries, Arc::clone(&self.setbacks))
+    /// The retry budget of one operation, which ends at `deadline`.
+    pub(crate) fn backoff(&self, deadline: Deadline) -> Backoff {
+        Backoff::new(self.config().retries, Arc::clone(&self.retries), deadline)
     }
 
-    pub(crate) fn setbacks(&self) -> u64 {
-        self.setbacks.load(Ordering::Relaxed)
+    pub(crate) fn retry_count(&self) -> u64 {
+        self.retries.load(Ordering::Relaxed)
     }
 
     /// Sends a request with what the endpoint wants as authorization, asked again with fresh
@@ -188,7 +189,7 @@ impl Shared {
         registry: &str,
         operation: impl Fn(Arc<Endpoint>) -> BoxFuture<'a, Result<T, RegistryError>> + Send + Sync,
     ) -> Result<T, RegistryError> {
-        let mut backoff = self.backoff();
+        let mut backoff = self.backoff(Deadline::far());
         loop {
             let mut failure = None;
             for endpoint in self.endpoints(registry)? {

@@ -12,6 +12,7 @@ mod client;
 mod config;
 mod credentials;
 mod dates;
+mod deadline;
 mod docker_config;
 mod docker_helper;
 mod dump;
@@ -43,6 +44,7 @@ pub use config::{ClientConfig, ClientIdentity, HostsConfig, Mirror, Origin, Retr
 pub use credentials::{
     ChainedCredentials, Credential, CredentialError, Credentials, NoCredentials, StaticCredentials,
 };
+pub use deadline::Deadline;
 pub use docker_config::{DockerConfigCredentials, same_registry};
 pub use error::{ErrorKind, RegistryError, RequestLine};
 pub use host_headers::{HeaderError, HostHeaders};

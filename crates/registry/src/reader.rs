@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::Stream;
 
-use crate::RegistryError;
 use crate::blob::{Opened, Place};
 use crate::retry::Backoff;
+use crate::{Deadline, RegistryError};
 
 /// So many bytes count as headway: after them the retry budget starts anew, and each span of the
 /// request time-out has to bring as many.
@@ -22,7 +22,9 @@ pub(crate) struct RangeReader {
     /// What is still to come.
     rest: Range<u64>,
     current: Option<Opened>,
+    deadline: Deadline,
     backoff: Backoff,
+    last_failure: Option<RegistryError>,
     /// Bytes since the last failure.
     since_failure: u64,
     /// When the present span of the request time-out began, and the bytes since.
@@ -32,13 +34,15 @@ pub(crate) struct RangeReader {
 
 impl RangeReader {
     /// A reader of `range`, which lies within the blob.
-    pub(crate) fn new(place: Arc<Place>, range: Range<u64>) -> Self {
-        let backoff = place.shared.backoff();
+    pub(crate) fn new(place: Arc<Place>, range: Range<u64>, deadline: Deadline) -> Self {
+        let backoff = place.shared.backoff(deadline);
         Self {
             place,
             rest: range,
             current: None,
+            deadline,
             backoff,
+            last_failure: None,
             since_failure: 0,
             window: (Instant::now(), 0),
             ended: false,
@@ -48,12 +52,18 @@ impl RangeReader {
     /// Makes the request, again if it may help, until the head of an answer is there.
     pub(crate) async fn open(&mut self) -> Result<(), RegistryError> {
         while self.current.is_none() && !self.rest.is_empty() {
-            match self.place.open(&self.rest).await {
-                Ok(opened) => {
+            match self.deadline.limit(self.place.open(&self.rest)).await {
+                Ok(Ok(opened)) => {
                     self.current = Some(opened);
                     self.window = (Instant::now(), 0);
                 }
-                Err(error) => self.failed(error).await?,
+                Ok(Err(error)) => self.failed(error).await?,
+                Err(_) => {
+                    return Err(RegistryError::DeadlinePassed {
+                        what: self.place.describe(),
+                        last: self.last_failure.take().map(Arc::new),
+                    });
+                }
             }
         }
         Ok(())
@@ -116,6 +126,7 @@ impl RangeReader {
     async fn failed(&mut self, error: RegistryError) -> Result<(), RegistryError> {
         self.current = None;
         self.since_failure = 0;
+        self.last_failure = Some(error.clone());
         self.backoff.wait_after(error).await
     }
 

@@ -13,7 +13,7 @@ use url::Url;
 use crate::auth::Purpose;
 use crate::endpoint::Endpoint;
 use crate::exchange::{Ask, Shared, pull_scope};
-use crate::{Client, RegistryError};
+use crate::{Client, Deadline, RegistryError};
 
 /// Largest list of referrers in bytes, all its pages together.
 const MAX_LIST: u64 = 4 << 20;
@@ -74,7 +74,7 @@ impl Client {
         };
         let _alone = self.shared.referrers_update.lock().await;
         let endpoint = self.origin(reference)?;
-        let mut backoff = self.shared.backoff();
+        let mut backoff = self.shared.backoff(Deadline::far());
         let known = loop {
             match Box::pin(from_tag(&self.shared, &endpoint, reference, subject)).await {
                 Ok(known) => break known,

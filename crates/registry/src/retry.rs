@@ -7,30 +7,32 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use crate::error::ErrorKind;
-use crate::{RegistryError, RetryPolicy};
+use crate::{Deadline, RegistryError, RetryPolicy};
 
 /// The retry budget of one operation.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     policy: RetryPolicy,
-    /// Counts what was tried again, for whoever adapts how much is asked for at once.
-    setbacks: Arc<AtomicU64>,
+    /// Counts the retries of the whole client; callers adapt how much they request at a time.
+    retries: Arc<AtomicU64>,
+    deadline: Deadline,
     used: u32,
     damaged: bool,
 }
 
 impl Backoff {
-    pub(crate) fn new(policy: RetryPolicy, setbacks: Arc<AtomicU64>) -> Self {
+    pub(crate) fn new(policy: RetryPolicy, retries: Arc<AtomicU64>, deadline: Deadline) -> Self {
         Self {
             policy,
-            setbacks,
+            retries,
+            deadline,
             used: 0,
             damaged: false,
         }
     }
 
-    /// After a failure: waits and returns, or gives the error back when trying again is useless
-    /// or the budget is used up.
+    /// Waits after a failure. Returns the error when trying again is useless, the budget is used
+    /// up, or the wait (which may be the server's `Retry-After`) would end after the deadline.
     pub(crate) async fn wait_after(&mut self, error: RegistryError) -> Result<(), RegistryError> {
         // Damaged content may have been damaged on its way: worth one more attempt.
         let damaged = error.kind() == ErrorKind::DigestMismatch && !self.damaged;
@@ -44,8 +46,11 @@ impl Backoff {
             error.retry_after(),
             random_fraction(),
         );
+        if wait >= self.deadline.remaining() {
+            return Err(error);
+        }
         self.used += 1;
-        self.setbacks.fetch_add(1, Ordering::Relaxed);
+        self.retries.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(%error, attempt = self.used, wait_ms = wait.as_millis(), "trying again");
         tokio::time::sleep(wait).await;
         Ok(())

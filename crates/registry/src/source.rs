@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 
-use crate::RegistryError;
+use crate::{Deadline, RegistryError};
 
 /// Bytes in order, in pieces of any size; the first error is the last item.
 pub type ByteStream = BoxStream<'static, Result<Bytes, RegistryError>>;
@@ -21,17 +21,29 @@ pub trait BlobSource: Send + Sync + 'static {
     /// Streams exactly the bytes of `range` in order, or an error item after some of them: never
     /// others, and never an end without error before the last byte.
     ///
+    /// After `deadline` nothing is tried or waited for again: neither the first response nor the
+    /// one that resumes a broken body. It does not cut off a body whose bytes keep arriving.
+    ///
     /// # Errors
-    /// The request failed in spite of the retries, or `range` is outside of the blob.
-    async fn stream_range(&self, range: Range<u64>) -> Result<ByteStream, RegistryError>;
+    /// The request failed in spite of the retries, `deadline` passed before the response came, or
+    /// `range` is outside of the blob.
+    async fn stream_range(
+        &self,
+        range: Range<u64>,
+        deadline: Deadline,
+    ) -> Result<ByteStream, RegistryError>;
 
-    /// Exactly the bytes of `range`.
+    /// Returns exactly the bytes of `range`.
     ///
     /// # Errors
     /// As for [`BlobSource::stream_range`].
-    async fn read_range(&self, range: Range<u64>) -> Result<Bytes, RegistryError> {
+    async fn read_range(
+        &self,
+        range: Range<u64>,
+        deadline: Deadline,
+    ) -> Result<Bytes, RegistryError> {
         let length = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
-        let mut stream = self.stream_range(range).await?;
+        let mut stream = self.stream_range(range, deadline).await?;
         let Some(first) = stream.next().await.transpose()? else {
             return Ok(Bytes::new());
         };
@@ -56,9 +68,10 @@ pub trait BlobSource: Send + Sync + 'static {
         false
     }
 
-    /// How many requests failed and were made again so far, of all blobs of the same client (for
-    /// example because of 429 or a time-out). Growth means: ask for less at once.
-    fn setbacks(&self) -> u64 {
+    /// Number of requests that failed and were retried so far, of all blobs of the same client (for
+    /// example because of 429 or a time-out). Growth means that fewer bytes should be requested at
+    /// a time.
+    fn retry_count(&self) -> u64 {
         0
     }
 

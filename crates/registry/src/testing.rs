@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use url::Url;
 
 use crate::source::ByteStream;
-use crate::{BlobSource, RegistryError, RequestLine};
+use crate::{BlobSource, Deadline, RegistryError, RequestLine};
 
 /// What goes wrong with one request.
 #[derive(Debug, Clone)]
@@ -108,13 +108,30 @@ fn line() -> RequestLine {
     RequestLine::new(&Method::GET, &url, "memory")
 }
 
+async fn limited<T>(
+    deadline: Deadline,
+    work: impl Future<Output = T> + Send,
+) -> Result<T, RegistryError> {
+    deadline
+        .limit(work)
+        .await
+        .map_err(|_| RegistryError::DeadlinePassed {
+            what: line().to_string(),
+            last: None,
+        })
+}
+
 #[async_trait]
 impl BlobSource for MemoryBlob {
     fn size(&self) -> u64 {
         self.data.len() as u64
     }
 
-    async fn stream_range(&self, range: Range<u64>) -> Result<ByteStream, RegistryError> {
+    async fn stream_range(
+        &self,
+        range: Range<u64>,
+        deadline: Deadline,
+    ) -> Result<ByteStream, RegistryError> {
         let fault = {
             let mut state = self.state.lock();
             let number = state.requests.len();
@@ -154,8 +171,8 @@ impl BlobSource for MemoryBlob {
                 }
                 data = bytes.into();
             }
-            Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
-            Some(Fault::Hang) => std::future::pending().await,
+            Some(Fault::Delay(time)) => limited(deadline, tokio::time::sleep(time)).await?,
+            Some(Fault::Hang) => limited(deadline, std::future::pending()).await?,
         }
         let mut pieces = Vec::new();
         while !data.is_empty() {
@@ -180,12 +197,23 @@ mod tests {
         blob.fault(1, Fault::Truncate(2));
         blob.fault(2, Fault::Corrupt(5));
         blob.fault(3, Fault::Fail(MemoryBlob::unreachable()));
-        assert_eq!(blob.read_range(2..9).await.unwrap(), "2345678");
-        assert!(blob.read_range(2..9).await.unwrap_err().is_transient());
-        assert_ne!(blob.read_range(2..9).await.unwrap(), "2345678");
-        assert!(blob.read_range(0..1).await.is_err());
-        assert_eq!(blob.read_range(0..0).await.unwrap(), "");
-        assert!(blob.read_range(0..11).await.is_err());
+        assert_eq!(
+            blob.read_range(2..9, Deadline::far()).await.unwrap(),
+            "2345678"
+        );
+        assert!(
+            blob.read_range(2..9, Deadline::far())
+                .await
+                .unwrap_err()
+                .is_transient()
+        );
+        assert_ne!(
+            blob.read_range(2..9, Deadline::far()).await.unwrap(),
+            "2345678"
+        );
+        assert!(blob.read_range(0..1, Deadline::far()).await.is_err());
+        assert_eq!(blob.read_range(0..0, Deadline::far()).await.unwrap(), "");
+        assert!(blob.read_range(0..11, Deadline::far()).await.is_err());
         assert_eq!(blob.requests().len(), 6);
     }
 }

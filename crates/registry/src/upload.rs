@@ -13,7 +13,7 @@ use crate::manifest::said_digest;
 use crate::redirect::location;
 use crate::response::Incoming;
 use crate::transport::Payload;
-use crate::{BlobBody, Client, RegistryError};
+use crate::{BlobBody, Client, Deadline, RegistryError};
 
 /// Up to this size a blob goes in one PUT; larger ones are streamed with PATCH first, which lets
 /// registries take them in without holding on to the request that commits them.
@@ -73,7 +73,7 @@ impl Client {
             body,
             progress,
         };
-        let mut backoff = self.shared.backoff();
+        let mut backoff = self.shared.backoff(Deadline::far());
         loop {
             match Box::pin(self.upload(purpose, &upload, mount_from)).await {
                 Ok(outcome) => return Ok(outcome),
@@ -212,7 +212,7 @@ impl Client {
         headers.insert(CONTENT_TYPE, media_type);
         headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes.len()));
         let url = endpoint.url(reference.repository(), &["manifests", key]);
-        let mut backoff = self.shared.backoff();
+        let mut backoff = self.shared.backoff(Deadline::far());
         loop {
             let payload = Payload::Bytes(bytes.clone());
             let answer =

@@ -9,7 +9,7 @@ use soci_oci::{Descriptor, Digest, Hasher, Reference};
 use crate::blob::Place;
 use crate::reader::RangeReader;
 use crate::source::ByteStream;
-use crate::{Client, RegistryError};
+use crate::{Client, Deadline, RegistryError};
 
 /// Bytes per request of a large blob.
 pub(crate) const PART: u64 = 8 << 20;
@@ -38,7 +38,7 @@ impl Client {
                 limit,
             });
         }
-        let mut backoff = self.shared.backoff();
+        let mut backoff = self.shared.backoff(Deadline::far());
         loop {
             let bytes = gather(place).await?;
             let actual = digest_of(&bytes).await;
@@ -62,7 +62,7 @@ impl Client {
         descriptor: &Descriptor,
     ) -> Result<ByteStream, RegistryError> {
         let place = self.blob(reference, descriptor).place;
-        let mut reader = RangeReader::new(Arc::clone(&place), 0..place.size);
+        let mut reader = RangeReader::new(Arc::clone(&place), 0..place.size, Deadline::far());
         reader.open().await?;
         let state = (reader, Some(Hasher::new()), place);
         let stream = futures::stream::unfold(state, |(mut reader, hasher, place)| async {
@@ -109,7 +109,7 @@ async fn digest_of(bytes: &Bytes) -> Digest {
 
 /// All bytes of a blob, not verified yet.
 async fn gather(place: &Arc<Place>) -> Result<Bytes, RegistryError> {
-    let reader = |range| RangeReader::new(Arc::clone(place), range);
+    let reader = |range| RangeReader::new(Arc::clone(place), range, Deadline::far());
     let too_large = || RegistryError::TooLarge {
         what: place.describe(),
         limit: usize::MAX as u64,

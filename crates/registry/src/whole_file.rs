@@ -11,7 +11,7 @@ use soci_oci::{Descriptor, Digest, Hasher, Reference};
 use crate::blob::Place;
 use crate::reader::RangeReader;
 use crate::whole::{AT_ONCE, PART, mismatch};
-use crate::{Client, RegistryError};
+use crate::{Client, Deadline, RegistryError};
 
 /// So much is collected before it is written.
 const PIECE: usize = 1 << 20;
@@ -30,7 +30,7 @@ impl Client {
     ) -> Result<(), RegistryError> {
         let blob = self.blob(reference, descriptor);
         let place = &blob.place;
-        let mut backoff = self.shared.backoff();
+        let mut backoff = self.shared.backoff(Deadline::far());
         loop {
             fill(place, &file).await?;
             let actual = digest_of(place, &file).await?;
@@ -46,7 +46,7 @@ impl Client {
 
 /// All bytes of a blob, not verified yet.
 async fn fill(place: &Arc<Place>, file: &Arc<File>) -> Result<(), RegistryError> {
-    let reader = |range| RangeReader::new(Arc::clone(place), range);
+    let reader = |range| RangeReader::new(Arc::clone(place), range, Deadline::far());
     if place.size <= PART {
         return copy(place, reader(0..place.size), 0, file).await;
     }

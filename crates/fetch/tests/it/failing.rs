@@ -348,9 +348,10 @@ impl soci_registry::BlobSource for Held {
     async fn stream_range(
         &self,
         range: std::ops::Range<u64>,
+        deadline: soci_registry::Deadline,
     ) -> Result<soci_registry::ByteStream, soci_registry::RegistryError> {
         let held = range.start < self.until;
-        let answer = self.blob.stream_range(range).await;
+        let answer = self.blob.stream_range(range, deadline).await;
         if held {
             self.gate.acquire().await.expect("never closed").forget();
         }

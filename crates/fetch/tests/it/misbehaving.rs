@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::support::{Rig, Sample, check_all, eventually, finish, quick, read, start};
 use soci_fetch::{FetchConfig, ReadError};
 use soci_registry::testing::{Fault, MemoryBlob};
-use soci_registry::{BlobSource, ByteStream, RegistryError};
+use soci_registry::{BlobSource, ByteStream, Deadline, RegistryError};
 use soci_store::LayerStoreConfig;
 use soci_ztoc::SpanId;
 
@@ -46,7 +46,7 @@ struct Odd {
     /// The first requests panic.
     panics: AtomicUsize,
     /// Each request counts as having been made again inside the client.
-    setbacks: Option<AtomicU64>,
+    retries: Option<AtomicU64>,
 }
 
 impl Odd {
@@ -55,7 +55,7 @@ impl Odd {
             blob: MemoryBlob::new(sample.blob.clone()),
             ignores_ranges: false,
             panics: AtomicUsize::new(0),
-            setbacks: None,
+            retries: None,
         }
     }
 }
@@ -66,23 +66,27 @@ impl BlobSource for Odd {
         self.blob.size()
     }
 
-    async fn stream_range(&self, range: Range<u64>) -> Result<ByteStream, RegistryError> {
+    async fn stream_range(
+        &self,
+        range: Range<u64>,
+        deadline: Deadline,
+    ) -> Result<ByteStream, RegistryError> {
         let left = &self.panics;
         let panics = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
         assert!(panics.is_err(), "on purpose");
-        if let Some(setbacks) = &self.setbacks {
-            setbacks.fetch_add(1, Ordering::Relaxed);
+        if let Some(retries) = &self.retries {
+            retries.fetch_add(1, Ordering::Relaxed);
         }
-        self.blob.stream_range(range).await
+        self.blob.stream_range(range, deadline).await
     }
 
     fn ignores_ranges(&self) -> bool {
         self.ignores_ranges
     }
 
-    fn setbacks(&self) -> u64 {
-        let setbacks = self.setbacks.as_ref();
-        setbacks.map_or(0, |setbacks| setbacks.load(Ordering::Relaxed))
+    fn retry_count(&self) -> u64 {
+        let retries = self.retries.as_ref();
+        retries.map_or(0, |retries| retries.load(Ordering::Relaxed))
     }
 
     fn describe(&self) -> String {
@@ -134,7 +138,7 @@ fn retries_inside_the_client_lower_the_number_of_requests_at_once() {
     let rig = Rig::new(no_readahead());
     let before = rig.fetcher.stats().request_limit;
     let odd = Odd {
-        setbacks: Some(AtomicU64::new(0)),
+        retries: Some(AtomicU64::new(0)),
         ..Odd::new(&sample)
     };
     let layer = rig.open(&sample, odd);

@@ -9,7 +9,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use soci_oci::Reference;
 use soci_registry::{
-    BlobSource, Credential, CredentialError, Credentials, ErrorKind, StaticCredentials,
+    BlobSource, Credential, CredentialError, Credentials, Deadline, ErrorKind, StaticCredentials,
 };
 
 use crate::fake::{
@@ -42,12 +42,12 @@ async fn a_bearer_token_is_fetched_once_for_the_scope_and_used_again() {
     .await;
     let client = client_with(StaticCredentials::new(fake.host(), basic("me", "hunter2")));
     let blob = client.blob(&fake.reference("a/b:t"), &descriptor(&data));
-    let reads = (0..4_u64).map(|n| blob.read_range(n * 100..n * 100 + 50));
+    let reads = (0..4_u64).map(|n| blob.read_range(n * 100..n * 100 + 50, Deadline::far()));
     let reads = futures::future::join_all(reads).await;
     for (n, read) in reads.into_iter().enumerate() {
         assert_eq!(read.unwrap(), data.slice(n * 100..n * 100 + 50));
     }
-    blob.read_range(0..9).await.unwrap();
+    blob.read_range(0..9, Deadline::far()).await.unwrap();
     let requests = fake.requests();
     let tokens: Vec<_> = requests.iter().filter(|r| r.path == "/token").collect();
     assert_eq!(tokens.len(), 1, "single flight");
@@ -134,9 +134,15 @@ async fn a_token_that_is_refused_later_is_replaced_with_fresh_credentials() {
     .await;
     let client = client_with(Rotating(Arc::clone(&epoch)));
     let blob = client.blob(&fake.reference("a/b:t"), &descriptor(&data));
-    assert_eq!(blob.read_range(0..10).await.unwrap(), data.slice(0..10));
+    assert_eq!(
+        blob.read_range(0..10, Deadline::far()).await.unwrap(),
+        data.slice(0..10)
+    );
     epoch.store(1, Ordering::SeqCst);
-    assert_eq!(blob.read_range(10..20).await.unwrap(), data.slice(10..20));
+    assert_eq!(
+        blob.read_range(10..20, Deadline::far()).await.unwrap(),
+        data.slice(10..20)
+    );
     let requests = fake.requests();
     assert_eq!(requests.iter().filter(|r| r.path == "/token").count(), 2);
 }
@@ -156,9 +162,9 @@ async fn an_expired_token_is_not_sent() {
     })
     .await;
     let blob = client().blob(&fake.reference("a/b:t"), &descriptor(&data));
-    blob.read_range(0..10).await.unwrap();
+    blob.read_range(0..10, Deadline::far()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(1100)).await;
-    blob.read_range(10..20).await.unwrap();
+    blob.read_range(10..20, Deadline::far()).await.unwrap();
     let sent: Vec<_> = fake
         .requests()
         .iter()
@@ -250,8 +256,8 @@ async fn basic_is_sent_after_a_challenge_and_then_at_once() {
     .await;
     let client = client_with(StaticCredentials::new(fake.host(), basic("me", "hunter2")));
     let blob = client.blob(&fake.reference("a/b:t"), &descriptor(&data));
-    blob.read_range(0..10).await.unwrap();
-    blob.read_range(10..20).await.unwrap();
+    blob.read_range(0..10, Deadline::far()).await.unwrap();
+    blob.read_range(10..20, Deadline::far()).await.unwrap();
     let requests = fake.requests();
     let sent: Vec<bool> = requests
         .iter()
@@ -279,13 +285,16 @@ async fn a_kept_credential_that_has_expired_with_403_is_looked_up_again() {
     let password = Arc::new(AtomicUsize::new(0));
     let client = client_with(Rotating(Arc::clone(&password)));
     let blob = client.blob(&fake.reference("a/b:t"), &descriptor(&data));
-    blob.read_range(0..10).await.unwrap();
+    blob.read_range(0..10, Deadline::far()).await.unwrap();
     epoch.store(1, Ordering::SeqCst);
     password.store(1, Ordering::SeqCst);
-    assert_eq!(blob.read_range(10..20).await.unwrap(), data.slice(10..20));
+    assert_eq!(
+        blob.read_range(10..20, Deadline::far()).await.unwrap(),
+        data.slice(10..20)
+    );
     epoch.store(2, Ordering::SeqCst);
     let before = fake.requests().len();
-    let error = blob.read_range(10..20).await.unwrap_err();
+    let error = blob.read_range(10..20, Deadline::far()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Forbidden);
     assert!(
         fake.requests().len() <= before + 2,

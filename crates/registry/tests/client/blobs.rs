@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use soci_registry::{BlobSource, Client, ErrorKind, NoCredentials};
+use soci_registry::{BlobSource, Client, Deadline, ErrorKind, NoCredentials};
 
 use crate::fake::{Fake, With, broken, client, config, descriptor, noise, serve, status};
 
@@ -16,13 +16,21 @@ async fn ranges_are_exactly_the_bytes_asked_for() {
     let fake = Fake::start(move |_, request| Some(serve(request, &served))).await;
     let blob = client().blob(&fake.reference("a/b:t"), &descriptor(&data));
     for (from, to) in [(0, 1), (0, 10_000), (9_999, 10_000), (17, 4_242)] {
-        let got = blob.read_range(from as u64..to as u64).await.unwrap();
+        let got = blob
+            .read_range(from as u64..to as u64, Deadline::far())
+            .await
+            .unwrap();
         assert_eq!(got, data.slice(from..to));
     }
     let before = fake.requests().len();
-    assert!(blob.read_range(5..5).await.unwrap().is_empty());
+    assert!(
+        blob.read_range(5..5, Deadline::far())
+            .await
+            .unwrap()
+            .is_empty()
+    );
     for bad in [0..10_001, 10_001..10_002] {
-        let error = blob.read_range(bad).await.unwrap_err();
+        let error = blob.read_range(bad, Deadline::far()).await.unwrap_err();
         assert!(!error.is_transient(), "{error}");
     }
     assert_eq!(fake.requests().len(), before, "no request for these");
@@ -66,7 +74,10 @@ async fn a_host_that_ignores_ranges_still_gives_exactly_the_range() {
     let blob = client().blob(&fake.reference("a/b:t"), &descriptor(&data));
     assert!(!blob.ignores_ranges());
     for (from, to) in [(200_001, 200_101), (0, 3), (299_999, 300_000)] {
-        let got = blob.read_range(from as u64..to as u64).await.unwrap();
+        let got = blob
+            .read_range(from as u64..to as u64, Deadline::far())
+            .await
+            .unwrap();
         assert_eq!(got, data.slice(from..to));
         assert!(blob.ignores_ranges());
     }
@@ -123,7 +134,10 @@ async fn a_server_may_give_less_than_the_range_and_is_asked_for_the_rest() {
     })
     .await;
     let blob = client().blob(&fake.reference("a/b:t"), &descriptor(&data));
-    assert_eq!(blob.read_range(1..10_000).await.unwrap(), data.slice(1..));
+    assert_eq!(
+        blob.read_range(1..10_000, Deadline::far()).await.unwrap(),
+        data.slice(1..)
+    );
     assert_eq!(fake.requests().len(), 4);
 }
 
@@ -146,7 +160,7 @@ async fn wrong_content_ranges_are_refused() {
         })
         .await;
         let blob = client().blob(&fake.reference("a/b:t"), &descriptor(&data));
-        let error = blob.read_range(10..20).await.unwrap_err();
+        let error = blob.read_range(10..20, Deadline::far()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Protocol, "{said}: {error}");
     }
 }
@@ -169,7 +183,7 @@ async fn a_body_longer_than_its_content_range_is_an_error() {
         })
         .await;
         let blob = client().blob(&fake.reference("a/b:t"), &descriptor(&data));
-        let error = blob.read_range(0..10).await.unwrap_err();
+        let error = blob.read_range(0..10, Deadline::far()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::BadBody, "{error}");
     }
 }
@@ -237,7 +251,7 @@ async fn a_body_that_always_breaks_off_is_an_error_within_the_retry_budget() {
     })
     .await;
     let blob = client().blob(&fake.reference("a/b:t"), &descriptor(&data));
-    let error = blob.read_range(5..500).await.unwrap_err();
+    let error = blob.read_range(5..500, Deadline::far()).await.unwrap_err();
     assert!(error.is_transient(), "{error}");
     assert_eq!(fake.requests().len(), 4, "the first and three retries");
 }
@@ -272,7 +286,10 @@ async fn under_any_mixture_of_faults_only_the_right_bytes_are_served() {
     let blob = client.blob(&fake.reference("a/b:t"), &descriptor(&data));
     for step in 0..20_usize {
         let (from, to) = (step * 1_777, 40_000 - step * 99);
-        let got = blob.read_range(from as u64..to as u64).await.unwrap();
+        let got = blob
+            .read_range(from as u64..to as u64, Deadline::far())
+            .await
+            .unwrap();
         assert!(got == data.slice(from..to), "{from}..{to}");
     }
 }

@@ -12,7 +12,8 @@ use http::{HeaderMap, Method, StatusCode};
 use parking_lot::Mutex;
 use soci_oci::{Descriptor, Reference};
 use soci_registry::{
-    BlobSource as _, Client, ClientConfig, Credential, Credentials, NoCredentials, RetryPolicy,
+    BlobSource as _, Client, ClientConfig, Credential, Credentials, Deadline, NoCredentials,
+    RetryPolicy,
 };
 
 /// One request as the server got it.
@@ -220,6 +221,9 @@ pub(crate) async fn read_everything(
         .await
         .unwrap();
     let blob = client.blob(reference, &descriptor(data));
-    assert_eq!(blob.read_range(5..10).await.unwrap(), data.slice(5..10));
+    assert_eq!(
+        blob.read_range(5..10, Deadline::far()).await.unwrap(),
+        data.slice(5..10)
+    );
     found
 }

@@ -6,11 +6,11 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::Bytes;
 use futures::StreamExt;
-use soci_registry::{BlobSource, Client, ErrorKind, NoCredentials};
+use soci_registry::{BlobSource, Client, Deadline, ErrorKind, NoCredentials};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::fake::{Fake, With, client, config, descriptor, noise, serve, status};
+use crate::fake::{Fake, With, broken, client, config, descriptor, noise, serve, status};
 
 const ANSWER: &[u8] = b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 1-3/10\r\n\
     Content-Length: 3\r\n\r\nbcd";
@@ -60,9 +60,12 @@ async fn overload_and_server_errors_are_tried_again_until_they_end() {
         })
         .await;
         let blob = client().blob(&fake.reference("a/b:t"), &descriptor(&data));
-        assert_eq!(blob.read_range(1..9).await.unwrap(), data.slice(1..9));
+        assert_eq!(
+            blob.read_range(1..9, Deadline::far()).await.unwrap(),
+            data.slice(1..9)
+        );
         assert_eq!(fake.requests().len(), 3);
-        assert_eq!(blob.setbacks(), 2);
+        assert_eq!(blob.retry_count(), 2);
     }
 }
 
@@ -89,7 +92,10 @@ async fn a_request_that_is_never_answered_is_made_again() {
     config.dial_timeout = Duration::from_millis(200);
     let client = Client::new(config, Arc::new(NoCredentials)).unwrap();
     let blob = client.blob(&fake.reference("a/b:t"), &descriptor(&data));
-    assert_eq!(blob.read_range(0..9).await.unwrap(), data.slice(0..9));
+    assert_eq!(
+        blob.read_range(0..9, Deadline::far()).await.unwrap(),
+        data.slice(0..9)
+    );
     assert!(fake.requests().len() >= 2);
 }
 
@@ -104,6 +110,97 @@ async fn a_hang_before_the_answer_is_reported_as_a_timeout() {
     let error = client.resolve(&fake.reference("a/b:t")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
     assert!(error.is_transient());
+}
+
+#[tokio::test]
+async fn a_read_ends_at_its_deadline_with_the_last_failure() {
+    // The first request fails, the second is never answered.
+    let fake = Fake::start(|number, _| (number == 0).then(|| status(503))).await;
+    let blob = client().blob(&fake.reference("a/b:t"), &descriptor(&noise(100)));
+    let deadline = Deadline::after(Duration::from_secs(2));
+    let error = blob.read_range(1..9, deadline).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    assert_eq!(deadline.remaining(), Duration::ZERO);
+    let text = error.to_string();
+    assert!(
+        text.contains("a/b@sha256:") && text.contains("deadline") && text.contains("status 503"),
+        "{text}"
+    );
+    let last = std::error::Error::source(&error).unwrap();
+    assert!(last.to_string().contains("status 503"), "{last}");
+}
+
+#[tokio::test]
+async fn a_retry_after_beyond_the_deadline_is_not_waited_for() {
+    let fake = Fake::start(|_, _| Some(status(429).with("retry-after", "250"))).await;
+    let mut config = config();
+    config.retries.max_wait = Duration::from_secs(300);
+    let client = Client::new(config, Arc::new(NoCredentials)).unwrap();
+    let blob = client.blob(&fake.reference("a/b:t"), &descriptor(&noise(100)));
+    let deadline = Deadline::after(Duration::from_secs(200));
+    let error = blob.read_range(1..9, deadline).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooManyRequests, "{error}");
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(250)));
+    assert!(deadline.remaining() > Duration::ZERO);
+    assert_eq!(fake.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_body_that_keeps_arriving_is_not_cut_off_by_the_deadline() {
+    let data = noise(10_000);
+    let served = data.clone();
+    let (release, rest) = tokio::sync::oneshot::channel::<()>();
+    let rest = parking_lot::Mutex::new(Some(rest));
+    let fake = Fake::start(move |_, _| {
+        let rest = rest.lock().take()?;
+        let (start, end) = (served.slice(0..4_000), served.slice(4_000..));
+        let start = futures::stream::iter([Ok::<_, std::io::Error>(start)]);
+        let end = futures::stream::once(async move {
+            rest.await.unwrap();
+            Ok(end)
+        });
+        let body = Body::from_stream(start.chain(end));
+        Some(status(200).with("content-length", "10000").body(body))
+    })
+    .await;
+    let blob = client().blob(&fake.reference("a/b:t"), &descriptor(&data));
+    let minute = Duration::from_secs(60);
+    let deadline = Deadline::after(minute);
+    let mut stream = blob.stream_range(0..10_000, deadline).await.unwrap();
+    tokio::time::pause();
+    tokio::time::advance(minute).await;
+    tokio::time::resume();
+    assert_eq!(deadline.remaining(), Duration::ZERO);
+    release.send(()).unwrap();
+    let mut got = Vec::new();
+    while let Some(piece) = stream.next().await {
+        got.extend_from_slice(&piece.unwrap());
+    }
+    assert!(got == data);
+    assert_eq!(fake.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_after_the_deadline_is_not_resumed() {
+    let data = noise(10_000);
+    let served = data.clone();
+    let fake =
+        Fake::start(move |_, _| Some(broken(status(200), 10_000, served.slice(0..4_000)))).await;
+    let blob = client().blob(&fake.reference("a/b:t"), &descriptor(&data));
+    let minute = Duration::from_secs(60);
+    let mut stream = blob
+        .stream_range(0..10_000, Deadline::after(minute))
+        .await
+        .unwrap();
+    tokio::time::pause();
+    tokio::time::advance(minute).await;
+    tokio::time::resume();
+    let mut error = None;
+    while let Some(piece) = stream.next().await {
+        error = piece.err();
+    }
+    assert_eq!(error.unwrap().kind(), ErrorKind::BadBody);
+    assert_eq!(fake.requests().len(), 1);
 }
 
 #[tokio::test]
@@ -172,7 +269,7 @@ async fn a_reset_connection_is_tried_again() {
     });
     let reference = format!("{address}/a/b:t").parse().unwrap();
     let blob = client().blob(&reference, &descriptor(b"abcdefghij"));
-    assert_eq!(blob.read_range(1..4).await.unwrap(), "bcd");
+    assert_eq!(blob.read_range(1..4, Deadline::far()).await.unwrap(), "bcd");
     server.await.unwrap();
 }
 
@@ -202,7 +299,7 @@ async fn connections_are_used_again() {
     let reference = format!("{address}/a/b:t").parse().unwrap();
     let blob = client().blob(&reference, &descriptor(b"abcdefghij"));
     for _ in 0..3 {
-        assert_eq!(blob.read_range(1..4).await.unwrap(), "bcd");
+        assert_eq!(blob.read_range(1..4, Deadline::far()).await.unwrap(), "bcd");
     }
     server.await.unwrap();
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use soci_oci::{Descriptor, Digest, media_types};
-use soci_registry::{BlobSource, Client, HostHeaders, Mirror, StaticCredentials};
+use soci_registry::{BlobSource, Client, Deadline, HostHeaders, Mirror, StaticCredentials};
 
 use crate::fake::{Fake, With, basic, config, descriptor, noise, read_everything, serve, status};
 
@@ -73,7 +73,7 @@ async fn mirrors_that_are_down_or_do_not_have_it_are_passed_over() {
     let blob = client.blob(&reference, &descriptor(&data));
     for from in [0_usize, 100, 200] {
         let got = blob
-            .read_range(from as u64..from as u64 + 50)
+            .read_range(from as u64..from as u64 + 50, Deadline::far())
             .await
             .unwrap();
         assert_eq!(got, data.slice(from..from + 50));

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use soci_registry::{BlobSource, ErrorKind, StaticCredentials};
+use soci_registry::{BlobSource, Deadline, ErrorKind, StaticCredentials};
 
 use crate::fake::{
     Fake, With, basic, client, client_with, descriptor, noise, redirect, serve, status,
@@ -46,7 +46,10 @@ async fn another_host_never_sees_our_credentials_and_is_remembered() {
     ));
     let blob = client.blob(&registry.reference("a/b:t"), &descriptor(&data));
     for (from, to) in [(0, 10), (10, 20), (990, 1000)] {
-        let got = blob.read_range(from as u64..to as u64).await.unwrap();
+        let got = blob
+            .read_range(from as u64..to as u64, Deadline::far())
+            .await
+            .unwrap();
         assert_eq!(got, data.slice(from..to));
     }
     assert_eq!(registry.requests().len(), 2, "asked once, with a challenge");
@@ -76,9 +79,15 @@ async fn an_expired_signed_url_is_resolved_again() {
         })
         .await;
         let blob = client().blob(&registry.reference("a/b:t"), &descriptor(&data));
-        assert_eq!(blob.read_range(0..9).await.unwrap(), data.slice(0..9));
+        assert_eq!(
+            blob.read_range(0..9, Deadline::far()).await.unwrap(),
+            data.slice(0..9)
+        );
         valid.store(1, Ordering::SeqCst);
-        assert_eq!(blob.read_range(9..20).await.unwrap(), data.slice(9..20));
+        assert_eq!(
+            blob.read_range(9..20, Deadline::far()).await.unwrap(),
+            data.slice(9..20)
+        );
         assert_eq!(registry.requests().len(), 2);
         assert_eq!(storage.requests().len(), 3);
     }
@@ -101,9 +110,9 @@ async fn a_signed_url_that_says_when_it_ends_is_not_used_after_that() {
     })
     .await;
     let blob = client().blob(&registry.reference("a/b:t"), &descriptor(&data));
-    blob.read_range(0..9).await.unwrap();
+    blob.read_range(0..9, Deadline::far()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(1100)).await;
-    blob.read_range(9..20).await.unwrap();
+    blob.read_range(9..20, Deadline::far()).await.unwrap();
     assert_eq!(registry.requests().len(), 2);
 }
 
@@ -118,7 +127,7 @@ async fn a_blob_that_storage_refuses_for_good_is_an_error_without_the_signature(
     let target = storage.url("/x?sig=s3cret");
     let registry = Fake::start(move |_, _| Some(redirect(307, &target))).await;
     let blob = client().blob(&registry.reference("a/b:t"), &descriptor(b"abc"));
-    let error = blob.read_range(0..2).await.unwrap_err();
+    let error = blob.read_range(0..2, Deadline::far()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Forbidden);
     let text = format!("{error} {error:?}");
     assert!(text.contains("SignatureDoesNotMatch"), "{text}");
@@ -146,12 +155,12 @@ async fn redirects_to_nowhere_are_protocol_errors() {
     for target in ["file:///etc/passwd", "http://", "ftp://x/y"] {
         let fake = Fake::start(move |_, _| Some(redirect(307, target))).await;
         let blob = client().blob(&fake.reference("a/b:t"), &descriptor(b"abc"));
-        let error = blob.read_range(0..2).await.unwrap_err();
+        let error = blob.read_range(0..2, Deadline::far()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
     }
     let fake = Fake::start(|_, _| Some(status(307))).await;
     let blob = client().blob(&fake.reference("a/b:t"), &descriptor(b"abc"));
-    let error = blob.read_range(0..2).await.unwrap_err();
+    let error = blob.read_range(0..2, Deadline::far()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
 }
 
@@ -171,8 +180,14 @@ async fn a_redirect_back_to_the_registry_keeps_our_credentials() {
     .await;
     let client = client_with(StaticCredentials::new(fake.host(), basic("me", "hunter2")));
     let blob = client.blob(&fake.reference("a/b:t"), &descriptor(&data));
-    assert_eq!(blob.read_range(0..9).await.unwrap(), data.slice(0..9));
-    assert_eq!(blob.read_range(3..9).await.unwrap(), data.slice(3..9));
+    assert_eq!(
+        blob.read_range(0..9, Deadline::far()).await.unwrap(),
+        data.slice(0..9)
+    );
+    assert_eq!(
+        blob.read_range(3..9, Deadline::far()).await.unwrap(),
+        data.slice(3..9)
+    );
     let last = fake.requests().pop().unwrap();
     assert_eq!(last.path, "/files/x");
 }

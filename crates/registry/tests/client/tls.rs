@@ -7,7 +7,9 @@ use axum::extract::Request;
 use axum::http::Version;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use soci_registry::{BlobSource, Client, ClientConfig, ErrorKind, NoCredentials, RemoteBlob};
+use soci_registry::{
+    BlobSource, Client, ClientConfig, Deadline, ErrorKind, NoCredentials, RemoteBlob,
+};
 use soci_testkit::Https;
 
 use crate::fake::{Fake, With, config, descriptor, noise, redirect, status};
@@ -58,7 +60,10 @@ async fn a_configured_authority_is_trusted_and_h2_used_where_offered() {
         let mut config = config();
         config.extra_ca = vec![server.authority()];
         let (_fake, blob) = server.blob(&data, config).await;
-        assert_eq!(blob.read_range(0..1000).await.unwrap(), data);
+        assert_eq!(
+            blob.read_range(0..1000, Deadline::far()).await.unwrap(),
+            data
+        );
         assert_eq!(*server.versions.lock(), [version]);
     }
 }
@@ -71,7 +76,7 @@ async fn an_unknown_authority_is_refused_unless_verification_is_off() {
     let mut wrong = config();
     wrong.extra_ca = vec![other.authority()];
     let (_fake, blob) = server.blob(&data, wrong).await;
-    let error = blob.read_range(0..1000).await.unwrap_err();
+    let error = blob.read_range(0..1000, Deadline::far()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
     assert!(error.to_string().contains("--tlscacert"), "{error}");
     assert!(!error.is_transient(), "{error}");
@@ -79,7 +84,10 @@ async fn an_unknown_authority_is_refused_unless_verification_is_off() {
     let mut trusting = config();
     trusting.skip_verify = true;
     let (_fake, blob) = server.blob(&data, trusting).await;
-    assert_eq!(blob.read_range(0..1000).await.unwrap(), data);
+    assert_eq!(
+        blob.read_range(0..1000, Deadline::far()).await.unwrap(),
+        data
+    );
 }
 
 #[tokio::test]
@@ -90,12 +98,12 @@ async fn a_broken_certificate_file_is_a_configuration_error() {
     broken.extra_ca =
         vec![b"-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n".to_vec()];
     let (_fake, blob) = server.blob(&data, broken).await;
-    let error = blob.read_range(0..10).await.unwrap_err();
+    let error = blob.read_range(0..10, Deadline::far()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
     let mut none = config();
     none.extra_ca = vec![b"root:x:0:0\n".to_vec()];
     let (_fake, blob) = server.blob(&data, none).await;
-    let error = blob.read_range(0..10).await.unwrap_err();
+    let error = blob.read_range(0..10, Deadline::far()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
 }
 
@@ -106,7 +114,7 @@ async fn plain_http_behind_an_https_address_is_named_and_not_tried_again() {
     let fake = Fake::start(move |_, _| Some(redirect(307, &target))).await;
     let client = Client::new(config(), Arc::new(NoCredentials)).unwrap();
     let blob = client.blob(&fake.reference("a/b:t"), &descriptor(&noise(10)));
-    let error = blob.read_range(0..10).await.unwrap_err();
+    let error = blob.read_range(0..10, Deadline::far()).await.unwrap_err();
     assert!(error.to_string().contains("--plain-http"), "{error}");
     assert!(!error.is_transient(), "{error}");
 }

@@ -252,6 +252,7 @@ impl soci_registry::BlobSource for LayerFile {
     async fn stream_range(
         &self,
         range: std::ops::Range<u64>,
+        _: soci_registry::Deadline,
     ) -> Result<soci_registry::ByteStream, soci_registry::RegistryError> {
         let what = self.describe();
         let failed = move |reason: String| soci_registry::RegistryError::Source {

@@ -8,7 +8,7 @@ use futures::future::{BoxFuture, FutureExt as _, Shared};
 use futures::{StreamExt as _, TryStreamExt as _};
 use soci_containerd::labels;
 use soci_oci::{Descriptor, Digest, Reference};
-use soci_registry::{BlobSource as _, Client};
+use soci_registry::{BlobSource as _, Client, Deadline};
 use tokio::sync::{Mutex, Semaphore};
 
 use crate::containerd::{Containerd, write};
@@ -103,7 +103,7 @@ async fn download(
         } else {
             client
                 .blob(reference, layer)
-                .stream_range(offset..size)
+                .stream_range(offset..size, Deadline::far())
                 .await?
         };
         Ok(stream.map_err(anyhow::Error::from).boxed())

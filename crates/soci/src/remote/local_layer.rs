@@ -13,7 +13,7 @@ use futures::StreamExt as _;
 use soci_index::StreamReader;
 use soci_oci::media_types::{LayerCompression, layer_compression};
 use soci_oci::{Descriptor, Digest, Hasher};
-use soci_registry::{BlobSource, ByteStream, RegistryError};
+use soci_registry::{BlobSource, ByteStream, Deadline, RegistryError};
 use soci_ztoc::{BuildOptions, Built, Compression};
 
 /// A layer in an unnamed temporary file: the blob, or the tar in it where the blob cannot be read in
@@ -124,7 +124,11 @@ impl BlobSource for LocalLayer {
         self.size
     }
 
-    async fn stream_range(&self, range: Range<u64>) -> Result<ByteStream, RegistryError> {
+    async fn stream_range(
+        &self,
+        range: Range<u64>,
+        _: Deadline,
+    ) -> Result<ByteStream, RegistryError> {
         let failed = |reason: String| RegistryError::Source {
             what: self.describe(),
             reason,

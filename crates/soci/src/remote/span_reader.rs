@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
-use soci_registry::BlobSource;
+use soci_registry::{BlobSource, Deadline};
 use soci_ztoc::{SpanId, SpanTable};
 
 /// Compressed bytes of one request, unless a span alone is larger.
@@ -95,7 +95,7 @@ impl SpanReader {
         let start = first.compressed.start;
         let compressed = self
             .source
-            .read_range(start..last.compressed.end.max(start))
+            .read_range(start..last.compressed.end.max(start), Deadline::far())
             .await?;
         let this = self.clone();
         tokio::task::spawn_blocking(move || this.inflate(group, start, &compressed, &range))
