@@ -8,6 +8,7 @@ needs='
 git                                         git
 curl                                        curl
 cc                                          build-essential
+python3                                     python3
 protoc                                      protobuf-compiler
 /usr/include/google/protobuf/timestamp.proto  libprotobuf-dev
 /etc/ssl/certs/ca-certificates.crt          ca-certificates
