@@ -10,7 +10,7 @@ use soci_ztoc::tar_path::{parts, raw_parts, split};
 use soci_ztoc::{FileMetadata, FileType};
 
 use crate::flatten::flatten;
-use crate::options::{TreeError, TreeOptions, map_id};
+use crate::options::{TreeError, TreeOptions};
 use crate::tar_path::{check_name, printable};
 use crate::tree::{
     Inode, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, Tree, XattrSet,
@@ -113,11 +113,12 @@ impl<'a> Builder<'a> {
 
     /// A directory without an entry of its own. Its time is 1970: it has none in the tar.
     fn implied_directory(&self) -> Node<'a> {
+        let (uid, gid) = self.options.owner(0, 0);
         Node {
             inode: Inode {
                 mode: S_IFDIR | 0o755,
-                uid: map_id(&self.options.id_maps.uid, 0),
-                gid: map_id(&self.options.id_maps.gid, 0),
+                uid,
+                gid,
                 ..Inode::default()
             },
             target: &[],
@@ -188,10 +189,11 @@ impl<'a> Builder<'a> {
 
     /// The inode that an entry describes.
     fn inode(&mut self, entry: &'a FileMetadata) -> Result<Inode, TreeError> {
+        let (uid, gid) = self.options.owner(entry.uid, entry.gid);
         let mut inode = Inode {
             mode: (entry.mode & 0o7777) | kind_bits(entry.file_type),
-            uid: map_id(&self.options.id_maps.uid, entry.uid),
-            gid: map_id(&self.options.id_maps.gid, entry.gid),
+            uid,
+            gid,
             ..Inode::default()
         };
         (inode.mtime, inode.mtime_nanos) = self.time(entry);
@@ -252,14 +254,13 @@ impl<'a> Builder<'a> {
         if self.options.disable_xattrs || entry.xattrs.is_empty() {
             return Vec::new();
         }
-        // Under `userxattr` overlay's own marks are `user.overlay.*`: an image must not forge them.
-        let forged = self.options.opaque_xattr == crate::OpaqueXattr::User;
+        let overlay = self.options.overlay_xattr;
         entry
             .posix_xattrs()
             .filter(|(name, _)| {
                 !name.is_empty() && name.len() <= XATTR_NAME_MAX && !name.contains(&0)
             })
-            .filter(|(name, _)| !(forged && name.starts_with(b"user.overlay.")))
+            .filter(|(name, _)| !overlay.is_forged(name))
             .map(|(name, value)| (name.to_vec(), value.to_vec()))
             .collect()
     }
@@ -312,16 +313,17 @@ impl<'a> Builder<'a> {
     fn apply_whiteout(&mut self, key: Key<'a>, hidden: &'a [u8], entry: &FileMetadata) {
         let (parent, base) = key;
         if base == OPAQUE {
-            let name = self.options.opaque_xattr.name();
+            let name = self.options.overlay_xattr.opaque().as_bytes();
             if let Some(node) = self.node_mut(parent) {
                 node.xattrs.retain(|(known, _)| known != name);
                 node.xattrs.push((name.to_vec(), b"y".to_vec()));
             }
         } else if !base.starts_with(WHITEOUT_META) && !matches!(hidden, b"" | b"." | b"..") {
+            let (uid, gid) = self.options.owner(entry.uid, entry.gid);
             self.whiteouts.push(Whiteout {
                 key: (parent, hidden),
-                uid: map_id(&self.options.id_maps.uid, entry.uid),
-                gid: map_id(&self.options.id_maps.gid, entry.gid),
+                uid,
+                gid,
             });
         }
     }

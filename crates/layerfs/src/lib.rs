@@ -23,7 +23,7 @@ pub use mount::{
     MountError, MountOptions, MountedLayer, TakeUpError, content_identity, mount_layer,
     take_up_layer,
 };
-pub use options::{IdMaps, IdRange, OpaqueXattr, TreeError, TreeOptions};
+pub use options::{TreeError, TreeOptions};
 pub use state_file::STATE_DIRECTORY;
 pub use timers::Timers;
 pub use tree::{DirEntry, NUMBERING_VERSION, Tree};

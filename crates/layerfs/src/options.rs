@@ -1,70 +1,26 @@
 //! How a layer's tree is built, and what can be wrong with it.
 
-/// How overlayfs finds opaque directories.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum OpaqueXattr {
-    /// `trusted.overlay.opaque`
-    #[default]
-    Trusted,
-    /// `user.overlay.opaque`, where overlay is mounted with `userxattr`.
-    User,
-}
-
-impl OpaqueXattr {
-    /// The attribute's name; its value is `y`.
-    #[must_use]
-    pub const fn name(self) -> &'static [u8] {
-        match self {
-            Self::Trusted => b"trusted.overlay.opaque",
-            Self::User => b"user.overlay.opaque",
-        }
-    }
-}
-
-/// A range of ids in a container and what they are outside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IdRange {
-    /// First id in the container.
-    pub container: u32,
-    /// First id outside.
-    pub host: u32,
-    /// How many.
-    pub length: u32,
-}
-
-/// Maps of user and group ids. An empty map leaves ids as they are; an id outside of all ranges
-/// becomes 65534, as the kernel shows ids that have no meaning.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct IdMaps {
-    /// User ids.
-    pub uid: Vec<IdRange>,
-    /// Group ids.
-    pub gid: Vec<IdRange>,
-}
-
-pub(crate) fn map_id(ranges: &[IdRange], id: u32) -> u32 {
-    const OVERFLOW: u32 = 65534;
-    if ranges.is_empty() {
-        return id;
-    }
-    ranges
-        .iter()
-        .find_map(|range| {
-            let distance = id.checked_sub(range.container)?;
-            (distance < range.length).then(|| range.host.checked_add(distance))?
-        })
-        .unwrap_or(OVERFLOW)
-}
+use soci_layer::{IdMaps, OverlayXattr};
 
 /// How a tree is built.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TreeOptions {
     /// The mark of opaque directories.
-    pub opaque_xattr: OpaqueXattr,
+    pub overlay_xattr: OverlayXattr,
     /// Show no extended attributes but the mark of opaque directories.
     pub disable_xattrs: bool,
     /// Owners as seen outside of a user namespace.
-    pub id_maps: IdMaps,
+    pub id_maps: Option<IdMaps>,
+}
+
+impl TreeOptions {
+    /// Returns the owner that the tree shows for an owner in the layer.
+    pub(crate) fn owner(&self, uid: u32, gid: u32) -> (u32, u32) {
+        match &self.id_maps {
+            Some(maps) => maps.map(uid, gid),
+            None => (uid, gid),
+        }
+    }
 }
 
 /// Why a layer cannot be shown. In each case containerd could not unpack it either.

@@ -7,7 +7,7 @@
 use soci_fuse::Attr;
 use soci_oci::Digest;
 
-use crate::options::{IdMaps, OpaqueXattr, map_id};
+use soci_layer::{IdMaps, OverlayXattr};
 
 /// Version of the rule by which nodes are numbered and listings positioned. It changes whenever a
 /// zTOC would give other numbers: a server with another version must not take up a connection.
@@ -95,8 +95,7 @@ impl Tree {
     pub fn remapped(&self, maps: &IdMaps) -> Self {
         let mut tree = self.clone();
         for inode in &mut tree.inodes {
-            inode.uid = map_id(&maps.uid, inode.uid);
-            inode.gid = map_id(&maps.gid, inode.gid);
+            (inode.uid, inode.gid) = maps.map(inode.uid, inode.gid);
         }
         tree
     }
@@ -104,8 +103,8 @@ impl Tree {
     /// The same tree without extended attributes but the mark of opaque directories; `None` if it
     /// has no others.
     #[must_use]
-    pub fn without_xattrs(&self, mark: OpaqueXattr) -> Option<Self> {
-        let is_mark = |name: &[u8]| name == mark.name();
+    pub fn without_xattrs(&self, mark: OverlayXattr) -> Option<Self> {
+        let is_mark = |name: &[u8]| name == mark.opaque().as_bytes();
         let mut all = self.xattr_sets.iter().flatten();
         if all.all(|(name, _)| is_mark(name)) {
             return None;

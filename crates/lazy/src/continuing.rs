@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use soci_fetch::LayerData;
 use soci_fuse::{Attr, ConnectionFacts};
+use soci_layer::{LayerRefusal, LayerRequest, Restoration, Restored};
 use soci_layerfs::{CounterSnapshot, MountedLayer};
 use soci_oci::Digest;
-use soci_snapshotter::{LayerRefusal, LayerRequest, Restoration, Restored};
 use soci_ztoc::soci_index::ZtocDescriptor;
 use tokio::task::spawn_blocking;
 
@@ -17,7 +17,7 @@ use crate::labels::ImageKey;
 use crate::layers::Lease;
 use crate::look::Look;
 use crate::opening::OpenLayer;
-use crate::provider::{Mount, Shared, Why};
+use crate::provider::{Mount, Shared};
 
 impl LazyLayers {
     /// Serves on what no snapshot asked for: mounts whose Prepare or Remove was cut short, which are
@@ -44,10 +44,10 @@ impl Shared {
         if let Some(held) = held {
             let spare = held.duplicate().map_err(LayerRefusal::failed)?;
             // What fails now may succeed later, or under another version.
-            return match self.mount(request, Why::Continue(Box::new(held))).await {
+            return match self.mount(request, Some(Box::new(held))).await {
                 Ok(root) => Ok(Restored {
                     root,
-                    how: Restoration::Continued,
+                    how: Restoration::Adopted,
                 }),
                 Err(refusal) => {
                     self.held.put_back(spare);
@@ -62,10 +62,10 @@ impl Shared {
             .await
             .map_err(LayerRefusal::failed)?;
         Ok(Restored {
-            root: self.mount(request, Why::Restore).await?,
+            root: self.mount(request, None).await?,
             how: match was_mounted {
                 true => Restoration::Severed,
-                false => Restoration::Anew,
+                false => Restoration::Remounted,
             },
         })
     }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use soci_layer::LayerRefusal;
 use soci_oci::{Digest, Manifest, annotations, media_types};
 use soci_registry::Client;
-use soci_snapshotter::LayerRefusal;
 use soci_telemetry::Meters;
 use soci_telemetry::metrics::duration_ms;
 use soci_ztoc::soci_index::SociIndex;
@@ -65,14 +65,14 @@ impl Discovery {
             .manifest(&image.reference, digest)
             .await
             .map_err(|e| {
-                LayerRefusal::no_index(format_args!("index {digest} cannot be fetched: {e}"))
+                LayerRefusal::not_indexed(format!("index {digest} cannot be fetched: {e}"))
             })?;
         // The label is the index's, as in v0.15.
         let label = digest.to_string();
         self.meters
             .took(duration_ms::SOCI_INDEX_FETCH, &label, start.elapsed());
         let index = SociIndex::parse(&bytes)
-            .map_err(|e| LayerRefusal::no_index(format_args!("index {digest}: {e}")))?;
+            .map_err(|e| LayerRefusal::not_indexed(format!("index {digest}: {e}")))?;
         soci_faults::point("lazy-index-fetched");
         let keeping = self
             .artifacts
@@ -95,7 +95,7 @@ impl Discovery {
             return Ok(explicit);
         }
         if !self.soci_v1 && !self.soci_v2 {
-            return Err(LayerRefusal::no_index(
+            return Err(LayerRefusal::not_indexed(
                 "both [pull_modes.soci_v1] and [pull_modes.soci_v2] are disabled",
             ));
         }
@@ -117,7 +117,7 @@ impl Discovery {
         } else {
             looked.push("[pull_modes.soci_v1] is disabled".to_owned());
         }
-        Err(LayerRefusal::no_index(looked.join("; ")))
+        Err(LayerRefusal::not_indexed(looked.join("; ")))
     }
 
     /// The v2 annotation of the image manifest.
@@ -127,15 +127,15 @@ impl Discovery {
             .manifest(&image.reference, image.manifest)
             .await
             .map_err(|e| {
-                LayerRefusal::no_index(format_args!("the image manifest cannot be fetched: {e}"))
+                LayerRefusal::not_indexed(format!("the image manifest cannot be fetched: {e}"))
             })?;
         let manifest: Manifest = serde_json::from_slice(&bytes).map_err(|e| {
-            LayerRefusal::no_index(format_args!("image manifest {}: {e}", image.manifest))
+            LayerRefusal::not_indexed(format!("image manifest {}: {e}", image.manifest))
         })?;
         match manifest.annotations.get(annotations::INDEX_DIGEST) {
             None => Ok(None),
             Some(text) => text.parse().map(Some).map_err(|e| {
-                LayerRefusal::no_index(format_args!(
+                LayerRefusal::not_indexed(format!(
                     "annotation {} of the image manifest: {e}",
                     annotations::INDEX_DIGEST
                 ))
@@ -154,7 +154,7 @@ impl Discovery {
             )
             .await
             .map_err(|e| {
-                LayerRefusal::no_index(format_args!("the referrers cannot be listed: {e}"))
+                LayerRefusal::not_indexed(format!("the referrers cannot be listed: {e}"))
             })?;
         Ok(referrers.first().map(|referrer| referrer.digest))
     }

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use soci_layer::LayerRefusal;
 use soci_oci::{Digest, Reference};
-use soci_snapshotter::LayerRefusal;
 
 /// The image reference as the client gave it.
 const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";

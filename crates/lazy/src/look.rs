@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use soci_layerfs::{IdMaps, IdRange, OpaqueXattr, Tree};
+use soci_layer::{IdMaps, IdRange, OverlayXattr};
+use soci_layerfs::Tree;
 
 /// What differs between mounts of one layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,7 +12,7 @@ pub(crate) struct Look {
     /// The image's index says that nobody asks for extended attributes.
     pub(crate) disable_xattrs: bool,
     /// Where overlayfs looks for the mark of opaque directories.
-    pub(crate) mark: OpaqueXattr,
+    pub(crate) mark: OverlayXattr,
     /// Translated owners.
     pub(crate) id_maps: Option<IdMaps>,
     /// Requests for extended attributes are answered, even if there are none.
@@ -53,7 +54,7 @@ impl From<&Look> for NotedLook {
         let maps = look.id_maps.as_ref();
         Self {
             disable_xattrs: look.disable_xattrs,
-            userxattr: look.mark == OpaqueXattr::User,
+            userxattr: look.mark == OverlayXattr::User,
             id_maps: maps.map(|maps| [noted(&maps.uid), noted(&maps.gid)]),
             answer_xattrs: look.answer_xattrs,
         }
@@ -73,8 +74,8 @@ impl From<&NotedLook> for Look {
         Self {
             disable_xattrs: noted.disable_xattrs,
             mark: match noted.userxattr {
-                true => OpaqueXattr::User,
-                false => OpaqueXattr::Trusted,
+                true => OverlayXattr::User,
+                false => OverlayXattr::Trusted,
             },
             id_maps: noted.id_maps.as_ref().map(|[uid, gid]| IdMaps {
                 uid: ranges(uid),
@@ -99,13 +100,13 @@ mod tests {
         for look in [
             Look {
                 disable_xattrs: false,
-                mark: OpaqueXattr::Trusted,
+                mark: OverlayXattr::Trusted,
                 id_maps: None,
                 answer_xattrs: false,
             },
             Look {
                 disable_xattrs: true,
-                mark: OpaqueXattr::User,
+                mark: OverlayXattr::User,
                 id_maps: Some(IdMaps {
                     uid: vec![range(0, 1000, 10), range(10, 5000, 1)],
                     gid: vec![range(0, 7, 9)],

@@ -7,10 +7,11 @@ use std::time::Instant;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use soci_fetch::{BackgroundCounts, LazyLayer, SpanFetcher};
-use soci_layerfs::{OpaqueXattr, Tree, TreeError, TreeOptions};
+use soci_layer::LayerRefusal;
+use soci_layer::OverlayXattr;
+use soci_layerfs::{Tree, TreeError, TreeOptions};
 use soci_oci::{Descriptor, media_types};
 use soci_registry::Client;
-use soci_snapshotter::LayerRefusal;
 use soci_store::{LayerKey, LayerStore, StoreError, StoredLayer};
 use soci_telemetry::Meters;
 use soci_telemetry::metrics::duration_ms;
@@ -51,7 +52,7 @@ pub(crate) struct Opening {
     /// What their zTOCs may take.
     pub(crate) memory: ZtocMemory,
     /// Where overlayfs looks for the mark of opaque directories.
-    pub(crate) opaque_xattr: OpaqueXattr,
+    pub(crate) overlay_xattr: OverlayXattr,
     /// Shared while a layer's folder is opened, exclusive while one is removed.
     pub(crate) folders: Arc<RwLock<()>>,
 }
@@ -111,7 +112,7 @@ impl Opening {
         }
         let fetched = self.client.blob_bytes(&image.reference, ztoc).await;
         let blob = fetched.map_err(|e| {
-            LayerRefusal::failed(format_args!("zTOC {} cannot be fetched: {e}", ztoc.digest))
+            LayerRefusal::failed(format!("zTOC {} cannot be fetched: {e}", ztoc.digest))
         })?;
         self.artifacts.keep_ztoc(namespace, ztoc, &blob).await;
         Ok(blob)
@@ -124,7 +125,7 @@ impl Opening {
         blob: Option<Bytes>,
     ) -> Result<(Arc<StoredLayer>, Tree), NotOpened> {
         let shared = self.folders.clone().read_owned().await;
-        let (store, opaque_xattr) = (self.store.clone(), self.opaque_xattr);
+        let (store, overlay_xattr) = (self.store.clone(), self.overlay_xattr);
         let meters = self.meters.clone();
         spawn_blocking(move || {
             // Held to the end of the work, also when nobody waits for it any more.
@@ -137,7 +138,7 @@ impl Opening {
             soci_faults::point("lazy-layer-stored");
             let tar_size = stored.spans().uncompressed_size();
             let options = TreeOptions {
-                opaque_xattr,
+                overlay_xattr,
                 ..TreeOptions::default()
             };
             let start = Instant::now();

@@ -11,12 +11,13 @@ use parking_lot::Mutex;
 use soci_fetch::LayerData;
 use soci_fuse::Attr;
 use soci_holder::Keeper;
-use soci_layerfs::{CounterSnapshot, MountOptions, MountedLayer, OpaqueXattr, Tree};
-use soci_oci::Digest;
-use soci_snapshotter::{
-    IdMaps, LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError, Restored,
+use soci_layer::OverlayXattr;
+use soci_layer::{
+    LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError, Purpose, Restored,
     UnpackRequest,
 };
+use soci_layerfs::{CounterSnapshot, MountOptions, MountedLayer, Tree};
+use soci_oci::Digest;
 use soci_store::LayerKey;
 use soci_telemetry::metrics::{count, duration_ms};
 use soci_unpack::Unpacker;
@@ -91,16 +92,6 @@ struct Asked {
     images: HashSet<ImageKey>,
 }
 
-/// Why a layer is mounted.
-pub(crate) enum Why {
-    /// A client asks for it.
-    Prepare,
-    /// An earlier process had mounted it, and its connection is dead.
-    Restore,
-    /// An earlier process had mounted it, and its connection lives.
-    Continue(Box<HeldConnection>),
-}
-
 impl LazyLayers {
     /// Puts the parts together. `notes` is a folder of our own for what was found out about images.
     ///
@@ -150,11 +141,7 @@ impl LazyLayers {
                     meters: meters.clone(),
                     slots: config.max_concurrency.map(Semaphore::new),
                     memory: ZtocMemory::new(config.ztoc_memory),
-                    opaque_xattr: if config.userxattr {
-                        OpaqueXattr::User
-                    } else {
-                        OpaqueXattr::Trusted
-                    },
+                    overlay_xattr: OverlayXattr::for_mount(config.userxattr),
                     folders: Arc::default(),
                 },
                 layers: Arc::default(),
@@ -250,7 +237,7 @@ impl Shared {
         };
         match found.index.ztoc_for(&request.layer) {
             Some(ztoc) => Ok((found.clone(), ztoc.clone())),
-            None => Err(LayerRefusal::no_ztoc(format_args!(
+            None => Err(LayerRefusal::no_ztoc(format!(
                 "index {} does not list layer {}",
                 found.digest, request.layer
             ))),
@@ -332,7 +319,7 @@ impl Shared {
     pub(crate) async fn mount(
         self: &Arc<Self>,
         request: LayerRequest,
-        why: Why,
+        adopted: Option<Box<HeldConnection>>,
     ) -> Result<MountedInfo, LayerRefusal> {
         let start = Instant::now();
         let mut layer = ImageLayer::from_labels(&request.labels)?;
@@ -345,7 +332,7 @@ impl Shared {
         }
         let minimum = self.config.min_layer_size;
         // A layer that is lazy already stays so, whatever the configuration says now.
-        let prepare = matches!(why, Why::Prepare);
+        let prepare = request.purpose == Purpose::ImageLayer;
         if prepare
             && let Some(size) = layer.size
             && size < minimum
@@ -376,19 +363,19 @@ impl Shared {
                 tokio::time::timeout(limit, getting_ready)
                     .await
                     .map_err(|_| {
-                        LayerRefusal::failed(format_args!(
+                        LayerRefusal::failed(format!(
                             "index and zTOC were not here within mount_timeout_sec = {}",
                             limit.as_secs()
                         ))
                     })??;
-            let (mounted, lease, root) = match why {
-                Why::Continue(held) => self.take_up(*held, lease).await?,
-                Why::Prepare | Why::Restore => {
+            let (mounted, lease, root) = match adopted {
+                Some(held) => self.take_up(*held, lease).await?,
+                None => {
                     let look = Look {
                         disable_xattrs: ztoc.disable_xattrs,
-                        mark: self.opening.opaque_xattr,
-                        id_maps: request.id_maps.as_ref().map(translation),
-                        answer_xattrs: request.answer_xattrs,
+                        mark: self.opening.overlay_xattr,
+                        id_maps: request.view.id_maps.clone(),
+                        answer_xattrs: request.view.answer_xattrs,
                     };
                     let at = &request.mountpoint;
                     let (mounted, lease, root) = self.mount_at(at, lease, look.clone()).await?;
@@ -480,7 +467,6 @@ impl Shared {
     pub(crate) async fn unmount(self: &Arc<Self>, mountpoint: &Path) -> Result<(), ProviderError> {
         let mount = self.mounts.lock().remove(mountpoint);
         let path = mountpoint.to_owned();
-        let failed = |e: &dyn std::fmt::Display| ProviderError::new(mountpoint, e);
         let Some(Mount {
             mounted,
             lease,
@@ -495,8 +481,8 @@ impl Shared {
             }
             return spawn_blocking(move || soci_fuse::unmount(&path))
                 .await
-                .map_err(|e| failed(&e))?
-                .map_err(|e| failed(&e));
+                .map_err(|e| ProviderError::new(mountpoint, e))?
+                .map_err(|e| ProviderError::new(mountpoint, e));
         };
         let (mounted, unmounted) = spawn_blocking(move || {
             let unmounted = mounted.unmount();
@@ -504,7 +490,7 @@ impl Shared {
             (mounted, unmounted)
         })
         .await
-        .map_err(|e| failed(&e))?;
+        .map_err(|e| ProviderError::new(mountpoint, e))?;
         let ended = match unmounted {
             Ok(ended) => ended,
             Err(error) => {
@@ -517,7 +503,7 @@ impl Shared {
                     counted,
                 };
                 self.mounts.lock().insert(path, mount);
-                return Err(failed(&error));
+                return Err(ProviderError::new(mountpoint, error));
             }
         };
         let gone = Mount {
@@ -624,29 +610,10 @@ impl Shared {
     }
 }
 
-fn translation(maps: &IdMaps) -> soci_layerfs::IdMaps {
-    let ranges = |ranges: &[soci_snapshotter::IdRange]| {
-        let ranges = ranges.iter().map(|range| soci_layerfs::IdRange {
-            container: range.container,
-            host: range.host,
-            length: range.length,
-        });
-        ranges.collect()
-    };
-    soci_layerfs::IdMaps {
-        uid: ranges(&maps.uid),
-        gid: ranges(&maps.gid),
-    }
-}
-
 #[async_trait]
 impl LayerProvider for LazyLayers {
     async fn mount(&self, request: LayerRequest) -> Result<MountedInfo, LayerRefusal> {
-        let why = match request.is_apart() {
-            false => Why::Prepare,
-            true => Why::Restore,
-        };
-        self.shared.mount(request, why).await
+        self.shared.mount(request, None).await
     }
 
     async fn restore(&self, request: LayerRequest) -> Result<Restored, LayerRefusal> {

@@ -110,7 +110,7 @@ fn same_tree(layers: &Path, note: &ConnectionNote) -> Result<Arc<Tree>, ProvingE
     })?;
     let look = note.look();
     let options = TreeOptions {
-        opaque_xattr: look.mark,
+        overlay_xattr: look.mark,
         ..TreeOptions::default()
     };
     let tree = Tree::build(&toc, size, options).map_err(|source| ProvingError::Tree {

@@ -1,9 +1,7 @@
 //! A layer that cannot be lazy: fetched whole and unpacked.
 
-use soci_snapshotter::{LayerRefusal, ParentLayer, UnpackRequest};
-use soci_unpack::{
-    ApplyOptions, LayerOfImage, LowerDirectory, LowerLayer, OverlayMark, Target, UnpackError,
-};
+use soci_layer::{LayerRefusal, OverlayXattr, ParentLayer, UnpackRequest};
+use soci_unpack::{ApplyOptions, LayerOfImage, LowerDirectory, LowerLayer, Target, UnpackError};
 use tokio_util::sync::CancellationToken;
 
 use crate::discovery::FoundIndex;
@@ -26,11 +24,7 @@ impl Shared {
         let target = Target {
             directory: layer.mountpoint,
             options: ApplyOptions {
-                mark: if self.config.userxattr {
-                    OverlayMark::User
-                } else {
-                    OverlayMark::Trusted
-                },
+                overlay_xattr: OverlayXattr::for_mount(self.config.userxattr),
                 lower,
             },
         };
@@ -83,7 +77,7 @@ impl Shared {
         }
         match self.tree_at(&parent.directory) {
             Some(tree) => Ok(Box::new(LowerTree(tree))),
-            None => Err(LayerRefusal::unpack_failed(format_args!(
+            None => Err(LayerRefusal::unpack_failed(format!(
                 "the lazy layer below is not mounted at {}",
                 parent.directory.display()
             ))),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use soci_snapshotter::LayerRefusal;
+use soci_layer::LayerRefusal;
 
 use crate::labels::ImageKey;
 
@@ -119,13 +119,13 @@ mod tests {
 
     #[tokio::test]
     async fn no_index_is_believed_for_a_while_only() {
-        let refuse = async { Err::<u32, _>(LayerRefusal::no_index("none")) };
+        let refuse = async { Err::<u32, _>(LayerRefusal::not_indexed("none")) };
         let believed = Verdicts::new(Duration::from_secs(60));
         believed.get(&image(), refuse).await.unwrap_err();
         believed.get(&image(), async { Ok(1) }).await.unwrap_err();
 
         let doubted = Verdicts::new(Duration::ZERO);
-        let refuse = async { Err::<u32, _>(LayerRefusal::no_index("none")) };
+        let refuse = async { Err::<u32, _>(LayerRefusal::not_indexed("none")) };
         doubted.get(&image(), refuse).await.unwrap_err();
         assert_eq!(*doubted.get(&image(), async { Ok(1) }).await.unwrap(), 1);
     }

@@ -1,6 +1,6 @@
 //! How much memory zTOCs may take while they are fetched and read, whatever their number and size.
 
-use soci_snapshotter::LayerRefusal;
+use soci_layer::LayerRefusal;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// No larger zTOC is taken: it is read as a whole. At the default span size it would be of a layer of
@@ -28,7 +28,7 @@ impl ZtocMemory {
     /// Waits until there is memory for a zTOC of `size` bytes.
     pub(crate) async fn acquire(&self, size: u64) -> Result<SemaphorePermit<'_>, LayerRefusal> {
         if size > LARGEST {
-            return Err(LayerRefusal::failed(format_args!(
+            return Err(LayerRefusal::failed(format!(
                 "its zTOC has {size} bytes, more than the {LARGEST} that are handled; \
                  index the image with a larger span size"
             )));
@@ -66,7 +66,7 @@ mod tests {
         for size in [LARGEST + 1, u64::MAX] {
             let refusal = memory.acquire(size).now_or_never().unwrap().unwrap_err();
             assert!(
-                refusal.to_string().contains("larger span size"),
+                soci_errors::chain(&refusal).contains("larger span size"),
                 "{refusal}"
             );
         }

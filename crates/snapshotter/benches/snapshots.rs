@@ -13,14 +13,12 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use hyper_util::rt::TokioIo;
+use soci_layer::{LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError};
 use soci_snapshotter::api::v1::snapshots_client::SnapshotsClient;
 use soci_snapshotter::api::v1::{
     ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
 };
-use soci_snapshotter::{
-    LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError, Snapshotter,
-    SnapshotterConfig, service,
-};
+use soci_snapshotter::{Snapshotter, SnapshotterConfig, service};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::{Channel, Endpoint, Server, Uri};

@@ -9,7 +9,6 @@ use crate::api::types::Mount;
 use crate::api::v1::{Info, Kind};
 use crate::disk_usage;
 use crate::error::SnapshotterError;
-use crate::id_maps::IdMaps;
 use crate::labels::{self, Labels};
 use crate::lowers::{Comparisons, Lowers};
 use crate::metadata::{Commit, Link, NewSnapshot, Usage};
@@ -191,7 +190,7 @@ impl Inner {
         check_name(&key)?;
         let labels = labels::check(labels)?;
         let maps = match kind {
-            Kind::Active => IdMaps::from_labels(&labels)?,
+            Kind::Active => labels::id_maps(&labels)?,
             _ => None,
         };
         let (key, parent, parents) = self

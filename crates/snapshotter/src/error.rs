@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use tonic::{Code, Status};
 
 use crate::filter::FilterError;
-use crate::provider::ProviderError;
 use crate::takeover::OldMetadataError;
+use soci_layer::ProviderError;
 
 /// Why a call to the snapshotter, or opening it, failed.
 #[derive(Debug, thiserror::Error)]
@@ -272,16 +272,7 @@ impl SnapshotterError {
 
 impl From<SnapshotterError> for Status {
     fn from(error: SnapshotterError) -> Self {
-        let mut message = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(cause) = source {
-            let cause_text = cause.to_string();
-            if !message.contains(&cause_text) {
-                message.push_str(": ");
-                message.push_str(&cause_text);
-            }
-            source = cause.source();
-        }
+        let message = soci_errors::chain(&error);
         Self::new(error.code(), shortened(message))
     }
 }

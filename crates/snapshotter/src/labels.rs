@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use soci_layer::{IdMaps, IdRange};
+
 use crate::error::SnapshotterError;
 
 /// Labels of a snapshot.
@@ -28,6 +30,22 @@ pub(crate) fn check(mut labels: Labels) -> Result<Labels, SnapshotterError> {
     Ok(labels)
 }
 
+/// Returns the id maps in the labels of a container's snapshot: both, or none.
+pub(crate) fn id_maps(labels: &Labels) -> Result<Option<IdMaps>, SnapshotterError> {
+    let map = |key: &'static str| -> Result<_, SnapshotterError> {
+        let Some(text) = labels.get(key).filter(|text| !text.is_empty()) else {
+            return Ok(None);
+        };
+        let ranges = IdRange::parse_map(text).map_err(|error| SnapshotterError::InvalidIdMap {
+            label: key,
+            reason: error.to_string(),
+        })?;
+        Ok(Some(ranges))
+    };
+    let maps = map(UID_MAP)?.zip(map(GID_MAP)?);
+    Ok(maps.map(|(uid, gid)| IdMaps { uid, gid }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,6 +58,18 @@ mod tests {
             check(labels(4096)),
             Err(SnapshotterError::LabelTooLong { length: 4097, .. })
         ));
+    }
+
+    #[test]
+    fn one_label_alone_is_no_map() {
+        let labels = Labels::from([(UID_MAP.to_owned(), "0:1:1".to_owned())]);
+        assert_eq!(id_maps(&labels).unwrap(), None);
+        let labels = Labels::from([
+            (UID_MAP.to_owned(), "0:1:1".to_owned()),
+            (GID_MAP.to_owned(), "0:2:1".to_owned()),
+        ]);
+        let maps = id_maps(&labels).unwrap().unwrap();
+        assert_eq!(maps.map(0, 0), (1, 2));
     }
 
     #[test]

@@ -6,8 +6,8 @@ use crate::error::SnapshotterError;
 use crate::labels;
 use crate::metadata::Record;
 use crate::place::Place;
-use crate::provider::LayerRefusal;
 use crate::snapshotter::{Inner, Snapshotter};
+use soci_layer::LayerRefusal;
 
 /// How a layer is provided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +120,8 @@ fn mode(record: &Record, lazy: bool) -> LayerMode {
 impl Inner {
     fn layer_state(&self, record: Record, lazy: bool) -> LayerState {
         let label = |key| record.prepare_label(key).map(str::to_owned);
-        let said = |refusal: &LayerRefusal| (refusal.code().to_owned(), refusal.to_string());
+        let said =
+            |refusal: &LayerRefusal| (refusal.code().to_owned(), soci_errors::chain(refusal));
         let place = Place::Snapshot(record.id);
         LayerState {
             id: record.id,

@@ -1,7 +1,7 @@
 //! Snapshot metadata, mounts, and containerd's Snapshots service.
 //!
 //! The snapshotter behaves like containerd's overlayfs snapshotter, except that Prepare of an
-//! image layer first asks a [`LayerProvider`] to mount the layer lazily.
+//! image layer first asks a [`LayerProvider`](soci_layer::LayerProvider) to mount the layer lazily.
 
 #![forbid(unsafe_code)]
 
@@ -11,7 +11,6 @@ mod directories;
 mod disk_usage;
 mod error;
 mod filter;
-mod id_maps;
 mod info_batch;
 mod keyed_lock;
 pub mod labels;
@@ -22,7 +21,6 @@ mod mounts;
 mod outcome;
 mod place;
 mod prepare;
-mod provider;
 mod refusals;
 mod remap;
 mod restore;
@@ -35,14 +33,9 @@ mod unpack;
 
 pub use error::SnapshotterError;
 pub use filter::FilterError;
-pub use id_maps::{IdMaps, IdRange};
 pub use info_batch::ListSnapshotsResponse;
 pub use layers::{LayerCounts, LayerMode, LayerState};
 pub use mounts::needs_userxattr;
-pub use provider::{
-    LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ParentLayer, ProviderError,
-    Restoration, Restored, UnpackRequest,
-};
 pub use service::{SnapshotService, service};
 pub use severed::Severed;
 pub use snapshotter::{Snapshotter, SnapshotterConfig};

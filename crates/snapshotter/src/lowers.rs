@@ -10,12 +10,11 @@ use crate::api::types::Mount;
 use crate::api::v1::Kind;
 use crate::calls::Creation;
 use crate::error::SnapshotterError;
-use crate::id_maps::IdMaps;
 use crate::metadata::{Link, Record, Snapshot};
 use crate::place::Place;
-use crate::provider::{LayerRefusal, ProviderError};
 use crate::restore::LazyMount;
 use crate::snapshotter::{CONCURRENT_MOUNTS, Inner};
+use soci_layer::{IdMaps, LayerRefusal, ProviderError, Purpose, View};
 
 /// Where the parents of a snapshot are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,11 +53,13 @@ impl Lowers {
             place: self.place(parent),
             name: parent.name.clone(),
             lazy: parent.lazy.clone()?,
-            id_maps: match self {
-                Self::Remapped { maps, .. } => Some(maps.clone()),
-                Self::Shared | Self::Compared { .. } => None,
+            view: View {
+                id_maps: match self {
+                    Self::Remapped { maps, .. } => Some(maps.clone()),
+                    Self::Shared | Self::Compared { .. } => None,
+                },
+                answer_xattrs: matches!(self, Self::Compared { .. }),
             },
-            answer_xattrs: matches!(self, Self::Compared { .. }),
         })
     }
 }
@@ -187,7 +188,7 @@ impl Inner {
         self.blocking(move |inner| inner.directories.create(place, false, None))
             .await?;
         let provider = Arc::clone(&self.provider);
-        let request = mount.request(&self.directories);
+        let request = mount.request(Purpose::SecondView, &self.directories);
         tokio::spawn(async move { provider.mount(request).await })
             .await
             .unwrap_or_else(|error| Err(LayerRefusal::failed(error)))

@@ -115,7 +115,7 @@ fn bind(source: &Path, writable: bool) -> Mount {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id_maps::IdMaps;
+    use soci_layer::IdMaps;
 
     fn link(id: u64) -> Link {
         Link {

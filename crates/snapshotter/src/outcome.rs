@@ -2,7 +2,7 @@
 //! v0.15's: other programs look for them.
 
 use crate::prepare::Layer;
-use crate::provider::LayerRefusal;
+use soci_layer::LayerRefusal;
 
 pub(crate) fn log_lazy(layer: &Layer) {
     tracing::info!(
@@ -33,7 +33,7 @@ pub(crate) fn log_refusal(layer: &Layer, refusal: &LayerRefusal) {
         layerDigest = layer.digest(),
         "remote-snapshot-prepared" = "false",
         reason = refusal.code(),
-        error = %refusal,
+        error = %soci_errors::chain(refusal),
         "the layer is not mounted lazily"
     );
 }
@@ -48,13 +48,13 @@ pub(crate) fn log_unpacked(layer: &Layer) {
     );
 }
 
-pub(crate) fn log_not_unpacked(layer: &Layer, error: &dyn std::fmt::Display) {
+pub(crate) fn log_not_unpacked(layer: &Layer, error: &(dyn std::error::Error + 'static)) {
     tracing::warn!(
         key = layer.key,
         parent = layer.parent,
         layerDigest = layer.digest(),
         "local-snapshot-prepared" = "false",
-        %error,
+        error = %soci_errors::chain(error),
         "the layer is not unpacked here"
     );
 }

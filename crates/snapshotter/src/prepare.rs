@@ -17,8 +17,8 @@ use crate::metadata::{
 };
 use crate::outcome::{log_exists, log_lazy, log_not_unpacked, log_refusal, log_unpacked};
 use crate::place::Place;
-use crate::provider::{LayerRefusal, LayerRequest, MountedInfo};
 use crate::snapshotter::{Inner, Reservation, Snapshotter};
+use soci_layer::{LayerRefusal, LayerRequest, MountedInfo, Purpose, View};
 
 /// A Prepare with a target.
 pub(crate) struct Layer {
@@ -130,7 +130,11 @@ impl Inner {
                 }
                 Err(failure) => {
                     self.refusals.note(&failure);
-                    why.reason = format!("{}; nor is it unpacked here: {failure}", why.reason);
+                    why.reason = format!(
+                        "{}; nor is it unpacked here: {}",
+                        why.reason,
+                        soci_errors::chain(&failure)
+                    );
                 }
             }
         }
@@ -335,8 +339,8 @@ impl Layer {
             namespace: self.namespace.clone(),
             mountpoint,
             labels: self.labels.clone(),
-            id_maps: None,
-            answer_xattrs: false,
+            purpose: Purpose::ImageLayer,
+            view: View::default(),
         }
     }
 

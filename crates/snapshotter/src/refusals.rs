@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
 
-use crate::provider::LayerRefusal;
 use crate::snapshotter::Snapshotter;
+use soci_layer::LayerRefusal;
 
 /// Numbers by [`LayerRefusal::code`].
 #[derive(Debug, Default)]
@@ -26,27 +26,5 @@ impl Snapshotter {
             .iter()
             .map(|code| (*code, counts.get(code).copied().unwrap_or_default()))
             .collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_reason_has_its_code_in_the_list() {
-        let every = [
-            LayerRefusal::no_index(""),
-            LayerRefusal::no_ztoc(""),
-            LayerRefusal::BelowMinSize {
-                size: 1,
-                minimum: 2,
-            },
-            LayerRefusal::missing_label(""),
-            LayerRefusal::invalid_label("", ""),
-            LayerRefusal::failed(""),
-            LayerRefusal::unpack_failed(""),
-        ];
-        assert_eq!(every.map(|refusal| refusal.code()), LayerRefusal::CODES);
     }
 }

@@ -10,12 +10,11 @@ use parking_lot::Mutex;
 use crate::api::v1::Kind;
 use crate::directories::Directories;
 use crate::error::SnapshotterError;
-use crate::id_maps::IdMaps;
 use crate::lowers::Lowers;
 use crate::metadata::LazyRecord;
 use crate::place::Place;
-use crate::provider::{LayerRefusal, LayerRequest, ProviderError, Restoration};
 use crate::snapshotter::{CONCURRENT_MOUNTS, Inner};
+use soci_layer::{LayerRefusal, LayerRequest, ProviderError, Purpose, Restoration, View};
 
 /// A lazy layer where it is, or was, mounted.
 #[derive(Debug, Clone)]
@@ -24,18 +23,17 @@ pub(crate) struct LazyMount {
     /// The layer's snapshot.
     pub(crate) name: String,
     pub(crate) lazy: LazyRecord,
-    pub(crate) id_maps: Option<IdMaps>,
-    pub(crate) answer_xattrs: bool,
+    pub(crate) view: View,
 }
 
 impl LazyMount {
-    pub(crate) fn request(&self, directories: &Directories) -> LayerRequest {
+    pub(crate) fn request(&self, purpose: Purpose, directories: &Directories) -> LayerRequest {
         LayerRequest {
+            purpose,
             namespace: self.lazy.namespace.clone(),
             mountpoint: directories.fs(self.place),
             labels: self.lazy.labels.clone(),
-            id_maps: self.id_maps.clone(),
-            answer_xattrs: self.answer_xattrs,
+            view: self.view.clone(),
         }
     }
 }
@@ -49,8 +47,7 @@ impl Inner {
                 place: Place::Snapshot(id),
                 name,
                 lazy,
-                id_maps: None,
-                answer_xattrs: false,
+                view: View::default(),
             })
             .collect();
         let mut apart = HashSet::new();
@@ -92,9 +89,9 @@ impl Inner {
             match self.restore_one(&mount).await {
                 Ok(restored) => {
                     match restored {
-                        Restoration::Continued => drop(continued.fetch_add(1, Ordering::Relaxed)),
+                        Restoration::Adopted => drop(continued.fetch_add(1, Ordering::Relaxed)),
                         Restoration::Severed => drop(severed.lock().insert(place)),
-                        Restoration::Anew => {}
+                        Restoration::Remounted => {}
                     }
                     Ok(())
                 }
@@ -102,7 +99,7 @@ impl Inner {
                     tracing::warn!(
                         name,
                         reason = refusal.code(),
-                        error = %refusal,
+                        error = %soci_errors::chain(&refusal),
                         "cannot mount a lazy snapshot again; nothing can start on it until that \
                          succeeds"
                     );
@@ -111,7 +108,7 @@ impl Inner {
                 }
                 Err(refusal) => Err(SnapshotterError::Restore {
                     name,
-                    reason: refusal.to_string(),
+                    reason: soci_errors::chain(&refusal),
                 }),
             }
         });
@@ -155,7 +152,7 @@ impl Inner {
                 Ok(())
             }
             Err(refusal) => {
-                let error = ProviderError::new(self.directories.fs(place), &refusal);
+                let error = ProviderError::new(self.directories.fs(place), refusal.clone());
                 self.broken.lock().insert(place, refusal);
                 Err(error)
             }
@@ -164,7 +161,7 @@ impl Inner {
 
     async fn restore_one(self: &Arc<Self>, mount: &LazyMount) -> Result<Restoration, LayerRefusal> {
         let provider = Arc::clone(&self.provider);
-        let request = mount.request(&self.directories);
+        let request = mount.request(Purpose::Restore, &self.directories);
         let restored = tokio::spawn(async move { provider.restore(request).await })
             .await
             .unwrap_or_else(|error| Err(LayerRefusal::failed(error)))?;

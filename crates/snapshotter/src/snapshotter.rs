@@ -21,10 +21,10 @@ use crate::lowers::Comparisons;
 use crate::metadata::Metadata;
 use crate::mounts::OverlayOptions;
 use crate::place::Place;
-use crate::provider::{LayerProvider, LayerRefusal};
 use crate::refusals::Refusals;
 use crate::severed::SeveredSnapshots;
 use crate::takeover;
+use soci_layer::{LayerProvider, LayerRefusal};
 
 /// Unmounting or mounting this many layers at once at the start and the end.
 pub(crate) const CONCURRENT_MOUNTS: usize = 16;

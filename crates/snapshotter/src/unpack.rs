@@ -7,8 +7,8 @@ use crate::lowers::Lowers;
 use crate::metadata::{Link, Usage};
 use crate::outcome::log_not_unpacked;
 use crate::prepare::{Answer, Layer};
-use crate::provider::{LayerRefusal, ParentLayer, UnpackRequest};
 use crate::snapshotter::Inner;
+use soci_layer::{LayerRefusal, ParentLayer, UnpackRequest};
 
 impl Inner {
     /// Has the layer unpacked into the directory of a snapshot that is being made, and measures it.

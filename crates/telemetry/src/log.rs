@@ -13,7 +13,7 @@ use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Layer, Registry};
 
-use crate::fields::{Fields, chain};
+use crate::fields::Fields;
 use crate::level::Level;
 use crate::line::line;
 
@@ -87,7 +87,7 @@ pub(crate) fn shown(
 
 /// Logs why the process cannot go on, with level `fatal`. The caller then exits.
 pub fn fatal(message: &str, error: &(dyn Error + 'static)) {
-    tracing::error!(target: FATAL, error = %chain(error), "{message}");
+    tracing::error!(target: FATAL, error = %soci_errors::chain(error), "{message}");
 }
 
 /// A layer that writes each event as a line of JSON to `W`, fields of the spans around it included

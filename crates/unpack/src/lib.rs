@@ -15,7 +15,7 @@ mod image;
 mod unpacker;
 
 pub use apply::lower::{DirectoryAttributes, Lower, LowerDirectory, LowerLayer};
-pub use apply::{ApplyOptions, OverlayMark, apply};
+pub use apply::{ApplyOptions, apply};
 pub use containerd::ContainerdContent;
 pub use decompress::{Compression, decompress};
 pub use error::{ApplyError, UnpackError};

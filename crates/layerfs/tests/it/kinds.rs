@@ -128,7 +128,7 @@ fn disabled_xattrs_hide_all_but_the_opaque_mark() {
         disable_xattrs: true,
         ..TreeOptions::default()
     };
-    let mark = soci_layerfs::OpaqueXattr::Trusted;
+    let mark = soci_layer::OverlayXattr::Trusted;
     let shown = |number| tree_of(&golden::layer(number).ztoc, TreeOptions::default()).unwrap();
     // Built without them, or taken out of a tree that another image shows whole.
     let first = tree_of(&golden::layer(1).ztoc, options.clone()).unwrap();
@@ -150,7 +150,7 @@ fn disabled_xattrs_hide_all_but_the_opaque_mark() {
 #[test]
 fn the_opaque_mark_is_the_users_where_overlay_wants_that() {
     let options = TreeOptions {
-        opaque_xattr: soci_layerfs::OpaqueXattr::User,
+        overlay_xattr: soci_layer::OverlayXattr::User,
         ..TreeOptions::default()
     };
     let tree = tree_of(&golden::layer(2).ztoc, options).unwrap();

@@ -1,7 +1,8 @@
 //! The rules by which entries become files, one by one.
 
 use crate::support::{Layer, tree_of, ztoc_of};
-use soci_layerfs::{IdMaps, IdRange, Tree, TreeError, TreeOptions};
+use soci_layer::{IdMaps, IdRange};
+use soci_layerfs::{Tree, TreeError, TreeOptions};
 
 fn names(tree: &Tree, path: &str) -> Vec<String> {
     let directory = tree.find(path.as_bytes()).unwrap();
@@ -192,7 +193,7 @@ fn ids_are_mapped_where_a_map_is_given() {
         }],
     };
     let options = TreeOptions {
-        id_maps: id_maps.clone(),
+        id_maps: Some(id_maps.clone()),
         ..TreeOptions::default()
     };
     let built = tree_of(&ztoc_of(&tar), options).unwrap();

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use soci_fetch::SpanFetcher;
+use soci_layer::{
+    IdMaps, IdRange, LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ParentLayer, Purpose,
+    UnpackRequest, View,
+};
 use soci_lazy::{Artifacts, LazyConfig, LazyLayers, Parts};
 use soci_oci::{Digest, Index, Manifest, Reference, annotations, media_types};
 use soci_registry::{Client, ClientConfig, NoCredentials};
-use soci_snapshotter::{
-    IdMaps, IdRange, LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ParentLayer,
-    UnpackRequest,
-};
 use soci_store::content::OciLayout;
 use soci_store::{LayerStore, LayerStoreConfig};
 use soci_testkit::{Fault, Proxy, Registry, Rule, TestRoot};
@@ -191,11 +191,11 @@ impl World {
             ),
         ];
         LayerRequest {
+            purpose: Purpose::ImageLayer,
             namespace: "test".to_owned(),
             mountpoint: self.root.dir(mountpoint).unwrap(),
             labels: labels.map(|(key, value)| (key.to_owned(), value)).into(),
-            id_maps: None,
-            answer_xattrs: false,
+            view: View::default(),
         }
     }
 
@@ -312,7 +312,13 @@ fn the_next_process_needs_no_registry_for_what_is_here() {
             min_layer_size: 1 << 30,
             ..LazyConfig::default()
         });
-        after.restore(request.clone()).await.unwrap();
+        after
+            .restore(LayerRequest {
+                purpose: Purpose::Restore,
+                ..request.clone()
+            })
+            .await
+            .unwrap();
         check_contents(request.mountpoint.clone()).await;
         // The second layer was prepared ahead by the process before, and no snapshot wants it now.
         after.sweep().await;
@@ -330,9 +336,12 @@ fn an_image_without_an_index_is_refused_with_a_reason_and_asked_about_again() {
             ..LazyConfig::default()
         });
         let refusal = lazy.mount(world.request(0, "a")).await.unwrap_err();
-        assert!(matches!(refusal, LayerRefusal::NoIndex { .. }), "{refusal}");
         assert!(
-            refusal.to_string().contains(annotations::INDEX_DIGEST),
+            matches!(refusal, LayerRefusal::NotIndexed { .. }),
+            "{refusal}"
+        );
+        assert!(
+            soci_errors::chain(&refusal).contains(annotations::INDEX_DIGEST),
             "{refusal}"
         );
         let asked = world.proxy.stats().total().requests;
@@ -369,7 +378,7 @@ fn an_index_of_version_1_is_found_among_the_referrers_where_that_is_enabled() {
             .mount(world.request(0, "a"))
             .await;
         assert!(
-            matches!(refused, Err(LayerRefusal::NoIndex { .. })),
+            matches!(refused, Err(LayerRefusal::NotIndexed { .. })),
             "v1 is off by default"
         );
         let lazy = world.lazy(LazyConfig {
@@ -438,7 +447,7 @@ fn a_damaged_or_missing_ztoc_leaves_nothing_mounted_and_is_tried_again() {
             let request = world.request(0, "a");
             let refusal = lazy.mount(request.clone()).await.unwrap_err();
             assert!(matches!(refusal, LayerRefusal::Failed { .. }), "{refusal}");
-            assert!(refusal.to_string().contains("zTOC"), "{refusal}");
+            assert!(soci_errors::chain(&refusal).contains("zTOC"), "{refusal}");
             assert_eq!(fs::read_dir(&request.mountpoint).unwrap().count(), 0);
             world.proxy.clear_faults();
         }
@@ -459,7 +468,7 @@ fn a_registry_that_hangs_costs_no_more_than_the_mount_timeout() {
         world.proxy.inject(Rule::always(Fault::Hang).method("GET"));
         let refusal = lazy.mount(world.request(0, "a")).await.unwrap_err();
         assert!(
-            refusal.to_string().contains("mount_timeout_sec"),
+            soci_errors::chain(&refusal).contains("mount_timeout_sec"),
             "{refusal}"
         );
     });
@@ -551,7 +560,8 @@ fn owners_are_translated_through_the_mount() {
             length,
         };
         let mut mapped = world.request(0, "mapped");
-        mapped.id_maps = Some(IdMaps {
+        mapped.purpose = Purpose::SecondView;
+        mapped.view.id_maps = Some(IdMaps {
             uid: vec![range(0, 100_000, 1000), range(1000, 7, 1)],
             gid: vec![range(0, 200_000, 3000)],
         });
@@ -592,7 +602,12 @@ fn owners_are_translated_through_the_mount() {
                 assert_eq!(owner(&mapped.mountpoint, name).await, translated, "{name}");
             }
             check_contents(mapped.mountpoint.clone()).await;
-            lazy.restore(mapped.clone()).await.unwrap();
+            lazy.restore(LayerRequest {
+                purpose: Purpose::Restore,
+                ..mapped.clone()
+            })
+            .await
+            .unwrap();
         }
         unmount(&lazy, &plain.mountpoint).await;
         lazy.check(&mapped.mountpoint, &mapped.labels)

@@ -10,8 +10,8 @@ use super::record::{Fallback, IdMapsRecord, LazyRecord, Record, Usage};
 use super::{Attempt, FIRST_ID_KEY, Metadata, NEXT_ID_KEY, Writer};
 use crate::api::v1::{Info, Kind};
 use crate::error::SnapshotterError;
-use crate::id_maps::IdMaps;
 use crate::labels::{self, Labels};
+use soci_layer::IdMaps;
 
 /// An active snapshot or a view to be.
 #[derive(Debug)]

@@ -10,10 +10,9 @@ use super::record::{IdMapsRecord, LazyRecord, Record};
 use super::{FIRST_ID_KEY, Metadata, NEXT_ID_KEY, SCHEMA, SCHEMA_KEY};
 use crate::api::v1::{Info, Kind};
 use crate::error::SnapshotterError;
-use crate::id_maps::IdMaps;
 use crate::labels;
-use crate::provider::MountedInfo;
 use crate::takeover::{OldSnapshot, OldSnapshots};
+use soci_layer::MountedInfo;
 
 /// The last transaction of the database of v0.15 that was taken over.
 const TAKEN_OVER_KEY: &str = "taken_over";
@@ -132,7 +131,7 @@ fn record(snapshot: &OldSnapshot) -> Record {
         unpacked: snapshot.labels.contains_key(labels::HAS_INDEX)
             && !snapshot.labels.contains_key(labels::REMOTE),
         // Only a container's own snapshot has such labels; what cannot be read was no map to v0.15 either.
-        id_maps: IdMaps::from_labels(&snapshot.labels)
+        id_maps: labels::id_maps(&snapshot.labels)
             .ok()
             .flatten()
             .filter(|_| snapshot.kind != Kind::Committed)

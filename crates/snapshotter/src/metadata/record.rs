@@ -6,9 +6,9 @@ use prost::bytes::Bytes;
 
 use crate::api::v1::{Info, Kind};
 use crate::error::SnapshotterError;
-use crate::id_maps::IdMaps;
 use crate::labels::{self, Labels};
-use crate::provider::{LayerRefusal, MountedInfo};
+use soci_layer::IdMaps;
+use soci_layer::{LayerRefusal, MountedInfo};
 
 /// One snapshot.
 #[derive(Clone, PartialEq, Message)]
@@ -123,7 +123,7 @@ impl Fallback {
         let kept = KEPT.iter().filter_map(|key| labels.get_key_value(*key));
         Self {
             code: refusal.code().to_owned(),
-            reason: refusal.to_string(),
+            reason: soci_errors::chain(refusal),
             labels: kept
                 .map(|(key, value)| (key.clone(), value.clone()))
                 .collect(),
@@ -143,9 +143,9 @@ impl Record {
         };
         IdMaps::from_text(uid, gid)
             .map(Some)
-            .map_err(|reason| SnapshotterError::Corrupt {
+            .map_err(|error| SnapshotterError::Corrupt {
                 name: self.info.name.clone(),
-                reason,
+                reason: error.to_string(),
             })
     }
 

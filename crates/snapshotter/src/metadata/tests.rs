@@ -6,7 +6,7 @@ use super::*;
 use crate::api::v1::{Info, Kind};
 use crate::filter::Filters;
 use crate::labels;
-use crate::provider::MountedInfo;
+use soci_layer::MountedInfo;
 
 struct Fixture {
     directory: tempfile::TempDir,

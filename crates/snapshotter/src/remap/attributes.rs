@@ -13,7 +13,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::id_maps::IdMaps;
+use soci_layer::IdMaps;
 
 /// XATTR_LIST_MAX and XATTR_SIZE_MAX (linux/limits.h): the most that there can be.
 const MOST: usize = 64 << 10;

@@ -10,7 +10,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::attributes;
 use crate::error::SnapshotterError;
-use crate::id_maps::IdMaps;
+use soci_layer::IdMaps;
 
 /// mount(2) takes one page of options.
 const MAX_OPTIONS: usize = 4000;

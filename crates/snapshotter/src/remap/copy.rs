@@ -11,7 +11,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use super::attributes;
 use crate::error::SnapshotterError;
-use crate::id_maps::IdMaps;
+use soci_layer::IdMaps;
 
 /// Copies what is below `from`, and the attributes of `from` itself, to the empty directory `to`.
 /// Whiteouts and the marks of opaque directories are copied as they are. Blocking.

@@ -18,12 +18,12 @@ use crate::api::types::Mount;
 use crate::api::v1::Kind;
 use crate::directories::Owner;
 use crate::error::SnapshotterError;
-use crate::id_maps::IdMaps;
 use crate::labels::Labels;
 use crate::lowers::Lowers;
 use crate::metadata::{Link, NewSnapshot};
 use crate::place::Place;
 use crate::snapshotter::{CONCURRENT_MOUNTS, Inner};
+use soci_layer::IdMaps;
 
 use chown::Overlay;
 

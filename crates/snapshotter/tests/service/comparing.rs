@@ -1,6 +1,6 @@
 //! Comparing snapshots, as `nerdctl commit` does: lazy layers answer requests for extended attributes.
 
-use soci_snapshotter::LayerRefusal;
+use soci_layer::LayerRefusal;
 use tonic::Code;
 
 use crate::client::assert_code;
@@ -53,7 +53,7 @@ async fn a_compared_container_and_the_view_of_its_parent_have_lazy_layers_that_a
         "{compared:?}"
     );
     let requests = machine.layers.requests.lock().clone();
-    let answering: Vec<_> = requests.iter().filter(|r| r.answer_xattrs).collect();
+    let answering: Vec<_> = requests.iter().filter(|r| r.view.answer_xattrs).collect();
     assert_eq!(answering.len(), 2, "{requests:?}");
     assert_eq!(machine.mounted().len(), 3);
 

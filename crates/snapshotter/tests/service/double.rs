@@ -9,10 +9,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
-use soci_snapshotter::labels::LAYER_DIGEST;
-use soci_snapshotter::{
+use soci_layer::{
     LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError, UnpackRequest,
 };
+use soci_snapshotter::labels::LAYER_DIGEST;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -88,7 +88,7 @@ impl LayerProvider for Layers {
             .lock()
             .get(&layer)
             .cloned()
-            .ok_or_else(|| LayerRefusal::no_index(format!("none knows {layer}")))?;
+            .ok_or_else(|| LayerRefusal::not_indexed(format!("none knows {layer}")))?;
         loop {
             match behaviour {
                 Behaviour::Lazy(source, root) => {
@@ -171,7 +171,7 @@ impl LayerProvider for Layers {
         assert!(labels.contains_key(LAYER_DIGEST));
         self.checked.lock().push(mountpoint.to_owned());
         match &*self.broken.lock() {
-            Some(reason) => Err(ProviderError::new(mountpoint, reason)),
+            Some(reason) => Err(ProviderError::new(mountpoint, reason.clone())),
             None => Ok(()),
         }
     }

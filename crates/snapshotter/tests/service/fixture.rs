@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use rustix::mount::{UnmountFlags, unmount};
+use soci_layer::MountedInfo;
 use soci_snapshotter::api::v1::snapshots_client::SnapshotsClient;
-use soci_snapshotter::{MountedInfo, Snapshotter, SnapshotterConfig, SnapshotterError, service};
+use soci_snapshotter::{Snapshotter, SnapshotterConfig, SnapshotterError, service};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;

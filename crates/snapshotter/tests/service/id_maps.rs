@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, lchown, symlink};
 use std::path::Path;
 
-use soci_snapshotter::{IdMaps, IdRange, LayerRefusal};
+use soci_layer::{IdMaps, IdRange, LayerRefusal};
 use tonic::Code;
 
 use crate::client::{Labels, assert_code, labels};
@@ -63,10 +63,13 @@ async fn lazy_layers_are_mounted_once_more_with_the_maps_and_go_with_the_snapsho
         ],
     };
     let requests = machine.layers.requests.lock().clone();
-    let mapped: Vec<_> = requests.iter().filter(|r| r.id_maps.is_some()).collect();
+    let mapped: Vec<_> = requests
+        .iter()
+        .filter(|r| r.view.id_maps.is_some())
+        .collect();
     assert_eq!(mapped.len(), 2);
     for request in mapped {
-        assert_eq!(request.id_maps.as_ref(), Some(&expected));
+        assert_eq!(request.view.id_maps.as_ref(), Some(&expected));
         assert_eq!(request.namespace, "testing");
     }
     // A container without maps sees the layers themselves.
@@ -100,7 +103,10 @@ async fn mounts_with_maps_come_back_after_a_restart_and_orphans_are_swept() {
         machine.layers.requests.lock().clear();
         daemon = machine.start().await;
         let requests = machine.layers.requests.lock().clone();
-        let mapped: Vec<_> = requests.iter().filter(|r| r.id_maps.is_some()).collect();
+        let mapped: Vec<_> = requests
+            .iter()
+            .filter(|r| r.view.id_maps.is_some())
+            .collect();
         assert_eq!(mapped.len(), 1);
         assert!(mapped[0].mountpoint.ends_with("snapshots/1_2/fs"));
         assert_eq!(daemon.mounts("container").await.unwrap(), mounts);

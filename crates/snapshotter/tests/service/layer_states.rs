@@ -1,6 +1,7 @@
 //! What is known of image layers, for `soci status` and metrics.
 
-use soci_snapshotter::{LayerCounts, LayerMode, LayerRefusal};
+use soci_layer::LayerRefusal;
+use soci_snapshotter::{LayerCounts, LayerMode};
 
 use crate::client::{Labels, layer_labels};
 use crate::double::Behaviour;
@@ -44,7 +45,7 @@ async fn layers_are_counted_by_how_they_are_provided_and_refusals_by_reason() {
     assert_eq!(counts().await.unwrap(), LayerCounts::default());
     machine.lazy_layer("lazy");
     daemon.pull_lazily("sha256:1", "", "lazy").await;
-    let refusal = LayerRefusal::no_index("404");
+    let refusal = LayerRefusal::not_indexed("404");
     machine.layers.set("other", Behaviour::Refuse(refusal));
     daemon
         .prepare_layer("key", "sha256:1", "sha256:2", "other")

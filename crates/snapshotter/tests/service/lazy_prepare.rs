@@ -3,8 +3,9 @@
 use std::fs;
 use std::sync::Arc;
 
+use soci_layer::LayerRefusal;
+use soci_snapshotter::LayerMode;
 use soci_snapshotter::api::v1::Kind;
-use soci_snapshotter::{LayerMode, LayerRefusal};
 use tokio::sync::Notify;
 use tonic::Code;
 
@@ -66,7 +67,10 @@ async fn a_refused_layer_is_left_to_the_client_empty_and_unmounted() {
     let daemon = machine.start().await;
     let folder = machine.lazy_layer("folder");
     let refusals = [
-        ("no-index", Behaviour::Refuse(LayerRefusal::no_index("404"))),
+        (
+            "no-index",
+            Behaviour::Refuse(LayerRefusal::not_indexed("404")),
+        ),
         (
             "no-ztoc",
             Behaviour::Refuse(LayerRefusal::no_ztoc("layer 3")),
@@ -210,7 +214,7 @@ async fn a_client_that_goes_away_leaves_a_consistent_state() {
     let folder = machine.lazy_layer("one");
     let behaviours = [
         Behaviour::Lazy(folder, Default::default()),
-        Behaviour::Refuse(LayerRefusal::no_index("none")),
+        Behaviour::Refuse(LayerRefusal::not_indexed("none")),
     ];
     for (index, behaviour) in behaviours.into_iter().enumerate() {
         let target = format!("target-{index}");
@@ -234,7 +238,7 @@ async fn a_client_that_goes_away_leaves_a_consistent_state() {
         // This waits for the lock of the target, so for the end of the first.
         machine
             .layers
-            .set("slow", Behaviour::Refuse(LayerRefusal::no_index("none")));
+            .set("slow", Behaviour::Refuse(LayerRefusal::not_indexed("none")));
         let next = daemon.prepare_layer("key", "", &target, "slow").await;
         if index == 0 {
             // Mounted and committed all the same: the retry finds it.

@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use soci_snapshotter::MountedInfo;
+use soci_layer::MountedInfo;
 use tonic::Code;
 
 use crate::client::assert_code;

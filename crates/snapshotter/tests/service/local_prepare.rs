@@ -4,8 +4,9 @@
 use std::fs;
 use std::sync::Arc;
 
+use soci_layer::{LayerRefusal, ParentLayer};
+use soci_snapshotter::LayerMode;
 use soci_snapshotter::api::v1::Kind;
-use soci_snapshotter::{LayerMode, LayerRefusal, ParentLayer};
 use tokio::sync::Notify;
 use tonic::Code;
 
@@ -94,7 +95,7 @@ async fn a_layer_of_an_image_without_index_is_never_unpacked_by_us() {
     let daemon = machine.start().await;
     machine.layers.set_unpacking(
         "layer",
-        LayerRefusal::no_index("404"),
+        LayerRefusal::not_indexed("404"),
         Unpacking::File("file", "content"),
     );
     daemon

@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use std::sync::OnceLock;
 
 use parking_lot::Mutex;
-use soci_snapshotter::LayerRefusal;
+use soci_layer::LayerRefusal;
 use tonic::Code;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};

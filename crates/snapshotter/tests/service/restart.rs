@@ -3,7 +3,8 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use soci_snapshotter::{LayerMode, LayerRefusal, SnapshotterError};
+use soci_layer::{LayerRefusal, Purpose};
+use soci_snapshotter::{LayerMode, SnapshotterError};
 use tonic::Code;
 
 use crate::client::{assert_code, labels};
@@ -74,6 +75,9 @@ async fn lazy_layers_are_mounted_again_with_the_labels_of_their_prepare() {
     let mut second = std::mem::take(&mut *machine.layers.requests.lock());
     first.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
     second.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
+    for request in &mut first {
+        request.purpose = Purpose::Restore;
+    }
     assert_eq!(first, second);
     // The stale mounts of the first daemon were taken down first.
     assert_eq!(machine.mounted().len(), 2);

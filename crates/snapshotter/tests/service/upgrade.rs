@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use soci_layer::{LayerRefusal, MountedInfo};
 use soci_snapshotter::api::v1::{Info, Kind};
-use soci_snapshotter::{LayerMode, LayerRefusal, MountedInfo, SnapshotterError};
+use soci_snapshotter::{LayerMode, SnapshotterError};
 use tonic::Code;
 
 use crate::client::assert_code;

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use anyhow::{Context as _, bail};
 use soci_fuse::Attr;
-use soci_layerfs::{OpaqueXattr, Tree};
+use soci_layer::OverlayXattr;
+use soci_layerfs::Tree;
 
 use super::RemoteLayer;
 use super::node::{At, Node};
@@ -65,7 +66,10 @@ impl<'a> View<'a> {
 
     fn is_opaque(&self, at: At) -> bool {
         let tree = self.layers.get(at.layer).map(|layer| &layer.tree);
-        tree.is_some_and(|tree| tree.xattr(at.ino, OpaqueXattr::Trusted.name()).is_some())
+        tree.is_some_and(|tree| {
+            tree.xattr(at.ino, OverlayXattr::Trusted.opaque().as_bytes())
+                .is_some()
+        })
     }
 
     /// What a name stands for in a merged directory.

@@ -14,7 +14,7 @@ use soci_ztoc::{FileMetadata, FileType};
 
 use super::metadata::{self, proc_path};
 use super::walk::look;
-use super::{Applier, OpenFile, OverlayMark, Parent, failed, printable};
+use super::{Applier, OpenFile, Parent, failed, printable};
 use crate::ApplyError;
 
 impl Applier<'_> {
@@ -63,7 +63,7 @@ impl Applier<'_> {
                 .map_err(failed(name, "create it"))?,
             FileType::Char | FileType::Block => self.device(parent, base, &entry)?,
         }
-        metadata::set(parent, base, &entry, self.mark)
+        metadata::set(parent, base, &entry, self.overlay_xattr)
             .map_err(failed(name, "set its attributes"))?;
         if entry.file_type == FileType::Dir {
             self.pending
@@ -75,7 +75,7 @@ impl Applier<'_> {
 
     /// The content is complete.
     pub(super) fn close(&mut self, open: &OpenFile) -> Result<(), ApplyError> {
-        metadata::set_open(&open.file, &open.entry, self.mark)
+        metadata::set_open(&open.file, &open.entry, self.overlay_xattr)
             .map_err(failed(&open.entry.name, "set its attributes"))
     }
 
@@ -116,13 +116,9 @@ impl Applier<'_> {
         directory: &Parent,
         entry: &FileMetadata,
     ) -> Result<(), ApplyError> {
-        let name = match self.mark {
-            OverlayMark::Trusted => "trusted.overlay.opaque",
-            OverlayMark::User => "user.overlay.opaque",
-        };
         rustix::fs::setxattr(
             proc_path(directory.fd.as_fd(), b""),
-            name,
+            self.overlay_xattr.opaque(),
             b"y",
             XattrFlags::empty(),
         )

@@ -16,7 +16,9 @@ use soci_ztoc::FileMetadata;
 
 use super::lower::DirectoryAttributes;
 use super::walk::{Directory, look};
-use super::{OverlayMark, Parent};
+use soci_layer::OverlayXattr;
+
+use super::Parent;
 
 /// The path of a name in an open directory, for calls that take no directory: nothing on it is a
 /// link but the last part may be.
@@ -29,13 +31,13 @@ pub(super) fn proc_path(directory: BorrowedFd<'_>, name: &[u8]) -> PathBuf {
 }
 
 /// Gives an open file what its entry says.
-pub(super) fn set_open(file: &File, entry: &FileMetadata, mark: OverlayMark) -> io::Result<()> {
+pub(super) fn set_open(file: &File, entry: &FileMetadata, overlay: OverlayXattr) -> io::Result<()> {
     fchown(
         file,
         Some(Uid::from_raw(entry.uid)),
         Some(Gid::from_raw(entry.gid)),
     )?;
-    for (name, value) in xattrs(entry, mark) {
+    for (name, value) in xattrs(entry, overlay) {
         ignore_unsupported(
             name,
             fsetxattr(file, OsStr::from_bytes(name), value, XattrFlags::empty()),
@@ -51,7 +53,7 @@ pub(super) fn set(
     parent: &Parent,
     base: &[u8],
     entry: &FileMetadata,
-    mark: OverlayMark,
+    overlay: OverlayXattr,
 ) -> io::Result<()> {
     let Some(stat) = look(parent.fd.as_fd(), base)? else {
         return Err(Errno::NOENT.into());
@@ -67,7 +69,7 @@ pub(super) fn set(
         )?;
     }
     let path = proc_path(parent.fd.as_fd(), base);
-    for (name, value) in xattrs(entry, mark) {
+    for (name, value) in xattrs(entry, overlay) {
         ignore_unsupported(
             name,
             lsetxattr(&path, OsStr::from_bytes(name), value, XattrFlags::empty()),
@@ -119,12 +121,11 @@ pub(super) fn times(entry: &FileMetadata) -> Timestamps {
     }
 }
 
-/// What is to be set. Under `userxattr` overlay's own marks are `user.overlay.*`: an image must not
-/// forge them.
-fn xattrs(entry: &FileMetadata, mark: OverlayMark) -> impl Iterator<Item = (&[u8], &[u8])> {
-    entry.posix_xattrs().filter(move |(name, _)| {
-        mark == OverlayMark::Trusted || !name.starts_with(b"user.overlay.")
-    })
+/// Returns the attributes to set: all that do not forge a mark of overlayfs.
+fn xattrs(entry: &FileMetadata, overlay: OverlayXattr) -> impl Iterator<Item = (&[u8], &[u8])> {
+    entry
+        .posix_xattrs()
+        .filter(move |(name, _)| !overlay.is_forged(name))
 }
 
 /// A file system without such attributes is no reason not to unpack.

@@ -19,6 +19,7 @@ use soci_ztoc::{FileMetadata, TarPart, TarStream};
 use crate::ApplyError;
 use finish::{Pending, Whiteout};
 use lower::LowerLayer;
+use soci_layer::OverlayXattr;
 use walk::{Directory, Walker};
 
 /// How much uncompressed data is handled at once.
@@ -28,21 +29,11 @@ const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// In which extended attributes overlayfs looks for its marks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum OverlayMark {
-    /// `trusted.overlay.*`
-    #[default]
-    Trusted,
-    /// `user.overlay.*`, where overlay is mounted with `userxattr`.
-    User,
-}
-
 /// How a layer is applied.
 #[derive(Default)]
 pub struct ApplyOptions {
-    /// The marks of overlayfs.
-    pub mark: OverlayMark,
+    /// Where overlayfs looks for its marks.
+    pub overlay_xattr: OverlayXattr,
     /// The layers below, nearest first: a directory that only the names of others imply gets the
     /// attributes that it has there.
     pub lower: Vec<Box<dyn LowerLayer>>,
@@ -65,7 +56,7 @@ pub fn apply(
 ) -> Result<Digest, ApplyError> {
     let mut applier = Applier {
         walker: Walker::open(root, &options.lower)?,
-        mark: options.mark,
+        overlay_xattr: options.overlay_xattr,
         pending: Pending::default(),
         open: None,
     };
@@ -96,7 +87,7 @@ pub fn apply(
 /// A layer that is being applied.
 struct Applier<'a> {
     walker: Walker<'a>,
-    mark: OverlayMark,
+    overlay_xattr: OverlayXattr,
     /// What has to wait for the end.
     pending: Pending,
     /// The file whose content is coming.

@@ -5,10 +5,11 @@ use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use soci_layer::OverlayXattr;
 use soci_oci::{Digest, Index, Manifest};
 use soci_testkit::listing::{self, Listing};
 use soci_testkit::{Layer, TestRoot};
-use soci_unpack::{ApplyError, ApplyOptions, LowerDirectory, OverlayMark, apply, decompress};
+use soci_unpack::{ApplyError, ApplyOptions, LowerDirectory, apply, decompress};
 
 fn golden_layer(number: usize) -> Vec<u8> {
     let image = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/kinds/image");
@@ -263,7 +264,7 @@ fn under_userxattr_the_opaque_mark_is_the_users_and_cannot_be_forged() {
     let root = TestRoot::new().unwrap();
     let folder = root.dir("fs").unwrap();
     let options = ApplyOptions {
-        mark: OverlayMark::User,
+        overlay_xattr: OverlayXattr::User,
         ..ApplyOptions::default()
     };
     apply_to(&folder, &tar(&layer), &options).unwrap();

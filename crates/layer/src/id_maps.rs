@@ -1,27 +1,24 @@
-//! Id maps: which ids of a container's user namespace are which outside.
+//! Id maps: how ids inside a container's user namespace translate to ids outside.
 
 use std::fmt;
 
-use crate::error::SnapshotterError;
-use crate::labels::{GID_MAP, Labels, UID_MAP};
-
-/// As many ranges as the kernel takes (UID_GID_MAP_MAX_EXTENTS in linux/user_namespace.h).
+/// The most ranges that the kernel accepts (UID_GID_MAP_MAX_EXTENTS in linux/user_namespace.h).
 const MAX_RANGES: usize = 340;
-/// What the kernel shows ids as that have no meaning (`overflowuid`, proc_sys_kernel(5)).
+/// The id that the kernel shows for ids without a mapping (`overflowuid`, proc_sys_kernel(5)).
 const OVERFLOW: u32 = 65534;
 
-/// A range of ids in a container and what they are outside.
+/// A range of ids inside a container and the ids that they have outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct IdRange {
     /// First id in the container.
     pub container: u32,
     /// First id outside.
     pub host: u32,
-    /// How many; not 0.
+    /// Number of ids; not 0.
     pub length: u32,
 }
 
-/// Maps of user and group ids. An id outside of all ranges becomes 65534.
+/// Maps of user and group ids. An id outside of all ranges maps to 65534.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct IdMaps {
     /// User ids.
@@ -30,7 +27,12 @@ pub struct IdMaps {
     pub gid: Vec<IdRange>,
 }
 
-/// One map as in a label: `container:host:length[,…]`.
+/// A value is not an id map.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct IdMapError(String);
+
+/// Formats one map as in a label: `container:host:length[,…]`.
 struct Text<'a>(&'a [IdRange]);
 
 impl fmt::Display for Text<'_> {
@@ -48,34 +50,24 @@ impl fmt::Display for Text<'_> {
 }
 
 impl IdMaps {
-    /// The maps that the labels of a container's snapshot give: both, or none.
-    pub(crate) fn from_labels(labels: &Labels) -> Result<Option<Self>, SnapshotterError> {
-        let map = |key: &'static str| -> Result<_, SnapshotterError> {
-            let Some(text) = labels.get(key).filter(|text| !text.is_empty()) else {
-                return Ok(None);
-            };
-            let ranges = parse(text)
-                .map_err(|reason| SnapshotterError::InvalidIdMap { label: key, reason })?;
-            Ok(Some(ranges))
-        };
-        let maps = map(UID_MAP)?.zip(map(GID_MAP)?);
-        Ok(maps.map(|(uid, gid)| Self { uid, gid }))
-    }
-
-    /// The maps as the values of the two labels.
-    pub(crate) fn to_text(&self) -> (String, String) {
+    /// Formats both maps, user ids first, as `container:host:length[,…]`.
+    #[must_use]
+    pub fn to_text(&self) -> (String, String) {
         (Text(&self.uid).to_string(), Text(&self.gid).to_string())
     }
 
-    /// Reads what [`IdMaps::to_text`] wrote.
-    pub(crate) fn from_text(uid: &str, gid: &str) -> Result<Self, String> {
+    /// Parses both maps from the form of [`IdMaps::to_text`].
+    ///
+    /// # Errors
+    /// A map is malformed, has overlapping ranges, or more than the kernel accepts (340).
+    pub fn from_text(uid: &str, gid: &str) -> Result<Self, IdMapError> {
         Ok(Self {
-            uid: parse(uid)?,
-            gid: parse(gid)?,
+            uid: IdRange::parse_map(uid)?,
+            gid: IdRange::parse_map(gid)?,
         })
     }
 
-    /// A user and a group of the container, outside.
+    /// Maps a user and a group of the container to the ids that they have outside.
     #[must_use]
     pub fn map(&self, uid: u32, gid: u32) -> (u32, u32) {
         (map(&self.uid, uid), map(&self.gid, gid))
@@ -90,6 +82,16 @@ fn map(ranges: &[IdRange], id: u32) -> u32 {
             (distance < range.length).then(|| range.host.checked_add(distance))?
         })
         .unwrap_or(OVERFLOW)
+}
+
+impl IdRange {
+    /// Parses one map: `container:host:length[,…]`.
+    ///
+    /// # Errors
+    /// As [`IdMaps::from_text`].
+    pub fn parse_map(text: &str) -> Result<Vec<Self>, IdMapError> {
+        parse(text).map_err(IdMapError)
+    }
 }
 
 fn parse(text: &str) -> Result<Vec<IdRange>, String> {
@@ -132,7 +134,7 @@ fn parse_range(part: &str) -> Result<IdRange, String> {
         let part: String = part.chars().take(64).collect();
         format!("{part:?} is not CONTAINER:HOST:LENGTH")
     })?;
-    // The last id, 4294967295, is none: it means "do not change" to chown(2).
+    // 4294967295 is not an id: it means "do not change" to chown(2).
     let ends = |first: u32| first.checked_add(range.length).is_some();
     if range.length == 0 || !ends(range.container) || !ends(range.host) {
         return Err(format!("the range {part:?} is empty or too long"));
@@ -159,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_map_is_refused() {
+    fn malformed_maps_are_refused() {
         for bad in [
             "",
             "0",
@@ -178,17 +180,5 @@ mod tests {
         ] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn one_label_alone_is_no_map() {
-        let labels = Labels::from([(UID_MAP.to_owned(), "0:1:1".to_owned())]);
-        assert_eq!(IdMaps::from_labels(&labels).unwrap(), None);
-        let labels = Labels::from([
-            (UID_MAP.to_owned(), "0:1:1".to_owned()),
-            (GID_MAP.to_owned(), "0:2:1".to_owned()),
-        ]);
-        let maps = IdMaps::from_labels(&labels).unwrap().unwrap();
-        assert_eq!(maps.map(0, 0), (1, 2));
     }
 }

@@ -1,0 +1,68 @@
+//! An error and its causes as one line of text, for logs and messages that cannot carry a source.
+
+#![forbid(unsafe_code)]
+
+use std::error::Error;
+
+/// Formats an error followed by its causes, outermost first, separated by `": "`.
+///
+/// A cause whose text the line already contains is left out: many libraries repeat the text of
+/// their source.
+#[must_use]
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    for cause in causes(error) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
+/// Returns the causes of an error, from its direct source to the root cause.
+pub fn causes<'a>(
+    error: &'a (dyn Error + 'static),
+) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    fn next<'a>(cause: &&'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+        (**cause).source()
+    }
+    std::iter::successors(error.source(), next)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Outer(&'static str, io::Error);
+
+    impl std::fmt::Display for Outer {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str(self.0)
+        }
+    }
+
+    impl Error for Outer {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(&self.1)
+        }
+    }
+
+    #[test]
+    fn a_chain_names_each_cause_once() {
+        let refused = || io::Error::other("connection refused");
+        assert_eq!(
+            chain(&Outer("cannot connect", refused())),
+            "cannot connect: connection refused"
+        );
+        assert_eq!(
+            chain(&Outer("cannot connect: connection refused", refused())),
+            "cannot connect: connection refused"
+        );
+        assert_eq!(causes(&refused()).count(), 0);
+    }
+}

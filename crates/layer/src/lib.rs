@@ -1,0 +1,18 @@
+//! The port between the snapshotter and lazy layers.
+//!
+//! The snapshotter asks a [`LayerProvider`] to mount the file system of a layer, and learns from a
+//! [`LayerRefusal`] why that is not possible. Neither side depends on the other.
+
+#![forbid(unsafe_code)]
+
+mod id_maps;
+mod overlay;
+mod provider;
+mod refusal;
+mod request;
+
+pub use id_maps::{IdMapError, IdMaps, IdRange};
+pub use overlay::OverlayXattr;
+pub use provider::{LayerProvider, MountedInfo, ProviderError, Restoration, Restored};
+pub use refusal::{Cause, LayerRefusal};
+pub use request::{LayerRequest, ParentLayer, Purpose, UnpackRequest, View};

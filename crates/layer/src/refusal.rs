@@ -1,0 +1,205 @@
+//! Why a layer is not mounted lazily: one vocabulary for logs, metrics, status and the CLI.
+
+use std::error::Error;
+use std::sync::Arc;
+
+/// The cause of a refusal, shared because refusals are cached.
+pub type Cause = Arc<dyn Error + Send + Sync>;
+
+/// The reason why a layer is not mounted lazily.
+///
+/// Each has a sentence for people and a stable [`code`](LayerRefusal::code) for logs, metrics and
+/// `soci status`. The sentence does not repeat the causes: use `soci_errors::chain`.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum LayerRefusal {
+    /// The configuration allows no look-up of an index.
+    #[error("lazy loading is disabled: {reason}")]
+    Disabled {
+        /// The keys that disable it.
+        reason: String,
+    },
+    /// The image has no SOCI index, or a dangling or unreadable one.
+    #[error("the image has no usable SOCI index: {reason}")]
+    NotIndexed {
+        /// Where it was looked for and what was found.
+        reason: String,
+        /// Why an index that exists cannot be used.
+        source: Option<Cause>,
+    },
+    /// The look-up failed, so that it is unknown whether the image has an index.
+    #[error("cannot look up the image's SOCI index")]
+    IndexUnavailable {
+        /// The failure of the registry or the content store.
+        source: Cause,
+        /// Whether the registry could not be reached at all: fetching the layer would fail as well.
+        unreachable: bool,
+    },
+    /// The index has no zTOC for this layer.
+    #[error("the SOCI index has no zTOC for this layer: {reason}")]
+    NoZtoc {
+        /// Which index, which layer.
+        reason: String,
+    },
+    /// The layer is smaller than the configured `[snapshotter] min_layer_size`.
+    #[error("the layer has {size} bytes, fewer than min_layer_size = {minimum}")]
+    BelowMinSize {
+        /// Compressed size in bytes, from the label.
+        size: u64,
+        /// The configured limit in bytes.
+        minimum: u64,
+    },
+    /// The client did not send a label that is needed.
+    #[error(
+        "the label {label} is missing: the client must pass snapshot annotations \
+         (CRI: disable_snapshot_annotations = false)"
+    )]
+    MissingLabel {
+        /// The key of the label.
+        label: String,
+    },
+    /// The client sent a malformed label.
+    #[error("the label {label} is malformed: {reason}")]
+    InvalidLabel {
+        /// The key of the label.
+        label: String,
+        /// What is wrong with its value.
+        reason: String,
+    },
+    /// The layer cannot be fetched and unpacked either.
+    #[error("unpacking the layer failed")]
+    UnpackFailed {
+        /// The cause.
+        source: Cause,
+    },
+    /// Registry, disk, zTOC or mount failed.
+    #[error("mounting the layer failed")]
+    Failed {
+        /// The cause.
+        source: Cause,
+    },
+}
+
+impl LayerRefusal {
+    /// All codes, in the order of the variants.
+    pub const CODES: [&'static str; 9] = [
+        "disabled",
+        "no-index",
+        "index-unavailable",
+        "no-ztoc",
+        "below-min-size",
+        "missing-label",
+        "invalid-label",
+        "unpack-failed",
+        "failed",
+    ];
+
+    /// Returns a word that never changes, for logs, metrics and status output.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Disabled { .. } => "disabled",
+            Self::NotIndexed { .. } => "no-index",
+            Self::IndexUnavailable { .. } => "index-unavailable",
+            Self::NoZtoc { .. } => "no-ztoc",
+            Self::BelowMinSize { .. } => "below-min-size",
+            Self::MissingLabel { .. } => "missing-label",
+            Self::InvalidLabel { .. } => "invalid-label",
+            Self::UnpackFailed { .. } => "unpack-failed",
+            Self::Failed { .. } => "failed",
+        }
+    }
+
+    /// Creates [`LayerRefusal::NotIndexed`] for an image without any index.
+    pub fn not_indexed(reason: impl Into<String>) -> Self {
+        Self::NotIndexed {
+            reason: reason.into(),
+            source: None,
+        }
+    }
+
+    /// Creates [`LayerRefusal::NoZtoc`].
+    pub fn no_ztoc(reason: impl Into<String>) -> Self {
+        Self::NoZtoc {
+            reason: reason.into(),
+        }
+    }
+
+    /// Creates [`LayerRefusal::MissingLabel`] for the label with this key.
+    pub fn missing_label(label: impl Into<String>) -> Self {
+        Self::MissingLabel {
+            label: label.into(),
+        }
+    }
+
+    /// Creates [`LayerRefusal::InvalidLabel`] for the label with this key.
+    pub fn invalid_label(label: impl Into<String>, reason: impl std::fmt::Display) -> Self {
+        Self::InvalidLabel {
+            label: label.into(),
+            reason: reason.to_string(),
+        }
+    }
+
+    /// Creates [`LayerRefusal::Failed`] from its cause: an error, or a text.
+    pub fn failed(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Failed {
+            source: Cause::from(cause.into()),
+        }
+    }
+
+    /// Creates [`LayerRefusal::UnpackFailed`] from its cause: an error, or a text.
+    pub fn unpack_failed(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::UnpackFailed {
+            source: Cause::from(cause.into()),
+        }
+    }
+
+    /// Whether the client unpacks the layer, instead of the snapshotter: the image has no index, or
+    /// its registry cannot be reached, so that fetching the layer would fail as well.
+    #[must_use]
+    pub const fn leaves_to_client(&self) -> bool {
+        match self {
+            Self::Disabled { .. } | Self::NotIndexed { .. } => true,
+            Self::IndexUnavailable { unreachable, .. } => *unreachable,
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_has_its_code_in_the_list() {
+        let every = [
+            LayerRefusal::Disabled {
+                reason: String::new(),
+            },
+            LayerRefusal::not_indexed(""),
+            LayerRefusal::IndexUnavailable {
+                source: Cause::from(Box::<dyn Error + Send + Sync>::from("")),
+                unreachable: false,
+            },
+            LayerRefusal::no_ztoc(""),
+            LayerRefusal::BelowMinSize {
+                size: 1,
+                minimum: 2,
+            },
+            LayerRefusal::missing_label(""),
+            LayerRefusal::invalid_label("", ""),
+            LayerRefusal::unpack_failed(""),
+            LayerRefusal::failed(""),
+        ];
+        assert_eq!(every.map(|refusal| refusal.code()), LayerRefusal::CODES);
+    }
+
+    #[test]
+    fn a_refusal_keeps_its_causes() {
+        let refusal = LayerRefusal::failed(std::io::Error::other("no space"));
+        assert_eq!(
+            soci_errors::chain(&refusal),
+            "mounting the layer failed: no space"
+        );
+    }
+}

@@ -1,0 +1,60 @@
+//! What a provider is asked for.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::id_maps::IdMaps;
+
+/// A layer to mount, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerRequest {
+    /// Why the layer is mounted.
+    pub purpose: Purpose,
+    /// containerd's namespace of the client.
+    pub namespace: String,
+    /// An existing, empty directory: `snapshots/<id>/fs`, or one beside it for a second view.
+    pub mountpoint: PathBuf,
+    /// The labels of the Prepare that made the layer.
+    pub labels: BTreeMap<String, String>,
+    /// How the mount shows the layer.
+    pub view: View,
+}
+
+/// Why a layer is mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A client prepares an image layer: the layers above it are requested next.
+    ImageLayer,
+    /// A layer that is mounted already is mounted again for one snapshot, with another [`View`].
+    SecondView,
+    /// An earlier process had mounted the layer.
+    Restore,
+}
+
+/// How a mount shows a layer. The default is the layer as its image describes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct View {
+    /// Maps owners to ids outside of the container's user namespace.
+    pub id_maps: Option<IdMaps>,
+    /// Answers requests for extended attributes that a file does not have with ENODATA even if the
+    /// layer has none at all, where ENOSYS would be cheaper.
+    pub answer_xattrs: bool,
+}
+
+/// A layer to unpack, and the layers below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnpackRequest {
+    /// The layer. It is unpacked into its mount point.
+    pub layer: LayerRequest,
+    /// The layers below, nearest first.
+    pub parents: Vec<ParentLayer>,
+}
+
+/// A layer below one that is unpacked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParentLayer {
+    /// Its `snapshots/<id>/fs`.
+    pub directory: PathBuf,
+    /// Whether the provider has mounted it there.
+    pub lazy: bool,
+}
