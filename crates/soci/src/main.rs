@@ -11,7 +11,6 @@ mod containerd;
 mod duration;
 mod global;
 mod go_flags;
-mod hosts_dir;
 mod index_args;
 mod manual_pages;
 mod output;

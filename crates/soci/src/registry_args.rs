@@ -9,10 +9,8 @@ use clap::Args;
 use soci_oci::Reference;
 use soci_registry::{
     ChainedCredentials, Client, ClientConfig, ClientIdentity, Credential, Credentials,
-    DockerConfigCredentials, Mirror, Origin, StaticCredentials,
+    DockerConfigCredentials, Mirror, Origin, RegistryHosts, StaticCredentials,
 };
-
-use crate::hosts_dir::{self, RegistryHosts};
 
 /// Flags about registries.
 #[derive(Debug, Args)]
@@ -176,7 +174,7 @@ impl RegistryArgs {
             (None, None) => {}
             _ => bail!("--tlscert and --tlskey belong together"),
         }
-        if let Some(found) = hosts_dir::look_up(&self.hosts_dir, reference.registry())? {
+        if let Some(found) = RegistryHosts::look_up(&self.hosts_dir, reference.registry())? {
             apply(&mut config, purpose, reference.registry(), &found)?;
         }
         Ok(Client::new(config, credentials)?)

@@ -236,7 +236,7 @@ fn headers_of_hosts_toml_let_us_in_and_are_never_shown() {
         let log = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.success(), "{log}");
         assert!(
-            log.contains("a header is not sent") && log.contains("hosts.toml"),
+            log.contains("ignoring reserved header") && log.contains("hosts.toml"),
             "{log}"
         );
         assert!(!log.contains("bWU6aHVudGVyMg"), "{log}");

@@ -1,36 +1,73 @@
-//! containerd's registry configuration: `<dir>/<registry>/hosts.toml` (containerd, `docs/hosts.md`),
-//! and Docker's older form, a folder of certificates.
+//! One registry's `hosts.toml` (containerd, `docs/hosts.md`): its servers, in order.
 
-use std::fs;
-use std::io;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
 use serde::Deserialize;
-use soci_registry::{HeaderError, HostHeaders};
 use url::Url;
+
+use crate::{HeaderError, HostHeaders};
 
 /// The servers of one registry.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct RegistryHosts {
+pub struct RegistryHosts {
     /// In the order in which they are asked; the last one is the registry itself.
-    pub(crate) hosts: Vec<Host>,
+    pub hosts: Vec<RegistryHost>,
 }
 
-/// One server.
+/// One server of a registry: a mirror, or the registry itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Host {
-    /// Its URL, whose path stands for `/v2`; `None` where only certificates are given.
-    pub(crate) url: Option<Url>,
-    pub(crate) pull: bool,
-    pub(crate) push: bool,
-    pub(crate) skip_verify: bool,
-    /// Files of certificate authorities.
-    pub(crate) ca: Vec<PathBuf>,
-    /// Files of a client's certificate and its key, which may be one.
-    pub(crate) client: Option<(PathBuf, PathBuf)>,
-    /// What it gets with every request.
-    pub(crate) headers: HostHeaders,
+pub struct RegistryHost {
+    /// Its URL, whose path replaces `/v2`; `None` where only certificates are given.
+    pub url: Option<Url>,
+    /// Whether it may be pulled from.
+    pub pull: bool,
+    /// Whether it may be pushed to.
+    pub push: bool,
+    /// Whether its TLS certificate is not verified.
+    pub skip_verify: bool,
+    /// Files of certificate authorities, PEM.
+    pub ca: Vec<PathBuf>,
+    /// Files of a client's certificate and its key, PEM, which may be one file.
+    pub client: Option<(PathBuf, PathBuf)>,
+    /// Headers of every request to it.
+    pub headers: HostHeaders,
+}
+
+/// Why a `hosts.toml` is refused. No message repeats the value of a header.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostsTomlError {
+    /// Not TOML, or a key has a value of another type.
+    #[error("{0}")]
+    Syntax(String),
+    /// A host is neither a host name nor an HTTP URL.
+    #[error("{0:?} is not a host or URL")]
+    Host(String),
+    /// `client` lists more than a certificate and its key.
+    #[error("host {0:?}: client must be a certificate, or a certificate and its key")]
+    Client(String),
+    /// `header` is not a table.
+    #[error("host {0:?}: header is not a table")]
+    HeaderTable(String),
+    /// A header is neither a string nor a list of strings.
+    #[error("host {host:?}: header {header:?} is neither a string nor a list of strings")]
+    HeaderType {
+        /// The host.
+        host: String,
+        /// The header's name.
+        header: String,
+    },
+    /// A header cannot be sent.
+    #[error("host {host:?}: cannot send header {header:?}: {source}")]
+    Header {
+        /// The host.
+        host: String,
+        /// The header's name.
+        header: String,
+        /// The cause.
+        source: HeaderError,
+    },
 }
 
 // No Debug: headers are secrets.
@@ -38,7 +75,7 @@ pub(crate) struct Host {
 struct HostsFile {
     server: Option<String>,
     #[serde(default)]
-    host: std::collections::BTreeMap<String, HostTable>,
+    host: BTreeMap<String, HostTable>,
     #[serde(flatten)]
     own: HostTable,
 }
@@ -69,55 +106,15 @@ enum Clients {
     Many(Vec<OneOrMany>),
 }
 
-/// What the folders say about a registry; the first that says something counts.
-pub(crate) fn look_up(dirs: &[PathBuf], registry: &str) -> anyhow::Result<Option<RegistryHosts>> {
-    for dir in dirs {
-        for name in folder_names(registry) {
-            let folder = dir.join(name);
-            match fs::read_to_string(folder.join("hosts.toml")) {
-                Ok(text) => {
-                    let parsed = parse(&text, &folder, registry);
-                    return parsed.map(Some).with_context(|| {
-                        format!("{} cannot be used", folder.join("hosts.toml").display())
-                    });
-                }
-                Err(error) if missing(&error) => {}
-                Err(error) => {
-                    let path = folder.join("hosts.toml");
-                    return Err(error).with_context(|| format!("cannot read {}", path.display()));
-                }
-            }
-            if let Some(host) = certificates(&folder)? {
-                return Ok(Some(RegistryHosts { hosts: vec![host] }));
-            }
-        }
-    }
-    Ok(None)
-}
-
-fn missing(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-    )
-}
-
-/// The folders that may be a registry's, in containerd's order. A colon is no character for a file
-/// name everywhere, so that `host:port` may be written `host_port_`.
-fn folder_names(registry: &str) -> Vec<String> {
-    let mut names = Vec::new();
-    if let Some((host, port)) = registry.rsplit_once(':') {
-        names.push(format!("{host}_{port}_"));
-    }
-    names.push(registry.to_owned());
-    names.push("_default".to_owned());
-    names
-}
-
-fn parse(text: &str, folder: &Path, registry: &str) -> anyhow::Result<RegistryHosts> {
+/// Parses the `hosts.toml` of `registry`; relative paths in it are relative to `folder`.
+pub(crate) fn parse(
+    text: &str,
+    folder: &Path,
+    registry: &str,
+) -> Result<RegistryHosts, HostsTomlError> {
     // One line: the error's own text shows the file's lines.
     let file: HostsFile = toml::from_str(text)
-        .map_err(|error| anyhow::anyhow!("{}", error.message().replace('\n', " ")))?;
+        .map_err(|error| HostsTomlError::Syntax(error.message().replace('\n', " ")))?;
     let mut named: Vec<(&String, &HostTable)> = file.host.iter().collect();
     // Hosts are asked in the order of the file, which a map has lost.
     named.sort_by_key(|(name, _)| text.find(&format!("\"{name}\"")).unwrap_or(usize::MAX));
@@ -136,17 +133,16 @@ fn parse(text: &str, folder: &Path, registry: &str) -> anyhow::Result<RegistryHo
     Ok(RegistryHosts { hosts })
 }
 
-fn host(name: &str, table: &HostTable, folder: &Path) -> anyhow::Result<Host> {
+fn host(name: &str, table: &HostTable, folder: &Path) -> Result<RegistryHost, HostsTomlError> {
     let with_scheme = if name.contains("://") {
         name.to_owned()
     } else {
         format!("https://{name}")
     };
-    let mut url =
-        Url::parse(&with_scheme).map_err(|_| anyhow::anyhow!("{name:?} is not a host or URL"))?;
-    if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
-        bail!("{name:?} is not a host or URL");
-    }
+    let mut url = Url::parse(&with_scheme)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
+        .ok_or_else(|| HostsTomlError::Host(name.to_owned()))?;
     let path = url.path().trim_end_matches('/').to_owned();
     if !path.is_empty() && !table.override_path && !path.ends_with("/v2") {
         url.set_path(&format!("{path}/v2"));
@@ -165,11 +161,11 @@ fn host(name: &str, table: &HostTable, folder: &Path) -> anyhow::Result<Host> {
             Some(OneOrMany::Many(pair)) => match pair.as_slice() {
                 [certificate] => Some((at(certificate), at(certificate))),
                 [certificate, key] => Some((at(certificate), at(key))),
-                _ => bail!("host {name:?}: client is a certificate, or a certificate and its key"),
+                _ => return Err(HostsTomlError::Client(name.to_owned())),
             },
         },
     };
-    Ok(Host {
+    Ok(RegistryHost {
         url: Some(url),
         pull: can("pull"),
         push: can("push"),
@@ -182,67 +178,47 @@ fn host(name: &str, table: &HostTable, folder: &Path) -> anyhow::Result<Host> {
         client,
         headers: match &table.header {
             None => HostHeaders::default(),
-            Some(given) => headers(given, folder).with_context(|| format!("host {name:?}"))?,
+            Some(given) => headers(name, given, folder)?,
         },
     })
 }
 
-/// The table `header`: names with a text or a list of texts. Messages do not repeat values.
-fn headers(given: &toml::Value, folder: &Path) -> anyhow::Result<HostHeaders> {
-    let table = given.as_table().context("header is not a table")?;
+/// The table `header`: names with a string or a list of strings.
+fn headers(host: &str, given: &toml::Value, folder: &Path) -> Result<HostHeaders, HostsTomlError> {
+    let host = || host.to_owned();
+    let table = given
+        .as_table()
+        .ok_or_else(|| HostsTomlError::HeaderTable(host()))?;
     let mut headers = HostHeaders::default();
     for (name, value) in table {
-        let texts: Option<Vec<&str>> = match value {
+        let values: Option<Vec<&str>> = match value {
             toml::Value::String(text) => Some(vec![text]),
             toml::Value::Array(all) => all.iter().map(toml::Value::as_str).collect(),
             _ => None,
         };
-        let texts = texts
-            .with_context(|| format!("header {name:?} is neither a text nor a list of texts"))?;
-        for text in texts {
-            match headers.append(name, text) {
+        let values = values.ok_or_else(|| HostsTomlError::HeaderType {
+            host: host(),
+            header: name.clone(),
+        })?;
+        for value in values {
+            match headers.append(name, value) {
                 Ok(()) => {}
                 Err(reason @ HeaderError::Reserved) => {
                     let file = folder.join("hosts.toml");
                     let file = file.display();
-                    tracing::warn!(%file, header = name, %reason, "a header is not sent");
+                    tracing::warn!(%file, header = name, %reason, "ignoring reserved header");
                 }
-                Err(reason) => bail!("header {name:?} cannot be sent: {reason}"),
+                Err(source) => {
+                    return Err(HostsTomlError::Header {
+                        host: host(),
+                        header: name.clone(),
+                        source,
+                    });
+                }
             }
         }
     }
     Ok(headers)
-}
-
-/// Docker's form: `*.crt` are authorities, `NAME.cert` and `NAME.key` a client's.
-fn certificates(folder: &Path) -> anyhow::Result<Option<Host>> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if missing(&error) => return Ok(None),
-        Err(error) => {
-            return Err(error).with_context(|| format!("cannot read {}", folder.display()));
-        }
-    };
-    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    files.sort();
-    let of_kind = |kind: &str| {
-        let kind = kind.to_owned();
-        files
-            .iter()
-            .filter(move |path| path.extension().is_some_and(|e| e == kind.as_str()))
-    };
-    let ca: Vec<PathBuf> = of_kind("crt").cloned().collect();
-    let client = of_kind("cert")
-        .map(|certificate| (certificate.clone(), certificate.with_extension("key")))
-        .next();
-    let found = !ca.is_empty() || client.is_some();
-    Ok(found.then_some(Host {
-        pull: true,
-        push: true,
-        ca,
-        client,
-        ..Host::default()
-    }))
 }
 
 #[cfg(test)]
@@ -326,12 +302,15 @@ content-length = "3"
             ("header.x-key = 77231", "\"x-key\" is neither"),
             ("header.x-key = ['hunter2', 77231]", "\"x-key\" is neither"),
             ("header.x-key = { hunter2 = 1 }", "\"x-key\" is neither"),
-            ("header.x-key = \"hunter2\\n\"", "\"x-key\" cannot be sent"),
-            ("header.'x key' = 'hunter2'", "\"x key\" cannot be sent"),
+            (
+                "header.x-key = \"hunter2\\n\"",
+                "cannot send header \"x-key\"",
+            ),
+            ("header.'x key' = 'hunter2'", "cannot send header \"x key\""),
         ] {
             let text = format!("[host.'m.example']\n{table}\n");
             let error = parse(&text, Path::new("/"), "r.example").unwrap_err();
-            let error = format!("{error:#}");
+            let error = error.to_string();
             assert!(
                 error.contains("m.example") && error.contains(told),
                 "{error}"
@@ -343,50 +322,6 @@ content-length = "3"
         }
         // Where the file is no TOML, its lines are not shown either.
         let error = parse("[header]\nx-key = hunter2\n", Path::new("/"), "r.example").unwrap_err();
-        assert!(!format!("{error:#}").contains("hunter2"), "{error:#}");
-    }
-
-    #[test]
-    fn the_folder_of_a_registry_is_found_under_its_names() {
-        let dir = tempfile::tempdir().unwrap();
-        let dirs = [dir.path().join("nowhere"), dir.path().to_owned()];
-        let url = |registry: &str| {
-            let found = look_up(&dirs, registry).unwrap()?;
-            Some(found.hosts.last()?.url.clone()?.to_string())
-        };
-        assert_eq!(url("r.example:5000"), None);
-        for (folder, server) in [
-            ("_default", "http://default.example"),
-            ("r.example:5000", "http://colon.example"),
-            ("r.example_5000_", "http://underscore.example"),
-        ] {
-            fs::create_dir(dir.path().join(folder)).unwrap();
-            let file = dir.path().join(folder).join("hosts.toml");
-            fs::write(file, format!("server = \"{server}\"")).unwrap();
-            assert_eq!(url("r.example:5000"), Some(format!("{server}/")));
-        }
-        assert_eq!(
-            url("other.example"),
-            Some("http://default.example/".to_owned())
-        );
-    }
-
-    #[test]
-    fn a_folder_of_certificates_is_understood() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().join("r.example");
-        fs::create_dir(&folder).unwrap();
-        for name in ["ca.crt", "me.cert", "me.key"] {
-            fs::write(folder.join(name), "").unwrap();
-        }
-        let found = look_up(&[dir.path().to_owned()], "r.example")
-            .unwrap()
-            .unwrap();
-        assert_eq!(found.hosts.len(), 1);
-        assert_eq!(found.hosts[0].ca, [folder.join("ca.crt")]);
-        assert_eq!(
-            found.hosts[0].client,
-            Some((folder.join("me.cert"), folder.join("me.key")))
-        );
+        assert!(!format!("{error}").contains("hunter2"), "{error}");
     }
 }
