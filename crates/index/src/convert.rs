@@ -99,6 +99,7 @@ pub async fn convert(
     let (index, images) = writer.image(image, &selected).await?;
     let bytes = encode(&index)?;
     let descriptor = Descriptor::of(media_types::OCI_INDEX, &bytes);
+    progress.committing();
     sink.finish(&descriptor, bytes).await?;
     Ok(Converted {
         index: descriptor,

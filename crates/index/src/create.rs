@@ -59,6 +59,7 @@ pub async fn create(
         written: BTreeSet::new(),
     };
     writer.check_prefetch_files();
+    progress.committing();
     let mut created = Vec::new();
     for (at, entry) in image.entries.into_iter().enumerate() {
         let Content::Image { manifest, platform } = entry.content else {

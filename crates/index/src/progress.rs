@@ -69,6 +69,8 @@ pub trait Progress: Send + Sync + 'static {
     fn layer(&self, layer: &Descriptor, outcome: &LayerOutcome);
     /// A prefetch artifact was made for a layer.
     fn prefetch(&self, layer: Digest, artifact: Digest);
+    /// The last step begins, which makes the result visible at the destination.
+    fn committing(&self) {}
     /// Something that the user should know, although the work goes on.
     fn warn(&self, message: &str);
 }

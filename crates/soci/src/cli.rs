@@ -11,6 +11,7 @@ use crate::commands::{
     push, rebuild_db, status, ztoc,
 };
 use crate::global::Global;
+use crate::interrupt::limited;
 use crate::{go_flags, output};
 
 /// As `soci --version` prints it: `soci version v<x.y.z> <revision>`.
@@ -163,45 +164,6 @@ fn block_on(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result
     // Threads that still read are asked to stop; nothing they do is visible any more.
     runtime.shutdown_timeout(Duration::from_secs(2));
     result
-}
-
-/// Drops the work and fails when the time is up, or when somebody interrupts it.
-pub(crate) async fn limited<T>(
-    timeout: Option<Duration>,
-    work: impl Future<Output = anyhow::Result<T>>,
-) -> anyhow::Result<T> {
-    let time_is_up = async {
-        match timeout {
-            Some(limit) => {
-                tokio::time::sleep(limit).await;
-                limit
-            }
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        result = work => result,
-        limit = time_is_up => bail!("not done within --timeout {limit:?}"),
-        signal = interrupted() => Err(signal),
-    }
-}
-
-/// Resolves when the user (SIGINT) or the system (SIGTERM) wants the program to end.
-pub(crate) async fn interrupted() -> anyhow::Error {
-    use tokio::signal::unix::{SignalKind, signal};
-    let wait = |kind| async move {
-        match signal(kind) {
-            Ok(mut signals) => {
-                signals.recv().await;
-            }
-            // Without a handler the signal ends the program by itself.
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        () = wait(SignalKind::interrupt()) => anyhow::anyhow!("interrupted"),
-        () = wait(SignalKind::terminate()) => anyhow::anyhow!("terminated"),
-    }
 }
 
 /// The log of the libraries. `--debug` shows every request to a registry; what HTTP libraries say

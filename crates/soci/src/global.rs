@@ -10,9 +10,9 @@ use soci_store::artifacts::ArtifactDb;
 use soci_store::content::OciLayout;
 
 use crate::artifact_store::ArtifactStore;
-use crate::cli::limited;
 use crate::containerd::{Containerd, Content};
 use crate::duration;
+use crate::interrupt::limited;
 
 /// Flags that stand before or after the command.
 #[derive(Debug, Args)]

@@ -12,6 +12,7 @@ mod duration;
 mod global;
 mod go_flags;
 mod index_args;
+mod interrupt;
 mod manual_pages;
 mod output;
 mod progress;

@@ -10,7 +10,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use soci_index::{LayerOutcome, Progress, Step};
 use soci_oci::{Descriptor, Digest};
 
-use crate::output;
+use crate::{interrupt, output};
 
 /// A bar per layer, drawn only when stderr is a terminal.
 #[derive(Debug)]
@@ -171,6 +171,10 @@ impl Progress for ConvertProgress {
         self.say(&format!(
             "Created prefetch artifact for layer {layer}: {artifact}"
         ));
+    }
+
+    fn committing(&self) {
+        interrupt::committing();
     }
 
     fn warn(&self, message: &str) {

@@ -5,8 +5,8 @@ use std::io::Write as _;
 use anyhow::{Context as _, bail};
 use clap::Args;
 
-use crate::cli::limited;
 use crate::global::Global;
+use crate::interrupt::limited;
 use crate::remote::{ImagePath, Node, RemoteArgs, RemoteImage, View, find_index, open_all};
 
 /// Print a file of an image at a registry, without pulling the image

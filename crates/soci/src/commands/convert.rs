@@ -7,9 +7,9 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use soci_index::{ConvertOptions, Destination, IndexError, Source};
 
-use crate::cli::limited;
 use crate::global::Global;
 use crate::index_args::{PlatformArgs, ZtocArgs};
+use crate::interrupt::limited;
 use crate::output;
 use crate::progress::{ClearAtEnd, ConvertProgress};
 use crate::registry_args::{RegistryArgs, UserPassword};

@@ -9,10 +9,10 @@ use soci_index::{ConvertOptions, CreatedIndex, IndexError, RegistrySink, SharedS
 use soci_store::artifacts::{ArtifactDb, ArtifactKind};
 
 use crate::artifact_records::{add_index, known_ztocs, list};
-use crate::cli::limited;
 use crate::containerd::{ContainerdSink, ContainerdSource, ImageRecord, set_labels};
 use crate::global::Global;
 use crate::index_args::{PlatformArgs, ZtocArgs};
+use crate::interrupt::{committing, limited};
 use crate::output;
 use crate::progress::{ClearAtEnd, ConvertProgress};
 use crate::registry_args::RegistryArgs;
@@ -77,6 +77,7 @@ impl Create {
                     soci_index::create(&source, &sink, &options, Arc::clone(&progress) as Arc<_>)
                         .await?;
                 let labels = index_labels(&db, &image, &created).await?;
+                committing();
                 for created in &created {
                     add_index(
                         &db,

@@ -3,8 +3,8 @@
 use clap::Args;
 use serde::Serialize;
 
-use crate::cli::limited;
 use crate::global::Global;
+use crate::interrupt::limited;
 use crate::output;
 use crate::remote::{ImagePath, Node, RemoteArgs, RemoteImage, View, find_index, open_all};
 use crate::remote::{kind_word, mode_text};

@@ -14,8 +14,8 @@ use soci_oci::{Digest, Reference};
 use soci_store::{LayerStore, LayerStoreConfig};
 use tokio::runtime::Handle;
 
-use crate::cli::{interrupted, limited};
 use crate::global::Global;
+use crate::interrupt::{interrupted, limited};
 use crate::output;
 use crate::remote::{RemoteArgs, RemoteImage, RemoteLayer, find_index, open_all};
 

@@ -9,9 +9,9 @@ use serde::Serialize;
 use soci_index::lazy_report;
 use soci_oci::{Digest, Platform, Reference};
 
-use crate::cli::limited;
 use crate::containerd::{self, Containerd};
 use crate::global::Global;
+use crate::interrupt::{committing, limited};
 use crate::output;
 use crate::progress::Bars;
 use crate::pull::{self, Active, Downloads, Layer, State, Unpack};
@@ -154,6 +154,7 @@ impl Pull {
         }
         .run()
         .await?;
+        committing();
         containerd::record(containerd, &reference.to_string(), &image.target).await?;
         Ok(Pulled {
             image: reference.to_string(),

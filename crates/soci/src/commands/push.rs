@@ -10,10 +10,10 @@ use clap::{Args, ValueEnum};
 use soci_oci::{Digest, Reference, media_types};
 use soci_registry::Client;
 
-use crate::cli::limited;
 use crate::containerd::{ContainerdSource, Content, ImageRecord, KnownZtocs};
 use crate::global::Global;
 use crate::index_args::PlatformArgs;
+use crate::interrupt::limited;
 use crate::output;
 use crate::progress::Bars;
 use crate::registry_args::RegistryArgs;

@@ -10,9 +10,9 @@ use soci_ztoc::soci_index::SociIndex;
 
 use crate::artifact_records::with_db;
 use crate::artifact_store::{ArtifactStore, Stored};
-use crate::cli::limited;
 use crate::containerd::Content;
 use crate::global::Global;
+use crate::interrupt::limited;
 use crate::output;
 
 /// No manifest is larger in bytes, no SOCI index smaller.

@@ -345,7 +345,7 @@ fn an_interrupted_conversion_and_push_leave_nothing_visible_and_can_be_repeated(
             .args(["-s", "INT", &child.id().to_string()])
             .status();
         let status = child.wait().unwrap();
-        // It may have been faster than the signal.
+        // The signal may come when the image has its name already.
         if status.success() {
             bench.remove_image(&name);
         }
@@ -382,4 +382,39 @@ fn an_interrupted_conversion_and_push_leave_nothing_visible_and_can_be_repeated(
     assert_eq!(child.wait().unwrap().code(), Some(1));
     assert!(started.elapsed() < Duration::from_secs(20));
     bench.ok(&["push", &image]);
+}
+
+/// The signal arrives at the step that makes the result visible: from there on the command succeeds.
+#[test]
+fn a_command_that_is_interrupted_while_its_result_becomes_visible_succeeds() {
+    let bench = Bench::start();
+    let image = bench.image();
+    let interrupted = |arguments: &[&str]| {
+        let output = bench
+            .soci(arguments)
+            .env(soci_faults::VARIABLE, "interrupted-commit")
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {error}");
+    };
+    let options = ["--span-size", "4096", "--min-layer-size", "0"];
+    let indexing = |arguments: &[&str]| interrupted(&[arguments, &options[..]].concat());
+    let converted = bench.registry.reference("app:soci");
+    indexing(&["convert", &image, &converted]);
+    assert!(bench.images().contains(&converted));
+    let from = format!("docker://{image}");
+    let to = bench.registry.reference("app:standalone");
+    indexing(&["convert", &from, &format!("docker://{to}")]);
+    bench.ok(&["ls", &to]);
+    indexing(&["create", &from]);
+    interrupted(&["push", &from, &from]);
+    indexing(&["create", &image]);
+    let index = lines(&bench.ok(&["index", "list", "-q"])).remove(0);
+    interrupted(&["push", &image]);
+    interrupted(&["index", "remove", &index]);
+    assert!(!bench.ok(&["index", "list", "-q"]).contains(&index));
+    bench.remove_image(&image);
+    interrupted(&["pull", "--snapshotter", "overlayfs", &image]);
+    assert!(bench.images().contains(&image));
 }

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use clap::Args;
 use soci_oci::Reference;
 
-use crate::cli::limited;
 use crate::global::Global;
+use crate::interrupt::limited;
 use crate::output;
 use crate::remote::{RemoteArgs, RemoteImage, find_index, open_all};
 

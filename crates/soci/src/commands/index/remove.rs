@@ -12,6 +12,7 @@ use crate::artifact_records::{entry, list, with_db};
 use crate::artifact_store::ArtifactStore;
 use crate::containerd::ImageRecord;
 use crate::global::Global;
+use crate::interrupt::committing;
 
 /// Remove SOCI indexes
 ///
@@ -55,6 +56,7 @@ impl Remove {
             }
         }
         let store = global.artifact_store().await?;
+        committing();
         for digest in digests {
             remove(&db, &store, digest).await?;
         }

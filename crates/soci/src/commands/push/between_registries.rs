@@ -8,6 +8,7 @@ use soci_registry::{BlobBody, Client};
 use soci_ztoc::soci_index::SociIndex;
 
 use super::Push;
+use crate::interrupt::committing;
 use crate::output;
 
 pub(super) async fn run(push: &Push) -> anyhow::Result<()> {
@@ -96,6 +97,7 @@ async fn copy(
         .buffer_unordered(push.uploads())
         .try_collect::<()>()
         .await?;
+    committing();
     writer
         .push_manifest(&to.at(digest), &index.manifest.media_type, bytes)
         .await?;

@@ -12,6 +12,7 @@ use soci_ztoc::soci_index::SociIndex;
 
 use crate::artifact_store::ArtifactStore;
 use crate::containerd::Content;
+use crate::interrupt::committing;
 use crate::output;
 use crate::progress::Bars;
 
@@ -40,7 +41,9 @@ impl Graph<'_> {
             .try_collect::<()>()
             .await?;
         let at = self.reference.at(digest);
-        if self.client.manifest_exists(&at).await? {
+        let exists = self.client.manifest_exists(&at).await?;
+        committing();
+        if exists {
             // Pushed again all the same: it may have been left out of the referrers.
             self.client
                 .push_manifest(&at, &index.manifest.media_type, bytes)

@@ -1,0 +1,107 @@
+//! The ends of a command's work from outside: signals and `--timeout`.
+//!
+//! Work that is dropped leaves nothing visible. From [`committing`] on it is not dropped, because an image
+//! record, a tag or an entry may be visible already: the command succeeds, although it was interrupted.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::bail;
+
+/// How long work that is committing is waited for.
+const GRACE: Duration = Duration::from_secs(10);
+
+tokio::task_local! {
+    /// Whether the work of the innermost [`limited`] is committing.
+    static COMMITTING: Rc<Cell<bool>>;
+}
+
+/// Marks the step at which the work of the innermost [`limited`] begins to be visible to others.
+pub(crate) fn committing() {
+    let _ = COMMITTING.try_with(|committing| committing.set(true));
+    if soci_faults::fails("interrupted-commit") {
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::INT);
+    }
+}
+
+/// Runs work. Drops it and fails when the time is up or a signal arrives, unless the work is committing.
+pub(crate) async fn limited<T>(
+    timeout: Option<Duration>,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    let committing = Rc::new(Cell::new(false));
+    let mut work = std::pin::pin!(COMMITTING.scope(Rc::clone(&committing), work));
+    let time_is_up = async {
+        match timeout {
+            Some(limit) => {
+                tokio::time::sleep(limit).await;
+                limit
+            }
+            None => std::future::pending().await,
+        }
+    };
+    let reason = tokio::select! {
+        result = &mut work => return result,
+        limit = time_is_up => anyhow::anyhow!("not done within --timeout {limit:?}"),
+        signal = interrupted() => signal,
+    };
+    if !committing.get() {
+        return Err(reason);
+    }
+    tokio::select! {
+        result = work => result,
+        () = tokio::time::sleep(GRACE) => bail!("{reason}; the result may be visible already"),
+        signal = interrupted() => bail!("{signal}; the result may be visible already"),
+    }
+}
+
+/// Resolves when the user (SIGINT) or the system (SIGTERM) wants the program to end.
+pub(crate) async fn interrupted() -> anyhow::Error {
+    use tokio::signal::unix::{SignalKind, signal};
+    let wait = |kind| async move {
+        match signal(kind) {
+            Ok(mut signals) => {
+                signals.recv().await;
+            }
+            // Without a handler the signal ends the program by itself.
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = wait(SignalKind::interrupt()) => anyhow::anyhow!("interrupted"),
+        () = wait(SignalKind::terminate()) => anyhow::anyhow!("terminated"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn work_is_dropped_when_the_time_is_up_unless_it_is_committing() {
+        let limit = Some(Duration::from_secs(1));
+        let work = |commits: bool, seconds: u64| async move {
+            if commits {
+                committing();
+            }
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            anyhow::Ok(seconds)
+        };
+        let error = limited(limit, work(false, 5)).await.unwrap_err();
+        assert_eq!(error.to_string(), "not done within --timeout 1s");
+        assert_eq!(limited(limit, work(true, 5)).await.unwrap(), 5);
+        let error = limited(limit, work(true, 3600)).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "not done within --timeout 1s; the result may be visible already"
+        );
+        // Only the innermost work is committing.
+        let outer = async {
+            limited(None, work(true, 0)).await?;
+            work(false, 5).await
+        };
+        assert!(limited(limit, outer).await.is_err());
+    }
+}
