@@ -16,5 +16,3 @@ pub const DISABLE_XATTRS: &str = "com.amazon.soci.disable-xattrs";
 pub const BUILD_TOOL_IDENTIFIER: &str = "com.amazon.soci.build-tool-identifier";
 /// The OCI annotation naming a descriptor of an image layout (`index.json`).
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// containerd's name for an image inside an OCI layout.
-pub const CONTAINERD_IMAGE_NAME: &str = "io.containerd.image.name";

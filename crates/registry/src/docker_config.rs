@@ -51,17 +51,6 @@ impl DockerConfigCredentials {
         File::parse(json)?.entry_for(registry_host)
     }
 
-    /// What the text of such a file says about a registry.
-    ///
-    /// # Errors
-    /// The text is not such a file, or a credential helper fails.
-    pub async fn lookup_in(
-        json: &[u8],
-        registry_host: &str,
-    ) -> Result<Option<Credential>, CredentialError> {
-        File::parse(json)?.lookup(registry_host).await
-    }
-
     fn path(&self) -> Option<PathBuf> {
         match &self.path {
             Some(path) => Some(path.clone()),
@@ -244,10 +233,12 @@ pub fn same_registry(key: &str, host: &str) -> bool {
 mod tests {
     use super::*;
 
+    async fn lookup_in(json: &str, host: &str) -> Result<Option<Credential>, CredentialError> {
+        File::parse(json.as_bytes())?.lookup(host).await
+    }
+
     async fn look(json: &str, host: &str) -> Option<Credential> {
-        DockerConfigCredentials::lookup_in(json.as_bytes(), host)
-            .await
-            .unwrap()
+        lookup_in(json, host).await.unwrap()
     }
 
     fn basic(user: &str, password: &str) -> Option<Credential> {
@@ -322,9 +313,7 @@ mod tests {
             r#"{"auths":"hunter2"}"#,
             r#"{"auths":{"a":{"auth":"hunter2!!"}}}"#,
         ] {
-            let error = DockerConfigCredentials::lookup_in(json.as_bytes(), "a")
-                .await
-                .unwrap_err();
+            let error = lookup_in(json, "a").await.unwrap_err();
             assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
         }
     }
@@ -335,9 +324,7 @@ mod tests {
             "auths":{"a":{"username":"u","password":"p"}}}"#;
         assert_eq!(look(json, "a").await, basic("u", "p"));
         assert_eq!(look(json, "c").await, None);
-        let error = DockerConfigCredentials::lookup_in(json.as_bytes(), "b")
-            .await
-            .unwrap_err();
+        let error = lookup_in(json, "b").await.unwrap_err();
         assert!(
             error
                 .to_string()
@@ -345,7 +332,7 @@ mod tests {
             "{error}"
         );
         let store = r#"{"credsStore":"there-is-none"}"#;
-        let lookup = DockerConfigCredentials::lookup_in(store.as_bytes(), "a");
+        let lookup = lookup_in(store, "a");
         assert!(lookup.await.is_err());
     }
 

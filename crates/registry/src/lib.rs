@@ -11,7 +11,6 @@ mod challenge;
 mod client;
 mod config;
 mod credentials;
-mod dates;
 mod deadline;
 mod docker_config;
 mod docker_helper;

@@ -1,7 +1,5 @@
 //! Waiting between attempts: exponential, with full jitter, never shorter than `Retry-After`.
 
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -40,12 +38,7 @@ impl Backoff {
             return Err(error);
         }
         self.damaged |= damaged;
-        let wait = delay(
-            self.policy,
-            self.used,
-            error.retry_after(),
-            random_fraction(),
-        );
+        let wait = delay(self.policy, self.used, error.retry_after(), fastrand::f64());
         if wait >= self.deadline.remaining() {
             return Err(error);
         }
@@ -76,18 +69,12 @@ fn delay(policy: RetryPolicy, used: u32, retry_after: Option<Duration>, fraction
         .min(policy.max_wait)
 }
 
-/// A number in 0..1 that differs between processes and calls; nothing secret depends on it.
-fn random_fraction() -> f64 {
-    let bits = RandomState::new().build_hasher().finish();
-    f64::from(u32::try_from(bits >> 32).unwrap_or(0)) / f64::from(u32::MAX)
-}
-
 /// `Retry-After` (RFC 9110 section 10.2.3): seconds, or an HTTP date.
 pub(crate) fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     if let Ok(seconds) = value.trim().parse::<u64>() {
         return Some(Duration::from_secs(seconds));
     }
-    let at = crate::dates::http_date(value.trim())?;
+    let at = httpdate::parse_http_date(value.trim()).ok()?;
     Some(at.duration_since(now).unwrap_or_default())
 }
 
@@ -114,15 +101,6 @@ mod tests {
         assert_eq!(delay(POLICY, 0, asked, 0.0), Duration::from_millis(70));
         let too_long = Some(Duration::from_secs(9));
         assert_eq!(delay(POLICY, 0, too_long, 0.0), POLICY.max_wait);
-    }
-
-    #[test]
-    fn random_fractions_differ() {
-        assert!(
-            (0..8)
-                .map(|_| random_fraction())
-                .any(|f| f != random_fraction())
-        );
     }
 
     #[test]

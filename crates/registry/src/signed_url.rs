@@ -2,9 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use jiff::Timestamp;
 use url::Url;
-
-use crate::dates::iso_date;
 
 /// A URL is not used in the last moments of its life.
 const MARGIN: Duration = Duration::from_secs(20);
@@ -25,7 +24,7 @@ fn expiry(url: &Url) -> Option<SystemTime> {
     // AWS Signature Version 4, and Google's V4 which has the same form.
     for vendor in ["X-Amz", "X-Goog"] {
         if let Some(lifetime) = value(&format!("{vendor}-Expires")) {
-            let issued = iso_date(&value(&format!("{vendor}-Date"))?)?;
+            let issued = timestamp(&value(&format!("{vendor}-Date"))?)?;
             return issued.checked_add(Duration::from_secs(lifetime.parse().ok()?));
         }
     }
@@ -33,11 +32,16 @@ fn expiry(url: &Url) -> Option<SystemTime> {
     if value("sig").is_some()
         && let Some(end) = value("se")
     {
-        return iso_date(&end);
+        return timestamp(&end);
     }
     // CloudFront, and S3 before version 4: seconds since 1970.
     let end = value("Expires")?.parse().ok()?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(end))
+}
+
+/// Parses `20260131T235959Z` or `2026-01-31T23:59:59Z` (ISO 8601, basic and extended).
+fn timestamp(text: &str) -> Option<SystemTime> {
+    Some(text.parse::<Timestamp>().ok()?.into())
 }
 
 #[cfg(test)]
@@ -46,7 +50,7 @@ mod tests {
 
     #[test]
     fn the_usual_signatures_tell_their_end() {
-        let now = iso_date("20260101T000000Z").unwrap();
+        let now = timestamp("20260101T000000Z").unwrap();
         let left =
             |query: &str| usable_for(&Url::parse(&format!("https://s/x?{query}")).unwrap(), now);
         let some = |seconds| Some(Duration::from_secs(seconds));
@@ -66,5 +70,25 @@ mod tests {
             None
         );
         assert_eq!(left(""), None);
+    }
+
+    #[test]
+    fn timestamps_agree_with_known_instants() {
+        let seconds = |text| {
+            let since = timestamp(text)?.duration_since(SystemTime::UNIX_EPOCH);
+            Some(since.ok()?.as_secs())
+        };
+        assert_eq!(seconds("20240229T120000Z"), Some(1_709_208_000));
+        assert_eq!(seconds("2024-02-29T12:00:00Z"), Some(1_709_208_000));
+        assert_eq!(seconds("1970-01-01T00:00:00Z"), Some(0));
+        for bad in [
+            "",
+            "Z",
+            "2024-13-01T00:00:00Z",
+            "20240101",
+            "é0240101T000000Z",
+        ] {
+            assert_eq!(timestamp(bad), None, "{bad}");
+        }
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, RANGE};
 use http::{HeaderMap, HeaderValue, Method};
+use soci_errors::chain;
 use url::Url;
 
 use crate::body::{BlobBody, Meter};
@@ -214,8 +215,8 @@ impl Transport {
             .pool_idle_timeout(Duration::from_secs(60))
             .tcp_nodelay(true)
             .tcp_keepalive(Duration::from_secs(30));
-        let bad = |what: &str, error: &dyn std::error::Error| {
-            RegistryError::Config(format!("{what}: {}", causes(error)))
+        let bad = |what: &str, error: &(dyn std::error::Error + 'static)| {
+            RegistryError::Config(format!("{what}: {}", chain(error)))
         };
         match lane {
             // No certificates: these lanes never use TLS.
@@ -272,7 +273,7 @@ pub(crate) fn failed(
             after: dial_timeout,
         };
     }
-    let reason = causes(&error);
+    let reason = chain(&error);
     if error.is_builder() {
         return RegistryError::Config(format!("{request}: {reason}"));
     }
@@ -317,19 +318,4 @@ fn tls_advice(error: &reqwest::Error) -> Option<&'static str> {
         }
     }
     None
-}
-
-/// An error with its causes, which is where reqwest tells what happened.
-pub(crate) fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.ends_with(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
-        cause = inner.source();
-    }
-    text
 }

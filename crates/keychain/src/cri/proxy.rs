@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use prost::Message as _;
+use soci_errors::chain;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
@@ -96,7 +97,7 @@ impl ImageServiceProxy {
         if failed && let Some(change) = change {
             self.keychain.undo(change);
         }
-        answer.map_err(|error| unavailable(&causes(&error)))
+        answer.map_err(|error| unavailable(&chain(&error)))
     }
 
     /// Takes the credentials from a request, or forgets them; the request stays as it is.
@@ -145,16 +146,6 @@ fn message(body: &Bytes) -> Option<BytesMut> {
     let length = u32::from_be_bytes(*length.first_chunk()?);
     let message = body.get(PREFIX..)?.get(..usize::try_from(length).ok()?)?;
     (*flag == 0).then(|| BytesMut::from(message))
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 impl NamedService for ImageServiceProxy {

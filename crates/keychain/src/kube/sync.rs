@@ -92,9 +92,8 @@ pub(super) async fn follow(settings: KubeSettings, known: Arc<Known>) {
             settings.period.unwrap_or(CONFIGURATION_PERIOD)
         } else {
             // The causes say what the first sentence does not: a name, a certificate.
-            let causes = causes(&failure);
             tracing::warn!(
-                error = causes,
+                error = soci_errors::chain(&failure),
                 "cannot follow the image pull secrets of the cluster"
             );
             SHORTEST_PAUSE
@@ -128,18 +127,4 @@ async fn follow_once(
         .await?
     {}
     Ok(())
-}
-
-fn causes(error: &KeychainError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
