@@ -123,7 +123,7 @@ async fn a_mount_whose_requests_cannot_be_read_ends_and_the_next_start_mounts_it
     node.daemon.start_again_with(options).unwrap();
 
     let answered = waiting.await.unwrap();
-    let named = |line: &str| line.contains("the mount is given up");
+    let named = |line: &str| line.contains("giving up the mount");
     let line = node.daemon.log().wait_for(0, PATIENCE, named).unwrap();
     let line: serde_json::Value = serde_json::from_str(&line).unwrap();
     let lost = |root: &PathBuf| line["mountpoint"] == root.to_str().unwrap();

@@ -12,8 +12,8 @@ use zerocopy::IntoBytes;
 
 use crate::abi::{self, OutHeader};
 use crate::init::Negotiated;
-use crate::interrupt::Waiting;
-use crate::journal::Journal;
+use crate::interrupt::{InterruptedCount, Waiting};
+use crate::journal::{Journal, Slot};
 use crate::reply::ReplySink;
 use crate::request::Request;
 
@@ -86,35 +86,46 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    pub(crate) fn new(connection: Connection, journal: Arc<Journal>) -> Self {
+    pub(crate) fn new(
+        connection: Connection,
+        journal: Arc<Journal>,
+        interrupted: InterruptedCount,
+    ) -> Self {
         Self {
             facts: connection.facts,
             device: RwLock::new(Some(connection.device)),
-            waiting: Waiting::default(),
+            waiting: Waiting::new(interrupted),
             journal,
         }
     }
 
-    /// Reads one request. EAGAIN: there is none. ENODEV: unmounted, or the connection was aborted.
-    pub(crate) fn read(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
+    /// Reads one request into a worker's slot and returns its length. EAGAIN: there is none. ENODEV:
+    /// unmounted, aborted, or closed by [`Channel::close`].
+    pub(crate) fn read(&self, slot: &mut Slot) -> Result<usize, Errno> {
         match self.device.read().as_ref() {
             Some(_) if soci_faults::fails("fuse-read") => Err(Errno::IO),
-            Some(device) => rustix::io::read(device, buffer),
+            Some(device) => slot.read(self.facts.key, device.as_fd()),
             None => Err(Errno::NODEV),
         }
     }
 
-    /// Does something with the descriptor, if it was not taken away.
+    /// Ends the slot's record of a request that was handled. False if the channel is closed: the answer may
+    /// have gone nowhere, and the slot is the next server's.
+    pub(crate) fn done(&self, slot: &mut Slot) -> bool {
+        self.with_device(|_| slot.done()).is_some()
+    }
+
+    /// Calls `action` with the descriptor unless the channel is closed, and keeps it open meanwhile.
     pub(crate) fn with_device<T>(&self, action: impl FnOnce(&OwnedFd) -> T) -> Option<T> {
         self.device.read().as_ref().map(action)
     }
 
-    /// Whether answers still get to the kernel.
+    /// Whether answers still reach the kernel.
     pub(crate) fn is_open(&self) -> bool {
         self.device.read().is_some()
     }
 
-    /// Takes the descriptor away.
+    /// Takes the descriptor away. No slot is read into or cleared for this connection afterwards.
     pub(crate) fn close(&self) -> Option<OwnedFd> {
         self.device.write().take()
     }
@@ -127,7 +138,7 @@ impl Channel {
         &self.journal
     }
 
-    /// Has the kernel send again what it sent to somebody who never answered. False if it cannot.
+    /// Asks the kernel to send again what no server has answered. False if it cannot.
     pub(crate) fn resend(&self) -> bool {
         let notification = OutHeader {
             len: u32::try_from(size_of::<OutHeader>()).unwrap_or(u32::MAX),
@@ -139,13 +150,13 @@ impl Channel {
             return true;
         };
         match rustix::io::write(device, notification.as_bytes()) {
-            // ENODEV: unmounted, nobody waits.
+            // ENODEV: unmounted, no caller waits.
             Ok(_) | Err(Errno::NODEV) => true,
             Err(error) => {
                 tracing::warn!(
                     mountpoint = %self.facts.mountpoint.display(),
                     error = %error,
-                    "the kernel does not send FUSE requests again; the journal is used instead"
+                    "the kernel cannot resend FUSE requests; using the journal"
                 );
                 false
             }
@@ -162,14 +173,14 @@ impl ReplySink for Channel {
         loop {
             match rustix::io::writev(device.as_fd(), message) {
                 Err(Errno::INTR) => {}
-                // ENOENT: the caller gave up. ENODEV: unmounted. Both mean that nobody waits.
+                // ENOENT: the caller gave up. ENODEV: unmounted. No caller waits in either case.
                 Ok(_) | Err(Errno::NOENT | Errno::NODEV) => return,
                 Err(error) => {
                     tracing::error!(
                         mountpoint = %self.facts.mountpoint.display(),
                         unique,
                         error = %error,
-                        "the kernel refused an answer"
+                        "write to /dev/fuse failed"
                     );
                     return;
                 }

@@ -9,16 +9,35 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
+
+/// Number of interrupted requests of all connections of a pool: while it is 0, no worker has to look at
+/// any of them.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct InterruptedCount(Arc<AtomicUsize>);
+
+impl InterruptedCount {
+    pub(crate) fn is_zero(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+
+    fn add(&self, requests: usize) {
+        self.0.fetch_add(requests, Ordering::Relaxed);
+    }
+
+    fn subtract(&self, requests: usize) {
+        self.0.fetch_sub(requests, Ordering::Relaxed);
+    }
+}
 
 /// The requests of one connection that wait.
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
     requests: Mutex<HashMap<u64, Waiter>>,
-    /// Whether any of them was interrupted.
-    interrupted: AtomicBool,
+    interrupted: InterruptedCount,
 }
 
 #[derive(Debug)]
@@ -39,17 +58,27 @@ pub(crate) enum Verdict {
 }
 
 impl Waiting {
+    pub(crate) fn new(interrupted: InterruptedCount) -> Self {
+        Self {
+            requests: Mutex::default(),
+            interrupted,
+        }
+    }
+
     pub(crate) fn add(&self, unique: u64, pid: u32) {
         let waiter = Waiter {
             pid,
             interrupted: false,
         };
-        self.requests.lock().insert(unique, waiter);
+        let replaced = self.requests.lock().insert(unique, waiter);
+        self.no_longer_waits(replaced.as_ref());
     }
 
-    /// False if it was given up before.
+    /// Removes a request; false if it was given up before.
     pub(crate) fn remove(&self, unique: u64) -> bool {
-        self.requests.lock().remove(&unique).is_some()
+        let removed = self.requests.lock().remove(&unique);
+        self.no_longer_waits(removed.as_ref());
+        removed.is_some()
     }
 
     pub(crate) fn interrupt(&self, unique: u64) -> Verdict {
@@ -58,33 +87,41 @@ impl Waiting {
             return Verdict::NotWaiting;
         };
         if is_dying(waiter.pid) {
-            requests.remove(&unique);
+            let removed = requests.remove(&unique);
+            self.no_longer_waits(removed.as_ref());
             return Verdict::GiveUp;
         }
-        waiter.interrupted = true;
-        self.interrupted.store(true, Ordering::Relaxed);
+        if !waiter.interrupted {
+            waiter.interrupted = true;
+            self.interrupted.add(1);
+        }
         Verdict::KeepWaiting
     }
 
-    /// Whether [`Waiting::abandoned`] must be asked from time to time.
-    pub(crate) fn has_interrupted(&self) -> bool {
-        self.interrupted.load(Ordering::Relaxed)
-    }
-
-    /// The interrupted requests whose callers are dying by now. They wait no longer.
+    /// Removes and returns the interrupted requests whose callers are dying by now.
     pub(crate) fn abandoned(&self) -> Vec<u64> {
         let mut requests = self.requests.lock();
+        let dying = |_: &u64, waiter: &mut Waiter| waiter.interrupted && is_dying(waiter.pid);
         let dying: Vec<u64> = requests
-            .iter()
-            .filter(|(_, waiter)| waiter.interrupted && is_dying(waiter.pid))
-            .map(|(&unique, _)| unique)
+            .extract_if(dying)
+            .map(|(unique, _)| unique)
             .collect();
-        for unique in &dying {
-            requests.remove(unique);
-        }
-        let any = requests.values().any(|waiter| waiter.interrupted);
-        self.interrupted.store(any, Ordering::Relaxed);
+        self.interrupted.subtract(dying.len());
         dying
+    }
+
+    fn no_longer_waits(&self, waiter: Option<&Waiter>) {
+        if waiter.is_some_and(|waiter| waiter.interrupted) {
+            self.interrupted.subtract(1);
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let waiters = self.requests.get_mut().values();
+        let interrupted = waiters.filter(|waiter| waiter.interrupted).count();
+        self.interrupted.subtract(interrupted);
     }
 }
 
@@ -128,15 +165,35 @@ mod tests {
 
     #[test]
     fn a_caller_that_lives_goes_on_waiting() {
-        let waiting = Waiting::default();
+        let count = InterruptedCount::default();
+        let waiting = Waiting::new(count.clone());
         assert_eq!(waiting.interrupt(7), Verdict::NotWaiting);
         waiting.add(7, std::process::id());
-        assert_eq!(waiting.interrupt(7), Verdict::KeepWaiting);
-        assert!(waiting.has_interrupted());
+        assert!(count.is_zero());
+        for _ in 0..2 {
+            assert_eq!(waiting.interrupt(7), Verdict::KeepWaiting);
+        }
+        assert!(!count.is_zero());
         assert_eq!(waiting.abandoned(), Vec::<u64>::new());
         assert!(waiting.remove(7));
         assert!(!waiting.remove(7));
         assert_eq!(waiting.abandoned(), Vec::<u64>::new());
-        assert!(!waiting.has_interrupted());
+        assert!(count.is_zero());
+    }
+
+    #[test]
+    fn no_interrupted_request_is_counted_of_a_connection_that_is_gone() {
+        let count = InterruptedCount::default();
+        let waiting = Waiting::new(count.clone());
+        for unique in 0..3 {
+            waiting.add(unique, std::process::id());
+            waiting.interrupt(unique);
+        }
+        // It comes again.
+        waiting.add(2, std::process::id());
+        waiting.remove(1);
+        assert!(!count.is_zero());
+        drop(waiting);
+        assert!(count.is_zero());
     }
 }

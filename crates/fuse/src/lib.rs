@@ -16,12 +16,13 @@ pub mod fuzz;
 mod init;
 mod interrupt;
 mod journal;
-mod left;
 mod mount;
 mod pool;
 mod reply;
 mod request;
+mod session;
 mod shared_memory;
+mod stale_mounts;
 mod worker;
 
 pub use abi::{ROOT_ID, UNIQUE_RESEND, init_flags, open_flags};
@@ -30,8 +31,7 @@ pub use connection::{Connection, ConnectionFacts, ContentIdentity};
 pub use error::FuseError;
 pub use file_system::FileSystem;
 pub use init::{Limits, Negotiated};
-pub use journal::{Death, Journal};
-pub use left::{LeftMount, left_below};
+pub use journal::{ExitKind, Journal};
 pub use mount::{
     MountOptions, as_in_mountinfo, is_mount_point, is_mounted, mount, set_readahead, unmount,
 };
@@ -39,3 +39,4 @@ pub use pool::{Pool, Served};
 pub use reply::{Reply, ReplySink};
 pub use request::{KernelOffer, Operation, ParseError, Request};
 pub use rustix::io::Errno;
+pub use stale_mounts::{StaleMount, stale_mounts_below};

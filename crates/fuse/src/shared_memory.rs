@@ -1,249 +1,311 @@
 //! Memory that outlives its process: a memfd, mapped and held in RAM.
 //!
 //! The kernel copies requests straight into it. A process that is killed inside a read into a page
-//! that is not resident makes the caller get EIO, so all pages are touched and (where the limit
+//! that is not resident makes the caller get EIO, so that all pages are touched and (where the limit
 //! allows it) locked.
+//!
+//! What makes this sound is that the memory is only ever seen through [`JournalLayout`], all atomics:
+//! whatever another thread, another process or the kernel does to it meanwhile, a load returns some
+//! value. That the values make sense is the protocol's part: only the server, which has the lock of the root
+//! folder, writes; a program that is to take over looks at the version ([`crate::Journal::check`]) and
+//! nothing else; and a server that leaves writes no more ([`crate::Pool::shutdown`]) before it gives
+//! up the lock.
 
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
-use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags, mlock, mmap, munmap};
+use rustix::io::Errno;
 
-/// How the memory is divided: numbers and small copies in front, then windows of equal size.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Division {
-    /// Bytes in front of the windows.
-    pub(crate) front: usize,
-    /// How many windows there are.
-    pub(crate) windows: usize,
-    /// Bytes of a window.
-    pub(crate) window: usize,
-}
+use crate::journal::layout::JournalLayout;
 
-impl Division {
-    const fn length(self) -> usize {
-        self.front + self.windows * self.window
-    }
-}
-
-/// A mapped memfd.
+/// Mapped memory with the journal's layout.
 #[derive(Debug)]
 pub(crate) struct SharedMemory {
-    start: NonNull<u8>,
-    division: Division,
-    file: OwnedFd,
-    /// Which windows are in somebody's hands.
-    taken: Vec<AtomicBool>,
+    start: NonNull<JournalLayout>,
+    origin: Origin,
 }
 
-/// A part of the memory that nobody else in this process uses meanwhile.
-#[derive(Debug)]
-pub(crate) struct Window {
-    memory: Arc<SharedMemory>,
-    number: usize,
-}
+/// What the memory is made of: a memfd, or for Miri, which knows neither memfds nor shared mappings, the heap.
+#[cfg(not(miri))]
+type Origin = OwnedFd;
+#[cfg(miri)]
+type Origin = std::sync::Arc<heap::Heap>;
 
-// SAFETY: the mapping belongs to this value alone and stays until it is dropped. It is reached through
-// atomics and through copies of ranges that the callers keep apart (see the methods).
+// SAFETY: the memory stays mapped until this value is dropped, and is used through `&JournalLayout` only,
+// which is `Sync`; nothing about it belongs to a thread.
 unsafe impl Send for SharedMemory {}
 // SAFETY: as above.
 unsafe impl Sync for SharedMemory {}
 
 impl SharedMemory {
-    /// New memory of zero bytes.
-    pub(crate) fn create(name: &str, division: Division) -> io::Result<Arc<Self>> {
-        let file = memfd_create(name, MemfdFlags::CLOEXEC)?;
-        ftruncate(&file, division.length() as u64)?;
-        Self::map(file, division)
+    /// The memory in its types.
+    pub(crate) fn layout(&self) -> &JournalLayout {
+        // SAFETY: `start` is page-aligned and valid for the size of a `JournalLayout` for as long as `self`
+        // lives. The memfd is as long and cannot shrink: it is sealed, or from the version before, which
+        // never shrank it. Any bytes are a valid layout (it is `FromBytes`), and all of it lies in atomics,
+        // so that writes by others, also through other mappings, are allowed while the reference exists.
+        unsafe { self.start.as_ref() }
     }
+}
 
-    /// The memory of an earlier process, which must have divided it alike.
-    pub(crate) fn open(file: OwnedFd, division: Division) -> io::Result<Arc<Self>> {
-        let (size, length) = (fstat(&file)?.st_size, division.length());
-        if u64::try_from(size) != Ok(length as u64) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("it has {size} bytes, not {length}"),
-            ));
+/// Has the kernel copy a request from `device` into `target`; returns its length in bytes.
+pub(crate) fn read_into(device: BorrowedFd<'_>, target: &[AtomicU64]) -> Result<usize, Errno> {
+    let start = target.as_ptr().cast_mut().cast();
+    // SAFETY: `target` is writable memory of this many bytes, and atomics may be written to through a shared
+    // reference. The kernel's copy is not atomic: a thread that loads meanwhile gets some value.
+    let length = unsafe { libc::read(device.as_raw_fd(), start, size_of_val(target)) };
+    usize::try_from(length).map_err(|_| {
+        let error = io::Error::last_os_error();
+        Errno::from_io_error(&error).unwrap_or(Errno::IO)
+    })
+}
+
+#[cfg(not(miri))]
+mod memfd {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
+    use rustix::mm::{MapFlags, ProtFlags, mlock, mmap, munmap};
+
+    use super::*;
+
+    const LENGTH: usize = size_of::<JournalLayout>();
+
+    impl SharedMemory {
+        /// New memory of zero bytes, in a memfd whose length cannot change.
+        pub(crate) fn create() -> io::Result<Self> {
+            let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+            let file = memfd_create("soci-requests", flags)?;
+            ftruncate(&file, LENGTH as u64)?;
+            let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+            fcntl_add_seals(&file, seals)?;
+            Self::map(file)
         }
-        Self::map(file, division)
-    }
 
-    fn map(file: OwnedFd, division: Division) -> io::Result<Arc<Self>> {
-        let length = division.length();
-        // SAFETY: a new mapping at an address of the kernel's choice, of a file that is as long.
-        let start = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                length,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED | MapFlags::POPULATE,
-                &file,
-                0,
-            )
-        }?;
-        // SAFETY: the range is the mapping just made. Without the right to lock it, it is resident
-        // until memory is short.
-        let locked = unsafe { mlock(start, length) };
-        if let Err(error) = locked {
-            tracing::debug!(error = %error, "the memory for FUSE requests is not locked");
+        /// The memory of an earlier process.
+        pub(crate) fn open(file: OwnedFd) -> io::Result<Self> {
+            let size = fstat(&file)?.st_size;
+            if u64::try_from(size) != Ok(LENGTH as u64) {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("it has {size} bytes, not {LENGTH}"),
+                ));
+            }
+            Self::map(file)
         }
-        let start = NonNull::new(start.cast::<u8>())
-            .ok_or_else(|| io::Error::other("the kernel mapped memory at address 0"))?;
-        Ok(Arc::new(Self {
-            start,
-            division,
-            file,
-            taken: (0..division.windows)
-                .map(|_| AtomicBool::default())
-                .collect(),
-        }))
+
+        fn map(file: OwnedFd) -> io::Result<Self> {
+            // SAFETY: a new mapping at an address of the kernel's choice, of a file that is as long.
+            let start = unsafe {
+                mmap(
+                    std::ptr::null_mut(),
+                    LENGTH,
+                    ProtFlags::READ | ProtFlags::WRITE,
+                    MapFlags::SHARED | MapFlags::POPULATE,
+                    &file,
+                    0,
+                )
+            }?;
+            // SAFETY: the range is the mapping just made.
+            if let Err(error) = unsafe { mlock(start, LENGTH) } {
+                tracing::warn!(
+                    error = %error,
+                    "cannot lock the memory for FUSE requests: a server killed while memory is short may \
+                     fail a read"
+                );
+            }
+            let start = NonNull::new(start.cast())
+                .ok_or_else(|| io::Error::other("the kernel mapped memory at address 0"))?;
+            Ok(Self {
+                start,
+                origin: file,
+            })
+        }
+
+        /// Another descriptor of the memory, for another process.
+        pub(crate) fn descriptor(&self) -> io::Result<OwnedFd> {
+            self.origin.try_clone()
+        }
     }
 
-    /// The memfd, to be kept by another process.
-    pub(crate) fn file(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-
-    /// The address of `length` bytes at `offset`, aligned to `align`. `None` outside of the front.
-    fn place(&self, offset: usize, length: usize, align: usize) -> Option<NonNull<u8>> {
-        let inside = offset.checked_add(length)? <= self.division.front;
-        // SAFETY: `offset` lies inside the mapping.
-        (inside && offset.is_multiple_of(align)).then(|| unsafe { self.start.add(offset) })
-    }
-
-    /// A number in the front that several threads may use at once; `None` outside of it.
-    pub(crate) fn u32_at(&self, offset: usize) -> Option<&AtomicU32> {
-        let place = self.place(offset, 4, 4)?;
-        // SAFETY: inside the mapping, aligned (the mapping begins at a page), initialised, and
-        // alive as long as `self`. Whoever else has the memory mapped uses atomics too, or is dead.
-        Some(unsafe { AtomicU32::from_ptr(place.as_ptr().cast()) })
-    }
-
-    /// The same for 64 bits.
-    pub(crate) fn u64_at(&self, offset: usize) -> Option<&AtomicU64> {
-        let place = self.place(offset, 8, 8)?;
-        // SAFETY: as in `u32_at`.
-        Some(unsafe { AtomicU64::from_ptr(place.as_ptr().cast()) })
-    }
-
-    /// Copies bytes in. The caller keeps ranges that are written from being used by others.
-    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) {
-        if let Some(place) = self.place(offset, bytes.len(), 1) {
-            // SAFETY: the target lies in the front, to whose bytes no Rust reference ever exists but
-            // those to atomics, which the caller keeps apart.
-            unsafe {
-                std::ptr::copy_nonoverlapping(bytes.as_ptr(), place.as_ptr(), bytes.len());
+    impl Drop for SharedMemory {
+        fn drop(&mut self) {
+            // SAFETY: the mapping was made by `map` with this length, and nothing refers to it any more:
+            // what `layout` returns borrows `self`.
+            let unmapped = unsafe { munmap(self.start.as_ptr().cast(), LENGTH) };
+            if let Err(error) = unmapped {
+                tracing::debug!(error = %error, "munmap of the memory for FUSE requests failed");
             }
         }
     }
-
-    /// Copies bytes out; empty if the range is not inside.
-    pub(crate) fn read(&self, offset: usize, length: usize) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(length);
-        if let Some(place) = self.place(offset, length, 1) {
-            // SAFETY: the source lies in the front, the target has room for `length` bytes and is
-            // initialised up to there by the copy.
-            unsafe {
-                std::ptr::copy_nonoverlapping(place.as_ptr(), bytes.as_mut_ptr(), length);
-                bytes.set_len(length);
-            }
-        }
-        bytes
-    }
-
-    /// Takes a window; `None` if there is no such window or somebody has it.
-    pub(crate) fn window(self: &Arc<Self>, number: usize) -> Option<Window> {
-        let taken = self.taken.get(number)?;
-        let free = !taken.swap(true, Ordering::Acquire);
-        free.then(|| Window {
-            memory: self.clone(),
-            number,
-        })
-    }
 }
 
-impl Window {
-    /// Its bytes.
-    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
-        let Division { front, window, .. } = self.memory.division;
-        // SAFETY: `number` is that of a window, so the range lies inside the mapping, which is
-        // initialised and lives as long as `memory`. No other window overlaps it, no second `Window`
-        // of this number exists, and the other methods keep to the front.
-        unsafe {
-            let start = self.memory.start.add(front + self.number * window);
-            std::slice::from_raw_parts_mut(start.as_ptr(), window)
+#[cfg(miri)]
+mod heap {
+    use std::alloc::{Layout, alloc_zeroed, dealloc};
+    use std::sync::Arc;
+
+    use super::*;
+
+    /// Zeroed memory, freed with its last user.
+    #[derive(Debug)]
+    pub(super) struct Heap(NonNull<JournalLayout>);
+
+    impl SharedMemory {
+        pub(crate) fn create() -> io::Result<Self> {
+            // SAFETY: the layout is not empty.
+            let start = unsafe { alloc_zeroed(Layout::new::<JournalLayout>()) };
+            let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+            Ok(Self {
+                start,
+                origin: Arc::new(Heap(start)),
+            })
+        }
+
+        pub(crate) fn open(_: OwnedFd) -> io::Result<Self> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        pub(crate) fn descriptor(&self) -> io::Result<OwnedFd> {
+            Err(io::ErrorKind::Unsupported.into())
         }
     }
-}
 
-impl Drop for Window {
-    fn drop(&mut self) {
-        if let Some(taken) = self.memory.taken.get(self.number) {
-            taken.store(false, Ordering::Release);
-        }
-    }
-}
-
-impl Drop for SharedMemory {
-    fn drop(&mut self) {
-        // SAFETY: the mapping was made by `map` with this length, and nothing refers to it any more:
-        // what the methods return borrows `self`.
-        let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.division.length()) };
-        if let Err(error) = unmapped {
-            tracing::debug!(error = %error, "munmap of the memory for FUSE requests failed");
+    impl Drop for Heap {
+        fn drop(&mut self) {
+            // SAFETY: allocated by `create` with this layout; no `SharedMemory` refers to it any more.
+            unsafe { dealloc(self.0.as_ptr().cast(), Layout::new::<JournalLayout>()) }
         }
     }
 }
 
 #[cfg(test)]
+impl SharedMemory {
+    /// The same memory as another process would map it.
+    pub(crate) fn second_mapping(&self) -> Self {
+        #[cfg(not(miri))]
+        return Self::open(self.descriptor().unwrap()).unwrap();
+        #[cfg(miri)]
+        return Self {
+            start: self.start,
+            origin: self.origin.clone(),
+        };
+    }
+
+    /// A copy of what is in it now. No other thread may use it meanwhile.
+    pub(crate) fn copy(&self) -> Self {
+        let copy = Self::create().unwrap();
+        // SAFETY: both are valid for the size of a layout, and do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(self.start.as_ptr(), copy.start.as_ptr(), 1) };
+        copy
+    }
+}
+
+#[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering;
+    use std::io::Write as _;
+    use std::os::fd::AsFd as _;
 
     use super::*;
 
-    const DIVISION: Division = Division {
-        front: 4096,
-        windows: 2,
-        window: 4096,
-    };
-
     #[test]
-    fn a_second_mapping_sees_what_the_first_wrote_and_nothing_outside_is_touched() {
-        let first = SharedMemory::create("test", DIVISION).unwrap();
-        first.write(100, b"hello");
-        first.write(4094, b"too long");
-        first.u64_at(64).unwrap().store(7, Ordering::Relaxed);
-        first.window(1).unwrap().as_mut_slice().fill(9);
-        let file = first.file().try_clone_to_owned().unwrap();
+    fn a_second_mapping_sees_what_the_first_wrote() {
+        let first = SharedMemory::create().unwrap();
+        first.layout().version.set(7);
+        first.layout().entries[1023].bytes.write(b"hello");
+        first.layout().slots[15].write(&[9; 16]);
+        let second = first.second_mapping();
         drop(first);
-        let second = SharedMemory::open(file, DIVISION).unwrap();
-        assert_eq!(second.read(100, 5), b"hello");
-        assert_eq!(second.u64_at(64).unwrap().load(Ordering::Relaxed), 7);
-        assert!(second.read(4094, 3).is_empty());
-        assert!(second.u32_at(4096).is_none() && second.u64_at(4).is_none());
-        assert_eq!(second.window(1).unwrap().as_mut_slice(), [9; 4096]);
-        assert_eq!(second.window(0).unwrap().as_mut_slice(), [0; 4096]);
-        let file = second.file().try_clone_to_owned().unwrap();
-        let other = Division {
-            windows: 1,
-            ..DIVISION
-        };
-        assert!(SharedMemory::open(file, other).is_err());
+        let layout = second.layout();
+        assert_eq!((layout.magic.get(), layout.version.get()), (0, 7));
+        let mut bytes = [0; 6];
+        layout.entries[1023].bytes.read(&mut bytes);
+        assert_eq!(&bytes, b"hello\0");
+        layout.slots[15].read(&mut bytes);
+        assert_eq!(bytes, [9; 6]);
+        layout.slots[14].read(&mut bytes);
+        assert_eq!(bytes, [0; 6]);
     }
 
     #[test]
-    fn a_window_is_in_one_hand_at_a_time() {
-        let memory = SharedMemory::create("test", DIVISION).unwrap();
-        let window = memory.window(0);
-        assert!(window.is_some() && memory.window(0).is_none() && memory.window(2).is_none());
-        drop(window);
-        assert!(memory.window(0).is_some());
+    fn the_kernel_writes_a_request_into_a_slot_and_nothing_beside_it() {
+        let memory = SharedMemory::create().unwrap();
+        let slots = &memory.layout().slots;
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(&[7; 20]).unwrap();
+        assert_eq!(read_into(reader.as_fd(), slots[3].words()), Ok(20));
+        let mut bytes = [1; 24];
+        slots[3].read(&mut bytes);
+        assert_eq!((&bytes[..20], &bytes[20..]), (&[7; 20][..], &[0; 4][..]));
+        for neighbour in [2, 4] {
+            slots[neighbour].read(&mut bytes);
+            assert_eq!(bytes, [0; 24]);
+        }
+        #[cfg(not(miri))]
+        assert_eq!(
+            read_into(writer.as_fd(), slots[3].words()),
+            Err(Errno::BADF)
+        );
+    }
+
+    #[test]
+    fn threads_share_it() {
+        let memory = SharedMemory::create().unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let layout = memory.layout();
+                scope.spawn(move || {
+                    let entry = &layout.entries[thread];
+                    entry.bytes.write(&[7; 100]);
+                    entry.length.set(100);
+                    entry.state.set(1);
+                });
+            }
+            for thread in 0..4 {
+                let entry = &memory.layout().entries[thread];
+                while entry.state.get() == 0 {
+                    std::thread::yield_now();
+                }
+                let mut bytes = [0; 100];
+                entry.bytes.read(&mut bytes);
+                assert_eq!((entry.length.get(), bytes), (100, [7; 100]));
+            }
+        });
+    }
+
+    #[cfg(not(miri))]
+    mod memfds {
+        use rustix::fs::{MemfdFlags, SealFlags, fcntl_get_seals, ftruncate, memfd_create};
+
+        use super::*;
+
+        #[test]
+        fn its_length_cannot_change() {
+            let memory = SharedMemory::create().unwrap();
+            let file = memory.descriptor().unwrap();
+            assert_eq!(ftruncate(&file, 0), Err(Errno::PERM));
+            assert_eq!(ftruncate(&file, 1 << 30), Err(Errno::PERM));
+            let seals = fcntl_get_seals(&file).unwrap();
+            assert!(seals.contains(SealFlags::SEAL), "{seals:?}");
+        }
+
+        #[test]
+        fn memory_of_the_version_before_which_is_not_sealed_is_adopted() {
+            let file = memfd_create("soci-requests", MemfdFlags::CLOEXEC).unwrap();
+            ftruncate(&file, size_of::<JournalLayout>() as u64).unwrap();
+            SharedMemory::open(file).unwrap().layout().version.set(1);
+        }
+
+        #[test]
+        fn memory_of_another_length_is_refused() {
+            for length in [0, 4096, size_of::<JournalLayout>() as u64 + 1] {
+                let file = memfd_create("other", MemfdFlags::CLOEXEC).unwrap();
+                ftruncate(&file, length).unwrap();
+                let refused = SharedMemory::open(file).unwrap_err().to_string();
+                assert!(refused.contains(&length.to_string()), "{refused}");
+            }
+        }
     }
 }

@@ -20,8 +20,8 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use soci_fuse::{
-    Attr, Connection, ConnectionFacts, Death, DirBuffer, Entry, Errno, FileSystem, Journal, Limits,
-    MountOptions, Operation, Pool, Reply, Request,
+    Attr, Connection, ConnectionFacts, DirBuffer, Entry, Errno, ExitKind, FileSystem, Journal,
+    Limits, MountOptions, Operation, Pool, Reply, Request,
 };
 
 /// One file, `file`, whose reads are answered, or kept for ever by a server that is about to die.
@@ -129,10 +129,10 @@ fn begin(at: &Path, resend: bool) -> (Server, Held) {
 
 impl Held {
     /// The server dies; another one takes over.
-    fn successor(&self, dead: Server, death: Death, keeps: bool) -> Server {
+    fn successor(&self, dead: Server, exit: ExitKind, keeps: bool) -> Server {
         dead.pool.shutdown();
         drop(dead);
-        let journal = Journal::take_over(self.journal.try_clone().unwrap(), death).unwrap();
+        let journal = Journal::take_over(self.journal.try_clone().unwrap(), exit).unwrap();
         let connection = self.connection.try_clone().unwrap();
         let connection = Connection::from_parts(connection, self.facts.clone());
         let server = Server {
@@ -178,7 +178,7 @@ static ALONE: RwLock<()> = RwLock::new(());
 
 fn a_read_in_flight_survives(resend: bool) {
     let _beside_others = ALONE.read();
-    for death in [Death::Planned, Death::Killed, Death::Crashed] {
+    for death in [ExitKind::Planned, ExitKind::Killed, ExitKind::Crashed] {
         let at = Mountpoint(tempfile::tempdir().unwrap());
         let (first, held) = begin(&at.path(), resend);
         let reader = reader(&at);
@@ -205,9 +205,9 @@ fn a_fatal_read_ends(resend: bool) {
     let (first, held) = begin(&at.path(), resend);
     let reader = reader(&at);
     first.has_read();
-    let second = held.successor(first, Death::Crashed, true);
+    let second = held.successor(first, ExitKind::Crashed, true);
     second.has_read();
-    let third = held.successor(second, Death::Crashed, false);
+    let third = held.successor(second, ExitKind::Crashed, false);
     let error = reader.join().unwrap().unwrap_err();
     assert_eq!(error.raw_os_error(), Some(Errno::IO.raw_os_error()));
     // It alone: the file can be read, should somebody try again.
@@ -232,10 +232,10 @@ fn a_planned_end_blames_nobody(resend: bool) {
     let reader = reader(&at);
     for _ in 0..4 {
         server.has_read();
-        server = held.successor(server, Death::Planned, true);
+        server = held.successor(server, ExitKind::Planned, true);
     }
     server.has_read();
-    let last = held.successor(server, Death::Killed, false);
+    let last = held.successor(server, ExitKind::Killed, false);
     assert_eq!(reader.join().unwrap().unwrap(), b"yes");
     drop(last);
 }
@@ -258,7 +258,7 @@ fn a_reader_that_is_killed_meanwhile_ends() {
             .spawn()
             .unwrap();
         first.has_read();
-        let second = held.successor(first, Death::Killed, true);
+        let second = held.successor(first, ExitKind::Killed, true);
         second.has_read();
         cat.kill().unwrap();
         assert!(!cat.wait().unwrap().success());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use soci_config::Config;
-use soci_fuse::{Death, Journal};
+use soci_fuse::{ExitKind, Journal};
 use soci_holder::{ABANDONED_FILE, Abandoned, Client, HeldFd, Keeper, KeeperConfig};
 
 use crate::HOLDER_ARGUMENT;
@@ -45,7 +45,7 @@ pub(crate) fn open(
         }
     }
     let journal = match journal {
-        Some(memory) => Journal::take_over(memory, death(predecessor)),
+        Some(memory) => Journal::take_over(memory, exit_kind(predecessor)),
         None => Journal::create(),
     };
     let journal = journal.context(
@@ -94,12 +94,12 @@ fn reach(root: &Path, config: &Config) -> anyhow::Result<(Option<Arc<Keeper>>, V
     }
 }
 
-const fn death(predecessor: Predecessor) -> Death {
+const fn exit_kind(predecessor: Predecessor) -> ExitKind {
     match predecessor {
-        Predecessor::Serving => Death::Planned,
+        Predecessor::Serving => ExitKind::Planned,
         // Perhaps the machine's memory was short, or somebody killed it and its supervisor.
-        Predecessor::Killed | Predecessor::Unknown => Death::Killed,
-        Predecessor::Crashed => Death::Crashed,
+        Predecessor::Killed | Predecessor::Unknown => ExitKind::Killed,
+        Predecessor::Crashed => ExitKind::Crashed,
     }
 }
 

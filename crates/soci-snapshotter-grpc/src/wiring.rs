@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use soci_config::Config;
@@ -21,9 +20,6 @@ use tokio::runtime::Handle;
 
 use crate::settings;
 use crate::signals::Stop;
-
-/// How long threads that serve file systems may take to end.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What an earlier server left, and where ours is left.
 pub(crate) struct Left {
@@ -70,12 +66,10 @@ impl Running {
     }
 }
 
-/// Ends the threads that serve file systems.
+/// Ends the threads that serve file systems, which takes a second at most.
 async fn end(pool: soci_fuse::Pool) {
-    let joined = tokio::task::spawn_blocking(move || pool.shutdown());
-    if tokio::time::timeout(PATIENCE, joined).await.is_err() {
-        tracing::warn!("a thread that serves file systems does not end: it is left behind");
-    }
+    // A panic there is logged by the hook.
+    let _ = tokio::task::spawn_blocking(move || pool.shutdown()).await;
 }
 
 /// Builds everything below the gRPC service, and mounts the layers of an earlier run again.

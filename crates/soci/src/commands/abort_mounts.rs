@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use soci_fuse::{LeftMount, left_below};
+use soci_fuse::{StaleMount, stale_mounts_below};
 use soci_holder::Client;
 use soci_store::RootLock;
 
@@ -43,7 +43,7 @@ impl AbortMounts {
             bail!("there is no folder {}: is --root right?", root.display());
         }
         self.refuse_while_served(root)?;
-        let mounts = left_below(&root.join("snapshotter"))
+        let mounts = stale_mounts_below(&root.join("snapshotter"))
             .context("cannot see which mounts there are (/proc/self/mountinfo)")?;
         let kept = match Client::look(root)? {
             Some(holder) => {
@@ -82,7 +82,7 @@ impl AbortMounts {
     }
 }
 
-fn end(mount: &LeftMount, unmount: bool) -> anyhow::Result<()> {
+fn end(mount: &StaleMount, unmount: bool) -> anyhow::Result<()> {
     if unmount {
         return Ok(mount.detach()?);
     }

@@ -1,5 +1,5 @@
-//! Mounts of ours that an earlier process left, seen by one that serves nothing: which there are, and how
-//! to end them. The mounts themselves are never looked at: whoever does waits for their server.
+//! Our mounts that an earlier process left, for a process that serves nothing: finding and ending them.
+//! The mounts themselves are never accessed: that would wait for their server.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -17,46 +17,46 @@ use crate::{FuseError, as_in_mountinfo};
 /// Where the kernel's list of FUSE connections is mounted, if it is.
 const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 
-/// A mount of ours.
+/// A mount of this program that its server left.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LeftMount {
-    /// Where it is.
+pub struct StaleMount {
+    /// Its mount point.
     pub mountpoint: PathBuf,
     /// The number of its connection: the minor number of its device.
     connection: u32,
 }
 
-/// Our mounts below a folder, the newest first.
+/// Lists our mounts below a folder, the newest first.
 ///
 /// # Errors
 /// If /proc/self/mountinfo cannot be read.
-pub fn left_below(folder: &Path) -> io::Result<Vec<LeftMount>> {
+pub fn stale_mounts_below(folder: &Path) -> io::Result<Vec<StaleMount>> {
     Ok(ours_below(&Table::read()?, &as_in_mountinfo(folder)))
 }
 
-fn ours_below(table: &Table, folder: &Path) -> Vec<LeftMount> {
+fn ours_below(table: &Table, folder: &Path) -> Vec<StaleMount> {
     let ours = |mount: &Mount<'_>| mount.is(KIND, SOURCE) && mount.point != folder;
     let mounts = table.under(folder).rev().filter(ours);
-    let left = mounts.map(|mount| LeftMount {
+    let stale = mounts.map(|mount| StaleMount {
         mountpoint: mount.point.into_owned(),
         connection: mount.device.minor,
     });
-    left.collect()
+    stale.collect()
 }
 
-impl LeftMount {
-    /// Ends its connection, whoever has it open: every call on the mount fails from now on, those that
-    /// wait too. The mount stays.
+impl StaleMount {
+    /// Aborts its connection, also while other processes have it open: calls on the mount fail from now
+    /// on, including those that wait. The mount stays.
     ///
     /// # Errors
-    /// If the kernel's list of connections cannot be had, or written to.
+    /// If the kernel's list of connections cannot be opened or written to.
     pub fn abort(&self) -> io::Result<()> {
         let name = format!("{}/abort", self.connection);
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         let path = Path::new(CONNECTIONS).join(&name);
         let file = match openat(CWD, &path, flags, Mode::empty()) {
             Ok(file) => file,
-            // Not mounted there. (A file system that only this descriptor refers to.)
+            // Not mounted there: mount it where only this descriptor refers to it.
             Err(_) => {
                 let context = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
                 fsconfig_create(context.as_fd())?;
@@ -76,12 +76,12 @@ impl LeftMount {
         Ok(())
     }
 
-    /// Takes the mount out of the tree and ends its connection.
+    /// Unmounts it and aborts its connection.
     ///
     /// # Errors
     /// If umount2(2) fails.
     pub fn detach(&self) -> Result<(), FuseError> {
-        // FORCE aborts the connection, DETACH does not mind users.
+        // FORCE aborts the connection, DETACH works while it is in use.
         let flags = UnmountFlags::NOFOLLOW | UnmountFlags::FORCE | UnmountFlags::DETACH;
         match rustix::mount::unmount(&self.mountpoint, flags) {
             // EINVAL: not mounted any more.
