@@ -168,7 +168,7 @@ pub(crate) async fn bring_layers(
     let prefetch: Vec<Vec<u8>> = options
         .prefetch_files
         .iter()
-        .map(|path| crate::prefetch::clean(path.as_bytes()))
+        .map(|path| soci_ztoc::tar_path::clean(path.as_bytes()))
         .collect();
     let mut results = futures::stream::iter(layers.into_iter().map(|work| {
         let meter = Meter::new(work.layer.digest, Arc::clone(progress), cancel.clone());

@@ -27,7 +27,6 @@ pub use error::IndexError;
 pub use image::{Content, Entry, Image};
 pub use location::{Destination, Format, Source};
 pub use options::{ConvertOptions, DEFAULT_MIN_LAYER_SIZE, Platforms};
-pub use prefetch::clean as clean_path;
 pub use progress::{LayerOutcome, Progress, Silent, Step};
 pub use report::{LayerVerdict, LazyReport, lazy_report};
 pub use sink::{ArchiveSink, BlobWriter, DirSink, ImageSink, RegistrySink};

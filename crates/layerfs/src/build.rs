@@ -6,7 +6,8 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, DefaultHasher};
 
 use soci_fuse::encode_device;
-use soci_ztoc::tar_path::{parts, raw_parts, split};
+use soci_ztoc::path_walk::{PathWalk, TooManyLinks};
+use soci_ztoc::tar_path::{parts, split};
 use soci_ztoc::{FileMetadata, FileType};
 
 use crate::flatten::flatten;
@@ -16,8 +17,6 @@ use crate::tree::{
     Inode, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, Tree, XattrSet,
 };
 
-/// Symbolic links followed on the way to one entry, as in the kernel's path walk (MAXSYMLINKS).
-const MAX_LINKS: u32 = 40;
 /// Longest name of an extended attribute (XATTR_NAME_MAX in linux/limits.h).
 const XATTR_NAME_MAX: usize = 255;
 /// Longest path and link target (PATH_MAX in linux/limits.h, less the zero byte).
@@ -360,48 +359,28 @@ impl<'a> Builder<'a> {
     /// The directory that a path leads to, symbolic links followed within the layer. Missing
     /// directories are made, or the answer is `None`.
     fn walk(&mut self, path: &'a [u8], entry: &[u8], make: bool) -> Result<Option<u32>, TreeError> {
-        let mut links = 0;
-        // The way down from the root, for `..`; what is left to walk, next part last.
-        let mut way = vec![ROOT];
-        let mut left: Vec<&'a [u8]> = parts(path).collect();
-        left.reverse();
-        while let Some(part) = left.pop() {
-            let at = way.last().copied().unwrap_or(ROOT);
-            if part == b".." {
-                if way.len() > 1 {
-                    way.pop();
-                }
-                continue;
-            }
-            check_name(part, entry)?;
-            let Some(&node) = self.names.get(&(at, part)) else {
+        let mut walk = PathWalk::<&'a [u8], u32>::new(ROOT, parts(path));
+        while let Some(name) = walk.next_name() {
+            check_name(name, entry)?;
+            let key = (*walk.directory(), name);
+            let Some(&node) = self.names.get(&key) else {
                 if !make {
                     return Ok(None);
                 }
                 self.count_implied()?;
                 let node = self.add_node(self.implied_directory())?;
-                self.names.insert((at, part), node);
-                way.push(node);
+                self.names.insert(key, node);
+                walk.enter(node);
                 continue;
             };
             match self.kind(node) {
-                S_IFDIR => way.push(node),
+                S_IFDIR => walk.enter(node),
                 S_IFLNK => {
-                    links += 1;
-                    if links > MAX_LINKS {
-                        return Err(TreeError::TooManyLinks {
-                            name: printable(entry),
-                        });
-                    }
                     let target = self.node(node).map_or(&[][..], |node| node.target);
-                    if target.first() == Some(&b'/') {
-                        way.truncate(1);
-                    }
-                    let from = left.len();
-                    left.extend(raw_parts(target));
-                    if let Some(added) = left.get_mut(from..) {
-                        added.reverse();
-                    }
+                    walk.follow(target)
+                        .map_err(|TooManyLinks| TreeError::TooManyLinks {
+                            name: printable(entry),
+                        })?;
                 }
                 _ => {
                     return Err(TreeError::NotADirectory {
@@ -410,7 +389,7 @@ impl<'a> Builder<'a> {
                 }
             }
         }
-        Ok(way.last().copied())
+        Ok(Some(walk.into_directory()))
     }
 
     fn count_implied(&mut self) -> Result<(), TreeError> {

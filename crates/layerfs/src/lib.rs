@@ -12,6 +12,7 @@ mod flatten;
 mod layer_fs;
 mod mount;
 mod options;
+mod resolve;
 mod state_file;
 mod tar_path;
 mod timers;
@@ -24,6 +25,7 @@ pub use mount::{
     take_up_layer,
 };
 pub use options::{TreeError, TreeOptions};
+pub use resolve::ResolveError;
 pub use state_file::STATE_DIRECTORY;
 pub use timers::Timers;
 pub use tree::{DirEntry, NUMBERING_VERSION, Tree};

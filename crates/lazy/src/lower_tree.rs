@@ -4,47 +4,21 @@
 use std::io;
 use std::sync::Arc;
 
-use soci_layerfs::Tree;
+use soci_layerfs::{ResolveError, Tree};
 use soci_unpack::{DirectoryAttributes, Lower, LowerLayer};
-use soci_ztoc::tar_path::{parts, raw_parts};
-
-/// Symbolic links followed, as in the kernel's path walk (MAXSYMLINKS).
-const MAX_LINKS: u32 = 40;
 
 pub(crate) struct LowerTree(pub(crate) Arc<Tree>);
 
 impl LowerLayer for LowerTree {
     fn look(&self, path: &[u8]) -> io::Result<Lower> {
         let tree = &self.0;
-        let mut at = soci_fuse::ROOT_ID;
-        let mut links = 0;
-        // What is left to walk, next part last.
-        let mut left: Vec<&[u8]> = parts(path).collect();
-        left.reverse();
-        while let Some(part) = left.pop() {
-            let Some(next) = tree.lookup(at, part) else {
-                return Ok(Lower::Nothing);
-            };
-            if tree.is_directory(next) {
-                at = next;
-                continue;
-            }
-            let Some(target) = tree.readlink(next) else {
-                return Ok(Lower::Other);
-            };
-            links += 1;
-            if links > MAX_LINKS {
+        let at = match tree.resolve(path, true) {
+            Ok(at) if tree.is_directory(at) => at,
+            Ok(_) | Err(ResolveError::NotADirectory | ResolveError::TooManyLinks(_)) => {
                 return Ok(Lower::Other);
             }
-            if target.first() == Some(&b'/') {
-                at = soci_fuse::ROOT_ID;
-            }
-            let from = left.len();
-            left.extend(raw_parts(target));
-            if let Some(added) = left.get_mut(from..) {
-                added.reverse();
-            }
-        }
+            Err(ResolveError::NotFound) => return Ok(Lower::Nothing),
+        };
         let Some(attributes) = tree.attr(at) else {
             return Ok(Lower::Nothing);
         };

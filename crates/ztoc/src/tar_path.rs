@@ -20,6 +20,13 @@ pub fn parts(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     clean.into_iter()
 }
 
+/// A path in its clean form: the components of [`parts`], joined by single slashes, without one at
+/// either end.
+#[must_use]
+pub fn clean(path: &[u8]) -> Vec<u8> {
+    parts(path).collect::<Vec<_>>().join(&b'/')
+}
+
 /// A tar name's parent path and last part; `None` for the root. The parent path may need cleaning.
 #[must_use]
 pub fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -50,6 +57,19 @@ pub fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_are_compared_in_their_clean_form() {
+        for path in [
+            "/usr/bin/env",
+            "./usr/bin/env",
+            "usr//bin/./env",
+            "/x/../usr/bin/env/",
+        ] {
+            assert_eq!(clean(path.as_bytes()), b"usr/bin/env", "{path}");
+        }
+        assert_eq!(clean(b"/"), b"");
+    }
 
     #[test]
     fn names_are_split_after_cleaning() {

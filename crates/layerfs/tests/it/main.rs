@@ -8,6 +8,7 @@
 
 mod kinds;
 mod requests;
+mod resolve;
 #[path = "../support/mod.rs"]
 mod support;
 mod tree;

@@ -1,17 +1,17 @@
 //! The files of an image as a container sees them: layers over each other, whiteouts applied.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, bail};
 use soci_fuse::Attr;
 use soci_layer::OverlayXattr;
 use soci_layerfs::Tree;
+use soci_ztoc::path_walk::PathWalk;
+use soci_ztoc::tar_path::raw_parts;
 
 use super::RemoteLayer;
 use super::node::{At, Node};
 
-/// Symbolic links followed on the way to one file, as many as the kernel follows.
-const MAX_LINKS: usize = 40;
 const KIND: u32 = 0o170_000;
 const DIRECTORY: u32 = 0o040_000;
 const SYMLINK: u32 = 0o120_000;
@@ -116,54 +116,28 @@ impl<'a> View<'a> {
     /// path's end if `follow`.
     pub(crate) fn find(&self, path: &[u8], follow: bool) -> anyhow::Result<Node> {
         let shown = || String::from_utf8_lossy(path).into_owned();
-        let mut left: VecDeque<Vec<u8>> = parts(path);
-        // The directories on the way, for `..`.
-        let mut way: Vec<Vec<At>> = Vec::new();
-        let mut here = self.root();
-        let mut links = 0_usize;
-        while let Some(name) = left.pop_front() {
-            if name == b".." {
-                here = way.pop().unwrap_or_else(|| self.root());
-                continue;
-            }
+        let mut walk = PathWalk::<&[u8], Vec<At>>::new(self.root(), raw_parts(path));
+        while let Some(name) = walk.next_name() {
             let child = self
-                .child(&here, &name)
+                .child(walk.directory(), name)
                 .with_context(|| format!("{}: no such file in the image", shown()))?;
             let at = match child {
                 Node::Directory(next) => {
-                    way.push(std::mem::replace(&mut here, next));
+                    walk.enter(next);
                     continue;
                 }
                 Node::File(at) => at,
             };
-            let target = self.link_target(at).filter(|_| follow || !left.is_empty());
-            let Some(target) = target else {
-                if left.is_empty() {
-                    return Ok(Node::File(at));
+            match self.link_target(at) {
+                Some(target) if follow || !walk.is_at_end() => {
+                    walk.follow(target).with_context(shown)?
                 }
-                bail!("{}: a part of the path is no directory", shown());
-            };
-            links = links.saturating_add(1);
-            if links > MAX_LINKS {
-                bail!("{}: too many symbolic links", shown());
+                _ if walk.is_at_end() => return Ok(Node::File(at)),
+                _ => bail!("{}: a part of the path is not a directory", shown()),
             }
-            if target.starts_with(b"/") {
-                here = self.root();
-                way.clear();
-            }
-            let mut next = parts(target);
-            next.append(&mut left);
-            left = next;
         }
-        Ok(Node::Directory(here))
+        Ok(Node::Directory(walk.into_directory()))
     }
-}
-
-fn parts(path: &[u8]) -> VecDeque<Vec<u8>> {
-    path.split(|byte| *byte == b'/')
-        .filter(|part| !part.is_empty() && *part != b".")
-        .map(<[u8]>::to_vec)
-        .collect()
 }
 
 fn is_whiteout(tree: &Tree, ino: u64) -> bool {

@@ -10,15 +10,13 @@ use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, Stat, chmodat, mkdirat, openat, readlinkat, statat,
 };
 use rustix::io::Errno;
-use soci_ztoc::tar_path::{parts, raw_parts};
+use soci_ztoc::path_walk::{PathWalk, TooManyLinks};
+use soci_ztoc::tar_path::parts;
 
 use super::lower::{LowerLayer, attributes_below};
 use super::metadata::copy_attributes;
 use super::{failed, printable};
 use crate::ApplyError;
-
-/// Symbolic links followed on the way to one entry, as in the kernel's path walk (MAXSYMLINKS).
-const MAX_LINKS: u32 = 40;
 
 /// A directory that is open, by descriptor only: O_PATH.
 #[derive(Debug)]
@@ -121,46 +119,27 @@ impl<'a> Walker<'a> {
         entry: &[u8],
         make: bool,
     ) -> Result<Option<Arc<Directory>>, ApplyError> {
-        let mut links = 0;
-        // The way down from the root, for `..`; what is left to walk, next part last.
-        let mut way = vec![Arc::clone(&self.root)];
-        let mut left: Vec<Vec<u8>> = parts(path).map(<[u8]>::to_vec).collect();
-        left.reverse();
-        while let Some(part) = left.pop() {
-            let at = way.last().unwrap_or(&self.root);
-            if part == b".." {
-                if way.len() > 1 {
-                    way.pop();
-                }
-                continue;
-            }
-            match step(at, &part).map_err(failed(entry, "look at its parents"))? {
-                Step::Directory(next) => way.push(Arc::new(next)),
+        let mut walk = PathWalk::<Vec<u8>, _>::new(Arc::clone(&self.root), parts(path));
+        while let Some(name) = walk.next_name() {
+            let at = walk.directory();
+            match step(at, &name).map_err(failed(entry, "look at its parents"))? {
+                Step::Directory(next) => walk.enter(Arc::new(next)),
                 Step::Link(target) => {
-                    links += 1;
-                    if links > MAX_LINKS {
-                        return Err(ApplyError::TooManyLinks {
+                    walk.follow(&target)
+                        .map_err(|TooManyLinks| ApplyError::TooManyLinks {
                             name: printable(entry),
-                        });
-                    }
-                    if target.first() == Some(&b'/') {
-                        way.truncate(1);
-                    }
-                    let from = left.len();
-                    left.extend(raw_parts(&target).map(<[u8]>::to_vec));
-                    if let Some(added) = left.get_mut(from..) {
-                        added.reverse();
-                    }
+                        })?;
                 }
                 Step::Nothing if !make => return Ok(None),
                 Step::Nothing => {
-                    let made = self.imply(at, &part);
-                    way.push(Arc::new(made.map_err(failed(entry, "make its parents"))?));
+                    let made = self.imply(at, &name);
+                    let made = made.map_err(failed(entry, "make its parents"))?;
+                    walk.enter(Arc::new(made));
                 }
                 Step::Other => return Err(not_a_directory(entry)),
             }
         }
-        Ok(way.pop())
+        Ok(Some(walk.into_directory()))
     }
 
     /// Makes a directory that has no entry of its own: as it is in the layers below, or 0755 of root

@@ -9,15 +9,12 @@ use clap::Args;
 use soci_oci::Digest;
 use soci_registry::BlobSource as _;
 use soci_store::artifacts::ArtifactKind;
-use soci_ztoc::{FileMetadata, FileType, Ztoc};
+use soci_ztoc::{Ztoc, find_file};
 
 use crate::artifact_records::entry;
 use crate::containerd::{Content, LayerFile};
 use crate::global::Global;
 use crate::remote::SpanReader;
-
-/// Hard links to hard links are followed this far.
-const MAX_LINKS: usize = 16;
 
 /// Print a file of a layer that is in containerd, through the layer's zTOC
 #[derive(Debug, Args)]
@@ -44,7 +41,8 @@ impl GetFile {
         let store = global.artifact_store().await?;
         let blob = store.bytes(&self.digest).await?;
         let ztoc = Ztoc::parse(&blob).with_context(|| format!("zTOC {}", self.digest))?;
-        let file = find(&ztoc.toc, &self.file)?;
+        let file = find_file(&ztoc.toc, self.file.as_bytes())
+            .with_context(|| format!("cannot read file {:?}", self.file))?;
         let containerd = Arc::new(global.connect().await?);
         let layer = LayerFile::open(Content::new(&containerd), entry.original_digest).await?;
         let spans = ztoc.span_table();
@@ -63,24 +61,6 @@ impl GetFile {
         reader.read(range, |piece| out.write(piece)).await?;
         out.finish()
     }
-}
-
-/// The entry that a path names; of several the last, hard links followed.
-fn find<'a>(toc: &'a [FileMetadata], path: &str) -> anyhow::Result<&'a FileMetadata> {
-    let mut wanted = soci_index::clean_path(path.as_bytes());
-    for _ in 0..MAX_LINKS {
-        let entry = toc
-            .iter()
-            .rev()
-            .find(|entry| soci_index::clean_path(&entry.name) == wanted)
-            .with_context(|| format!("file {path:?} not found in the layer"))?;
-        match entry.file_type {
-            FileType::Reg => return Ok(entry),
-            FileType::Hardlink => wanted = soci_index::clean_path(&entry.linkname),
-            other => bail!("{path:?} is no regular file but of type {}", other.as_str()),
-        }
-    }
-    bail!("{path:?} is a hard link to hard links without end")
 }
 
 /// Where the content goes. A file appears when it is complete.
