@@ -1,55 +1,61 @@
-//! How the span fetcher behaves.
+//! Configuration of the span fetcher.
 
 use std::time::Duration;
 
-/// How the span fetcher behaves. [`Default`] is what an empty configuration file gives.
+/// Configuration of the span fetcher. [`Default`] is that of an empty configuration file.
 #[derive(Debug, Clone)]
 pub struct FetchConfig {
-    /// How many bytes of compressed and inflated data may be in memory at once. A span that is larger
-    /// alone is handled alone.
+    /// Limit of compressed and inflated data in memory, in bytes. A larger span is handled alone.
     pub memory_budget: u64,
-    /// The most requests in flight; fewer when more bring nothing. At least 2. Demand may use two more.
+    /// Largest number of requests in flight, at least 2; fewer when more do not raise the
+    /// throughput. Demand may use two more.
     pub max_inflight: usize,
-    /// The largest readahead window of a sequential reader, in compressed bytes; 0: no readahead.
+    /// Largest readahead window of a sequential reader, in compressed bytes; 0 disables readahead.
     pub max_readahead: u64,
-    /// The most compressed bytes of one ranged request.
+    /// Largest number of compressed bytes of one ranged request.
     pub max_request_bytes: u64,
-    /// How often a span whose bytes do not match is fetched again before readers get an error; at least
-    /// once whatever is set here.
+    /// How often a span that fails verification is fetched again before its readers get an error;
+    /// at least once, whatever is set here.
     pub max_span_verification_retries: u32,
-    /// A response that brings nothing for this long counts as broken.
-    pub stall_timeout: Duration,
-    /// For how long a span that failed is not tried again.
+    /// Longest time for which a read waits for a registry that delivers nothing, all retries of the
+    /// registry client included. The read then fails. Each byte that arrives restarts it.
+    pub read_timeout: Duration,
+    /// Time for which reads of a span that failed get its error, without another request.
     pub negative_backoff: Duration,
-    /// Threads that check and inflate; `None`: as many as there are processors.
+    /// Number of threads that verify and inflate; `None`: one per processor.
     pub inflate_threads: Option<usize>,
-    /// Filling layers while nobody reads.
+    /// Background filling.
     pub background: BackgroundConfig,
 }
 
-/// Filling layers while nobody reads: `[background_fetch]`.
+/// Configuration of background filling: `[background_fetch]`.
 #[derive(Debug, Clone)]
 pub struct BackgroundConfig {
-    /// Do not.
+    /// Turns background filling off.
     pub disable: bool,
-    /// How long there must have been no mount and no read that needed the network.
+    /// Time without a mount and without a read from the network after which filling starts.
     pub silence_period: Duration,
-    /// The time from one batch to the next.
+    /// Time from one batch to the next.
     pub fetch_period: Duration,
-    /// The most layers in the queue; `None`: no limit.
+    /// Largest number of layers in the queue; `None`: no limit.
     pub max_queue_size: Option<usize>,
-    /// What goes when the queue is full.
+    /// Which layer leaves a full queue.
     pub drop_policy: DropPolicy,
 }
 
-/// What goes when the background queue is full.
+/// Which layer leaves a full background queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DropPolicy {
-    /// The layer that wants in.
+    /// The layer that is added.
     #[default]
     Newest,
-    /// The layer that waits longest.
+    /// The layer that has waited longest.
     Oldest,
+}
+
+impl FetchConfig {
+    /// Default of [`FetchConfig::read_timeout`]: time to EIO while a registry delivers nothing.
+    pub const READ_TIMEOUT: Duration = Duration::from_secs(60);
 }
 
 impl Default for FetchConfig {
@@ -60,7 +66,7 @@ impl Default for FetchConfig {
             max_readahead: 32 << 20,
             max_request_bytes: 32 << 20,
             max_span_verification_retries: 1,
-            stall_timeout: Duration::from_secs(60),
+            read_timeout: Self::READ_TIMEOUT,
             negative_backoff: Duration::from_millis(500),
             inflate_threads: None,
             background: BackgroundConfig::default(),

@@ -1,19 +1,22 @@
-//! The span fetcher as the rest of the daemon sees it.
+//! The span fetcher.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use soci_registry::BlobSource;
 use soci_store::StoredLayer;
 use tokio::runtime::Handle;
 
-use crate::core::Core;
-use crate::layer::Layer;
+use crate::driver::Driver;
+use crate::served_layer::ServedLayer;
+use crate::span_key::LayerId;
+use crate::stats::Load;
 use crate::{FetchConfig, LazyLayer, Stats, background};
 
-/// The one fetcher of a daemon.
+/// The span fetcher of a daemon.
 pub struct SpanFetcher {
-    core: Arc<Core>,
+    driver: Arc<Driver>,
+    next_layer: AtomicU64,
 }
 
 impl std::fmt::Debug for SpanFetcher {
@@ -28,55 +31,67 @@ impl SpanFetcher {
     /// Starts a fetcher whose requests run on `runtime`.
     #[must_use]
     pub fn new(config: FetchConfig, runtime: Handle) -> Arc<Self> {
-        let core = Core::new(config, runtime.clone());
-        runtime.spawn(background::run(Arc::downgrade(&core)));
-        Arc::new(Self { core })
+        let driver = Driver::new(config, runtime.clone());
+        runtime.spawn(background::run(Arc::downgrade(&driver)));
+        Arc::new(Self {
+            driver,
+            next_layer: AtomicU64::new(0),
+        })
     }
 
-    /// Makes a layer readable.
+    /// Adds a layer, whose missing spans come from `source`.
     pub fn add_layer(
         &self,
         layer: Arc<StoredLayer>,
         source: Arc<dyn BlobSource>,
     ) -> Arc<LazyLayer> {
-        let number = self.core.next_layer.fetch_add(1, Ordering::Relaxed);
-        let layer = Arc::new(Layer::new(number, layer, source));
-        let stopped = {
-            let mut schedule = self.core.schedule.lock();
-            schedule.add_layer(layer.clone());
-            schedule.stopped
-        };
-        if stopped {
-            self.core.close(&layer);
+        let id = LayerId(self.next_layer.fetch_add(1, Ordering::Relaxed));
+        let layer = Arc::new(ServedLayer::new(id, layer, source));
+        let context = &self.driver.context;
+        let added = context.schedule.lock().add_layer(id, layer.clone());
+        if !added {
+            self.driver.close(&layer);
         }
-        self.core.active();
-        Arc::new(LazyLayer::new(self.core.clone(), layer))
+        context.activity.note_use();
+        Arc::new(LazyLayer::new(self.driver.clone(), layer))
     }
 
-    /// What it has done and is doing.
+    /// Returns what the fetcher has done and is doing.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.core.stats()
+        let context = &self.driver.context;
+        let load = {
+            let schedule = context.schedule.lock();
+            let (queued_spans, requests) = schedule.load();
+            Load {
+                queued_spans,
+                requests,
+                request_limit: schedule.request_limit(),
+                memory: context.budget.usage(),
+                background: self.driver.background.load(),
+            }
+        };
+        context.counters.snapshot(&load)
     }
 
-    /// Closes all layers: readers that wait get [`crate::ReadError::Closed`], requests are cancelled,
-    /// and what was fetched is made durable.
+    /// Closes all layers: waiting readers get [`crate::ReadError::Closed`], requests are cancelled,
+    /// and stored spans are made durable.
     pub async fn shutdown(&self) {
-        let layers = self.core.stop();
+        let layers = self.driver.stop();
         let synced = tokio::task::spawn_blocking(move || {
             for layer in layers {
                 if let Err(error) = layer.stored.sync() {
-                    tracing::warn!(error = %error, "fetched spans are not durable");
+                    tracing::warn!(layer = %layer.stored.digest(), error = %error, "cannot make spans durable");
                 }
             }
         });
-        // Fails only when the runtime ends, too late for doing anything about it.
+        // An error means that the runtime shuts down: too late for anything else.
         let _ = synced.await;
     }
 }
 
 impl Drop for SpanFetcher {
     fn drop(&mut self) {
-        self.core.stop();
+        self.driver.stop();
     }
 }

@@ -1,5 +1,5 @@
-//! The threads that check and inflate spans: few, because the work is pure computing, and apart
-//! from the runtime's, so that requests go on meanwhile.
+//! The threads that verify and inflate spans: few, because the work is pure computing, and separate
+//! from those of the runtime, so that requests continue.
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -10,20 +10,20 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::priority::Priority;
 
-/// A thread that has had nothing to do for this long gives its buffer back.
+/// Idle time after which a thread frees its buffer.
 const KEEP_BUFFER: Duration = Duration::from_secs(2);
-/// A larger buffer is given back at once, in bytes.
+/// Capacity in bytes above which a buffer is freed after its use.
 const LARGEST_KEPT: usize = 16 << 20;
 
-/// Work on a span; the buffer is the thread's own, for the uncompressed bytes.
+/// Work on a span. The buffer belongs to the thread and receives the uncompressed bytes.
 pub(crate) type Work = Box<dyn FnOnce(&mut Vec<u8>) + Send>;
 
-/// The threads. They stop, after what they are doing, when this is dropped.
+/// The threads. Dropping it ends them after their current work.
 pub(crate) struct InflatePool {
-    shared: Arc<Shared>,
+    queue: Arc<WorkQueue>,
 }
 
-struct Shared {
+struct WorkQueue {
     state: Mutex<State>,
     wake: Condvar,
     threads: usize,
@@ -31,7 +31,7 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    queue: BTreeMap<(Priority, u64), Work>,
+    waiting: BTreeMap<(Priority, u64), Work>,
     next: u64,
     in_background: usize,
     stop: bool,
@@ -39,29 +39,29 @@ struct State {
 
 impl InflatePool {
     pub(crate) fn new(threads: usize) -> Self {
-        let shared = Arc::new(Shared {
+        let queue = Arc::new(WorkQueue {
             state: Mutex::default(),
             wake: Condvar::new(),
             threads,
         });
         for number in 0..threads {
-            let for_thread = shared.clone();
+            let for_thread = queue.clone();
             let started = std::thread::Builder::new()
                 .name(format!("inflate-{number}"))
                 .spawn(move || run(&for_thread));
             if let Err(error) = started {
-                // Work that no thread takes is done by who brings it.
-                tracing::error!(error = %error, "cannot start a thread for inflating");
-                shared.state.lock().stop |= number == 0;
+                // Without threads, `submit` does the work itself.
+                tracing::error!(error = %error, "cannot start inflate thread");
+                queue.state.lock().stop |= number == 0;
                 break;
             }
         }
-        Self { shared }
+        Self { queue }
     }
 
-    /// Has the work done soon, the most urgent first. The queue is bounded by the memory budget.
+    /// Queues work; the most urgent is done first. The memory budget bounds the queue.
     pub(crate) fn submit(&self, priority: Priority, work: Work) {
-        let mut state = self.shared.state.lock();
+        let mut state = self.queue.state.lock();
         if state.stop {
             drop(state);
             work(&mut Vec::new());
@@ -69,41 +69,41 @@ impl InflatePool {
         }
         let key = (priority, state.next);
         state.next += 1;
-        state.queue.insert(key, work);
-        self.shared.wake.notify_one();
+        state.waiting.insert(key, work);
+        self.queue.wake.notify_one();
     }
 }
 
 impl Drop for InflatePool {
     fn drop(&mut self) {
-        let mut state = self.shared.state.lock();
+        let mut state = self.queue.state.lock();
         state.stop = true;
-        // Their guards answer who waits.
-        let left = std::mem::take(&mut state.queue);
-        self.shared.wake.notify_all();
+        // The guards of the dropped work answer its readers.
+        let left = std::mem::take(&mut state.waiting);
+        self.queue.wake.notify_all();
         drop(state);
         drop(left);
     }
 }
 
-fn run(shared: &Shared) {
+fn run(queue: &WorkQueue) {
     let mut buffer = Vec::new();
-    // One thread at least is always free for what is more urgent than the background.
-    let most_in_background = shared.threads.saturating_sub(1).max(1);
-    let mut state = shared.state.lock();
+    // At least one thread stays free of background work.
+    let most_in_background = queue.threads.saturating_sub(1).max(1);
+    let mut state = queue.state.lock();
     loop {
         if state.stop {
             return;
         }
-        let next = state.queue.first_key_value().map(|(key, _)| *key);
+        let next = state.waiting.first_key_value().map(|(key, _)| *key);
         let allowed = next.filter(|(priority, _)| {
             *priority != Priority::Background || state.in_background < most_in_background
         });
-        let Some((key, work)) = allowed.and_then(|key| Some((key, state.queue.remove(&key)?)))
+        let Some((key, work)) = allowed.and_then(|key| Some((key, state.waiting.remove(&key)?)))
         else {
             if buffer.capacity() == 0 {
-                shared.wake.wait(&mut state);
-            } else if shared.wake.wait_for(&mut state, KEEP_BUFFER).timed_out() {
+                queue.wake.wait(&mut state);
+            } else if queue.wake.wait_for(&mut state, KEEP_BUFFER).timed_out() {
                 buffer = Vec::new();
             }
             continue;
@@ -112,17 +112,17 @@ fn run(shared: &Shared) {
         state.in_background += in_background;
         drop(state);
         if std::panic::catch_unwind(AssertUnwindSafe(|| work(&mut buffer))).is_err() {
-            // The panic hook has reported it, and the work's guard has answered.
+            // The panic hook has logged it, and the work's guard has answered its readers.
             buffer = Vec::new();
         }
         if buffer.capacity() > LARGEST_KEPT {
-            // It is not in the memory budget any more.
+            // The memory budget no longer counts it.
             buffer = Vec::new();
         }
-        state = shared.state.lock();
+        state = queue.state.lock();
         state.in_background -= in_background;
         if in_background > 0 {
-            shared.wake.notify_one();
+            queue.wake.notify_one();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A layer that fetches what is read of it.
+//! A layer whose missing spans are fetched when they are read.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,16 +6,24 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use soci_store::{ReadOutcome, StoreError, StoredLayer};
+use tokio::time::Instant;
 
-use crate::core::Core;
-use crate::layer::Layer;
+use crate::driver::Driver;
+use crate::pending_read::PendingRead;
 use crate::priority::Priority;
+use crate::read_error::SpansLost;
+use crate::schedule::WantResult;
+use crate::served_layer::ServedLayer;
 use crate::{BackgroundCounts, LayerData, LayerStatus, ReadDone, ReadError};
 
-/// A layer that fetches what is read of it. Dropping it closes it.
+/// How often a read looks again for spans that leave the store while it waits: because they are
+/// damaged, or reclaimed.
+const ROUNDS: usize = 8;
+
+/// A layer whose missing spans are fetched when they are read. Dropping it closes it.
 pub struct LazyLayer {
-    core: Arc<Core>,
-    layer: Arc<Layer>,
+    driver: Arc<Driver>,
+    layer: Arc<ServedLayer>,
 }
 
 impl std::fmt::Debug for LazyLayer {
@@ -27,44 +35,44 @@ impl std::fmt::Debug for LazyLayer {
 }
 
 impl LazyLayer {
-    pub(crate) const fn new(core: Arc<Core>, layer: Arc<Layer>) -> Self {
-        Self { core, layer }
+    pub(crate) const fn new(driver: Arc<Driver>, layer: Arc<ServedLayer>) -> Self {
+        Self { driver, layer }
     }
 
-    /// Lets the background fetcher fill the layer once nobody has read for a while.
+    /// Adds the layer to the background queue: it is filled when there is no reader for a while.
     pub fn start_background(&self) {
-        self.core.active();
-        self.core.background.add(self.layer.clone());
+        self.driver.context.activity.note_use();
+        self.driver.background.add(self.layer.clone());
     }
 
     /// Fetches these spans at the priority of a recorded start-up profile.
     pub fn prefetch(&self, spans: Range<u32>) {
         let spans = spans.start..spans.end.min(self.layer.spans.len());
-        self.core.want_all(&self.layer, spans, Priority::Profile);
+        self.want_ahead(spans, Priority::Profile);
     }
 
-    /// Answers all who wait with [`ReadError::Closed`] and stops all work for the layer. What is here
-    /// can still be read with [`LayerData::try_read`].
+    /// Stops all work for the layer. Waiting readers get [`ReadError::Closed`]; stored spans can
+    /// still be read with [`LayerData::try_read`].
     pub fn close(&self) {
-        self.core.close(&self.layer);
+        self.driver.close(&self.layer);
     }
 
-    /// What is stored of it.
+    /// The layer in the store.
     #[must_use]
     pub fn stored(&self) -> &Arc<StoredLayer> {
         &self.layer.stored
     }
 
-    /// What the background fetcher did for it so far.
+    /// Number of spans that background filling handled so far.
     #[must_use]
     pub fn background(&self) -> BackgroundCounts {
-        self.layer.filling.counts()
+        self.layer.fill_progress.counts()
     }
 
-    /// How long the background fetcher took to fill it, once it has; told once.
+    /// Returns the time that background filling took, once, after its end.
     #[must_use]
     pub fn take_fill_time(&self) -> Option<Duration> {
-        self.layer.filling.take_time()
+        self.layer.fill_progress.take_time()
     }
 
     fn range(&self, offset: u64, len: u64) -> Result<Range<u64>, ReadError> {
@@ -78,6 +86,80 @@ impl LazyLayer {
     fn is_complete(&self) -> bool {
         self.layer.stored.fetched_bytes() >= self.layer.stored.size()
     }
+
+    /// Records the position of a reader, and fetches ahead of it if it is sequential.
+    fn note_read(&self, read: Range<u64>) {
+        let ahead = {
+            let mut streams = self.layer.streams.lock();
+            let most = self.driver.context.config.max_readahead;
+            streams.note(read, &self.layer.spans, most)
+        };
+        if let Some(ahead) = ahead {
+            self.want_ahead(ahead, Priority::Readahead);
+        }
+    }
+
+    /// Wants spans that no reader waits for, unless the store cannot take them.
+    fn want_ahead(&self, spans: Range<u32>, priority: Priority) {
+        if self.driver.context.activity.store_accepts() && !self.layer.is_closed() {
+            self.driver.want_all(&self.layer, spans, priority);
+        }
+    }
+
+    /// Reads a range and fetches what is missing.
+    fn fetch(&self, range: Range<u64>, done: ReadDone) {
+        let context = &self.driver.context;
+        let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        let read = Arc::new(PendingRead::new(range.start, len, done));
+        let mut needed: Vec<u32> = self.layer.spans.covering(range).collect();
+        for _ in 0..ROUNDS {
+            let stored = match self.want_for(&read, needed) {
+                Ok(stored) => stored,
+                Err(error) => return read.fail(error),
+            };
+            context.activity.note_use();
+            context.raise_memory_priority(self.layer.id);
+            needed = stored
+                .into_iter()
+                .filter(|span| !self.fill_from_store(*span, &read))
+                .collect();
+            if needed.is_empty() {
+                self.driver.pump();
+                return read.arrived();
+            }
+        }
+        let blob = self.layer.source.describe();
+        read.fail(ReadError::store(SpansLost { blob }));
+    }
+
+    /// Has a read wait for those spans that are missing; returns those that are stored.
+    fn want_for(&self, read: &Arc<PendingRead>, spans: Vec<u32>) -> Result<Vec<u32>, ReadError> {
+        let context = &self.driver.context;
+        let now = Instant::now();
+        let mut schedule = context.schedule.lock();
+        let (mut stored, mut failed) = (Vec::new(), None);
+        for span in spans {
+            let key = self.layer.key(span);
+            if context.unsaved.fill(key, read) {
+                continue;
+            }
+            let is_stored = self.layer.is_stored(span);
+            match schedule.want(key, Priority::Demand, Some(read.clone()), is_stored, now) {
+                WantResult::Stored => stored.push(span),
+                WantResult::Pending => read.expect(),
+                WantResult::Failed(error) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(stored), Err)
+    }
+
+    fn fill_from_store(&self, span: u32, read: &PendingRead) -> bool {
+        let Some(range) = self.layer.uncompressed(span) else {
+            return false;
+        };
+        let filled = read.fill_with(range, |at, part| self.layer.stored.read_at(at, part));
+        matches!(filled, Some(Ok(ReadOutcome::Filled)))
+    }
 }
 
 impl LayerData for LazyLayer {
@@ -86,20 +168,18 @@ impl LayerData for LazyLayer {
         let filled = match self.layer.stored.read_at(offset, buf) {
             Ok(ReadOutcome::Filled) => true,
             Ok(ReadOutcome::Missing(_)) => false,
-            Err(error @ StoreError::OutOfRange { .. }) => {
-                return Err(ReadError::Store(error.to_string()));
-            }
+            Err(error @ StoreError::OutOfRange { .. }) => return Err(ReadError::store(error)),
             Err(error) => {
-                // Fetching may still help.
-                if let Some(held_back) = self.core.log_limit.pass() {
-                    tracing::warn!(layer = %self.layer.stored.digest(), error = %error, held_back, "the layer store cannot be read");
+                // A fetch may still succeed.
+                if let Some(held_back) = self.driver.context.log_limit.pass() {
+                    tracing::warn!(layer = %self.layer.stored.digest(), error = %error, held_back, "cannot read layer store");
                 }
                 false
             }
         };
         // A read that is not filled comes again through `read`.
         if filled && !range.is_empty() && !self.is_complete() {
-            self.core.note_read(&self.layer, range);
+            self.note_read(range);
         }
         Ok(filled)
     }
@@ -110,9 +190,9 @@ impl LayerData for LazyLayer {
             Ok(range) => range,
             Err(error) => return done(Err(error)),
         };
-        self.core.read(&self.layer, range.clone(), done);
+        self.fetch(range.clone(), done);
         if !self.is_complete() {
-            self.core.note_read(&self.layer, range);
+            self.note_read(range);
         }
     }
 

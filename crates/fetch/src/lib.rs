@@ -1,34 +1,45 @@
-//! Gets the spans of lazy layers from registries into the layer store: one scheduler for the whole
+//! Fetches the spans of lazy layers from registries into the layer store: one scheduler for the whole
 //! daemon with single flight, priorities, coalesced requests, readahead and background filling.
 //!
-//! [`LayerData`] is the edge to the file system.
+//! [`LayerData`] is the interface to the file system. [`schedule`] decides, [`driver`] acts.
 
 #![forbid(unsafe_code)]
 
+mod activity;
 mod background;
+mod background_queue;
 mod budget;
+#[cfg(test)]
+mod concurrency;
 mod config;
-mod core;
+mod context;
+mod delivery;
+mod driver;
 mod fetcher;
-mod filling;
+mod fill_progress;
 mod inflate_pool;
-mod layer;
+mod inflight_limit;
 mod layer_data;
 mod lazy_layer;
-mod limit;
 mod pending_read;
 mod priority;
+mod read_error;
 mod readahead;
 mod request;
 mod schedule;
+mod served_layer;
+mod span_key;
 mod span_work;
 mod stats;
+mod sync;
+#[cfg(feature = "test-doubles")]
 pub mod testing;
 mod unsaved;
 
 pub use config::{BackgroundConfig, DropPolicy, FetchConfig};
 pub use fetcher::SpanFetcher;
-pub use filling::BackgroundCounts;
-pub use layer_data::{LayerData, LayerStatus, ReadDone, ReadError};
+pub use fill_progress::BackgroundCounts;
+pub use layer_data::{LayerData, LayerStatus, ReadDone};
 pub use lazy_layer::LazyLayer;
+pub use read_error::{Cause, ReadError};
 pub use stats::{PriorityStats, Stats};

@@ -1,16 +1,18 @@
-//! A read that waits for spans: it is answered once, whatever happens.
+//! Reads that wait for spans. Each is answered exactly once.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::{ReadDone, ReadError};
 
-/// A read of a range of the uncompressed tar. Each part that it waits for is announced with
-/// [`PendingRead::expect`] and ended with [`PendingRead::arrived`]; it starts with one part, so that
-/// it cannot be over before all are announced. Dropped unanswered, it answers with an error.
+/// A read of a range of the uncompressed tar.
+///
+/// Each part that it waits for is announced with [`PendingRead::expect`] and ended with
+/// [`PendingRead::arrived`]. It starts with one part, so that it cannot end before all parts are
+/// announced. Dropped without an answer, it answers with [`ReadError::Abandoned`].
 pub(crate) struct PendingRead {
     offset: u64,
     buffer: Mutex<Vec<u8>>,
@@ -33,7 +35,7 @@ impl PendingRead {
         self.parts.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Copies what is wanted of `bytes`, which lie at `at` in the uncompressed tar.
+    /// Copies the overlap with `bytes`, which start at offset `at` of the uncompressed tar.
     pub(crate) fn fill(&self, at: u64, bytes: &[u8]) {
         let mut buffer = self.buffer.lock();
         let end = self.offset.saturating_add(buffer.len() as u64);
@@ -48,7 +50,7 @@ impl PendingRead {
         }
     }
 
-    /// Lets `read` fill a part of the buffer; what it returns is returned.
+    /// Calls `read` with the offset and the buffer of the overlap with `range`.
     pub(crate) fn fill_with<T>(
         &self,
         range: Range<u64>,
@@ -69,7 +71,7 @@ impl PendingRead {
         }
     }
 
-    /// Answers with an error, unless it was answered.
+    /// Answers with an error, unless it has been answered.
     pub(crate) fn fail(&self, error: ReadError) {
         self.answer(Err(error));
     }
@@ -89,8 +91,8 @@ impl Drop for PendingRead {
 }
 
 fn within(range: &Range<u64>, start: u64) -> Range<usize> {
-    let place = |at: u64| usize::try_from(at.saturating_sub(start)).unwrap_or(usize::MAX);
-    place(range.start)..place(range.end)
+    let index = |at: u64| usize::try_from(at.saturating_sub(start)).unwrap_or(usize::MAX);
+    index(range.start)..index(range.end)
 }
 
 #[cfg(test)]
@@ -99,7 +101,7 @@ mod tests {
 
     use super::*;
 
-    type Answers = Arc<Mutex<Vec<Result<Bytes, ReadError>>>>;
+    type Answers = Arc<parking_lot::Mutex<Vec<Result<Bytes, ReadError>>>>;
 
     fn read(offset: u64, len: usize) -> (PendingRead, Answers) {
         let answers = Answers::default();
@@ -110,25 +112,40 @@ mod tests {
 
     #[test]
     fn it_is_answered_when_its_last_part_is_here() {
-        let (read, answers) = read(10, 5);
-        read.expect();
-        read.expect();
-        read.arrived();
-        read.fill(0, b"0123456789ab");
-        read.arrived();
-        assert!(answers.lock().is_empty());
-        read.fill(12, b"cdefgh");
-        read.arrived();
-        read.fail(ReadError::Closed);
-        drop(read);
-        assert_eq!(*answers.lock(), [Ok(Bytes::from_static(b"abcde"))]);
+        // The locks are shuttle's: see [`crate::sync`].
+        let test = || {
+            let (read, answers) = read(10, 5);
+            read.expect();
+            read.expect();
+            read.arrived();
+            read.fill(0, b"0123456789ab");
+            read.arrived();
+            assert!(answers.lock().is_empty());
+            read.fill(12, b"cdefgh");
+            read.arrived();
+            read.fail(ReadError::Closed);
+            drop(read);
+            let answers = answers.lock();
+            assert!(
+                matches!(&answers[..], [Ok(bytes)] if bytes == "abcde"),
+                "{answers:?}"
+            );
+        };
+        shuttle::check_random(test, 1);
     }
 
     #[test]
     fn it_is_answered_even_when_it_is_forgotten() {
-        let (read, answers) = read(0, 1);
-        read.expect();
-        drop(read);
-        assert_eq!(*answers.lock(), [Err(ReadError::Abandoned)]);
+        let test = || {
+            let (read, answers) = read(0, 1);
+            read.expect();
+            drop(read);
+            let answers = answers.lock();
+            assert!(
+                matches!(answers[..], [Err(ReadError::Abandoned)]),
+                "{answers:?}"
+            );
+        };
+        shuttle::check_random(test, 1);
     }
 }

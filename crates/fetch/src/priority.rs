@@ -1,20 +1,20 @@
-//! Who waits for a span decides when it is fetched.
+//! Priorities of spans, and a value for each of them.
 
-/// Why a span is fetched; the more urgent is the smaller.
+/// Why a span is fetched. The most urgent priority is the smallest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Priority {
-    /// A reader waits.
+    /// A reader waits for it.
     Demand,
-    /// A sequential reader will be there soon.
+    /// It lies ahead of a sequential reader.
     Readahead,
-    /// A recorded start-up profile says that it will be read.
+    /// It is part of a recorded start-up profile.
     Profile,
-    /// Nobody has asked; the layer is being filled.
+    /// The layer is being filled in the background.
     Background,
 }
 
 impl Priority {
-    /// All, the most urgent first.
+    /// All priorities, the most urgent first.
     pub(crate) const ALL: [Self; 4] = [
         Self::Demand,
         Self::Readahead,

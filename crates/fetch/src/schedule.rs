@@ -1,259 +1,273 @@
-//! Which spans are wanted, by whom, how urgently, and which request is next. Pure bookkeeping: it is
-//! behind one lock, never waits, and calls nobody.
+//! Which spans are wanted, how urgently, by which readers, and which request is next.
+//!
+//! The schedule is pure bookkeeping: it does no I/O, never waits, and takes the time from its caller.
+//! What has to be done is returned as [`Effect`]s, which the driver carries out.
 
+mod effect;
+#[cfg(test)]
+mod reference;
 mod requests;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
-use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
-use soci_ztoc::SpanId;
-use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use crate::ReadError;
-use crate::budget::What;
-use crate::layer::Layer;
-use crate::limit::Limit;
-use crate::pending_read::PendingRead;
+use crate::inflight_limit::InflightLimit;
 use crate::priority::{PerPriority, Priority};
+use crate::span_key::{LayerId, SpanKey};
 
-pub(crate) use requests::{Broken, Failed, Request};
+pub(crate) use effect::{Effect, FailedSpan, Outcome, Request, RequestId, WantResult};
+pub(crate) use requests::Conditions;
 
-/// A span this far behind what a less urgent request is receiving is taken out of that request, in
+/// A span this far behind the position of a less urgent request is taken out of that request, in
 /// compressed bytes.
 const TOO_FAR: u64 = 4 << 20;
 
-pub(crate) type Waiters = Vec<Arc<PendingRead>>;
+/// What the schedule knows of a layer's blob.
+pub(crate) trait SpanLayout {
+    /// The range of a span in the compressed layer.
+    fn compressed(&self, span: u32) -> Option<Range<u64>>;
 
-/// What is wanted.
-pub(crate) struct Schedule {
-    layers: HashMap<u64, LayerQueue>,
-    /// Spans in the order in which they were asked for; entries may be outdated.
-    queues: PerPriority<VecDeque<(u64, u32)>>,
-    requests: HashMap<u64, Running>,
-    next_request: u64,
-    pub(crate) limit: Limit,
-    max_request_bytes: u64,
-    pub(crate) stopped: bool,
+    /// Whether each request transfers the blob from its start.
+    fn ignores_ranges(&self) -> bool;
 }
 
-struct LayerQueue {
-    layer: Arc<Layer>,
-    wanted: BTreeMap<u32, Wanted>,
-    /// Spans that failed, until when, and why.
+/// Limits of a [`Schedule`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ScheduleConfig {
+    pub(crate) max_inflight: usize,
+    pub(crate) max_request_bytes: u64,
+    pub(crate) read_timeout: Duration,
+    pub(crate) negative_backoff: Duration,
+}
+
+/// The schedule of all layers `L` and their readers `W`.
+pub(crate) struct Schedule<L, W> {
+    config: ScheduleConfig,
+    layers: BTreeMap<LayerId, LayerQueue<L, W>>,
+    /// Spans in the order in which they were wanted; entries may be outdated.
+    queues: PerPriority<VecDeque<SpanKey>>,
+    requests: HashMap<RequestId, InFlight>,
+    next_request: u64,
+    limit: InflightLimit,
+    stopped: bool,
+}
+
+struct LayerQueue<L, W> {
+    layer: L,
+    wanted: BTreeMap<u32, Wanted<W>>,
+    /// Spans that failed, until when that is remembered, and the error.
     failed: HashMap<u32, (Instant, ReadError)>,
 }
 
-struct Wanted {
+struct Wanted<W> {
     priority: Priority,
     stage: Stage,
-    waiters: Waiters,
-    attempts: u32,
+    waiters: Vec<W>,
+    /// When its first reader gives up, unless bytes arrive.
+    deadline: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Queued,
-    Requested(u64),
+    Requested(RequestId),
     Arrived,
 }
 
-struct Running {
-    layer: u64,
+struct InFlight {
+    layer: LayerId,
     priority: Priority,
-    /// The spans that are still to come.
+    deadline: Instant,
+    /// The spans that have not arrived.
     left: Range<u32>,
-    abort: Option<AbortHandle>,
 }
 
-/// What became of a wish.
-pub(crate) enum Wish {
-    /// It is here now.
-    Here,
-    /// It will come.
-    Coming,
-    /// It failed a moment ago.
-    Failed(ReadError),
-}
-
-impl Schedule {
-    pub(crate) fn new(max_inflight: usize, max_request_bytes: u64) -> Self {
+impl<L: SpanLayout + Clone, W> Schedule<L, W> {
+    pub(crate) fn new(config: ScheduleConfig, now: Instant) -> Self {
         Self {
-            layers: HashMap::new(),
+            config,
+            layers: BTreeMap::new(),
             queues: PerPriority::default(),
             requests: HashMap::new(),
             next_request: 0,
-            limit: Limit::new(max_inflight, Instant::now()),
-            max_request_bytes: max_request_bytes.max(1),
+            limit: InflightLimit::new(config.max_inflight, now),
             stopped: false,
         }
     }
 
-    pub(crate) fn add_layer(&mut self, layer: Arc<Layer>) {
+    /// Adds a layer; `false` if the schedule has been stopped.
+    pub(crate) fn add_layer(&mut self, id: LayerId, layer: L) -> bool {
         let queue = LayerQueue {
-            layer: layer.clone(),
+            layer,
             wanted: BTreeMap::new(),
             failed: HashMap::new(),
         };
-        self.layers.insert(layer.number, queue);
+        if !self.stopped {
+            self.layers.insert(id, queue);
+        }
+        !self.stopped
     }
 
-    /// Asks for a span.
+    /// Wants a span. The waiter is kept if the result is [`WantResult::Pending`].
+    ///
+    /// `is_stored` must be determined under the lock of the schedule: a span is removed from the
+    /// schedule only after it is stored, so that it is always one or the other.
     pub(crate) fn want(
         &mut self,
-        layer: &Layer,
-        span: u32,
+        key: SpanKey,
         priority: Priority,
-        waiter: Option<&Arc<PendingRead>>,
-    ) -> Wish {
-        let Some(queue) = self.layers.get_mut(&layer.number) else {
-            return Wish::Failed(ReadError::Closed);
+        waiter: Option<W>,
+        is_stored: bool,
+        now: Instant,
+    ) -> WantResult {
+        let Some(queue) = self.layers.get_mut(&key.layer) else {
+            return WantResult::Failed(ReadError::Closed);
         };
-        // Under the lock: who stores a span takes it off the list, under the lock, only afterwards.
-        if layer.stored.has(SpanId(span)) && !queue.wanted.contains_key(&span) {
-            return Wish::Here;
+        if is_stored && !queue.wanted.contains_key(&key.span) {
+            return WantResult::Stored;
         }
-        if let Some((until, error)) = queue.failed.get(&span) {
-            if Instant::now() < *until {
-                return Wish::Failed(error.clone());
+        if let Some((until, error)) = queue.failed.get(&key.span) {
+            if now < *until {
+                return WantResult::Failed(error.clone());
             }
-            queue.failed.remove(&span);
+            queue.failed.remove(&key.span);
         }
-        let wanted = queue.wanted.entry(span).or_insert_with(|| {
-            self.queues
-                .get_mut(priority)
-                .push_back((layer.number, span));
+        let wanted = queue.wanted.entry(key.span).or_insert_with(|| {
+            self.queues.get_mut(priority).push_back(key);
             Wanted {
                 priority,
                 stage: Stage::Queued,
                 waiters: Vec::new(),
-                attempts: 0,
+                deadline: None,
             }
         });
         if let Some(waiter) = waiter {
-            waiter.expect();
-            wanted.waiters.push(waiter.clone());
+            wanted.waiters.push(waiter);
+            wanted
+                .deadline
+                .get_or_insert(now + self.config.read_timeout);
         }
         if priority < wanted.priority {
             wanted.priority = priority;
             match wanted.stage {
-                Stage::Queued => self
-                    .queues
-                    .get_mut(priority)
-                    .push_back((layer.number, span)),
-                Stage::Requested(request) => self.hasten(layer, request, span, priority),
+                Stage::Queued => self.queues.get_mut(priority).push_back(key),
+                Stage::Requested(request) => self.raise_priority(request, key, priority),
                 Stage::Arrived => {}
             }
         }
-        Wish::Coming
+        WantResult::Pending
     }
 
-    /// A span became urgent that a less urgent request will bring. If that takes long, the request is
-    /// cut off before it, and what was cut off is queued again.
-    fn hasten(&mut self, layer: &Layer, id: u64, span: u32, priority: Priority) {
+    /// Raises the priority of a span that a less urgent request will bring. If that would take long,
+    /// the request is cut off before the span, and what was cut off is queued again.
+    fn raise_priority(&mut self, id: RequestId, key: SpanKey, priority: Priority) {
         let Some(request) = self.requests.get_mut(&id) else {
             return;
         };
-        let start = |span| {
-            layer
-                .spans
-                .get(SpanId(span))
-                .map_or(0, |span| span.compressed.start)
+        let Some(queue) = self.layers.get_mut(&key.layer) else {
+            return;
         };
-        let distance = start(span).saturating_sub(start(request.left.start));
+        let start = |span| queue.layer.compressed(span).map_or(0, |range| range.start);
+        let distance = start(key.span).saturating_sub(start(request.left.start));
         if request.priority <= priority || distance < TOO_FAR {
-            // It will come, after what comes before it.
-            let before = request.left.start..span;
-            if let Some(queue) = self.layers.get_mut(&layer.number) {
-                for (_, wanted) in queue.wanted.range_mut(before) {
-                    if wanted.stage == Stage::Requested(id) {
-                        wanted.priority = wanted.priority.min(priority);
-                    }
+            // The spans before it in the body are as urgent.
+            let before = request.left.start..key.span;
+            for (_, wanted) in queue.wanted.range_mut(before) {
+                if wanted.stage == Stage::Requested(id) {
+                    wanted.priority = wanted.priority.min(priority);
                 }
             }
             return;
         }
-        let cut_off = span..request.left.end;
-        request.left.end = span;
-        let Some(queue) = self.layers.get_mut(&layer.number) else {
-            return;
-        };
+        let cut_off = key.span..request.left.end;
+        request.left.end = key.span;
         for (span, wanted) in queue.wanted.range_mut(cut_off) {
             if wanted.stage == Stage::Requested(id) {
                 wanted.stage = Stage::Queued;
-                self.queues
-                    .get_mut(wanted.priority)
-                    .push_back((layer.number, *span));
+                self.queues.get_mut(wanted.priority).push_back(SpanKey {
+                    layer: key.layer,
+                    span: *span,
+                });
             }
         }
     }
 
-    /// How urgent a span is that somebody has asked for.
-    pub(crate) fn priority(&self, (layer, span): What) -> Option<Priority> {
-        let wanted = self.layers.get(&layer)?.wanted.get(&span)?;
+    /// The priority of a wanted span.
+    pub(crate) fn priority(&self, key: SpanKey) -> Option<Priority> {
+        let wanted = self.layers.get(&key.layer)?.wanted.get(&key.span)?;
         Some(wanted.priority)
     }
 
-    /// Takes who waits for a span that has arrived.
-    pub(crate) fn take_waiters(&mut self, layer: u64, span: u32) -> Waiters {
+    /// Removes and returns the readers waiting for an arrived span.
+    pub(crate) fn take_waiters(&mut self, key: SpanKey) -> Vec<W> {
         self.layers
-            .get_mut(&layer)
-            .and_then(|queue| queue.wanted.get_mut(&span))
+            .get_mut(&key.layer)
+            .and_then(|queue| queue.wanted.get_mut(&key.span))
             .map(|wanted| std::mem::take(&mut wanted.waiters))
             .unwrap_or_default()
     }
 
-    /// Takes a span off the list if nobody has come to wait for it meanwhile; else takes those.
-    pub(crate) fn finish(&mut self, layer: u64, span: u32) -> Option<Waiters> {
-        let waiters = self.take_waiters(layer, span);
+    /// Removes a stored span. If readers have joined since, returns them instead: the caller answers
+    /// them and calls again.
+    pub(crate) fn finish(&mut self, key: SpanKey) -> Option<Vec<W>> {
+        let waiters = self.take_waiters(key);
         if !waiters.is_empty() {
             return Some(waiters);
         }
-        if let Some(queue) = self.layers.get_mut(&layer) {
-            queue.wanted.remove(&span);
+        if let Some(queue) = self.layers.get_mut(&key.layer) {
+            queue.wanted.remove(&key.span);
         }
         None
     }
 
-    /// Takes a span off the list because it cannot be had, and remembers that until `until`.
+    /// Removes a span that arrived and cannot be used, and remembers the error for a while.
     pub(crate) fn fail(
         &mut self,
-        layer: u64,
-        span: u32,
-        error: &ReadError,
-        until: Instant,
-    ) -> Waiters {
-        let Some(queue) = self.layers.get_mut(&layer) else {
+        key: SpanKey,
+        error: ReadError,
+        now: Instant,
+    ) -> Vec<Effect<L, W>> {
+        let Some(queue) = self.layers.get_mut(&key.layer) else {
             return Vec::new();
         };
-        queue.failed.insert(span, (until, error.clone()));
-        let wanted = queue.wanted.remove(&span);
-        wanted.map(|wanted| wanted.waiters).unwrap_or_default()
+        let until = now + self.config.negative_backoff;
+        queue.failed.insert(key.span, (until, error.clone()));
+        let wanted = queue.wanted.remove(&key.span);
+        let priority = wanted.as_ref().map(|wanted| wanted.priority);
+        vec![Effect::Fail(FailedSpan {
+            layer: queue.layer.clone(),
+            priority: priority.unwrap_or(Priority::Background),
+            reported: true,
+            waiters: wanted.map(|wanted| wanted.waiters).unwrap_or_default(),
+            error,
+        })]
     }
 
-    /// Forgets a layer; answers who waited for it and which requests are to be stopped.
-    pub(crate) fn close(&mut self, layer: u64) -> (Waiters, Vec<AbortHandle>) {
-        let mut waiters = Vec::new();
+    /// Removes a layer: its readers are answered, its requests aborted.
+    pub(crate) fn close(&mut self, layer: LayerId) -> Vec<Effect<L, W>> {
+        let mut effects = Vec::new();
         if let Some(queue) = self.layers.remove(&layer) {
-            waiters.extend(queue.wanted.into_values().flat_map(|wanted| wanted.waiters));
+            let waiters = queue.wanted.into_values().flat_map(|wanted| wanted.waiters);
+            effects.push(Effect::AnswerClosed(waiters.collect()));
         }
-        let requests = self.requests.values();
-        let aborts = requests.filter(|request| request.layer == layer);
-        (
-            waiters,
-            aborts.filter_map(|request| request.abort.clone()).collect(),
-        )
+        let requests = self.requests.iter();
+        let aborted = requests.filter(|(_, request)| request.layer == layer);
+        effects.extend(aborted.map(|(id, _)| Effect::Abort(*id)));
+        effects
     }
 
-    pub(crate) fn layers(&self) -> Vec<Arc<Layer>> {
-        self.layers
-            .values()
-            .map(|queue| queue.layer.clone())
-            .collect()
+    /// Refuses new layers and requests from now on; returns the layers, for closing them.
+    pub(crate) fn stop(&mut self) -> Vec<L> {
+        self.stopped = true;
+        let queues = self.layers.values();
+        queues.map(|queue| queue.layer.clone()).collect()
     }
 
-    /// Spans that wait to be requested, and requests in flight.
+    /// Number of spans that wait to be requested, and of requests in flight.
     pub(crate) fn load(&self) -> (usize, usize) {
         let wanted = self.layers.values().flat_map(|queue| queue.wanted.values());
         let queued = wanted
@@ -262,8 +276,18 @@ impl Schedule {
         (queued, self.requests.len())
     }
 
-    /// Is there background work that is not done yet?
-    pub(crate) fn in_background(&self) -> bool {
+    /// The current limit on requests in flight.
+    pub(crate) const fn request_limit(&self) -> usize {
+        self.limit.get()
+    }
+
+    /// Lowers the limit on requests in flight: the registry or the link is overloaded.
+    pub(crate) fn overloaded(&mut self, now: Instant) {
+        self.limit.overloaded(now);
+    }
+
+    /// Whether background spans are still being fetched.
+    pub(crate) fn has_background(&self) -> bool {
         let mut wanted = self.layers.values().flat_map(|queue| queue.wanted.values());
         wanted.any(|wanted| wanted.priority == Priority::Background)
     }

@@ -1,53 +1,52 @@
-//! What the fetcher has done and is doing, for metrics and tests.
+//! Counters of the fetcher, for metrics and tests.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::core::Core;
 use crate::priority::{PerPriority, Priority};
 
 /// A snapshot of the fetcher's counters.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Spans that readers wait for.
+    /// Work for spans that readers wait for.
     pub demand: PriorityStats,
-    /// Spans ahead of sequential readers.
+    /// Work for spans ahead of sequential readers.
     pub readahead: PriorityStats,
-    /// Spans of a recorded start-up profile.
+    /// Work for spans of a recorded start-up profile.
     pub profile: PriorityStats,
-    /// Spans fetched while nobody reads.
+    /// Work for spans that are filled in the background.
     pub background: PriorityStats,
-    /// Spans whose bytes matched their digest.
+    /// Number of spans whose bytes matched their digest.
     pub spans_verified: u64,
-    /// Times that a span's bytes did not match.
+    /// Number of times that a span's bytes did not match.
     pub verification_failures: u64,
-    /// Spans that could not be fetched in spite of all retries.
+    /// Number of spans that could not be fetched in spite of all retries.
     pub spans_failed: u64,
-    /// Spans that were served but could not be stored.
+    /// Number of spans that were served but could not be stored.
     pub store_failures: u64,
-    /// Spans that wait to be requested.
+    /// Number of spans that wait to be requested.
     pub queued_spans: u64,
-    /// Requests in flight.
+    /// Number of requests in flight.
     pub requests_in_flight: u64,
-    /// How many requests may be in flight at present.
+    /// Current limit on requests in flight.
     pub request_limit: u64,
-    /// Bytes of the memory budget in use.
+    /// Memory in use, in bytes of the memory budget.
     pub memory_in_use: u64,
-    /// The most that were in use.
+    /// Largest memory in use so far, in bytes.
     pub memory_peak: u64,
-    /// Layers that wait for the background fetcher.
+    /// Number of layers that wait to be filled in the background.
     pub background_layers: u64,
-    /// Layers that the background queue had no room for.
+    /// Number of layers that a full background queue dropped.
     pub background_dropped: u64,
 }
 
-/// What was done at one priority.
+/// Work at one priority.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PriorityStats {
-    /// Ranged requests made.
+    /// Number of ranged requests made.
     pub requests: u64,
-    /// Compressed bytes received.
+    /// Number of compressed bytes received.
     pub bytes: u64,
-    /// Spans fetched, verified and inflated.
+    /// Number of spans fetched, verified and inflated.
     pub spans: u64,
 }
 
@@ -73,42 +72,45 @@ impl Counters {
     pub(crate) const fn of(&self, priority: Priority) -> &PriorityCounters {
         self.by_priority.get(priority)
     }
-}
 
-impl Core {
-    pub(crate) fn stats(&self) -> Stats {
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let counters = &self.counters;
+    /// Returns the counters together with the current load.
+    pub(crate) fn snapshot(&self, load: &Load) -> Stats {
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let of = |priority| {
-            let counters = counters.of(priority);
+            let counters = self.of(priority);
             PriorityStats {
-                requests: load(&counters.requests),
-                bytes: load(&counters.bytes),
-                spans: load(&counters.spans),
+                requests: value(&counters.requests),
+                bytes: value(&counters.bytes),
+                spans: value(&counters.spans),
             }
         };
-        let ((queued, in_flight), limit) = {
-            let schedule = self.schedule.lock();
-            (schedule.load(), schedule.limit.get())
-        };
-        let (memory_in_use, memory_peak) = self.budget.usage();
-        let (background_layers, background_dropped) = self.background.load();
         Stats {
             demand: of(Priority::Demand),
             readahead: of(Priority::Readahead),
             profile: of(Priority::Profile),
             background: of(Priority::Background),
-            spans_verified: load(&counters.spans_verified),
-            verification_failures: load(&counters.verification_failures),
-            spans_failed: load(&counters.spans_failed),
-            store_failures: load(&counters.store_failures),
-            queued_spans: queued as u64,
-            requests_in_flight: in_flight as u64,
-            request_limit: limit as u64,
-            memory_in_use,
-            memory_peak,
-            background_layers: background_layers as u64,
-            background_dropped,
+            spans_verified: value(&self.spans_verified),
+            verification_failures: value(&self.verification_failures),
+            spans_failed: value(&self.spans_failed),
+            store_failures: value(&self.store_failures),
+            queued_spans: load.queued_spans as u64,
+            requests_in_flight: load.requests as u64,
+            request_limit: load.request_limit as u64,
+            memory_in_use: load.memory.0,
+            memory_peak: load.memory.1,
+            background_layers: load.background.0 as u64,
+            background_dropped: load.background.1,
         }
     }
+}
+
+/// The current load of a fetcher.
+pub(crate) struct Load {
+    pub(crate) queued_spans: usize,
+    pub(crate) requests: usize,
+    pub(crate) request_limit: usize,
+    /// Bytes in use, and the most so far.
+    pub(crate) memory: (u64, u64),
+    /// Number of waiting layers, and of dropped ones.
+    pub(crate) background: (usize, u64),
 }

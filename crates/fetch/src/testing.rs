@@ -1,4 +1,4 @@
-//! [`MemoryLayer`], a [`LayerData`] in memory with scripted answers, for the tests of what reads layers.
+//! A [`LayerData`] in memory with scripted answers, for tests of its users.
 
 use std::sync::Arc;
 
@@ -9,18 +9,18 @@ use soci_oci::Digest;
 use crate::{LayerData, LayerStatus, ReadDone, ReadError};
 
 /// How a [`MemoryLayer`] answers.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub enum Answer {
-    /// Everything is here: `try_read` fills the buffer.
+    /// All spans are stored: `try_read` fills the buffer.
     #[default]
-    Here,
-    /// Nothing is here: `try_read` says so, `read` answers at once, on the caller's thread.
+    Stored,
+    /// All spans are missing: `try_read` returns `false`, `read` answers on the caller's thread.
     Fetched,
-    /// As `Fetched`, but on another thread.
+    /// As [`Answer::Fetched`], but on another thread.
     FetchedElsewhere,
-    /// `read` keeps its answer until [`MemoryLayer::release`].
+    /// `read` holds its answer until [`MemoryLayer::release`].
     Held,
-    /// Both fail with this error.
+    /// `try_read` and `read` fail with this error.
     Fail(ReadError),
 }
 
@@ -40,7 +40,7 @@ struct State {
 }
 
 impl MemoryLayer {
-    /// A layer of these uncompressed tar bytes that are all here.
+    /// Returns a layer of these uncompressed tar bytes, all of them stored.
     #[must_use]
     pub fn new(tar: impl Into<Bytes>) -> Self {
         Self {
@@ -49,7 +49,7 @@ impl MemoryLayer {
         }
     }
 
-    /// Changes how reads are answered from now on. Answers that are held stay held.
+    /// Sets how later reads are answered. Held answers stay held.
     pub fn script(&self, answer: Answer) {
         let mut state = self.state.lock();
         if let Answer::Fail(error) = &answer {
@@ -58,7 +58,7 @@ impl MemoryLayer {
         state.answer = answer;
     }
 
-    /// Answers the reads that were held, correctly; returns how many there were.
+    /// Answers the held reads; returns their number.
     pub fn release(&self) -> usize {
         let held = std::mem::take(&mut self.state.lock().held);
         let count = held.len();
@@ -68,8 +68,8 @@ impl MemoryLayer {
         count
     }
 
-    /// Drops the reads that were held without an answer of its own, as closing the layer does: each
-    /// gets [`ReadError::Closed`].
+    /// Answers the held reads with [`ReadError::Closed`], as closing the layer does; returns their
+    /// number.
     pub fn close(&self) -> usize {
         let held = std::mem::take(&mut self.state.lock().held);
         let count = held.len();
@@ -79,13 +79,13 @@ impl MemoryLayer {
         count
     }
 
-    /// How many reads are held.
+    /// Number of held reads.
     #[must_use]
     pub fn held(&self) -> usize {
         self.state.lock().held.len()
     }
 
-    /// Offset and length of every `read` so far (not of `try_read`).
+    /// Offset and length of each `read` so far (not of `try_read`).
     #[must_use]
     pub fn reads(&self) -> Vec<(u64, usize)> {
         self.state.lock().reads.clone()
@@ -111,7 +111,7 @@ impl LayerData for MemoryLayer {
         let part = self.part(offset, buf.len())?;
         let answer = self.state.lock().answer.clone();
         match answer {
-            Answer::Here => {
+            Answer::Stored => {
                 buf.copy_from_slice(&part);
                 Ok(true)
             }
@@ -127,7 +127,7 @@ impl LayerData for MemoryLayer {
             state.answer.clone()
         };
         match answer {
-            Answer::Here | Answer::Fetched => done(self.part(offset, len)),
+            Answer::Stored | Answer::Fetched => done(self.part(offset, len)),
             Answer::FetchedElsewhere => {
                 let part = self.part(offset, len);
                 std::thread::spawn(move || done(part));

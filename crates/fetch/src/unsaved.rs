@@ -1,34 +1,34 @@
-//! The last spans that the store had no room for. Without them a reader of a full disk would fetch a
-//! whole span for each of its reads.
+//! The last spans that could not be stored. Without them each read would fetch a whole span while
+//! the disk is full.
 
 use std::collections::VecDeque;
 
 use parking_lot::Mutex;
-use soci_ztoc::SpanId;
 
 use crate::budget::Permit;
-use crate::layer::Layer;
 use crate::pending_read::PendingRead;
+use crate::served_layer::ServedLayer;
+use crate::span_key::{LayerId, SpanKey};
 
-/// How many are kept.
+/// Number of spans that are kept.
 const MOST: usize = 2;
 
-/// The last spans that the store had no room for.
-pub(crate) struct Unsaved {
-    /// Larger ones are not kept, so that the memory budget stays useful.
+/// The last spans that could not be stored.
+pub(crate) struct UnsavedSpans {
+    /// Size of the largest span that is kept, in bytes: others would use up the memory budget.
     largest: u64,
-    spans: Mutex<VecDeque<Span>>,
+    spans: Mutex<VecDeque<UnsavedSpan>>,
 }
 
-struct Span {
-    layer: u64,
-    span: u32,
+struct UnsavedSpan {
+    key: SpanKey,
+    /// Offset in the uncompressed tar.
     at: u64,
     bytes: Vec<u8>,
     _permit: Permit,
 }
 
-impl Unsaved {
+impl UnsavedSpans {
     pub(crate) fn new(largest: u64) -> Self {
         Self {
             largest,
@@ -36,19 +36,19 @@ impl Unsaved {
         }
     }
 
-    pub(crate) fn keep(&self, layer: &Layer, span: u32, bytes: &[u8], permit: Permit) {
-        let Some(found) = layer.spans.get(SpanId(span)) else {
+    pub(crate) fn keep(&self, layer: &ServedLayer, span: u32, bytes: &[u8], permit: Permit) {
+        let Some(range) = layer.uncompressed(span) else {
             return;
         };
         if bytes.len() as u64 > self.largest || layer.is_closed() {
             return;
         }
+        let key = layer.key(span);
         let mut spans = self.spans.lock();
-        spans.retain(|kept| (kept.layer, kept.span) != (layer.number, span));
-        spans.push_back(Span {
-            layer: layer.number,
-            span,
-            at: found.uncompressed.start,
+        spans.retain(|kept| kept.key != key);
+        spans.push_back(UnsavedSpan {
+            key,
+            at: range.start,
             bytes: bytes.to_vec(),
             _permit: permit,
         });
@@ -57,23 +57,21 @@ impl Unsaved {
         }
     }
 
-    /// Fills what is wanted of a span, if it is here.
-    pub(crate) fn fill(&self, layer: &Layer, span: u32, read: &PendingRead) -> bool {
+    /// Fills a read from a span, if the span is kept.
+    pub(crate) fn fill(&self, key: SpanKey, read: &PendingRead) -> bool {
         let spans = self.spans.lock();
-        let found = spans
-            .iter()
-            .find(|kept| (kept.layer, kept.span) == (layer.number, span));
+        let found = spans.iter().find(|kept| kept.key == key);
         if let Some(found) = found {
             read.fill(found.at, &found.bytes);
         }
         found.is_some()
     }
 
-    pub(crate) fn remove(&self, layer: u64) {
-        self.spans.lock().retain(|kept| kept.layer != layer);
+    pub(crate) fn remove(&self, layer: LayerId) {
+        self.spans.lock().retain(|kept| kept.key.layer != layer);
     }
 
-    /// Gives the memory back to something larger.
+    /// Drops all spans, so that their memory can be used.
     pub(crate) fn clear(&self) {
         self.spans.lock().clear();
     }

@@ -47,7 +47,7 @@ fn random_reads_equal_the_tar() {
     let content = noise(3_000_001);
     let mount = Mount::of_tar(Layer::new().file("pad", b"x").file("big", &content).tar());
     let file = File::open(mount.path("big")).unwrap();
-    for answer in [Answer::Here, Answer::FetchedElsewhere] {
+    for answer in [Answer::Stored, Answer::FetchedElsewhere] {
         mount.data.script(answer);
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
         let mut at = 1_u64;
@@ -310,7 +310,9 @@ fn the_state_file_is_hidden_and_never_stale() {
     let same_length = "x".repeat(error.len());
     mount
         .data
-        .script(Answer::Fail(ReadError::Store(same_length.clone())));
+        .script(Answer::Fail(ReadError::store(std::io::Error::other(
+            same_length.clone(),
+        ))));
     std::fs::read(mount.path("f")).unwrap_err();
     assert_eq!(read()["error"], same_length.as_str());
 }
@@ -339,7 +341,7 @@ fn a_killed_reader_dies_although_its_data_never_comes() {
     assert!(!reader.wait().unwrap().success());
     // The answers that come too late harm nobody, and the next reader gets its bytes.
     mount.data.release();
-    mount.data.script(Answer::Here);
+    mount.data.script(Answer::Stored);
     assert!(std::fs::read(mount.path("f")).unwrap() == content);
 }
 
@@ -372,7 +374,7 @@ fn a_reader_that_handles_a_signal_goes_on_waiting() {
         run("kill", &["-USR1", &pid]);
         std::thread::sleep(Duration::from_millis(50));
     }
-    mount.data.script(Answer::Here);
+    mount.data.script(Answer::Stored);
     mount.data.release();
     let output = reader.wait_with_output().unwrap();
     assert!(output.status.success());
@@ -408,7 +410,7 @@ fn a_mount_in_use_is_unmounted_and_its_reader_still_served() {
     mount.layer.unmount().unwrap();
     assert!(std::fs::read_dir(mount.path("")).unwrap().next().is_none());
     assert!(mount.layer.is_served());
-    mount.data.script(Answer::Here);
+    mount.data.script(Answer::Stored);
     mount.data.release();
     let output = reader.wait_with_output().unwrap();
     assert!(output.stdout == content);

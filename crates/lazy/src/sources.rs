@@ -76,6 +76,12 @@ impl Sources {
     }
 }
 
+/// The deadline of the next of `left` repositories: a dead one leaves time for those after it.
+fn share(deadline: Deadline, left: usize) -> Deadline {
+    let left = u32::try_from(left).unwrap_or(u32::MAX);
+    Deadline::after(deadline.remaining() / left.max(1))
+}
+
 #[async_trait]
 impl BlobSource for Sources {
     fn size(&self) -> u64 {
@@ -92,10 +98,11 @@ impl BlobSource for Sources {
         let mut failure = None;
         for place in first..first.saturating_add(count) {
             let Some(source) = self.at(place) else { break };
-            // Should nobody wait long enough for this one, the next request goes to the next one.
+            // Dropped by its caller, this request leaves the next one to the next repository.
             self.next.store(place.wrapping_add(1), Ordering::Relaxed);
             let (start, located) = (Instant::now(), source.is_located());
-            match source.stream_range(range.clone(), deadline).await {
+            let limit = share(deadline, first.saturating_add(count) - place);
+            match source.stream_range(range.clone(), limit).await {
                 Ok(stream) => {
                     let layer = self.blob.digest.to_string();
                     let took = |operation| self.meters.took(operation, &layer, start.elapsed());

@@ -1,52 +1,39 @@
-//! The life of a request in the schedule: composed of spans that are neighbours, cut off when a reader
-//! cannot wait for it, and what becomes of its spans when it ends.
+//! The life of a request: composed of neighbouring spans, cut off when a reader cannot wait for it,
+//! and ended.
 
 use std::ops::Range;
-use std::sync::Arc;
-use std::time::Instant;
 
-use soci_ztoc::SpanId;
-use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
-use super::{Running, Schedule, Stage, Waiters};
-use crate::ReadError;
-use crate::layer::Layer;
+use super::effect::{Effect, FailedSpan, Outcome, Request, RequestId};
+use super::{InFlight, Schedule, SpanLayout, Stage};
 use crate::priority::Priority;
+use crate::span_key::{LayerId, SpanKey};
 
-/// One response is slower than the link, so what readers wait for is split into parts of this size.
+/// Size in bytes of the parts into which urgent ranges are split: several connections are faster
+/// than one.
 const URGENT_PART: u64 = 8 << 20;
-/// Requests that demand may have beyond the limit.
+/// Number of requests that demand may have beyond the limit.
 const DEMAND_RESERVE: usize = 2;
-/// How often a span that a reader waits for is requested.
-const ATTEMPTS: u32 = 3;
 
-/// A request to be made.
-pub(crate) struct Request {
-    pub(crate) id: u64,
-    pub(crate) layer: Arc<Layer>,
-    pub(crate) priority: Priority,
-    pub(crate) spans: Range<u32>,
+/// What the schedule has to know of the rest of the fetcher to start requests.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Conditions {
+    pub(crate) now: Instant,
+    /// When a registry last delivered bytes.
+    pub(crate) last_arrival: Instant,
+    /// Whether there has been no reader for long enough.
+    pub(crate) background_allowed: bool,
 }
 
-/// How a request broke.
-pub(crate) struct Broken<'a> {
-    /// It may succeed the next time.
-    pub(crate) transient: bool,
-    /// It has brought a span before.
-    pub(crate) progress: bool,
-    /// What to tell those who wait for a span.
-    pub(crate) error: &'a dyn Fn(u32) -> ReadError,
-}
+impl<L: SpanLayout + Clone, W> Schedule<L, W> {
+    /// Starts the requests that may be in flight now.
+    pub(crate) fn start_requests(&mut self, conditions: Conditions) -> Vec<Effect<L, W>> {
+        let next = || self.next_request(conditions).map(Effect::Start);
+        std::iter::from_fn(next).collect()
+    }
 
-/// A span that somebody waits for and that cannot be had.
-pub(crate) struct Failed {
-    pub(crate) error: ReadError,
-    pub(crate) waiters: Waiters,
-}
-
-impl Schedule {
-    /// The next request to make, if one may be made.
-    pub(crate) fn next_request(&mut self, background_allowed: bool) -> Option<Request> {
+    fn next_request(&mut self, conditions: Conditions) -> Option<Request<L>> {
         if self.stopped {
             return None;
         }
@@ -55,7 +42,7 @@ impl Schedule {
         let in_background = self.running(Priority::Background);
         let urgent = self.running(Priority::Demand) + self.running(Priority::Readahead);
         for priority in Priority::ALL {
-            let Some((number, first)) = self.front(priority) else {
+            let Some(first) = self.front(priority) else {
                 continue;
             };
             let free = match priority {
@@ -63,7 +50,7 @@ impl Schedule {
                 Priority::Readahead => running < limit,
                 Priority::Profile => running < limit - 1,
                 Priority::Background => {
-                    background_allowed
+                    conditions.background_allowed
                         && urgent == 0
                         && running < limit
                         && in_background < (limit / 2).max(1)
@@ -76,7 +63,7 @@ impl Schedule {
                 return None;
             }
             self.queues.get_mut(priority).pop_front();
-            return self.take(number, first, priority);
+            return self.compose(first, priority, conditions);
         }
         None
     }
@@ -89,15 +76,15 @@ impl Schedule {
     }
 
     /// The first span that waits with this priority.
-    fn front(&mut self, priority: Priority) -> Option<(u64, u32)> {
+    fn front(&mut self, priority: Priority) -> Option<SpanKey> {
         let queue = self.queues.get_mut(priority);
-        while let Some((number, span)) = queue.front().copied() {
+        while let Some(key) = queue.front().copied() {
             let waits = self
                 .layers
-                .get(&number)
-                .and_then(|layer| layer.wanted.get(&span));
+                .get(&key.layer)
+                .and_then(|layer| layer.wanted.get(&key.span));
             if waits.is_some_and(|w| w.stage == Stage::Queued && w.priority == priority) {
-                return Some((number, span));
+                return Some(key);
             }
             queue.pop_front();
         }
@@ -105,19 +92,25 @@ impl Schedule {
     }
 
     /// Makes a request of a span and its neighbours that wait too.
-    fn take(&mut self, number: u64, first: u32, priority: Priority) -> Option<Request> {
-        let queue = self.layers.get_mut(&number)?;
+    fn compose(
+        &mut self,
+        key: SpanKey,
+        priority: Priority,
+        conditions: Conditions,
+    ) -> Option<Request<L>> {
+        let queue = self.layers.get_mut(&key.layer)?;
         let layer = queue.layer.clone();
-        let most = if priority >= Priority::Profile || layer.source.ignores_ranges() {
-            self.max_request_bytes
+        let most = self.config.max_request_bytes.max(1);
+        let most = if priority >= Priority::Profile || layer.ignores_ranges() {
+            most
         } else {
-            self.max_request_bytes.min(URGENT_PART)
+            most.min(URGENT_PART)
         };
-        let end_of_first = layer.spans.get(SpanId(first))?.compressed.end;
-        // Those before it that are as urgent: the order in which they were asked for says little.
-        let mut first = first;
+        let end_of_first = layer.compressed(key.span)?.end;
+        // Also earlier spans of this urgency: the order in which they were wanted means little.
+        let mut first = key.span;
         while let Some(before) = first.checked_sub(1) {
-            let start = layer.spans.get(SpanId(before))?.compressed.start;
+            let start = layer.compressed(before)?.start;
             let waits = queue.wanted.get(&before);
             let joins = waits.is_some_and(|w| w.stage == Stage::Queued && w.priority <= priority);
             if !joins || end_of_first.saturating_sub(start) > most {
@@ -125,16 +118,16 @@ impl Schedule {
             }
             first = before;
         }
-        let start = layer.spans.get(SpanId(first))?.compressed.start;
-        let id = self.next_request;
+        let start = layer.compressed(first)?.start;
+        let id = RequestId(self.next_request);
         self.next_request += 1;
         let mut end = first;
         for (span, wanted) in queue.wanted.range_mut(first..) {
-            // What nobody waits for does not make others wait.
+            // Background spans do not delay the readers of others.
             let joins = *span == end
                 && wanted.stage == Stage::Queued
                 && (wanted.priority < Priority::Background || priority == Priority::Background);
-            let until = layer.spans.get(SpanId(*span))?.compressed.end;
+            let until = layer.compressed(*span)?.end;
             if !joins || (*span > first && until.saturating_sub(start) > most) {
                 break;
             }
@@ -148,35 +141,31 @@ impl Schedule {
             urgency = urgency.min(wanted.priority);
             wanted.priority = urgency;
         }
-        let running = Running {
-            layer: number,
+        let readers = queue.wanted.range(spans.clone());
+        let earliest = readers.filter_map(|(_, wanted)| wanted.deadline).min();
+        // A read that waited its turn while bytes arrived for others has not run out of time.
+        let timeout = self.config.read_timeout;
+        let deadline = earliest
+            .unwrap_or(conditions.now + timeout)
+            .max(conditions.last_arrival + timeout);
+        let in_flight = InFlight {
+            layer: key.layer,
             priority,
+            deadline,
             left: spans.clone(),
-            abort: None,
         };
-        self.requests.insert(id, running);
+        self.requests.insert(id, in_flight);
         Some(Request {
             id,
             layer,
             priority,
             spans,
+            deadline,
         })
     }
 
-    pub(crate) fn started(&mut self, request: u64, abort: AbortHandle) {
-        let Some(request) = self.requests.get_mut(&request) else {
-            return;
-        };
-        if self.layers.contains_key(&request.layer) {
-            request.abort = Some(abort);
-        } else {
-            // Closed in between.
-            abort.abort();
-        }
-    }
-
-    /// Is the request still to bring this span? If so, with which priority?
-    pub(crate) fn receiving(&mut self, request: u64, span: u32) -> Option<Priority> {
+    /// Records that a request receives a span; `None` if the request was cut off before it.
+    pub(crate) fn receiving(&mut self, request: RequestId, span: u32) -> Option<Priority> {
         let running = self.requests.get_mut(&request)?;
         if span >= running.left.end {
             return None;
@@ -186,9 +175,15 @@ impl Schedule {
         (wanted.stage == Stage::Requested(request)).then_some(wanted.priority)
     }
 
-    /// The request has brought a span; answers with its priority.
-    pub(crate) fn arrived(&mut self, request: u64, span: u32, bytes: u64) -> Option<Priority> {
-        self.limit.received(bytes, Instant::now());
+    /// Records that a request has brought a span of `bytes` bytes; returns the span's priority.
+    pub(crate) fn arrived(
+        &mut self,
+        request: RequestId,
+        span: u32,
+        bytes: u64,
+        now: Instant,
+    ) -> Option<Priority> {
+        self.limit.received(bytes, now);
         let running = self.requests.get_mut(&request)?;
         running.left.start = span.saturating_add(1);
         let wanted = self.layers.get_mut(&running.layer)?.wanted.get_mut(&span)?;
@@ -196,62 +191,70 @@ impl Schedule {
         Some(wanted.priority)
     }
 
-    /// The request is over. Spans that it has not brought are asked for again where a reader waits and
-    /// that makes sense, and given up otherwise: those that somebody waits for are returned, and
-    /// remembered as failed until `until`.
+    /// Removes a request. Spans that it has not brought fail, except where a reader joined later than
+    /// the request was made and so has time for another one.
     pub(crate) fn ended(
         &mut self,
-        request: u64,
-        broken: Option<Broken<'_>>,
-        until: Instant,
-    ) -> Vec<Failed> {
+        request: RequestId,
+        outcome: &Outcome<'_>,
+        now: Instant,
+    ) -> Vec<Effect<L, W>> {
         let Some(running) = self.requests.remove(&request) else {
             return Vec::new();
         };
+        let missing = self.missing(running.layer, request, running.left.clone());
         let Some(queue) = self.layers.get_mut(&running.layer) else {
             return Vec::new();
         };
-        let left: Vec<u32> = queue
-            .wanted
-            .range(running.left.clone())
-            .filter(|(_, wanted)| wanted.stage == Stage::Requested(request))
-            .map(|(span, _)| *span)
-            .collect();
-        let mut given_up = Vec::new();
-        for span in left {
+        let mut effects = Vec::new();
+        for span in missing {
             let Some(wanted) = queue.wanted.get_mut(&span) else {
                 continue;
             };
-            let blamed = broken
-                .as_ref()
-                .is_some_and(|broken| !broken.progress || span == running.left.start);
-            wanted.attempts += u32::from(blamed);
-            let again = broken.as_ref().is_none_or(|broken| broken.transient)
-                && wanted.attempts < ATTEMPTS
-                && (!wanted.waiters.is_empty() || !blamed);
-            if again {
-                wanted.stage = Stage::Queued;
-                self.queues
-                    .get_mut(wanted.priority)
-                    .push_back((running.layer, span));
+            let error = match outcome {
+                Outcome::Broken { transient, error }
+                    if !transient || wanted.deadline.is_none_or(|at| at <= running.deadline) =>
+                {
+                    error(span)
+                }
+                _ => {
+                    wanted.stage = Stage::Queued;
+                    let layer = running.layer;
+                    self.queues
+                        .get_mut(wanted.priority)
+                        .push_back(SpanKey { layer, span });
+                    continue;
+                }
+            };
+            let Some(wanted) = queue.wanted.remove(&span) else {
                 continue;
-            }
-            if broken.is_some() && wanted.priority == Priority::Background {
-                queue.layer.filling.failed();
-            }
-            let waiters = queue
-                .wanted
-                .remove(&span)
-                .map(|wanted| wanted.waiters)
-                .unwrap_or_default();
-            if !waiters.is_empty() {
-                let error = broken
-                    .as_ref()
-                    .map_or(ReadError::Abandoned, |broken| (broken.error)(span));
+            };
+            if !wanted.waiters.is_empty() {
+                let until = now + self.config.negative_backoff;
                 queue.failed.insert(span, (until, error.clone()));
-                given_up.push(Failed { error, waiters });
             }
+            effects.push(Effect::Fail(FailedSpan {
+                layer: queue.layer.clone(),
+                priority: wanted.priority,
+                reported: !wanted.waiters.is_empty(),
+                waiters: wanted.waiters,
+                error,
+            }));
         }
-        given_up
+        effects
+    }
+
+    /// The spans of a request that have not arrived.
+    fn missing(&self, layer: LayerId, request: RequestId, left: Range<u32>) -> Vec<u32> {
+        let wanted = self
+            .layers
+            .get(&layer)
+            .map(|queue| queue.wanted.range(left));
+        wanted
+            .into_iter()
+            .flatten()
+            .filter(|(_, wanted)| wanted.stage == Stage::Requested(request))
+            .map(|(span, _)| *span)
+            .collect()
     }
 }

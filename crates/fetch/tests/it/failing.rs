@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::{Rig, Sample, check_all, eventually, finish, quick, read, start};
-use soci_fetch::{FetchConfig, LayerData as _, ReadError};
+use crate::support::{Retrying, Rig, Sample, check_all, eventually, finish, quick, read, start};
+use soci_fetch::{FetchConfig, LayerData as _, LazyLayer, ReadError};
 use soci_registry::testing::{Fault, MemoryBlob};
+use soci_store::LayerStoreConfig;
 use soci_ztoc::SpanId;
 use tokio::sync::Semaphore;
 
@@ -26,8 +27,26 @@ fn a_truncated_or_reset_body_is_asked_for_again_and_never_served_short() {
         source.fault(0, Fault::Truncate(after));
         source.fault(2, Fault::Truncate(after));
         source.fault(4, Fault::Fail(MemoryBlob::unreachable()));
-        let layer = rig.open(&sample, source);
+        let layer = rig.open(&sample, Retrying(source));
         check_all(&layer, &sample.tar, 131_072);
+    }
+}
+
+#[test]
+fn a_body_that_breaks_after_some_headway_is_resumed_where_it_ended() {
+    let sample = Sample::gzip(30, 100_000);
+    for after in [65_536, 100_001, 400_000] {
+        let rig = Rig::new(no_readahead());
+        let source = MemoryBlob::new(sample.blob.clone()).with_piece_size(5000);
+        source.fault(0, Fault::Truncate(after));
+        source.fault(1, Fault::Truncate(after));
+        let layer = rig.open(&sample, source.clone());
+        let got = read(&layer, 0, sample.tar.len()).unwrap();
+        assert!(got == sample.tar);
+        let requests = source.requests();
+        let end = requests[0].end;
+        assert_eq!(requests[1], requests[0].start + after..end);
+        assert_eq!(requests[2], requests[1].start + after..end);
     }
 }
 
@@ -79,7 +98,7 @@ fn a_source_that_fails_is_asked_a_bounded_number_of_times() {
     let rig = Rig::new(no_readahead());
     let source = MemoryBlob::new(sample.blob.clone());
     source.fault_always(Some(Fault::Fail(MemoryBlob::status(404))));
-    let layer = rig.open(&sample, source.clone());
+    let layer = rig.open(&sample, Retrying(source.clone()));
     let error = read(&layer, 0, 2_000_000).unwrap_err();
     assert!(error.to_string().contains("404"), "{error}");
     assert_eq!(source.requests().len(), 1);
@@ -122,11 +141,89 @@ fn a_source_that_hangs_is_an_error_and_not_a_hang() {
     });
 }
 
+/// Offsets of the first bytes of spans that are no neighbours.
+fn scattered(layer: &LazyLayer) -> Vec<u64> {
+    let spans = layer.stored().spans();
+    (0..spans.len())
+        .step_by(2)
+        .map(|span| spans.span(SpanId(span)).uncompressed)
+        .filter(|range| !range.is_empty())
+        .map(|range| range.start)
+        .collect()
+}
+
+/// The time to EIO that docs/troubleshooting.md states.
+#[test]
+fn a_registry_that_delivers_nothing_is_an_error_after_sixty_seconds() {
+    let sample = Sample::gzip(30, 20_000);
+    let config = FetchConfig {
+        max_readahead: 0,
+        ..FetchConfig::default()
+    };
+    let rig = Rig::paused(config, LayerStoreConfig::default());
+    let _time = rig.enter();
+    let source = MemoryBlob::new(sample.blob.clone());
+    source.fault_always(Some(Fault::Hang));
+    let layer = rig.open(&sample, source.clone());
+    // More than may be in flight: the others wait their turn.
+    let reads: Vec<_> = scattered(&layer)
+        .into_iter()
+        .map(|at| start(&layer, at, 1))
+        .collect();
+    assert!(reads.len() > 30, "{}", reads.len());
+    rig.pass(Duration::from_secs(59));
+    assert!(reads.iter().all(|read| read.try_recv().is_err()));
+    let requests = source.requests().len();
+    rig.pass(Duration::from_secs(2));
+    for read in reads {
+        let error = read.try_recv().unwrap().unwrap_err();
+        assert!(matches!(error, ReadError::Source { .. }), "{error}");
+    }
+    assert_eq!(
+        source.requests().len(),
+        requests,
+        "no read has time for another"
+    );
+
+    source.fault_always(None);
+    rig.pass(Duration::from_secs(1));
+    let told = start(&layer, 0, 10);
+    rig.pass(Duration::from_secs(1));
+    assert_eq!(finish(&told).unwrap(), sample.tar[..10]);
+}
+
+#[test]
+fn reads_that_wait_their_turn_at_a_slow_registry_are_answered() {
+    let sample = Sample::gzip(30, 20_000);
+    let config = FetchConfig {
+        max_readahead: 0,
+        ..FetchConfig::default()
+    };
+    let rig = Rig::paused(config, LayerStoreConfig::default());
+    let _time = rig.enter();
+    let source = MemoryBlob::new(sample.blob.clone());
+    source.fault_always(Some(Fault::Delay(Duration::from_secs(50))));
+    let layer = rig.open(&sample, source);
+    let reads: Vec<_> = scattered(&layer)
+        .into_iter()
+        .map(|at| (at, start(&layer, at, 1)))
+        .collect();
+    eventually("answered", || {
+        rig.pass(Duration::from_secs(10));
+        let stats = rig.fetcher.stats();
+        stats.queued_spans == 0 && stats.requests_in_flight == 0 && stats.memory_in_use == 0
+    });
+    for (at, told) in reads {
+        let at = usize::try_from(at).unwrap();
+        assert_eq!(finish(&told).unwrap()[..], sample.tar[at..=at]);
+    }
+}
+
 #[test]
 fn closing_a_layer_answers_who_waits_and_stops_its_requests() {
     let sample = Sample::gzip(10, 100_000);
     let rig = Rig::new(FetchConfig {
-        stall_timeout: Duration::from_secs(3600),
+        read_timeout: Duration::from_secs(3600),
         ..no_readahead()
     });
     let source = MemoryBlob::new(sample.blob.clone());
@@ -136,9 +233,10 @@ fn closing_a_layer_answers_who_waits_and_stops_its_requests() {
     eventually("asked", || !source.requests().is_empty());
     layer.close();
     for told in waiting {
-        assert_eq!(finish(&told), Err(ReadError::Closed));
+        assert!(matches!(finish(&told), Err(ReadError::Closed)));
     }
-    assert_eq!(finish(&start(&layer, 0, 1)), Err(ReadError::Closed));
+    let answer = finish(&start(&layer, 0, 1));
+    assert!(matches!(answer, Err(ReadError::Closed)));
     eventually("idle", || rig.fetcher.stats().requests_in_flight == 0);
     assert_eq!(rig.fetcher.stats().memory_in_use, 0);
 }
@@ -148,7 +246,7 @@ fn shutting_down_or_losing_the_runtime_answers_who_waits() {
     let sample = Sample::gzip(10, 100_000);
     for lose_runtime in [false, true] {
         let config = FetchConfig {
-            stall_timeout: Duration::from_secs(3600),
+            read_timeout: Duration::from_secs(3600),
             ..no_readahead()
         };
         let mut rig = Rig::new(config);
@@ -177,7 +275,7 @@ fn demand_does_not_wait_for_a_background_that_is_stuck() {
         max_request_bytes: 100_000,
         ..no_readahead()
     };
-    config.stall_timeout = Duration::from_secs(3600);
+    config.read_timeout = Duration::from_secs(3600);
     config.background.silence_period = Duration::ZERO;
     config.background.fetch_period = Duration::from_millis(1);
     let rig = Rig::new(config);
@@ -206,7 +304,7 @@ fn a_reader_does_not_wait_for_a_long_request_of_less_urgency() {
     // Incompressible enough: the span read is more than 4 MiB behind the start of the request.
     let sample = Sample::gzip(140, 200_000);
     let mut config = no_readahead();
-    config.stall_timeout = Duration::from_secs(3600);
+    config.read_timeout = Duration::from_secs(3600);
     let rig = Rig::new(config);
     let gate = Arc::new(Semaphore::new(0));
     let blob = MemoryBlob::new(sample.blob.clone());
@@ -290,7 +388,7 @@ fn readers_are_served_although_the_disk_is_full() {
     let dir = tempfile::tempdir().unwrap();
     let _mount = Tmpfs::mount(dir.path());
     let dir = Arc::new(dir);
-    let rig = Rig::at(dir, quick(), soci_store::LayerStoreConfig::default());
+    let rig = Rig::at(dir, quick(), LayerStoreConfig::default());
     let source = MemoryBlob::new(sample.blob.clone());
     let layer = rig.open(&sample, source);
     check_all(&layer, &sample.tar, 10_000);

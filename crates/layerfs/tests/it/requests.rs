@@ -35,7 +35,7 @@ fn reads_end_where_the_file_ends() {
         .file("after", b"y");
     let (client, data, tree) = client(layer);
     let file = tree.find(b"f").unwrap();
-    for answer in [Answer::Here, Answer::Fetched, Answer::FetchedElsewhere] {
+    for answer in [Answer::Stored, Answer::Fetched, Answer::FetchedElsewhere] {
         data.script(answer);
         assert_eq!(client.read(file, 0, 4096).unwrap(), content);
         assert_eq!(client.read(file, 990, 4096).unwrap(), content[990..]);

@@ -13,10 +13,11 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt as _;
 use soci_fetch::{FetchConfig, LayerData as _, LazyLayer, ReadError, SpanFetcher};
 use soci_oci::Digest;
-use soci_registry::BlobSource;
 use soci_registry::testing::MemoryBlob;
+use soci_registry::{BlobSource, ByteStream, Deadline, RegistryError};
 use soci_store::{LayerStore, LayerStoreConfig};
 
 /// A layer and the truth about it.
@@ -76,6 +77,89 @@ impl Sample {
     }
 }
 
+/// A blob whose reads are retried as the registry client does it: a range is requested up to three
+/// times, and a body that broke is resumed where it ended.
+#[derive(Clone)]
+pub(crate) struct Retrying(pub(crate) MemoryBlob);
+
+/// Longest time for one request of [`Retrying`].
+const ONE_REQUEST: Duration = Duration::from_millis(100);
+
+/// What is left of a range, and how.
+struct Rest {
+    blob: MemoryBlob,
+    range: std::ops::Range<u64>,
+    deadline: Deadline,
+    left: u32,
+    stream: Option<ByteStream>,
+}
+
+impl Rest {
+    async fn open(&mut self) -> Result<(), RegistryError> {
+        while self.stream.is_none() {
+            self.left -= 1;
+            let request = self.blob.stream_range(self.range.clone(), self.deadline);
+            let opened = match tokio::time::timeout(ONE_REQUEST, request).await {
+                Ok(opened) => opened,
+                Err(_) => Err(MemoryBlob::unreachable()),
+            };
+            match opened {
+                Ok(stream) => self.stream = Some(stream),
+                Err(error) if self.left == 0 || !error.is_transient() => return Err(error),
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Option<Result<Bytes, RegistryError>> {
+        loop {
+            if let Err(error) = self.open().await {
+                return Some(Err(error));
+            }
+            match self.stream.as_mut()?.next().await? {
+                Ok(bytes) => {
+                    self.range.start += bytes.len() as u64;
+                    return Some(Ok(bytes));
+                }
+                Err(error) if self.left == 0 => return Some(Err(error)),
+                Err(_) => self.stream = None,
+            }
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl BlobSource for Retrying {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    async fn stream_range(
+        &self,
+        range: std::ops::Range<u64>,
+        deadline: Deadline,
+    ) -> Result<ByteStream, RegistryError> {
+        let mut rest = Rest {
+            blob: self.0.clone(),
+            range,
+            deadline,
+            left: 3,
+            stream: None,
+        };
+        rest.open().await?;
+        let stream = futures::stream::unfold(rest, |mut rest| async {
+            let item = rest.next().await?;
+            Some((item, rest))
+        });
+        Ok(stream.boxed())
+    }
+
+    fn describe(&self) -> String {
+        self.0.describe()
+    }
+}
+
 /// A store, a fetcher, and the runtime that it runs on.
 pub(crate) struct Rig {
     pub(crate) fetcher: Arc<SpanFetcher>,
@@ -86,7 +170,7 @@ pub(crate) struct Rig {
 
 pub(crate) fn quick() -> FetchConfig {
     FetchConfig {
-        stall_timeout: Duration::from_millis(300),
+        read_timeout: Duration::from_millis(300),
         negative_backoff: Duration::ZERO,
         ..FetchConfig::default()
     }
@@ -111,8 +195,36 @@ impl Rig {
             .enable_all()
             .build()
             .unwrap();
+        Self::on(runtime, dir, config, store)
+    }
+
+    /// A rig whose time stands still except in [`Rig::pass`]. Reads are started within
+    /// [`Rig::enter`], so that they see the same time.
+    pub(crate) fn paused(config: FetchConfig, store: LayerStoreConfig) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        Self::on(
+            runtime,
+            Arc::new(tempfile::tempdir().unwrap()),
+            config,
+            store,
+        )
+    }
+
+    fn on(
+        runtime: tokio::runtime::Runtime,
+        dir: Arc<tempfile::TempDir>,
+        config: FetchConfig,
+        store: LayerStoreConfig,
+    ) -> Self {
+        let entered = runtime.enter();
+        let fetcher = SpanFetcher::new(config, runtime.handle().clone());
+        drop(entered);
         Self {
-            fetcher: SpanFetcher::new(config, runtime.handle().clone()),
+            fetcher,
             store: LayerStore::open(&dir.path().join("layers"), store).unwrap(),
             dir,
             runtime: Some(runtime),
@@ -125,6 +237,16 @@ impl Rig {
             .create_or_open(sample.digest(), sample.ztoc_digest(), Some(&sample.ztoc))
             .unwrap();
         self.fetcher.add_layer(stored, Arc::new(source))
+    }
+
+    pub(crate) fn enter(&self) -> tokio::runtime::EnterGuard<'_> {
+        self.runtime.as_ref().unwrap().enter()
+    }
+
+    /// Lets time pass on a paused rig.
+    pub(crate) fn pass(&self, time: Duration) {
+        let runtime = self.runtime.as_ref().unwrap();
+        runtime.block_on(tokio::time::sleep(time));
     }
 
     /// Ends the fetcher in order.

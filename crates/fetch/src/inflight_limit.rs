@@ -1,11 +1,12 @@
-//! How many requests may be in flight: as many as make the whole faster, fewer when the registry or
-//! the link complains.
+//! The adaptive limit on requests in flight.
 //!
-//! Every half second in which work had to wait for a free request, the rate of that time is compared
-//! with the best so far: a tenth more allows one more request, and so does every fourth time without
-//! (the link may have become free). A time-out or a 429 halves the number, at most once a second.
+//! After every half second in which work had to wait for a free request, the throughput is compared
+//! with the best so far: a tenth more raises the limit by one, and so does every fourth period
+//! without (the link may have become free). A time-out or a 429 halves it, at most once a second.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 const LEAST: usize = 2;
 const FIRST: usize = 6;
@@ -13,21 +14,21 @@ const PERIOD: Duration = Duration::from_millis(500);
 const BETWEEN_HALVINGS: Duration = Duration::from_secs(1);
 const PROBE_EVERY: u32 = 4;
 
-/// The number of requests that may be in flight.
+/// The limit on requests in flight.
 #[derive(Debug)]
-pub(crate) struct Limit {
+pub(crate) struct InflightLimit {
     now: usize,
     most: usize,
     since: Instant,
     bytes: u64,
     waited: bool,
-    /// In bytes per second.
+    /// Best throughput so far in bytes per second.
     best: u64,
     quiet: u32,
     halved: Option<Instant>,
 }
 
-impl Limit {
+impl InflightLimit {
     pub(crate) fn new(most: usize, at: Instant) -> Self {
         let most = most.max(LEAST);
         Self {
@@ -46,11 +47,12 @@ impl Limit {
         self.now
     }
 
-    /// Work had to wait because the limit was reached.
+    /// Records that work waits because the limit is reached.
     pub(crate) const fn waited(&mut self) {
         self.waited = true;
     }
 
+    /// Records that bytes arrived.
     pub(crate) fn received(&mut self, bytes: u64, at: Instant) {
         self.bytes = self.bytes.saturating_add(bytes);
         let elapsed = at.saturating_duration_since(self.since);
@@ -72,7 +74,7 @@ impl Limit {
         self.waited = false;
     }
 
-    /// The registry or the link is overloaded.
+    /// Records that the registry or the link is overloaded.
     pub(crate) fn overloaded(&mut self, at: Instant) {
         let recently = self
             .halved
@@ -92,8 +94,8 @@ mod tests {
     #[test]
     fn it_grows_while_that_helps_and_halves_on_complaints() {
         let mut at = Instant::now();
-        let mut limit = Limit::new(16, at);
-        let mut period = |limit: &mut Limit, bytes| {
+        let mut limit = InflightLimit::new(16, at);
+        let mut period = |limit: &mut InflightLimit, bytes| {
             limit.waited();
             at += PERIOD;
             limit.received(bytes, at);

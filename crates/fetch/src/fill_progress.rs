@@ -1,22 +1,23 @@
-//! What the background fetcher did for one layer, for metrics.
+//! Progress of background filling of one layer, for metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
-/// Spans of one layer that were fetched while nobody asked for them.
+/// Number of spans of one layer that background filling handled.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BackgroundCounts {
-    /// Fetched, verified and inflated.
+    /// Spans fetched, verified and inflated.
     pub spans: u64,
-    /// Could not be fetched.
+    /// Fetches that failed.
     pub failures: u64,
 }
 
-/// The background fetcher's work on one layer.
+/// Counters and times of filling one layer.
 #[derive(Debug, Default)]
-pub(crate) struct Filling {
+pub(crate) struct FillProgress {
     spans: AtomicU64,
     failures: AtomicU64,
     times: Mutex<Times>,
@@ -28,7 +29,7 @@ struct Times {
     took: Option<Duration>,
 }
 
-impl Filling {
+impl FillProgress {
     pub(crate) fn fetched(&self) {
         self.spans.fetch_add(1, Ordering::Relaxed);
     }
@@ -44,18 +45,18 @@ impl Filling {
         }
     }
 
-    /// A batch begins.
+    /// Records the start of a batch.
     pub(crate) fn begin(&self) {
         self.times.lock().began.get_or_insert_with(Instant::now);
     }
 
-    /// The layer is complete.
+    /// Records that the layer is complete.
     pub(crate) fn end(&self) {
         let mut times = self.times.lock();
         times.took = times.began.take().map(|began| began.elapsed());
     }
 
-    /// How long filling the layer took, once it is over; told once.
+    /// Returns the time that filling took, once, after its end.
     pub(crate) fn take_time(&self) -> Option<Duration> {
         self.times.lock().took.take()
     }
@@ -67,14 +68,14 @@ mod tests {
 
     #[test]
     fn the_time_from_first_batch_to_last_span_is_told_once() {
-        let filling = Filling::default();
-        filling.end();
-        assert_eq!(filling.take_time(), None, "readers fetched it all");
-        filling.begin();
-        filling.begin();
-        assert_eq!(filling.take_time(), None);
-        filling.end();
-        assert!(filling.take_time().is_some());
-        assert_eq!(filling.take_time(), None);
+        let progress = FillProgress::default();
+        progress.end();
+        assert_eq!(progress.take_time(), None, "readers fetched it all");
+        progress.begin();
+        progress.begin();
+        assert_eq!(progress.take_time(), None);
+        progress.end();
+        assert!(progress.take_time().is_some());
+        assert_eq!(progress.take_time(), None);
     }
 }

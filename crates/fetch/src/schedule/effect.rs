@@ -1,0 +1,71 @@
+//! What the schedule returns: results, requests, and effects for the driver.
+
+use std::ops::Range;
+
+use tokio::time::Instant;
+
+use crate::ReadError;
+use crate::priority::Priority;
+
+/// Number of a request within one schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct RequestId(pub(super) u64);
+
+/// A ranged request for neighbouring spans of a layer.
+#[derive(Debug, Clone)]
+pub(crate) struct Request<L> {
+    pub(crate) id: RequestId,
+    pub(crate) layer: L,
+    pub(crate) priority: Priority,
+    pub(crate) spans: Range<u32>,
+    /// When it ends unless bytes arrive, retries included.
+    pub(crate) deadline: Instant,
+}
+
+/// Result of wanting a span.
+#[derive(Debug)]
+pub(crate) enum WantResult {
+    /// The span is stored.
+    Stored,
+    /// The span is being fetched.
+    Pending,
+    /// The span failed a moment ago, or its layer is closed.
+    Failed(ReadError),
+}
+
+/// How a request ended.
+pub(crate) enum Outcome<'a> {
+    /// Everything has arrived, or the request was cut off.
+    Completed,
+    /// Spans are missing.
+    Broken {
+        /// Whether another request may succeed.
+        transient: bool,
+        /// The error for the readers of a span.
+        error: &'a dyn Fn(u32) -> ReadError,
+    },
+}
+
+/// An action of the driver.
+#[derive(Debug)]
+pub(crate) enum Effect<L, W> {
+    /// Make this request.
+    Start(Request<L>),
+    /// Abort the task of this request.
+    Abort(RequestId),
+    /// Answer readers with an error and report it.
+    Fail(FailedSpan<L, W>),
+    /// Answer readers of a layer that was closed.
+    AnswerClosed(Vec<W>),
+}
+
+/// A span that cannot be had.
+#[derive(Debug)]
+pub(crate) struct FailedSpan<L, W> {
+    pub(crate) layer: L,
+    pub(crate) priority: Priority,
+    /// Whether the failure becomes the error of the layer.
+    pub(crate) reported: bool,
+    pub(crate) waiters: Vec<W>,
+    pub(crate) error: ReadError,
+}

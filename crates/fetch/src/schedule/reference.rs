@@ -1,0 +1,480 @@
+//! The schedule against a simple reference, without threads.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use tokio::time::Instant;
+
+use super::{
+    Conditions, Effect, Outcome, Request, RequestId, Schedule, ScheduleConfig, SpanLayout,
+    WantResult,
+};
+use crate::ReadError;
+use crate::priority::Priority;
+use crate::span_key::{LayerId, SpanKey};
+
+const LAYERS: u64 = 3;
+const SPANS: u32 = 24;
+const SPAN_SIZE: u64 = 1 << 20;
+const CONFIG: ScheduleConfig = ScheduleConfig {
+    max_inflight: 4,
+    max_request_bytes: 16 << 20,
+    read_timeout: Duration::from_secs(60),
+    negative_backoff: Duration::from_millis(500),
+};
+
+#[derive(Debug, Clone)]
+struct Blob {
+    layer: LayerId,
+    ignores_ranges: bool,
+}
+
+impl SpanLayout for Blob {
+    fn compressed(&self, span: u32) -> Option<Range<u64>> {
+        let start = u64::from(span) * SPAN_SIZE;
+        (span < SPANS).then_some(start..start + SPAN_SIZE)
+    }
+
+    fn ignores_ranges(&self) -> bool {
+        self.ignores_ranges
+    }
+}
+
+/// One event. The indices of requests and arrived spans wrap around.
+#[derive(Debug, Clone)]
+enum Step {
+    Want(SpanKey, Priority),
+    /// The next span of a request arrives; after the last one, the request ends.
+    Receive(usize),
+    /// An arrived span is verified and stored; a reader may join before it is stored.
+    Deliver(usize, bool),
+    /// An arrived span cannot be used.
+    Damage(usize),
+    Break(usize, bool),
+    Close(LayerId),
+    Advance(u64),
+    Overload,
+}
+
+fn key() -> impl Strategy<Value = SpanKey> {
+    (0..LAYERS, 0..SPANS).prop_map(|(layer, span)| SpanKey {
+        layer: LayerId(layer),
+        span,
+    })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let priority = prop::sample::select(Priority::ALL.to_vec());
+    prop_oneof![
+        10 => (key(), priority).prop_map(|(key, priority)| Step::Want(key, priority)),
+        10 => any::<usize>().prop_map(Step::Receive),
+        6 => (any::<usize>(), any::<bool>()).prop_map(|(which, late)| Step::Deliver(which, late)),
+        1 => any::<usize>().prop_map(Step::Damage),
+        2 => (any::<usize>(), any::<bool>()).prop_map(|(which, again)| Step::Break(which, again)),
+        1 => (0..LAYERS).prop_map(|layer| Step::Close(LayerId(layer))),
+        3 => (0..100_000_u64).prop_map(Step::Advance),
+        1 => Just(Step::Overload),
+    ]
+}
+
+/// What the reference knows of a wanted span.
+struct Expected {
+    /// The most urgent priority for which it was wanted.
+    priority: Priority,
+    readers: Vec<u32>,
+    /// When the first reader gives up.
+    deadline: Option<Instant>,
+    stage: Stage,
+}
+
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+enum Stage {
+    Queue,
+    Request(RequestId),
+    Arrived,
+}
+
+struct Flight {
+    request: Request<Blob>,
+    next: u32,
+    /// The end of its spans, or the span before which it was cut off.
+    end: u32,
+}
+
+/// The schedule, and the reference beside it.
+struct Pair {
+    schedule: Schedule<Blob, u32>,
+    now: Instant,
+    last_arrival: Instant,
+    quiet: bool,
+    open: BTreeSet<LayerId>,
+    stored: BTreeSet<SpanKey>,
+    wanted: BTreeMap<SpanKey, Expected>,
+    failed: BTreeMap<SpanKey, Instant>,
+    flights: BTreeMap<RequestId, Flight>,
+    next_reader: u32,
+    answered: BTreeSet<u32>,
+}
+
+impl Pair {
+    fn new(ignores_ranges: bool) -> Self {
+        let now = Instant::now();
+        let mut schedule = Schedule::new(CONFIG, now);
+        let open: BTreeSet<_> = (0..LAYERS).map(LayerId).collect();
+        for layer in &open {
+            let blob = Blob {
+                layer: *layer,
+                ignores_ranges,
+            };
+            assert!(schedule.add_layer(*layer, blob));
+        }
+        Self {
+            schedule,
+            now,
+            last_arrival: now,
+            quiet: true,
+            open,
+            stored: BTreeSet::new(),
+            wanted: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            flights: BTreeMap::new(),
+            next_reader: 0,
+            answered: BTreeSet::new(),
+        }
+    }
+
+    fn take(&mut self, step: &Step) {
+        match step {
+            Step::Want(key, priority) => self.want(*key, *priority),
+            Step::Receive(which) => self.receive(*which),
+            Step::Deliver(which, late) => self.deliver(*which, *late),
+            Step::Damage(which) => self.damage(*which),
+            Step::Break(which, transient) => self.end(*which, Some(*transient)),
+            Step::Close(layer) => self.close(*layer),
+            Step::Advance(millis) => {
+                self.now += Duration::from_millis(*millis);
+                self.quiet = *millis > 30_000;
+            }
+            Step::Overload => self.schedule.overloaded(self.now),
+        }
+        self.start_requests();
+    }
+
+    fn want(&mut self, key: SpanKey, priority: Priority) {
+        let reader = (priority == Priority::Demand).then_some(self.next_reader);
+        self.next_reader += 1;
+        self.quiet &= reader.is_none();
+        let stored = self.stored.contains(&key);
+        let before = self.schedule.priority(key);
+        let result = self.schedule.want(key, priority, reader, stored, self.now);
+        let remembered = self.failed.get(&key).is_some_and(|until| self.now < *until);
+        match result {
+            WantResult::Stored => {
+                assert!(stored && !self.wanted.contains_key(&key));
+                assert!(self.open.contains(&key.layer));
+            }
+            WantResult::Failed(ReadError::Closed) => assert!(!self.open.contains(&key.layer)),
+            WantResult::Failed(_) => assert!(remembered && !stored),
+            WantResult::Pending => {
+                assert!(self.open.contains(&key.layer) && !remembered);
+                assert!(!stored || self.wanted.contains_key(&key));
+                let expected = self.wanted.entry(key).or_insert(Expected {
+                    priority,
+                    readers: Vec::new(),
+                    deadline: None,
+                    stage: Stage::Queue,
+                });
+                expected.priority = expected.priority.min(priority);
+                let stage = expected.stage;
+                if let Some(reader) = reader {
+                    expected.readers.push(reader);
+                    expected
+                        .deadline
+                        .get_or_insert(self.now + CONFIG.read_timeout);
+                }
+                if let Stage::Request(id) = stage
+                    && before > Some(priority)
+                {
+                    self.cut_off(id, key, priority);
+                }
+            }
+        }
+    }
+
+    /// A request does not make a more urgent reader wait for more than a few MiB.
+    fn cut_off(&mut self, id: RequestId, key: SpanKey, priority: Priority) {
+        let flight = self.flights.get_mut(&id).expect("in flight");
+        let distance = u64::from(key.span - flight.next) * SPAN_SIZE;
+        if flight.request.priority > priority && distance >= super::TOO_FAR {
+            for span in key.span..flight.end {
+                let key = SpanKey { span, ..key };
+                if let Some(expected) = self.wanted.get_mut(&key)
+                    && expected.stage == Stage::Request(id)
+                {
+                    expected.stage = Stage::Queue;
+                }
+            }
+            flight.end = key.span;
+        }
+    }
+
+    fn start_requests(&mut self) {
+        let conditions = Conditions {
+            now: self.now,
+            last_arrival: self.last_arrival,
+            background_allowed: self.quiet,
+        };
+        for effect in self.schedule.start_requests(conditions) {
+            let Effect::Start(request) = effect else {
+                panic!("{effect:?} without an event");
+            };
+            self.check_start(request);
+        }
+        let limit = self.schedule.request_limit();
+        assert_eq!(self.schedule.load().1, self.flights.len());
+        self.check_idle(limit);
+    }
+
+    /// A span that waits although a request could be made is never left waiting.
+    fn check_idle(&self, limit: usize) {
+        let queued = |expected: &&Expected| expected.stage == Stage::Queue;
+        let demand = |expected: &Expected| expected.priority == Priority::Demand;
+        if self.flights.len() < limit + 2 {
+            assert!(!self.wanted.values().filter(queued).any(demand));
+        }
+        if self.flights.is_empty() {
+            let foreground = |expected: &Expected| expected.priority < Priority::Background;
+            let mut waiting = self.wanted.values().filter(queued);
+            assert!(!waiting.any(|expected| self.quiet || foreground(expected)));
+        }
+    }
+
+    fn check_start(&mut self, request: Request<Blob>) {
+        let layer = request.layer.layer;
+        assert!(self.open.contains(&layer) && !request.spans.is_empty());
+        let bytes = request.spans.len() as u64 * SPAN_SIZE;
+        assert!(bytes <= CONFIG.max_request_bytes || request.spans.len() == 1);
+        let mut earliest: Option<Instant> = None;
+        for span in request.spans.clone() {
+            let key = SpanKey { layer, span };
+            let expected = self.wanted.get_mut(&key).expect("only wanted spans");
+            assert_eq!(expected.stage, Stage::Queue, "{key:?} is fetched twice");
+            expected.stage = Stage::Request(request.id);
+            earliest = earliest.into_iter().chain(expected.deadline).min();
+        }
+        let moved = self.last_arrival + CONFIG.read_timeout;
+        let expected = earliest.unwrap_or(self.now + CONFIG.read_timeout);
+        assert_eq!(request.deadline, expected.max(moved));
+        for expected in self.wanted.values() {
+            let waits = expected.stage == Stage::Queue && expected.priority < request.priority;
+            assert!(!waits, "something more urgent waits");
+        }
+        if request.priority == Priority::Background {
+            let urgent = |flight: &Flight| flight.request.priority <= Priority::Readahead;
+            assert!(self.quiet && !self.flights.values().any(urgent));
+        }
+        let flight = Flight {
+            next: request.spans.start,
+            end: request.spans.end,
+            request,
+        };
+        self.flights.insert(flight.request.id, flight);
+        assert!(self.flights.len() <= self.schedule.request_limit() + 2);
+    }
+
+    fn flight(&self, which: usize) -> Option<RequestId> {
+        let index = which.checked_rem(self.flights.len())?;
+        self.flights.keys().nth(index).copied()
+    }
+
+    fn receive(&mut self, which: usize) {
+        let Some(id) = self.flight(which) else { return };
+        let Some(flight) = self.flights.get_mut(&id) else {
+            return;
+        };
+        let (layer, span) = (flight.request.layer.layer, flight.next);
+        let receiving = self.schedule.receiving(id, span);
+        if receiving.is_none() {
+            assert!(span >= flight.end || !self.open.contains(&layer));
+            return self.end(which, None);
+        }
+        assert!(span < flight.end && self.open.contains(&layer));
+        flight.next += 1;
+        self.last_arrival = self.now;
+        let arrived = self.schedule.arrived(id, span, SPAN_SIZE, self.now);
+        assert_eq!(arrived, receiving);
+        let key = SpanKey { layer, span };
+        let expected = self.wanted.get_mut(&key).expect("wanted");
+        assert_eq!(expected.stage, Stage::Request(id));
+        assert!(
+            receiving <= Some(expected.priority),
+            "less urgent than wanted"
+        );
+        expected.stage = Stage::Arrived;
+    }
+
+    fn arrived(&self, which: usize) -> Option<SpanKey> {
+        let arrived = |(_, expected): &(&SpanKey, &Expected)| expected.stage == Stage::Arrived;
+        let count = self.wanted.iter().filter(arrived).count();
+        let index = which.checked_rem(count)?;
+        self.wanted
+            .iter()
+            .filter(arrived)
+            .nth(index)
+            .map(|(key, _)| *key)
+    }
+
+    fn deliver(&mut self, which: usize, late: bool) {
+        let Some(key) = self.arrived(which) else {
+            return;
+        };
+        let waiters = self.schedule.take_waiters(key);
+        self.answer(waiters, key);
+        if late {
+            self.want(key, Priority::Demand);
+        }
+        self.stored.insert(key);
+        if late {
+            let waiters = self.schedule.finish(key).expect("the reader that joined");
+            self.answer(waiters, key);
+        }
+        assert_eq!(self.schedule.finish(key), None);
+        self.wanted.remove(&key);
+    }
+
+    fn damage(&mut self, which: usize) {
+        let Some(key) = self.arrived(which) else {
+            return;
+        };
+        let error = ReadError::Abandoned;
+        let effects = self.schedule.fail(key, error, self.now);
+        self.check_failed(effects, &[key]);
+    }
+
+    /// Ends a request; `Some`: it broke, and whether another one may succeed.
+    fn end(&mut self, which: usize, broken: Option<bool>) {
+        let Some(id) = self.flight(which) else { return };
+        let Some(flight) = self.flights.remove(&id) else {
+            return;
+        };
+        let outcome = match broken {
+            None => Outcome::Completed,
+            Some(transient) => Outcome::Broken {
+                transient,
+                error: &|_| ReadError::Abandoned,
+            },
+        };
+        let effects = self.schedule.ended(id, &outcome, self.now);
+        let mut given_up = Vec::new();
+        for span in flight.next..flight.end {
+            let key = SpanKey {
+                layer: flight.request.layer.layer,
+                span,
+            };
+            let Some(expected) = self.wanted.get_mut(&key) else {
+                continue;
+            };
+            if expected.stage != Stage::Request(id) {
+                continue;
+            }
+            let has_time = expected
+                .deadline
+                .is_some_and(|deadline| deadline > flight.request.deadline);
+            match broken {
+                Some(transient) if !(transient && has_time) => given_up.push(key),
+                _ => expected.stage = Stage::Queue,
+            }
+        }
+        self.check_failed(effects, &given_up);
+    }
+
+    /// Exactly these spans failed, each for all its readers.
+    fn check_failed(&mut self, effects: Vec<Effect<Blob, u32>>, keys: &[SpanKey]) {
+        assert_eq!(effects.len(), keys.len());
+        for (effect, key) in effects.into_iter().zip(keys) {
+            let Effect::Fail(failed) = effect else {
+                panic!("not a failure: {effect:?}");
+            };
+            let has_readers = !failed.waiters.is_empty();
+            if has_readers || failed.reported {
+                self.failed.insert(*key, self.now + CONFIG.negative_backoff);
+            }
+            self.answer(failed.waiters, *key);
+            self.wanted.remove(key);
+        }
+    }
+
+    fn close(&mut self, layer: LayerId) {
+        let effects = self.schedule.close(layer);
+        self.open.remove(&layer);
+        let mut aborted = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::AnswerClosed(waiters) => {
+                    let keys: Vec<_> = self.wanted.keys().copied().collect();
+                    let mut expected = Vec::new();
+                    for key in keys.into_iter().filter(|key| key.layer == layer) {
+                        expected.extend(self.wanted.remove(&key).expect("wanted").readers);
+                    }
+                    assert_eq!(waiters, expected);
+                    self.answered.extend(waiters);
+                }
+                Effect::Abort(id) => aborted.push(id),
+                other => panic!("{other:?} because of a close"),
+            }
+        }
+        aborted.sort();
+        let flights = self.flights.iter();
+        let expected: Vec<_> = flights
+            .filter(|(_, flight)| flight.request.layer.layer == layer)
+            .map(|(id, _)| *id)
+            .collect();
+        assert_eq!(aborted, expected);
+    }
+
+    /// Readers are answered in the order in which they came, each once.
+    fn answer(&mut self, waiters: Vec<u32>, key: SpanKey) {
+        let expected = self.wanted.get_mut(&key).expect("wanted");
+        assert_eq!(waiters, std::mem::take(&mut expected.readers));
+        for waiter in waiters {
+            assert!(self.answered.insert(waiter), "answered twice");
+        }
+    }
+
+    /// Whatever happened, everything ends once requests succeed.
+    fn drain(&mut self) {
+        self.quiet = true;
+        for _ in 0..10_000 {
+            self.start_requests();
+            if self.flights.is_empty() && self.wanted.is_empty() {
+                break;
+            }
+            self.receive(0);
+            self.deliver(0, false);
+        }
+        assert_eq!(self.schedule.load(), (0, 0));
+        assert!(self.wanted.is_empty() && !self.schedule.has_background());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 400,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn the_schedule_does_what_a_simple_reference_expects(
+        ignores_ranges in any::<bool>(),
+        steps in prop::collection::vec(step(), 0..200),
+    ) {
+        let mut pair = Pair::new(ignores_ranges);
+        for step in &steps {
+            pair.take(step);
+        }
+        pair.drain();
+    }
+}

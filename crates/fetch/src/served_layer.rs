@@ -1,0 +1,95 @@
+//! State of one layer within the fetcher.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use soci_registry::BlobSource;
+use soci_store::StoredLayer;
+use soci_ztoc::{SpanId, SpanTable};
+
+use crate::fill_progress::FillProgress;
+use crate::readahead::Streams;
+use crate::schedule::SpanLayout;
+use crate::span_key::{LayerId, SpanKey};
+
+/// A layer that is being served.
+pub(crate) struct ServedLayer {
+    pub(crate) id: LayerId,
+    pub(crate) stored: Arc<StoredLayer>,
+    pub(crate) spans: SpanTable,
+    pub(crate) source: Arc<dyn BlobSource>,
+    pub(crate) streams: Mutex<Streams>,
+    pub(crate) fill_progress: FillProgress,
+    closed: AtomicBool,
+    /// The last error, until a fetch succeeds.
+    error: Mutex<Option<String>>,
+}
+
+impl ServedLayer {
+    pub(crate) fn new(id: LayerId, stored: Arc<StoredLayer>, source: Arc<dyn BlobSource>) -> Self {
+        Self {
+            id,
+            spans: stored.spans().clone(),
+            stored,
+            source,
+            streams: Mutex::default(),
+            fill_progress: FillProgress::default(),
+            closed: AtomicBool::new(false),
+            error: Mutex::default(),
+        }
+    }
+
+    pub(crate) const fn key(&self, span: u32) -> SpanKey {
+        let layer = self.id;
+        SpanKey { layer, span }
+    }
+
+    pub(crate) fn is_stored(&self, span: u32) -> bool {
+        self.stored.has(SpanId(span))
+    }
+
+    /// The range of a span in the uncompressed tar.
+    pub(crate) fn uncompressed(&self, span: u32) -> Option<Range<u64>> {
+        self.spans.get(SpanId(span)).map(|span| span.uncompressed)
+    }
+
+    /// Marks the layer as closed; `false` if it already was.
+    pub(crate) fn close(&self) -> bool {
+        !self.closed.swap(true, Ordering::AcqRel)
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn error(&self) -> Option<String> {
+        self.error.lock().clone()
+    }
+
+    /// Records an error; `true` if it differs from the last one, and so is worth a log line.
+    pub(crate) fn set_error(&self, error: String) -> bool {
+        let mut last = self.error.lock();
+        let new = last.as_ref() != Some(&error);
+        *last = Some(error);
+        new
+    }
+
+    pub(crate) fn clear_error(&self) {
+        let mut last = self.error.lock();
+        if last.is_some() {
+            *last = None;
+        }
+    }
+}
+
+impl SpanLayout for Arc<ServedLayer> {
+    fn compressed(&self, span: u32) -> Option<Range<u64>> {
+        self.spans.get(SpanId(span)).map(|span| span.compressed)
+    }
+
+    fn ignores_ranges(&self) -> bool {
+        self.source.ignores_ranges()
+    }
+}
