@@ -1,5 +1,5 @@
-//! The directories of snapshots: `snapshots/<id>/fs` is the layer or the upper directory,
-//! `snapshots/<id>/work` overlayfs' scratch space.
+//! The directories of snapshots: `snapshots/<id>/fs` holds the layer or the upper directory,
+//! `snapshots/<id>/work` is the work directory of overlayfs.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -9,19 +9,20 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, openat};
 
 use crate::error::SnapshotterError;
+use crate::file_error::FileError;
 use crate::metadata::Link;
-use crate::place::Place;
+use crate::snapshot_dir::SnapshotDir;
 
 /// Mode of the root of a snapshot, whatever the umask: containers see it as `/`.
 const FS_MODE: u32 = 0o755;
 /// Mode of overlayfs' work directory.
 const WORK_MODE: u32 = 0o711;
 
-/// Where the directories are.
+/// The directory `snapshots/` and the paths in it.
 #[derive(Debug, Clone)]
 pub(crate) struct Directories {
     snapshots: PathBuf,
-    /// The same without symbolic links, as the kernel lists mount points.
+    /// The path without symbolic links, as the kernel lists mount points.
     real: PathBuf,
 }
 
@@ -33,7 +34,7 @@ pub(crate) struct Owner {
 }
 
 impl Directories {
-    /// Makes `root` and `root/snapshots` if needed, and checks that overlayfs can work there.
+    /// Creates `root` and `root/snapshots` if needed, and checks that overlayfs works there.
     pub(crate) fn open(root: &Path) -> Result<Self, SnapshotterError> {
         if !root.is_absolute() || !usable_in_options(root) {
             return Err(SnapshotterError::UnusableRoot {
@@ -45,30 +46,28 @@ impl Directories {
             .recursive(true)
             .mode(0o700)
             .create(&snapshots)
-            .map_err(SnapshotterError::io("create", &snapshots))?;
-        let supported =
-            reports_types(root).map_err(SnapshotterError::io("read directory", root))?;
+            .map_err(FileError::at("create", &snapshots))?;
+        let supported = reports_types(root).map_err(FileError::at("read directory", root))?;
         if !supported {
             return Err(SnapshotterError::NoDirectoryTypes {
                 path: root.to_owned(),
             });
         }
-        let real =
-            fs::canonicalize(&snapshots).map_err(SnapshotterError::io("resolve", &snapshots))?;
+        let real = fs::canonicalize(&snapshots).map_err(FileError::at("resolve", &snapshots))?;
         Ok(Self { snapshots, real })
     }
 
-    /// `snapshots/<id>`.
-    pub(crate) fn snapshot(&self, place: impl Into<Place>) -> PathBuf {
-        self.snapshots.join(place.into().to_string())
+    /// Returns `snapshots/<id>`.
+    pub(crate) fn snapshot(&self, dir: impl Into<SnapshotDir>) -> PathBuf {
+        self.snapshots.join(dir.into().to_string())
     }
 
-    /// `snapshots/<id>` as the kernel lists it.
-    pub(crate) fn real_snapshot(&self, place: impl Into<Place>) -> PathBuf {
-        self.real.join(place.into().to_string())
+    /// Returns `snapshots/<id>` as the kernel lists it.
+    pub(crate) fn real_snapshot(&self, dir: impl Into<SnapshotDir>) -> PathBuf {
+        self.real.join(dir.into().to_string())
     }
 
-    /// A path of ours in `snapshots` as the kernel lists it.
+    /// Returns a path in `snapshots` as the kernel lists it.
     pub(crate) fn real_path(&self, path: &Path) -> PathBuf {
         match path.strip_prefix(&self.snapshots) {
             Ok(below) => self.real.join(below),
@@ -76,37 +75,37 @@ impl Directories {
         }
     }
 
-    /// `snapshots` as the kernel lists it.
+    /// Returns `snapshots` as the kernel lists it.
     pub(crate) fn real(&self) -> &Path {
         &self.real
     }
 
-    /// `snapshots/<id>/fs`.
-    pub(crate) fn fs(&self, place: impl Into<Place>) -> PathBuf {
-        self.snapshot(place).join("fs")
+    /// Returns `snapshots/<id>/fs`.
+    pub(crate) fn fs(&self, dir: impl Into<SnapshotDir>) -> PathBuf {
+        self.snapshot(dir).join("fs")
     }
 
-    /// `snapshots/<id>/work`.
+    /// Returns `snapshots/<id>/work`.
     pub(crate) fn work(&self, id: u64) -> PathBuf {
         self.snapshot(id).join("work")
     }
 
-    /// Makes the directories of a new snapshot; nothing remains of them after a failure.
+    /// Creates the directories of a new snapshot. Nothing remains of them after a failure.
     pub(crate) fn create(
         &self,
-        place: impl Into<Place>,
+        dir: impl Into<SnapshotDir>,
         with_work: bool,
         owner: Option<Owner>,
-    ) -> Result<(), SnapshotterError> {
-        let place = place.into();
-        let directory = self.snapshot(place);
+    ) -> Result<(), FileError> {
+        let dir = dir.into();
+        let directory = self.snapshot(dir);
         DirBuilder::new()
             .mode(0o700)
             .create(&directory)
-            .map_err(SnapshotterError::io("create", &directory))?;
+            .map_err(FileError::at("create", &directory))?;
         let fill = || {
             soci_faults::point("directory-made");
-            make(&self.fs(place), FS_MODE, owner)?;
+            make(&self.fs(dir), FS_MODE, owner)?;
             soci_faults::point("directory-fs-made");
             if with_work {
                 make(&directory.join("work"), WORK_MODE, None)?;
@@ -120,55 +119,52 @@ impl Directories {
         })
     }
 
-    /// Makes sure that `fs` is there to mount on.
-    pub(crate) fn ensure_mountpoint(
-        &self,
-        place: impl Into<Place>,
-    ) -> Result<(), SnapshotterError> {
-        let path = self.fs(place);
+    /// Creates `fs` as a mount point unless it exists.
+    pub(crate) fn ensure_mountpoint(&self, dir: impl Into<SnapshotDir>) -> Result<(), FileError> {
+        let path = self.fs(dir);
         DirBuilder::new()
             .recursive(true)
             .mode(0o755)
             .create(&path)
-            .map_err(SnapshotterError::io("create", &path))
+            .map_err(FileError::at("create", &path))
     }
 
-    /// Makes `fs` anew if anything is left in it. Nothing may be mounted on it.
-    pub(crate) fn empty_fs(&self, id: u64, owner: Option<Owner>) -> Result<(), SnapshotterError> {
+    /// Replaces `fs` by an empty directory. Nothing may be mounted on it.
+    pub(crate) fn empty_fs(&self, id: u64, owner: Option<Owner>) -> Result<(), FileError> {
         let path = self.fs(id);
         if fs::remove_dir(&path).is_err() {
-            fs::remove_dir_all(&path).map_err(SnapshotterError::io("empty", &path))?;
+            fs::remove_dir_all(&path).map_err(FileError::at("empty", &path))?;
         }
         soci_faults::point("directory-fs-removed");
         make(&path, FS_MODE, owner)
     }
 
     /// Deletes the directories of a snapshot. Nothing may be mounted below them.
-    pub(crate) fn remove(&self, place: impl Into<Place>) -> Result<(), SnapshotterError> {
-        let directory = self.snapshot(place);
+    pub(crate) fn remove(&self, dir: impl Into<SnapshotDir>) -> Result<(), FileError> {
+        let directory = self.snapshot(dir);
         match fs::remove_dir_all(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(SnapshotterError::io("remove", &directory)(error))
+                Err(FileError::at("remove", &directory)(error))
             }
             _ => Ok(()),
         }
     }
 
-    /// The places that have a directory; other names are nobody's business.
-    pub(crate) fn places(&self) -> Result<Vec<Place>, SnapshotterError> {
-        let failed = || SnapshotterError::io("read directory", &self.snapshots);
-        let mut places = Vec::new();
+    /// Lists the directories of snapshots. Other names are ignored.
+    pub(crate) fn list(&self) -> Result<Vec<SnapshotDir>, FileError> {
+        let failed = || FileError::at("read directory", &self.snapshots);
+        let mut dirs = Vec::new();
         for entry in fs::read_dir(&self.snapshots).map_err(failed())? {
             let name = entry.map_err(failed())?.file_name();
-            places.extend(name.to_str().and_then(Place::parse));
+            dirs.extend(name.to_str().and_then(SnapshotDir::parse));
         }
-        Ok(places)
+        Ok(dirs)
     }
 
-    /// The folders `<id>_<new>`: a lower layer `id` as the snapshot `new` sees it, with other ids, made
-    /// by v0.15. Gives each path with `new`.
-    pub(crate) fn id_mapped(&self) -> Result<Vec<(PathBuf, u64)>, SnapshotterError> {
-        let failed = || SnapshotterError::io("read directory", &self.snapshots);
+    /// Lists the directories `<id>_<new>` of v0.15, each with `new`: the layer of snapshot `id` with
+    /// other owners for snapshot `new`.
+    pub(crate) fn id_mapped_by_v015(&self) -> Result<Vec<(PathBuf, u64)>, FileError> {
+        let failed = || FileError::at("read directory", &self.snapshots);
         let mut folders = Vec::new();
         for entry in fs::read_dir(&self.snapshots).map_err(failed())? {
             let name = entry.map_err(failed())?.file_name();
@@ -183,12 +179,10 @@ impl Directories {
         Ok(folders)
     }
 
-    /// The owner that a snapshot on these parents gets: that of its parent's root. A lazy parent
-    /// is not asked, since that would be a request to ourselves; its owner is on record.
-    pub(crate) fn inherited_owner(
-        &self,
-        parents: &[Link],
-    ) -> Result<Option<Owner>, SnapshotterError> {
+    /// Returns the owner of a new snapshot on these parents: that of its parent's root.
+    ///
+    /// The owner of a lazy parent is recorded: stat of its root would be a request to ourselves.
+    pub(crate) fn inherited_owner(&self, parents: &[Link]) -> Result<Option<Owner>, FileError> {
         let Some(parent) = parents.first() else {
             return Ok(None);
         };
@@ -199,7 +193,7 @@ impl Directories {
             }));
         }
         let path = self.fs(parent.id);
-        let metadata = fs::symlink_metadata(&path).map_err(SnapshotterError::io("stat", &path))?;
+        let metadata = fs::symlink_metadata(&path).map_err(FileError::at("stat", &path))?;
         Ok(Some(Owner {
             uid: metadata.uid(),
             gid: metadata.gid(),
@@ -207,21 +201,25 @@ impl Directories {
     }
 }
 
-fn make(path: &Path, mode: u32, owner: Option<Owner>) -> Result<(), SnapshotterError> {
+/// Reads the mount table.
+pub(crate) fn read_mountinfo() -> Result<soci_mountinfo::Table, FileError> {
+    soci_mountinfo::Table::read().map_err(FileError::at("read", soci_mountinfo::PATH.as_ref()))
+}
+
+fn make(path: &Path, mode: u32, owner: Option<Owner>) -> Result<(), FileError> {
     DirBuilder::new()
         .mode(mode)
         .create(path)
-        .map_err(SnapshotterError::io("create", path))?;
+        .map_err(FileError::at("create", path))?;
     fs::set_permissions(path, Permissions::from_mode(mode))
-        .map_err(SnapshotterError::io("set the mode of", path))?;
+        .map_err(FileError::at("set the mode of", path))?;
     if let Some(Owner { uid, gid }) = owner {
-        lchown(path, Some(uid), Some(gid))
-            .map_err(SnapshotterError::io("set the owner of", path))?;
+        lchown(path, Some(uid), Some(gid)).map_err(FileError::at("set the owner of", path))?;
     }
     Ok(())
 }
 
-/// Whether readdir tells the types of entries; overlayfs finds its whiteouts by them.
+/// Whether readdir reports the types of entries: overlayfs finds its whiteouts by them.
 fn reports_types(directory: &Path) -> io::Result<bool> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = openat(CWD, directory, flags, Mode::empty())?;
@@ -234,8 +232,8 @@ fn reports_types(directory: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Whether the text of a mount option can hold this path: overlayfs splits at commas and
-/// colons, and the API carries UTF-8.
+/// Whether a mount option can hold this path: overlayfs splits at commas and colons, and the API
+/// carries UTF-8.
 fn usable_in_options(path: &Path) -> bool {
     path.to_str()
         .is_some_and(|path| !path.contains([',', ':', '\\']))

@@ -7,20 +7,20 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::error::SnapshotterError;
+use crate::file_error::FileError;
 use crate::metadata::Usage;
 
 /// The unit of `st_blocks`, whatever the block size of the file system (stat(3type)).
 const BLOCK: u64 = 512;
 
 /// Measures a tree that may change meanwhile: what vanishes is not counted.
-pub(crate) fn measure(root: &Path) -> Result<Usage, SnapshotterError> {
+pub(crate) fn measure(root: &Path) -> Result<Usage, FileError> {
     let mut total = Total::default();
-    let metadata = fs::symlink_metadata(root).map_err(SnapshotterError::io("stat", root))?;
+    let metadata = fs::symlink_metadata(root).map_err(FileError::at("stat", root))?;
     total.add(&metadata);
     let mut directories = vec![root.to_owned()];
     while let Some(directory) = directories.pop() {
-        let failed = || SnapshotterError::io("read directory", &directory);
+        let failed = || FileError::at("read directory", &directory);
         let Some(entries) = unless_gone(fs::read_dir(&directory)).map_err(failed())? else {
             continue;
         };

@@ -1,102 +1,47 @@
-//! Everything that can go wrong in the snapshotter, and the one place where that becomes a gRPC
-//! status: the code that containerd's own snapshotters answer in the same case.
+//! Errors of the snapshotter, and their mapping to gRPC status codes: the codes that containerd's
+//! own snapshotters return in the same case.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use tonic::{Code, Status};
 
+use crate::file_error::FileError;
 use crate::filter::FilterError;
-use crate::takeover::OldMetadataError;
-use soci_layer::ProviderError;
+use crate::labels::InvalidLabel;
+use crate::metadata::MetadataError;
+use crate::v015::OldMetadataError;
+use soci_layer::{LayerRefusal, ProviderError};
 
-/// Why a call to the snapshotter, or opening it, failed.
+/// The failure of a call to the snapshotter, or of opening it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SnapshotterError {
-    /// No snapshot has this name.
-    #[error("snapshot {name:?} does not exist")]
-    NotFound {
-        /// The name asked for.
-        name: String,
-    },
-    /// The parent to be has no snapshot.
-    #[error("parent snapshot {parent:?} does not exist")]
-    ParentNotFound {
-        /// The name of the parent.
-        parent: String,
-    },
-    /// A snapshot has this name already.
-    #[error("snapshot {name:?} already exists")]
-    AlreadyExists {
-        /// The name asked for.
-        name: String,
-    },
+    /// The metadata does not allow the call, or cannot be read or written.
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
     /// The target of a Prepare is committed: the client need not unpack it.
     #[error("target snapshot {target:?} already exists")]
     TargetExists {
         /// Value of the label `containerd.io/snapshot.ref`.
         target: String,
     },
-    /// Snapshots are based on it.
-    #[error("cannot remove snapshot {name:?}: snapshot {child:?} is based on it")]
-    HasChildren {
-        /// The snapshot to be removed.
-        name: String,
-        /// One of its children.
-        child: String,
-    },
-    /// Only an active snapshot can be committed.
-    #[error("snapshot {name:?} is not active")]
-    NotActive {
-        /// The snapshot to be committed.
-        name: String,
-    },
     /// A committed snapshot has no mounts of its own.
     #[error("snapshot {name:?} is neither active nor a view; prepare or view it")]
     NotMountable {
-        /// The snapshot whose mounts were asked for.
+        /// The snapshot.
         name: String,
     },
-    /// Only a committed snapshot can be a parent.
-    #[error("parent snapshot {parent:?} is not committed")]
-    ParentNotCommitted {
-        /// The name of the parent.
-        parent: String,
-    },
-    /// Not a name for a snapshot.
-    #[error("a snapshot cannot be named so: {reason}")]
+    /// The name of a new snapshot is not valid.
+    #[error("invalid snapshot name: {reason}")]
     InvalidName {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// More bytes than a label may have.
-    #[error("label {key:?}: key and value have {length} bytes, more than {limit}")]
-    LabelTooLong {
-        /// The (start of the) key.
-        key: String,
-        /// Bytes of key and value.
-        length: usize,
-        /// Bytes allowed.
-        limit: usize,
-    },
-    /// A label with an id map cannot be read.
-    #[error("the label {label} is malformed: {reason}")]
-    InvalidIdMap {
-        /// The key of the label.
-        label: &'static str,
-        /// What is wrong with its value.
-        reason: String,
-    },
-    /// A field mask of Update names a field that cannot change.
-    #[error("cannot update the field {path:?} of snapshot {name:?}; only labels may change")]
-    ImmutableField {
-        /// The path in the mask.
-        path: String,
-        /// The snapshot to be updated.
-        name: String,
-    },
-    /// A request lacks a message that is not optional.
+    /// A label is not valid.
+    #[error(transparent)]
+    Label(#[from] InvalidLabel),
+    /// A request lacks a required message.
     #[error("the request has no {field}")]
     MissingField {
         /// The field.
@@ -113,23 +58,15 @@ pub enum SnapshotterError {
     LayerUnavailable {
         /// The committed lazy snapshot.
         name: String,
-        /// Why.
-        #[source]
+        /// The cause.
         source: ProviderError,
     },
     /// The snapshotter is being closed.
     #[error("the snapshotter is shutting down")]
     Closed,
     /// A file operation failed.
-    #[error("cannot {action} {}: {source}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why it failed.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The backing file system cannot carry overlay mounts.
     #[error(
         "{} is on a file system without d_type support, which overlayfs needs \
@@ -148,82 +85,46 @@ pub enum SnapshotterError {
         /// The root directory of the snapshotter.
         path: PathBuf,
     },
-    /// The metadata database failed.
-    #[error("snapshot metadata {}: {source}", path.display())]
-    Database {
-        /// The database file.
-        path: PathBuf,
-        /// Why it failed.
-        source: Box<redb::Error>,
-    },
-    /// The database was written by another version.
-    #[error(
-        "snapshot metadata {}: schema version {found}, this program reads {known}; \
-         use the program that wrote it, or move the file away to start afresh", path.display()
-    )]
-    Schema {
-        /// The database file.
-        path: PathBuf,
-        /// The version in it.
-        found: u64,
-        /// The version of this program.
-        known: u64,
-    },
-    /// An entry of the database cannot be read.
-    #[error("snapshot metadata: the entry of {name:?} is damaged: {reason}")]
-    Corrupt {
-        /// The snapshot.
-        name: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The metadata of soci-snapshotter v0.15 cannot be taken over.
+    /// The metadata of soci-snapshotter v0.15 cannot be imported.
     #[error(
         "the snapshot metadata {} of soci-snapshotter v0.15 cannot be taken over: {source}; it is left as \
-         it is: go back to v0.15, or move the folder away to start afresh", path.display()
+         it is: go back to v0.15, or move the folder away to start with an empty one", path.display()
     )]
     OldMetadata {
         /// The database file.
         path: PathBuf,
-        /// What is wrong.
+        /// The cause.
         source: Box<OldMetadataError>,
     },
-    /// A lazy snapshot could not be mounted again at the start.
+    /// A lazy snapshot cannot be mounted again at the start.
     #[error(
-        "cannot mount the lazy snapshot {name:?} again: {reason}; \
-         to start without it set [snapshotter] allow_invalid_mounts_on_restart = true"
+        "cannot mount the lazy snapshot {name:?} again (to start without it, set \
+         [snapshotter] allow_invalid_mounts_on_restart = true)"
     )]
     Restore {
         /// The committed snapshot.
         name: String,
-        /// Why.
-        reason: String,
+        /// The cause.
+        source: LayerRefusal,
     },
-    /// A task of ours panicked or was cancelled.
-    #[error("an internal task failed: {reason}")]
-    Task {
-        /// What is known of it.
-        reason: String,
+    /// A provider that refused a layer left something mounted, which cannot be unmounted.
+    #[error("{} is still mounted", mountpoint.display())]
+    StillMounted {
+        /// The mount point.
+        mountpoint: PathBuf,
     },
+    /// The client cancelled the call.
+    #[error("the client cancelled the call")]
+    Cancelled,
+    /// Blocking work panicked, or the runtime shut down.
+    #[error(transparent)]
+    Blocking(#[from] soci_task::Interrupted),
+    /// A task of the snapshotter panicked, or the runtime shut down.
+    #[error("an internal task failed")]
+    Task(#[from] tokio::task::JoinError),
 }
 
 impl SnapshotterError {
-    pub(crate) fn task(error: tokio::task::JoinError) -> Self {
-        Self::Task {
-            reason: error.to_string(),
-        }
-    }
-
-    /// Names the file operation that failed.
-    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
-        }
-    }
-
     /// Whether another process, v0.15, uses the metadata.
     pub(crate) fn is_in_use(&self) -> bool {
         let Self::OldMetadata { source, .. } = self else {
@@ -235,38 +136,51 @@ impl SnapshotterError {
         )
     }
 
-    /// The gRPC code that containerd's own snapshotters give.
+    /// Returns the gRPC code that containerd's own snapshotters return.
     pub(crate) fn code(&self) -> Code {
         match self {
-            Self::NotFound { .. } | Self::ParentNotFound { .. } => Code::NotFound,
-            Self::AlreadyExists { .. } | Self::TargetExists { .. } => Code::AlreadyExists,
-            Self::HasChildren { .. }
-            | Self::NotActive { .. }
-            | Self::NotMountable { .. }
-            | Self::NamespaceMissing => Code::FailedPrecondition,
-            Self::ParentNotCommitted { .. }
-            | Self::InvalidName { .. }
-            | Self::LabelTooLong { .. }
-            | Self::InvalidIdMap { .. }
-            | Self::ImmutableField { .. }
+            Self::Metadata(error) => metadata_code(error),
+            Self::TargetExists { .. } => Code::AlreadyExists,
+            Self::NotMountable { .. } | Self::NamespaceMissing => Code::FailedPrecondition,
+            Self::InvalidName { .. }
+            | Self::Label(_)
             | Self::MissingField { .. }
             | Self::Filter(_) => Code::InvalidArgument,
             Self::LayerUnavailable { .. } | Self::Closed => Code::Unavailable,
-            Self::Io { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    Code::ResourceExhausted
-                }
-                _ => Code::Internal,
-            },
+            Self::File(error) => file_code(error),
             Self::NoDirectoryTypes { .. }
             | Self::UnusableRoot { .. }
-            | Self::Database { .. }
-            | Self::Schema { .. }
-            | Self::Corrupt { .. }
             | Self::OldMetadata { .. }
             | Self::Restore { .. }
-            | Self::Task { .. } => Code::Internal,
+            | Self::StillMounted { .. }
+            | Self::Cancelled
+            | Self::Blocking(_)
+            | Self::Task(_) => Code::Internal,
         }
+    }
+}
+
+fn metadata_code(error: &MetadataError) -> Code {
+    match error {
+        MetadataError::NotFound { .. } | MetadataError::ParentNotFound { .. } => Code::NotFound,
+        MetadataError::AlreadyExists { .. } => Code::AlreadyExists,
+        MetadataError::HasChildren { .. } | MetadataError::NotActive { .. } => {
+            Code::FailedPrecondition
+        }
+        MetadataError::ParentNotCommitted { .. } | MetadataError::ImmutableField { .. } => {
+            Code::InvalidArgument
+        }
+        MetadataError::Directory(error) => file_code(error),
+        MetadataError::Database { .. }
+        | MetadataError::Schema { .. }
+        | MetadataError::Corrupt { .. } => Code::Internal,
+    }
+}
+
+fn file_code(error: &FileError) -> Code {
+    match error.source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::ResourceExhausted,
+        _ => Code::Internal,
     }
 }
 
@@ -277,8 +191,9 @@ impl From<SnapshotterError> for Status {
     }
 }
 
-/// Longer messages are cut in the middle: what went wrong stands at both ends, a long name between.
-/// The message travels in an HTTP/2 header, percent-encoded (up to three bytes for one), and clients
+/// Maximum length of a message in bytes. Longer ones lose their middle, which holds a long name.
+///
+/// The message is sent in an HTTP/2 header, percent-encoded (up to three bytes for one), and clients
 /// refuse more than 16 KiB of headers.
 const MAX_MESSAGE: usize = 4096;
 
@@ -287,7 +202,7 @@ fn shortened(message: String) -> String {
         return message;
     }
     let half = MAX_MESSAGE / 2;
-    // At most three bytes further on begins a character.
+    // The next character begins at most three bytes later.
     let start = (half..).find_map(|at| message.get(..at));
     let end = (message.len() - half..).find_map(|at| message.get(at..));
     format!(
@@ -304,7 +219,7 @@ mod tests {
     #[test]
     fn a_message_with_a_huge_name_keeps_both_ends_and_fits_into_a_header() {
         for name in ["x".repeat(40 << 10), "ü🦀".repeat(10 << 10)] {
-            let status = Status::from(SnapshotterError::NotFound { name });
+            let status = Status::from(SnapshotterError::from(MetadataError::NotFound { name }));
             let message = status.message();
             assert!(message.starts_with("snapshot \""), "{message:.40}");
             assert!(message.ends_with("\" does not exist"));

@@ -1,4 +1,4 @@
-//! The mounts that a client makes to see a snapshot: a bind mount where one directory is enough,
+//! The mounts with which a client sees a snapshot: a bind mount if one directory is enough,
 //! overlayfs otherwise. Options and their order are those of containerd's overlayfs snapshotter.
 
 use std::fs;
@@ -9,27 +9,26 @@ use rustix::fs::statfs;
 use crate::api::types::Mount;
 use crate::api::v1::Kind;
 use crate::directories::Directories;
-use crate::lowers::Lowers;
-use crate::metadata::Link;
+use crate::snapshot_dir::SnapshotDir;
 
 /// `f_type` of tmpfs (linux/magic.h).
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 
-/// Options of every overlay mount, found out once.
+/// Options of every overlay mount.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct OverlayOptions {
     pub(crate) extra: Vec<String>,
 }
 
 impl OverlayOptions {
-    /// What the kernel needs for overlays.
+    /// Finds out the options that the kernel needs.
     pub(crate) fn detect(userxattr: bool) -> Self {
         let mut extra = Vec::new();
         if userxattr {
             extra.push("userxattr".to_owned());
         }
-        // With the index a work directory remembers its lower directories and refuses others,
-        // such as a layer that was mounted again.
+        // With an index, a work directory refuses other lower directories than its first ones, such as
+        // a layer that was mounted again.
         if Path::new("/sys/module/overlay/parameters/index").exists() {
             extra.push("index=off".to_owned());
         }
@@ -37,9 +36,10 @@ impl OverlayOptions {
     }
 }
 
-/// Whether overlays on the directory `root` must be mounted with `userxattr`: inside a user namespace
-/// overlayfs may not use `trusted.*` attributes. Linux 5.11 and newer take `user.*` instead; tmpfs
-/// has none.
+/// Whether overlays on the directory `root` must be mounted with `userxattr`.
+///
+/// Inside a user namespace overlayfs cannot use `trusted.*` attributes. Linux 5.11 and newer use
+/// `user.*` instead, which tmpfs does not have.
 #[must_use]
 pub fn needs_userxattr(root: &Path) -> bool {
     let Ok(map) = fs::read_to_string("/proc/self/uid_map") else {
@@ -55,7 +55,7 @@ fn is_initial(uid_map: &str) -> bool {
     uid_map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
-/// Whether the kernel of this release has the option. An unreadable release counts as a new one.
+/// Whether the kernel of this release has the option. A malformed release counts as a new one.
 fn knows_userxattr(release: &str) -> bool {
     let mut numbers = release
         .split(|c: char| !c.is_ascii_digit())
@@ -64,28 +64,27 @@ fn knows_userxattr(release: &str) -> bool {
     version.is_none_or(|version| version >= (5, 11))
 }
 
-/// The mounts of a snapshot with these parents, nearest first.
+/// Returns the mounts of a snapshot with these lower directories, nearest parent first.
 pub(crate) fn mounts(
     directories: &Directories,
     overlay: &OverlayOptions,
     kind: Kind,
     id: u64,
-    parents: &[Link],
-    lowers: &Lowers,
+    lower: &[SnapshotDir],
 ) -> Vec<Mount> {
     let active = kind == Kind::Active;
-    let mount = match parents {
+    let mount = match lower {
         [] => bind(&directories.fs(id), active),
-        [parent] if !active => bind(&directories.fs(lowers.place(parent)), false),
+        [parent] if !active => bind(&directories.fs(*parent), false),
         _ => {
             let mut options = Vec::new();
             if active {
                 options.push(format!("workdir={}", directories.work(id).display()));
                 options.push(format!("upperdir={}", directories.fs(id).display()));
             }
-            let lower: Vec<String> = parents
+            let lower: Vec<String> = lower
                 .iter()
-                .map(|parent| directories.fs(lowers.place(parent)).display().to_string())
+                .map(|dir| directories.fs(*dir).display().to_string())
                 .collect();
             options.push(format!("lowerdir={}", lower.join(":")));
             options.extend_from_slice(&overlay.extra);
@@ -115,15 +114,6 @@ fn bind(source: &Path, writable: bool) -> Mount {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use soci_layer::IdMaps;
-
-    fn link(id: u64) -> Link {
-        Link {
-            id,
-            name: id.to_string(),
-            lazy: None,
-        }
-    }
 
     #[test]
     fn userxattr_is_for_user_namespaces_of_kernels_that_know_it() {
@@ -150,8 +140,9 @@ mod tests {
         };
         let at = |id: u64, leaf: &str| format!("{}/snapshots/{id}/{leaf}", root.path().display());
         let at_name = |name: &str| format!("{}/snapshots/{name}/fs", root.path().display());
-        let get = |kind, parents: &[Link]| {
-            let mut mounts = mounts(&directories, &overlay, kind, 9, parents, &Lowers::Shared);
+        let get = |kind, parents: &[u64]| {
+            let lower: Vec<_> = parents.iter().copied().map(SnapshotDir::Snapshot).collect();
+            let mut mounts = mounts(&directories, &overlay, kind, 9, &lower);
             assert_eq!(mounts.len(), 1);
             let mount = mounts.remove(0);
             (mount.r#type, mount.source, mount.options.join(","))
@@ -161,9 +152,9 @@ mod tests {
 
         assert_eq!(get(Kind::Active, &[]), bind(at(9, "fs"), "rw,rbind"));
         assert_eq!(get(Kind::View, &[]), bind(at(9, "fs"), "ro,rbind"));
-        assert_eq!(get(Kind::View, &[link(4)]), bind(at(4, "fs"), "ro,rbind"));
+        assert_eq!(get(Kind::View, &[4]), bind(at(4, "fs"), "ro,rbind"));
         assert_eq!(
-            get(Kind::View, &[link(5), link(4)]),
+            get(Kind::View, &[5, 4]),
             overlay(format!(
                 "lowerdir={}:{},userxattr,index=off",
                 at(5, "fs"),
@@ -171,7 +162,7 @@ mod tests {
             ))
         );
         assert_eq!(
-            get(Kind::Active, &[link(5), link(4)]),
+            get(Kind::Active, &[5, 4]),
             overlay(format!(
                 "workdir={},upperdir={},lowerdir={}:{},userxattr,index=off",
                 at(9, "work"),
@@ -180,25 +171,19 @@ mod tests {
                 at(4, "fs")
             ))
         );
-        let parents = [link(5), link(4)];
-        let remapped = mounts(
+        let (snapshot, [near, far]) = (9, [5, 4]);
+        let lower = [near, far].map(|layer| SnapshotDir::IdMapped { layer, snapshot });
+        let id_mapped = mounts(
             &directories,
             &OverlayOptions::default(),
             Kind::Active,
-            9,
-            &parents,
-            &Lowers::Remapped {
-                snapshot: 9,
-                maps: IdMaps {
-                    uid: Vec::new(),
-                    gid: Vec::new(),
-                },
-            },
+            snapshot,
+            &lower,
         );
         assert_eq!(
-            remapped[0].options[2],
+            id_mapped[0].options[2],
             format!("lowerdir={}:{}", at_name("5_9"), at_name("4_9"))
         );
-        assert!(matches!(get(Kind::Active, &[link(4)]), (kind, ..) if kind == "overlay"));
+        assert!(matches!(get(Kind::Active, &[4]), (kind, ..) if kind == "overlay"));
     }
 }

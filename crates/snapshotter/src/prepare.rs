@@ -1,260 +1,209 @@
-//! Prepare of an image layer: mounted lazily and committed at once if that is possible; otherwise
-//! unpacked and committed by us; otherwise a plain active snapshot that the client fills.
+//! Prepare of an image layer: mounted lazily and committed if possible; otherwise unpacked and
+//! committed by the snapshotter; otherwise an active snapshot that the client fills.
 
-use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use crate::api::types::Mount;
 use crate::api::v1::Kind;
-use crate::calls::check_name;
 use crate::error::SnapshotterError;
-use crate::labels::{self, Labels};
-use crate::lowers::Lowers;
+use crate::ids::Reservation;
+use crate::image_layer::ImageLayer;
+use crate::keyed_lock::KeyedLocks;
+use crate::layer_mounts::LayerMounts;
+use crate::lowerdirs::LowerDirs;
 use crate::metadata::{
-    Fallback, LayerCommit, LayerOutcome, LazyRecord, Link, MadeLayer, NewSnapshot,
+    Fallback, LayerCommit, LayerOutcome, LazyRecord, Link, NewLayer, NewSnapshot, Usage,
 };
-use crate::outcome::{log_exists, log_lazy, log_not_unpacked, log_refusal, log_unpacked};
-use crate::place::Place;
-use crate::snapshotter::{Inner, Reservation, Snapshotter};
-use soci_layer::{LayerRefusal, LayerRequest, MountedInfo, Purpose, View};
+use crate::refusal::{RefusalCounts, RefusalReason};
+use crate::snapshot_dir::SnapshotDir;
+use crate::store::SnapshotStore;
+use crate::{labels, local_layer, prepare_log};
+use soci_layer::LayerRefusal;
 
-/// A Prepare with a target.
-pub(crate) struct Layer {
-    pub(crate) key: String,
-    pub(crate) parent: String,
-    pub(crate) target: String,
-    namespace: String,
-    labels: Labels,
-}
-
-/// What is found out before anything is made.
+/// The result of the checks before anything is made.
 enum Plan {
-    /// The target is there already: mounted lazily, or unpacked.
+    /// The target is committed already.
     Exists {
+        /// Whether it is mounted lazily, or else unpacked.
         lazy: bool,
     },
+    /// The target does not exist: directories were made for it.
     Make(Reservation, Vec<Link>),
 }
 
-impl Snapshotter {
-    /// Makes a writable snapshot on `parent`, or on nothing if that is empty.
-    ///
-    /// With the label `containerd.io/snapshot.ref` it is an image layer: if it can be mounted
-    /// lazily, or is committed already, the answer is [`SnapshotterError::TargetExists`], which
-    /// tells the client that it need not unpack it.
-    pub(crate) async fn prepare(
-        &self,
-        namespace: Option<String>,
-        key: String,
-        parent: String,
-        labels: Labels,
-    ) -> Result<Vec<Mount>, SnapshotterError> {
-        let Some(target) = labels
-            .get(labels::TARGET)
-            .filter(|target| !target.is_empty())
-        else {
-            return self.inner.create(Kind::Active, key, parent, labels).await;
-        };
-        let layer = Layer {
-            namespace: namespace
-                .filter(|namespace| !namespace.is_empty())
-                .ok_or(SnapshotterError::NamespaceMissing)?,
-            target: target.clone(),
-            key,
-            parent,
-            labels: labels::check(labels)?,
-        };
-        check_name(&layer.key)?;
-        check_name(&layer.target)?;
-        let call = self.inner.enter()?;
-        let inner = Arc::clone(&self.inner);
-        // A task of its own: if the client goes away, this future is dropped, and what it does
-        // has to come to a consistent end nevertheless.
-        let (mut answer, answered) = oneshot::channel();
-        tokio::spawn(async move {
-            let _call = call;
-            let result = inner.prepare_layer(layer, &mut answer).await;
-            // An error here means that nobody listens any more.
-            let _ = answer.send(result);
-        });
-        answered.await.map_err(|_| SnapshotterError::Task {
-            reason: "preparing a layer panicked".to_owned(),
-        })?
-    }
+/// Prepares image layers, one at a time per target.
+pub(crate) struct LayerPreparer {
+    mounts: Arc<LayerMounts>,
+    targets: KeyedLocks,
+    pub(crate) refusals: RefusalCounts,
+    /// Cancelled when the snapshotter is closed.
+    closing: CancellationToken,
 }
 
-pub(crate) type Answer = oneshot::Sender<Result<Vec<Mount>, SnapshotterError>>;
+impl LayerPreparer {
+    pub(crate) fn new(mounts: Arc<LayerMounts>, closing: CancellationToken) -> Self {
+        Self {
+            mounts,
+            targets: KeyedLocks::default(),
+            refusals: RefusalCounts::default(),
+            closing,
+        }
+    }
 
-impl Inner {
-    async fn prepare_layer(
-        self: &Arc<Self>,
-        layer: Layer,
-        answer: &mut Answer,
+    /// Prepares a layer. `client` is cancelled if the client cancels the call: unpacking ends then,
+    /// and nothing is left to the client.
+    ///
+    /// Returns the mounts of an active snapshot, or [`SnapshotterError::TargetExists`] if the layer is
+    /// committed.
+    pub(crate) async fn prepare(
+        &self,
+        layer: ImageLayer,
+        client: &CancellationToken,
     ) -> Result<Vec<Mount>, SnapshotterError> {
         let _only_one = self.targets.lock(&layer.target).await;
         let layer = Arc::new(layer);
         let plan = {
             let layer = Arc::clone(&layer);
-            self.blocking(move |inner| inner.plan(&layer)).await?
+            let planned = self.mounts.store.blocking(move |store| plan(store, &layer));
+            planned.await?
         };
         let (reservation, parents) = match plan {
             Plan::Make(reservation, parents) => (reservation, parents),
             Plan::Exists { lazy } => {
-                log_exists(&layer, lazy);
+                prepare_log::exists(&layer, lazy);
                 return Err(layer.target_exists());
             }
         };
         let id = reservation.id;
-        let refusal = match self.mount(&layer, id).await {
+        let request = layer.request(self.mounts.store.directories.fs(id));
+        let refusal = match self.mounts.mount(request).await {
             Ok(root) => {
                 soci_faults::point("prepare-layer-mounted");
                 let lazy = LazyRecord::new(layer.namespace.clone(), layer.labels.clone(), root);
-                return self
-                    .commit_layer(&layer, reservation, MadeLayer::Lazy(lazy))
-                    .await;
+                let made = NewLayer::Lazy(lazy);
+                return self.commit(&layer, reservation, made).await;
             }
             Err(refusal) => refusal,
         };
         soci_faults::point("prepare-layer-refused");
-        log_refusal(&layer, &refusal);
-        self.refusals.note(&refusal);
-        let mut why = Fallback::new(&refusal, &layer.labels);
+        prepare_log::not_lazy(&layer, &refusal);
+        self.refusals.add(&refusal);
+        let mut reason = RefusalReason::from(&refusal);
         if !refusal.leaves_to_client() {
-            match self.unpack(&layer, id, &parents, answer).await {
+            match self.unpack(&layer, id, &parents, client).await {
                 Ok(usage) => {
                     soci_faults::point("prepare-layer-unpacked");
-                    let made = MadeLayer::Unpacked { usage, why };
-                    return self.commit_layer(&layer, reservation, made).await;
+                    let why = Fallback::new(reason, &layer.labels);
+                    let made = NewLayer::Unpacked { usage, why };
+                    return self.commit(&layer, reservation, made).await;
                 }
                 Err(failure) => {
-                    self.refusals.note(&failure);
-                    why.reason = format!(
-                        "{}; nor is it unpacked here: {}",
-                        why.reason,
-                        soci_errors::chain(&failure)
-                    );
+                    self.refusals.add(&failure);
+                    reason.text = format!("{}; {}", reason.text, soci_errors::chain(&failure));
                 }
             }
         }
-        self.defer(&layer, reservation, parents, why, answer).await
-    }
-
-    /// Checks the request against the metadata and makes the directories.
-    fn plan(self: &Arc<Self>, layer: &Layer) -> Result<Plan, SnapshotterError> {
-        if let Some(name) = self.metadata.target(&layer.target, &layer.parent)? {
-            let existing = self.metadata.get(&name)?.info.labels;
-            return Ok(Plan::Exists {
-                lazy: existing.contains_key(labels::REMOTE),
-            });
+        let why = Fallback::new(reason, &layer.labels);
+        let deferred = self.defer(&layer, reservation, &parents, why, client);
+        let deferred = deferred.await;
+        if deferred.is_err() {
+            self.mounts.discard(SnapshotDir::Snapshot(id)).await;
         }
-        let parents = self.metadata.before_insert(&layer.key, &layer.parent)?;
-        let owner = self.directories.inherited_owner(&parents)?;
-        let reservation = self.reserve();
-        self.directories.create(reservation.id, true, owner)?;
-        soci_faults::point("prepare-directory-made");
-        Ok(Plan::Make(reservation, parents))
+        deferred
     }
 
-    async fn mount(self: &Arc<Self>, layer: &Layer, id: u64) -> Result<MountedInfo, LayerRefusal> {
-        let provider = Arc::clone(&self.provider);
-        let request = layer.request(self.directories.fs(id));
-        // A task of its own, so that a panic is a refusal like others.
-        tokio::spawn(async move { provider.mount(request).await })
-            .await
-            .unwrap_or_else(|error| Err(LayerRefusal::failed(error)))
+    /// Unpacks a layer until the client cancels or the snapshotter is closed.
+    async fn unpack(
+        &self,
+        layer: &ImageLayer,
+        id: u64,
+        parents: &[Link],
+        client: &CancellationToken,
+    ) -> Result<Usage, LayerRefusal> {
+        let cancel = self.closing.child_token();
+        let work = local_layer::unpack(&self.mounts, layer, id, parents, cancel.clone());
+        let mut work = pin!(work);
+        let unpacked = tokio::select! {
+            unpacked = &mut work => unpacked,
+            () = client.cancelled() => {
+                cancel.cancel();
+                // Until it ends it may write to the directory.
+                work.await
+            }
+        };
+        unpacked.inspect_err(|failure| prepare_log::not_unpacked(layer, failure))
     }
 
-    /// Commits a layer that we have made, under its target.
-    async fn commit_layer(
-        self: &Arc<Self>,
-        layer: &Arc<Layer>,
+    /// Commits a layer that was mounted or unpacked under its target.
+    async fn commit(
+        &self,
+        layer: &Arc<ImageLayer>,
         reservation: Reservation,
-        made: MadeLayer,
+        made: NewLayer,
     ) -> Result<Vec<Mount>, SnapshotterError> {
         let id = reservation.id;
-        let lazy = matches!(made, MadeLayer::Lazy(_));
+        let lazy = matches!(made, NewLayer::Lazy(_));
         let committed = {
             let layer = Arc::clone(layer);
-            self.blocking(move |inner| {
-                let mut labels = layer.labels.clone();
-                let mut set = |key: &str, value: &str| {
-                    labels.insert(key.to_owned(), value.to_owned());
-                };
-                if lazy {
-                    set(labels::REMOTE, labels::REMOTE_VALUE);
-                }
-                set(labels::HAS_INDEX, "true");
-                set(labels::NAMESPACE, &layer.namespace);
-                inner.metadata.insert_layer(LayerCommit {
+            self.mounts.store.blocking(move |store| {
+                Ok(store.metadata.insert_layer(LayerCommit {
                     id,
                     target: &layer.target,
                     parent: &layer.parent,
-                    labels,
+                    labels: layer.committed_labels(lazy),
                     made,
-                })
+                })?)
             })
-            .await
         };
-        match committed {
+        let error = match committed.await {
             Ok(LayerOutcome::Committed(_)) => {
                 soci_faults::point("prepare-layer-committed");
-                if lazy {
-                    log_lazy(layer);
-                } else {
-                    log_unpacked(layer);
+                match lazy {
+                    true => prepare_log::lazy(layer),
+                    false => prepare_log::unpacked(layer),
                 }
-                Err(layer.target_exists())
+                return Err(layer.target_exists());
             }
             Ok(LayerOutcome::Exists(_)) => {
-                self.discard(Place::Snapshot(id)).await;
-                log_exists(layer, lazy);
-                Err(layer.target_exists())
+                prepare_log::exists(layer, lazy);
+                layer.target_exists()
             }
             Err(error) => {
-                if lazy {
-                    tracing::warn!(
-                        key = layer.key,
-                        parent = layer.parent,
-                        "remote-snapshot-prepared" = "false",
-                        %error,
-                        "cannot commit a lazily mounted layer"
-                    );
-                } else {
-                    log_not_unpacked(layer, &error);
+                match lazy {
+                    true => prepare_log::lazy_not_committed(layer, &error),
+                    false => prepare_log::not_unpacked(layer, &error),
                 }
-                self.discard(Place::Snapshot(id)).await;
-                Err(error)
+                error
             }
-        }
+        };
+        self.mounts.discard(SnapshotDir::Snapshot(id)).await;
+        Err(error)
     }
 
-    /// Leaves the layer to the client: an active snapshot with an empty directory.
+    /// Leaves the layer to the client: adds an active snapshot with an empty directory.
     async fn defer(
-        self: &Arc<Self>,
-        layer: &Arc<Layer>,
+        &self,
+        layer: &Arc<ImageLayer>,
         reservation: Reservation,
-        parents: Vec<Link>,
+        parents: &[Link],
         why: Fallback,
-        answer: &Answer,
+        client: &CancellationToken,
     ) -> Result<Vec<Mount>, SnapshotterError> {
         let id = reservation.id;
-        if answer.is_closed() {
-            // Nobody would ever fill or remove it.
-            self.discard(Place::Snapshot(id)).await;
-            return Err(SnapshotterError::Task {
-                reason: "the client went away".to_owned(),
-            });
+        if client.is_cancelled() {
+            // The client would neither fill nor remove the snapshot.
+            return Err(SnapshotterError::Cancelled);
         }
-        let deferred = async {
-            self.check_layers(&Lowers::Shared, &parents).await?;
-            self.clear_mountpoint(id, parents).await?;
-            soci_faults::point("prepare-mountpoint-cleared");
-            let layer = Arc::clone(layer);
-            let why = why.clone();
-            self.blocking(move |inner| {
-                let parents = inner.insert_made(NewSnapshot {
+        self.mounts.check(&LowerDirs::Shared, parents).await?;
+        self.mounts.reset(id, parents).await?;
+        soci_faults::point("prepare-mountpoint-cleared");
+        let inserted = {
+            let (layer, why) = (Arc::clone(layer), why.clone());
+            self.mounts.store.blocking(move |store| {
+                let new = NewSnapshot {
                     id: reservation.id,
                     name: &layer.key,
                     kind: Kind::Active,
@@ -262,91 +211,29 @@ impl Inner {
                     labels: layer.labels.clone(),
                     fallback: Some(why),
                     id_maps: None,
-                })?;
-                Ok(inner.mounts(Kind::Active, id, &parents, &Lowers::Shared))
+                };
+                store.insert(new, &LowerDirs::Shared)
             })
-            .await
         };
-        match deferred.await {
-            Ok(mounts) => {
-                soci_faults::point("prepare-deferred");
-                tracing::warn!(
-                    key = layer.key,
-                    parent = layer.parent,
-                    "defer-snapshot-runtime" = "true",
-                    reason = why.code,
-                    error = why.reason,
-                    "the layer is left to the client to pull and unpack"
-                );
-                Ok(mounts)
-            }
-            Err(error) => {
-                self.discard(Place::Snapshot(id)).await;
-                Err(error)
-            }
-        }
-    }
-
-    /// A provider that refuses leaves nothing behind; if it does, it is removed here.
-    pub(crate) async fn clear_mountpoint(
-        self: &Arc<Self>,
-        id: u64,
-        parents: Vec<Link>,
-    ) -> Result<(), SnapshotterError> {
-        let mountpoint = self.directories.fs(id);
-        if self.is_mounted(id).await? {
-            self.provider.unmount(&mountpoint).await.map_err(|error| {
-                SnapshotterError::LayerUnavailable {
-                    name: id.to_string(),
-                    source: error,
-                }
-            })?;
-            if self.is_mounted(id).await? {
-                return Err(SnapshotterError::Task {
-                    reason: format!("{} is still mounted", mountpoint.display()),
-                });
-            }
-        }
-        self.blocking(move |inner| {
-            let owner = inner.directories.inherited_owner(&parents)?;
-            inner.directories.empty_fs(id, owner)
-        })
-        .await
-    }
-
-    async fn is_mounted(self: &Arc<Self>, id: u64) -> Result<bool, SnapshotterError> {
-        self.blocking(move |inner| inner.mounted_now(id)).await
-    }
-
-    /// Whether anything is mounted in a directory of ours. Blocking.
-    pub(crate) fn mounted_now(&self, place: impl Into<Place>) -> Result<bool, SnapshotterError> {
-        let failed = SnapshotterError::io("read", soci_mountinfo::PATH.as_ref());
-        let table = soci_mountinfo::Table::read().map_err(failed)?;
-        let path = self.directories.real_snapshot(place);
-        Ok(table.under(&path).next().is_some())
+        let mounts = inserted.await?;
+        soci_faults::point("prepare-deferred");
+        prepare_log::deferred(layer, &why);
+        Ok(mounts)
     }
 }
 
-impl Layer {
-    fn target_exists(&self) -> SnapshotterError {
-        SnapshotterError::TargetExists {
-            target: self.target.clone(),
-        }
+/// Checks a layer against the metadata and makes its directories. Blocking.
+fn plan(store: &SnapshotStore, layer: &ImageLayer) -> Result<Plan, SnapshotterError> {
+    if let Some(name) = store.metadata.target(&layer.target, &layer.parent)? {
+        let existing = store.metadata.get(&name)?.info.labels;
+        return Ok(Plan::Exists {
+            lazy: existing.contains_key(labels::REMOTE),
+        });
     }
-
-    pub(crate) fn request(&self, mountpoint: PathBuf) -> LayerRequest {
-        LayerRequest {
-            namespace: self.namespace.clone(),
-            mountpoint,
-            labels: self.labels.clone(),
-            purpose: Purpose::ImageLayer,
-            view: View::default(),
-        }
-    }
-
-    pub(crate) fn digest(&self) -> &str {
-        self.labels
-            .get(labels::LAYER_DIGEST)
-            .map_or("", String::as_str)
-    }
+    let parents = store.metadata.before_insert(&layer.key, &layer.parent)?;
+    let owner = store.directories.inherited_owner(&parents)?;
+    let reservation = store.ids.reserve();
+    store.directories.create(reservation.id, true, owner)?;
+    soci_faults::point("prepare-directory-made");
+    Ok(Plan::Make(reservation, parents))
 }

@@ -1,193 +1,149 @@
-//! After a start: every lazy snapshot on record is mounted again, several at a time.
+//! Restoring the mounts of lazy layers at the start, and unmounting them at the end.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
+use tracing::Instrument;
 
 use crate::api::v1::Kind;
-use crate::directories::Directories;
+use crate::directories::read_mountinfo;
 use crate::error::SnapshotterError;
-use crate::lowers::Lowers;
-use crate::metadata::LazyRecord;
-use crate::place::Place;
-use crate::snapshotter::{CONCURRENT_MOUNTS, Inner};
-use soci_layer::{LayerRefusal, LayerRequest, ProviderError, Purpose, Restoration, View};
+use crate::labels;
+use crate::layer_mounts::{CONCURRENT_MOUNTS, LayerMounts};
+use crate::lowerdirs::{LazyMount, LowerDirs};
+use crate::snapshot_dir::SnapshotDir;
+use crate::store::SnapshotStore;
+use soci_layer::{Restoration, View};
 
-/// A lazy layer where it is, or was, mounted.
-#[derive(Debug, Clone)]
-pub(crate) struct LazyMount {
-    pub(crate) place: Place,
-    /// The layer's snapshot.
-    pub(crate) name: String,
-    pub(crate) lazy: LazyRecord,
-    pub(crate) view: View,
-}
-
-impl LazyMount {
-    pub(crate) fn request(&self, purpose: Purpose, directories: &Directories) -> LayerRequest {
-        LayerRequest {
-            purpose,
-            namespace: self.lazy.namespace.clone(),
-            mountpoint: directories.fs(self.place),
-            labels: self.lazy.labels.clone(),
-            view: self.view.clone(),
-        }
-    }
-}
-
-impl Inner {
-    /// All lazy mounts on record. Blocking.
-    pub(crate) fn lazy_mounts(&self) -> Result<Vec<LazyMount>, SnapshotterError> {
-        let lazy = self.metadata.lazy()?.into_iter();
-        let mut mounts: Vec<LazyMount> = lazy
-            .map(|(id, name, lazy)| LazyMount {
-                place: Place::Snapshot(id),
-                name,
-                lazy,
-                view: View::default(),
-            })
-            .collect();
-        let mut apart = HashSet::new();
-        for place in self.directories.places()? {
-            if let Place::Compared { snapshot, .. } = place {
-                apart.insert(snapshot);
-            }
-        }
-        for snapshot in self.metadata.apart(&apart)? {
-            let lowers = self.lowers(&snapshot)?;
-            if snapshot.record.kind() == Kind::View {
-                let parent = &snapshot.record.info.parent;
-                self.comparisons.begin(snapshot.record.id, parent);
-            }
-            if lowers != Lowers::Shared {
-                mounts.extend(
-                    snapshot
-                        .parents
-                        .iter()
-                        .filter_map(|link| lowers.mount(link)),
-                );
-            }
-        }
-        Ok(mounts)
-    }
-
-    /// Mounts the lazy snapshots again. With `allow_invalid` a failure is logged only; it is tried
-    /// again when somebody wants the layer.
-    pub(crate) async fn restore(
-        self: &Arc<Self>,
-        allow_invalid: bool,
-    ) -> Result<(), SnapshotterError> {
-        let lazy = self.blocking(|inner| inner.prepare_mountpoints()).await?;
-        let count = lazy.len();
-        let (continued, severed) = (AtomicUsize::new(0), Mutex::new(HashSet::new()));
-        let (continued, severed) = (&continued, &severed);
-        let restores = lazy.into_iter().map(|mount| async move {
-            let (place, name) = (mount.place, mount.name.clone());
-            match self.restore_one(&mount).await {
-                Ok(restored) => {
-                    match restored {
-                        Restoration::Adopted => drop(continued.fetch_add(1, Ordering::Relaxed)),
-                        Restoration::Severed => drop(severed.lock().insert(place)),
-                        Restoration::Remounted => {}
-                    }
-                    Ok(())
-                }
-                Err(refusal) if allow_invalid => {
-                    tracing::warn!(
-                        name,
-                        reason = refusal.code(),
-                        error = %soci_errors::chain(&refusal),
-                        "cannot mount a lazy snapshot again; nothing can start on it until that \
-                         succeeds"
-                    );
-                    self.broken.lock().insert(place, refusal);
-                    Ok(())
-                }
-                Err(refusal) => Err(SnapshotterError::Restore {
-                    name,
-                    reason: soci_errors::chain(&refusal),
-                }),
-            }
-        });
-        stream::iter(restores)
-            .buffer_unordered(CONCURRENT_MOUNTS)
-            .try_collect::<()>()
-            .await?;
-        let failed = self.broken.lock().len();
-        if count > 0 {
-            let continued = continued.load(Ordering::Relaxed);
-            tracing::info!(
-                mounted = count.saturating_sub(failed).saturating_sub(continued),
-                continued,
-                failed,
-                "lazy snapshots of an earlier run are mounted again"
-            );
-        }
-        let severed = std::mem::take(&mut *severed.lock());
-        self.blocking(move |inner| inner.sever(&severed)).await?;
-        Ok(())
-    }
-
-    /// Another attempt for a layer that could not be mounted at the start. Without it a container
-    /// would start on the empty directory.
-    pub(crate) async fn repair(self: &Arc<Self>, mount: &LazyMount) -> Result<(), ProviderError> {
-        let place = mount.place;
-        if !self.broken.lock().contains_key(&place) {
-            return Ok(());
-        }
-        let _one_at_a_time = self.repairs.lock(&place.to_string()).await;
-        if !self.broken.lock().contains_key(&place) {
-            return Ok(());
-        }
-        match self.restore_one(mount).await {
-            Ok(_) => {
-                self.broken.lock().remove(&place);
-                tracing::info!(
+/// Restores all recorded mounts, several at a time, and returns those whose connections were lost.
+///
+/// With `allow_invalid` a failure is only logged; the mount is tried again when a snapshot on top of
+/// it is requested.
+pub(crate) async fn restore_all(
+    mounts: &LayerMounts,
+    allow_invalid: bool,
+) -> Result<HashSet<SnapshotDir>, SnapshotterError> {
+    let recorded = mounts.store.blocking(prepare_mountpoints).await?;
+    let count = recorded.len();
+    let (adopted, lost) = (AtomicUsize::new(0), Mutex::new(HashSet::new()));
+    let (adopted, lost_ref) = (&adopted, &lost);
+    let restores = recorded.into_iter().map(|mount| async move {
+        let span = span(&mount);
+        match mounts.restore(&mount).instrument(span).await {
+            Ok(Restoration::Adopted) => drop(adopted.fetch_add(1, Ordering::Relaxed)),
+            Ok(Restoration::Severed) => drop(lost_ref.lock().insert(mount.dir)),
+            Ok(Restoration::Remounted) => {}
+            Err(refusal) if allow_invalid => {
+                tracing::warn!(
                     name = mount.name,
-                    "a lazy snapshot is mounted again after all"
+                    reason = refusal.code(),
+                    error = %soci_errors::chain(&refusal),
+                    "cannot restore a lazy snapshot; no container can start on it until that succeeds"
                 );
-                Ok(())
+                mounts.set_broken(mount.dir, refusal);
             }
-            Err(refusal) => {
-                let error = ProviderError::new(self.directories.fs(place), refusal.clone());
-                self.broken.lock().insert(place, refusal);
-                Err(error)
+            Err(source) => {
+                let name = mount.name;
+                return Err(SnapshotterError::Restore { name, source });
             }
         }
+        Ok(())
+    });
+    stream::iter(restores)
+        .buffer_unordered(CONCURRENT_MOUNTS)
+        .try_collect::<()>()
+        .await?;
+    let failed = mounts.broken_count();
+    if count > 0 {
+        let adopted = adopted.load(Ordering::Relaxed);
+        tracing::info!(
+            mounted = count.saturating_sub(failed).saturating_sub(adopted),
+            continued = adopted,
+            failed,
+            "restored the lazy snapshots of an earlier run"
+        );
     }
+    Ok(lost.into_inner())
+}
 
-    async fn restore_one(self: &Arc<Self>, mount: &LazyMount) -> Result<Restoration, LayerRefusal> {
-        let provider = Arc::clone(&self.provider);
-        let request = mount.request(Purpose::Restore, &self.directories);
-        let restored = tokio::spawn(async move { provider.restore(request).await })
-            .await
-            .unwrap_or_else(|error| Err(LayerRefusal::failed(error)))?;
-        if let Place::Snapshot(id) = mount.place {
-            let (lazy, root) = (mount.lazy.clone(), restored.root);
-            let recorded =
-                self.blocking(move |inner| inner.metadata.set_lazy_root(id, &lazy, root));
-            recorded.await.map_err(LayerRefusal::failed)?;
+/// Unmounts all recorded mounts. Failures are logged.
+pub(crate) async fn unmount_all(mounts: &LayerMounts) {
+    let recorded = match mounts.store.blocking(recorded_mounts).await {
+        Ok(recorded) => recorded,
+        Err(error) => {
+            let error = soci_errors::chain(&error);
+            tracing::error!(error, "cannot unmount the lazy snapshots");
+            return;
         }
-        Ok(restored.how)
-    }
+    };
+    let unmounts = recorded.into_iter().map(|mount| async move {
+        if let Err(error) = mounts.unmount(mount.dir).await {
+            let error = soci_errors::chain(&error);
+            tracing::warn!(name = mount.name, error, "cannot unmount a lazy snapshot");
+        }
+    });
+    stream::iter(unmounts)
+        .for_each_concurrent(CONCURRENT_MOUNTS, |unmount| unmount)
+        .await;
+}
 
-    /// The lazy snapshots, their mount points being there. A mount point that something is
-    /// mounted on is not touched: the mount may be dead.
-    fn prepare_mountpoints(&self) -> Result<Vec<LazyMount>, SnapshotterError> {
-        let lazy = self.lazy_mounts()?;
-        if !lazy.is_empty() {
-            let failed = SnapshotterError::io("read", soci_mountinfo::PATH.as_ref());
-            let table = soci_mountinfo::Table::read().map_err(failed)?;
-            let mounts = table.points();
-            for LazyMount { place, .. } in &lazy {
-                if !mounts.any_under(&self.directories.real_snapshot(*place)) {
-                    self.directories.ensure_mountpoint(*place)?;
-                }
+/// The span of a restoration: image and layer for the events of the provider.
+fn span(mount: &LazyMount) -> tracing::Span {
+    let label = |key| mount.lazy.labels.get(key).map_or("", String::as_str);
+    tracing::info_span!(
+        "restore",
+        namespace = mount.lazy.namespace,
+        image = label(labels::IMAGE_REF),
+        layerDigest = label(labels::LAYER_DIGEST),
+    )
+}
+
+/// Returns the recorded mounts after creating missing mount points. A mount point in use is not
+/// accessed: the mount may be dead. Blocking.
+fn prepare_mountpoints(store: &SnapshotStore) -> Result<Vec<LazyMount>, SnapshotterError> {
+    let recorded = recorded_mounts(store)?;
+    if !recorded.is_empty() {
+        let table = read_mountinfo()?;
+        let points = table.points();
+        for LazyMount { dir, .. } in &recorded {
+            if !points.any_under(&store.directories.real_snapshot(*dir)) {
+                store.directories.ensure_mountpoint(*dir)?;
             }
         }
-        Ok(lazy)
     }
+    Ok(recorded)
+}
+
+/// Returns all mounts that the metadata and the directories record, and registers the views among
+/// their snapshots that are for a comparison. Blocking.
+fn recorded_mounts(store: &SnapshotStore) -> Result<Vec<LazyMount>, SnapshotterError> {
+    let lazy = store.metadata.lazy()?.into_iter();
+    let mut mounts: Vec<LazyMount> = lazy
+        .map(|(id, name, lazy)| LazyMount {
+            dir: SnapshotDir::Snapshot(id),
+            name,
+            lazy,
+            view: View::default(),
+        })
+        .collect();
+    let dirs = store.directories.list()?.into_iter();
+    let compared: HashSet<u64> = dirs
+        .filter_map(|dir| match dir {
+            SnapshotDir::Compared { snapshot, .. } => Some(snapshot),
+            _ => None,
+        })
+        .collect();
+    for snapshot in store.metadata.with_own_lowerdirs(&compared)? {
+        let lowerdirs = store.lowerdirs(&snapshot)?;
+        if snapshot.record.kind() == Kind::View {
+            let parent = &snapshot.record.info.parent;
+            store.comparisons.begin(snapshot.record.id, parent);
+        }
+        if lowerdirs != LowerDirs::Shared {
+            mounts.extend(lowerdirs.mounts(&snapshot.parents));
+        }
+    }
+    Ok(mounts)
 }

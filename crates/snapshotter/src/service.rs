@@ -1,4 +1,4 @@
-//! The gRPC face: requests are taken apart here and errors become statuses; nothing else.
+//! The gRPC service: unpacks requests, and turns errors into statuses.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use crate::filter::Filters;
 use crate::info_batch::ListSnapshotsResponse;
 use crate::snapshotter::Snapshotter;
 
-/// Where containerd's clients put the namespace.
+/// The header in which containerd's clients send the namespace.
 const NAMESPACE_HEADER: &str = "containerd-namespace";
 
 /// Snapshots per message of List, as containerd sends them.
@@ -33,13 +33,13 @@ pub struct SnapshotService {
     snapshotter: Arc<Snapshotter>,
 }
 
-/// The service, to be added to a tonic server.
+/// Returns the service, to be added to a tonic server.
 pub fn service(snapshotter: Arc<Snapshotter>) -> SnapshotsServer<SnapshotService> {
     SnapshotsServer::new(SnapshotService { snapshotter })
 }
 
-/// The namespace of a call: its header, or else what its key says. containerd 1.6 calls a proxy
-/// plugin without the header, but the keys that it gives are `<namespace>/<number>/<client's key>`.
+/// Returns the namespace of a call, from its header or else from its key: containerd 1.6 calls a proxy
+/// plugin without the header, but its keys are `<namespace>/<number>/<client's key>`.
 fn namespace(metadata: &MetadataMap, key: &str) -> Option<String> {
     match metadata.get(NAMESPACE_HEADER) {
         Some(value) => value.to_str().ok().map(str::to_owned),
@@ -140,10 +140,10 @@ impl Snapshots for SnapshotService {
         &self,
         request: Request<ListSnapshotsRequest>,
     ) -> Result<Response<Self::ListStream>, Status> {
-        drop(self.snapshotter.inner.enter()?);
+        drop(self.snapshotter.calls.enter()?);
         let filters =
             Filters::parse(&request.into_inner().filters).map_err(SnapshotterError::from)?;
-        let inner = Arc::clone(&self.snapshotter.inner);
+        let store = Arc::clone(&self.snapshotter.store);
         let (sender, receiver) = mpsc::channel(4);
         tokio::task::spawn_blocking(move || {
             let mut batch = Vec::with_capacity(BATCH);
@@ -152,7 +152,7 @@ impl Snapshots for SnapshotService {
                     .blocking_send(Ok(ListSnapshotsResponse { info }))
                     .is_ok()
             };
-            let listed = inner.metadata.list(&filters, |info| {
+            let listed = store.metadata.list(&filters, |info| {
                 batch.push(info);
                 batch.len() < BATCH || send(std::mem::take(&mut batch))
             });
@@ -161,8 +161,11 @@ impl Snapshots for SnapshotService {
                 Ok(()) => {
                     send(batch);
                 }
-                // If the client is gone, nobody wants the error either.
-                Err(error) => drop(sender.blocking_send(Err(error.into()))),
+                // Fails if the client is gone.
+                Err(error) => {
+                    let status = SnapshotterError::from(error).into();
+                    drop(sender.blocking_send(Err(status)));
+                }
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver).boxed()))

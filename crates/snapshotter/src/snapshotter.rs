@@ -1,33 +1,22 @@
-//! The snapshotter itself: what it holds, how it is opened and closed, and how calls run their
-//! blocking work.
+//! The snapshotter: its parts, how it is opened and closed, and what it reports about itself.
 
-use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::{StreamExt, stream};
 use parking_lot::Mutex;
-use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedRwLockReadGuard, RwLock};
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
-use crate::directories::Directories;
+use crate::call_gate::CallGate;
 use crate::error::SnapshotterError;
-use crate::keyed_lock::KeyedLocks;
-use crate::layers::LayerCounts;
-use crate::lowers::Comparisons;
-use crate::metadata::Metadata;
-use crate::mounts::OverlayOptions;
-use crate::place::Place;
-use crate::refusals::Refusals;
-use crate::severed::SeveredSnapshots;
-use crate::takeover;
-use soci_layer::{LayerProvider, LayerRefusal};
-
-/// Unmounting or mounting this many layers at once at the start and the end.
-pub(crate) const CONCURRENT_MOUNTS: usize = 16;
+use crate::layer_mounts::LayerMounts;
+use crate::layer_states::{self, CountCache, LayerCounts, LayerState};
+use crate::lost_mounts::{LostMounts, Severed};
+use crate::prepare::LayerPreparer;
+use crate::restore;
+use crate::store::SnapshotStore;
+use crate::sweep::Sweeper;
+use soci_layer::LayerProvider;
 
 /// How long a close waits for calls that are under way.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
@@ -35,8 +24,8 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 /// How a snapshotter is opened.
 #[derive(Debug, Clone, Default)]
 pub struct SnapshotterConfig {
-    /// The directory that holds `metadata.redb` and `snapshots/`: `<daemon root>/snapshotter`.
-    /// Absolute; made if it does not exist.
+    /// The directory of `metadata.redb` and `snapshots/`: `<daemon root>/snapshotter`. Absolute;
+    /// created if it does not exist.
     pub root: PathBuf,
     /// Start even if a lazy layer cannot be mounted again; snapshots on top of it then fail.
     pub allow_invalid_mounts_on_restart: bool,
@@ -47,61 +36,19 @@ pub struct SnapshotterConfig {
 /// Keeps snapshots: their metadata, their directories, and (through a [`LayerProvider`]) the
 /// mounts of lazy layers. Dropping it stops its background work and leaves the mounts.
 pub struct Snapshotter {
-    pub(crate) inner: Arc<Inner>,
-    sweeper: Mutex<Option<JoinHandle<()>>>,
-}
-
-/// What calls and background work share.
-pub(crate) struct Inner {
-    pub(crate) directories: Directories,
-    pub(crate) overlay: OverlayOptions,
-    pub(crate) metadata: Metadata,
-    pub(crate) provider: Arc<dyn LayerProvider>,
-    /// One Prepare at a time per target.
-    pub(crate) targets: KeyedLocks,
-    /// One attempt at a time to mount a broken layer again, by the name of its snapshot.
-    pub(crate) repairs: KeyedLocks,
-    /// Wakes the sweeper.
-    pub(crate) removed: Notify,
-    /// One sweep at a time.
-    pub(crate) sweeping: AsyncMutex<()>,
-    /// Lazy snapshots that could not be mounted again at the start, and why.
-    pub(crate) broken: Mutex<HashMap<Place, LayerRefusal>>,
-    /// Views that exist for a comparison.
-    pub(crate) comparisons: Comparisons,
-    /// Containers whose layers were lost under them.
-    pub(crate) severed: SeveredSnapshots,
-    /// Why layers were not mounted lazily since the start.
-    pub(crate) refusals: Refusals,
-    /// How many layers there were when the metadata was looked at last.
-    pub(crate) layer_counts: Mutex<Option<(u64, LayerCounts)>>,
-    /// Directories with lower ids are not ours.
-    pub(crate) first_id: u64,
-    next_id: AtomicU64,
-    /// Ids whose directories may exist before, or without, their metadata.
-    in_flight: Mutex<HashSet<u64>>,
-    closed: AtomicBool,
-    /// Ends long work when the snapshotter is closed.
-    pub(crate) closing: CancellationToken,
-    /// Held for reading by each call, for writing by the close.
-    calls: Arc<RwLock<()>>,
-}
-
-/// An id for a snapshot that is being made; the sweep spares its directory until this is dropped.
-pub(crate) struct Reservation {
-    pub(crate) id: u64,
-    inner: Arc<Inner>,
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        self.inner.in_flight.lock().remove(&self.id);
-    }
+    pub(crate) store: Arc<SnapshotStore>,
+    pub(crate) mounts: Arc<LayerMounts>,
+    pub(crate) preparer: Arc<LayerPreparer>,
+    pub(crate) sweeper: Arc<Sweeper>,
+    pub(crate) lost: Arc<LostMounts>,
+    pub(crate) calls: CallGate,
+    layer_counts: CountCache,
+    background: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Snapshotter {
-    /// Opens the metadata, mounts the lazy layers again, and starts to clear away directories
-    /// that belong to no snapshot. Must be called on a tokio runtime.
+    /// Opens the metadata, mounts the lazy layers again, and starts to delete directories that belong
+    /// to no snapshot. Must be called on a tokio runtime.
     ///
     /// # Errors
     /// The directory or the database cannot be used; or a lazy layer cannot be mounted and
@@ -111,14 +58,32 @@ impl Snapshotter {
         provider: Arc<dyn LayerProvider>,
     ) -> Result<Self, SnapshotterError> {
         let allow_invalid = config.allow_invalid_mounts_on_restart;
-        let inner = spawn_blocking(move || Inner::open(&config, provider)).await?;
-        let inner = Arc::new(inner);
-        inner.restore(allow_invalid).await?;
-        let sweeper = tokio::spawn(Inner::sweep_in_background(Arc::downgrade(&inner)));
-        inner.removed.notify_one();
+        let opened = soci_task::blocking(move || -> Result<_, SnapshotterError> {
+            let store = SnapshotStore::open(&config.root, config.userxattr)?;
+            Ok((store, LostMounts::open(&config.root)))
+        });
+        let (store, lost) = opened.await?;
+        let (store, lost) = (Arc::new(store), Arc::new(lost));
+        let mounts = Arc::new(LayerMounts::new(Arc::clone(&store), provider));
+        let layers = restore::restore_all(&mounts, allow_invalid).await?;
+        let recorded = {
+            let lost = Arc::clone(&lost);
+            store.blocking(move |store| Ok(lost.record(&store.metadata, &layers)?))
+        };
+        recorded.await?;
+        let calls = CallGate::default();
+        let sweeper = Arc::new(Sweeper::new(Arc::clone(&mounts)));
+        let background = tokio::spawn(Arc::clone(&sweeper).run());
+        store.removed.notify_one();
         Ok(Self {
-            inner,
-            sweeper: Mutex::new(Some(sweeper)),
+            preparer: Arc::new(LayerPreparer::new(Arc::clone(&mounts), calls.closing())),
+            store,
+            mounts,
+            sweeper,
+            lost,
+            calls,
+            layer_counts: CountCache::default(),
+            background: Mutex::new(Some(background)),
         })
     }
 
@@ -126,129 +91,73 @@ impl Snapshotter {
     /// the lazy layers are unmounted; without, they stay for the next process. May be called more
     /// than once.
     pub async fn close(&self, unmount_all: bool) {
-        self.inner.closed.store(true, Ordering::Release);
-        self.inner.closing.cancel();
-        let sweeper = self.sweeper.lock().take();
-        if let Some(sweeper) = sweeper {
-            sweeper.abort();
-            // Ends with "cancelled", as it was told.
-            let _ = sweeper.await;
+        self.calls.close();
+        let background = self.background.lock().take();
+        if let Some(background) = background {
+            background.abort();
+            // The error says that it was aborted.
+            let _ = background.await;
         }
-        let all_done = self.inner.calls.write();
-        if tokio::time::timeout(CLOSE_PATIENCE, all_done)
-            .await
-            .is_err()
-        {
+        if !self.calls.drain(CLOSE_PATIENCE).await {
             tracing::warn!("closing although calls to the snapshotter are still under way");
         }
         if unmount_all {
-            self.inner.unmount_all().await;
+            restore::unmount_all(&self.mounts).await;
         }
+    }
+
+    /// Lists the image layers that exist now.
+    ///
+    /// # Errors
+    /// The metadata cannot be read, or the snapshotter is closed.
+    pub async fn layers(&self) -> Result<Vec<LayerState>, SnapshotterError> {
+        let _call = self.calls.enter()?;
+        layer_states::layers(&self.mounts).await
+    }
+
+    /// Counts the image layers that exist now. Reads the metadata only if it has changed.
+    ///
+    /// # Errors
+    /// As [`Snapshotter::layers`].
+    pub async fn layer_counts(&self) -> Result<LayerCounts, SnapshotterError> {
+        if let Some(counts) = self.layer_counts.current(&self.store) {
+            return Ok(counts);
+        }
+        let _call = self.calls.enter()?;
+        self.layer_counts.update(&self.store).await
+    }
+
+    /// Returns the number of lazy layers that could not be mounted again, at the start or since.
+    #[must_use]
+    pub fn broken_layers(&self) -> u64 {
+        self.mounts.broken_count() as u64
+    }
+
+    /// Returns how often a layer was refused since the start, for every code of
+    /// [`LayerRefusal`](soci_layer::LayerRefusal).
+    #[must_use]
+    pub fn refusals(&self) -> Vec<(&'static str, u64)> {
+        self.preparer.refusals.get()
+    }
+
+    /// Lists the containers that must be restarted because their layers were lost, by the id of
+    /// their snapshot.
+    ///
+    /// # Errors
+    /// The metadata cannot be read, or the snapshotter is closed.
+    pub async fn severed(&self) -> Result<Vec<(u64, Severed)>, SnapshotterError> {
+        let _call = self.calls.enter()?;
+        let lost = Arc::clone(&self.lost);
+        self.store
+            .blocking(move |store| Ok(lost.existing(&store.metadata)?))
+            .await
     }
 }
 
 impl Drop for Snapshotter {
     fn drop(&mut self) {
-        if let Some(sweeper) = self.sweeper.get_mut() {
-            sweeper.abort();
+        if let Some(background) = self.background.get_mut() {
+            background.abort();
         }
     }
-}
-
-impl Inner {
-    fn open(
-        config: &SnapshotterConfig,
-        provider: Arc<dyn LayerProvider>,
-    ) -> Result<Self, SnapshotterError> {
-        let root = config.root.as_path();
-        let directories = Directories::open(root)?;
-        let metadata = takeover::open_metadata(root, directories.real())?;
-        let places = directories.places()?.into_iter();
-        let highest = places.map(Place::snapshot).max().unwrap_or(0);
-        // A crash can leave a directory with an id that the metadata has not seen.
-        let unused = metadata.next_id()?.max(highest.saturating_add(1));
-        let first_id = metadata.claim_ids(unused)?;
-        Ok(Self {
-            overlay: OverlayOptions::detect(config.userxattr),
-            directories,
-            metadata,
-            provider,
-            targets: KeyedLocks::default(),
-            repairs: KeyedLocks::default(),
-            removed: Notify::new(),
-            sweeping: AsyncMutex::new(()),
-            broken: Mutex::default(),
-            comparisons: Comparisons::default(),
-            severed: SeveredSnapshots::open(root),
-            refusals: Refusals::default(),
-            layer_counts: Mutex::default(),
-            first_id,
-            next_id: AtomicU64::new(unused),
-            in_flight: Mutex::default(),
-            closed: AtomicBool::new(false),
-            closing: CancellationToken::new(),
-            calls: Arc::default(),
-        })
-    }
-
-    /// Entry of every call; the close waits until what this returns is dropped.
-    pub(crate) fn enter(&self) -> Result<OwnedRwLockReadGuard<()>, SnapshotterError> {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(SnapshotterError::Closed);
-        }
-        Arc::clone(&self.calls)
-            .try_read_owned()
-            .map_err(|_| SnapshotterError::Closed)
-    }
-
-    /// An id that no snapshot ever had.
-    pub(crate) fn reserve(self: &Arc<Self>) -> Reservation {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        self.in_flight.lock().insert(id);
-        Reservation {
-            id,
-            inner: Arc::clone(self),
-        }
-    }
-
-    /// The ids reserved now.
-    pub(crate) fn in_flight(&self) -> HashSet<u64> {
-        self.in_flight.lock().clone()
-    }
-
-    /// Runs work that waits for the disk. It goes on to its end even if the caller goes away.
-    pub(crate) async fn blocking<R: Send + 'static>(
-        self: &Arc<Self>,
-        work: impl FnOnce(&Arc<Self>) -> Result<R, SnapshotterError> + Send + 'static,
-    ) -> Result<R, SnapshotterError> {
-        let inner = Arc::clone(self);
-        spawn_blocking(move || work(&inner)).await
-    }
-
-    async fn unmount_all(self: &Arc<Self>) {
-        let lazy = match self.blocking(|inner| inner.lazy_mounts()).await {
-            Ok(lazy) => lazy,
-            Err(error) => {
-                tracing::error!(%error, "cannot unmount the lazy snapshots");
-                return;
-            }
-        };
-        let unmounts = lazy.into_iter().map(|mount| async move {
-            let mountpoint = self.directories.fs(mount.place);
-            if let Err(error) = self.provider.unmount(&mountpoint).await {
-                tracing::warn!(name = mount.name, %error, "cannot unmount a lazy snapshot");
-            }
-        });
-        stream::iter(unmounts)
-            .for_each_concurrent(CONCURRENT_MOUNTS, |unmount| unmount)
-            .await;
-    }
-}
-
-async fn spawn_blocking<R: Send + 'static>(
-    work: impl FnOnce() -> Result<R, SnapshotterError> + Send + 'static,
-) -> Result<R, SnapshotterError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(SnapshotterError::task)?
 }

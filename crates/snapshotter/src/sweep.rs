@@ -1,94 +1,113 @@
-//! Deleting directories that belong to no snapshot: removed ones, and what a crash left behind.
+//! Deletion of directories that belong to no snapshot: those of removed snapshots, and those that a
+//! crash left behind.
 
-use std::sync::{Arc, Weak};
+use std::fs;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::SnapshotterError;
-use crate::place::Place;
-use crate::snapshotter::Inner;
+use tokio::sync::Mutex;
 
-/// From a removal to the sweep that nobody asked for; more removals may come until then.
+use crate::directories::read_mountinfo;
+use crate::error::SnapshotterError;
+use crate::layer_mounts::LayerMounts;
+use crate::snapshot_dir::SnapshotDir;
+use crate::store::SnapshotStore;
+
+/// Time between two sweeps in the background, so that one sweep handles several removals.
 const DELAY: Duration = Duration::from_secs(5);
 
-impl Inner {
-    /// Sweeps at the start, and some time after each removal, as long as the snapshotter is open.
-    pub(crate) async fn sweep_in_background(inner: Weak<Self>) {
+/// Deletes directories without a snapshot.
+pub(crate) struct Sweeper {
+    mounts: Arc<LayerMounts>,
+    /// Held during a sweep.
+    sweeping: Mutex<()>,
+}
+
+impl Sweeper {
+    pub(crate) fn new(mounts: Arc<LayerMounts>) -> Self {
+        Self {
+            mounts,
+            sweeping: Mutex::default(),
+        }
+    }
+
+    /// Sweeps whenever directories may have lost their snapshot. Does not return.
+    pub(crate) async fn run(self: Arc<Self>) {
         loop {
-            let Some(strong) = inner.upgrade() else {
-                return;
-            };
-            strong.removed.notified().await;
-            if let Err(error) = strong.sweep().await {
-                tracing::warn!(%error, "cannot look for directories of removed snapshots");
+            self.mounts.store.removed.notified().await;
+            if let Err(error) = self.sweep().await {
+                let error = soci_errors::chain(&error);
+                tracing::warn!(error, "cannot list the directories of removed snapshots");
             }
-            drop(strong);
             tokio::time::sleep(DELAY).await;
         }
     }
 
     /// Deletes the directories without a snapshot. One that cannot be deleted is logged and left
     /// to the next sweep.
-    pub(crate) async fn sweep(self: &Arc<Self>) -> Result<(), SnapshotterError> {
+    pub(crate) async fn sweep(&self) -> Result<(), SnapshotterError> {
         let _only_one = self.sweeping.lock().await;
-        for place in self.blocking(|inner| inner.orphans()).await? {
-            let mountpoint = self.directories.fs(place);
-            if let Err(error) = self.provider.unmount(&mountpoint).await {
-                tracing::warn!(%error, "cannot unmount a removed snapshot");
+        let store = &self.mounts.store;
+        for dir in store.blocking(orphans).await? {
+            if let Err(error) = self.mounts.unmount(dir).await {
+                let error = soci_errors::chain(&error);
+                tracing::warn!(error, "cannot unmount a removed snapshot");
                 continue;
             }
             soci_faults::point("sweep-unmounted");
-            let deleted = self.blocking(move |inner| {
-                if inner.mounted_now(place)? {
-                    let path = inner.directories.snapshot(place);
-                    tracing::warn!(path = %path.display(), "a removed snapshot is still mounted");
-                    return Ok(());
-                }
-                inner.directories.remove(place)?;
-                soci_faults::point("sweep-deleted");
-                Ok(())
-            });
-            if let Err(error) = deleted.await {
-                tracing::warn!(%error, "cannot delete a removed snapshot");
+            if let Err(error) = store.blocking(move |store| delete(store, dir)).await {
+                let error = soci_errors::chain(&error);
+                tracing::warn!(error, "cannot delete a removed snapshot");
             }
         }
-        self.blocking(|inner| inner.sweep_id_mapped()).await
+        store.blocking(delete_id_mapped_by_v015).await
     }
+}
 
-    /// Deletes the id-mapped layers that v0.15 made for snapshots that are removed by now. Those of
-    /// others stay: containers run from them.
-    fn sweep_id_mapped(&self) -> Result<(), SnapshotterError> {
-        let folders = self.directories.id_mapped()?;
-        if folders.is_empty() {
-            return Ok(());
-        }
-        let in_flight = self.in_flight();
-        let known = self.metadata.ids()?;
-        let failed = SnapshotterError::io("read", soci_mountinfo::PATH.as_ref());
-        let table = soci_mountinfo::Table::read().map_err(failed)?;
-        let mounts = table.points();
-        for (path, new) in folders {
-            let unused = new >= self.first_id && !known.contains(&new) && !in_flight.contains(&new);
-            if !unused || mounts.any_under(&self.directories.real_path(&path)) {
-                continue;
-            }
-            if let Err(error) = std::fs::remove_dir_all(&path) {
-                tracing::warn!(path = %path.display(), %error, "cannot delete an id-mapped layer");
-            }
-        }
-        Ok(())
+fn delete(store: &SnapshotStore, dir: SnapshotDir) -> Result<(), SnapshotterError> {
+    if store.is_mounted(dir)? {
+        let path = store.directories.snapshot(dir);
+        tracing::warn!(path = %path.display(), "a removed snapshot is still mounted");
+        return Ok(());
     }
+    store.directories.remove(dir)?;
+    soci_faults::point("sweep-deleted");
+    Ok(())
+}
 
-    /// The places of ours whose snapshot has no metadata. The order matters: a snapshot that
-    /// is being made is in flight before it has a directory, and until it has metadata.
-    fn orphans(&self) -> Result<Vec<Place>, SnapshotterError> {
-        let mut places = self.directories.places()?;
-        places.retain(|place| place.snapshot() >= self.first_id);
-        let in_flight = self.in_flight();
-        let known = self.metadata.ids()?;
-        places.retain(|place| {
-            let id = place.snapshot();
-            !in_flight.contains(&id) && !known.contains(&id)
-        });
-        Ok(places)
+/// Deletes the id-mapped layers that v0.15 made for snapshots that are removed by now. Those of
+/// other snapshots stay: containers use them.
+fn delete_id_mapped_by_v015(store: &SnapshotStore) -> Result<(), SnapshotterError> {
+    let directories = store.directories.id_mapped_by_v015()?;
+    if directories.is_empty() {
+        return Ok(());
     }
+    let reserved = store.ids.reserved();
+    let known = store.metadata.ids()?;
+    let table = read_mountinfo()?;
+    let points = table.points();
+    for (path, new) in directories {
+        let unused = store.ids.owns(new) && !known.contains(&new) && !reserved.contains(&new);
+        if !unused || points.any_under(&store.directories.real_path(&path)) {
+            continue;
+        }
+        if let Err(error) = fs::remove_dir_all(&path) {
+            tracing::warn!(path = %path.display(), %error, "cannot delete an id-mapped layer");
+        }
+    }
+    Ok(())
+}
+
+/// Lists the directories whose snapshot has no metadata. The order matters: a snapshot that is being
+/// made is reserved before it has a directory, and until it has metadata.
+fn orphans(store: &SnapshotStore) -> Result<Vec<SnapshotDir>, SnapshotterError> {
+    let mut dirs = store.directories.list()?;
+    dirs.retain(|dir| store.ids.owns(dir.snapshot()));
+    let reserved = store.ids.reserved();
+    let known = store.metadata.ids()?;
+    dirs.retain(|dir| {
+        let id = dir.snapshot();
+        !reserved.contains(&id) && !known.contains(&id)
+    });
+    Ok(dirs)
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 
 use soci_lazy::MountReport;
-use soci_snapshotter::{LayerMode, LayerState};
+use soci_snapshotter::{LayerMode, LayerState, RefusalReason};
 use soci_status::api::{self, Health, Image, Layer};
 
 /// Layers by their height in the image, then by the id of their snapshot.
@@ -89,7 +89,9 @@ fn layer_of(layer: &LayerState, mount: Option<&MountReport>) -> Layer {
     };
     let (reason_code, reason) = broken
         .or_else(|| layer.reason.clone())
-        .map_or((None, None), |(code, reason)| (Some(code), Some(reason)));
+        .map_or((None, None), |reason| {
+            (Some(reason.code), Some(reason.text))
+        });
     let state = match layer.mode {
         LayerMode::Lazy => api::LayerState::Lazy,
         LayerMode::Local => api::LayerState::Local,
@@ -115,19 +117,22 @@ fn layer_of(layer: &LayerState, mount: Option<&MountReport>) -> Layer {
 }
 
 /// Why a lazy layer cannot be served, if it cannot.
-fn broken(layer: &LayerState, mount: Option<&MountReport>) -> Option<(String, String)> {
+fn broken(layer: &LayerState, mount: Option<&MountReport>) -> Option<RefusalReason> {
     if layer.mode != LayerMode::Lazy {
         return None;
     }
     if let Some(broken) = &layer.broken {
         return Some(broken.clone());
     }
-    let reason = match mount {
+    let text = match mount {
         Some(mount) if mount.is_served => return None,
         Some(_) => "its FUSE connection has ended; restart the daemon to have it mounted anew",
         None => "it is not mounted; the log of the last start says why",
     };
-    Some(("failed".to_owned(), reason.to_owned()))
+    Some(RefusalReason {
+        code: "failed".to_owned(),
+        text: text.to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -149,7 +154,10 @@ mod tests {
             size: Some(10),
             namespace: None,
             mode: LayerMode::Deferred,
-            reason: Some(("no-index".to_owned(), "there is none".to_owned())),
+            reason: Some(RefusalReason {
+                code: "no-index".to_owned(),
+                text: "there is none".to_owned(),
+            }),
             mountpoint: None,
             broken: None,
         }
@@ -191,7 +199,10 @@ mod tests {
             ..layer(1, 0, Some("a"))
         };
         let broken = LayerState {
-            broken: Some(("no-index".to_owned(), "gone".to_owned())),
+            broken: Some(RefusalReason {
+                code: "no-index".to_owned(),
+                text: "gone".to_owned(),
+            }),
             ..lazy.clone()
         };
         for (state, code) in [(lazy, "failed"), (broken, "no-index")] {

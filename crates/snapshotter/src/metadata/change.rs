@@ -1,19 +1,22 @@
-//! Changing: new snapshots, commits, removals, labels. Each is one transaction.
+//! Changes: new snapshots, commits, removals, labels, imports. Each is one transaction.
 
 use std::time::SystemTime;
 
 use prost::Message;
 use redb::ReadableTable;
 
-use super::lookup::{Link, chain, find_target, get};
-use super::record::{Fallback, IdMapsRecord, LazyRecord, Record, Usage};
-use super::{Attempt, FIRST_ID_KEY, Metadata, NEXT_ID_KEY, Writer};
+use super::Metadata;
+use super::error::MetadataError;
+use super::import::{OldSnapshot, replace_all};
+use super::record::{Fallback, IdMapsRecord, LazyRecord, Link, Record, Usage};
+use super::search::{chain, find_target, get};
+use super::tables::{FIRST_ID_KEY, Failure};
 use crate::api::v1::{Info, Kind};
-use crate::error::SnapshotterError;
+use crate::file_error::FileError;
 use crate::labels::{self, Labels};
-use soci_layer::IdMaps;
+use soci_layer::{IdMaps, MountedInfo};
 
-/// An active snapshot or a view to be.
+/// An active snapshot or a view to add.
 #[derive(Debug)]
 pub(crate) struct NewSnapshot<'a> {
     pub(crate) id: u64,
@@ -22,42 +25,42 @@ pub(crate) struct NewSnapshot<'a> {
     pub(crate) parent: &'a str,
     pub(crate) labels: Labels,
     pub(crate) fallback: Option<Fallback>,
-    /// Its parents are seen with these ids, each in a directory of its own.
+    /// Set if its parents are shown with these ids, each in a directory of its own.
     pub(crate) id_maps: Option<IdMaps>,
 }
 
-/// A layer that we have made, to be committed without ever having been active.
+/// A layer that the snapshotter mounted or unpacked, to be added as a committed snapshot.
 #[derive(Debug)]
 pub(crate) struct LayerCommit<'a> {
     pub(crate) id: u64,
     pub(crate) target: &'a str,
     pub(crate) parent: &'a str,
     pub(crate) labels: Labels,
-    pub(crate) made: MadeLayer,
+    pub(crate) made: NewLayer,
 }
 
-/// How a layer was made.
+/// How a new layer is provided.
 #[derive(Debug)]
-pub(crate) enum MadeLayer {
+pub(crate) enum NewLayer {
     /// Mounted lazily.
     Lazy(LazyRecord),
-    /// Fetched and unpacked here, because it could not be lazy.
+    /// Unpacked by the snapshotter, because it could not be lazy.
     Unpacked { usage: Usage, why: Fallback },
 }
 
-/// What became of a [`LayerCommit`].
+/// The outcome of a [`LayerCommit`].
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum LayerOutcome {
     /// Committed under this name.
     Committed(String),
-    /// Somebody else had committed the target on the same parent, under this name.
+    /// Another client had committed the target on the same parent, under this name.
     Exists(String),
 }
 
-/// An active snapshot to be committed.
+/// An active snapshot to commit.
 #[derive(Debug)]
 pub(crate) struct Commit<'a> {
-    /// The active snapshot must still be the one that was measured.
+    /// Id of the measured snapshot; the active one must still have it.
     pub(crate) id: u64,
     pub(crate) key: &'a str,
     pub(crate) name: &'a str,
@@ -66,9 +69,10 @@ pub(crate) struct Commit<'a> {
 }
 
 impl Metadata {
-    /// Called at each open with an id above all directories that exist. A new database starts
-    /// there. Gives the first id that this database ever used.
-    pub(crate) fn claim_ids(&self, from: u64) -> Result<u64, SnapshotterError> {
+    /// Marks all ids below `from` as used, and returns the first id that this database ever used.
+    ///
+    /// Called at each open with an id above all existing directories. A new database starts there.
+    pub(crate) fn claim_ids(&self, from: u64) -> Result<u64, MetadataError> {
         self.write(|tables| {
             let first = tables.meta.get(FIRST_ID_KEY)?.map(|first| first.value());
             let first = match first {
@@ -83,20 +87,21 @@ impl Metadata {
         })
     }
 
-    /// Adds an active snapshot or a view. `before_commit` is given its parents, nearest first; if
-    /// it fails, nothing is added.
+    /// Adds an active snapshot or a view, and returns its parents, nearest first.
+    ///
+    /// `before_commit` gets the parents. If it fails, nothing is added.
     pub(crate) fn insert(
         &self,
         new: NewSnapshot<'_>,
-        before_commit: impl FnOnce(&[Link]) -> Result<(), SnapshotterError>,
-    ) -> Result<Vec<Link>, SnapshotterError> {
+        before_commit: impl FnOnce(&[Link]) -> Result<(), FileError>,
+    ) -> Result<Vec<Link>, MetadataError> {
         self.write(|tables| {
             let parents = chain(&tables.snapshots, &tables.lazy, new.parent)?;
             if tables.snapshots.get(new.name)?.is_some() {
                 let name = new.name.to_owned();
-                return Err(SnapshotterError::AlreadyExists { name }.into());
+                return Err(MetadataError::AlreadyExists { name }.into());
             }
-            before_commit(&parents)?;
+            before_commit(&parents).map_err(MetadataError::Directory)?;
             let record = Record {
                 id: new.id,
                 info: info(new.name, new.kind, new.parent, new.labels),
@@ -115,10 +120,7 @@ impl Metadata {
     /// If that name is taken by a snapshot on *another* parent (another namespace unpacked a
     /// layer below in its own way), the layer gets a name of its own: containerd finds it by its
     /// label and parent, not by its name.
-    pub(crate) fn insert_layer(
-        &self,
-        new: LayerCommit<'_>,
-    ) -> Result<LayerOutcome, SnapshotterError> {
+    pub(crate) fn insert_layer(&self, new: LayerCommit<'_>) -> Result<LayerOutcome, MetadataError> {
         self.write(|tables| {
             let parents = chain(&tables.snapshots, &tables.lazy, new.parent)?;
             let exists = find_target(&tables.targets, &tables.snapshots, new.target, new.parent)?;
@@ -135,11 +137,11 @@ impl Metadata {
                 ..Record::default()
             };
             match new.made {
-                MadeLayer::Lazy(lazy) => {
+                NewLayer::Lazy(lazy) => {
                     let lazy = lazy.encode_to_vec();
                     tables.lazy.insert(new.id, lazy.as_slice())?;
                 }
-                MadeLayer::Unpacked { usage, why } => {
+                NewLayer::Unpacked { usage, why } => {
                     record.usage = usage;
                     record.fallback = Some(why);
                     record.unpacked = true;
@@ -152,21 +154,21 @@ impl Metadata {
     }
 
     /// Turns an active snapshot into a committed one. Its labels are replaced, not merged.
-    pub(crate) fn commit(&self, commit: Commit<'_>) -> Result<(), SnapshotterError> {
+    pub(crate) fn commit(&self, commit: Commit<'_>) -> Result<(), MetadataError> {
         self.write(|tables| {
             let old = get(&tables.snapshots, commit.key)?;
             if tables.snapshots.get(commit.name)?.is_some() {
                 let name = commit.name.to_owned();
-                return Err(SnapshotterError::AlreadyExists { name }.into());
+                return Err(MetadataError::AlreadyExists { name }.into());
             }
             if old.kind() != Kind::Active {
                 let name = commit.key.to_owned();
-                return Err(SnapshotterError::NotActive { name }.into());
+                return Err(MetadataError::NotActive { name }.into());
             }
             if old.id != commit.id {
-                // Removed, and made anew by another client, while the old one was measured.
+                // Another client removed and prepared it again while the old one was measured.
                 let name = commit.key.to_owned();
-                return Err(SnapshotterError::NotFound { name }.into());
+                return Err(MetadataError::NotFound { name }.into());
             }
             let parents = chain(&tables.snapshots, &tables.lazy, &old.info.parent)?;
             tables.delete(&old, &parents)?;
@@ -184,17 +186,17 @@ impl Metadata {
         })
     }
 
-    /// Forgets a snapshot without children. Gives its record, and whether it was lazy.
-    pub(crate) fn remove(&self, name: &str) -> Result<(Record, bool), SnapshotterError> {
+    /// Removes a snapshot without children, and returns its record and whether it was lazy.
+    pub(crate) fn remove(&self, name: &str) -> Result<(Record, bool), MetadataError> {
         self.write(|tables| {
             let record = get(&tables.snapshots, name)?;
             if let Some(child) = tables.first_child(record.id)? {
                 let name = name.to_owned();
-                return Err(SnapshotterError::HasChildren { name, child }.into());
+                return Err(MetadataError::HasChildren { name, child }.into());
             }
             let parents = match chain(&tables.snapshots, &tables.lazy, &record.info.parent) {
                 Ok(parents) => parents,
-                Err(super::Failure::Snapshotter(_)) => Vec::new(),
+                Err(Failure::Refused(_)) => Vec::new(),
                 Err(failure) => return Err(failure),
             };
             tables.delete(&record, &parents)?;
@@ -209,7 +211,7 @@ impl Metadata {
         name: &str,
         labels: &Labels,
         mask: &[String],
-    ) -> Result<Info, SnapshotterError> {
+    ) -> Result<Info, MetadataError> {
         self.write(|tables| {
             let mut record = get(&tables.snapshots, name)?;
             let old_target = record.label(labels::TARGET).map(str::to_owned);
@@ -229,7 +231,7 @@ impl Metadata {
                     },
                     None if path == "labels" => changed.clone_from(labels),
                     None => {
-                        return Err(SnapshotterError::ImmutableField {
+                        return Err(MetadataError::ImmutableField {
                             path: path.clone(),
                             name: name.to_owned(),
                         }
@@ -245,50 +247,34 @@ impl Metadata {
             Ok(record.info)
         })
     }
-}
 
-impl Writer<'_> {
-    /// Marks an id as given away for good.
-    fn use_id(&mut self, id: u64) -> Attempt<()> {
-        let next = self.meta.get(NEXT_ID_KEY)?.map_or(1, |next| next.value());
-        self.meta
-            .insert(NEXT_ID_KEY, next.max(id.saturating_add(1)))?;
-        Ok(())
+    /// Replaces all entries by these snapshots, which v0.15 had after `transaction`.
+    pub(crate) fn import(
+        &self,
+        transaction: u64,
+        snapshots: &[OldSnapshot],
+    ) -> Result<(), MetadataError> {
+        self.write(|tables| replace_all(tables, transaction, snapshots))
     }
 
-    /// Writes a record and its entries in the indexes.
-    pub(super) fn put(&mut self, record: &Record, parents: &[Link]) -> Attempt<()> {
-        let name = record.info.name.as_str();
-        self.snapshots
-            .insert(name, record.encode_to_vec().as_slice())?;
-        if let Some(parent) = parents.first() {
-            self.children.insert((parent.id, record.id), name)?;
+    /// Records the attributes of the root of a lazy layer, which v0.15 did not record.
+    pub(crate) fn set_lazy_root(
+        &self,
+        id: u64,
+        lazy: &LazyRecord,
+        root: MountedInfo,
+    ) -> Result<(), MetadataError> {
+        let changed = LazyRecord::new(lazy.namespace.clone(), lazy.labels.clone(), root);
+        if changed == *lazy {
+            return Ok(());
         }
-        if let Some(target) = record.label(labels::TARGET) {
-            self.targets.insert((target, name), ())?;
-        }
-        Ok(())
-    }
-
-    /// Removes a record and its entries in the indexes.
-    fn delete(&mut self, record: &Record, parents: &[Link]) -> Attempt<()> {
-        let name = record.info.name.as_str();
-        self.snapshots.remove(name)?;
-        if let Some(parent) = parents.first() {
-            self.children.remove((parent.id, record.id))?;
-        }
-        if let Some(target) = record.label(labels::TARGET) {
-            self.targets.remove((target, name))?;
-        }
-        Ok(())
-    }
-
-    fn first_child(&self, id: u64) -> Attempt<Option<String>> {
-        let mut children = self.children.range((id, 0)..=(id, u64::MAX))?;
-        match children.next() {
-            Some(child) => Ok(Some(child?.1.value().to_owned())),
-            None => Ok(None),
-        }
+        self.write(|tables| {
+            // It may have been removed in the meantime.
+            if tables.lazy.get(id)?.is_some() {
+                tables.lazy.insert(id, changed.encode_to_vec().as_slice())?;
+            }
+            Ok(())
+        })
     }
 }
 

@@ -1,16 +1,15 @@
-//! Listing with filters. What containerd asks after every lazy Prepare (target and parent) is
-//! answered from an index; so are filters by name and by parent.
+//! Listing with filters. The query of containerd after every lazy Prepare (target and parent) is
+//! answered from an index, as are filters by name and by parent.
 
 use std::collections::BTreeSet;
 
 use prost::bytes::Bytes;
 use redb::ReadableTable;
 
-use super::lookup::find;
 use super::record::{EncodedRecord, decode};
-use super::{Attempt, Metadata, Reader};
+use super::search::find;
+use super::tables::{Attempt, Reader};
 use crate::api::v1::{Info, Kind};
-use crate::error::SnapshotterError;
 use crate::filter::{Fields, Filters};
 use crate::labels;
 
@@ -32,43 +31,38 @@ impl Fields for Info {
     }
 }
 
-impl Metadata {
-    /// Gives every snapshot that the filters accept to `visit`, encoded as [`Info`], in the order
-    /// of the names, until that returns false.
-    pub(crate) fn list(
-        &self,
-        filters: &Filters,
-        mut visit: impl FnMut(Bytes) -> bool,
-    ) -> Result<(), SnapshotterError> {
-        let mut visit_accepted = |name: &str, bytes: &[u8]| -> Attempt<bool> {
-            let EncodedRecord { info } = decode(name, bytes)?;
-            let accepted = filters.accept_all() || filters.accepts(&decode::<Info>(name, &info)?);
-            Ok(!accepted || visit(info))
-        };
-        self.read(|tables| {
-            if let Some(names) = candidates(tables, filters)? {
-                for name in names {
-                    let Some(bytes) = tables.snapshots.get(name.as_str())? else {
-                        continue;
-                    };
-                    if !visit_accepted(&name, bytes.value())? {
-                        break;
-                    }
-                }
-                return Ok(());
+/// Passes every snapshot that the filters accept to `visit`; see [`Metadata::list`](super::Metadata::list).
+pub(super) fn list(
+    tables: &Reader,
+    filters: &Filters,
+    mut visit: impl FnMut(Bytes) -> bool,
+) -> Attempt<()> {
+    let mut visit_accepted = |name: &str, bytes: &[u8]| -> Attempt<bool> {
+        let EncodedRecord { info } = decode(name, bytes)?;
+        let accepted = filters.accept_all() || filters.accepts(&decode::<Info>(name, &info)?);
+        Ok(!accepted || visit(info))
+    };
+    if let Some(names) = candidates(tables, filters)? {
+        for name in names {
+            let Some(bytes) = tables.snapshots.get(name.as_str())? else {
+                continue;
+            };
+            if !visit_accepted(&name, bytes.value())? {
+                break;
             }
-            for entry in tables.snapshots.iter()? {
-                let (name, bytes) = entry?;
-                if !visit_accepted(name.value(), bytes.value())? {
-                    break;
-                }
-            }
-            Ok(())
-        })
+        }
+        return Ok(());
     }
+    for entry in tables.snapshots.iter()? {
+        let (name, bytes) = entry?;
+        if !visit_accepted(name.value(), bytes.value())? {
+            break;
+        }
+    }
+    Ok(())
 }
 
-/// The names among which all accepted snapshots are, if an index knows them.
+/// Returns names that include all accepted snapshots, if an index can tell.
 fn candidates(tables: &Reader, filters: &Filters) -> Attempt<Option<BTreeSet<String>>> {
     if let Some(names) = filters.demanded(&["name"]) {
         return Ok(Some(names.into_iter().map(str::to_owned).collect()));

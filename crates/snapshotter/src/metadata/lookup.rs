@@ -2,16 +2,18 @@
 
 use std::collections::HashSet;
 
+use prost::bytes::Bytes;
 use redb::{ReadableTable, ReadableTableMetadata};
 
-use super::record::{LazyRecord, Record, decode};
-use super::{Attempt, Metadata, NEXT_ID_KEY, Reader};
+use super::Metadata;
+use super::error::MetadataError;
+use super::list::list;
+use super::record::{LazyRecord, Link, Record, decode};
+use super::search::{chain, find_target, get};
+use super::tables::{Attempt, IMPORTED_KEY, NEXT_ID_KEY, Reader};
 use crate::api::v1::Kind;
-use crate::error::SnapshotterError;
+use crate::filter::Filters;
 use crate::labels;
-
-/// Longer chains are damage: overlayfs allows 500 lower directories.
-const MAX_CHAIN: usize = 10_000;
 
 /// A snapshot with the chain of its parents.
 #[derive(Debug, Clone)]
@@ -21,100 +23,48 @@ pub(crate) struct Snapshot {
     pub(crate) parents: Vec<Link>,
 }
 
-/// One of the parents of a snapshot.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Link {
-    pub(crate) id: u64,
-    pub(crate) name: String,
-    /// Set if its `fs` is a mount of ours.
-    pub(crate) lazy: Option<LazyRecord>,
-}
-
-/// The table of snapshots in a transaction of either kind.
-pub(super) trait Snapshots: ReadableTable<&'static str, &'static [u8]> {}
-impl<T: ReadableTable<&'static str, &'static [u8]>> Snapshots for T {}
-
-/// The table of lazy snapshots in a transaction of either kind.
-pub(super) trait Lazies: ReadableTable<u64, &'static [u8]> {}
-impl<T: ReadableTable<u64, &'static [u8]>> Lazies for T {}
-
-pub(super) fn find(snapshots: &impl Snapshots, name: &str) -> Attempt<Option<Record>> {
-    match snapshots.get(name)? {
-        Some(bytes) => Ok(Some(decode(name, bytes.value())?)),
-        None => Ok(None),
-    }
-}
-
-pub(super) fn get(snapshots: &impl Snapshots, name: &str) -> Attempt<Record> {
-    find(snapshots, name)?.ok_or_else(|| {
-        SnapshotterError::NotFound {
-            name: name.to_owned(),
-        }
-        .into()
-    })
-}
-
-/// The parent and its parents, nearest first; none if `parent` is empty. It must be committed.
-pub(super) fn chain(
-    snapshots: &impl Snapshots,
-    lazy: &impl Lazies,
-    parent: &str,
-) -> Attempt<Vec<Link>> {
-    let mut chain: Vec<Link> = Vec::new();
-    let mut name = parent.to_owned();
-    while !name.is_empty() {
-        let Some(record) = find(snapshots, &name)? else {
-            return Err(SnapshotterError::ParentNotFound { parent: name }.into());
-        };
-        if record.kind() != Kind::Committed {
-            return Err(SnapshotterError::ParentNotCommitted { parent: name }.into());
-        }
-        if chain.len() >= MAX_CHAIN {
-            let reason = "its parents have no end".to_owned();
-            return Err(SnapshotterError::Corrupt { name, reason }.into());
-        }
-        let lazy = match lazy.get(record.id)? {
-            Some(bytes) => Some(decode(&name, bytes.value())?),
-            None => None,
-        };
-        chain.push(Link {
-            id: record.id,
-            name: std::mem::replace(&mut name, record.info.parent),
-            lazy,
-        });
-    }
-    Ok(chain)
-}
-
-/// The committed snapshot that was made for this target on this parent.
-pub(super) fn find_target(
-    targets: &impl ReadableTable<(&'static str, &'static str), ()>,
-    snapshots: &impl Snapshots,
-    target: &str,
-    parent: &str,
-) -> Attempt<Option<String>> {
-    for entry in targets.range((target, "")..)? {
-        let (key, ()) = entry.map(|(key, value)| (key, value.value()))?;
-        let (found, name) = key.value();
-        if found != target {
-            break;
-        }
-        let record = get(snapshots, name)?;
-        if record.kind() == Kind::Committed && record.info.parent == parent {
-            return Ok(Some(name.to_owned()));
-        }
-    }
-    Ok(None)
+/// What the database records about an import from v0.15's database beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ImportState {
+    /// The database is empty: nothing has been decided yet.
+    Undecided,
+    /// The database was created without an import.
+    NotImported,
+    /// The database holds what the older one held after this transaction.
+    Transaction(u64),
 }
 
 impl Metadata {
+    /// Returns what was imported from v0.15's database.
+    pub(crate) fn import_state(&self) -> Result<ImportState, MetadataError> {
+        if self.is_new()? {
+            return Ok(ImportState::Undecided);
+        }
+        self.read(|tables| {
+            let imported = tables.meta.get(IMPORTED_KEY)?;
+            Ok(imported.map_or(ImportState::NotImported, |transaction| {
+                ImportState::Transaction(transaction.value())
+            }))
+        })
+    }
+
+    /// Passes every snapshot that the filters accept to `visit`, encoded as
+    /// [`Info`](crate::api::v1::Info), in the order of the names, until that returns false.
+    pub(crate) fn list(
+        &self,
+        filters: &Filters,
+        visit: impl FnMut(Bytes) -> bool,
+    ) -> Result<(), MetadataError> {
+        self.read(|tables| list(tables, filters, visit))
+    }
+
     /// One snapshot.
-    pub(crate) fn get(&self, name: &str) -> Result<Record, SnapshotterError> {
+    pub(crate) fn get(&self, name: &str) -> Result<Record, MetadataError> {
         self.read(|tables| get(&tables.snapshots, name))
     }
 
     /// One snapshot and its parents.
-    pub(crate) fn snapshot(&self, name: &str) -> Result<Snapshot, SnapshotterError> {
+    pub(crate) fn snapshot(&self, name: &str) -> Result<Snapshot, MetadataError> {
         self.read(|tables| {
             let record = get(&tables.snapshots, name)?;
             let parents = chain(&tables.snapshots, &tables.lazy, &record.info.parent)?;
@@ -127,12 +77,12 @@ impl Metadata {
         &self,
         name: &str,
         parent: &str,
-    ) -> Result<Vec<Link>, SnapshotterError> {
+    ) -> Result<Vec<Link>, MetadataError> {
         self.read(|tables| {
             let chain = chain(&tables.snapshots, &tables.lazy, parent)?;
             if tables.snapshots.get(name)?.is_some() {
                 let name = name.to_owned();
-                return Err(SnapshotterError::AlreadyExists { name }.into());
+                return Err(MetadataError::AlreadyExists { name }.into());
             }
             Ok(chain)
         })
@@ -143,12 +93,12 @@ impl Metadata {
         &self,
         target: &str,
         parent: &str,
-    ) -> Result<Option<String>, SnapshotterError> {
+    ) -> Result<Option<String>, MetadataError> {
         self.read(|tables| find_target(&tables.targets, &tables.snapshots, target, parent))
     }
 
     /// All lazy snapshots: id, name, and what is needed to mount them again.
-    pub(crate) fn lazy(&self) -> Result<Vec<(u64, String, LazyRecord)>, SnapshotterError> {
+    pub(crate) fn lazy(&self) -> Result<Vec<(u64, String, LazyRecord)>, MetadataError> {
         self.read(|tables| {
             if tables.lazy.is_empty()? {
                 return Ok(Vec::new());
@@ -164,8 +114,11 @@ impl Metadata {
         })
     }
 
-    /// The snapshots with these ids, and those whose parents are seen with other owners.
-    pub(crate) fn apart(&self, ids: &HashSet<u64>) -> Result<Vec<Snapshot>, SnapshotterError> {
+    /// Returns the snapshots with these ids, and those whose parents are shown with other owners.
+    pub(crate) fn with_own_lowerdirs(
+        &self,
+        ids: &HashSet<u64>,
+    ) -> Result<Vec<Snapshot>, MetadataError> {
         self.read(|tables| {
             let mut found = Vec::new();
             each(tables, |_, record| {
@@ -180,7 +133,7 @@ impl Metadata {
     }
 
     /// Every snapshot that is an image layer (it has a target), and whether it is lazy.
-    pub(crate) fn layers(&self) -> Result<Vec<(Record, bool)>, SnapshotterError> {
+    pub(crate) fn layers(&self) -> Result<Vec<(Record, bool)>, MetadataError> {
         self.read(|tables| {
             let mut found = Vec::new();
             each(tables, |_, record| {
@@ -195,7 +148,7 @@ impl Metadata {
     }
 
     /// The active snapshots and views, each with the ids of its parents.
-    pub(crate) fn mountable(&self) -> Result<Vec<(Record, Vec<u64>)>, SnapshotterError> {
+    pub(crate) fn mountable(&self) -> Result<Vec<(Record, Vec<u64>)>, MetadataError> {
         self.read(|tables| {
             let mut found = Vec::new();
             each(tables, |_, record| {
@@ -210,7 +163,7 @@ impl Metadata {
     }
 
     /// The ids of all snapshots.
-    pub(crate) fn ids(&self) -> Result<HashSet<u64>, SnapshotterError> {
+    pub(crate) fn ids(&self) -> Result<HashSet<u64>, MetadataError> {
         self.read(|tables| {
             let mut ids = HashSet::new();
             each(tables, |_, record| {
@@ -222,7 +175,7 @@ impl Metadata {
     }
 
     /// The lowest id that no snapshot ever had.
-    pub(crate) fn next_id(&self) -> Result<u64, SnapshotterError> {
+    pub(crate) fn next_id(&self) -> Result<u64, MetadataError> {
         self.read(|tables| {
             let next = tables.meta.get(NEXT_ID_KEY)?;
             Ok(next.map_or(1, |next| next.value()))

@@ -1,39 +1,39 @@
 //! The entries of the database, as protobuf messages: fields can be added without a new schema.
-//! Tags are never used again for something else.
+//! Tags are never reused.
 
 use prost::Message;
 use prost::bytes::Bytes;
 
+use super::error::MetadataError;
 use crate::api::v1::{Info, Kind};
-use crate::error::SnapshotterError;
 use crate::labels::{self, Labels};
-use soci_layer::IdMaps;
-use soci_layer::{LayerRefusal, MountedInfo};
+use crate::refusal::RefusalReason;
+use soci_layer::{IdMaps, MountedInfo};
 
-/// One snapshot.
+/// The entry of one snapshot.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Record {
-    /// Names the directory `snapshots/<id>`.
+    /// Name of the directory `snapshots/<id>`.
     #[prost(uint64, tag = "1")]
     pub(crate) id: u64,
-    /// As it goes over the wire.
+    /// The snapshot as the API describes it.
     #[prost(message, required, tag = "2")]
     pub(crate) info: Info,
-    /// Of a committed snapshot.
+    /// Disk space of a committed snapshot.
     #[prost(message, required, tag = "3")]
     pub(crate) usage: Usage,
-    /// Set when this is an image layer that could not be mounted lazily.
+    /// Set if this is an image layer that could not be mounted lazily.
     #[prost(message, optional, tag = "4")]
     pub(crate) fallback: Option<Fallback>,
-    /// Set when we fetched and unpacked the layer ourselves.
+    /// Set if the snapshotter unpacked the layer.
     #[prost(bool, tag = "5")]
     pub(crate) unpacked: bool,
-    /// Set when the layers below are seen with other owners, each in a directory of its own.
+    /// Set if the layers below are shown with other owners, each in a directory of its own.
     #[prost(message, optional, tag = "6")]
     pub(crate) id_maps: Option<IdMapsRecord>,
 }
 
-/// A [`Record`] of which only the snapshot is wanted, as it goes over the wire.
+/// A [`Record`] without its other fields, for sending the snapshot as it is stored.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(super) struct EncodedRecord {
     /// An encoded [`Info`].
@@ -41,36 +41,38 @@ pub(super) struct EncodedRecord {
     pub(super) info: Bytes,
 }
 
-/// Disk space that a snapshot takes by itself.
+/// Disk space of a snapshot without its parents.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub(crate) struct Usage {
-    /// Bytes allocated.
+    /// Allocated bytes.
     #[prost(int64, tag = "1")]
     pub(crate) size: i64,
     #[prost(int64, tag = "2")]
     pub(crate) inodes: i64,
 }
 
-/// Why a layer is not lazy.
+/// The reason why a layer is not lazy.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct Fallback {
-    /// [`LayerRefusal::code`].
+    /// See [`RefusalReason::code`].
     #[prost(string, tag = "1")]
     pub(crate) code: String,
+    /// See [`RefusalReason::text`].
     #[prost(string, tag = "2")]
     pub(crate) reason: String,
-    /// What the labels of the Prepare said about image and layer: the client that commits the
+    /// The labels of the Prepare that describe image and layer: the client that commits the
     /// snapshot may leave them out.
     #[prost(btree_map = "string, string", tag = "3")]
     pub(crate) labels: Labels,
 }
 
-/// The id maps of a container's snapshot. Kept apart from its labels, which clients may change.
+/// The id maps of a container's snapshot, stored beside its labels, which clients may change.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct IdMapsRecord {
-    /// As in the labels.
+    /// User ids, in the form of the label.
     #[prost(string, tag = "1")]
     uid: String,
+    /// Group ids, in the form of the label.
     #[prost(string, tag = "2")]
     gid: String,
 }
@@ -82,8 +84,8 @@ impl From<&IdMaps> for IdMapsRecord {
     }
 }
 
-/// What is needed to mount a lazy snapshot again. Kept apart from the labels of the snapshot,
-/// which clients may change.
+/// What is needed to mount a lazy snapshot again, stored beside its labels, which clients may
+/// change.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct LazyRecord {
     #[prost(string, tag = "1")]
@@ -99,6 +101,15 @@ pub(crate) struct LazyRecord {
     pub(crate) mode: u32,
 }
 
+/// One of the parents of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) id: u64,
+    pub(crate) name: String,
+    /// Set if its `fs` is the mount of a lazy layer.
+    pub(crate) lazy: Option<LazyRecord>,
+}
+
 impl LazyRecord {
     pub(crate) fn new(namespace: String, labels: Labels, root: MountedInfo) -> Self {
         Self {
@@ -112,8 +123,8 @@ impl LazyRecord {
 }
 
 impl Fallback {
-    /// The labels are those of the Prepare.
-    pub(crate) fn new(refusal: &LayerRefusal, labels: &Labels) -> Self {
+    /// Records a refusal with those labels of the Prepare that describe image and layer.
+    pub(crate) fn new(reason: RefusalReason, labels: &Labels) -> Self {
         const KEPT: [&str; 4] = [
             labels::IMAGE_REF,
             labels::MANIFEST_DIGEST,
@@ -122,11 +133,20 @@ impl Fallback {
         ];
         let kept = KEPT.iter().filter_map(|key| labels.get_key_value(*key));
         Self {
-            code: refusal.code().to_owned(),
-            reason: soci_errors::chain(refusal),
+            code: reason.code,
+            reason: reason.text,
             labels: kept
                 .map(|(key, value)| (key.clone(), value.clone()))
                 .collect(),
+        }
+    }
+}
+
+impl From<Fallback> for RefusalReason {
+    fn from(fallback: Fallback) -> Self {
+        Self {
+            code: fallback.code,
+            text: fallback.reason,
         }
     }
 }
@@ -136,25 +156,22 @@ impl Record {
         self.info.kind()
     }
 
-    /// The id maps with which the layers below are seen.
-    pub(crate) fn id_maps(&self) -> Result<Option<IdMaps>, SnapshotterError> {
+    /// Returns the id maps with which the layers below are shown.
+    pub(crate) fn id_maps(&self) -> Result<Option<IdMaps>, MetadataError> {
         let Some(IdMapsRecord { uid, gid }) = &self.id_maps else {
             return Ok(None);
         };
         IdMaps::from_text(uid, gid)
             .map(Some)
-            .map_err(|error| SnapshotterError::Corrupt {
-                name: self.info.name.clone(),
-                reason: error.to_string(),
-            })
+            .map_err(|error| MetadataError::corrupt(&self.info.name, error))
     }
 
-    /// The value of a label that is indexed or tested.
+    /// Returns the value of a label of the snapshot.
     pub(crate) fn label(&self, key: &str) -> Option<&str> {
         self.info.labels.get(key).map(String::as_str)
     }
 
-    /// The same, also of the Prepare of a layer that is not lazy.
+    /// Returns the value of a label of the snapshot, or of the Prepare of a layer that is not lazy.
     pub(crate) fn prepare_label(&self, key: &str) -> Option<&str> {
         let fallback = self.fallback.as_ref();
         self.label(key)
@@ -162,13 +179,7 @@ impl Record {
     }
 }
 
-/// Reads an entry; `name` is for the error only.
-pub(super) fn decode<M: Message + Default>(
-    name: &str,
-    bytes: &[u8],
-) -> Result<M, SnapshotterError> {
-    M::decode(bytes).map_err(|error| SnapshotterError::Corrupt {
-        name: name.to_owned(),
-        reason: error.to_string(),
-    })
+/// Decodes an entry. `name` is for the error only.
+pub(super) fn decode<M: Message + Default>(name: &str, bytes: &[u8]) -> Result<M, MetadataError> {
+    M::decode(bytes).map_err(|error| MetadataError::corrupt(name, error))
 }

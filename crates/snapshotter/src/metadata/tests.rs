@@ -1,9 +1,11 @@
 //! The database across restarts, and its indexes under change.
 
 use std::collections::BTreeMap;
+use std::io;
 
 use super::*;
 use crate::api::v1::{Info, Kind};
+use crate::file_error::FileError;
 use crate::filter::Filters;
 use crate::labels;
 use soci_layer::MountedInfo;
@@ -25,7 +27,7 @@ impl Fixture {
 
     fn open(&self) -> Metadata {
         let metadata = Metadata::open(&self.path()).unwrap();
-        if metadata.taken_over().unwrap() == TakenOver::Undecided {
+        if metadata.import_state().unwrap() == ImportState::Undecided {
             metadata.begin().unwrap();
         }
         metadata
@@ -86,11 +88,10 @@ fn a_failed_transaction_leaves_no_trace() {
     let fixture = Fixture::new();
     let metadata = fixture.open();
     let failure = metadata.insert(new(1, "a", ""), |_| {
-        Err(SnapshotterError::NotFound {
-            name: "disk".to_owned(),
-        })
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        Err(FileError::at("create", Path::new("/a"))(full))
     });
-    assert!(matches!(failure, Err(SnapshotterError::NotFound { .. })));
+    assert!(matches!(failure, Err(MetadataError::Directory(_))));
     assert!(metadata.get("a").is_err());
     assert_eq!(metadata.next_id().unwrap(), 1);
 }
@@ -121,7 +122,7 @@ fn a_file_that_is_no_database_is_refused_and_kept() {
     std::fs::write(fixture.path(), &garbage).unwrap();
     assert!(matches!(
         Metadata::open(&fixture.path()),
-        Err(SnapshotterError::Database { .. })
+        Err(MetadataError::Database { .. })
     ));
     assert_eq!(std::fs::read(fixture.path()).unwrap(), garbage);
 }
@@ -132,7 +133,7 @@ fn a_second_opener_of_the_same_database_is_refused() {
     let _first = fixture.open();
     assert!(matches!(
         Metadata::open(&fixture.path()),
-        Err(SnapshotterError::Database { .. })
+        Err(MetadataError::Database { .. })
     ));
 }
 
@@ -196,7 +197,7 @@ fn a_target_that_is_taken_on_another_parent_gets_a_name_of_its_own() {
             target: "T",
             parent,
             labels: [(labels::TARGET.to_owned(), "T".to_owned())].into(),
-            made: MadeLayer::Lazy(LazyRecord::new(
+            made: NewLayer::Lazy(LazyRecord::new(
                 "ns".to_owned(),
                 BTreeMap::new(),
                 MountedInfo::default(),
@@ -234,5 +235,5 @@ fn a_commit_of_a_key_that_was_made_anew_is_refused() {
         labels: BTreeMap::new(),
         usage: Usage::default(),
     });
-    assert!(matches!(commit, Err(SnapshotterError::NotFound { .. })));
+    assert!(matches!(commit, Err(MetadataError::NotFound { .. })));
 }

@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 use rustix::mount::{UnmountFlags, unmount};
 use soci_layer::MountedInfo;
 use soci_snapshotter::api::v1::snapshots_client::SnapshotsClient;
-use soci_snapshotter::{Snapshotter, SnapshotterConfig, SnapshotterError, service};
+use soci_snapshotter::{MetadataError, Snapshotter, SnapshotterConfig, SnapshotterError, service};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -77,7 +77,7 @@ impl Machine {
         // The database of a daemon that was dropped is closed a moment later.
         for _ in 0..500 {
             match Snapshotter::open(config.clone(), self.layers.clone()).await {
-                Err(SnapshotterError::Database { source, .. })
+                Err(SnapshotterError::Metadata(MetadataError::Database { source, .. }))
                     if source.to_string().contains("already open") =>
                 {
                     tokio::time::sleep(Duration::from_millis(10)).await;

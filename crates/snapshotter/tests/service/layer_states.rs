@@ -34,7 +34,7 @@ async fn a_layer_is_known_by_image_and_reason_whatever_the_client_commits() {
     assert_eq!(layer.manifest.as_deref(), Some("sha256:m"));
     assert_eq!(layer.layer.as_deref(), Some("small"));
     assert_eq!(layer.size, Some(42));
-    assert_eq!(layer.reason.as_ref().unwrap().0, "no-ztoc");
+    assert_eq!(layer.reason.as_ref().unwrap().code, "no-ztoc");
 }
 
 #[tokio::test]

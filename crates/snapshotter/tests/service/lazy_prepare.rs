@@ -119,7 +119,7 @@ async fn a_refused_layer_is_left_to_the_client_empty_and_unmounted() {
         let layers = daemon.snapshotter.layers().await.unwrap();
         let layer = layers.iter().find(|layer| layer.name == target).unwrap();
         assert_eq!(layer.mode, LayerMode::Deferred);
-        assert_eq!(layer.reason.as_ref().unwrap().0, code);
+        assert_eq!(layer.reason.as_ref().unwrap().code, code);
     }
     assert!(folder.join("folder").exists());
 }

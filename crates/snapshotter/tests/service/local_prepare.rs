@@ -5,8 +5,8 @@ use std::fs;
 use std::sync::Arc;
 
 use soci_layer::{LayerRefusal, ParentLayer};
-use soci_snapshotter::LayerMode;
 use soci_snapshotter::api::v1::Kind;
+use soci_snapshotter::{LayerMode, RefusalReason};
 use tokio::sync::Notify;
 use tonic::Code;
 
@@ -80,7 +80,7 @@ async fn a_layer_that_cannot_be_lazy_is_unpacked_and_committed_under_its_target(
         for (name, code) in [("target-0", "no-ztoc"), ("target-1", "below-min-size")] {
             let layer = layers.iter().find(|layer| layer.name == name).unwrap();
             assert_eq!(layer.mode, LayerMode::Local);
-            assert_eq!(layer.reason.as_ref().unwrap().0, code);
+            assert_eq!(layer.reason.as_ref().unwrap().code, code);
         }
         let contents = machine.contents(&daemon, "target-0").await;
         assert_eq!(contents, ["base=base", "file=content"]);
@@ -126,13 +126,10 @@ async fn a_failed_unpacking_leaves_the_layer_to_the_client_without_a_trace() {
         let layer = layers.iter().find(|layer| layer.name == key).unwrap();
         assert_eq!(layer.mode, LayerMode::Deferred);
         // Why it is not lazy comes first, then why it is not unpacked.
-        let (code, reason) = layer.reason.as_ref().unwrap();
+        let RefusalReason { code, text } = layer.reason.as_ref().unwrap();
         assert_eq!(code, "no-ztoc");
         let second = ["disk full", "panicked"][index];
-        assert!(
-            reason.contains("layer 3") && reason.contains(second),
-            "{reason}"
-        );
+        assert!(text.contains("layer 3") && text.contains(second), "{text}");
     }
     // What a provider left of its attempt at mounting is not in the way.
     machine

@@ -157,9 +157,9 @@ async fn the_reason_why_a_layer_is_not_lazy_survives() {
     let daemon = machine.start().await;
     let layers = daemon.snapshotter.layers().await.unwrap();
     assert_eq!(layers.len(), 1);
-    let (code, reason) = layers[0].reason.clone().unwrap();
-    assert_eq!(code, "no-index");
-    assert!(reason.contains("unknown layer"), "{reason}");
+    let reason = layers[0].reason.as_ref().unwrap();
+    assert_eq!(reason.code, "no-index");
+    assert!(reason.text.contains("unknown layer"), "{reason:?}");
 }
 
 #[tokio::test]

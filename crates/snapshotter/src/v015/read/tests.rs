@@ -1,5 +1,7 @@
-//! Reading v0.15's metadata; that it is taken over is shown through the service
+//! Reading v0.15's metadata. Its import is tested through the service
 //! (`tests/service/upgrade.rs`).
+
+use std::path::Path;
 
 use super::*;
 

@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use super::attributes;
-use crate::error::SnapshotterError;
+use crate::file_error::FileError;
 use soci_layer::IdMaps;
 
 /// Copies what is below `from`, and the attributes of `from` itself, to the empty directory `to`.
 /// Whiteouts and the marks of opaque directories are copied as they are. Blocking.
-pub(crate) fn copy(from: &Path, to: &Path, maps: &IdMaps) -> Result<(), SnapshotterError> {
+pub(crate) fn copy(from: &Path, to: &Path, maps: &IdMaps) -> Result<(), FileError> {
     let mut copy = Copy {
         maps,
         linked: HashMap::new(),
@@ -30,16 +30,16 @@ struct Copy<'a> {
 }
 
 impl Copy<'_> {
-    fn directory(&mut self, from: &Path, to: &Path) -> Result<(), SnapshotterError> {
+    fn directory(&mut self, from: &Path, to: &Path) -> Result<(), FileError> {
         // The tree may be deep, and the stack is not.
         let mut left = vec![(from.to_owned(), to.to_owned())];
         let mut done = Vec::new();
         while let Some((from, to)) = left.pop() {
-            let entries = fs::read_dir(&from).map_err(SnapshotterError::io("read", &from))?;
+            let entries = fs::read_dir(&from).map_err(FileError::at("read", &from))?;
             for entry in entries {
-                let entry = entry.map_err(SnapshotterError::io("read", &from))?;
+                let entry = entry.map_err(FileError::at("read", &from))?;
                 let (source, target) = (entry.path(), to.join(entry.file_name()));
-                let failed = || SnapshotterError::io("copy", &source);
+                let failed = || FileError::at("copy", &source);
                 let stat = fs::symlink_metadata(&source).map_err(failed())?;
                 if stat.is_dir() {
                     fs::create_dir(&target).map_err(failed())?;
@@ -52,7 +52,7 @@ impl Copy<'_> {
         }
         // Making entries changes the times of their directory, so these come last.
         for (from, to) in done.iter().rev() {
-            let failed = || SnapshotterError::io("copy", from);
+            let failed = || FileError::at("copy", from);
             let stat = fs::symlink_metadata(from).map_err(failed())?;
             attributes::copy(from, to, &stat, self.maps).map_err(failed())?;
         }

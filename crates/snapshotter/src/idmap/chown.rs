@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::attributes;
-use crate::error::SnapshotterError;
+use crate::file_error::FileError;
 use soci_layer::IdMaps;
 
 /// mount(2) takes one page of options.
@@ -28,31 +28,28 @@ pub(crate) struct Overlay {
 }
 
 /// Mounts the overlay, translates the owner of everything in it, and unmounts it. Blocking.
-pub(crate) fn chown(overlay: &Overlay, maps: &IdMaps) -> Result<(), SnapshotterError> {
+pub(crate) fn chown(overlay: &Overlay, maps: &IdMaps) -> Result<(), FileError> {
     let mountpoint = &overlay.mountpoint;
     DirBuilder::new()
         .mode(0o700)
         .create(mountpoint)
-        .map_err(SnapshotterError::io("create", mountpoint))?;
+        .map_err(FileError::at("create", mountpoint))?;
     let changed = overlay.mounted(|| chown_tree(mountpoint, maps));
-    let removed = fs::remove_dir(mountpoint).map_err(SnapshotterError::io("remove", mountpoint));
+    let removed = fs::remove_dir(mountpoint).map_err(FileError::at("remove", mountpoint));
     changed.and(removed)
 }
 
 impl Overlay {
-    fn mounted(
-        &self,
-        work: impl FnOnce() -> Result<(), SnapshotterError>,
-    ) -> Result<(), SnapshotterError> {
+    fn mounted(&self, work: impl FnOnce() -> Result<(), FileError>) -> Result<(), FileError> {
         let failed = |error: rustix::io::Errno| {
-            SnapshotterError::io("mount an overlay on", &self.mountpoint)(error.into())
+            FileError::at("mount an overlay on", &self.mountpoint)(error.into())
         };
         // Kept open until it is mounted.
         let mut open = Vec::new();
         let mut lower: Vec<String> = self.lower.iter().map(|p| p.display().to_string()).collect();
         if lower.iter().map(|path| path.len() + 1).sum::<usize>() > MAX_OPTIONS / 2 {
             for (path, short) in self.lower.iter().zip(&mut lower) {
-                let directory = File::open(path).map_err(SnapshotterError::io("open", path))?;
+                let directory = File::open(path).map_err(FileError::at("open", path))?;
                 *short = format!("/proc/self/fd/{}", directory.as_raw_fd());
                 open.push(directory);
             }
@@ -68,7 +65,7 @@ impl Overlay {
             options.push_str(extra);
         }
         let options = std::ffi::CString::new(options)
-            .map_err(|error| SnapshotterError::io("mount", &self.mountpoint)(error.into()))?;
+            .map_err(|error| FileError::at("mount", &self.mountpoint)(error.into()))?;
         mount(
             "overlay",
             &self.mountpoint,
@@ -81,18 +78,18 @@ impl Overlay {
         let done = work();
         let unmounted = unmount(&self.mountpoint, UnmountFlags::empty())
             .or_else(|_| unmount(&self.mountpoint, UnmountFlags::DETACH))
-            .map_err(|error| SnapshotterError::io("unmount", &self.mountpoint)(error.into()));
+            .map_err(|error| FileError::at("unmount", &self.mountpoint)(error.into()));
         done.and(unmounted)
     }
 }
 
-fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> SnapshotterError {
-    SnapshotterError::io("set the owner of", path)
+fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> FileError {
+    FileError::at("set the owner of", path)
 }
 
 /// Files with several names become files of their own when overlayfs copies them up, so each name
 /// is translated exactly once.
-fn chown_tree(root: &Path, maps: &IdMaps) -> Result<(), SnapshotterError> {
+fn chown_tree(root: &Path, maps: &IdMaps) -> Result<(), FileError> {
     let change = |path: &Path| {
         let stat = fs::symlink_metadata(path)?;
         attributes::change_owner(path, &stat, maps)?;
@@ -101,12 +98,12 @@ fn chown_tree(root: &Path, maps: &IdMaps) -> Result<(), SnapshotterError> {
     let mut directories = vec![root.to_owned()];
     change(root).map_err(failed(root))?;
     while let Some(directory) = directories.pop() {
-        let entries = fs::read_dir(&directory).map_err(SnapshotterError::io("read", &directory))?;
+        let entries = fs::read_dir(&directory).map_err(FileError::at("read", &directory))?;
         // Listed whole before anything is changed: copying up changes the directory.
         let entries: Vec<PathBuf> = entries
             .map(|entry| entry.map(|entry| entry.path()))
             .collect::<Result<_, _>>()
-            .map_err(SnapshotterError::io("read", &directory))?;
+            .map_err(FileError::at("read", &directory))?;
         for path in entries {
             match change(&path) {
                 Ok(true) => directories.push(path),

@@ -1,0 +1,96 @@
+//! An image layer that a client prepares.
+
+use std::path::PathBuf;
+
+use soci_layer::{LayerRequest, Purpose, View};
+
+use crate::error::SnapshotterError;
+use crate::labels::{self, Labels};
+use crate::snapshot_name;
+
+/// A Prepare with a target.
+pub(crate) struct ImageLayer {
+    pub(crate) key: String,
+    pub(crate) parent: String,
+    /// Name of the committed snapshot to make.
+    pub(crate) target: String,
+    pub(crate) namespace: String,
+    pub(crate) labels: Labels,
+}
+
+impl ImageLayer {
+    /// Checks the arguments of a Prepare with this target.
+    pub(crate) fn new(
+        namespace: Option<String>,
+        key: String,
+        parent: String,
+        target: String,
+        labels: Labels,
+    ) -> Result<Self, SnapshotterError> {
+        let layer = Self {
+            namespace: namespace
+                .filter(|namespace| !namespace.is_empty())
+                .ok_or(SnapshotterError::NamespaceMissing)?,
+            target,
+            key,
+            parent,
+            labels: labels::check(labels)?,
+        };
+        snapshot_name::check(&layer.key)?;
+        snapshot_name::check(&layer.target)?;
+        Ok(layer)
+    }
+
+    /// Creates the span of the Prepare: its fields are added to every event within, such as a warning
+    /// about the registry.
+    pub(crate) fn span(&self) -> tracing::Span {
+        tracing::info_span!(
+            "prepare",
+            key = self.key,
+            namespace = self.namespace,
+            image = self.label(labels::IMAGE_REF),
+            layerDigest = self.digest(),
+        )
+    }
+
+    /// Returns the request to mount the layer, or to unpack it.
+    pub(crate) fn request(&self, mountpoint: PathBuf) -> LayerRequest {
+        LayerRequest {
+            purpose: Purpose::ImageLayer,
+            namespace: self.namespace.clone(),
+            mountpoint,
+            labels: self.labels.clone(),
+            view: View::default(),
+        }
+    }
+
+    /// Returns the digest of the layer, or an empty string.
+    pub(crate) fn digest(&self) -> &str {
+        self.label(labels::LAYER_DIGEST)
+    }
+
+    /// Returns the labels of the snapshot after the layer was mounted or unpacked.
+    pub(crate) fn committed_labels(&self, lazy: bool) -> Labels {
+        let mut labels = self.labels.clone();
+        let mut set = |key: &str, value: &str| {
+            labels.insert(key.to_owned(), value.to_owned());
+        };
+        if lazy {
+            set(labels::REMOTE, labels::REMOTE_VALUE);
+        }
+        set(labels::HAS_INDEX, "true");
+        set(labels::NAMESPACE, &self.namespace);
+        labels
+    }
+
+    /// Returns the answer for a target that is committed.
+    pub(crate) fn target_exists(&self) -> SnapshotterError {
+        SnapshotterError::TargetExists {
+            target: self.target.clone(),
+        }
+    }
+
+    fn label(&self, key: &str) -> &str {
+        self.labels.get(key).map_or("", String::as_str)
+    }
+}

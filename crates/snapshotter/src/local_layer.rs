@@ -1,0 +1,45 @@
+//! A layer that cannot be lazy: the provider fetches and unpacks it.
+
+use tokio_util::sync::CancellationToken;
+
+use crate::disk_usage;
+use crate::image_layer::ImageLayer;
+use crate::layer_mounts::LayerMounts;
+use crate::lowerdirs::LowerDirs;
+use crate::metadata::{Link, Usage};
+use soci_layer::{LayerRefusal, ParentLayer, UnpackRequest};
+
+/// Unpacks a layer into the directory of a new snapshot and measures it.
+///
+/// `cancel` ends the work early. After a failure the directory holds anything, and nothing is written
+/// to it any more.
+pub(crate) async fn unpack(
+    mounts: &LayerMounts,
+    layer: &ImageLayer,
+    id: u64,
+    parents: &[Link],
+    cancel: CancellationToken,
+) -> Result<Usage, LayerRefusal> {
+    let failed = LayerRefusal::unpack_failed;
+    mounts.reset(id, parents).await.map_err(failed)?;
+    mounts
+        .check(&LowerDirs::Shared, parents)
+        .await
+        .map_err(failed)?;
+    let directories = &mounts.store.directories;
+    let request = UnpackRequest {
+        layer: layer.request(directories.fs(id)),
+        parents: parents
+            .iter()
+            .map(|parent| ParentLayer {
+                directory: directories.fs(parent.id),
+                lazy: parent.lazy.is_some(),
+            })
+            .collect(),
+    };
+    mounts.unpack(request, cancel).await?;
+    let measured = mounts
+        .store
+        .blocking(move |store| Ok(disk_usage::measure(&store.directories.fs(id))?));
+    measured.await.map_err(failed)
+}

@@ -1,0 +1,88 @@
+//! The lower directories of a snapshot: those of its parents, or others that are made for this
+//! snapshot alone.
+
+use std::path::PathBuf;
+
+use soci_layer::{IdMaps, LayerRequest, Purpose, View};
+
+use crate::metadata::{LazyRecord, Link};
+use crate::snapshot_dir::SnapshotDir;
+
+/// The directories in which a snapshot sees its parents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum LowerDirs {
+    /// The parents' own directories.
+    Shared,
+    /// A directory of this snapshot for each parent, with translated owners.
+    IdMapped {
+        snapshot: u64,
+        /// The translation.
+        maps: IdMaps,
+    },
+    /// A directory of this snapshot for each lazy parent, in which requests for extended attributes
+    /// are answered.
+    ///
+    /// The layer's own mount answers them with ENOSYS if the layer has none, so that the kernel stops
+    /// asking: each look-up by overlayfs would be slower otherwise. A client that compares snapshots
+    /// (containerd's walking differ before 2.2) takes "not supported" for a failure.
+    Compared { snapshot: u64 },
+}
+
+impl LowerDirs {
+    /// Returns the directory of a parent.
+    pub(crate) fn dir(&self, parent: &Link) -> SnapshotDir {
+        let layer = parent.id;
+        match *self {
+            Self::IdMapped { snapshot, .. } => SnapshotDir::IdMapped { layer, snapshot },
+            Self::Compared { snapshot } if parent.lazy.is_some() => {
+                SnapshotDir::Compared { layer, snapshot }
+            }
+            Self::Shared | Self::Compared { .. } => SnapshotDir::Snapshot(layer),
+        }
+    }
+
+    /// Returns the mount of a parent, if it is lazy.
+    pub(crate) fn mount(&self, parent: &Link) -> Option<LazyMount> {
+        Some(LazyMount {
+            dir: self.dir(parent),
+            name: parent.name.clone(),
+            lazy: parent.lazy.clone()?,
+            view: View {
+                id_maps: match self {
+                    Self::IdMapped { maps, .. } => Some(maps.clone()),
+                    Self::Shared | Self::Compared { .. } => None,
+                },
+                answer_xattrs: matches!(self, Self::Compared { .. }),
+            },
+        })
+    }
+
+    /// Returns the mounts of the lazy ones among these parents.
+    pub(crate) fn mounts(&self, parents: &[Link]) -> Vec<LazyMount> {
+        let mounts = parents.iter().filter_map(|parent| self.mount(parent));
+        mounts.collect()
+    }
+}
+
+/// The mount of a lazy layer in one directory.
+#[derive(Debug, Clone)]
+pub(crate) struct LazyMount {
+    pub(crate) dir: SnapshotDir,
+    /// Name of the layer's snapshot.
+    pub(crate) name: String,
+    pub(crate) lazy: LazyRecord,
+    pub(crate) view: View,
+}
+
+impl LazyMount {
+    /// Returns the request for this mount; `mountpoint` is the `fs` of its directory.
+    pub(crate) fn request(&self, purpose: Purpose, mountpoint: PathBuf) -> LayerRequest {
+        LayerRequest {
+            purpose,
+            namespace: self.lazy.namespace.clone(),
+            mountpoint,
+            labels: self.lazy.labels.clone(),
+            view: self.view.clone(),
+        }
+    }
+}
