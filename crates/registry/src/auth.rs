@@ -3,11 +3,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue};
 use parking_lot::Mutex;
 use soci_oci::Reference;
+use tokio::time::Instant;
 
 use crate::challenge::{Challenge, choose};
 use crate::endpoint::Endpoint;
@@ -55,13 +56,39 @@ pub(crate) struct Authorizer {
     grants: Mutex<HashMap<(String, String), Slot>>,
 }
 
-/// Whom a request goes to, and what for.
-#[derive(Clone, Copy)]
-pub(crate) struct Purpose<'a> {
+/// The endpoint, the image and the scope that a request needs authorization for.
+pub(crate) struct AuthTarget<'a> {
     pub(crate) endpoint: &'a Endpoint,
     pub(crate) reference: &'a Reference,
     /// Scopes separated by spaces, as in `repository:a/b:pull`.
-    pub(crate) scope: &'a str,
+    scope: String,
+}
+
+impl<'a> AuthTarget<'a> {
+    /// Reading the repository of `reference`.
+    pub(crate) fn pull(endpoint: &'a Endpoint, reference: &'a Reference) -> Self {
+        Self {
+            endpoint,
+            reference,
+            scope: format!("repository:{}:pull", reference.repository()),
+        }
+    }
+
+    /// Writing to the repository of `reference`.
+    pub(crate) fn push(endpoint: &'a Endpoint, reference: &'a Reference) -> Self {
+        Self {
+            endpoint,
+            reference,
+            scope: format!("repository:{}:pull,push", reference.repository()),
+        }
+    }
+
+    /// The same, and reading another repository of the endpoint.
+    pub(crate) fn and_pull(mut self, repository: &str) -> Self {
+        self.scope
+            .push_str(&format!(" repository:{repository}:pull"));
+        self
+    }
 }
 
 impl Authorizer {
@@ -77,16 +104,16 @@ impl Authorizer {
     pub(crate) async fn prepare(
         &self,
         transport: &Transport,
-        purpose: Purpose<'_>,
+        target: &AuthTarget<'_>,
     ) -> Result<Option<Authorization>, RegistryError> {
         let known = self
             .challenges
             .lock()
-            .get(purpose.endpoint.base().as_str())
+            .get(target.endpoint.base().as_str())
             .cloned();
         match known {
             None => Ok(None),
-            Some(challenge) => self.grant(transport, purpose, &challenge, None).await,
+            Some(challenge) => self.grant(transport, target, &challenge, None).await,
         }
     }
 
@@ -95,7 +122,7 @@ impl Authorizer {
     pub(crate) async fn challenged(
         &self,
         transport: &Transport,
-        purpose: Purpose<'_>,
+        target: &AuthTarget<'_>,
         headers: &HeaderMap,
         refused: Option<&Authorization>,
     ) -> Result<Option<Authorization>, RegistryError> {
@@ -109,8 +136,8 @@ impl Authorizer {
         }
         self.challenges
             .lock()
-            .insert(purpose.endpoint.base().to_string(), remembered);
-        self.grant(transport, purpose, &challenge, refused).await
+            .insert(target.endpoint.base().to_string(), remembered);
+        self.grant(transport, target, &challenge, refused).await
     }
 
     /// What to send after `refused` was not enough. `None` when it was not kept from earlier, or
@@ -118,18 +145,18 @@ impl Authorizer {
     pub(crate) async fn renewed(
         &self,
         transport: &Transport,
-        purpose: Purpose<'_>,
+        target: &AuthTarget<'_>,
         refused: Option<&Authorization>,
     ) -> Result<Option<Authorization>, RegistryError> {
         let Some(refused) = refused.filter(|refused| refused.cached) else {
             return Ok(None);
         };
-        let base = purpose.endpoint.base().as_str();
+        let base = target.endpoint.base().as_str();
         let Some(challenge) = self.challenges.lock().get(base).cloned() else {
             return Ok(None);
         };
         let fresh = self
-            .grant(transport, purpose, &challenge, Some(refused))
+            .grant(transport, target, &challenge, Some(refused))
             .await?;
         Ok(fresh.filter(|fresh| fresh.secret != refused.secret))
     }
@@ -137,11 +164,11 @@ impl Authorizer {
     async fn grant(
         &self,
         transport: &Transport,
-        purpose: Purpose<'_>,
+        target: &AuthTarget<'_>,
         challenge: &Challenge,
         refused: Option<&Authorization>,
     ) -> Result<Option<Authorization>, RegistryError> {
-        let slot = self.slot(purpose);
+        let slot = self.slot(target);
         let mut slot = slot.lock().await;
         if let Some(grant) = slot.as_ref()
             && grant.until > Instant::now()
@@ -153,7 +180,7 @@ impl Authorizer {
             }));
         }
         *slot = None;
-        let credential = self.lookup(purpose).await?;
+        let credential = self.lookup(target).await?;
         let grant = match (challenge, credential) {
             (_, Some(Credential::BearerToken(secret))) => {
                 made(bearer_header(&secret), secret, KEEP_CREDENTIAL)
@@ -170,14 +197,14 @@ impl Authorizer {
                 },
                 credential,
             ) => {
-                let scope = united(purpose.scope, scope.as_deref().unwrap_or_default());
+                let scope = united(&target.scope, scope.as_deref().unwrap_or_default());
                 let wanted = TokenRequest {
                     realm,
                     service: service.as_deref(),
                     scope: &scope,
                 };
                 let token =
-                    token::fetch(transport, purpose.endpoint, &wanted, credential.as_ref()).await?;
+                    token::fetch(transport, target.endpoint, &wanted, credential.as_ref()).await?;
                 // Not used in its last moments: it must still be valid when it arrives.
                 let margin = (token.lifetime / 10).min(Duration::from_secs(15));
                 made(
@@ -188,7 +215,7 @@ impl Authorizer {
             }
         };
         let grant = grant.ok_or_else(|| RegistryError::Credentials {
-            host: purpose.endpoint.credential_host.clone(),
+            host: target.endpoint.credential_host.clone(),
             source: CredentialError::new("the credential or token cannot be sent in a header"),
         })?;
         let authorization = grant.authorization.clone();
@@ -196,7 +223,7 @@ impl Authorizer {
         Ok(Some(authorization))
     }
 
-    fn slot(&self, purpose: Purpose<'_>) -> Slot {
+    fn slot(&self, target: &AuthTarget<'_>) -> Slot {
         let mut grants = self.grants.lock();
         if grants.len() >= MANY_GRANTS {
             grants.retain(|_, slot| {
@@ -206,16 +233,13 @@ impl Authorizer {
                         .is_ok_and(|grant| grant.as_ref().is_some_and(|g| g.until > Instant::now()))
             });
         }
-        let key = (
-            purpose.endpoint.base().to_string(),
-            purpose.scope.to_owned(),
-        );
+        let key = (target.endpoint.base().to_string(), target.scope.clone());
         Arc::clone(grants.entry(key).or_default())
     }
 
-    async fn lookup(&self, purpose: Purpose<'_>) -> Result<Option<Credential>, RegistryError> {
-        let host = &purpose.endpoint.credential_host;
-        let looking = self.credentials.lookup(host, Some(purpose.reference));
+    async fn lookup(&self, target: &AuthTarget<'_>) -> Result<Option<Credential>, RegistryError> {
+        let host = &target.endpoint.credential_host;
+        let looking = self.credentials.lookup(host, Some(target.reference));
         tokio::time::timeout(LOOKUP_LIMIT, looking)
             .await
             .unwrap_or_else(|_| Err(CredentialError::new("no answer in time")))

@@ -1,35 +1,44 @@
-//! The client: what it shares, and the questions that have a yes or no answer.
+//! The registry client: its whole interface, one method per operation.
 
 use std::fmt;
+use std::fs::File;
 use std::sync::Arc;
 
-use futures::FutureExt;
-use http::header::RANGE;
-use http::{HeaderMap, HeaderValue};
-use soci_oci::{Descriptor, Reference};
+use bytes::Bytes;
+use http::HeaderMap;
+use soci_oci::{Descriptor, Digest, Reference};
 
-use crate::auth::{Authorizer, Purpose};
-use crate::endpoint::{Endpoint, endpoints};
-use crate::exchange::{Ask, Shared, pull_scope};
+use crate::auth::Authorizer;
+use crate::blob_locator::BlobLocator;
+use crate::endpoint::endpoints;
+use crate::engine::Engine;
+use crate::exists::exists;
+use crate::source::ByteStream;
 use crate::transport::Transport;
-use crate::{ClientConfig, Credentials, Deadline, RegistryError, RemoteBlob};
+use crate::upload::{self, BlobUpload};
+use crate::{
+    BlobBody, ClientConfig, Credentials, ManifestKey, PushOutcome, RegistryError, RemoteBlob,
+    blob_file, manifest, referrers, whole_blob,
+};
 
-/// The registry client; clones share connections, tokens and what was learnt about hosts.
+/// The registry client. Clones share connections, tokens and what was learnt about hosts.
 #[derive(Clone)]
 pub struct Client {
-    pub(crate) shared: Arc<Shared>,
+    engine: Arc<Engine>,
+    /// Serializes updates of referrers tags: each reads, changes and writes one.
+    referrers_update: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
-            .field("user_agent", &self.shared.config().user_agent)
+            .field("user_agent", &self.engine.config().user_agent)
             .finish_non_exhaustive()
     }
 }
 
 impl Client {
-    /// A client; no request is made yet.
+    /// Creates a client; makes no request yet.
     ///
     /// # Errors
     /// A mirror of the configuration is not a host.
@@ -41,93 +50,183 @@ impl Client {
             endpoints(&config, registry)?;
         }
         Ok(Self {
-            shared: Arc::new(Shared::new(
+            engine: Arc::new(Engine::new(
                 Transport::new(config),
                 Authorizer::new(credentials),
             )),
+            referrers_update: Arc::default(),
         })
     }
 
-    /// A blob to read in parts; no request is made yet. What is read is *not* checked against the
-    /// digest: callers that read parts have digests of parts.
-    #[must_use]
-    pub fn blob(&self, reference: &Reference, descriptor: &Descriptor) -> RemoteBlob {
-        RemoteBlob::new(
-            Arc::clone(&self.shared),
-            reference.clone(),
-            descriptor.digest,
-            descriptor.size,
-        )
-    }
-
-    /// Does the repository have this blob? Mirrors are not asked.
+    /// Resolves a reference to a descriptor with media type, digest and size.
     ///
     /// # Errors
-    /// The registry does not say.
+    /// It does not exist, or no endpoint serves it.
+    pub async fn resolve(&self, reference: &Reference) -> Result<Descriptor, RegistryError> {
+        manifest::resolve(&self.engine, reference).await
+    }
+
+    /// Fetches a manifest, and verifies it when `key` is a digest. Its size is limited by
+    /// [`ClientConfig::max_manifest_size`].
+    ///
+    /// # Errors
+    /// It does not exist, is too large, or does not have the digest.
+    pub async fn manifest(
+        &self,
+        reference: &Reference,
+        key: impl Into<ManifestKey> + Send,
+    ) -> Result<(Descriptor, Bytes), RegistryError> {
+        manifest::fetch(&self.engine, reference, &key.into()).await
+    }
+
+    /// Lists the manifests that refer to `subject`, of one artifact type if given: from the
+    /// referrers API, or from the referrers tag if the registry does not have the API.
+    ///
+    /// # Errors
+    /// Neither can be read, or the list is too large.
+    pub async fn referrers(
+        &self,
+        reference: &Reference,
+        subject: Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Descriptor>, RegistryError> {
+        referrers::list(&self.engine, reference, subject, artifact_type).await
+    }
+
+    /// Returns whether the repository has the manifest that the reference names. Mirrors are not
+    /// asked.
+    ///
+    /// # Errors
+    /// The registry cannot be reached, or refuses to answer.
+    pub async fn manifest_exists(&self, reference: &Reference) -> Result<bool, RegistryError> {
+        let path = ["manifests", &reference.manifest_key()];
+        exists(&self.engine, reference, &path, &manifest::accept()).await
+    }
+
+    /// Returns whether the repository has the blob. Mirrors are not asked.
+    ///
+    /// # Errors
+    /// The registry cannot be reached, or refuses to answer.
     pub async fn blob_exists(
         &self,
         reference: &Reference,
         descriptor: &Descriptor,
     ) -> Result<bool, RegistryError> {
-        let digest = descriptor.digest.to_string();
-        self.exists(reference, &["blobs", &digest], &HeaderMap::new())
-            .await
+        let path = ["blobs", &descriptor.digest.to_string()];
+        exists(&self.engine, reference, &path, &HeaderMap::new()).await
     }
 
-    /// Does the repository have the manifest that the reference names? Mirrors are not asked.
-    ///
-    /// # Errors
-    /// The registry does not say.
-    pub async fn manifest_exists(&self, reference: &Reference) -> Result<bool, RegistryError> {
-        let key = reference.manifest_key();
-        self.exists(reference, &["manifests", &key], &crate::manifest::accept())
-            .await
-    }
-
-    async fn exists(
-        &self,
-        reference: &Reference,
-        path: &[&str],
-        headers: &HeaderMap,
-    ) -> Result<bool, RegistryError> {
-        let endpoint = self.origin(reference)?;
-        let scope = pull_scope(reference.repository());
-        let purpose = Purpose {
-            endpoint: &endpoint,
-            reference,
-            scope: &scope,
-        };
-        let url = endpoint.url(reference.repository(), path);
-        let mut backoff = self.shared.backoff(Deadline::far());
-        loop {
-            let head = Ask::head(url.clone(), headers.clone());
-            let mut answer = self.shared.exchange(purpose, head).await.map(drop);
-            if let Err(error) = &answer
-                && head_refused(error)
-            {
-                // Some registries and proxies know GET only: then for one byte.
-                let mut headers = headers.clone();
-                headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
-                let get = Ask::get(url.clone(), headers);
-                answer = self.shared.exchange(purpose, get).boxed().await.map(drop);
-            }
-            match answer {
-                Ok(()) => return Ok(true),
-                Err(error) if error.is_not_found() => return Ok(false),
-                // The range of an empty blob cannot be satisfied, but it is there.
-                Err(error) if error.status() == Some(416) => return Ok(true),
-                Err(error) => backoff.wait_after(error).await?,
-            }
+    /// Returns a blob to read in parts; makes no request yet. The bytes are *not* checked against
+    /// the digest: callers that read parts have digests of parts.
+    #[must_use]
+    pub fn blob(&self, reference: &Reference, descriptor: &Descriptor) -> RemoteBlob {
+        RemoteBlob {
+            locator: self.locator(reference, descriptor),
         }
     }
 
-    /// The registry itself, without its mirrors.
-    pub(crate) fn origin(&self, reference: &Reference) -> Result<Endpoint, RegistryError> {
-        crate::endpoint::origin(self.shared.config(), reference.registry())
+    /// Reads a whole blob into memory, large ones in parallel ranges, and verifies it. The caller
+    /// checks `descriptor.size`; [`ClientConfig::max_blob_in_memory`] is the last resort.
+    ///
+    /// # Errors
+    /// The blob does not exist, is too large, or does not have the digest.
+    pub async fn blob_bytes(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+    ) -> Result<Bytes, RegistryError> {
+        whole_blob::bytes(&self.locator(reference, descriptor)).await
     }
-}
 
-/// May an answer to HEAD be about HEAD rather than about the object?
-pub(crate) fn head_refused(error: &RegistryError) -> bool {
-    matches!(error.status(), Some(400 | 403 | 405 | 406 | 415 | 501))
+    /// Streams a whole blob in order, resumed where it breaks off. The last item is an error if
+    /// the digest is wrong: the bytes before it must not be used until the stream has ended.
+    ///
+    /// # Errors
+    /// The blob does not exist, or no endpoint serves it.
+    pub async fn blob_stream(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+    ) -> Result<ByteStream, RegistryError> {
+        whole_blob::stream(self.locator(reference, descriptor)).await
+    }
+
+    /// Writes a whole blob into `file`, from its start, and verifies it. Large ones come in
+    /// parallel ranges; memory does not grow with the blob. After an error the file's content is
+    /// undefined.
+    ///
+    /// # Errors
+    /// The blob does not exist or does not have the digest, or the file cannot be written.
+    pub async fn blob_to_file(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        file: Arc<File>,
+    ) -> Result<(), RegistryError> {
+        blob_file::fill(&self.locator(reference, descriptor), &file).await
+    }
+
+    /// Uploads a blob unless the registry has it. `mount_from` is another repository of the same
+    /// registry that may have it. `progress` receives the total number of bytes sent so far, which
+    /// falls back when an interrupted upload starts over.
+    ///
+    /// # Errors
+    /// The registry refuses it or cannot be reached, or the body cannot be read or does not have
+    /// the size of the descriptor.
+    pub async fn push_blob(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        body: BlobBody,
+        mount_from: Option<&str>,
+        progress: Option<&(dyn Fn(u64) + Send + Sync)>,
+    ) -> Result<PushOutcome, RegistryError> {
+        if Box::pin(self.blob_exists(reference, descriptor)).await? {
+            return Ok(PushOutcome::Exists);
+        }
+        let upload = BlobUpload {
+            descriptor,
+            body,
+            mount_from,
+            progress,
+        };
+        upload::push_blob(&self.engine, reference, &upload).await
+    }
+
+    /// Uploads a manifest under the reference's digest, or its tag. If the manifest has a `subject`
+    /// and the registry does not keep referrers, the referrers tag is updated.
+    ///
+    /// # Errors
+    /// The registry refuses it or cannot be reached, or the reference has another digest.
+    pub async fn push_manifest(
+        &self,
+        reference: &Reference,
+        media_type: &str,
+        bytes: Bytes,
+    ) -> Result<Digest, RegistryError> {
+        let digest = Digest::of(&bytes);
+        if let Some(wanted) = reference.digest().filter(|wanted| *wanted != digest) {
+            return Err(RegistryError::Config(format!(
+                "the manifest to push as {reference} has digest {digest}, not {wanted}"
+            )));
+        }
+        let (engine, key) = (&self.engine, reference.manifest_key());
+        if !upload::put_manifest(engine, reference, &key, media_type, bytes.clone()).await? {
+            let update = &self.referrers_update;
+            Box::pin(referrers::add_to_tag(
+                engine, update, reference, media_type, &bytes,
+            ))
+            .await?;
+        }
+        Ok(digest)
+    }
+
+    fn locator(&self, reference: &Reference, descriptor: &Descriptor) -> Arc<BlobLocator> {
+        Arc::new(BlobLocator::new(
+            Arc::clone(&self.engine),
+            reference.clone(),
+            descriptor.digest,
+            descriptor.size,
+        ))
+    }
 }

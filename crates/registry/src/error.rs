@@ -91,7 +91,7 @@ pub enum RegistryError {
     },
     /// The caller's deadline passed before the response came.
     #[error("{what}: no response before the deadline of the read{}", last_failure(.last))]
-    DeadlinePassed {
+    DeadlineExceeded {
         /// The blob.
         what: String,
         /// The last failure before the deadline.
@@ -237,7 +237,7 @@ impl RegistryError {
                 500.. => ErrorKind::ServerError,
                 _ => ErrorKind::Protocol,
             },
-            Self::Timeout { .. } | Self::DeadlinePassed { .. } => ErrorKind::Timeout,
+            Self::Timeout { .. } | Self::DeadlineExceeded { .. } => ErrorKind::Timeout,
             Self::Unreachable { .. } | Self::Tls { .. } => ErrorKind::Unreachable,
             Self::BadBody { .. } => ErrorKind::BadBody,
             Self::DigestMismatch { .. } => ErrorKind::DigestMismatch,
@@ -258,7 +258,7 @@ impl RegistryError {
                 matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504 | 520..=527)
             }
             Self::Timeout { .. }
-            | Self::DeadlinePassed { .. }
+            | Self::DeadlineExceeded { .. }
             | Self::Unreachable { .. }
             | Self::BadBody { .. } => true,
             _ => false,

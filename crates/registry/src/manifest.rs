@@ -1,4 +1,4 @@
-//! Manifests: what a tag or digest stands for, and its bytes.
+//! Manifests: the descriptor behind a tag or digest, and the bytes.
 
 use std::fmt;
 
@@ -10,22 +10,23 @@ use serde::Deserialize;
 use soci_oci::{Descriptor, Digest, Reference};
 use url::Url;
 
-use crate::auth::Purpose;
-use crate::client::head_refused;
+use crate::RegistryError;
+use crate::auth::AuthTarget;
 use crate::endpoint::Endpoint;
-use crate::exchange::{Ask, Shared, pull_scope};
+use crate::engine::Engine;
+use crate::exists::head_refused;
+use crate::request::RequestSpec;
 use crate::response::Incoming;
-use crate::{Client, RegistryError};
 
-/// Where registries say the digest of what they send.
+/// The digest of a response's content, as registries state it.
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
-/// What a manifest is asked for by.
+/// The tag or digest by which a manifest is requested.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ManifestKey {
     /// A tag.
     Tag(String),
-    /// A digest, which the answer must match.
+    /// A digest, which the response must match.
     Digest(Digest),
 }
 
@@ -59,7 +60,7 @@ impl fmt::Display for ManifestKey {
     }
 }
 
-/// `Accept` for everything that we can make sense of.
+/// `Accept` of manifest requests: everything that we can read.
 pub(crate) fn accept() -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(
@@ -74,82 +75,66 @@ pub(crate) fn accept() -> HeaderMap {
     headers
 }
 
-impl Client {
-    /// The descriptor of what a reference names: media type, digest, size.
-    ///
-    /// # Errors
-    /// It does not exist, or no endpoint gives it.
-    pub async fn resolve(&self, reference: &Reference) -> Result<Descriptor, RegistryError> {
-        let key = ManifestKey::from(reference);
-        self.shared
-            .read(reference.registry(), |endpoint| {
-                let key = &key;
-                async move {
-                    let head = head(&self.shared, &endpoint, reference, key).await;
-                    match head {
-                        Ok(Some(descriptor)) => Ok(descriptor),
-                        Err(error) if !head_refused(&error) => Err(error),
-                        // HEAD is refused, or its answer does not say all: GET does.
-                        Ok(None) | Err(_) => {
-                            let (descriptor, _) =
-                                get(&self.shared, &endpoint, reference, key).await?;
-                            Ok(descriptor)
-                        }
+/// Resolves a reference to the descriptor of its manifest.
+pub(crate) async fn resolve(
+    engine: &Engine,
+    reference: &Reference,
+) -> Result<Descriptor, RegistryError> {
+    let key = &ManifestKey::from(reference);
+    engine
+        .read(reference.registry(), |endpoint| {
+            async move {
+                match head(engine, &endpoint, reference, key).await {
+                    Ok(Some(descriptor)) => Ok(descriptor),
+                    Err(error) if !head_refused(&error) => Err(error),
+                    // HEAD is refused, or its response is incomplete: GET is not.
+                    Ok(None) | Err(_) => {
+                        let (descriptor, _) = get(engine, &endpoint, reference, key).await?;
+                        Ok(descriptor)
                     }
                 }
-                .boxed()
-            })
-            .await
-    }
-
-    /// A manifest and its bytes, verified when asked for by digest. Its size is limited by
-    /// [`crate::ClientConfig::max_manifest_size`].
-    ///
-    /// # Errors
-    /// It does not exist, is too large, or is not what its digest says.
-    pub async fn manifest(
-        &self,
-        reference: &Reference,
-        key: impl Into<ManifestKey> + Send,
-    ) -> Result<(Descriptor, Bytes), RegistryError> {
-        let key = key.into();
-        self.shared
-            .read(reference.registry(), |endpoint| {
-                let key = &key;
-                async move { get(&self.shared, &endpoint, reference, key).await }.boxed()
-            })
-            .await
-    }
+            }
+            .boxed()
+        })
+        .await
 }
 
-async fn ask(
-    shared: &Shared,
+/// Fetches a manifest; verified if `key` is a digest.
+pub(crate) async fn fetch(
+    engine: &Engine,
+    reference: &Reference,
+    key: &ManifestKey,
+) -> Result<(Descriptor, Bytes), RegistryError> {
+    engine
+        .read(reference.registry(), |endpoint| {
+            async move { get(engine, &endpoint, reference, key).await }.boxed()
+        })
+        .await
+}
+
+async fn request(
+    engine: &Engine,
     endpoint: &Endpoint,
     reference: &Reference,
     key: &ManifestKey,
-    how: fn(Url, HeaderMap) -> Ask<'static>,
+    spec: fn(Url, HeaderMap) -> RequestSpec<'static>,
 ) -> Result<Incoming, RegistryError> {
-    let scope = pull_scope(reference.repository());
-    let purpose = Purpose {
-        endpoint,
-        reference,
-        scope: &scope,
-    };
     let url = endpoint.url(reference.repository(), &["manifests", &key.to_string()]);
-    shared.exchange(purpose, how(url, accept())).await
+    let target = AuthTarget::pull(endpoint, reference);
+    engine.exchange(&target, spec(url, accept())).await
 }
 
-/// What HEAD tells; `None` if that is not everything.
+/// Returns the descriptor from the response to HEAD; `None` if the response is incomplete.
 async fn head(
-    shared: &Shared,
+    engine: &Engine,
     endpoint: &Endpoint,
     reference: &Reference,
     key: &ManifestKey,
 ) -> Result<Option<Descriptor>, RegistryError> {
-    let response = ask(shared, endpoint, reference, key, Ask::head).await?;
-    let digest = match (key, said_digest(&response)) {
-        (ManifestKey::Digest(digest), said) => {
-            check(&response, *digest, said.unwrap_or(*digest))?;
+    let response = request(engine, endpoint, reference, key, RequestSpec::head).await?;
+    let digest = match (key, content_digest(&response)) {
+        (ManifestKey::Digest(digest), stated) => {
+            check_digest(&response, *digest, stated.unwrap_or(*digest))?;
             *digest
         }
         (ManifestKey::Tag(_), Some(digest)) => digest,
@@ -165,19 +150,19 @@ async fn head(
 }
 
 async fn get(
-    shared: &Shared,
+    engine: &Engine,
     endpoint: &Endpoint,
     reference: &Reference,
     key: &ManifestKey,
 ) -> Result<(Descriptor, Bytes), RegistryError> {
-    let response = ask(shared, endpoint, reference, key, Ask::get).await?;
+    let response = request(engine, endpoint, reference, key, RequestSpec::get).await?;
     let expected = match key {
         ManifestKey::Digest(digest) => Some(*digest),
-        ManifestKey::Tag(_) => said_digest(&response),
+        ManifestKey::Tag(_) => content_digest(&response),
     };
     let what = response.line().to_string();
     let media_type = content_type(&response).filter(|media_type| is_specific(media_type));
-    let bytes = response.bytes(shared.config().max_manifest_size).await?;
+    let bytes = response.bytes(engine.config().max_manifest_size).await?;
     let actual = Digest::of(&bytes);
     if let Some(expected) = expected.filter(|expected| *expected != actual) {
         return Err(RegistryError::DigestMismatch {
@@ -191,7 +176,12 @@ async fn get(
     Ok((descriptor, bytes))
 }
 
-fn check(response: &Incoming, expected: Digest, actual: Digest) -> Result<(), RegistryError> {
+/// Compares the digest that a response states with the expected one.
+pub(crate) fn check_digest(
+    response: &Incoming,
+    expected: Digest,
+    actual: Digest,
+) -> Result<(), RegistryError> {
     if expected == actual {
         return Ok(());
     }
@@ -202,18 +192,19 @@ fn check(response: &Incoming, expected: Digest, actual: Digest) -> Result<(), Re
     })
 }
 
-pub(crate) fn said_digest(response: &Incoming) -> Option<Digest> {
+/// The digest that a response states for its content.
+pub(crate) fn content_digest(response: &Incoming) -> Option<Digest> {
     response.header(CONTENT_DIGEST)?.parse().ok()
 }
 
 /// The media type without parameters such as `charset`.
-pub(crate) fn content_type(response: &Incoming) -> Option<String> {
+fn content_type(response: &Incoming) -> Option<String> {
     let value = response.header(CONTENT_TYPE)?;
     let bare = value.split(';').next().unwrap_or_default().trim();
     (!bare.is_empty()).then(|| bare.to_owned())
 }
 
-/// Some servers say no more than that it is JSON, text or bytes.
+/// Whether a media type says more than that the content is JSON, text or bytes.
 fn is_specific(media_type: &str) -> bool {
     !matches!(
         media_type,
@@ -221,7 +212,7 @@ fn is_specific(media_type: &str) -> bool {
     )
 }
 
-/// The media type that the manifest gives itself.
+/// The `mediaType` field of a manifest.
 fn own_media_type(bytes: &[u8]) -> String {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]

@@ -5,8 +5,10 @@ use http::{HeaderValue, Method};
 use url::Url;
 
 use crate::RegistryError;
+use crate::endpoint::Endpoint;
+use crate::request::RequestSpec;
 use crate::response::Incoming;
-use crate::transport::{Outgoing, Transport};
+use crate::transport::Transport;
 
 /// More hops than this are a circle.
 const MAX_HOPS: usize = 8;
@@ -14,29 +16,30 @@ const MAX_HOPS: usize = 8;
 /// Sends a request and follows its redirects. `authorization` goes to the first host only.
 pub(crate) async fn send_following(
     transport: &Transport,
-    mut outgoing: Outgoing<'_>,
+    endpoint: &Endpoint,
+    mut spec: RequestSpec<'_>,
     authorization: Option<&HeaderValue>,
 ) -> Result<Incoming, RegistryError> {
-    let home = outgoing.url.origin();
+    let home = spec.url.origin();
     for _ in 0..=MAX_HOPS {
-        let at_home = outgoing.url.origin() == home;
+        let at_home = spec.url.origin() == home;
         let response = transport
-            .send(&outgoing, authorization.filter(|_| at_home))
+            .send(endpoint, &spec, authorization.filter(|_| at_home))
             .await?;
         let follow = match response.status().as_u16() {
             // With these a body and its method are kept; the others turn into GET.
             307 | 308 => true,
-            301..=303 => matches!(outgoing.method, Method::GET | Method::HEAD),
+            301..=303 => matches!(spec.method, Method::GET | Method::HEAD),
             _ => false,
         };
         if !follow {
             return Ok(response);
         }
-        outgoing.url = location(&response)?;
+        spec.url = location(&response)?;
         response.drain().await;
     }
     Err(RegistryError::Protocol {
-        request: outgoing.line(),
+        request: spec.line(endpoint),
         reason: format!("redirected more than {MAX_HOPS} times"),
     })
 }

@@ -1,4 +1,4 @@
-//! What refers to a manifest: the referrers API, and the referrers tag of registries without it
+//! Referrers of a manifest: the referrers API, and the referrers tag of registries without it
 //! (OCI distribution specification 1.1, "Listing Referrers" and "Referrers Tag Schema").
 
 use std::collections::BTreeMap;
@@ -8,119 +8,113 @@ use http::header::{ACCEPT, LINK};
 use http::{HeaderMap, HeaderValue};
 use serde::Deserialize;
 use soci_oci::{Descriptor, Digest, Index, Reference, media_types};
+use tokio::sync::Mutex;
 use url::Url;
 
-use crate::auth::Purpose;
+use crate::RegistryError;
+use crate::auth::AuthTarget;
 use crate::endpoint::Endpoint;
-use crate::exchange::{Ask, Shared, pull_scope};
-use crate::{Client, Deadline, RegistryError};
+use crate::engine::Engine;
+use crate::request::RequestSpec;
+use crate::upload::put_manifest;
 
 /// Largest list of referrers in bytes, all its pages together.
 const MAX_LIST: u64 = 4 << 20;
 /// Most pages of a list.
 const MAX_PAGES: usize = 64;
 
-impl Client {
-    /// What refers to `subject`, of one artifact type if given: from the referrers API, or from
-    /// the referrers tag where the registry does not know the API.
-    ///
-    /// # Errors
-    /// The registry answers neither, or the list is too large.
-    pub async fn referrers(
-        &self,
-        reference: &Reference,
-        subject: Digest,
-        artifact_type: Option<&str>,
-    ) -> Result<Vec<Descriptor>, RegistryError> {
-        let all = self
-            .shared
-            .read(reference.registry(), |endpoint| {
-                async move {
-                    let api = from_api(&self.shared, &endpoint, reference, subject, artifact_type);
-                    match Box::pin(api).await {
-                        Ok(list) => Ok(list),
-                        Err(error) if no_such_api(&error) => {
-                            Ok(
-                                Box::pin(from_tag(&self.shared, &endpoint, reference, subject))
-                                    .await?
-                                    .map(|index| index.manifests)
-                                    .unwrap_or_default(),
-                            )
-                        }
-                        Err(error) => Err(error),
+/// Lists the manifests that refer to `subject`, of one artifact type if given.
+pub(crate) async fn list(
+    engine: &Engine,
+    reference: &Reference,
+    subject: Digest,
+    artifact_type: Option<&str>,
+) -> Result<Vec<Descriptor>, RegistryError> {
+    let all = engine
+        .read(reference.registry(), |endpoint| {
+            async move {
+                let api = from_api(engine, &endpoint, reference, subject, artifact_type);
+                match Box::pin(api).await {
+                    Ok(list) => Ok(list),
+                    Err(error) if no_such_api(&error) => {
+                        let tag = Box::pin(from_tag(engine, &endpoint, reference, subject));
+                        Ok(tag.await?.map(|index| index.manifests).unwrap_or_default())
                     }
+                    Err(error) => Err(error),
                 }
-                .boxed()
-            })
-            .await?;
-        // Registries may filter, but need not.
-        Ok(all
-            .into_iter()
-            .filter(|d| {
-                artifact_type.is_none_or(|wanted| d.artifact_type.as_deref() == Some(wanted))
-            })
-            .collect())
-    }
-
-    /// Enters a manifest that has a `subject` into the referrers tag. One without: nothing to do.
-    pub(crate) async fn push_referrer(
-        &self,
-        reference: &Reference,
-        media_type: &str,
-        manifest: &[u8],
-    ) -> Result<(), RegistryError> {
-        let Some((subject, referrer)) = referrer_of(media_type, manifest) else {
-            return Ok(());
-        };
-        let _alone = self.shared.referrers_update.lock().await;
-        let endpoint = self.origin(reference)?;
-        let mut backoff = self.shared.backoff(Deadline::far());
-        let known = loop {
-            match Box::pin(from_tag(&self.shared, &endpoint, reference, subject)).await {
-                Ok(known) => break known,
-                Err(error) => backoff.wait_after(error).await?,
             }
-        };
-        let mut index = known.unwrap_or_else(|| Index {
-            schema_version: 2,
-            media_type: media_types::OCI_INDEX.to_owned(),
-            artifact_type: None,
-            manifests: Vec::new(),
-            subject: None,
-            annotations: BTreeMap::new(),
-        });
-        if index.manifests.iter().any(|d| d.digest == referrer.digest) {
-            return Ok(());
-        }
-        index.manifests.push(referrer);
-        let bytes = soci_oci::json::to_vec(&index)
-            .map_err(|error| RegistryError::Config(format!("write the referrers: {error}")))?;
-        let tag = tag_of(subject);
-        self.put_manifest(reference, &tag, media_types::OCI_INDEX, bytes.into())
-            .await
-            .map(drop)
-    }
+            .boxed()
+        })
+        .await?;
+    // Registries may filter, but need not.
+    Ok(all
+        .into_iter()
+        .filter(|d| artifact_type.is_none_or(|wanted| d.artifact_type.as_deref() == Some(wanted)))
+        .collect())
 }
 
-/// The tag under which registries without the API keep the referrers of `subject`.
+/// Adds a manifest to the referrers tag of its `subject`; does nothing if it has none. `update` is
+/// locked while the tag is read, changed and written.
+pub(crate) async fn add_to_tag(
+    engine: &Engine,
+    update: &Mutex<()>,
+    reference: &Reference,
+    media_type: &str,
+    manifest: &[u8],
+) -> Result<(), RegistryError> {
+    let Some((subject, referrer)) = referrer_of(media_type, manifest) else {
+        return Ok(());
+    };
+    let _locked = update.lock().await;
+    let endpoint = &engine.origin(reference.registry())?;
+    let known = engine
+        .retry(|| from_tag(engine, endpoint, reference, subject).boxed())
+        .await?;
+    let mut index = known.unwrap_or_else(|| Index {
+        schema_version: 2,
+        media_type: media_types::OCI_INDEX.to_owned(),
+        artifact_type: None,
+        manifests: Vec::new(),
+        subject: None,
+        annotations: BTreeMap::new(),
+    });
+    if index.manifests.iter().any(|d| d.digest == referrer.digest) {
+        return Ok(());
+    }
+    index.manifests.push(referrer);
+    let bytes = soci_oci::json::to_vec(&index)
+        .map_err(|error| RegistryError::Config(format!("cannot write the referrers: {error}")))?;
+    let tag = tag_of(subject);
+    put_manifest(
+        engine,
+        reference,
+        &tag,
+        media_types::OCI_INDEX,
+        bytes.into(),
+    )
+    .await
+    .map(drop)
+}
+
+/// The tag of the referrers of `subject` at registries without the API.
 fn tag_of(subject: Digest) -> String {
     format!("sha256-{}", subject.hex())
 }
 
-/// Does the error mean that the registry has no referrers API?
+/// Whether an error means that the registry has no referrers API.
 fn no_such_api(error: &RegistryError) -> bool {
     match error {
         RegistryError::Status { status, .. } => {
             matches!(status, 400 | 404 | 405 | 406 | 410 | 415 | 501)
         }
-        // Something answered, but not with a list of referrers.
+        // The response is not a list of referrers.
         RegistryError::Protocol { .. } => true,
         _ => false,
     }
 }
 
 async fn from_api(
-    shared: &Shared,
+    engine: &Engine,
     endpoint: &Endpoint,
     reference: &Reference,
     subject: Digest,
@@ -134,7 +128,7 @@ async fn from_api(
     let mut left = MAX_LIST;
     for _ in 0..MAX_PAGES {
         let Page { index, next, size } =
-            page(shared, endpoint, reference, url.clone(), left).await?;
+            page(engine, endpoint, reference, url.clone(), left).await?;
         all.extend(index.manifests);
         left = left.saturating_sub(size);
         match next {
@@ -143,20 +137,20 @@ async fn from_api(
         }
     }
     Err(RegistryError::TooLarge {
-        what: format!("the list of what refers to {subject}"),
+        what: format!("the list of referrers of {subject}"),
         limit: MAX_LIST,
     })
 }
 
-/// The index under the referrers tag; `None` if there is none.
+/// Fetches the index under the referrers tag; `None` if there is none.
 async fn from_tag(
-    shared: &Shared,
+    engine: &Engine,
     endpoint: &Endpoint,
     reference: &Reference,
     subject: Digest,
 ) -> Result<Option<Index>, RegistryError> {
     let url = endpoint.url(reference.repository(), &["manifests", &tag_of(subject)]);
-    match page(shared, endpoint, reference, url, MAX_LIST).await {
+    match page(engine, endpoint, reference, url, MAX_LIST).await {
         Ok(page) => Ok(Some(page.index)),
         Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(error),
@@ -170,21 +164,18 @@ struct Page {
 }
 
 async fn page(
-    shared: &Shared,
+    engine: &Engine,
     endpoint: &Endpoint,
     reference: &Reference,
     url: Url,
     limit: u64,
 ) -> Result<Page, RegistryError> {
-    let scope = pull_scope(reference.repository());
-    let purpose = Purpose {
-        endpoint,
-        reference,
-        scope: &scope,
-    };
     let mut headers = HeaderMap::new();
     headers.insert(ACCEPT, HeaderValue::from_static(media_types::OCI_INDEX));
-    let response = shared.exchange(purpose, Ask::get(url, headers)).await?;
+    let target = AuthTarget::pull(endpoint, reference);
+    let response = engine
+        .exchange(&target, RequestSpec::get(url, headers))
+        .await?;
     let line = response.line().clone();
     let next = response
         .header(LINK)
@@ -213,8 +204,8 @@ fn next_link(header: &str) -> Option<&str> {
     })
 }
 
-/// The subject of a manifest, and the descriptor by which a list of referrers names the manifest:
-/// with its artifact type (or else its config's media type) and annotations.
+/// Returns the subject of a manifest, and the descriptor of the manifest in a list of referrers,
+/// with its artifact type (or its config's media type) and annotations.
 fn referrer_of(media_type: &str, manifest: &[u8]) -> Option<(Digest, Descriptor)> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]

@@ -1,16 +1,17 @@
 //! An answer whose head has arrived: reading its body within bounds, and what it says when it is
 //! an error.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, HeaderName, RETRY_AFTER};
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
+use tokio::time::Instant;
 use url::Url;
 
+use crate::connection_error::connection_error;
 use crate::retry::parse_retry_after;
-use crate::transport::failed;
 use crate::{RegistryError, RequestLine};
 
 /// How much of an error's body is read.
@@ -72,7 +73,7 @@ impl Incoming {
         let idle = self.idle;
         match tokio::time::timeout(idle, self.response.chunk()).await {
             Ok(Ok(chunk)) => Ok(chunk),
-            Ok(Err(error)) => Err(match failed(self.line.clone(), error, idle) {
+            Ok(Err(error)) => Err(match connection_error(self.line.clone(), error, idle) {
                 // The head has arrived, so what broke is the body.
                 RegistryError::Unreachable { request, reason }
                 | RegistryError::Tls {

@@ -115,7 +115,7 @@ async fn limited<T>(
     deadline
         .limit(work)
         .await
-        .map_err(|_| RegistryError::DeadlinePassed {
+        .map_err(|_| RegistryError::DeadlineExceeded {
             what: line().to_string(),
             last: None,
         })

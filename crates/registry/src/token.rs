@@ -12,7 +12,8 @@ use url::Url;
 
 use crate::endpoint::{Endpoint, is_loopback};
 use crate::redirect::send_following;
-use crate::transport::{Outgoing, Payload, Transport};
+use crate::request::{Payload, RequestSpec};
+use crate::transport::Transport;
 use crate::{Credential, RegistryError, RequestLine};
 
 /// Largest answer of a token server.
@@ -131,15 +132,9 @@ async fn get(
         })?),
         None => None,
     };
-    let outgoing = Outgoing {
-        method: Method::GET,
-        url,
-        headers: headers(),
-        payload: Payload::Empty,
-        endpoint,
-    };
+    let spec = RequestSpec::get(url, headers());
     let secret = basic.map(|(_, password)| password);
-    exchange(transport, outgoing, authorization.as_ref(), secret).await
+    exchange(transport, endpoint, spec, authorization.as_ref(), secret).await
 }
 
 async fn post(
@@ -155,14 +150,13 @@ async fn post(
         CONTENT_TYPE,
         HeaderValue::from_static("application/x-www-form-urlencoded"),
     );
-    let outgoing = Outgoing {
+    let spec = RequestSpec {
         method: Method::POST,
         url,
         headers,
         payload: Payload::Bytes(form(wanted, grant)),
-        endpoint,
     };
-    exchange(transport, outgoing, None, Some(secret)).await
+    exchange(transport, endpoint, spec, None, Some(secret)).await
 }
 
 /// The body of an OAuth2 request.
@@ -179,17 +173,18 @@ fn form(wanted: &TokenRequest<'_>, grant: &[(&str, &str)]) -> Bytes {
 
 async fn exchange(
     transport: &Transport,
-    outgoing: Outgoing<'_>,
+    endpoint: &Endpoint,
+    spec: RequestSpec<'_>,
     authorization: Option<&HeaderValue>,
     secret: Option<&str>,
 ) -> Result<Token, RegistryError> {
-    let mut secrets = outgoing.endpoint.headers.secrets();
+    let mut secrets = endpoint.headers.secrets();
     secrets.extend(secret.map(str::to_owned));
     // The body of a POST holds a secret and must not follow a redirect.
-    let response = if outgoing.method == Method::GET {
-        send_following(transport, outgoing, authorization).await?
+    let response = if spec.is_read() {
+        send_following(transport, endpoint, spec, authorization).await?
     } else {
-        transport.send(&outgoing, authorization).await?
+        transport.send(endpoint, &spec, authorization).await?
     };
     if !response.status().is_success() {
         return Err(response.into_error(&secrets).await);

@@ -1,245 +1,157 @@
 //! Uploading blobs and manifests, always to the registry itself, never to its mirrors.
 
 use bytes::Bytes;
+use futures::FutureExt;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, Method};
 use soci_oci::{Descriptor, Digest, Reference};
 use url::Url;
 
-use crate::auth::Purpose;
+use crate::auth::AuthTarget;
 use crate::endpoint::Endpoint;
-use crate::exchange::{Ask, push_scope};
-use crate::manifest::said_digest;
+use crate::engine::Engine;
+use crate::manifest::{check_digest, content_digest};
 use crate::redirect::location;
+use crate::request::{Payload, Progress, RequestSpec};
 use crate::response::Incoming;
-use crate::transport::Payload;
-use crate::{BlobBody, Client, Deadline, RegistryError};
+use crate::{BlobBody, RegistryError};
 
-/// Up to this size a blob goes in one PUT; larger ones are streamed with PATCH first, which lets
-/// registries take them in without holding on to the request that commits them.
+/// Largest blob, in bytes, that is sent in one PUT. Larger ones are streamed with PATCH first:
+/// registries can store the bytes before the request that commits them.
 const MONOLITHIC: u64 = 8 << 20;
-/// Set when the registry has entered a manifest into its referrers (distribution spec 1.1).
+/// Header of a registry that lists the manifest among its referrers (distribution spec 1.1).
 const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 
-/// How a blob came to be at the registry.
+/// How a pushed blob reached the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PushOutcome {
     /// It was transferred.
     Uploaded,
-    /// It was there already.
+    /// The registry had it already.
     Exists,
-    /// The registry took it from another of its repositories.
+    /// The registry mounted it from another repository.
     Mounted,
 }
 
-/// What is uploaded, and by whom progress is heard.
-struct Upload<'a> {
-    descriptor: &'a Descriptor,
-    body: BlobBody,
-    progress: Option<&'a (dyn Fn(u64) + Send + Sync)>,
+/// A blob to upload.
+pub(crate) struct BlobUpload<'a> {
+    pub(crate) descriptor: &'a Descriptor,
+    pub(crate) body: BlobBody,
+    /// Another repository of the registry that may have the blob.
+    pub(crate) mount_from: Option<&'a str>,
+    pub(crate) progress: Option<Progress<'a>>,
 }
 
-impl Client {
-    /// Uploads a blob unless the registry has it. `mount_from` is another repository of the same
-    /// registry that may have it. `progress` hears how many bytes of the blob have been sent in
-    /// all; that falls back when an interrupted upload starts over.
-    ///
-    /// # Errors
-    /// The registry refused it, cannot be reached, or the body cannot be read or does not have
-    /// the size of the descriptor.
-    pub async fn push_blob(
-        &self,
-        reference: &Reference,
-        descriptor: &Descriptor,
-        body: BlobBody,
-        mount_from: Option<&str>,
-        progress: Option<&(dyn Fn(u64) + Send + Sync)>,
-    ) -> Result<PushOutcome, RegistryError> {
-        if Box::pin(self.blob_exists(reference, descriptor)).await? {
-            return Ok(PushOutcome::Exists);
-        }
-        let endpoint = self.origin(reference)?;
-        let mut scope = push_scope(reference.repository());
-        if let Some(from) = mount_from {
-            scope.push_str(&format!(" repository:{from}:pull"));
-        }
-        let purpose = Purpose {
-            endpoint: &endpoint,
-            reference,
-            scope: &scope,
-        };
-        let upload = Upload {
-            descriptor,
-            body,
-            progress,
-        };
-        let mut backoff = self.shared.backoff(Deadline::far());
-        loop {
-            match Box::pin(self.upload(purpose, &upload, mount_from)).await {
-                Ok(outcome) => return Ok(outcome),
-                // The session is lost or unknown: a new one may do.
-                Err(error) => backoff.wait_after(error).await?,
-            }
-        }
+/// Uploads a blob that the registry does not have.
+pub(crate) async fn push_blob(
+    engine: &Engine,
+    reference: &Reference,
+    upload: &BlobUpload<'_>,
+) -> Result<PushOutcome, RegistryError> {
+    let endpoint = engine.origin(reference.registry())?;
+    let mut target = AuthTarget::push(&endpoint, reference);
+    if let Some(from) = upload.mount_from {
+        target = target.and_pull(from);
     }
+    // A retry begins a new session: the old one may be lost or unknown.
+    engine
+        .retry(|| run_session(engine, &target, upload).boxed())
+        .await
+}
 
-    /// One upload session.
-    async fn upload(
-        &self,
-        purpose: Purpose<'_>,
-        upload: &Upload<'_>,
-        mount_from: Option<&str>,
-    ) -> Result<PushOutcome, RegistryError> {
-        let Purpose {
-            endpoint,
-            reference,
-            ..
-        } = purpose;
-        let digest = upload.descriptor.digest;
-        let size = upload.descriptor.size;
-        let mut url = endpoint.url(reference.repository(), &["blobs", "uploads", ""]);
-        if let Some(from) = mount_from {
-            url.query_pairs_mut()
-                .append_pair("mount", &digest.to_string())
-                .append_pair("from", from);
-        }
-        let started = self
-            .write(purpose, Method::POST, url, HeaderMap::new(), Payload::Empty)
-            .await?;
-        if started.status().as_u16() == 201 {
-            return Ok(PushOutcome::Mounted);
-        }
-        let mut session = session(endpoint, &started)?;
-        started.drain().await;
-        let mut headers = HeaderMap::new();
-        headers.insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static("application/octet-stream"),
-        );
-        let payload = Payload::Body {
-            body: &upload.body,
-            size,
-            progress: upload.progress,
-        };
-        if size <= MONOLITHIC {
-            self.write(
-                purpose,
-                Method::PUT,
-                closing(session, digest),
-                headers,
-                payload,
-            )
-            .await?
-            .drain()
-            .await;
-        } else {
-            let sent = self
-                .write(purpose, Method::PATCH, session, headers, payload)
-                .await?;
-            session = self::session(endpoint, &sent)?;
-            sent.drain().await;
-            let last = closing(session, digest);
-            self.write(purpose, Method::PUT, last, HeaderMap::new(), Payload::Empty)
-                .await?
-                .drain()
-                .await;
-        }
-        Ok(PushOutcome::Uploaded)
-    }
-
-    async fn write(
-        &self,
-        purpose: Purpose<'_>,
-        method: Method,
-        url: Url,
-        headers: HeaderMap,
-        payload: Payload<'_>,
-    ) -> Result<Incoming, RegistryError> {
-        let ask = Ask {
+/// Runs one upload session.
+async fn run_session(
+    engine: &Engine,
+    target: &AuthTarget<'_>,
+    upload: &BlobUpload<'_>,
+) -> Result<PushOutcome, RegistryError> {
+    let AuthTarget {
+        endpoint,
+        reference,
+        ..
+    } = target;
+    let digest = upload.descriptor.digest;
+    let size = upload.descriptor.size;
+    let write = async |method, url, headers, payload| {
+        let spec = RequestSpec {
             method,
             url,
             headers,
             payload,
         };
-        self.shared.exchange(purpose, ask).await
+        engine.exchange(target, spec).await
+    };
+    let mut url = endpoint.url(reference.repository(), &["blobs", "uploads", ""]);
+    if let Some(from) = upload.mount_from {
+        url.query_pairs_mut()
+            .append_pair("mount", &digest.to_string())
+            .append_pair("from", from);
     }
-
-    /// Uploads a manifest under the reference's digest or else its tag. When it has a `subject`
-    /// and the registry does not say that it keeps referrers, the referrers tag is updated.
-    ///
-    /// # Errors
-    /// The registry refused it or cannot be reached, or the reference's digest is another one.
-    pub async fn push_manifest(
-        &self,
-        reference: &Reference,
-        media_type: &str,
-        bytes: Bytes,
-    ) -> Result<Digest, RegistryError> {
-        let digest = Digest::of(&bytes);
-        if let Some(wanted) = reference.digest().filter(|wanted| *wanted != digest) {
-            return Err(RegistryError::Config(format!(
-                "the manifest to push as {reference} has digest {digest}, not {wanted}"
-            )));
-        }
-        let key = reference.manifest_key();
-        let keeps_referrers = self
-            .put_manifest(reference, &key, media_type, bytes.clone())
-            .await?;
-        if !keeps_referrers {
-            Box::pin(self.push_referrer(reference, media_type, &bytes)).await?;
-        }
-        Ok(digest)
+    let started = write(Method::POST, url, HeaderMap::new(), Payload::Empty).await?;
+    if started.status().as_u16() == 201 {
+        return Ok(PushOutcome::Mounted);
     }
-
-    /// Returns whether the registry entered the manifest into its referrers.
-    pub(crate) async fn put_manifest(
-        &self,
-        reference: &Reference,
-        key: &str,
-        media_type: &str,
-        bytes: Bytes,
-    ) -> Result<bool, RegistryError> {
-        let endpoint = self.origin(reference)?;
-        let scope = push_scope(reference.repository());
-        let purpose = Purpose {
-            endpoint: &endpoint,
-            reference,
-            scope: &scope,
-        };
-        let mut headers = HeaderMap::new();
-        let media_type = HeaderValue::from_str(media_type)
-            .map_err(|_| RegistryError::Config(format!("media type {media_type:?}")))?;
-        headers.insert(CONTENT_TYPE, media_type);
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes.len()));
-        let url = endpoint.url(reference.repository(), &["manifests", key]);
-        let mut backoff = self.shared.backoff(Deadline::far());
-        loop {
-            let payload = Payload::Bytes(bytes.clone());
-            let answer =
-                Box::pin(self.write(purpose, Method::PUT, url.clone(), headers.clone(), payload))
-                    .await;
-            match answer {
-                Ok(response) => {
-                    let expected = Digest::of(&bytes);
-                    if let Some(actual) = said_digest(&response).filter(|said| *said != expected) {
-                        return Err(RegistryError::DigestMismatch {
-                            what: response.line().to_string(),
-                            expected,
-                            actual,
-                        });
-                    }
-                    let keeps = response.headers().contains_key(OCI_SUBJECT);
-                    response.drain().await;
-                    return Ok(keeps);
-                }
-                Err(error) => backoff.wait_after(error).await?,
-            }
-        }
-    }
+    let session = session_url(endpoint, &started)?;
+    started.drain().await;
+    let mut headers = HeaderMap::new();
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
+    let payload = Payload::Blob {
+        body: &upload.body,
+        size,
+        progress: upload.progress,
+    };
+    let last = if size <= MONOLITHIC {
+        write(Method::PUT, commit_url(session, digest), headers, payload).await?
+    } else {
+        let sent = write(Method::PATCH, session, headers, payload).await?;
+        let session = session_url(endpoint, &sent)?;
+        sent.drain().await;
+        let url = commit_url(session, digest);
+        write(Method::PUT, url, HeaderMap::new(), Payload::Empty).await?
+    };
+    last.drain().await;
+    Ok(PushOutcome::Uploaded)
 }
 
-/// Where an upload goes on. A registry behind a TLS proxy may call itself by `http`.
-fn session(endpoint: &Endpoint, response: &Incoming) -> Result<Url, RegistryError> {
+/// Uploads a manifest under a tag or digest. Returns whether the registry added it to its
+/// referrers.
+pub(crate) async fn put_manifest(
+    engine: &Engine,
+    reference: &Reference,
+    key: &str,
+    media_type: &str,
+    bytes: Bytes,
+) -> Result<bool, RegistryError> {
+    let endpoint = engine.origin(reference.registry())?;
+    let target = &AuthTarget::push(&endpoint, reference);
+    let mut headers = HeaderMap::new();
+    let media_type = HeaderValue::from_str(media_type)
+        .map_err(|_| RegistryError::Config(format!("invalid media type {media_type:?}")))?;
+    headers.insert(CONTENT_TYPE, media_type);
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes.len()));
+    let spec = RequestSpec {
+        method: Method::PUT,
+        url: endpoint.url(reference.repository(), &["manifests", key]),
+        headers,
+        payload: Payload::Bytes(bytes.clone()),
+    };
+    let response = engine
+        .retry(|| engine.exchange(target, spec.clone()).boxed())
+        .await?;
+    if let Some(actual) = content_digest(&response) {
+        check_digest(&response, Digest::of(&bytes), actual)?;
+    }
+    let listed = response.headers().contains_key(OCI_SUBJECT);
+    response.drain().await;
+    Ok(listed)
+}
+
+/// The URL of the next request of an upload. A registry behind a TLS proxy may name itself by
+/// `http`.
+fn session_url(endpoint: &Endpoint, response: &Incoming) -> Result<Url, RegistryError> {
     let mut url = location(response)?;
     let base = endpoint.base();
     if base.scheme() == "https" && url.scheme() == "http" && url.host() == base.host() {
@@ -251,8 +163,8 @@ fn session(endpoint: &Endpoint, response: &Incoming) -> Result<Url, RegistryErro
     Ok(url)
 }
 
-/// The URL that ends an upload: what the registry put into its query stays there.
-fn closing(mut session: Url, digest: Digest) -> Url {
+/// The URL that commits an upload, with the query that the registry gave it.
+fn commit_url(mut session: Url, digest: Digest) -> Url {
     session
         .query_pairs_mut()
         .append_pair("digest", &digest.to_string());

@@ -106,6 +106,13 @@ impl Fake {
     }
 }
 
+/// Lets `time` pass for the client, without waiting for it.
+pub(crate) async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
 /// Settings that fail fast.
 pub(crate) fn config() -> ClientConfig {
     ClientConfig {

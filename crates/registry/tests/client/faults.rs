@@ -10,7 +10,7 @@ use soci_registry::{BlobSource, Client, Deadline, ErrorKind, NoCredentials};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::fake::{Fake, With, broken, client, config, descriptor, noise, serve, status};
+use crate::fake::{Fake, With, broken, client, config, descriptor, noise, pass, serve, status};
 
 const ANSWER: &[u8] = b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 1-3/10\r\n\
     Content-Length: 3\r\n\r\nbcd";
@@ -167,9 +167,7 @@ async fn a_body_that_keeps_arriving_is_not_cut_off_by_the_deadline() {
     let minute = Duration::from_secs(60);
     let deadline = Deadline::after(minute);
     let mut stream = blob.stream_range(0..10_000, deadline).await.unwrap();
-    tokio::time::pause();
-    tokio::time::advance(minute).await;
-    tokio::time::resume();
+    pass(minute).await;
     assert_eq!(deadline.remaining(), Duration::ZERO);
     release.send(()).unwrap();
     let mut got = Vec::new();
@@ -192,9 +190,7 @@ async fn a_body_that_breaks_after_the_deadline_is_not_resumed() {
         .stream_range(0..10_000, Deadline::after(minute))
         .await
         .unwrap();
-    tokio::time::pause();
-    tokio::time::advance(minute).await;
-    tokio::time::resume();
+    pass(minute).await;
     let mut error = None;
     while let Some(piece) = stream.next().await {
         error = piece.err();

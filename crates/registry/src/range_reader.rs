@@ -2,42 +2,43 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::Stream;
+use tokio::time::Instant;
 
-use crate::blob::{Opened, Place};
+use crate::blob_locator::{BlobLocator, OpenBody};
 use crate::retry::Backoff;
 use crate::{Deadline, RegistryError};
 
-/// So many bytes count as headway: after them the retry budget starts anew, and each span of the
-/// request time-out has to bring as many.
-const HEADWAY: u64 = 1 << 20;
-/// After the last byte the end of the body follows at once, or the connection is given up.
+/// Number of bytes that count as progress: they refill the retry budget, and each period of the
+/// request time-out must bring as many.
+const PROGRESS: u64 = 1 << 20;
+/// Longest wait for the end of a body after its last byte; then the connection is given up.
 const END_LIMIT: Duration = Duration::from_secs(1);
 
 pub(crate) struct RangeReader {
-    place: Arc<Place>,
-    /// What is still to come.
+    locator: Arc<BlobLocator>,
+    /// The bytes that have not come yet.
     rest: Range<u64>,
-    current: Option<Opened>,
+    current: Option<OpenBody>,
     deadline: Deadline,
     backoff: Backoff,
     last_failure: Option<RegistryError>,
-    /// Bytes since the last failure.
+    /// Number of bytes since the last failure.
     since_failure: u64,
-    /// When the present span of the request time-out began, and the bytes since.
+    /// Start of the current period of the request time-out, and the number of bytes since.
     window: (Instant, u64),
     ended: bool,
 }
 
 impl RangeReader {
-    /// A reader of `range`, which lies within the blob.
-    pub(crate) fn new(place: Arc<Place>, range: Range<u64>, deadline: Deadline) -> Self {
-        let backoff = place.shared.backoff(deadline);
+    /// Creates a reader of `range`, which must lie within the blob.
+    pub(crate) fn new(locator: Arc<BlobLocator>, range: Range<u64>, deadline: Deadline) -> Self {
+        let backoff = locator.engine.backoff(deadline);
         Self {
-            place,
+            locator,
             rest: range,
             current: None,
             deadline,
@@ -49,18 +50,23 @@ impl RangeReader {
         }
     }
 
-    /// Makes the request, again if it may help, until the head of an answer is there.
+    /// The number of bytes that have not come yet.
+    pub(crate) fn remaining(&self) -> u64 {
+        self.rest.end.saturating_sub(self.rest.start)
+    }
+
+    /// Makes the request, with retries, until the head of a response has arrived.
     pub(crate) async fn open(&mut self) -> Result<(), RegistryError> {
         while self.current.is_none() && !self.rest.is_empty() {
-            match self.deadline.limit(self.place.open(&self.rest)).await {
-                Ok(Ok(opened)) => {
-                    self.current = Some(opened);
+            match self.deadline.limit(self.locator.open(&self.rest)).await {
+                Ok(Ok(body)) => {
+                    self.current = Some(body);
                     self.window = (Instant::now(), 0);
                 }
                 Ok(Err(error)) => self.failed(error).await?,
                 Err(_) => {
-                    return Err(RegistryError::DeadlinePassed {
-                        what: self.place.describe(),
+                    return Err(RegistryError::DeadlineExceeded {
+                        what: self.locator.describe(),
                         last: self.last_failure.take().map(Arc::new),
                     });
                 }
@@ -69,7 +75,7 @@ impl RangeReader {
         Ok(())
     }
 
-    /// The next bytes; `None` after the last.
+    /// Returns the next bytes; `None` after the last.
     pub(crate) async fn next(&mut self) -> Option<Result<Bytes, RegistryError>> {
         if self.ended {
             return None;
@@ -109,20 +115,20 @@ impl RangeReader {
                     self.rest.start = self.rest.start.saturating_add(length);
                     self.since_failure = self.since_failure.saturating_add(length);
                     self.window.1 = self.window.1.saturating_add(length);
-                    if self.since_failure >= HEADWAY {
+                    if self.since_failure >= PROGRESS {
                         self.backoff.reset();
                     }
-                    self.cut_off_a_trickle().await?;
+                    self.check_progress().await?;
                     return Ok(Some(bytes));
                 }
-                // A server may give less than was asked for; the rest is asked for next.
+                // A server may send less than was requested; the rest is requested next.
                 Ok(None) => self.current = None,
                 Err(error) => self.failed(error).await?,
             }
         }
     }
 
-    /// Takes note of a failure and waits, or gives it back when that is the end.
+    /// Notes a failure and waits for the next attempt, or returns the failure if it is final.
     async fn failed(&mut self, error: RegistryError) -> Result<(), RegistryError> {
         self.current = None;
         self.since_failure = 0;
@@ -130,9 +136,9 @@ impl RangeReader {
         self.backoff.wait_after(error).await
     }
 
-    /// A body that comes too slowly to ever end counts as a failure.
-    async fn cut_off_a_trickle(&mut self) -> Result<(), RegistryError> {
-        let limit = self.place.shared.config().request_timeout;
+    /// Treats a body that comes too slowly to ever end as a failure.
+    async fn check_progress(&mut self) -> Result<(), RegistryError> {
+        let limit = self.locator.engine.config().request_timeout;
         let Some(current) = self.current.as_ref() else {
             return Ok(());
         };
@@ -140,7 +146,7 @@ impl RangeReader {
         if self.rest.is_empty() || began.elapsed() < limit {
             return Ok(());
         }
-        if bytes >= HEADWAY {
+        if bytes >= PROGRESS {
             self.window = (Instant::now(), 0);
             return Ok(());
         }
@@ -153,15 +159,15 @@ impl RangeReader {
         .await
     }
 
-    /// All bytes are here. Reads the end of the body, so that the connection can be used again
-    /// and a body that is longer than promised is noticed.
+    /// Reads the end of the body after its last wanted byte, so that the connection can be reused
+    /// and a body that is longer than announced is noticed.
     async fn finish(&mut self) -> Result<(), RegistryError> {
         let Some(mut current) = self.current.take().filter(|current| !current.overlong) else {
             return Ok(());
         };
         match tokio::time::timeout(END_LIMIT, next_piece(&mut current)).await {
             Ok(Err(error @ RegistryError::BadBody { .. })) if current.left == 0 => {
-                // A connection that breaks now has done its work; surplus bytes are an error.
+                // Only surplus bytes are an error now, not a connection that breaks.
                 if current.surplus { Err(error) } else { Ok(()) }
             }
             _ => Ok(()),
@@ -169,8 +175,8 @@ impl RangeReader {
     }
 }
 
-/// The next wanted bytes of a body; `None` when it has given all that it promised.
-async fn next_piece(current: &mut Opened) -> Result<Option<Bytes>, RegistryError> {
+/// Returns the next wanted bytes of a body; `None` at the end of what it announced.
+async fn next_piece(current: &mut OpenBody) -> Result<Option<Bytes>, RegistryError> {
     loop {
         let Some(mut bytes) = current.response.chunk().await? else {
             if current.left == 0 && current.skip == 0 {
@@ -193,7 +199,7 @@ async fn next_piece(current: &mut Opened) -> Result<Option<Bytes>, RegistryError
                 current.surplus = true;
                 return Err(RegistryError::BadBody {
                     request: current.response.line().clone(),
-                    reason: "the body is longer than promised".to_owned(),
+                    reason: "the body is longer than announced".to_owned(),
                 });
             }
             bytes.truncate(wanted);

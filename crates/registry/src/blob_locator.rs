@@ -1,0 +1,230 @@
+//! Where one blob is (endpoint and redirect), and one ranged request for it.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::header::{ACCEPT_ENCODING, CONTENT_RANGE, RANGE};
+use http::{HeaderMap, HeaderValue};
+use parking_lot::Mutex;
+use soci_oci::{Digest, Reference};
+use tokio::time::Instant;
+use url::Url;
+
+use crate::RegistryError;
+use crate::auth::AuthTarget;
+use crate::endpoint::Endpoint;
+use crate::engine::Engine;
+use crate::error::ErrorKind;
+use crate::range::parse_content_range;
+use crate::request::RequestSpec;
+use crate::response::Incoming;
+use crate::signed_url;
+
+/// One blob, and the location that last served it.
+pub(crate) struct BlobLocator {
+    pub(crate) engine: Arc<Engine>,
+    reference: Reference,
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
+    location: Mutex<Option<Location>>,
+}
+
+/// The endpoint that last served the blob, and where it redirected to.
+#[derive(Clone)]
+struct Location {
+    endpoint: Arc<Endpoint>,
+    url: Url,
+    /// When a signed URL expires.
+    until: Option<Instant>,
+}
+
+/// A body that holds the wanted bytes, after `skip` others.
+pub(crate) struct OpenBody {
+    pub(crate) response: Incoming,
+    /// Number of bytes before the wanted ones; not 0 if the host ignores ranges.
+    pub(crate) skip: u64,
+    /// Number of wanted bytes left in this body; may be fewer than requested.
+    pub(crate) left: u64,
+    /// Whether bytes follow that were not requested.
+    pub(crate) overlong: bool,
+    /// Whether more bytes came than were announced.
+    pub(crate) surplus: bool,
+}
+
+impl BlobLocator {
+    pub(crate) fn new(
+        engine: Arc<Engine>,
+        reference: Reference,
+        digest: Digest,
+        size: u64,
+    ) -> Self {
+        Self {
+            engine,
+            reference,
+            digest,
+            size,
+            location: Mutex::default(),
+        }
+    }
+
+    /// Names the blob for messages, without secrets.
+    pub(crate) fn describe(&self) -> String {
+        format!("{}@{}", self.reference.name(), self.digest)
+    }
+
+    /// Whether the location of the blob is known.
+    pub(crate) fn is_located(&self) -> bool {
+        self.location.lock().is_some()
+    }
+
+    /// Whether the host that serves the blob honours ranges; `None` if that is not known yet.
+    pub(crate) fn honours_ranges(&self) -> Option<bool> {
+        let location = self.location.lock().clone()?;
+        self.engine.ranges.of(&location.url)
+    }
+
+    /// Forgets the location: it served damaged data.
+    pub(crate) fn distrust(&self, error: &RegistryError) {
+        if let Some(location) = self.location.lock().take() {
+            let mirrors = &self.engine.mirrors;
+            mirrors.note_failure(&location.endpoint, error);
+        }
+    }
+
+    /// Makes one attempt to open a body with the bytes of `range`, or the first of them.
+    pub(crate) async fn open(&self, range: &Range<u64>) -> Result<OpenBody, RegistryError> {
+        let known = self.location.lock().clone();
+        if let Some(known) = known.filter(|l| l.until.is_none_or(|until| until > Instant::now())) {
+            match self.request(&known.endpoint, known.url, range).await {
+                Ok(body) => return Ok(body),
+                Err(error) => {
+                    let busy = matches!(
+                        error.kind(),
+                        ErrorKind::TooManyRequests | ErrorKind::ServerError
+                    );
+                    if busy && !known.endpoint.is_mirror() {
+                        return Err(error);
+                    }
+                    // The signed URL has expired, the mirror lost the blob, the host is gone.
+                    tracing::debug!(blob = %self.describe(), %error, "known location failed, trying all endpoints");
+                    self.location.lock().take();
+                    self.engine.mirrors.note_failure(&known.endpoint, &error);
+                }
+            }
+        }
+        let mut failure = None;
+        for endpoint in self.engine.endpoints(self.reference.registry())? {
+            let url = endpoint.url(
+                self.reference.repository(),
+                &["blobs", &self.digest.to_string()],
+            );
+            match self.request(&endpoint, url, range).await {
+                Ok(body) => {
+                    let url = body.response.url().clone();
+                    let until = signed_url::usable_for(&url, SystemTime::now())
+                        .and_then(|left| Instant::now().checked_add(left));
+                    *self.location.lock() = Some(Location {
+                        endpoint,
+                        url,
+                        until,
+                    });
+                    return Ok(body);
+                }
+                Err(error) => {
+                    self.engine.mirrors.note_failure(&endpoint, &error);
+                    failure = Some(error);
+                }
+            }
+        }
+        Err(failure.unwrap_or_else(|| {
+            RegistryError::Config(format!("{} has no endpoint", self.describe()))
+        }))
+    }
+
+    /// Requests the bytes from one URL.
+    async fn request(
+        &self,
+        endpoint: &Endpoint,
+        url: Url,
+        range: &Range<u64>,
+    ) -> Result<OpenBody, RegistryError> {
+        let mut headers = HeaderMap::new();
+        // A proxy that compresses on its own would break offsets and digests.
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if *range != (0..self.size) {
+            let last = range.end.saturating_sub(1);
+            let value = HeaderValue::try_from(format!("bytes={}-{last}", range.start))
+                .map_err(|error| RegistryError::Config(error.to_string()))?;
+            headers.insert(RANGE, value);
+        }
+        let target = AuthTarget::pull(endpoint, &self.reference);
+        let spec = RequestSpec::get(url, headers);
+        let response = self.engine.exchange(&target, spec).await?;
+        self.accept(response, range)
+    }
+
+    /// Checks that the head of the response announces what was requested.
+    fn accept(&self, response: Incoming, range: &Range<u64>) -> Result<OpenBody, RegistryError> {
+        let protocol = |reason: String| {
+            Err(RegistryError::Protocol {
+                request: response.line().clone(),
+                reason,
+            })
+        };
+        let length = response.content_length();
+        let size = self.size;
+        match response.status().as_u16() {
+            200 => {
+                if length.is_some_and(|length| length != size) {
+                    return protocol(format!(
+                        "the blob has {} bytes there, not {size}",
+                        length.unwrap_or_default()
+                    ));
+                }
+                if *range != (0..size) {
+                    self.engine.ranges.note(response.url(), false);
+                }
+                Ok(OpenBody {
+                    response,
+                    skip: range.start,
+                    left: range.end - range.start,
+                    overlong: range.end < size,
+                    surplus: false,
+                })
+            }
+            206 => {
+                let given = response.header(CONTENT_RANGE).unwrap_or_default();
+                let Some(content) = parse_content_range(given) else {
+                    return protocol(format!("a 206 response with Content-Range {given:?}"));
+                };
+                if content.bytes.start != range.start
+                    || content.bytes.end > range.end
+                    || content.total.is_some_and(|total| total != size)
+                {
+                    return protocol(format!(
+                        "requested bytes {}-{} of {size}, got Content-Range {given:?}",
+                        range.start,
+                        range.end.saturating_sub(1)
+                    ));
+                }
+                let left = content.bytes.end - content.bytes.start;
+                if length.is_some_and(|length| length != left) {
+                    return protocol(format!(
+                        "Content-Range {given:?} with {} bytes",
+                        length.unwrap_or_default()
+                    ));
+                }
+                self.engine.ranges.note(response.url(), true);
+                Ok(OpenBody {
+                    response,
+                    skip: 0,
+                    left,
+                    overlong: false,
+                    surplus: false,
+                })
+            }
+            status => protocol(format!("status {status} in response to a GET")),
+        }
+    }
+}

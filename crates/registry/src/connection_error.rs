@@ -1,0 +1,69 @@
+//! Failures below HTTP: connecting, TLS, and broken connections.
+
+use std::error::Error;
+use std::time::Duration;
+
+use soci_errors::chain;
+
+use crate::{RegistryError, RequestLine};
+
+/// Maps an error of reqwest to ours, without the URL that reqwest puts into its messages.
+pub(crate) fn connection_error(
+    request: RequestLine,
+    error: reqwest::Error,
+    dial_timeout: Duration,
+) -> RegistryError {
+    let error = error.without_url();
+    if error.is_timeout() {
+        return RegistryError::Timeout {
+            request,
+            phase: "connection",
+            after: dial_timeout,
+        };
+    }
+    let reason = chain(&error);
+    if error.is_builder() {
+        return RegistryError::Config(format!("{request}: {reason}"));
+    }
+    if error.is_body() || error.is_decode() {
+        return RegistryError::BadBody { request, reason };
+    }
+    match tls_advice(&error) {
+        Some(advice) => RegistryError::Tls {
+            request,
+            reason,
+            advice,
+        },
+        None => RegistryError::Unreachable { request, reason },
+    }
+}
+
+/// The remedy for a handshake that will fail again; `None` if TLS is not the cause.
+fn tls_advice(error: &reqwest::Error) -> Option<&'static str> {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(mut error) = cause {
+        // The source of an I/O error is that of the error in it, not the error itself.
+        while let Some(inner) = error
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref)
+        {
+            error = inner;
+        }
+        match error.downcast_ref() {
+            Some(rustls::Error::InvalidCertificate(_)) => {
+                return Some(
+                    "check the certificate's name and dates, and that the system trusts its authority \
+                     (soci also takes --tlscacert, and --skip-verify to skip the verification)",
+                );
+            }
+            Some(rustls::Error::InvalidMessage(_)) => {
+                return Some(
+                    "the server does not seem to use TLS: check the port (soci takes --plain-http \
+                     for a registry without TLS)",
+                );
+            }
+            _ => cause = error.source(),
+        }
+    }
+    None
+}
