@@ -1,5 +1,5 @@
-# What a person does with this project. `make help` lists it. Building needs Rust and protoc,
-# testing needs root, FUSE, containerd and runc: `make deps` installs what is missing.
+# `make help` lists the targets. Building needs Rust and protoc, testing needs root, FUSE, containerd and runc:
+# `make deps` installs what is missing.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -13,9 +13,9 @@ DATADIR ?= $(PREFIX)/share
 SYSCONFDIR ?= /etc
 UNITDIR ?= /etc/systemd/system
 DESTDIR ?=
-# The daemon's --root, whose mounts `make uninstall` takes down.
+# The daemon's --root: `make uninstall` unmounts what is below it.
 ROOTDIR ?= /var/lib/soci-snapshotter-grpc
-# Where `make install` takes the programs from.
+# The folder that `make install` copies the programs from.
 RELEASE_DIR ?= target/release
 
 CARGO ?= cargo
@@ -23,7 +23,7 @@ CARGO ?= cargo
 TEST_THREADS ?= $(shell n=$$(nproc); echo $$((n > 4 ? 4 : n)))
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 60
-# Seconds of kills in `make soak`; the same with the journal, and of hand-overs, take a third each.
+# Seconds of kills in `make soak`; kills without resending, and hand-overs, take a third of it each.
 SOAK_SECONDS ?= 1800
 
 BINARIES := soci-snapshotter-grpc soci
@@ -32,12 +32,12 @@ BASH_COMPLETION := $(DATADIR)/bash-completion/completions/soci
 ZSH_COMPLETION := $(DATADIR)/zsh/site-functions/_soci
 FISH_COMPLETION := $(DATADIR)/fish/vendor_completions.d/soci.fish
 MANDIR := $(DATADIR)/man
-# All that begin with our names: what an earlier version installed goes too.
+# Every page that begins with our names, those of earlier versions included.
 MAN_PAGES := man1/soci.1 man1/soci-*.1 man5/soci-snapshotter-grpc.toml.5 man8/soci-snapshotter-grpc.8
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: deps
 deps: ## Install the missing packages and Rust (Debian, root)
@@ -57,12 +57,24 @@ demo: deps ## Index an image, run it lazily and with overlayfs, print both (IMAG
 	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES)) --package soci-benches
 	target/release/demo
 
-# The programs are built first because the end-to-end tests run them from target/debug.
+# Cargo builds all programs before the first test runs: the end-to-end tests take them from target/debug.
 .PHONY: test
-test: deps ## Run every test
-	@test "$$(id -u)" = 0 || { echo "make test needs root: it mounts file systems and starts containers" >&2; exit 1; }
-	$(CARGO) build --locked $(addprefix --package ,$(BINARIES))
+test: deps previous ## Run every test (root)
+	@test "$$(id -u)" = 0 || { echo "make test needs root: it mounts file systems and starts containers ('make check' does not)" >&2; exit 1; }
 	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked --workspace --no-fail-fast
+
+# The daemon of the version before, which tests upgrade from.
+.PHONY: previous
+previous: deps
+	@scripts/build-previous.sh
+
+.PHONY: check
+check: deps ## Run the tests that need neither root nor containers
+	scripts/check.sh
+
+.PHONY: check-concurrency
+check-concurrency: deps ## Run the concurrency tests over many schedules, and unsafe code under Miri (nightly)
+	scripts/check-concurrency.sh
 
 .PHONY: soak
 soak: deps ## Kill and replace the server for SOAK_SECONDS while containers read
@@ -83,12 +95,13 @@ fuzz: ## Fuzz each parser for FUZZ_SECONDS (nightly Rust and cargo-fuzz)
 	done
 
 .PHONY: lint
-lint: ## Format, clippy, documentation, promises, licences and advisories
+lint: ## Check format, clippy, documentation, promises, architecture, oldest Rust, licences and advisories
 	scripts/check-specification.sh
 	scripts/check-architecture.sh
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
+	scripts/check-msrv.sh
 	scripts/check-dependencies.sh
 
 .PHONY: install
@@ -113,10 +126,10 @@ install: ## Install programs, units, completions, manual pages and default confi
 	fi
 	@if test -z "$(DESTDIR)" && test -d /run/systemd/system; then systemctl daemon-reload; fi
 
-# With DESTDIR only files are removed. Without, the daemon is stopped and its mounts are taken down first, by
-# the program that is about to go: it refuses while a daemon serves, and then nothing is removed.
+# With DESTDIR only files are removed. Without it, the daemon is stopped and its mounts are unmounted first by
+# the installed program: it refuses while a daemon serves, and then nothing is removed.
 .PHONY: uninstall
-uninstall: ## Stop the daemon, take its mounts down, remove what install put there, except the configuration
+uninstall: ## Stop the daemon, unmount its layers, remove what install installed, except the configuration
 	@if test -z "$(DESTDIR)" && test -d /run/systemd/system; then \
 		for unit in $(UNITS); do ! test -e $(UNITDIR)/$$unit || systemctl disable --now $$unit || exit 1; done; \
 	fi
