@@ -6,7 +6,7 @@ fn main() -> std::io::Result<()> {
     println!("cargo:rerun-if-changed={root}/containerd");
     tonic_prost_build::configure()
         .btree_map(".")
-        // Snapshots are stored as they go over the wire: List does not decode them.
+        // Snapshots are stored as they are sent: List does not decode them.
         .extern_path(
             ".containerd.services.snapshots.v1.ListSnapshotsResponse",
             "crate::info_batch::ListSnapshotsResponse",

@@ -1,8 +1,8 @@
-//! Times calls over the unix socket with 10,000 snapshots in the database: Prepare+Mounts of a
-//! container, List of everything, the look-up after a lazy Prepare, and opening again.
+//! Times calls over the unix socket with 10,000 snapshots in the database: Prepare and Mounts of a
+//! container, List of everything, the look-up after a lazy Prepare, and reopening.
 //!
-//! `cargo bench -p soci-snapshotter`; the database is made in `$TMPDIR`. The provider mounts nothing,
-//! so no root is needed.
+//! `cargo bench -p soci-snapshotter`; the database is created in `$TMPDIR`. Root is not needed: the
+//! provider mounts nothing.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark")]
 
@@ -29,7 +29,7 @@ const LAYERS: usize = 10;
 const CONTAINERS: usize = 1_000;
 const ROUNDS: usize = 500;
 
-/// Says yes to everything and mounts nothing.
+/// A provider that accepts everything and mounts nothing.
 struct Nothing;
 
 #[async_trait]
@@ -142,7 +142,7 @@ fn report(what: &str, target: &str, mut times: Vec<Duration>) {
     );
 }
 
-/// What a commit cannot be faster than here: writing a page and waiting for the disk.
+/// The lower bound of a commit on this machine: writing a page and waiting for the disk.
 fn time_fsync(directory: &Path) -> Vec<Duration> {
     use std::os::unix::fs::FileExt;
     let file = std::fs::File::create(directory.join("fsync")).unwrap();
@@ -247,7 +247,7 @@ async fn main() {
     }
     report("List by target and parent", "-", times);
 
-    // What a crash leaves: the database as it is on disk while it is open.
+    // The database after a crash: as it is on disk while it is open.
     let crashed = directory.path().join("crashed");
     std::fs::create_dir_all(&crashed).unwrap();
     let database = "metadata.redb";

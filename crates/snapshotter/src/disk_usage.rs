@@ -1,5 +1,5 @@
-//! Disk space of a directory tree: allocated bytes and inodes, a hard-linked file counted once,
-//! the root included. It is what containerd reports for a snapshot.
+//! Disk space of a directory tree, as containerd reports it for a snapshot: allocated bytes and
+//! inodes with the root, a hard-linked file counted once.
 
 use std::collections::HashSet;
 use std::fs;
@@ -13,7 +13,7 @@ use crate::metadata::Usage;
 /// The unit of `st_blocks`, whatever the block size of the file system (stat(3type)).
 const BLOCK: u64 = 512;
 
-/// Measures a tree that may change meanwhile: what vanishes is not counted.
+/// Measures a tree. Entries that vanish during the walk are not counted.
 pub(crate) fn measure(root: &Path) -> Result<Usage, FileError> {
     let mut total = Total::default();
     let metadata = fs::symlink_metadata(root).map_err(FileError::at("stat", root))?;
@@ -42,7 +42,7 @@ pub(crate) fn measure(root: &Path) -> Result<Usage, FileError> {
 struct Total {
     bytes: u64,
     inodes: u64,
-    /// Device and inode of files that have several names.
+    /// Device and inode of files with several names.
     linked: HashSet<(u64, u64)>,
 }
 

@@ -1,5 +1,5 @@
-//! A message of List whose snapshots stay encoded: on the wire an embedded message and a byte
-//! string are the same. The database holds them in that form already.
+//! A message of List whose snapshots stay encoded, as the database holds them: on the wire an embedded
+//! message and a byte string are the same.
 
 use prost::bytes::Bytes;
 
@@ -8,13 +8,13 @@ use crate::api::v1::Info;
 /// `containerd.services.snapshots.v1.ListSnapshotsResponse`.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct ListSnapshotsResponse {
-    /// Each an encoded [`Info`].
+    /// Encoded [`Info`] messages.
     #[prost(bytes = "bytes", repeated, tag = "1")]
     pub info: Vec<Bytes>,
 }
 
 impl ListSnapshotsResponse {
-    /// The snapshots of this message.
+    /// Decodes the snapshots of this message.
     ///
     /// # Errors
     /// One of them is not an [`Info`].

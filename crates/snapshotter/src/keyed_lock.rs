@@ -1,4 +1,4 @@
-//! One lock per name, made when somebody wants it and dropped with its last holder.
+//! One lock per name, created on demand and dropped with its last holder.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -13,7 +13,7 @@ pub(crate) struct KeyedLocks {
 }
 
 impl KeyedLocks {
-    /// Waits until nobody else holds the lock of this name.
+    /// Acquires the lock of this name.
     pub(crate) async fn lock(&self, name: &str) -> OwnedMutexGuard<()> {
         let lock = {
             let mut locks = self.locks.lock();

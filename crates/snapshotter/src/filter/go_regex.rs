@@ -1,10 +1,10 @@
-//! Regular expressions in Go's syntax (RE2), as clients write them, put into that of the crate
-//! `regex`. The two are alike but for this: in Go `\d \w \s \b` mean ASCII, `\Q…\E` quotes, a brace
-//! that begins no repetition is itself, and classes know neither nesting nor set operations.
+//! Translation of regular expressions from Go's syntax (RE2), which clients write, to that of the
+//! crate `regex`. The differences: in Go `\d \w \s \b` are ASCII, `\Q…\E` quotes, a brace that does not
+//! begin a repetition is literal, and classes have neither nesting nor set operations.
 //!
-//! What is wrong in Go's syntax stays wrong or is put through as it is; `regex` has the last word.
+//! Errors in Go's syntax stay errors or are passed on unchanged: `regex` decides.
 
-/// Gives the expression in the syntax of `regex`, to be compiled with octal escapes enabled.
+/// Returns the expression in the syntax of `regex`, to be compiled with octal escapes enabled.
 pub(super) fn translate(pattern: &str) -> String {
     let mut translation = Translation {
         rest: pattern,
@@ -33,7 +33,7 @@ impl<'a> Translation<'a> {
         Some(next)
     }
 
-    /// The next bytes; the length must be at a character boundary.
+    /// Takes the next bytes. The length must be at a character boundary.
     fn take(&mut self, length: usize) -> &'a str {
         let (taken, rest) = self
             .rest
@@ -43,7 +43,7 @@ impl<'a> Translation<'a> {
         taken
     }
 
-    /// After a backslash outside of classes.
+    /// Translates an escape outside of a class, after its backslash.
     fn escape(&mut self) {
         match self.next() {
             Some('Q') => {
@@ -66,14 +66,14 @@ impl<'a> Translation<'a> {
         }
     }
 
-    /// After the bracket that opens a class, to the one that closes it.
+    /// Translates a class, from behind its opening bracket to the closing one.
     fn class(&mut self) {
         self.out.push('[');
         if self.rest.starts_with('^') {
             self.take(1);
             self.out.push('^');
         }
-        // A closing bracket at the beginning is one of the characters.
+        // A closing bracket at the beginning is literal.
         let mut first = true;
         while !self.rest.is_empty() {
             if self.rest.starts_with(']') && !first {
@@ -86,7 +86,7 @@ impl<'a> Translation<'a> {
         }
     }
 
-    /// A character, a range, or a named set in a class.
+    /// Translates a character, a range, or a named set in a class.
     fn item(&mut self) {
         if self.rest.starts_with("[:")
             && let Some(length) = self.rest.find(":]")
@@ -123,7 +123,7 @@ impl<'a> Translation<'a> {
         }
     }
 
-    /// One character of a class, which may be escaped.
+    /// Translates one character of a class, which can be escaped.
     fn class_character(&mut self) {
         match self.next() {
             Some('\\') => {
@@ -143,7 +143,7 @@ impl<'a> Translation<'a> {
     }
 }
 
-/// The length of what follows the backslash of an escaped character: `n`, `x41`, `x{1f600}`, `101`.
+/// Returns the length of an escape behind its backslash: `n`, `x41`, `x{1f600}`, `101`.
 fn escape_length(text: &str) -> usize {
     let digits = |radix, most| {
         let digits = text.chars().skip_while(|c| *c == 'x').take(most);
@@ -158,7 +158,7 @@ fn escape_length(text: &str) -> usize {
     }
 }
 
-/// The set that a class escape means in Go, and whether it means all others.
+/// Returns the set of a class escape in Go, and whether the escape negates it.
 fn ascii(escape: char) -> Option<(bool, &'static str)> {
     let set = match escape.to_ascii_lowercase() {
         'd' => "0-9",
@@ -169,7 +169,7 @@ fn ascii(escape: char) -> Option<(bool, &'static str)> {
     Some((escape.is_ascii_uppercase(), set))
 }
 
-/// Whether `{`, which stood before this, begins `{2}`, `{2,}` or `{2,3}`.
+/// Whether the text behind a `{` makes it a repetition: `{2}`, `{2,}` or `{2,3}`.
 fn begins_repetition(rest: &str) -> bool {
     let Some((inner, _)) = rest.split_once('}') else {
         return false;

@@ -1,5 +1,5 @@
-//! containerd's filter language, which List takes: `name==x,labels."a.b"~=/c+/`. Selectors joined
-//! by a comma must all match; of several filters one must. The quirks are containerd's on purpose:
+//! containerd's filter language for List: `name==x,labels."a.b"~=/c+/`. All selectors of a filter,
+//! separated by commas, must match; of several filters, one must. containerd's quirks are kept:
 //! clients were written against them.
 
 mod go_regex;
@@ -17,32 +17,32 @@ pub struct FilterError {
     reason: String,
 }
 
-/// Something with named fields that a filter is matched against.
+/// Has named fields that a filter can test.
 pub(crate) trait Fields {
-    /// The value at a field path (`["labels", "a", "b"]`), if there is one.
+    /// Returns the value at a field path such as `["labels", "a", "b"]`.
     fn field(&self, path: &[String]) -> Option<&str>;
 }
 
-/// Any of several filters; none at all accepts everything.
+/// The filters of one List call, one of which must match. An empty list accepts everything.
 #[derive(Debug)]
 pub(crate) struct Filters {
     any: Vec<Vec<Selector>>,
 }
 
-/// One comparison.
+/// The test of one field.
 #[derive(Debug)]
 pub(crate) struct Selector {
     pub(crate) path: Vec<String>,
     pub(crate) test: Test,
 }
 
-/// What is asked of the field. Values are bytes: a quoted one may hold any (`\xff`).
+/// The condition on a field. Values are bytes: a quoted one can hold any (`\xff`).
 #[derive(Debug)]
 pub(crate) enum Test {
     Present,
     Equal(Vec<u8>),
     NotEqual(Vec<u8>),
-    /// `None`: not a regular expression. containerd logs that and matches nothing.
+    /// `None` if the expression is malformed: containerd logs that and matches nothing.
     Matches(Option<Regex>),
 }
 
@@ -56,12 +56,12 @@ impl Filters {
         Ok(Self { any })
     }
 
-    /// Whether everything is accepted, without a look at it.
+    /// Whether every snapshot is accepted.
     pub(crate) fn accept_all(&self) -> bool {
         self.any.is_empty() || self.any.iter().any(Vec::is_empty)
     }
 
-    /// Whether one of the filters accepts it.
+    /// Whether one of the filters accepts these fields.
     pub(crate) fn accepts(&self, fields: &impl Fields) -> bool {
         self.any.is_empty()
             || self
@@ -70,8 +70,8 @@ impl Filters {
                 .any(|all| all.iter().all(|selector| selector.accepts(fields)))
     }
 
-    /// For each filter, the value that it demands of the field at `path` (`path==value`). `None`
-    /// if any of them demands none: then every snapshot has to be looked at.
+    /// Returns for each filter the value that it requires of the field at `path` (`path==value`), or
+    /// `None` if one of them requires none, so that every snapshot must be tested.
     pub(crate) fn demanded(&self, path: &[&str]) -> Option<Vec<&str>> {
         if self.any.is_empty() {
             return None;
@@ -89,7 +89,7 @@ impl Selector {
         match &self.test {
             Test::Present => value.is_some(),
             Test::Equal(wanted) => value.is_some_and(|value| value.as_bytes() == wanted),
-            // An absent field counts as empty here, not as absent.
+            // An absent field counts as empty.
             Test::NotEqual(unwanted) => value.unwrap_or_default().as_bytes() != unwanted,
             Test::Matches(Some(regex)) => regex.is_match(value.unwrap_or_default()),
             Test::Matches(None) => false,

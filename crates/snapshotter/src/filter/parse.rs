@@ -1,5 +1,5 @@
-//! The grammar: `selector ("," selector)*`, a selector being `path [operator value]`, a path
-//! `field ("." field)*`. White space is allowed before a word, not before a comma.
+//! The parser of filters: `selector ("," selector)*` with the selector `path [operator value]` and the
+//! path `field ("." field)*`. White space is allowed before a word, not before a comma.
 
 use regex::{Regex, RegexBuilder};
 
@@ -7,7 +7,7 @@ use super::go_regex;
 use super::quote::unquote;
 use super::{FilterError, Selector, Test};
 
-/// Parses one filter; the empty one has no selectors and so accepts everything.
+/// Parses one filter. An empty one has no selectors and accepts everything.
 pub(super) fn selectors(filter: &str) -> Result<Vec<Selector>, FilterError> {
     if filter.is_empty() {
         return Ok(Vec::new());
@@ -16,7 +16,7 @@ pub(super) fn selectors(filter: &str) -> Result<Vec<Selector>, FilterError> {
         filter,
         position: 0,
     };
-    // Go reads it as a mark of bytes that are no UTF-8.
+    // Go uses it for bytes that are not UTF-8.
     if let Some(position) = filter.find(char::REPLACEMENT_CHARACTER) {
         parser.position = position;
         return Err(parser.error("the replacement character U+FFFD is not allowed"));
@@ -130,8 +130,8 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// A quoted word, the position being at its opening quote. Regular expressions may also be
-    /// quoted by `/` and `|`.
+    /// Parses a quoted word from its opening quote on. Regular expressions can also be quoted by `/`
+    /// and `|`.
     fn quoted(&mut self, alternative_quotes: bool) -> Result<Vec<u8>, FilterError> {
         let Some(quote) = self.peek() else {
             return Err(self.error("expected a quote"));

@@ -1,9 +1,9 @@
 //! Quoted words in Go's string syntax: the escapes `\a \b \f \n \r \t \v \\`, the quote itself,
-//! three octal digits, `\xHH`, `\uHHHH`, `\UHHHHHHHH`. Numeric byte escapes give single bytes, so
-//! the result need not be UTF-8.
+//! three octal digits, `\xHH`, `\uHHHH`, `\UHHHHHHHH`. Numeric byte escapes are single bytes: the
+//! result can be other than UTF-8.
 
-/// Decodes the quoted word that `text` starts with (its first character is the quote). Gives the
-/// bytes and the length of the word in `text`, both quotes included.
+/// Decodes the quoted word at the beginning of `text`. Returns its bytes, and its length in `text`
+/// with both quotes.
 pub(super) fn unquote(text: &str) -> Result<(Vec<u8>, usize), &'static str> {
     const OPEN: &str = "the quoted text is not closed";
     let mut chars = text.char_indices();
@@ -51,7 +51,7 @@ fn escape(
     Ok(())
 }
 
-/// Appends exactly `digits` further digits to `start`. At most eight hexadecimal ones: no overflow.
+/// Appends exactly `digits` further digits to `start`. There are at most eight hexadecimal ones: no overflow.
 fn number(
     start: u32,
     chars: &mut std::str::CharIndices<'_>,
@@ -71,8 +71,8 @@ fn byte(number: u32) -> Result<u8, &'static str> {
     u8::try_from(number).map_err(|_| "an octal escape above \\377")
 }
 
-/// Surrogate halves become the replacement character, as Go encodes them; so does what is negative
-/// as Go's rune, a signed number.
+/// Returns the character of a code point. Surrogates become the replacement character, as in Go, and
+/// so do values that are negative as Go's rune, a signed number.
 fn code_point(number: u32) -> Result<char, &'static str> {
     match number {
         0xd800..=0xdfff | 0x8000_0000.. => Ok(char::REPLACEMENT_CHARACTER),

@@ -1,4 +1,4 @@
-//! What each construct of the language accepts, refuses, and matches.
+//! Every construct of the filter language: accepted and refused forms, and what they match.
 
 use std::collections::BTreeMap;
 
@@ -104,7 +104,7 @@ fn regular_expressions_match_anywhere_and_have_own_quotes() {
     assert!(!accepts("name~=^256"));
     assert!(accepts(r"name~=/sha\x32/"));
     assert!(accepts("labels.absent~=/^$/"));
-    // As in containerd, one that cannot be compiled is no error but matches nothing.
+    // As in containerd, an expression that cannot be compiled matches nothing and is not an error.
     assert!(!accepts("name~=/(/"));
 }
 

@@ -1,4 +1,4 @@
-//! Owner, permissions, extended attributes and times, with a translated owner.
+//! Copying of attributes (owner, permissions, extended attributes, times) with a translated owner.
 
 use std::ffi::OsStr;
 use std::fs::Metadata;
@@ -15,12 +15,12 @@ use rustix::io::Errno;
 
 use soci_layer::IdMaps;
 
-/// XATTR_LIST_MAX and XATTR_SIZE_MAX (linux/limits.h): the most that there can be.
+/// XATTR_LIST_MAX and XATTR_SIZE_MAX (linux/limits.h), in bytes.
 const MOST: usize = 64 << 10;
-/// Lost when the owner changes.
+/// The attribute that the kernel drops when the owner changes.
 const CAPABILITY: &str = "security.capability";
 
-/// Gives the copy `to` what `from` has, but for its translated owner.
+/// Copies the attributes of `from` to its copy `to`, with the owner translated.
 pub(super) fn copy(from: &Path, to: &Path, stat: &Metadata, maps: &IdMaps) -> io::Result<()> {
     let (uid, gid) = maps.map(stat.uid(), stat.gid());
     lchown(to, Some(uid), Some(gid))?;
@@ -39,8 +39,8 @@ pub(super) fn copy(from: &Path, to: &Path, stat: &Metadata, maps: &IdMaps) -> io
     Ok(utimensat(CWD, to, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
-/// Translates the owner of what is there. The kernel drops setuid, setgid and capabilities then:
-/// they are set again.
+/// Translates the owner of an existing file, and sets setuid, setgid and capabilities again, which the
+/// kernel drops with the owner.
 pub(super) fn change_owner(path: &Path, stat: &Metadata, maps: &IdMaps) -> io::Result<()> {
     let (uid, gid) = maps.map(stat.uid(), stat.gid());
     let capability = if stat.is_file() {
@@ -58,7 +58,7 @@ pub(super) fn change_owner(path: &Path, stat: &Metadata, maps: &IdMaps) -> io::R
     Ok(())
 }
 
-/// Links have no permissions of their own.
+/// Sets the permissions. Symbolic links have none of their own.
 fn set_mode(path: &Path, stat: &Metadata) -> io::Result<()> {
     if stat.is_symlink() {
         return Ok(());

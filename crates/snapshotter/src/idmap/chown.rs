@@ -1,5 +1,5 @@
-//! Translating the owners of a whole root file system in the upper directory of a container none of
-//! whose layers is lazy.
+//! Translation of the owners of a whole root file system, in the upper directory of a container
+//! without lazy layers.
 
 use std::fs::{self, DirBuilder, File};
 use std::os::fd::AsRawFd;
@@ -12,18 +12,18 @@ use super::attributes;
 use crate::file_error::FileError;
 use soci_layer::IdMaps;
 
-/// mount(2) takes one page of options.
+/// Maximum length of mount options in bytes: mount(2) accepts one page.
 const MAX_OPTIONS: usize = 4000;
 
-/// An overlay to be.
+/// An overlay to mount.
 pub(crate) struct Overlay {
-    /// Nearest first.
+    /// Lower directories, nearest first.
     pub(crate) lower: Vec<PathBuf>,
     pub(crate) upper: PathBuf,
     pub(crate) work: PathBuf,
-    /// `userxattr` and the like.
+    /// Further options, such as `userxattr`.
     pub(crate) extra: Vec<String>,
-    /// Where it is mounted meanwhile; made and removed here.
+    /// Where it is mounted for the work; created before and removed after it.
     pub(crate) mountpoint: PathBuf,
 }
 
@@ -87,8 +87,8 @@ fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> FileError {
     FileError::at("set the owner of", path)
 }
 
-/// Files with several names become files of their own when overlayfs copies them up, so each name
-/// is translated exactly once.
+/// Translates the owner of each name exactly once: overlayfs copies up each name of a file as a file
+/// of its own.
 fn chown_tree(root: &Path, maps: &IdMaps) -> Result<(), FileError> {
     let change = |path: &Path| {
         let stat = fs::symlink_metadata(path)?;
@@ -99,7 +99,7 @@ fn chown_tree(root: &Path, maps: &IdMaps) -> Result<(), FileError> {
     change(root).map_err(failed(root))?;
     while let Some(directory) = directories.pop() {
         let entries = fs::read_dir(&directory).map_err(FileError::at("read", &directory))?;
-        // Listed whole before anything is changed: copying up changes the directory.
+        // Listed before anything is changed: copying up changes the directory.
         let entries: Vec<PathBuf> = entries
             .map(|entry| entry.map(|entry| entry.path()))
             .collect::<Result<_, _>>()
@@ -108,7 +108,7 @@ fn chown_tree(root: &Path, maps: &IdMaps) -> Result<(), FileError> {
             match change(&path) {
                 Ok(true) => directories.push(path),
                 Ok(false) => {}
-                // A whiteout that overlayfs lists and does not show.
+                // A whiteout that overlayfs lists without showing it.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => return Err(failed(&path)(error)),
             }

@@ -13,7 +13,7 @@ use super::attributes;
 use crate::file_error::FileError;
 use soci_layer::IdMaps;
 
-/// Copies what is below `from`, and the attributes of `from` itself, to the empty directory `to`.
+/// Copies the tree below `from`, and the attributes of `from` itself, to the empty directory `to`.
 /// Whiteouts and the marks of opaque directories are copied as they are. Blocking.
 pub(crate) fn copy(from: &Path, to: &Path, maps: &IdMaps) -> Result<(), FileError> {
     let mut copy = Copy {
@@ -25,13 +25,13 @@ pub(crate) fn copy(from: &Path, to: &Path, maps: &IdMaps) -> Result<(), FileErro
 
 struct Copy<'a> {
     maps: &'a IdMaps,
-    /// Where the files with several names went, by device and inode.
+    /// The first copies of files with several names, by device and inode.
     linked: HashMap<(u64, u64), PathBuf>,
 }
 
 impl Copy<'_> {
     fn directory(&mut self, from: &Path, to: &Path) -> Result<(), FileError> {
-        // The tree may be deep, and the stack is not.
+        // Not recursive: the tree can be deeper than the stack allows.
         let mut left = vec![(from.to_owned(), to.to_owned())];
         let mut done = Vec::new();
         while let Some((from, to)) = left.pop() {
@@ -50,7 +50,7 @@ impl Copy<'_> {
             }
             done.push((from, to));
         }
-        // Making entries changes the times of their directory, so these come last.
+        // Last, because making entries changes the times of their directory.
         for (from, to) in done.iter().rev() {
             let failed = || FileError::at("copy", from);
             let stat = fs::symlink_metadata(from).map_err(failed())?;
@@ -83,7 +83,7 @@ impl Copy<'_> {
             let kind = FileType::from_raw_mode(stat.mode());
             mknodat(CWD, to, kind, Mode::RUSR, stat.rdev())?;
         } else {
-            // A socket without its server is of no use; no layer has any.
+            // A socket without its server is useless, and no layer has any.
             return Ok(());
         }
         attributes::copy(from, to, stat, self.maps)

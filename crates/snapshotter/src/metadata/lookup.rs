@@ -1,4 +1,4 @@
-//! Reading: one snapshot, the chain of its parents, the lazy ones, the ids in use.
+//! Queries: one snapshot, the chain of its parents, the lazy snapshots, the used ids.
 
 use std::collections::HashSet;
 
@@ -19,7 +19,7 @@ use crate::labels;
 #[derive(Debug, Clone)]
 pub(crate) struct Snapshot {
     pub(crate) record: Record,
-    /// Nearest parent first.
+    /// The chain of parents, nearest first.
     pub(crate) parents: Vec<Link>,
 }
 
@@ -58,12 +58,12 @@ impl Metadata {
         self.read(|tables| list(tables, filters, visit))
     }
 
-    /// One snapshot.
+    /// Returns one snapshot.
     pub(crate) fn get(&self, name: &str) -> Result<Record, MetadataError> {
         self.read(|tables| get(&tables.snapshots, name))
     }
 
-    /// One snapshot and its parents.
+    /// Returns one snapshot and its parents.
     pub(crate) fn snapshot(&self, name: &str) -> Result<Snapshot, MetadataError> {
         self.read(|tables| {
             let record = get(&tables.snapshots, name)?;
@@ -72,7 +72,7 @@ impl Metadata {
         })
     }
 
-    /// Whether the name is taken; the chain of the parents to be otherwise.
+    /// Returns the parents of a new snapshot, nearest first. A name that is taken is an error.
     pub(crate) fn before_insert(
         &self,
         name: &str,
@@ -88,7 +88,7 @@ impl Metadata {
         })
     }
 
-    /// The committed snapshot that was made for this target on this parent.
+    /// Returns the name of the committed snapshot for this target on this parent.
     pub(crate) fn target(
         &self,
         target: &str,
@@ -97,7 +97,7 @@ impl Metadata {
         self.read(|tables| find_target(&tables.targets, &tables.snapshots, target, parent))
     }
 
-    /// All lazy snapshots: id, name, and what is needed to mount them again.
+    /// Lists all lazy snapshots: id, name, and what is needed to mount them again.
     pub(crate) fn lazy(&self) -> Result<Vec<(u64, String, LazyRecord)>, MetadataError> {
         self.read(|tables| {
             if tables.lazy.is_empty()? {
@@ -132,7 +132,7 @@ impl Metadata {
         })
     }
 
-    /// Every snapshot that is an image layer (it has a target), and whether it is lazy.
+    /// Lists the snapshots that are image layers (they have a target), and whether each is lazy.
     pub(crate) fn layers(&self) -> Result<Vec<(Record, bool)>, MetadataError> {
         self.read(|tables| {
             let mut found = Vec::new();
@@ -147,7 +147,7 @@ impl Metadata {
         })
     }
 
-    /// The active snapshots and views, each with the ids of its parents.
+    /// Lists the active snapshots and views, each with the ids of its parents.
     pub(crate) fn mountable(&self) -> Result<Vec<(Record, Vec<u64>)>, MetadataError> {
         self.read(|tables| {
             let mut found = Vec::new();
@@ -162,7 +162,7 @@ impl Metadata {
         })
     }
 
-    /// The ids of all snapshots.
+    /// Returns the ids of all snapshots.
     pub(crate) fn ids(&self) -> Result<HashSet<u64>, MetadataError> {
         self.read(|tables| {
             let mut ids = HashSet::new();
@@ -174,7 +174,7 @@ impl Metadata {
         })
     }
 
-    /// The lowest id that no snapshot ever had.
+    /// Returns the lowest id that no snapshot ever had.
     pub(crate) fn next_id(&self) -> Result<u64, MetadataError> {
         self.read(|tables| {
             let next = tables.meta.get(NEXT_ID_KEY)?;

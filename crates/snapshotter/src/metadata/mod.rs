@@ -28,7 +28,7 @@ pub(crate) use record::{Fallback, LazyRecord, Link, Record, Usage};
 
 use tables::{Attempt, Failure, META, NEXT_ID_KEY, Reader, SCHEMA, SCHEMA_KEY, Writer};
 
-/// redb's page cache in bytes. It fills to this even when little is used again.
+/// Size of redb's page cache in bytes. redb fills it even if few pages are used again.
 const CACHE: usize = 4 << 20;
 
 /// The open database. All calls block on the disk.

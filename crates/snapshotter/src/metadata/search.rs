@@ -1,4 +1,4 @@
-//! Finding snapshots in a transaction of either kind.
+//! Searches for snapshots, in a transaction of either kind.
 
 use redb::ReadableTable;
 
@@ -7,7 +7,7 @@ use super::record::{Link, Record, decode};
 use super::tables::Attempt;
 use crate::api::v1::Kind;
 
-/// Longer chains are damage: overlayfs allows 500 lower directories.
+/// Maximum length of a chain of parents. A longer one is damaged: overlayfs allows 500 lower directories.
 const MAX_CHAIN: usize = 10_000;
 
 /// The table of snapshots in a transaction of either kind.
@@ -34,7 +34,7 @@ pub(super) fn get(snapshots: &impl Snapshots, name: &str) -> Attempt<Record> {
     })
 }
 
-/// The parent and its parents, nearest first; none if `parent` is empty. It must be committed.
+/// Returns the parent and its parents, nearest first; none if `parent` is empty. All must be committed.
 pub(super) fn chain(
     snapshots: &impl Snapshots,
     lazy: &impl Lazies,
@@ -65,7 +65,7 @@ pub(super) fn chain(
     Ok(chain)
 }
 
-/// The committed snapshot that was made for this target on this parent.
+/// Returns the name of the committed snapshot for this target on this parent.
 pub(super) fn find_target(
     targets: &impl ReadableTable<(&'static str, &'static str), ()>,
     snapshots: &impl Snapshots,

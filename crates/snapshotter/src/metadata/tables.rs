@@ -83,27 +83,27 @@ pub(super) struct Reader {
     pub(super) lazy: ReadOnlyTable<u64, &'static [u8]>,
 }
 
+macro_rules! open_tables {
+    ($transaction:expr) => {
+        Ok(Self {
+            meta: $transaction.open_table(META)?,
+            snapshots: $transaction.open_table(SNAPSHOTS)?,
+            children: $transaction.open_table(CHILDREN)?,
+            targets: $transaction.open_table(TARGETS)?,
+            lazy: $transaction.open_table(LAZY)?,
+        })
+    };
+}
+
 impl Reader {
     pub(super) fn new(transaction: &ReadTransaction) -> Result<Self, TableError> {
-        Ok(Self {
-            meta: transaction.open_table(META)?,
-            snapshots: transaction.open_table(SNAPSHOTS)?,
-            children: transaction.open_table(CHILDREN)?,
-            targets: transaction.open_table(TARGETS)?,
-            lazy: transaction.open_table(LAZY)?,
-        })
+        open_tables!(transaction)
     }
 }
 
 impl<'t> Writer<'t> {
     pub(super) fn new(transaction: &'t WriteTransaction) -> Result<Self, TableError> {
-        Ok(Self {
-            meta: transaction.open_table(META)?,
-            snapshots: transaction.open_table(SNAPSHOTS)?,
-            children: transaction.open_table(CHILDREN)?,
-            targets: transaction.open_table(TARGETS)?,
-            lazy: transaction.open_table(LAZY)?,
-        })
+        open_tables!(transaction)
     }
 
     /// Marks an id as used for good.

@@ -1,4 +1,4 @@
-//! The calls of a client, without the wrapping of the generated one.
+//! The calls of a client, simpler than those of the generated one.
 
 use std::collections::BTreeMap;
 

@@ -7,7 +7,7 @@ use crate::client::assert_code;
 use crate::double::Behaviour;
 use crate::fixture::{Daemon, Machine};
 
-/// What containerd calls the view of a parent.
+/// The name that containerd gives the view of a parent.
 const VIEW: &str = "sha256:2-parent-view-123-AbC_";
 
 async fn two_layers(machine: &Machine) -> Daemon {
@@ -37,7 +37,7 @@ async fn a_compared_container_and_the_view_of_its_parent_have_lazy_layers_that_a
     let shared = lower(&machine, ["2", "1"]);
     let container = daemon.prepare("container", "sha256:2").await.unwrap();
     assert!(container[0].options.contains(&shared), "{container:?}");
-    // Other views, such as nerdctl's of the volumes of an image, are none of this.
+    // Other views, such as nerdctl's of the volumes of an image, do not count.
     let other = daemon.view("volumes", "sha256:2").await.unwrap();
     assert!(other[0].options.contains(&shared), "{other:?}");
     assert_eq!(daemon.mounts("container").await.unwrap(), container);
@@ -57,7 +57,7 @@ async fn a_compared_container_and_the_view_of_its_parent_have_lazy_layers_that_a
     assert_eq!(answering.len(), 2, "{requests:?}");
     assert_eq!(machine.mounted().len(), 3);
 
-    // All of it comes back after a restart.
+    // A restart restores all of it.
     for unmount_all in [false, true] {
         daemon.stop(unmount_all).await;
         daemon = machine.start().await;
@@ -66,7 +66,7 @@ async fn a_compared_container_and_the_view_of_its_parent_have_lazy_layers_that_a
         assert_eq!(machine.mounted().len(), 3);
     }
 
-    // The container keeps its own, which it may have been started on, until it goes.
+    // The container keeps its own mounts, which it may use, until it is removed.
     daemon.remove(VIEW).await.unwrap();
     daemon.cleanup().await;
     assert_eq!(daemon.mounts("container").await.unwrap(), compared);
@@ -74,7 +74,7 @@ async fn a_compared_container_and_the_view_of_its_parent_have_lazy_layers_that_a
     daemon.remove("container").await.unwrap();
     daemon.cleanup().await;
     assert_eq!(machine.directories(), ["1", "2", "4"]);
-    // A container that is started now is not slowed down.
+    // A container that is started now uses the shared mounts.
     let next = daemon.prepare("next", "sha256:2").await.unwrap();
     assert!(next[0].options.contains(&shared), "{next:?}");
     assert_eq!(daemon.mounts("next").await.unwrap(), next);

@@ -1,4 +1,4 @@
-//! What containerd's public conformance suite asks of the metadata of any snapshotter.
+//! Metadata: the cases of containerd's public conformance suite for snapshotters.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -211,7 +211,7 @@ async fn a_snapshot_can_be_asked_for_while_all_are_listed() {
     while let Some(batch) = stream.message().await.unwrap() {
         for info in batch.decode().unwrap() {
             assert_eq!(daemon.stat(&info.name).await.unwrap(), info);
-            // What the list began with is what it shows, whatever happens meanwhile.
+            // A list shows the state at its beginning, whatever changes in the meantime.
             daemon.remove(&info.name).await.unwrap();
             seen += 1;
         }

@@ -1,6 +1,6 @@
-//! Layers over layers against a plain directory: every change is made in a mounted snapshot and in
-//! one flat folder, and both must look alike before and after, in a view of the whole, and in a new
-//! snapshot on top. The cases are those of containerd's public conformance suite.
+//! Stacked layers against a plain directory: every change is made in a mounted snapshot and in one
+//! flat directory. Both must be equal before and after, in a view of the whole, and in a new snapshot
+//! on top. The cases are those of containerd's public conformance suite.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, chown};
@@ -10,7 +10,7 @@ use crate::fixture::Machine;
 
 type Change = Box<dyn Fn(&Path)>;
 
-/// Everything below `root`, itself included: name, type, mode, owner, links of files, content.
+/// Describes `root` and everything below it: name, type, mode, owner, links of files, content.
 fn look(root: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut waiting = vec![root.to_owned()];
@@ -107,7 +107,7 @@ async fn layer_file_update_content_and_mode_of_lower_files_change() {
             file(root, "etc/profile", "PATH=/bin", 0o644);
         }),
         change(|root| {
-            // Of the same length, within the same second.
+            // Same length, within the same second.
             file(root, "etc/hosts", "one 10.0.0.2", 0o644);
             file(root, "etc/profile", "PATH=/bin", 0o666);
             directory(root, "root");

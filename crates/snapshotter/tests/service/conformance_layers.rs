@@ -1,4 +1,4 @@
-//! What containerd's public conformance suite asks of the files: layers over layers.
+//! Files in stacked layers: the cases of containerd's public conformance suite for snapshotters.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -110,7 +110,7 @@ async fn owners_and_modes_survive_the_commit() {
     assert_eq!(look("d1"), (0, 0, 0o1777));
     assert_eq!(look("d2"), (0, 0, 0o700));
     assert_eq!(look("d2/file").0, 2000);
-    // A snapshot takes the owner of its parent's root.
+    // A snapshot inherits the owner of its parent's root.
     assert_eq!(look(""), (77, 78, 0o755));
 }
 
@@ -146,7 +146,7 @@ async fn a_snapshot_of_128_layers_can_be_mounted() {
         let name = format!("layer-{index}");
         let key = format!("{name}-active");
         let mounts = daemon.prepare(&key, &parent).await.unwrap();
-        // What this layer adds goes into its upper directory.
+        // The additions of this layer go into its upper directory.
         let upper = match mounts[0].r#type.as_str() {
             "bind" => mounts[0].source.clone(),
             _ => mounts[0].options[1]

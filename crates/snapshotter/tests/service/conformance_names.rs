@@ -1,5 +1,5 @@
-//! What containerd's public conformance suite asks of names, kinds and labels: all kinds of
-//! snapshots at once, and names that are used again.
+//! Names, kinds and labels: the cases of containerd's public conformance suite, with all kinds of
+//! snapshots together, and names that are used again.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,7 +9,7 @@ use tonic::Code;
 use crate::client::{Labels, assert_code, labels};
 use crate::fixture::{Daemon, Machine};
 
-/// Name, kind and parent of one snapshot of each sort.
+/// Name, kind and parent of one snapshot of each kind.
 const FAMILY: [(&str, Kind, &str); 6] = [
     ("c1", Kind::Committed, ""),
     ("c2", Kind::Committed, "c1"),
@@ -138,7 +138,7 @@ async fn walk_gives_what_each_filter_of_the_suite_selects() {
         .prepare_with("a-np-wl", "", labelled("2"))
         .await
         .unwrap();
-    // One that no filter below may give.
+    // Must not be returned for any filter below.
     daemon.prepare("other", "").await.unwrap();
 
     let by_root = "labels.\"containerd.io/gc.root\"==walk";

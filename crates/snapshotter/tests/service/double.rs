@@ -1,4 +1,4 @@
-//! A provider that "mounts" a layer by bind-mounting a prepared folder, and misbehaves on demand.
+//! A provider that "mounts" a layer by bind-mounting a directory, and misbehaves on demand.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -16,31 +16,34 @@ use soci_snapshotter::labels::LAYER_DIGEST;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// What becomes of the mount of a layer.
+/// The target of the provider's events.
+pub(crate) const PROVIDER: &str = "provider";
+
+/// How a request to mount a layer ends.
 #[derive(Clone)]
 pub(crate) enum Behaviour {
-    /// A bind mount of the folder; its root is said to have this owner.
+    /// A bind mount of the directory, with this reported owner of its root.
     Lazy(PathBuf, MountedInfo),
     Refuse(LayerRefusal),
     /// Refuses, but leaves a half-written file behind.
     RefuseDirty,
-    /// Refuses, but leaves the folder mounted.
+    /// Refuses, but leaves the directory mounted.
     RefuseMounted(PathBuf),
     Panic,
-    /// Tells that it was asked, and waits until it may go on with another behaviour.
+    /// Signals the request, and waits for a signal to continue with another behaviour.
     Wait(Arc<Notify>, Arc<Notify>, Box<Behaviour>),
 }
 
-/// What becomes of the unpacking of a layer.
+/// How a request to unpack a layer ends.
 #[derive(Clone)]
 pub(crate) enum Unpacking {
     /// One file with this name and content.
     File(&'static str, &'static str),
-    /// Fails when it has written half of it.
+    /// Fails after writing half of the layer.
     HalfWay,
     Panic,
-    /// Tells that it was asked, and waits until it may go on, or until it is cancelled; it writes
-    /// until the end all the same.
+    /// Signals the request, and waits for a signal to continue or for the cancellation. It writes
+    /// until it ends.
     Wait(Arc<Notify>, Arc<Notify>),
 }
 
@@ -52,7 +55,7 @@ pub(crate) struct Layers {
     pub(crate) unpack_requests: Mutex<Vec<UnpackRequest>>,
     pub(crate) unmounted: Mutex<Vec<PathBuf>>,
     pub(crate) checked: Mutex<Vec<PathBuf>>,
-    /// While set, every check fails with it.
+    /// The error of every check, while set.
     pub(crate) broken: Mutex<Option<String>>,
 }
 
@@ -78,6 +81,7 @@ pub(crate) fn bind(source: &Path, target: &Path, read_only: bool) {
 #[async_trait]
 impl LayerProvider for Layers {
     async fn mount(&self, request: LayerRequest) -> Result<MountedInfo, LayerRefusal> {
+        tracing::warn!(target: PROVIDER, "mount requested");
         let layer = request.labels.get(LAYER_DIGEST).cloned();
         let mountpoint = request.mountpoint.clone();
         assert_eq!(fs::read_dir(&mountpoint).unwrap().count(), 0, "not empty");
@@ -119,6 +123,7 @@ impl LayerProvider for Layers {
         request: UnpackRequest,
         cancel: CancellationToken,
     ) -> Result<(), LayerRefusal> {
+        tracing::warn!(target: PROVIDER, "unpacking requested");
         let layer = request.layer.labels.get(LAYER_DIGEST).cloned();
         let folder = request.layer.mountpoint.clone();
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0, "not empty");
@@ -143,7 +148,7 @@ impl LayerProvider for Layers {
                     () = go_on.notified() => {}
                     () = cancel.cancelled() => {}
                 }
-                // A thread that writes does not stop at once.
+                // A writing thread does not stop immediately.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 fs::write(folder.join("second"), "2").unwrap();
                 if cancel.is_cancelled() {

@@ -18,13 +18,13 @@ use tonic::transport::{Channel, Endpoint, Server, Uri};
 
 use crate::double::{Behaviour, Layers};
 
-/// Outlives the daemons that are started on it.
+/// A root directory and a provider, which outlive the daemons that are started on them.
 pub(crate) struct Machine {
     directory: tempfile::TempDir,
     pub(crate) layers: Arc<Layers>,
 }
 
-/// A daemon that runs.
+/// A running daemon.
 pub(crate) struct Daemon {
     pub(crate) client: SnapshotsClient<Channel>,
     pub(crate) snapshotter: Arc<Snapshotter>,
@@ -52,14 +52,14 @@ impl Machine {
         self.root().join("snapshots")
     }
 
-    /// An empty directory to mount on or to keep a layer in.
+    /// Creates a directory to mount on or for a layer.
     pub(crate) fn folder(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         fs::create_dir_all(&path).unwrap();
         path
     }
 
-    /// A layer that can be mounted lazily, holding one file of its own name.
+    /// Adds a layer that can be mounted lazily, with one file of its own name.
     pub(crate) fn lazy_layer(&self, layer: &str) -> PathBuf {
         let folder = self.folder(&format!("layer-{layer}"));
         fs::write(folder.join(layer), layer).unwrap();
@@ -123,7 +123,7 @@ impl Machine {
         }
     }
 
-    /// The names in `snapshots/`.
+    /// Lists the names in `snapshots/`.
     pub(crate) fn directories(&self) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(self.snapshots())
             .unwrap()
@@ -133,7 +133,7 @@ impl Machine {
         names
     }
 
-    /// Mount points below the temporary directory, deepest last.
+    /// Lists mount points below the temporary directory, deepest last.
     pub(crate) fn mounted(&self) -> Vec<PathBuf> {
         let real = fs::canonicalize(self.directory.path()).unwrap();
         let table = soci_mountinfo::Table::read().unwrap();
@@ -151,13 +151,13 @@ impl Drop for Machine {
 }
 
 impl Daemon {
-    /// In order, as by SIGTERM (mounts stay) or SIGINT.
+    /// Stops the daemon as SIGTERM (mounts stay) or SIGINT does.
     pub(crate) async fn stop(self, unmount_all: bool) {
         self.snapshotter.close(unmount_all).await;
         self.kill().await;
     }
 
-    /// As by a crash: the snapshotter is not closed.
+    /// Ends the daemon as a crash does: the snapshotter is not closed.
     pub(crate) async fn kill(self) {
         drop(self.client);
         let _ = self.stop.send(());

@@ -1,5 +1,5 @@
-//! The generated client of another project, from the upstream protos, understands our service:
-//! names and field numbers are right on the wire.
+//! The client that another project generates from the upstream protos works with our service: names
+//! and field numbers are right on the wire.
 
 use std::collections::HashMap;
 

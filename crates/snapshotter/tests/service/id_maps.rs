@@ -1,4 +1,4 @@
-//! Containers in user namespaces: their layers are seen with translated owners.
+//! Containers in user namespaces: their layers are shown with translated owners.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, lchown, symlink};
@@ -98,7 +98,7 @@ async fn mounts_with_maps_come_back_after_a_restart_and_orphans_are_swept() {
     for unmount_all in [false, true] {
         daemon.stop(unmount_all).await;
         assert_eq!(machine.mounted().len(), if unmount_all { 0 } else { 2 });
-        // What a crash leaves behind: a directory of a snapshot that never came to be.
+        // Left by a crash: a directory of a snapshot that was never recorded.
         fs::create_dir_all(machine.snapshots().join("1_77/fs")).unwrap();
         machine.layers.requests.lock().clear();
         daemon = machine.start().await;
@@ -114,7 +114,7 @@ async fn mounts_with_maps_come_back_after_a_restart_and_orphans_are_swept() {
         daemon.cleanup().await;
         assert_eq!(machine.directories(), ["1", "1_2", "2"]);
     }
-    // The labels may be changed meanwhile; what is mounted is what was asked for.
+    // The labels can change afterwards; the mounts keep the maps of the Prepare.
     let mut info = daemon.stat("container").await.unwrap();
     info.labels.remove(UID);
     daemon.update(info, &[]).await.unwrap();
@@ -139,7 +139,7 @@ async fn a_mount_with_maps_that_fails_leaves_nothing() {
     assert_eq!(daemon.names(&[]).await, ["sha256:1", "sha256:2"]);
 }
 
-/// A layer with what is hard about owners.
+/// A layer with the difficult cases of owners.
 fn fill(folder: &Path) {
     fs::create_dir(folder.join("dir")).unwrap();
     fs::write(folder.join("dir/suid"), "suid").unwrap();
@@ -176,7 +176,7 @@ fn check(root: &Path) {
     assert_eq!(fs::read(root.join("dir/suid")).unwrap(), b"suid");
     assert_eq!(owner(&root.join("linked")), (100_000, 200_000));
     assert_eq!(owner(&root.join("dir/link")), (100_000, 200_000));
-    // No id of the container.
+    // Not an id of the container.
     assert_eq!(owner(&root.join("symlink")), (65534, 65534));
     let mut capability = [0; 64];
     let path = root.join("dir/capable");
@@ -236,7 +236,7 @@ async fn an_unpacked_layer_among_lazy_ones_is_copied_with_the_maps() {
     check(&merged);
     assert!(!merged.join("one").exists());
     drop(mounted);
-    // The layer itself is as it was.
+    // The layer itself is unchanged.
     assert_eq!(owner(&unpacked.join("dir/suid")), (7, 500));
 
     daemon.remove("container").await.unwrap();

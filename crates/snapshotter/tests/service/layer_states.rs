@@ -1,4 +1,4 @@
-//! What is known of image layers, for `soci status` and metrics.
+//! The states of image layers for `soci status` and metrics.
 
 use soci_layer::LayerRefusal;
 use soci_snapshotter::{LayerCounts, LayerMode};

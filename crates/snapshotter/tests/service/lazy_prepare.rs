@@ -1,4 +1,4 @@
-//! Prepare with a target: lazily mounted and committed by us, or left to the client untouched.
+//! Prepare with a target: the layer is mounted lazily and committed, or left to the client untouched.
 
 use std::fs;
 use std::sync::Arc;
@@ -105,7 +105,7 @@ async fn a_refused_layer_is_left_to_the_client_empty_and_unmounted() {
         assert!(tree(mounts[0].source.as_ref()).is_empty(), "{code}");
         assert!(machine.mounted().is_empty(), "{code}");
 
-        // The client unpacks and commits; no label of ours is on it.
+        // The client unpacks and commits; the snapshot has no label of ours.
         fs::write(format!("{}/file", mounts[0].source), "unpacked").unwrap();
         let given = layer_labels(&target, "layer");
         assert_eq!(daemon.stat(&key).await.unwrap().labels, given);
@@ -199,7 +199,7 @@ async fn prepares_of_many_targets_at_once_all_succeed() {
     assert_eq!(machine.directories().len(), 50);
 }
 
-/// A layer whose mount waits; gives what tells that it was asked for, and what lets it go on.
+/// A layer whose mount waits. Returns a signal that it was requested, and one that lets it continue.
 fn waiting_layer(machine: &Machine, behaviour: Behaviour) -> (Arc<Notify>, Arc<Notify>) {
     let [asked, go_on] = [Arc::new(Notify::new()), Arc::new(Notify::new())];
     let wait = Behaviour::Wait(asked.clone(), go_on.clone(), Box::new(behaviour));
@@ -226,26 +226,26 @@ async fn a_client_that_goes_away_leaves_a_consistent_state() {
         asked.notified().await;
         call.abort();
         assert!(call.await.unwrap_err().is_cancelled());
-        // While nobody knows of the layer, a sweep must not take its directory away.
+        // A sweep must not delete the directory of a layer that is not recorded yet.
         daemon.cleanup().await;
         assert_eq!(machine.directories().len(), index + 1);
-        // The abort went over the same connection before these calls, so by now the server has
-        // dropped the handler.
+        // The abort was sent over the same connection before these calls: the server has dropped the
+        // handler by now.
         for _ in 0..2 {
             daemon.names(&[]).await;
         }
         go_on.notify_one();
-        // This waits for the lock of the target, so for the end of the first.
+        // This waits for the lock of the target, and with it for the end of the first.
         machine
             .layers
             .set("slow", Behaviour::Refuse(LayerRefusal::not_indexed("none")));
         let next = daemon.prepare_layer("key", "", &target, "slow").await;
         if index == 0 {
-            // Mounted and committed all the same: the retry finds it.
+            // Mounted and committed nevertheless: the retry finds it.
             assert_code(&next, Code::AlreadyExists);
             assert_eq!(daemon.names(&[]).await, ["target-0"]);
         } else {
-            // Nothing was left of it: the same key could be used.
+            // Nothing was left: the same key can be used.
             next.unwrap();
             assert_eq!(daemon.names(&[]).await, ["key", "target-0"]);
         }

@@ -1,5 +1,5 @@
-//! Containers on lazy layers: the mounts show them, their roots' owners are inherited without a
-//! look at the mount, and a layer that cannot be served is an error before a container starts.
+//! Containers on lazy layers: the mounts show the layers, the owner of a root is inherited without
+//! access to the mount, and a layer that cannot be served is an error before a container starts.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -48,7 +48,7 @@ async fn the_owner_of_a_lazy_root_is_taken_from_what_the_provider_said() {
     let machine = Machine::new();
     let daemon = machine.start().await;
     let folder = machine.lazy_layer("one");
-    // Not what a stat of the mount would say.
+    // Not the result of a stat of the mount.
     let root = MountedInfo {
         uid: 123,
         gid: 456,
@@ -89,7 +89,7 @@ async fn nothing_starts_on_a_layer_that_cannot_be_served() {
     assert_code(&deferred, Code::Unavailable);
     // A failed Prepare leaves its key free.
     assert_eq!(daemon.names(&[]).await, ["before", "lazy", "top"]);
-    // What does not use the layer still works.
+    // Snapshots without the layer still work.
     daemon.stat("top").await.unwrap();
     daemon.prepare("other", "").await.unwrap();
 

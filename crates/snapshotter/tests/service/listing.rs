@@ -1,5 +1,5 @@
-//! List: containerd's filter language over real snapshots, and the look-up that containerd makes
-//! after each lazy Prepare.
+//! List: containerd's filter language on real snapshots, and containerd's look-up after each lazy
+//! Prepare.
 
 use tonic::Code;
 

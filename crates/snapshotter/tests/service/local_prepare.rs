@@ -1,5 +1,5 @@
-//! Prepare of a layer that cannot be lazy: unpacked and committed by us, or left to the client
-//! without a trace of the attempt.
+//! Prepare of a layer that cannot be lazy: unpacked and committed by the snapshotter, or left to the
+//! client without a trace of the attempt.
 
 use std::fs;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ async fn a_layer_that_cannot_be_lazy_is_unpacked_and_committed_under_its_target(
             (info.kind(), info.parent.as_str()),
             (Kind::Committed, "base target")
         );
-        // Not the label of lazy ones.
+        // Without the label of lazy layers.
         let mut expected = layer_labels(&target, "layer");
         expected.extend(labels(&[
             (
@@ -74,7 +74,7 @@ async fn a_layer_that_cannot_be_lazy_is_unpacked_and_committed_under_its_target(
         }]
     );
 
-    // The reason stays with it, and so does what it is.
+    // Reason and mode survive a restart.
     for _ in 0..2 {
         let layers = daemon.snapshotter.layers().await.unwrap();
         for (name, code) in [("target-0", "no-ztoc"), ("target-1", "below-min-size")] {
@@ -131,7 +131,7 @@ async fn a_failed_unpacking_leaves_the_layer_to_the_client_without_a_trace() {
         let second = ["disk full", "panicked"][index];
         assert!(text.contains("layer 3") && text.contains(second), "{text}");
     }
-    // What a provider left of its attempt at mounting is not in the way.
+    // Remains of the attempt to mount the layer do not matter.
     machine
         .layers
         .set_unpacking("layer", no_ztoc(), Unpacking::File("file", "content"));
@@ -153,12 +153,12 @@ async fn a_client_that_goes_away_cancels_the_unpacking_and_leaves_nothing() {
         tokio::spawn(async move { daemon.prepare_layer("key", "", "target", "slow").await })
     };
     asked.notified().await;
-    // While nobody knows of the layer, a sweep must not take its directory away.
+    // A sweep must not delete the directory of a layer that is not recorded yet.
     daemon.cleanup().await;
     assert_eq!(machine.directories(), ["1"]);
     call.abort();
     assert!(call.await.unwrap_err().is_cancelled());
-    // The next one waits until nothing of the first is left.
+    // The next Prepare waits until nothing of the first is left.
     let unpacking = Unpacking::File("file", "content");
     machine.layers.set_unpacking("slow", no_ztoc(), unpacking);
     let again = daemon.prepare_layer("key", "", "target", "slow").await;

@@ -1,4 +1,4 @@
-//! Makes the mounts that the service answers, as containerd would, and builds layers in them.
+//! Makes the mounts that the service returns, as containerd does, and builds layers in them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use soci_snapshotter::api::types::Mount;
 use crate::double::bind;
 use crate::fixture::{Daemon, Machine};
 
-/// A mount that ends with this value.
+/// A mount that is removed when this is dropped.
 pub(crate) struct Mounted(PathBuf);
 
 impl Drop for Mounted {
@@ -22,7 +22,7 @@ impl Drop for Mounted {
             if unmounted != Err(Errno::BUSY) {
                 break;
             }
-            // A program that another test is starting has our files open until it runs.
+            // A program that another test starts has our files open until its exec.
             std::thread::sleep(Duration::from_millis(20));
             unmounted = unmount(&self.0, UnmountFlags::empty());
         }
@@ -33,7 +33,7 @@ impl Drop for Mounted {
 }
 
 impl Machine {
-    /// Mounts `mounts` on an empty folder `name`.
+    /// Mounts `mounts` on an empty directory `name`.
     pub(crate) fn mount(&self, mounts: &[Mount], name: &str) -> (PathBuf, Mounted) {
         let target = self.folder(name);
         let [mount] = mounts else {
@@ -51,7 +51,7 @@ impl Machine {
         (target.clone(), Mounted(target))
     }
 
-    /// mount(2) takes a page of options: lower directories are given relative to `snapshots/`.
+    /// Makes lower directories relative to `snapshots/`: mount(2) accepts one page of options.
     fn mount_overlay(&self, mount: &Mount, target: &Path) {
         let prefix = format!("{}/", self.snapshots().display());
         let options: Vec<String> = mount
@@ -89,7 +89,7 @@ impl Machine {
         daemon.commit(name, &key).await.unwrap();
     }
 
-    /// What a view of `name` shows.
+    /// Describes the contents of a view of `name`.
     pub(crate) async fn contents(&self, daemon: &Daemon, name: &str) -> Vec<String> {
         let key = format!("{name}-view");
         let mounts = daemon.view(&key, name).await.unwrap();
@@ -102,7 +102,7 @@ impl Machine {
     }
 }
 
-/// Everything below `root` in order: `a/` for directories, `a=content` for files.
+/// Lists everything below `root` in order: `a/` for directories, `a=content` for files.
 pub(crate) fn tree(root: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut directories = vec![root.to_owned()];

@@ -1,5 +1,5 @@
-//! The outcome of each Prepare of a layer is logged under the keys that operators' tools look
-//! for, as strings.
+//! The outcome of each Prepare of a layer is logged, as strings under the keys that operators' tools
+//! look for.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -9,22 +9,43 @@ use parking_lot::Mutex;
 use soci_layer::LayerRefusal;
 use tonic::Code;
 use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::client::{assert_code, layer_labels};
-use crate::double::Unpacking;
+use crate::double::{PROVIDER, Unpacking};
 use crate::fixture::Machine;
 
 type Fields = BTreeMap<String, String>;
 
-/// All events of this process: the daemon logs from tasks of its own.
+/// All events of this process: the daemon logs from its own tasks.
 static EVENTS: Mutex<Vec<Fields>> = Mutex::new(Vec::new());
+/// The fields of the spans around each event of the provider.
+static PROVIDER_SPANS: Mutex<Vec<Fields>> = Mutex::new(Vec::new());
 
 struct Capture;
 
-impl<S: Subscriber> Layer<S> for Capture {
-    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Capture {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let mut collected = Collected(Fields::new());
+        attributes.record(&mut collected);
+        let span = context.span(id).unwrap();
+        span.extensions_mut().insert(collected);
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        if event.metadata().target() == PROVIDER {
+            let mut fields = Fields::new();
+            for span in context.event_scope(event).into_iter().flatten() {
+                if let Some(collected) = span.extensions().get::<Collected>() {
+                    fields.extend(collected.0.clone());
+                }
+            }
+            PROVIDER_SPANS.lock().push(fields);
+            return;
+        }
         let mut collected = Collected(Fields::new());
         event.record(&mut collected);
         EVENTS.lock().push(collected.0);
@@ -100,7 +121,7 @@ async fn a_deferred_layer_is_logged_with_its_reason() {
     }
 }
 
-/// A layer that is here already is called lazy only if it is: another namespace may have unpacked it.
+/// A layer that exists is logged as lazy only if it is: another namespace may have unpacked it.
 #[tokio::test]
 async fn a_layer_that_exists_is_logged_as_what_it_is() {
     capture();
@@ -169,4 +190,60 @@ async fn an_unpacked_layer_is_logged_with_why_it_is_not_lazy() {
     assert!(local["error"].contains("disk full"), "{local:?}");
     assert_eq!(deferred["defer-snapshot-runtime"], "string true");
     assert_eq!(deferred["reason"], "string no-ztoc");
+}
+
+#[tokio::test]
+async fn an_event_of_the_provider_names_image_and_layer() {
+    capture();
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    let refusal = LayerRefusal::no_ztoc("too small");
+    let unpacking = Unpacking::File("file", "content");
+    machine.layers.set_unpacking("local", refusal, unpacking);
+    machine.lazy_layer("restored");
+    for (key, layer) in [("spans local", "local"), ("spans lazy", "restored")] {
+        let answer = daemon.prepare_layer(key, "", key, layer).await;
+        assert_code(&answer, Code::AlreadyExists);
+    }
+    let spans = |key: &str, value: &str| {
+        let value = format!("string {value}");
+        let spans = PROVIDER_SPANS.lock();
+        let found = spans
+            .iter()
+            .filter(|fields| fields.get(key) == Some(&value));
+        found.cloned().collect::<Vec<_>>()
+    };
+    let expected = |layer: &str| {
+        [
+            ("image", "registry/image:tag"),
+            ("layerDigest", layer),
+            ("namespace", "testing"),
+        ]
+        .map(|(key, value)| (key.to_owned(), format!("string {value}")))
+    };
+    for (key, layer, count) in [("spans local", "local", 2), ("spans lazy", "restored", 1)] {
+        let found = spans("key", key);
+        assert_eq!(found.len(), count, "{found:?}");
+        for fields in found {
+            let fields: Vec<_> = fields
+                .into_iter()
+                .filter(|(name, _)| name != "key")
+                .collect();
+            assert_eq!(fields, expected(layer));
+        }
+    }
+
+    daemon.stop(true).await;
+    let before = spans("layerDigest", "restored").len();
+    machine.start().await;
+    let after = spans("layerDigest", "restored");
+    assert_eq!(after.len(), before + 1);
+    assert!(
+        after
+            .last()
+            .unwrap()
+            .clone()
+            .into_iter()
+            .eq(expected("restored"))
+    );
 }

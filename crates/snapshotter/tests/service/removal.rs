@@ -1,4 +1,4 @@
-//! Removal takes the metadata at once and the disk at Cleanup; nothing foreign is ever deleted.
+//! Removal deletes the metadata, Cleanup the directories. Directories of other programs are kept.
 
 use std::fs;
 use std::time::Duration;
@@ -50,7 +50,7 @@ async fn a_removed_lazy_snapshot_is_unmounted_and_its_files_are_not_touched() {
 #[tokio::test]
 async fn directories_of_nobody_are_swept_unless_they_are_not_ours() {
     let machine = Machine::new();
-    // What another program left there before our first start.
+    // Left there by another program before our first start.
     for name in ["7", "new-123", "3_4"] {
         fs::create_dir_all(machine.snapshots().join(name).join("fs")).unwrap();
     }

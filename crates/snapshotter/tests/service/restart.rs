@@ -1,4 +1,4 @@
-//! A start finds everything as it was, in order or after a crash, and mounts lazy layers again.
+//! A start finds all snapshots, after a stop or a crash, and mounts lazy layers again.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -64,7 +64,7 @@ async fn lazy_layers_are_mounted_again_with_the_labels_of_their_prepare() {
     }
     daemon.pull_lazily("l1", "", "one").await;
     daemon.pull_lazily("l2", "l1", "two").await;
-    // Clients may change every label; what we need is kept apart.
+    // Clients can change every label; what is needed to mount the layer is stored beside them.
     let mut info = daemon.stat("l1").await.unwrap();
     info.labels.clear();
     daemon.update(info, &[]).await.unwrap();
@@ -79,7 +79,7 @@ async fn lazy_layers_are_mounted_again_with_the_labels_of_their_prepare() {
         request.purpose = Purpose::Restore;
     }
     assert_eq!(first, second);
-    // The stale mounts of the first daemon were taken down first.
+    // The stale mounts of the first daemon were unmounted first.
     assert_eq!(machine.mounted().len(), 2);
     assert_eq!(
         machine.contents(&daemon, "l2").await,
@@ -126,7 +126,7 @@ async fn a_layer_that_cannot_be_mounted_again_stops_the_start_unless_allowed() {
     assert_code(&refused, Code::Unavailable);
     daemon.prepare("container", "good target").await.unwrap();
 
-    // Nothing was lost: when the registry is back, so is the layer.
+    // Nothing was lost: the layer returns with the registry.
     machine.layers.set("bad", bad);
     assert_eq!(machine.contents(&daemon, "bad target").await, ["bad=bad"]);
     assert_eq!(machine.mounted().len(), 2);

@@ -1,4 +1,4 @@
-//! Bad requests are answered with the codes of containerd's own snapshotters, and change nothing.
+//! Bad requests get the status codes of containerd's own snapshotters, and change nothing.
 
 use soci_snapshotter::api::v1::{PrepareSnapshotRequest, UpdateSnapshotRequest};
 use tonic::{Code, Request};
@@ -163,7 +163,7 @@ async fn a_directory_that_cannot_be_made_leaves_no_snapshot() {
     let machine = Machine::new();
     let daemon = machine.start().await;
     machine.layer(&daemon, "base", "", |_| ()).await;
-    // In the way of the next id.
+    // Takes the directory of the next id.
     let obstacle = machine.snapshots().join("2");
     std::fs::write(&obstacle, "").unwrap();
     assert_code(&daemon.prepare("key", "base").await, Code::Internal);
@@ -172,7 +172,7 @@ async fn a_directory_that_cannot_be_made_leaves_no_snapshot() {
     daemon.remove("key").await.unwrap();
     std::fs::remove_file(obstacle).unwrap();
 
-    // The parent's directory is gone: there is no owner to take.
+    // The parent's directory is gone: there is no owner to inherit.
     std::fs::remove_dir_all(machine.snapshots().join("1")).unwrap();
     assert_code(&daemon.prepare("key", "base").await, Code::Internal);
     assert_code(&daemon.stat("key").await, Code::NotFound);
@@ -233,7 +233,7 @@ async fn a_layer_with_a_bad_key_target_or_parent_makes_nothing() {
     for (key, parent, target, code) in [
         ("", "", "target", Code::InvalidArgument),
         (&long, "", "target", Code::InvalidArgument),
-        // More than a label may have.
+        // Longer than a label can be.
         ("key", "", &long, Code::InvalidArgument),
         ("key", "absent", "target", Code::NotFound),
         ("key", "key", "target", Code::NotFound),

@@ -1,5 +1,5 @@
-//! A root that soci-snapshotter v0.15 left is taken over: its own database (`tests/golden/v0.15-root`),
-//! and what `List` of v0.15 answered from it.
+//! The root of soci-snapshotter v0.15 is imported: its database (`tests/golden/v0.15-root`), and the
+//! answer of v0.15's `List` from it.
 
 use std::fs;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
@@ -30,7 +30,7 @@ fn golden(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// The root as v0.15 left it: the database and the folders of `tree.txt`.
+/// Creates the root as v0.15 left it: the database and the directories of `tree.txt`.
 fn v0_15() -> Machine {
     let machine = Machine::new();
     for line in fs::read_to_string(golden("tree.txt")).unwrap().lines() {
@@ -42,7 +42,7 @@ fn v0_15() -> Machine {
         }
     }
     fs::copy(golden("metadata.db"), old_database(&machine)).unwrap();
-    // What the unpacked layer and the container had written.
+    // The files of the unpacked layer and of the container.
     fs::write(machine.snapshots().join("3/fs/unpacked"), "by containerd").unwrap();
     fs::write(machine.snapshots().join("5/fs/written"), "by the container").unwrap();
     for layer in LAZY {
@@ -55,7 +55,7 @@ fn old_database(machine: &Machine) -> PathBuf {
     machine.root().join("metadata.db")
 }
 
-/// What v0.15 answered, in the order of the names.
+/// The answer of v0.15, in the order of the names.
 fn listed_by_v0_15() -> Vec<Info> {
     let text = fs::read_to_string(golden("snapshots.jsonl")).unwrap();
     let mut infos: Vec<Info> = text
@@ -90,10 +90,10 @@ async fn after_the_upgrade_list_answers_what_v0_15_answered() {
     let before = fs::read(old_database(&machine)).unwrap();
     let daemon = machine.start().await;
     assert_eq!(daemon.list(&[]).await.unwrap(), listed_by_v0_15());
-    // The way back: its database is as it was.
+    // The way back: its database is unchanged.
     assert_eq!(fs::read(old_database(&machine)).unwrap(), before);
 
-    // What is changed from now on is ours, and is not taken over again.
+    // Later changes are ours: nothing is imported again.
     daemon.remove(ACTIVE).await.unwrap();
     daemon.prepare("new", "").await.unwrap();
     let names = daemon.names(&[]).await;
@@ -159,14 +159,14 @@ async fn lazy_layers_of_v0_15_are_mounted_again_and_its_containers_go_on() {
 #[tokio::test]
 async fn new_snapshots_get_ids_that_v0_15_never_used_and_its_orphans_are_swept() {
     let machine = v0_15();
-    // 4 was removed in v0.15, 9 is of a Prepare that it did not survive.
+    // 4 was removed in v0.15; 9 belongs to a Prepare during which v0.15 crashed.
     for orphan in ["4/fs", "9/fs/file", "1_4/fs/file", "1_5/fs/file"] {
         fs::create_dir_all(machine.snapshots().join(orphan)).unwrap();
     }
     let daemon = machine.start().await;
     daemon.prepare("new", "").await.unwrap();
     daemon.cleanup().await;
-    // The id-mapped layer of the container that exists stays.
+    // The id-mapped layer of the existing container stays.
     assert_eq!(machine.directories(), ["1", "10", "1_5", "2", "3", "5"]);
     daemon.remove(ACTIVE).await.unwrap();
     daemon.cleanup().await;
@@ -201,7 +201,7 @@ async fn the_owner_of_a_lazy_root_that_v0_15_did_not_record_is_learnt() {
     assert_eq!((owner.uid(), owner.gid()), (7, 8));
 }
 
-/// A mount of a FUSE server that is dead: whoever looks at it gets ENOTCONN.
+/// A mount of a dead FUSE server: access to it fails with ENOTCONN.
 fn dead_mount(point: &Path) {
     let fuse = fs::File::options()
         .read(true)
@@ -237,7 +237,7 @@ async fn dead_mounts_of_v0_15_are_taken_down_first() {
     dead_mount(&other);
     let daemon = machine.start().await;
     daemon.cleanup().await;
-    // The two lazy layers anew, and what is not below the root as it was.
+    // The two lazy layers are mounted again; mounts outside of the root are unchanged.
     let mut mounted = machine.mounted();
     mounted.sort();
     let real = |path: &Path| fs::canonicalize(path.parent().unwrap()).unwrap().join("fs");
@@ -257,7 +257,7 @@ async fn a_database_of_v0_15_that_cannot_be_read_is_reported_and_left_as_it_is()
     dead_mount(&stale);
     let whole = fs::read(&path).unwrap();
     let mut broken = whole.clone();
-    // The names of the pages that its buckets are on.
+    // The pages that hold its buckets.
     for start in (8192..broken.len()).step_by(4096) {
         broken[start] ^= 0x55;
     }
@@ -296,7 +296,7 @@ async fn a_database_of_v0_15_that_cannot_be_read_is_reported_and_left_as_it_is()
 #[tokio::test]
 async fn a_take_over_that_broke_off_is_done_again() {
     let machine = v0_15();
-    // Killed after the file was made and before the one transaction.
+    // Killed between the creation of the file and the transaction.
     drop(redb::Database::create(machine.root().join("metadata.redb")).unwrap());
     // The layers cannot be mounted: the start fails after the transaction.
     let refusal = LayerRefusal::failed("registry unreachable");
@@ -325,12 +325,12 @@ async fn a_running_v0_15_is_not_disturbed() {
         };
         assert!(error.to_string().contains("in use"), "{error}");
         rustix::fs::flock(&old, rustix::fs::FlockOperation::Unlock).unwrap();
-        // Neither before nor after the take-over.
+        // Neither before nor after the import.
         machine.start().await.stop(true).await;
     }
 }
 
-/// Gives the newer meta page another transaction, as if v0.15 had changed something.
+/// Changes the transaction of the newer meta page, as if v0.15 had changed something.
 fn v0_15_runs_again(path: &Path) {
     let mut file = fs::File::options()
         .read(true)
@@ -347,7 +347,7 @@ fn v0_15_runs_again(path: &Path) {
     let next = transaction(newer) + 2;
     let start = newer * 4096 + 16;
     metas[start + 48..start + 56].copy_from_slice(&next.to_le_bytes());
-    // FNV-1a, as bbolt has it.
+    // FNV-1a, as in bbolt.
     let sum = metas[start..start + 56]
         .iter()
         .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| {

@@ -27,7 +27,7 @@ fn ids_kinds_times_and_usage_are_read_as_v0_15_wrote_them() {
         assert_eq!(of(id).labels.contains_key(crate::labels::REMOTE), id != 3);
         assert!(of(id).created_at > UNIX_EPOCH);
     }
-    // Lazy ones take no space of their own, the unpacked one does.
+    // Lazy snapshots take no space of their own, the unpacked one does.
     assert_eq!(of(1).usage, Usage { size: 0, inodes: 0 });
     assert!(
         of(3).usage.size > 0 && of(3).usage.inodes > 0,
