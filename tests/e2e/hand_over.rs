@@ -1,4 +1,4 @@
-//! An upgrade that must not happen does not: whatever is wrong with the new program, the old server goes on,
+//! An upgrade that must not happen does not: whatever is wrong with the new program, the old server keeps serving,
 //! or another one is started.
 //! Needs root, FUSE, containerd, runc, docker-registry, mmdebstrap and the two programs.
 
@@ -47,7 +47,7 @@ fn is_refused(scene: &Scene, reason: &str) {
     scene.forget_caches();
     let refused = format!("{:#}", scene.daemon().upgrade().unwrap_err());
     assert!(
-        refused.contains("the old server goes on") && refused.contains(reason),
+        refused.contains("the old server keeps serving") && refused.contains(reason),
         "{refused}"
     );
     assert_eq!(scene.daemon().server_pid().unwrap(), before);
@@ -125,7 +125,7 @@ fn a_program_that_dies_when_it_has_taken_over_gives_everything_back() {
         is_refused(&scene, "signal 6");
     }
     let log = scene.daemon().log().all().join("\n");
-    assert!(log.contains("the hand-over failed: serving again"));
+    assert!(log.contains("hand-over failed; serving again"));
     // And what gave way is as good as before.
     let server = scene.daemon().signal_server(Signal::KILL).unwrap();
     scene.daemon().wait_for_successor(server).unwrap();

@@ -92,7 +92,7 @@ fn without_its_supervisor_the_server_goes_on_until_the_next_start_takes_over() {
         scene.pause_at_random();
         let server = scene.daemon().server_pid().unwrap();
         scene.stack.daemon.kill_supervisor().unwrap();
-        logs(&scene.stack, "the supervisor is gone");
+        logs(&scene.stack, "supervisor lost");
         scene.forget_caches();
         std::thread::sleep(PAUSE);
         assert_eq!(scene.daemon().server_pid().unwrap(), server, "it serves on");

@@ -70,7 +70,7 @@ async fn a_deadly_read(config: &str) {
     assert_eq!(line["node"], number.to_string(), "{line}");
     assert_eq!(line["crashes"], "2", "{line}");
     let crashes = |lines: Vec<String>| {
-        let ended = "the server ended by itself";
+        let ended = "server ended by itself";
         lines.iter().filter(|line| line.contains(ended)).count()
     };
     assert_eq!(crashes(log.all()), 2, "{}", log.tail(40));
@@ -143,7 +143,7 @@ async fn a_mount_whose_requests_cannot_be_read_ends_and_the_next_start_mounts_it
     let pid = node.daemon.server_pid().unwrap();
     node.daemon.terminate().unwrap();
     let log = node.daemon.log().all().join("\n");
-    assert!(!log.contains("the server ended by itself"), "{log}");
+    assert!(!log.contains("server ended by itself"), "{log}");
 
     node.daemon
         .start_again_with(SociDaemonOptions::with_config(NO_BACKGROUND))

@@ -95,7 +95,7 @@ fn with_our_units_mounts_come_back_from_systemd_when_holder_and_daemon_are_kille
     reader.goes_on();
     let log = node.log();
     assert!(
-        log.contains("what systemd stored is used in its place"),
+        log.contains("using the mounts that systemd stored"),
         "{log}"
     );
     assert_ne!(node.holder().0, holder.0);

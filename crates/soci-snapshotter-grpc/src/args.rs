@@ -1,15 +1,15 @@
 //! The command line and its environment variables.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 use soci_telemetry::Level;
 
-/// Where the daemon listens unless it is told otherwise.
+/// Where the daemon listens by default.
 pub(crate) const DEFAULT_SOCKET: &str = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock";
 
-/// Version as it is printed and logged: `v1.0.0`.
+/// The version as it is printed and logged: `v1.0.0`.
 pub(crate) const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 /// The git commit that was built.
 pub(crate) const REVISION: &str = env!("REVISION");
@@ -29,8 +29,8 @@ Examples:
 
   soci-snapshotter-grpc upgrade
 
-Containers go on while it is restarted, killed or upgraded: their requests wait for the next server.
-SIGTERM ends it and leaves the mounts to the next start; SIGINT (Ctrl-C) unmounts everything."
+Containers keep running while it is restarted, killed or upgraded: their requests wait for the next
+server. SIGTERM ends it and leaves the mounts to the next start; SIGINT (Ctrl-C) unmounts everything."
 )]
 pub(crate) struct Args {
     /// Socket to listen on: a path, unix://PATH, or fd:// for the one that systemd passes
@@ -48,7 +48,7 @@ pub(crate) struct Args {
         default_value_t = Level::Info)]
     pub(crate) log_level: Level,
 
-    /// Folder of the snapshots and of everything that is fetched
+    /// Folder of the snapshots and of all fetched data
     #[arg(
         long,
         global = true,
@@ -73,30 +73,49 @@ pub(crate) enum Command {
         #[command(subcommand)]
         show: ConfigCommand,
     },
-    /// Have the running daemon hand over to the program that is installed now; containers go on
+    /// Make the running daemon hand over to the installed program; containers keep running
     ///
-    /// The new program first proves that it can serve every mount. If anything goes wrong the old one
-    /// goes on, and this says why.
+    /// The new program first checks that it can serve every mount. If anything fails the old one keeps
+    /// serving, and the command prints why.
     Upgrade,
     /// Write the manual pages, of this program and of its configuration file, to a folder
     Man {
-        /// The folder, which is made if it is not there
+        /// The folder, which is created if it does not exist
         #[arg(value_name = "DIR")]
         folder: PathBuf,
     },
     /// Serve, under the supervisor or without one
     #[command(hide = true)]
     ServerProcess,
-    /// Become the process that keeps the mounts
+    /// Become the process that holds the mounts
     #[command(hide = true)]
     HolderProcess,
+}
+
+/// The subcommand that becomes a holder.
+pub(crate) const HOLDER_ARGUMENT: &str = "holder-process";
+/// The subcommand that is a server.
+pub(crate) const SERVER_ARGUMENT: &str = "server-process";
+
+/// What a process of this program does.
+pub(crate) enum Role<'a> {
+    /// Keeps a server running: what the service manager starts.
+    Supervisor,
+    /// Serves containerd.
+    Server,
+    /// Holds the mounts while there is no server.
+    Holder,
+    PrintVersion,
+    PrintConfig(ConfigCommand),
+    RequestUpgrade,
+    WriteManual(&'a Path),
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub(crate) enum ConfigCommand {
     /// Print the defaults as TOML
     Default,
-    /// Print what the file given by --config amounts to, as TOML
+    /// Print the effective configuration of the file given by --config, as TOML
     Dump,
 }
 
@@ -104,18 +123,33 @@ impl Args {
     /// Reads the process's command line.
     ///
     /// # Errors
-    /// What is wrong with it, or the help text that was asked for.
+    /// If it is invalid, or asks for help: the error is the text to print.
     pub(crate) fn read() -> Result<Self, clap::Error> {
         Self::try_parse_from(std::env::args_os().map(with_two_dashes))
     }
 
-    /// What `--version` prints.
+    /// The role that the command line asks for.
+    pub(crate) fn role(&self) -> Role<'_> {
+        if self.version {
+            return Role::PrintVersion;
+        }
+        match &self.command {
+            None => Role::Supervisor,
+            Some(Command::ServerProcess) => Role::Server,
+            Some(Command::HolderProcess) => Role::Holder,
+            Some(Command::Config { show }) => Role::PrintConfig(*show),
+            Some(Command::Upgrade) => Role::RequestUpgrade,
+            Some(Command::Man { folder }) => Role::WriteManual(folder),
+        }
+    }
+
+    /// The line that `--version` prints.
     pub(crate) fn version_line() -> String {
         format!("soci-snapshotter-grpc version {VERSION} {REVISION}")
     }
 }
 
-/// v0.15 also takes its flags with one dash, as Go programs do.
+/// Accepts flags with one dash, as v0.15 and other Go programs do.
 fn with_two_dashes(argument: OsString) -> OsString {
     let Some(text) = argument.to_str() else {
         return argument;

@@ -1,5 +1,5 @@
-//! What a supervisor and its server say to each other: a word a line, over the socket that is the
-//! server's standard output.
+//! The messages between a supervisor and its server: one word per line, over the socket that is the
+//! server's standard output. The words are fixed: the two may be of different versions.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -8,7 +8,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
-/// Environment variable that tells a process that it is a server, and how its predecessor ended.
+/// Environment variable of a server: how its predecessor ended.
 pub(crate) const PREDECESSOR: &str = "SOCI_PREDECESSOR";
 
 /// Environment variable with the name of the listening socket that is the server's standard input.
@@ -17,13 +17,13 @@ pub(crate) const PASSED_SOCKET: &str = "SOCI_PASSED_SOCKET";
 /// Values of [`PREDECESSOR`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Predecessor {
-    /// There is none that we know of, or it was asked to end.
+    /// There is none that is known of, or it was asked to end.
     Unknown,
     /// It was killed.
     Killed,
     /// It ended by itself.
     Crashed,
-    /// It is still serving: the new one has to prove itself first.
+    /// It is still serving: the new one has to check first that it can take over.
     Serving,
 }
 
@@ -40,7 +40,7 @@ impl Predecessor {
         found.map_or("unknown", |(_, text)| text)
     }
 
-    /// What the supervisor said; `None` without a supervisor.
+    /// Reads what the supervisor reported; `None` without a supervisor.
     pub(crate) fn from_environment() -> Option<Self> {
         let text = std::env::var(PREDECESSOR).ok()?;
         let found = Self::ALL.iter().find(|(_, known)| *known == text);
@@ -48,7 +48,7 @@ impl Predecessor {
     }
 }
 
-macro_rules! words {
+macro_rules! messages {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)* }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +56,7 @@ macro_rules! words {
             $($(#[$variant_doc])* $variant,)*
         }
 
-        impl Word for $name {
+        impl Message for $name {
             fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $text,)*
@@ -73,53 +73,53 @@ macro_rules! words {
     };
 }
 
-/// Something that can be said.
-pub(crate) trait Word: Copy {
+/// A message, which is one word.
+pub(crate) trait Message: Copy {
     fn as_str(self) -> &'static str;
     fn parse(text: &str) -> Option<Self>;
 }
 
-words! {
-    /// What a supervisor asks of its server.
-    Ask {
+messages! {
+    /// What a supervisor requests of its server.
+    ServerCommand {
         /// End and leave the mounts.
         Leave = "leave",
         /// End and take the mounts down.
         Unmount = "unmount",
-        /// End without waiting for calls that run.
+        /// End without waiting for calls in flight.
         Hurry = "hurry",
         /// Stop serving, but stay: another server is about to take over.
         HandOver = "hand-over",
-        /// Go on: after a hand-over that failed, or as the one that has proved itself.
+        /// Serve: again after a failed hand-over, or as the new server after its check.
         Serve = "serve",
-        /// End at once, after a hand-over.
+        /// End after a hand-over.
         Exit = "exit",
     }
 }
 
-words! {
-    /// What a server tells its supervisor.
-    Tell {
-        /// It could serve what there is.
-        Proved = "proved",
+messages! {
+    /// What a server reports to its supervisor.
+    ServerEvent {
+        /// It could serve everything that is mounted.
+        Checked = "proved",
         /// It serves.
         Ready = "ready",
         /// It begins to end.
         Stopping = "stopping",
-        /// It has let go of everything.
+        /// It has released everything.
         HandedOver = "handed-over",
     }
 }
 
-/// One end of the line.
+/// One end of the connection between a supervisor and its server.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct ControlStream {
     incoming: Lines<BufReader<OwnedReadHalf>>,
     outgoing: OwnedWriteHalf,
 }
 
-impl Line {
-    /// The line of a server to its supervisor. What is printed from here on goes nowhere.
+impl ControlStream {
+    /// Opens the server's end. What is printed to standard output from here on is discarded.
     pub(crate) fn to_supervisor() -> io::Result<Self> {
         let socket = io::stdout().as_fd().try_clone_to_owned()?;
         let nowhere = std::fs::File::options().write(true).open("/dev/null")?;
@@ -127,7 +127,7 @@ impl Line {
         Self::over(socket)
     }
 
-    /// The line over a connected stream socket. On a tokio runtime.
+    /// Wraps a connected stream socket. Needs a tokio runtime.
     pub(crate) fn over(socket: OwnedFd) -> io::Result<Self> {
         let socket = std::os::unix::net::UnixStream::from(socket);
         socket.set_nonblocking(true)?;
@@ -138,22 +138,22 @@ impl Line {
         })
     }
 
-    /// Says something. That nobody listens any more is noticed by [`Line::next`].
-    pub(crate) async fn say(&mut self, word: impl Word) {
-        let line = format!("{}\n", word.as_str());
+    /// Sends a message. That the peer is gone is noticed by [`ControlStream::receive`].
+    pub(crate) async fn send(&mut self, message: impl Message) {
+        let line = format!("{}\n", message.as_str());
         if let Err(error) = self.outgoing.write_all(line.as_bytes()).await {
-            tracing::debug!(error = %error, word = word.as_str(), "nobody listens");
+            tracing::debug!(error = %error, message = message.as_str(), "control stream closed by the peer");
         }
     }
 
-    /// The next word that is understood; `None` when the other end is gone. Words of later versions
-    /// are passed over. Can be given up and called again.
-    pub(crate) async fn next<W: Word>(&mut self) -> Option<W> {
+    /// Returns the next known message; `None` when the peer is gone. Messages of later versions are
+    /// ignored. Can be cancelled and called again.
+    pub(crate) async fn receive<M: Message>(&mut self) -> Option<M> {
         loop {
             match self.incoming.next_line().await {
-                Ok(Some(text)) => match W::parse(&text) {
-                    Some(word) => return Some(word),
-                    None => tracing::warn!(text, "a word that is not understood"),
+                Ok(Some(text)) => match M::parse(&text) {
+                    Some(message) => return Some(message),
+                    None => tracing::warn!(text, "ignoring an unknown control message"),
                 },
                 Ok(None) | Err(_) => return None,
             }
@@ -168,15 +168,15 @@ mod tests {
     #[tokio::test]
     async fn words_arrive_in_order_and_unknown_ones_are_passed_over() {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let mut ours = Line::over(ours.into()).unwrap();
-        let mut theirs = Line::over(theirs.into()).unwrap();
-        ours.say(Ask::HandOver).await;
-        ours.say(Tell::Ready).await;
-        ours.say(Ask::Exit).await;
+        let mut ours = ControlStream::over(ours.into()).unwrap();
+        let mut theirs = ControlStream::over(theirs.into()).unwrap();
+        ours.send(ServerCommand::HandOver).await;
+        ours.send(ServerEvent::Ready).await;
+        ours.send(ServerCommand::Exit).await;
         drop(ours);
-        assert_eq!(theirs.next().await, Some(Ask::HandOver));
-        assert_eq!(theirs.next().await, Some(Ask::Exit));
-        assert_eq!(theirs.next::<Ask>().await, None);
+        assert_eq!(theirs.receive().await, Some(ServerCommand::HandOver));
+        assert_eq!(theirs.receive().await, Some(ServerCommand::Exit));
+        assert_eq!(theirs.receive::<ServerCommand>().await, None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Where credentials for registries come from, in the order in which they are asked: Docker's
+//! The sources of credentials for registries, in the order in which they are asked: Docker's
 //! configuration, the secrets of the cluster, the kubelet's pulls.
 
 use std::path::PathBuf;
@@ -9,9 +9,9 @@ use soci_holder::Keeper;
 use soci_keychain::{CriKeychain, ImageServiceProxy, KubeSecrets, KubeSettings};
 use soci_registry::{ChainedCredentials, Credentials, DockerConfigCredentials};
 
-use crate::vault;
+use crate::credential_memfd;
 
-/// Refuses to be the image service behind ourselves: each call would go round for ever.
+/// Refuses this daemon as the image service behind its own proxy: each call would go round for ever.
 pub(crate) fn check(config: &Config, own_address: &str) -> anyhow::Result<()> {
     let cri = &config.cri_keychain;
     let real = cri.image_service_path.trim_start_matches("unix://");
@@ -23,23 +23,28 @@ pub(crate) fn check(config: &Config, own_address: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The places that the configuration names.
-pub(crate) struct Places {
+/// The sources that the configuration names.
+pub(crate) struct CredentialSources {
     pub(crate) chain: Arc<dyn Credentials>,
-    /// To be served on our socket: it is how the kubelet's credentials come here.
+    /// To be served on the daemon's socket: it sees the credentials of the kubelet's pulls.
     pub(crate) image_service: Option<ImageServiceProxy>,
 }
 
-impl Places {
-    /// Starts to follow the cluster's secrets if they are wanted.
+impl CredentialSources {
+    /// Sets up the sources, and starts to follow the cluster's secrets if they are wanted.
     ///
-    /// What the kubelet's pulls come with is left with the holder, `kept` by an earlier server.
-    pub(crate) fn of(config: &Config, keeper: Option<&Arc<Keeper>>, kept: Option<&[u8]>) -> Self {
-        let mut places: Vec<Arc<dyn Credentials>> = vec![Arc::new(DockerConfigCredentials::new())];
+    /// Credentials of the kubelet's pulls are stored with the holder; `stored` are those of an earlier
+    /// server.
+    pub(crate) fn new(
+        config: &Config,
+        keeper: Option<&Arc<Keeper>>,
+        stored: Option<&[u8]>,
+    ) -> Self {
+        let mut sources: Vec<Arc<dyn Credentials>> = vec![Arc::new(DockerConfigCredentials::new())];
         let kube = &config.kubeconfig_keychain;
         if kube.enable_keychain {
             let path = &kube.kubeconfig_path;
-            places.push(Arc::new(KubeSecrets::follow(KubeSettings {
+            sources.push(Arc::new(KubeSecrets::follow(KubeSettings {
                 kubeconfig: (!path.is_empty()).then(|| PathBuf::from(path)),
                 ..KubeSettings::default()
             })));
@@ -48,10 +53,12 @@ impl Places {
         let mut image_service = None;
         if cri.enable_keychain {
             let seen = match keeper {
-                Some(keeper) => CriKeychain::with_vault(vault::with(keeper), kept),
+                Some(keeper) => {
+                    CriKeychain::with_vault(credential_memfd::with_holder(keeper), stored)
+                }
                 None => CriKeychain::default(),
             };
-            places.push(Arc::new(seen.clone()));
+            sources.push(Arc::new(seen.clone()));
             let proxy = ImageServiceProxy::new(&cri.image_service_path, seen);
             tracing::info!(
                 path = %proxy.image_service().display(),
@@ -60,7 +67,7 @@ impl Places {
             image_service = Some(proxy);
         }
         Self {
-            chain: Arc::new(ChainedCredentials::new(places)),
+            chain: Arc::new(ChainedCredentials::new(sources)),
             image_service,
         }
     }

@@ -1,5 +1,5 @@
-//! The debug end points: what a person wants to know of a daemon that misbehaves, as JSON. No
-//! credentials are shown; image names are.
+//! The debug endpoints: the state of the daemon for troubleshooting, as JSON. They show image names, and no
+//! credentials.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ const LIST: &str = "\
 /debug/status  what `soci status --json` prints
 ";
 
-/// Everything that has something to tell.
+/// The subsystems that are shown.
 #[derive(Clone)]
 pub(crate) struct Debug {
     pub(crate) sources: Sources,

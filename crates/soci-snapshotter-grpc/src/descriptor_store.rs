@@ -1,7 +1,7 @@
-//! systemd's descriptor store (`FileDescriptorStoreMax=`): a second place for the mounts, should holder and
-//! server both die. Used where the unit says so ([`SWITCH`], or systemd itself from version 254 on).
+//! systemd's descriptor store (`FileDescriptorStoreMax=`): a second store of the mounts, for the case that
+//! holder and server both die. Used where the unit asks for it ([`SWITCH`], or systemd from version 254 on).
 //!
-//! Each descriptor is stored together with a memfd that holds its key and note, under one name.
+//! Each descriptor is stored together with a memfd that contains its key and note, under one name.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,7 +16,8 @@ use sd_notify::NotifyState;
 use serde::{Deserialize, Serialize};
 use soci_holder::{BackupStore, Client};
 
-use crate::HOLDER_ARGUMENT;
+use crate::args::HOLDER_ARGUMENT;
+use crate::holder_keys;
 
 /// Prefix of the names under which descriptors are stored.
 pub(crate) const NAME: &str = "soci-fuse-";
@@ -26,8 +27,8 @@ const SWITCH: &str = "SOCI_DESCRIPTOR_STORE";
 /// Set by systemd 254 and later.
 const SYSTEMDS: &str = "FDSTORE";
 
-/// Longest note in bytes.
-const LONGEST: u64 = 128 << 10;
+/// Largest note in bytes.
+const LARGEST: u64 = 128 << 10;
 
 #[derive(Serialize, Deserialize)]
 struct Label {
@@ -38,7 +39,7 @@ struct Label {
 #[derive(Debug)]
 struct Store;
 
-/// The store, if the service manager has one for us.
+/// Returns the store, if the service manager offers one.
 pub(crate) fn find() -> Option<Arc<dyn BackupStore>> {
     let offered = [SWITCH, SYSTEMDS]
         .iter()
@@ -46,7 +47,7 @@ pub(crate) fn find() -> Option<Arc<dyn BackupStore>> {
     (offered && std::env::var_os("NOTIFY_SOCKET").is_some()).then(|| Arc::new(Store) as _)
 }
 
-/// A name may have no colon and no control characters.
+/// The name of a key in the store: colons and control characters are not allowed.
 fn name_of(key: &str) -> String {
     format!(
         "{NAME}{}",
@@ -56,12 +57,12 @@ fn name_of(key: &str) -> String {
 
 impl BackupStore for Store {
     fn put(&self, key: &str, note: &str, descriptor: BorrowedFd<'_>) {
-        // The listening socket is the service manager's already, or made anew; secrets stay here.
-        if [crate::listen::HOLDER_KEY, crate::vault::HOLDER_KEY].contains(&key) {
+        // The service manager has the listening socket, or a new one is made; secrets are not passed on.
+        if [holder_keys::SOCKET, holder_keys::CREDENTIALS].contains(&key) {
             return;
         }
         if let Err(error) = store(key, note, descriptor) {
-            tracing::warn!(key, error = %error, "systemd does not store a descriptor");
+            tracing::warn!(key, error = %error, "cannot store a descriptor with systemd");
         }
     }
 
@@ -69,7 +70,7 @@ impl BackupStore for Store {
         let name = name_of(key);
         let state = [NotifyState::FdStoreRemove, NotifyState::FdName(&name)];
         if let Err(error) = sd_notify::notify(&state) {
-            tracing::warn!(key, error = %error, "systemd does not let go of a descriptor");
+            tracing::warn!(key, error = %error, "cannot remove a descriptor from systemd");
         }
     }
 }
@@ -86,7 +87,7 @@ fn store(key: &str, note: &str, descriptor: BorrowedFd<'_>) -> std::io::Result<(
     sd_notify::notify_with_fds(&state, &[descriptor, file.as_fd()])
 }
 
-/// Gives what systemd stored to the holder of `root`, unless it has it; how many that were.
+/// Passes what systemd stored to the holder of `root`, unless it has it; returns how many that were.
 pub(crate) fn restore(root: &Path, stored: Vec<(String, OwnedFd)>) -> anyhow::Result<usize> {
     if stored.is_empty() {
         return Ok(0);
@@ -99,7 +100,7 @@ pub(crate) fn restore(root: &Path, stored: Vec<(String, OwnedFd)>) -> anyhow::Re
             None => pair.0 = Some(descriptor),
         }
     }
-    let holder = Client::look_or_start(root, HOLDER_ARGUMENT).context("there is no holder")?;
+    let holder = Client::look_or_start(root, HOLDER_ARGUMENT).context("cannot reach a holder")?;
     let has: Vec<_> = holder.list()?.into_iter().map(|held| held.key).collect();
     let mut restored = 0;
     for pair in pairs.into_values() {
@@ -113,7 +114,7 @@ pub(crate) fn restore(root: &Path, stored: Vec<(String, OwnedFd)>) -> anyhow::Re
     Ok(restored)
 }
 
-/// The label in a descriptor, if it is that of a label: the journal is a memfd too.
+/// Reads the label if the descriptor is that of one: the journal is a memfd, too.
 fn label_in(descriptor: &OwnedFd) -> Option<Label> {
     let kind = FileType::from_raw_mode(fstat(descriptor).ok()?.st_mode);
     if kind != FileType::RegularFile {
@@ -126,6 +127,6 @@ fn label_in(descriptor: &OwnedFd) -> Option<Label> {
     let mut file = File::from(descriptor.try_clone().ok()?);
     file.rewind().ok()?;
     let mut text = Vec::new();
-    file.take(LONGEST).read_to_end(&mut text).ok()?;
+    file.take(LARGEST).read_to_end(&mut text).ok()?;
     serde_json::from_slice(&text).ok()
 }

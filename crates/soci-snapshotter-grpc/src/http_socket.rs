@@ -9,16 +9,16 @@ use axum::Router;
 
 use crate::listen::{self, ListenError};
 
-/// Where an HTTP server is wanted.
+/// The address of an HTTP server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum HttpAddress {
     /// `HOST:PORT`; an empty host is every address of this machine.
     Tcp(String),
-    /// A socket to be made.
+    /// The path of a socket to be created.
     Unix(PathBuf),
 }
 
-/// Why nothing listens there.
+/// Why an address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SocketError {
     #[error("{key} = {address:?} is taken by another process: stop it, or choose another {key}")]
@@ -31,7 +31,7 @@ pub(crate) enum SocketError {
     },
 }
 
-/// A socket that listens. A unix socket's file goes when the server ends.
+/// A listening socket. The file of a unix socket is removed when it is dropped.
 #[derive(Debug)]
 pub(crate) enum HttpSocket {
     Tcp(TcpListener),
@@ -39,10 +39,10 @@ pub(crate) enum HttpSocket {
 }
 
 impl HttpSocket {
-    /// Listens; `key` of the configuration is for the error.
-    pub(crate) fn bind(place: &Place, key: &'static str) -> Result<Self, SocketError> {
+    /// Listens on an address; `key` of the configuration is for the error.
+    pub(crate) fn bind(place: &HttpAddress, key: &'static str) -> Result<Self, SocketError> {
         match place {
-            Place::Tcp(address) => bind_tcp(address).map(Self::Tcp).map_err(|error| {
+            HttpAddress::Tcp(address) => bind_tcp(address).map(Self::Tcp).map_err(|error| {
                 let address = address.clone();
                 match error.kind() {
                     io::ErrorKind::AddrInUse => SocketError::Taken { key, address },
@@ -53,7 +53,7 @@ impl HttpSocket {
                     },
                 }
             }),
-            Place::Unix(path) => listen::at_path(path).map(Self::Unix).map_err(|error| {
+            HttpAddress::Unix(path) => listen::at_path(path).map(Self::Unix).map_err(|error| {
                 let address = path.display().to_string();
                 match error {
                     ListenError::InUse(_) => SocketError::Taken { key, address },
@@ -67,7 +67,7 @@ impl HttpSocket {
         }
     }
 
-    /// Where it listens, for the log.
+    /// The address that it listens on, for the log.
     pub(crate) fn address(&self) -> String {
         match self {
             Self::Tcp(socket) => socket.local_addr().map_or_else(
@@ -116,7 +116,7 @@ fn bind_tcp(address: &str) -> io::Result<TcpListener> {
     Ok(socket)
 }
 
-impl Place {
+impl HttpAddress {
     /// An absolute path is a unix socket, everything else HOST:PORT.
     pub(crate) fn parse(address: &str) -> Self {
         if Path::new(address).is_absolute() {
@@ -133,8 +133,9 @@ mod tests {
 
     #[test]
     fn a_taken_address_is_named_with_its_key() {
-        let first = HttpSocket::bind(&Place::parse("127.0.0.1:0"), "metrics_address").unwrap();
-        let place = Place::parse(&first.address());
+        let first =
+            HttpSocket::bind(&HttpAddress::parse("127.0.0.1:0"), "metrics_address").unwrap();
+        let place = HttpAddress::parse(&first.address());
         let error = HttpSocket::bind(&place, "metrics_address").unwrap_err();
         assert!(
             error.to_string().contains("metrics_address")
@@ -143,7 +144,7 @@ mod tests {
         );
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s.sock");
-        let place = Place::Unix(path.clone());
+        let place = HttpAddress::Unix(path.clone());
         let first = HttpSocket::bind(&place, "debug_address").unwrap();
         let error = HttpSocket::bind(&place, "debug_address").unwrap_err();
         assert!(error.to_string().contains("debug_address"), "{error}");
@@ -157,12 +158,12 @@ mod tests {
         let path = dir.path().join("s.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "std leaves the file");
-        HttpSocket::bind(&Place::Unix(path), "metrics_address").unwrap();
+        HttpSocket::bind(&HttpAddress::Unix(path), "metrics_address").unwrap();
     }
 
     #[test]
     fn a_port_alone_is_every_address() {
-        let socket = HttpSocket::bind(&Place::parse(":0"), "metrics_address").unwrap();
+        let socket = HttpSocket::bind(&HttpAddress::parse(":0"), "metrics_address").unwrap();
         let port = socket.address().rsplit_once(':').unwrap().1.to_owned();
         std::net::TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
     }

@@ -1,4 +1,4 @@
-//! Images and their layers for `soci status`, put together from snapshots and mounts.
+//! Images and their layers for `soci status`, joined from snapshots and mounts.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
@@ -10,8 +10,8 @@ use soci_status::api::{self, Health, Image, Layer};
 /// Layers by their height in the image, then by the id of their snapshot.
 type ByHeight<'a> = BTreeMap<(usize, u64), &'a LayerState>;
 
-/// By reference, then manifest. A snapshot knows only the image that it was made for; a layer that
-/// later images share is found among the parents of theirs.
+/// Lists the images by reference, then manifest. A snapshot records only the image that it was made for; a
+/// layer that later images share is found among the parents of their layers.
 pub(crate) fn images(layers: &[LayerState], mounts: &[MountReport]) -> Vec<Image> {
     let mounts: HashMap<&PathBuf, &MountReport> = mounts
         .iter()
@@ -63,7 +63,7 @@ fn image_of(layer: &LayerState) -> (&str, &str) {
     )
 }
 
-/// The layer and those below it, the lowest last.
+/// The layer and those below it, from top to bottom.
 fn chain<'a>(
     layer: &'a LayerState,
     by_name: &HashMap<&str, &'a LayerState>,
@@ -71,7 +71,7 @@ fn chain<'a>(
     let mut chain = vec![layer];
     let mut at = layer;
     while let Some(parent) = by_name.get(at.parent.as_str()) {
-        // Damage must not make this endless.
+        // Damaged metadata must not make this endless.
         if chain.len() > by_name.len() {
             break;
         }
@@ -116,7 +116,7 @@ fn layer_of(layer: &LayerState, mount: Option<&MountReport>) -> Layer {
     }
 }
 
-/// Why a lazy layer cannot be served, if it cannot.
+/// Why a lazy layer is not served, if so.
 fn broken(layer: &LayerState, mount: Option<&MountReport>) -> Option<RefusalReason> {
     if layer.mode != LayerMode::Lazy {
         return None;
@@ -126,7 +126,7 @@ fn broken(layer: &LayerState, mount: Option<&MountReport>) -> Option<RefusalReas
     }
     let text = match mount {
         Some(mount) if mount.is_served => return None,
-        Some(_) => "its FUSE connection has ended; restart the daemon to have it mounted anew",
+        Some(_) => "its FUSE connection has ended; restart the daemon to mount it again",
         None => "it is not mounted; the log of the last start says why",
     };
     Some(RefusalReason {

@@ -1,4 +1,4 @@
-//! The socket that containerd talks to: made at a path, or passed by systemd.
+//! The socket that containerd connects to: created at a path, or passed by systemd.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -14,14 +14,12 @@ use soci_holder::{HeldFd, Keeper};
 use crate::args::DEFAULT_SOCKET;
 use crate::control::PASSED_SOCKET;
 use crate::descriptor_store::NAME as STORED;
-
-/// The socket's name with the holder.
-pub(crate) const HOLDER_KEY: &str = "socket";
+use crate::holder_keys;
 
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Address {
-    /// A socket to be made.
+    /// The path of a socket to be created.
     Path(PathBuf),
     /// The socket that systemd passes (`sd_listen_fds(3)`).
     Passed,
@@ -54,12 +52,12 @@ pub(crate) enum ListenError {
     Passed(io::Error),
 }
 
-/// A listening socket, and how it is named in the log.
+/// A listening socket, and its name in the log.
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) socket: UnixListener,
     pub(crate) address: String,
-    /// Set if the file is ours to remove at the end.
+    /// The socket's file, if it is to be removed at the end.
     made: Option<PathBuf>,
 }
 
@@ -87,14 +85,14 @@ impl Address {
     }
 }
 
-/// Descriptors that the service manager handed over (`sd_listen_fds(3)`). Taken before any thread runs,
-/// because taking them changes the environment, so that our children do not think that they are meant.
+/// Descriptors that the service manager passed (`sd_listen_fds(3)`). Taken before any thread runs, because
+/// that changes the environment: our children must not take them for theirs.
 pub(crate) struct PassedSockets {
     all: ListenFd,
     names: Vec<String>,
 }
 
-/// The listening socket that systemd passed, and how systemd calls it.
+/// The listening socket that systemd passed, and its name there.
 #[derive(Debug)]
 pub(crate) struct PassedSocket {
     pub(crate) socket: UnixListener,
@@ -110,7 +108,7 @@ impl PassedSocket {
         })
     }
 
-    /// The one that the supervisor gave us as standard input.
+    /// Returns the one that the supervisor passed as standard input.
     pub(crate) fn from_supervisor() -> Result<Option<Self>, ListenError> {
         let Ok(name) = std::env::var(PASSED_SOCKET) else {
             return Ok(None);
@@ -135,7 +133,7 @@ impl PassedSockets {
         name == "stored" || name.starts_with(STORED)
     }
 
-    /// What we stored with systemd in an earlier life, with its names.
+    /// The descriptors that an earlier daemon stored with systemd, with their names.
     pub(crate) fn stored(&self) -> Vec<(String, OwnedFd)> {
         let Ok(ourselves) = pidfd_open(getpid(), PidfdFlags::empty()) else {
             return Vec::new();
@@ -152,8 +150,8 @@ impl PassedSockets {
             .collect()
     }
 
-    /// The one listening socket among them; `None` if nothing was passed. Descriptors that we
-    /// stored with systemd in an earlier life are not looked at.
+    /// Returns the one listening socket among them; `None` if nothing was passed. Stored descriptors are
+    /// ignored.
     pub(crate) fn listener(mut self) -> Result<Option<PassedSocket>, ListenError> {
         let mut found = Vec::new();
         let mut others = Vec::new();
@@ -182,14 +180,14 @@ fn listens(socket: &UnixListener) -> bool {
     rustix::net::sockopt::socket_acceptconn(socket).unwrap_or(false)
 }
 
-/// Starts to listen, or goes on with the socket that an earlier server listened on (`kept`).
+/// Starts to listen, or reuses the socket that an earlier server listened on (`held`).
 pub(crate) fn listen(
     address: &Address,
     passed: Option<PassedSocket>,
-    kept: Option<HeldFd>,
+    held: Option<HeldFd>,
 ) -> Result<Listener, ListenError> {
     match (address, passed) {
-        (Address::Path(path), _) => kept_or_new(path, kept),
+        (Address::Path(path), _) => held_or_new(path, held),
         (Address::Passed, Some(PassedSocket { socket, name })) => {
             let path = socket
                 .local_addr()
@@ -208,20 +206,20 @@ pub(crate) fn listen(
                 address = DEFAULT_SOCKET,
                 "--address is fd:// but no socket was passed: listening on the default path"
             );
-            kept_or_new(Path::new(DEFAULT_SOCKET), kept)
+            held_or_new(Path::new(DEFAULT_SOCKET), held)
         }
     }
 }
 
-/// Which file a kept socket belongs to: the path may have another one since.
+/// Identifies a socket's file: the path may have another one since.
 fn file_of(path: &Path) -> Option<String> {
     let meta = path.symlink_metadata().ok()?;
     Some(format!("{}:{}:{}", meta.dev(), meta.ino(), path.display()))
 }
 
-fn kept_or_new(path: &Path, kept: Option<HeldFd>) -> Result<Listener, ListenError> {
-    if let Some(kept) = kept.filter(|kept| Some(&kept.note) == file_of(path).as_ref()) {
-        let socket = UnixListener::from(kept.descriptor);
+fn held_or_new(path: &Path, held: Option<HeldFd>) -> Result<Listener, ListenError> {
+    if let Some(held) = held.filter(|held| Some(&held.note) == file_of(path).as_ref()) {
+        let socket = UnixListener::from(held.descriptor);
         socket.set_nonblocking(true).map_err(ListenError::Passed)?;
         return Ok(Listener {
             socket,
@@ -233,12 +231,15 @@ fn kept_or_new(path: &Path, kept: Option<HeldFd>) -> Result<Listener, ListenErro
 }
 
 impl Listener {
-    /// Has the holder keep the socket, so that clients wait while the server is replaced.
+    /// Stores the socket with the holder, so that clients wait while the server is replaced.
+    ///
+    /// # Errors
+    /// If this process has too many open files.
     pub(crate) fn hold(&self, keeper: &Keeper) -> io::Result<()> {
-        // One that systemd passed is kept by systemd.
+        // systemd keeps the one that it passed.
         if let Some(file) = self.made.as_deref().and_then(file_of) {
             let socket = self.socket.as_fd().try_clone_to_owned()?;
-            keeper.put(HOLDER_KEY, &file, socket);
+            keeper.put(holder_keys::SOCKET, &file, socket);
         }
         Ok(())
     }
@@ -273,8 +274,7 @@ pub(crate) fn at_path(path: &Path) -> Result<Listener, ListenError> {
             return Err(ListenError::NotASocket(path.to_owned()));
         }
         Ok(_) => {
-            // A socket that nobody listens on refuses; one that answers, or whose queue is full,
-            // has an owner.
+            // A socket without a listener refuses; one that accepts, or whose queue is full, has one.
             match UnixStream::connect(path) {
                 Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
                     std::fs::remove_file(path).map_err(failed("remove the stale socket"))?;
@@ -370,7 +370,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s.sock");
         let kept = |listener: &Listener| HeldFd {
-            key: HOLDER_KEY.to_owned(),
+            key: holder_keys::SOCKET.to_owned(),
             note: file_of(&socket).unwrap(),
             descriptor: listener.socket.as_fd().try_clone_to_owned().unwrap(),
         };

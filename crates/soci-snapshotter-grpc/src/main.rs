@@ -1,49 +1,45 @@
-//! The snapshotter daemon: flags, then the log, then one of serving, showing, ending.
+//! The snapshotter daemon: one program for its three processes, and for a few commands.
 
 #![deny(unsafe_code)]
 
 mod args;
-mod calls;
 mod control;
+mod credential_memfd;
 mod credentials;
 mod debug;
 mod descriptor_store;
-mod holding;
+mod holder_keys;
+mod holder_setup;
 mod http_socket;
 mod images;
+mod in_flight_calls;
 mod listen;
 mod manual_pages;
 mod memory;
 mod metrics;
 mod observe;
-mod old_root;
+mod preflight;
 mod process_facts;
-mod proving;
-mod root;
+mod root_lock;
 mod serve;
 mod settings;
 mod show;
-mod signals;
 mod status_sources;
 mod supervise;
+mod supervision;
 mod upgrade;
-mod vault;
+mod v015_cleanup;
 mod wiring;
 
 use std::process::ExitCode;
 
-use args::{Args, Command};
-
-/// The subcommand that becomes a holder.
-const HOLDER_ARGUMENT: &str = "holder-process";
-/// The subcommand that is a server.
-const SERVER_ARGUMENT: &str = "server-process";
+use args::{Args, Role};
 
 fn main() -> ExitCode {
     if let Some(root) = soci_holder::root_of_holder() {
         return match soci_holder::run(&root) {
             Ok(()) => ExitCode::SUCCESS,
-            // Whoever started it sees that it does not answer, and says so.
+            // The process that started it notices that it does not respond, and logs that.
             Err(_) => ExitCode::FAILURE,
         };
     }
@@ -54,25 +50,27 @@ fn main() -> ExitCode {
             return ExitCode::from(u8::from(usage.use_stderr()));
         }
     };
-    memory::return_large_blocks_at_once();
+    memory::map_large_blocks();
     soci_telemetry::init(args.log_level);
     soci_telemetry::log_panics();
-    let done = match &args.command {
-        _ if args.version => show::version().map(|()| ExitCode::SUCCESS),
-        Some(Command::Config { show }) => {
-            show::configuration(*show, &args).map(|()| ExitCode::SUCCESS)
-        }
-        Some(Command::Upgrade) => upgrade::run(&args.root).map(|()| ExitCode::SUCCESS),
-        Some(Command::Man { folder }) => manual_pages::write(folder).map(|()| ExitCode::SUCCESS),
-        Some(Command::ServerProcess) => serve::run(&args).map(|()| ExitCode::SUCCESS),
-        Some(Command::HolderProcess) => Err(soci_holder::become_holder().into()),
-        None => supervise::run(&args),
-    };
-    match done {
+    match run(&args) {
         Ok(code) => code,
         Err(error) => {
-            soci_telemetry::fatal("soci-snapshotter-grpc cannot go on", error.as_ref());
+            soci_telemetry::fatal("soci-snapshotter-grpc failed", error.as_ref());
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    match args.role() {
+        Role::Supervisor => return supervise::run(args),
+        Role::Server => serve::run(args)?,
+        Role::Holder => return Err(soci_holder::become_holder().into()),
+        Role::PrintVersion => show::version()?,
+        Role::PrintConfig(which) => show::configuration(which, args)?,
+        Role::RequestUpgrade => upgrade::run(&args.root)?,
+        Role::WriteManual(folder) => manual_pages::write(folder)?,
+    }
+    Ok(ExitCode::SUCCESS)
 }

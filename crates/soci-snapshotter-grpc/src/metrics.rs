@@ -1,4 +1,4 @@
-//! `/metrics`: what the subsystems count, looked at when somebody asks.
+//! `/metrics`: the counts of the subsystems, collected for each scrape.
 
 use std::sync::Arc;
 
@@ -22,15 +22,15 @@ use crate::process_facts::ProcessFacts;
 /// The media type of Prometheus' text format.
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Everything that has something to tell.
+/// The subsystems that are counted.
 pub(crate) struct Metrics {
     pub(crate) meters: Arc<Meters>,
     pub(crate) snapshotter: Arc<Snapshotter>,
     pub(crate) lazy: Arc<LazyLayers>,
     pub(crate) fetcher: Arc<SpanFetcher>,
     pub(crate) store: LayerStore,
-    /// One takes over counts at a time.
-    pub(crate) asking: Mutex<()>,
+    /// Held while a scrape collects counts: one at a time.
+    pub(crate) scraping: Mutex<()>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +52,7 @@ async fn answer(State(metrics): State<Arc<Metrics>>) -> Response {
     match metrics.text().await {
         Ok(text) => ([(header::CONTENT_TYPE, TEXT)], text).into_response(),
         Err(error) => {
-            tracing::warn!(%error, "metrics cannot be shown");
+            tracing::warn!(%error, "cannot collect metrics");
             (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
         }
     }
@@ -60,7 +60,7 @@ async fn answer(State(metrics): State<Arc<Metrics>>) -> Response {
 
 impl Metrics {
     async fn text(&self) -> Result<String, MetricsError> {
-        let _alone = self.asking.lock().await;
+        let _one_at_a_time = self.scraping.lock().await;
         self.lazy.update_metrics();
         let mut samples = self.mounts();
         samples.extend(self.snapshots().await?);

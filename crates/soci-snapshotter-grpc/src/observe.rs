@@ -1,4 +1,4 @@
-//! What operators can look at: metrics, the debug address, the sources of `soci status`.
+//! What operators can observe: metrics, the debug address, the sources of `soci status`.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,15 +12,15 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::debug::{self, Debug};
-use crate::http_socket::{HttpSocket, Place, SocketError};
+use crate::http_socket::{HttpAddress, HttpSocket, SocketError};
 use crate::metrics::{self, Metrics};
-use crate::status_sources::{DaemonSource, HoldingSource, LayersSource, StoreSource};
-use crate::wiring::Running;
+use crate::status_sources::{DaemonSource, HolderSource, LayersSource, StoreSource};
+use crate::wiring::Subsystems;
 
-/// How long answers under way may take at the end.
+/// How long responses in flight may take at the end.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The sockets, which nobody serves yet.
+/// The sockets, which are not served yet.
 pub(crate) struct Sockets {
     metrics: Option<HttpSocket>,
     debug: Option<HttpSocket>,
@@ -43,57 +43,57 @@ pub(crate) fn listen(config: &Config) -> Result<Sockets, SocketError> {
         tracing::info!("metrics_address is not served, because no_prometheus is set");
     } else if wanted(&config.metrics_address) {
         let address = config.metrics_address.clone();
-        let place = if config.metrics_network == MetricsNetwork::Unix {
-            Place::Unix(address.into())
+        let address = if config.metrics_network == MetricsNetwork::Unix {
+            HttpAddress::Unix(address.into())
         } else {
-            Place::Tcp(address)
+            HttpAddress::Tcp(address)
         };
-        sockets.metrics = Some(HttpSocket::bind(&place, "metrics_address")?);
+        sockets.metrics = Some(HttpSocket::bind(&address, "metrics_address")?);
     }
     if wanted(&config.debug_address) {
-        let place = Place::parse(&config.debug_address);
-        sockets.debug = Some(HttpSocket::bind(&place, "debug_address")?);
+        let address = HttpAddress::parse(&config.debug_address);
+        sockets.debug = Some(HttpSocket::bind(&address, "debug_address")?);
     }
     Ok(sockets)
 }
 
-/// The parts of `soci status` that this daemon knows.
-pub(crate) fn sources(running: &Running, root: &Path, owner: Owner) -> Sources {
+/// The sources of the parts of `soci status`.
+pub(crate) fn sources(subsystems: &Subsystems, root: &Path, owner: Owner) -> Sources {
     Sources::default()
         .with(DaemonSource {
             root: root.to_owned(),
             started: Instant::now(),
             owner,
         })
-        .with(HoldingSource {
-            keeper: running.keeper.clone(),
-            pool: running.pool.clone(),
-            snapshotter: running.snapshotter.clone(),
+        .with(HolderSource {
+            keeper: subsystems.keeper.clone(),
+            pool: subsystems.pool.clone(),
+            snapshotter: subsystems.snapshotter.clone(),
         })
         .with(StoreSource {
-            store: running.store.clone(),
+            store: subsystems.store.clone(),
         })
         .with(LayersSource {
-            snapshotter: running.snapshotter.clone(),
-            lazy: running.lazy.clone(),
+            snapshotter: subsystems.snapshotter.clone(),
+            lazy: subsystems.lazy.clone(),
         })
 }
 
 impl Sockets {
     /// Starts to serve.
-    pub(crate) fn serve(self, running: &Running, sources: &Sources) -> Observers {
+    pub(crate) fn serve(self, subsystems: &Subsystems, sources: &Sources) -> Observers {
         let mut observers = Observers {
             end: CancellationToken::new(),
             servers: JoinSet::new(),
         };
         if let Some(socket) = self.metrics {
             let router = metrics::router(Metrics {
-                meters: running.meters.clone(),
-                snapshotter: running.snapshotter.clone(),
-                lazy: running.lazy.clone(),
-                fetcher: running.fetcher.clone(),
-                store: running.store.clone(),
-                asking: Mutex::default(),
+                meters: subsystems.meters.clone(),
+                snapshotter: subsystems.snapshotter.clone(),
+                lazy: subsystems.lazy.clone(),
+                fetcher: subsystems.fetcher.clone(),
+                store: subsystems.store.clone(),
+                scraping: Mutex::default(),
             });
             tracing::info!(address = socket.address(), "serving /metrics");
             observers.serve(socket, router);
@@ -101,8 +101,8 @@ impl Sockets {
         if let Some(socket) = self.debug {
             let router = debug::router(Debug {
                 sources: sources.clone(),
-                fetcher: running.fetcher.clone(),
-                pool: running.pool.clone(),
+                fetcher: subsystems.fetcher.clone(),
+                pool: subsystems.pool.clone(),
             });
             tracing::info!(address = socket.address(), "serving /debug/");
             observers.serve(socket, router);
@@ -116,12 +116,12 @@ impl Observers {
         let (address, end) = (socket.address(), self.end.clone());
         self.servers.spawn(async move {
             if let Err(error) = socket.serve(router, end.cancelled_owned()).await {
-                tracing::error!(address, %error, "an HTTP server ended");
+                tracing::error!(address, %error, "HTTP server failed");
             }
         });
     }
 
-    /// Stops serving. To be called before the subsystems are closed: they are asked no more.
+    /// Stops serving. To be called before the subsystems are closed, which must not be asked afterwards.
     pub(crate) async fn close(mut self) {
         self.end.cancel();
         let all = async { while self.servers.join_next().await.is_some() {} };

@@ -1,27 +1,27 @@
-//! What the kernel knows of this process (proc(5)), for metrics and `/debug/vars`.
+//! The kernel's figures of this process (proc(5)), for metrics and `/debug/vars`.
 
 use std::fs;
 
-/// One look at it.
+/// The figures at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ProcessFacts {
-    /// User and system time.
+    /// User and system time, in seconds.
     pub(crate) cpu_seconds: f64,
     pub(crate) resident_bytes: u64,
     pub(crate) virtual_bytes: u64,
-    /// The most that was ever resident.
+    /// Peak of the resident memory.
     pub(crate) peak_resident_bytes: u64,
     pub(crate) threads: u64,
     pub(crate) open_fds: u64,
     /// 0: no limit.
     pub(crate) max_fds: u64,
-    /// Since 1970.
+    /// Start time, in seconds since 1970.
     pub(crate) start_seconds: f64,
 }
 
 impl ProcessFacts {
-    /// What cannot be read is 0. Waits for no disk: proc is memory.
+    /// Reads the figures; those that cannot be read are 0. Does not wait for a disk: proc is memory.
     pub(crate) fn now() -> Self {
         let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
         let system = fs::read_to_string("/proc/stat").unwrap_or_default();
@@ -40,7 +40,7 @@ impl ProcessFacts {
         }
     }
 
-    /// Fields are numbered from the state on, which follows the name in parentheses.
+    /// Parses the files. Fields are numbered from the state, which follows the name in parentheses.
     #[expect(
         clippy::cast_precision_loss,
         reason = "seconds need no 64 bits of precision"

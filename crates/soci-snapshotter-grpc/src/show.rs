@@ -1,4 +1,4 @@
-//! `--version` and `config …`: what the daemon prints instead of serving.
+//! `--version` and `config …`: output instead of serving.
 
 use std::io::Write as _;
 

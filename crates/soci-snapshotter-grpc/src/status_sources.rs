@@ -1,5 +1,4 @@
-//! Where the answer of `soci status` comes from. Each source fills in a part; another part is
-//! another source.
+//! The sources of the answer of `soci status`: each fills in a part of it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -57,15 +56,15 @@ impl StatusSource for StoreSource {
     }
 }
 
-/// Who keeps the mounts, and which containers have lost theirs.
-pub(crate) struct HoldingSource {
+/// The holder of the mounts, and the containers that have lost theirs.
+pub(crate) struct HolderSource {
     pub(crate) keeper: Option<Arc<Keeper>>,
     pub(crate) pool: soci_fuse::Pool,
     pub(crate) snapshotter: Arc<Snapshotter>,
 }
 
 #[async_trait]
-impl StatusSource for HoldingSource {
+impl StatusSource for HolderSource {
     async fn fill(&self, status: &mut GetResponse) -> Result<(), SourceError> {
         let holder = self.keeper.as_ref().and_then(|keeper| keeper.holder());
         status.holder = holder.map(|holder| Holder {

@@ -1,11 +1,13 @@
-//! The process that the service manager knows: it keeps a server running, and replaces it.
+//! The supervisor, which is the process that the service manager started: it keeps a server running, and
+//! replaces it.
 //!
 //! It does next to nothing, so that it has no reason to fail: it starts a server, passes signals on, starts
-//! another one at once when the server ends by itself, and at SIGHUP hands over to the program that is
-//! installed now. What the server knows is with the holder and on disk, not here.
+//! another one when the server ends by itself, and at SIGHUP hands over to the installed program. All state
+//! of the server is with the holder and on disk.
 
 mod child;
 mod hand_over;
+mod signals;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -13,15 +15,15 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::Args;
-use crate::control::{Ask, Predecessor, Tell};
+use crate::control::{Predecessor, ServerEvent};
 use crate::descriptor_store;
 use crate::listen::PassedSockets;
-use child::{End, Program};
+use child::{Program, ServerExit};
+use signals::{SignalAction, Signals};
 
-/// A server that serves for this long before it crashes is started again at once.
+/// A server that served for this long before it crashed is started again without a pause.
 const STEADY: Duration = Duration::from_secs(2);
 
 /// Waiting times before a server is started again that always ends soon; the last one stays.
@@ -33,21 +35,6 @@ const PAUSES: [Duration; 6] = [
     Duration::from_secs(2),
     Duration::from_secs(5),
 ];
-
-/// Signals, heard from the start on.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hang_up: Signal,
-}
-
-/// What the outside wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wish {
-    /// End: [`Ask::Leave`] or [`Ask::Unmount`].
-    End(Ask),
-    Upgrade,
-}
 
 /// Runs the daemon until a signal ends it.
 ///
@@ -64,7 +51,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 async fn supervise(args: &Args, passed: PassedSockets) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new().context("cannot watch for signals")?;
-    give_to_holder(&args.root, passed.stored());
+    restore_stored(&args.root, passed.stored());
     let socket = passed.listener()?;
     let mut program = Program::running().context("cannot find the program that runs")?;
     let mut predecessor = Predecessor::Unknown;
@@ -75,26 +62,26 @@ async fn supervise(args: &Args, passed: PassedSockets) -> anyhow::Result<ExitCod
         let mut server = program
             .start(socket.as_ref(), predecessor)
             .context("cannot start the server")?;
-        let end = loop {
-            let wish = tokio::select! {
-                end = End::of(&mut server.child) => break end,
-                word = server.line.next::<Tell>(), if server.talks => {
-                    server.talks = word.is_some();
-                    if word == Some(Tell::Ready) {
+        let exit = loop {
+            let action = tokio::select! {
+                exit = ServerExit::of(&mut server.child) => break exit,
+                event = server.control.receive::<ServerEvent>(), if server.connected => {
+                    server.connected = event.is_some();
+                    if event == Some(ServerEvent::Ready) {
                         has_served = true;
                         ready = Some(Instant::now());
                         notify(&[sd_notify::NotifyState::Ready]);
                     }
                     continue;
                 }
-                wish = signals.next() => wish,
+                action = signals.next() => action,
             };
-            match wish {
-                Wish::End(ask) => {
+            match action {
+                SignalAction::End(command) => {
                     notify(&[sd_notify::NotifyState::Stopping]);
-                    return Ok(server.stop(ask, &mut signals).await);
+                    return Ok(server.stop(command, &mut signals).await);
                 }
-                Wish::Upgrade => {
+                SignalAction::Upgrade => {
                     let root = &args.root;
                     if let Some(next) = hand_over::upgrade(&mut server, socket.as_ref(), root).await
                     {
@@ -103,77 +90,44 @@ async fn supervise(args: &Args, passed: PassedSockets) -> anyhow::Result<ExitCod
                 }
             }
         };
-        // A server that cannot start has said why; the service manager decides what then.
-        if let (false, End::Exited(code)) = (has_served, end) {
+        // A server that cannot start has logged why; the service manager decides what follows.
+        if let (false, ServerExit::Exited(code)) = (has_served, exit) {
             return Ok(ExitCode::from(code));
         }
-        predecessor = end.predecessor();
+        predecessor = exit.predecessor();
         failures = match (ready, predecessor) {
-            // Somebody killed it: that says nothing about the next one.
+            // A kill does not predict the next server's fate.
             (_, Predecessor::Killed | Predecessor::Unknown) => 0,
             (Some(ready), _) if ready.elapsed() >= STEADY => 0,
             _ => failures.saturating_add(1),
         };
-        tracing::error!(end = %end, "the server ended by itself; starting another one");
+        tracing::error!(exit = %exit, "server ended by itself; starting another one");
         let pause = PAUSES.get(failures).or(PAUSES.last());
         let pause = pause.copied().unwrap_or_default();
-        if let Some(ask) = signals.end_within(pause).await {
-            tracing::info!(ask = ?ask, "ending without a server; the mounts stay");
+        if let Some(command) = signals.end_within(pause).await {
+            tracing::info!(command = ?command, "ending without a server; the mounts stay");
             return Ok(ExitCode::SUCCESS);
         }
     }
 }
 
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hang_up: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) -> Wish {
-        let (wish, name) = tokio::select! {
-            _ = self.terminate.recv() => (Wish::End(Ask::Leave), "SIGTERM"),
-            _ = self.interrupt.recv() => (Wish::End(Ask::Unmount), "SIGINT"),
-            _ = self.hang_up.recv() => (Wish::Upgrade, "SIGHUP"),
-        };
-        tracing::debug!(signal = name, "the supervisor got a signal");
-        wish
-    }
-
-    /// Waits for a wish to end.
-    async fn end(&mut self) -> Ask {
-        loop {
-            if let Wish::End(ask) = self.next().await {
-                return ask;
-            }
-        }
-    }
-
-    async fn end_within(&mut self, time: Duration) -> Option<Ask> {
-        tokio::time::timeout(time, self.end()).await.ok()
-    }
-}
-
-/// Gives what systemd stored to the holder, which a server asks for it: there is something to give only if
-/// the last holder and the last server both died.
-fn give_to_holder(root: &Path, stored: Vec<(String, OwnedFd)>) {
+/// Passes what systemd stored to the holder, from which servers get it. Only needed if the last holder and
+/// the last server both died.
+fn restore_stored(root: &Path, stored: Vec<(String, OwnedFd)>) {
     match descriptor_store::restore(root, stored) {
         Ok(0) => {}
         Ok(restored) => tracing::warn!(
             restored,
-            "the holder has died; what systemd stored is used in its place"
+            "holder lost; using the mounts that systemd stored"
         ),
         Err(error) => tracing::error!(
             error = %format!("{error:#}"),
-            "mounts that systemd stored cannot be used: containers on them get errors"
+            "cannot use the mounts that systemd stored: containers on them get errors"
         ),
     }
 }
 
-/// Tells the service manager.
+/// Notifies the service manager.
 fn notify(state: &[sd_notify::NotifyState<'_>]) {
     if let Err(e) = sd_notify::notify(state) {
         tracing::warn!(error = %e, "cannot notify systemd");

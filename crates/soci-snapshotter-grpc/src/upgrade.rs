@@ -1,5 +1,5 @@
-//! `soci-snapshotter-grpc upgrade`: has the running daemon hand over to the program that is installed now, and
-//! waits for the outcome.
+//! `soci-snapshotter-grpc upgrade`: makes the running daemon hand over to the installed program, and waits
+//! for the outcome.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -9,15 +9,15 @@ use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
-use crate::root;
+use crate::root_lock;
 
 /// Longer than all limits of a hand-over together.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-/// How the last hand-over went.
+/// The outcome of the last hand-over.
 #[derive(Debug, Serialize, Deserialize)]
 struct Outcome {
-    /// Why it failed, and what became of the old server; absent: it did not fail.
+    /// Why it failed, and the state of the old server; absent after a success.
     error: Option<String>,
 }
 
@@ -25,7 +25,7 @@ fn file(root: &Path) -> PathBuf {
     root.join("upgrade.json")
 }
 
-/// Leaves the outcome where [`run`] waits for it.
+/// Writes the outcome to the file that [`run`] waits for.
 pub(crate) fn report(root: &Path, outcome: Result<(), String>) {
     let outcome = Outcome {
         error: outcome.err(),
@@ -36,16 +36,16 @@ pub(crate) fn report(root: &Path, outcome: Result<(), String>) {
         .and_then(|text| std::fs::write(&unfinished, text))
         .and_then(|()| std::fs::rename(&unfinished, &path));
     if let Err(error) = written {
-        tracing::warn!(path = %path.display(), error = %error, "the outcome of a hand-over is not told");
+        tracing::warn!(path = %path.display(), error = %error, "cannot write the outcome of a hand-over");
     }
 }
 
-/// Asks the daemon of `root` to hand over and waits until it has.
+/// Requests a hand-over of the daemon of `root` and waits for its outcome.
 ///
 /// # Errors
-/// If there is no daemon, or the hand-over failed; it says what became of the old server.
+/// If there is no daemon, or the hand-over failed; the error includes the state of the old server.
 pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
-    let supervisor = root::owner(root)?
+    let supervisor = root_lock::owner(root)?
         .and_then(|owner| owner.supervisor)
         .and_then(|pid| i32::try_from(pid).ok())
         .and_then(Pid::from_raw)
@@ -62,7 +62,7 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
     while Instant::now() < deadline {
         if let Ok(text) = std::fs::read(&path) {
             let outcome: Outcome = serde_json::from_slice(&text)
-                .with_context(|| format!("{} cannot be read", path.display()))?;
+                .with_context(|| format!("cannot read {}", path.display()))?;
             return match outcome.error {
                 None => Ok(()),
                 Some(error) => bail!(error),

@@ -1,4 +1,4 @@
-//! From the configuration to the subsystems, and from the subsystems to a snapshotter.
+//! Builds the subsystems from the configuration, and the snapshotter from the subsystems.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use soci_config::Config;
 use soci_fetch::SpanFetcher;
 use soci_fuse::Journal;
-use soci_holder::{HeldFd, Keeper};
+use soci_holder::Keeper;
 use soci_keychain::ImageServiceProxy;
 use soci_lazy::{Artifacts, LazyLayers};
 use soci_registry::Client;
@@ -18,20 +18,13 @@ use soci_store::content::OciLayout;
 use soci_unpack::Unpacker;
 use tokio::runtime::Handle;
 
-use crate::settings;
-use crate::signals::Stop;
-
-/// What an earlier server left, and where ours is left.
-pub(crate) struct Left {
-    pub(crate) keeper: Option<Arc<Keeper>>,
-    pub(crate) journal: Arc<Journal>,
-    /// What an earlier server knew from the kubelet's pulls.
-    pub(crate) credentials: Option<Vec<u8>>,
-    pub(crate) connections: Vec<HeldFd>,
-}
+use crate::credentials::CredentialSources;
+use crate::holder_setup::Inherited;
+use crate::supervision::Stop;
+use crate::{credential_memfd, settings, v015_cleanup};
 
 /// The running subsystems, to be ended in order.
-pub(crate) struct Running {
+pub(crate) struct Subsystems {
     pub(crate) snapshotter: Arc<Snapshotter>,
     /// With `[cri_keychain] enable_keychain`.
     pub(crate) image_service: Option<ImageServiceProxy>,
@@ -40,20 +33,20 @@ pub(crate) struct Running {
     pub(crate) pool: soci_fuse::Pool,
     pub(crate) store: LayerStore,
     pub(crate) meters: Arc<soci_telemetry::Meters>,
-    /// Keeps the connections when this process ends.
+    /// The holder, which keeps the connections when this process ends.
     pub(crate) keeper: Option<Arc<Keeper>>,
     journal: Arc<Journal>,
 }
 
-impl Running {
-    /// Ends the work behind the service; after [`Stop::Clean`] no layer is mounted. What was
-    /// fetched stays in both cases. Returns how many connections were served to the end.
+impl Subsystems {
+    /// Ends the work behind the service; after [`Stop::Clean`] no layer is mounted. Fetched data
+    /// stays in both cases. Returns the number of connections that were served until now.
     pub(crate) async fn close(self, stop: Stop) -> usize {
         self.lazy.leave();
         let pool = self.pool;
         let connections = pool.connections();
         if stop == Stop::LeaveMounts {
-            // Before anything that requests wait for ends: they are left to the next server.
+            // Before anything ends that requests wait for: they are left to the next server.
             self.journal.leaving_on_purpose();
             end(pool.clone()).await;
         }
@@ -72,10 +65,14 @@ async fn end(pool: soci_fuse::Pool) {
     let _ = tokio::task::spawn_blocking(move || pool.shutdown()).await;
 }
 
-/// Builds everything below the gRPC service, and mounts the layers of an earlier run again.
-pub(crate) async fn wire(root: &Path, config: &Config, left: Left) -> anyhow::Result<Running> {
-    let credentials =
-        crate::credentials::Places::of(config, left.keeper.as_ref(), left.credentials.as_deref());
+/// Builds everything below the gRPC service, and restores the layers of an earlier run.
+pub(crate) async fn wire(
+    root: &Path,
+    config: &Config,
+    inherited: Inherited,
+) -> anyhow::Result<Subsystems> {
+    let stored = inherited.credentials.and_then(credential_memfd::read);
+    let credentials = CredentialSources::new(config, inherited.keeper.as_ref(), stored.as_deref());
     let client = Client::new(settings::client(config), credentials.chain)?;
     let layers = LayerStore::open(&root.join("soci/layers"), settings::layer_store(config))?;
     let content = OciLayout::open(&root.join("content"))?;
@@ -86,9 +83,9 @@ pub(crate) async fn wire(root: &Path, config: &Config, left: Left) -> anyhow::Re
         "constructing background fetcher"
     );
     let fetcher = SpanFetcher::new(fetch, Handle::current());
-    // They wait for the disk now and then, never for the network.
+    // The threads wait for the disk at times, never for the network.
     let threads = std::thread::available_parallelism().map_or(4, |cores| cores.get().clamp(4, 16));
-    let pool = soci_fuse::Pool::new(threads, left.journal.clone())
+    let pool = soci_fuse::Pool::new(threads, inherited.journal.clone())
         .context("cannot start the threads that serve file systems")?;
 
     let userxattr = soci_snapshotter::needs_userxattr(root);
@@ -97,7 +94,7 @@ pub(crate) async fn wire(root: &Path, config: &Config, left: Left) -> anyhow::Re
         settings::unpack(config, root.join("unpack")),
     )?;
     let meters = Arc::new(soci_telemetry::Meters::new()?);
-    let keeper = left.keeper.clone();
+    let keeper = inherited.keeper.clone();
     let parts = soci_lazy::Parts {
         client,
         layers: layers.clone(),
@@ -106,8 +103,8 @@ pub(crate) async fn wire(root: &Path, config: &Config, left: Left) -> anyhow::Re
         unpacker,
         fetcher: fetcher.clone(),
         pool: pool.clone(),
-        keeper: left.keeper,
-        held: left.connections,
+        keeper: inherited.keeper,
+        held: inherited.connections,
         meters: meters.clone(),
         config: soci_lazy::LazyConfig {
             userxattr,
@@ -115,7 +112,7 @@ pub(crate) async fn wire(root: &Path, config: &Config, left: Left) -> anyhow::Re
         },
     };
     let lazy = LazyLayers::new(parts, root.join("soci/images"))
-        .context("what an earlier daemon left cannot be taken over")?;
+        .context("cannot adopt what an earlier daemon left")?;
     let snapshots = SnapshotterConfig {
         root: root.join("snapshotter"),
         allow_invalid_mounts_on_restart: config.snapshotter.allow_invalid_mounts_on_restart,
@@ -124,27 +121,27 @@ pub(crate) async fn wire(root: &Path, config: &Config, left: Left) -> anyhow::Re
     let snapshotter = Snapshotter::open(snapshots, lazy.clone())
         .await
         .context("cannot open the snapshots of earlier runs")?;
-    crate::old_root::clear(root);
+    v015_cleanup::remove_caches(root);
     // Every layer that a snapshot uses has been asked for by now; the rest only takes room.
     let sweeping = lazy.clone();
     tokio::spawn(async move {
         sweeping.continue_rest().await;
         sweeping.sweep().await;
     });
-    Ok(Running {
+    Ok(Subsystems {
         snapshotter: Arc::new(snapshotter),
         lazy,
         image_service: credentials.image_service,
         fetcher,
         pool,
-        journal: left.journal,
+        journal: inherited.journal,
         store: layers,
         meters,
         keeper,
     })
 }
 
-/// Where SOCI indexes and zTOCs are looked for before the registry.
+/// The place where SOCI indexes and zTOCs are looked up before the registry.
 fn artifacts(config: &Config, own: &OciLayout) -> Artifacts {
     match config.content_store.kind {
         soci_config::ContentStoreType::Containerd => Artifacts::Containerd(ContainerdContent::new(
@@ -154,7 +151,7 @@ fn artifacts(config: &Config, own: &OciLayout) -> Artifacts {
     }
 }
 
-/// Says once, at the end, what the registry was asked for and why.
+/// Logs once, at the end, what was fetched and why.
 fn log_fetched(stats: &soci_fetch::Stats) {
     tracing::info!(
         demand = stats.demand.bytes,

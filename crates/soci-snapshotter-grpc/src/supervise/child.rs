@@ -1,4 +1,4 @@
-//! One server process: started, watched, ended.
+//! One server process: starting, watching and ending it.
 
 use std::fmt;
 use std::fs::File;
@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use tokio::process::{Child, Command};
 
-use super::Signals;
-use crate::control::{Ask, Line, PASSED_SOCKET, PREDECESSOR, Predecessor};
+use super::signals::Signals;
+use crate::args::SERVER_ARGUMENT;
+use crate::control::{ControlStream, PASSED_SOCKET, PREDECESSOR, Predecessor, ServerCommand};
 use crate::listen::PassedSocket;
 
 /// How long a server may take from the signal to its end. systemd kills after 90 s by default.
@@ -22,22 +23,22 @@ const LAST: Duration = Duration::from_secs(60);
 /// Signal number of SIGKILL.
 const SIGKILL: i32 = 9;
 
-/// A program file, held open: what is started is what was seen, whatever is installed in its place.
+/// A program file, held open: the same file is started again, whatever is installed in its place since.
 #[derive(Debug)]
 pub(crate) struct Program(File);
 
 impl Program {
-    /// The one that this process runs.
+    /// Opens the one that this process runs.
     pub(crate) fn running() -> io::Result<Self> {
         File::open("/proc/self/exe").map(Self)
     }
 
-    /// The one that is installed at a path.
+    /// Opens the one that is installed at a path.
     pub(crate) fn at(path: &Path) -> io::Result<Self> {
         File::open(path).map(Self)
     }
 
-    /// Starts a server with our own command line.
+    /// Starts a server with this process's command line.
     pub(crate) fn start(
         &self,
         socket: Option<&PassedSocket>,
@@ -53,9 +54,9 @@ impl Program {
                 .next()
                 .unwrap_or_else(|| "soci-snapshotter-grpc".into()),
         );
-        command.args(arguments).arg(crate::SERVER_ARGUMENT);
+        command.args(arguments).arg(SERVER_ARGUMENT);
         command.env(PREDECESSOR, predecessor.as_str());
-        // Only the supervisor speaks to systemd as the service.
+        // Only the supervisor notifies systemd.
         match socket {
             Some(socket) => {
                 let passed = socket.socket.as_fd().try_clone_to_owned()?;
@@ -71,22 +72,22 @@ impl Program {
         let child = command.spawn()?;
         Ok(Server {
             child,
-            line: Line::over(ours.into())?,
-            talks: true,
+            control: ControlStream::over(ours.into())?,
+            connected: true,
         })
     }
 }
 
 /// How a server ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum ServerExit {
     Exited(u8),
     /// By this signal.
     Signal(i32),
     Unknown,
 }
 
-impl End {
+impl ServerExit {
     /// Waits for the end of a process. Can be given up and called again.
     pub(crate) async fn of(child: &mut Child) -> Self {
         let status: io::Result<ExitStatus> = child.wait().await;
@@ -100,7 +101,7 @@ impl End {
         }
     }
 
-    /// What the next server is told of it.
+    /// How the next server has to regard it.
     pub(crate) fn predecessor(self) -> Predecessor {
         match self {
             Self::Exited(0) => Predecessor::Unknown,
@@ -110,7 +111,7 @@ impl End {
     }
 }
 
-impl fmt::Display for End {
+impl fmt::Display for ServerExit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exited(code) => write!(f, "exit code {code}"),
@@ -124,9 +125,9 @@ impl fmt::Display for End {
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) child: Child,
-    pub(crate) line: Line,
-    /// Its end of the line is open.
-    pub(crate) talks: bool,
+    pub(crate) control: ControlStream,
+    /// Its end of the control stream is open.
+    pub(crate) connected: bool,
 }
 
 impl Server {
@@ -141,26 +142,26 @@ impl Server {
         let _ = self.child.kill().await;
     }
 
-    /// Has it end, and waits for that; a second signal makes it hurry. The exit code is ours.
-    pub(crate) async fn stop(&mut self, ask: Ask, signals: &mut Signals) -> ExitCode {
-        self.line.say(ask).await;
+    /// Ends it and waits for that; a second signal makes it hurry. Returns the exit code of this process.
+    pub(crate) async fn stop(&mut self, command: ServerCommand, signals: &mut Signals) -> ExitCode {
+        self.control.send(command).await;
         let deadline = tokio::time::sleep(LAST);
         tokio::pin!(deadline);
-        let end = loop {
+        let exit = loop {
             tokio::select! {
-                end = End::of(&mut self.child) => break end,
-                _ = signals.end() => self.line.say(Ask::Hurry).await,
+                exit = ServerExit::of(&mut self.child) => break exit,
+                _ = signals.end() => self.control.send(ServerCommand::Hurry).await,
                 () = &mut deadline => {
-                    tracing::error!("the server does not end: it is killed");
+                    tracing::error!("server did not end within {} s; killing it", LAST.as_secs());
                     self.kill().await;
                     return ExitCode::FAILURE;
                 }
             }
         };
-        match end {
-            End::Exited(code) => ExitCode::from(code),
-            End::Signal(_) | End::Unknown => {
-                tracing::error!(end = %end, "the server did not end as it should");
+        match exit {
+            ServerExit::Exited(code) => ExitCode::from(code),
+            ServerExit::Signal(_) | ServerExit::Unknown => {
+                tracing::error!(exit = %exit, "server did not exit cleanly");
                 ExitCode::FAILURE
             }
         }

@@ -1,5 +1,5 @@
-//! From one server to the next without a gap: the new one proves itself while the old one serves, the old
-//! one lets go, the new one takes up. Whatever is wrong with the new one, the old one goes on.
+//! From one server to the next without a gap: the new one checks that it can take over while the old one
+//! serves, the old one releases everything, the new one adopts it. If the new one fails, the old one resumes.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -7,28 +7,28 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
-use super::child::{End, Program, Server};
-use crate::control::{Ask, Predecessor, Tell};
+use super::child::{Program, Server, ServerExit};
+use crate::control::{Predecessor, ServerCommand, ServerEvent};
 use crate::listen::PassedSocket;
 use crate::upgrade;
 
-/// How long the new server may take to prove itself: it reads the zTOC of every mounted layer.
-const TO_PROVE: Duration = Duration::from_secs(120);
-/// How long the old one may take to let go: it waits for calls that run.
-const TO_LET_GO: Duration = Duration::from_secs(30);
+/// How long the new server may take for its check: it reads the zTOC of every mounted layer.
+const TO_CHECK: Duration = Duration::from_secs(120);
+/// How long the old one may take to release everything: it waits for calls in flight.
+const TO_RELEASE: Duration = Duration::from_secs(30);
 /// How long the new one may take until it serves.
 const TO_SERVE: Duration = Duration::from_secs(60);
-/// How long the old one may take to end when all is done.
+/// How long the old one may take to end afterwards.
 const TO_END: Duration = Duration::from_secs(10);
 
-/// How long after its line a server may end.
-const END_FOLLOWS: Duration = Duration::from_secs(5);
+/// How long a server may take to end after it has closed its control stream.
+const EXIT_FOLLOWS: Duration = Duration::from_secs(5);
 
 /// Why there was no hand-over.
 #[derive(Debug)]
 struct Failure {
     why: anyhow::Error,
-    /// What became of the old server.
+    /// Whether the old server serves again.
     old: anyhow::Result<()>,
 }
 
@@ -43,7 +43,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let why = &self.why;
         match &self.old {
-            Ok(()) => write!(f, "the old server goes on: {why:#}"),
+            Ok(()) => write!(f, "the old server keeps serving: {why:#}"),
             Err(lost) => write!(
                 f,
                 "the old server does not serve again ({lost:#}) and is replaced when it ends: {why:#}"
@@ -52,26 +52,26 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Hands over to the program that is installed where this one was started from. `None`: there is still the
-/// old server, if any.
+/// Hands over to the program that is installed where this one was started from. `None`: the old server
+/// stays, if it still runs.
 pub(crate) async fn upgrade(
     old: &mut Server,
     socket: Option<&PassedSocket>,
     root: &Path,
 ) -> Option<(Server, Program)> {
     let outcome = hand_over(old, socket).await;
-    let said = match &outcome {
+    let report = match &outcome {
         Ok((new, _)) => {
-            tracing::info!(pid = new.pid(), "another server has taken over");
+            tracing::info!(pid = new.pid(), "hand-over completed");
             Ok(())
         }
         Err(failure) => {
             let error = failure.to_string();
-            tracing::error!(error, "the hand-over failed");
+            tracing::error!(error, "hand-over failed");
             Err(error)
         }
     };
-    upgrade::report(root, said);
+    upgrade::report(root, report);
     outcome.ok()
 }
 
@@ -84,52 +84,55 @@ async fn hand_over(
     let mut new = program
         .start(socket, Predecessor::Serving)
         .with_context(|| format!("cannot start {}", path.display()))?;
-    if let Err(error) = answers(&mut new, Tell::Proved, TO_PROVE).await {
+    if let Err(error) = reports(&mut new, ServerEvent::Checked, TO_CHECK).await {
         new.kill().await;
-        let why = error.context("the new program does not prove that it can take over");
+        let why = error.context("the new program cannot take over");
         return Err(why.into());
     }
-    old.line.say(Ask::HandOver).await;
+    old.control.send(ServerCommand::HandOver).await;
     let handed_over = async {
-        let let_go = answers(old, Tell::HandedOver, TO_LET_GO).await;
-        let_go.context("the old server does not let go")?;
-        new.line.say(Ask::Serve).await;
-        let serves = answers(&mut new, Tell::Ready, TO_SERVE).await;
+        let released = reports(old, ServerEvent::HandedOver, TO_RELEASE).await;
+        released.context("the old server does not release the mounts")?;
+        new.control.send(ServerCommand::Serve).await;
+        let serves = reports(&mut new, ServerEvent::Ready, TO_SERVE).await;
         serves.context("the new program does not serve")
     };
     if let Err(why) = handed_over.await {
         new.kill().await;
-        old.line.say(Ask::Serve).await;
-        // Whoever asked for the hand-over is told when all is as before.
-        let old = answers(old, Tell::Ready, TO_SERVE).await;
+        old.control.send(ServerCommand::Serve).await;
+        // The outcome is reported once all is as before.
+        let old = reports(old, ServerEvent::Ready, TO_SERVE).await;
         return Err(Failure { why, old });
     }
-    old.line.say(Ask::Exit).await;
-    if tokio::time::timeout(TO_END, End::of(&mut old.child))
+    old.control.send(ServerCommand::Exit).await;
+    if tokio::time::timeout(TO_END, ServerExit::of(&mut old.child))
         .await
         .is_err()
     {
-        tracing::warn!("the old server does not end: it is killed");
+        tracing::warn!(
+            "old server did not end within {} s; killing it",
+            TO_END.as_secs()
+        );
         old.kill().await;
     }
     Ok((new, program))
 }
 
-/// Waits until the server says the word; what else it says is not for now.
-async fn answers(server: &mut Server, word: Tell, limit: Duration) -> anyhow::Result<()> {
+/// Waits for an event of the server; others are ignored.
+async fn reports(server: &mut Server, event: ServerEvent, limit: Duration) -> anyhow::Result<()> {
     let waiting = async {
         loop {
             tokio::select! {
-                end = End::of(&mut server.child) => bail!("it ended ({end}); its log says why"),
-                said = server.line.next::<Tell>() => match said {
-                    Some(said) if said == word => return Ok(()),
+                exit = ServerExit::of(&mut server.child) => bail!("it ended ({exit}); see its log"),
+                received = server.control.receive::<ServerEvent>() => match received {
+                    Some(received) if received == event => return Ok(()),
                     Some(_) => {}
                     None => {
-                        let end = End::of(&mut server.child);
-                        // It is seen before the end that it comes with.
-                        match tokio::time::timeout(END_FOLLOWS, end).await {
-                            Ok(end) => bail!("it ended ({end}); its log says why"),
-                            Err(_) => bail!("it closed its line; its log says why"),
+                        let exit = ServerExit::of(&mut server.child);
+                        // The stream closes before the process has ended.
+                        match tokio::time::timeout(EXIT_FOLLOWS, exit).await {
+                            Ok(exit) => bail!("it ended ({exit}); see its log"),
+                            Err(_) => bail!("it closed its control stream; see its log"),
                         }
                     }
                 },
@@ -138,12 +141,11 @@ async fn answers(server: &mut Server, word: Tell, limit: Duration) -> anyhow::Re
     };
     match tokio::time::timeout(limit, waiting).await {
         Ok(result) => result,
-        Err(_) => bail!("it did not answer within {} s", limit.as_secs()),
+        Err(_) => bail!("no response within {} s", limit.as_secs()),
     }
 }
 
-/// The path of our program. The file that we run may have been replaced since; then the kernel shows it as
-/// deleted.
+/// The path of this program. If its file has been replaced since, the kernel shows the path as deleted.
 fn installed() -> anyhow::Result<PathBuf> {
     let path = std::fs::read_link("/proc/self/exe").context("cannot find the program that runs")?;
     let text = path.to_string_lossy();

@@ -1,12 +1,12 @@
-//! What v0.15 keeps below the root besides its snapshots: rebuilt by it when missing, of no use to
-//! us. It is removed once the snapshots have been taken over; the snapshotter's database stays.
+//! Removal of what v0.15 keeps below the root besides its snapshots: it rebuilds that when missing, and we
+//! have no use for it. Runs once the snapshots have been imported; the snapshotter's database stays.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 
 /// Removes v0.15's layer metadata and span cache, if this root was v0.15's.
-pub(crate) fn clear(root: &Path) {
+pub(crate) fn remove_caches(root: &Path) {
     if !root.join("snapshotter/metadata.db").exists() {
         return;
     }
@@ -18,7 +18,7 @@ pub(crate) fn clear(root: &Path) {
             log(&entry.path(), fs::remove_file(entry.path()));
         }
     }
-    // Only if it is empty: what is not v0.15's is none of our business.
+    // Only if it is empty: other files are not v0.15's.
     let _ = fs::remove_dir(&multiple);
     let spans = root.join("soci/spancache");
     log(&spans, fs::remove_dir_all(&spans));
@@ -77,7 +77,7 @@ mod tests {
         ];
         let gone = ["metadata.db", "metadata/sha256:1.db", "soci/spancache/1/2"];
         let root = root(&[&kept[..], &gone[..]].concat());
-        clear(root.path());
+        remove_caches(root.path());
         assert_eq!(left(root.path()), kept);
         assert!(!root.path().join("metadata").exists());
     }
@@ -86,7 +86,7 @@ mod tests {
     fn a_root_that_was_never_v0_15s_is_left_alone() {
         let files = ["metadata.db", "metadata/1.db", "soci/spancache/1"];
         let root = root(&files);
-        clear(root.path());
+        remove_caches(root.path());
         assert_eq!(left(root.path()), files);
     }
 }

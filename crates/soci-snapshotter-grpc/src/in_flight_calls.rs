@@ -1,4 +1,4 @@
-//! Counts the calls that run, so that the daemon ends when the last one is answered and does not
+//! Counts the calls in flight, so that the daemon ends when the last one is answered and does not
 //! wait for clients that keep idle connections.
 
 use std::future::Future;
@@ -13,15 +13,15 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tower::{Layer, Service};
 
-/// The last bytes of an answer may still be on their way to the socket when its call has ended.
+/// Time for the last bytes of a response to reach the socket after its call has ended.
 const FLUSH: Duration = Duration::from_millis(200);
 
-/// The calls of a server. Clones count together.
+/// The calls in flight of a server. Clones share one count.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Calls(TaskTracker);
+pub(crate) struct InFlightCalls(TaskTracker);
 
-impl Calls {
-    /// Returns when no call runs and the answers are out. To be called when no new call can come.
+impl InFlightCalls {
+    /// Returns when no call is in flight and the responses are sent. To be called when no new call can come.
     pub(crate) async fn answered(&self) {
         self.0.close();
         self.0.wait().await;
@@ -29,7 +29,7 @@ impl Calls {
     }
 }
 
-impl<S> Layer<S> for Calls {
+impl<S> Layer<S> for InFlightCalls {
     type Service = Counted<S>;
 
     fn layer(&self, inner: S) -> Counted<S> {
@@ -40,18 +40,18 @@ impl<S> Layer<S> for Calls {
     }
 }
 
-/// A service whose calls are counted, from the request to the end of the answer's body.
+/// A service whose calls are counted, from the request to the end of the response's body.
 #[derive(Debug, Clone)]
 pub(crate) struct Counted<S> {
     inner: S,
-    calls: Calls,
+    calls: InFlightCalls,
 }
 
 impl<S: NamedService> NamedService for Counted<S> {
     const NAME: &'static str = S::NAME;
 }
 
-type Answer<E> = Pin<Box<dyn Future<Output = Result<http::Response<Body>, E>> + Send>>;
+type CallFuture<E> = Pin<Box<dyn Future<Output = Result<http::Response<Body>, E>> + Send>>;
 
 impl<S, R> Service<http::Request<R>> for Counted<S>
 where
@@ -60,7 +60,7 @@ where
 {
     type Response = http::Response<Body>;
     type Error = S::Error;
-    type Future = Answer<S::Error>;
+    type Future = CallFuture<S::Error>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
@@ -114,7 +114,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_counts_until_its_answers_body_is_gone() {
-        let calls = Calls::default();
+        let calls = InFlightCalls::default();
         let service = calls.layer(tower::service_fn(|_: http::Request<()>| async {
             let body = Body::new("not empty".to_owned());
             Ok::<_, std::convert::Infallible>(http::Response::new(body))

@@ -1,5 +1,5 @@
-//! The kubelet's credentials across servers: in memory that the holder keeps, and nowhere else. Without
-//! them every image that was pulled with credentials could be read no more after a restart.
+//! The kubelet's credentials across servers: in a memfd with the holder, and nowhere else. Without them no
+//! image that was pulled with credentials could be read after a restart.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
@@ -9,13 +9,12 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use soci_holder::{HeldFd, Keeper};
 use soci_keychain::Vault;
 
-/// The memory's name with the holder.
-pub(crate) const HOLDER_KEY: &str = "cri-credentials";
+use crate::holder_keys;
 
-/// Far more than all that is remembered takes, in bytes.
+/// Largest content in bytes, far above what is ever stored.
 const LARGEST: u64 = 64 << 20;
 
-/// Memory with the holder.
+/// A memfd with the holder.
 struct HeldMemory(Arc<Keeper>);
 
 impl Vault for HeldMemory {
@@ -23,22 +22,22 @@ impl Vault for HeldMemory {
         let put = || -> std::io::Result<()> {
             let mut memory = File::from(memfd_create("soci-credentials", MemfdFlags::CLOEXEC)?);
             memory.write_all(secrets)?;
-            self.0.put(HOLDER_KEY, "", memory.into());
+            self.0.put(holder_keys::CREDENTIALS, "", memory.into());
             Ok(())
         };
         if let Err(error) = put() {
-            tracing::warn!(error = %error, "credentials of the kubelet's pulls do not survive this process");
+            tracing::warn!(error = %error, "cannot store the credentials of the kubelet's pulls; they do not survive this process");
         }
     }
 }
 
-/// The vault with the holder.
-pub(crate) fn with(keeper: &Arc<Keeper>) -> Arc<dyn Vault> {
+/// Returns the vault with the holder.
+pub(crate) fn with_holder(keeper: &Arc<Keeper>) -> Arc<dyn Vault> {
     Arc::new(HeldMemory(keeper.clone()))
 }
 
-/// What an earlier server put into it.
-pub(crate) fn secrets(held: HeldFd) -> Option<Vec<u8>> {
+/// Reads what an earlier server stored.
+pub(crate) fn read(held: HeldFd) -> Option<Vec<u8>> {
     let mut memory = File::from(held.descriptor);
     memory.rewind().ok()?;
     let mut secrets = Vec::new();

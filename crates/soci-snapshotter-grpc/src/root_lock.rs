@@ -1,4 +1,4 @@
-//! Who has the root folder: one server, which a supervisor keeps running.
+//! The lock of the root folder: one server has it, which a supervisor keeps running.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use soci_store::{Owner, RootLock, StoreError};
 /// How long a server without supervisor may take to end when the next daemon starts.
 const ORPHAN_ENDS: Duration = Duration::from_secs(20);
 
-/// How a process without a supervisor is entered.
+/// The owner to record for this process. Without a supervisor it takes that part, too.
 pub(crate) fn ourselves(supervised: bool) -> Owner {
     let server = std::process::id();
     let parent = getppid().and_then(|pid| u32::try_from(pid.as_raw_nonzero().get()).ok());
@@ -20,8 +20,8 @@ pub(crate) fn ourselves(supervised: bool) -> Owner {
     }
 }
 
-/// Makes the root folder if need be and keeps other daemons away from it. A server whose supervisor was
-/// killed goes on until the next daemon starts: it is asked to end.
+/// Creates the root folder if it does not exist, and locks it. Blocks while a server ends whose supervisor
+/// was killed: it serves until the next daemon starts, which asks it to end.
 pub(crate) fn lock(root: &Path, owner: Owner) -> anyhow::Result<RootLock> {
     let begin = Instant::now();
     let mut asked = false;
@@ -33,7 +33,7 @@ pub(crate) fn lock(root: &Path, owner: Owner) -> anyhow::Result<RootLock> {
                 if !asked {
                     tracing::warn!(
                         pid = other.server,
-                        "a server whose supervisor is gone has the root folder: it is asked to hand over"
+                        "asking a server without supervisor to release the root folder"
                     );
                     signal(other.server, Signal::TERM);
                     asked = true;
@@ -42,16 +42,16 @@ pub(crate) fn lock(root: &Path, owner: Owner) -> anyhow::Result<RootLock> {
                 }
                 std::thread::sleep(Duration::from_millis(10));
             }
-            // It may be ending just now.
+            // It may be about to end.
             Err(StoreError::Locked { .. }) if asked && begin.elapsed() < ORPHAN_ENDS => {
                 std::thread::sleep(Duration::from_millis(10));
             }
-            other => return other.context("the folder given by --root cannot be used"),
+            other => return other.context("cannot use the folder given by --root"),
         }
     }
 }
 
-/// Who has it; `None`: nobody.
+/// Returns the owner of the root folder, if it is locked.
 pub(crate) fn owner(root: &Path) -> anyhow::Result<Option<Owner>> {
     Ok(RootLock::owner(root)?)
 }

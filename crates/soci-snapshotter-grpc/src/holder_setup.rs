@@ -1,4 +1,4 @@
-//! What outlives a server: its connections, their journal, its socket.
+//! What outlives a server and is with the holder: its connections, their journal, its socket.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,15 +8,13 @@ use soci_config::Config;
 use soci_fuse::{ExitKind, Journal};
 use soci_holder::{ABANDONED_FILE, Abandoned, Client, HeldFd, Keeper, KeeperConfig};
 
-use crate::HOLDER_ARGUMENT;
+use crate::args::HOLDER_ARGUMENT;
 use crate::control::Predecessor;
-use crate::{descriptor_store, listen, vault};
+use crate::{descriptor_store, holder_keys};
 
-/// The journal's name with the holder.
-pub(crate) const JOURNAL: &str = "journal";
-
-/// What an earlier server left, and where ours is left.
-pub(crate) struct Holding {
+/// What an earlier server left, and the holder for the next one.
+pub(crate) struct Inherited {
+    /// `None`: without a holder mounts do not survive this server.
     pub(crate) keeper: Option<Arc<Keeper>>,
     pub(crate) journal: Arc<Journal>,
     pub(crate) socket: Option<HeldFd>,
@@ -24,23 +22,23 @@ pub(crate) struct Holding {
     pub(crate) connections: Vec<HeldFd>,
 }
 
-/// Becomes the server of the root folder's holder.
+/// Becomes the server of the root folder's holder. Blocks while a holder is started.
 pub(crate) fn open(
     root: &Path,
     config: &Config,
     predecessor: Predecessor,
-) -> anyhow::Result<Holding> {
-    tell_abandoned(root);
-    let (keeper, kept) = reach(root, config)?;
+) -> anyhow::Result<Inherited> {
+    log_abandoned(root);
+    let (keeper, held) = connect(root, config)?;
     let mut journal = None;
     let mut socket = None;
     let mut credentials = None;
     let mut connections = Vec::new();
-    for item in kept {
+    for item in held {
         match item.key.as_str() {
-            JOURNAL => journal = Some(item.descriptor),
-            listen::HOLDER_KEY => socket = Some(item),
-            vault::HOLDER_KEY => credentials = Some(item),
+            holder_keys::JOURNAL => journal = Some(item.descriptor),
+            holder_keys::SOCKET => socket = Some(item),
+            holder_keys::CREDENTIALS => credentials = Some(item),
             _ => connections.push(item),
         }
     }
@@ -49,14 +47,14 @@ pub(crate) fn open(
         None => Journal::create(),
     };
     let journal = journal.context(
-        "the requests that an earlier daemon left cannot be taken over; start the version that left \
-         them, or stop this one and give the mounts up with `soci abort-mounts`",
+        "cannot adopt the requests that an earlier daemon left; start the version that left them, or \
+         stop this one and give the mounts up with `soci abort-mounts`",
     )?;
     if let Some(keeper) = &keeper {
         let memory = journal.descriptor().context("too many open files")?;
-        keeper.put(JOURNAL, "", memory);
+        keeper.put(holder_keys::JOURNAL, "", memory);
     }
-    Ok(Holding {
+    Ok(Inherited {
         keeper,
         journal,
         socket,
@@ -65,8 +63,8 @@ pub(crate) fn open(
     })
 }
 
-fn reach(root: &Path, config: &Config) -> anyhow::Result<(Option<Arc<Keeper>>, Vec<HeldFd>)> {
-    // One that is there has something for us, whatever the configuration says by now.
+fn connect(root: &Path, config: &Config) -> anyhow::Result<(Option<Arc<Keeper>>, Vec<HeldFd>)> {
+    // A running holder may have mounts for us, whatever the configuration says by now.
     if !config.holder.enable && Client::look(root)?.is_none() {
         tracing::warn!(
             "[holder] enable = false: containers on lazy layers do not survive the daemon"
@@ -80,45 +78,47 @@ fn reach(root: &Path, config: &Config) -> anyhow::Result<(Option<Arc<Keeper>>, V
         backup: descriptor_store::find(),
     });
     match opened {
-        Ok((keeper, kept)) => Ok((Some(keeper), kept)),
+        Ok((keeper, held)) => Ok((Some(keeper), held)),
         Err(
             error @ (soci_holder::HolderError::Spawn(_) | soci_holder::HolderError::Path { .. }),
         ) => {
             tracing::error!(
                 error = %error,
-                "there is no holder: containers on lazy layers do not survive the daemon"
+                "no holder: containers on lazy layers do not survive the daemon"
             );
             Ok((None, Vec::new()))
         }
-        Err(error) => Err(error).context("what an earlier daemon left cannot be taken over"),
+        Err(error) => Err(error).context("cannot adopt what an earlier daemon left"),
     }
 }
 
 const fn exit_kind(predecessor: Predecessor) -> ExitKind {
     match predecessor {
         Predecessor::Serving => ExitKind::Planned,
-        // Perhaps the machine's memory was short, or somebody killed it and its supervisor.
+        // By the kernel because memory was short, or by an operator together with its supervisor.
         Predecessor::Killed | Predecessor::Unknown => ExitKind::Killed,
         Predecessor::Crashed => ExitKind::Crashed,
     }
 }
 
-/// Says what a holder did that waited in vain.
-fn tell_abandoned(root: &Path) {
+/// Logs that a holder gave mounts up because no server came.
+fn log_abandoned(root: &Path) {
     let path = root.join(ABANDONED_FILE);
     let Ok(text) = std::fs::read(&path) else {
         return;
     };
     match serde_json::from_slice::<Abandoned>(&text) {
-        Ok(words) => tracing::error!(
-            connections = words.connections,
-            at = words.at,
-            reason = words.reason,
+        Ok(abandoned) => tracing::error!(
+            connections = abandoned.connections,
+            at = abandoned.at,
+            reason = abandoned.reason,
             "the mounts of an earlier daemon were given up: containers on them have to be restarted"
         ),
-        Err(error) => tracing::warn!(path = %path.display(), error = %error, "cannot be read"),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), error = %error, "cannot read the note of a holder")
+        }
     }
     if let Err(error) = std::fs::remove_file(&path) {
-        tracing::warn!(path = %path.display(), error = %error, "cannot be removed");
+        tracing::warn!(path = %path.display(), error = %error, "cannot remove the note of a holder");
     }
 }

@@ -1,4 +1,5 @@
-//! Before a hand-over: could this program serve what the old one serves? Nothing is changed meanwhile.
+//! The check before a hand-over: whether this program could serve what the old one serves. Changes
+//! nothing.
 
 use std::path::Path;
 
@@ -7,25 +8,25 @@ use soci_config::Config;
 use soci_fuse::Journal;
 use soci_holder::Client;
 
-use crate::holding::JOURNAL;
+use crate::holder_keys::JOURNAL;
 
-/// What the folders for mounts of our own begin with.
+/// Prefix of the folders for test mounts.
 const SCRATCH: &str = "proof-";
 
-/// Proves it.
+/// Checks everything that the holder has against this program, and serves a mount of its own for a moment.
 ///
 /// # Errors
-/// Why it could not. The old server goes on then.
-pub(crate) fn prove(root: &Path, config: &Config) -> anyhow::Result<()> {
-    let kept = match Client::look(root)? {
+/// If this program could not take over. The old server then keeps serving.
+pub(crate) fn check(root: &Path, config: &Config) -> anyhow::Result<()> {
+    let held = match Client::look(root)? {
         Some(holder) => holder.list()?,
         None if config.holder.enable => anyhow::bail!(
-            "there is no holder that could pass the mounts on; restart the daemon once containers are drained"
+            "no holder that could pass the mounts on; restart the daemon once containers are drained"
         ),
         None => Vec::new(),
     };
     let mut connections = Vec::new();
-    for item in kept {
+    for item in held {
         if item.key == JOURNAL {
             Journal::check(item.descriptor)?;
         } else {
@@ -35,15 +36,15 @@ pub(crate) fn prove(root: &Path, config: &Config) -> anyhow::Result<()> {
     let scratch = root.join(format!("{SCRATCH}{}", std::process::id()));
     std::fs::create_dir(&scratch)
         .with_context(|| format!("cannot create {}", scratch.display()))?;
-    let proved = soci_lazy::prove(&root.join("soci/layers"), connections, &scratch);
+    let checked = soci_lazy::prove(&root.join("soci/layers"), connections, &scratch);
     std::fs::remove_dir(&scratch)
         .with_context(|| format!("cannot remove {}", scratch.display()))?;
-    let mounts = proved?;
-    tracing::info!(mounts, "this program can serve what is mounted");
+    let mounts = checked?;
+    tracing::info!(mounts, "check passed: this program can serve all mounts");
     Ok(())
 }
 
-/// Removes what a program left that died while it proved itself.
+/// Removes the mounts of programs that died during their check.
 pub(crate) fn clear_away(root: &Path) {
     let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
     for entry in entries {
@@ -54,7 +55,7 @@ pub(crate) fn clear_away(root: &Path) {
             .map_err(anyhow::Error::from)
             .and_then(|()| Ok(std::fs::remove_dir(entry.path())?));
         if let Err(error) = removed {
-            tracing::warn!(path = %entry.path().display(), error = %error, "cannot be cleared away");
+            tracing::warn!(path = %entry.path().display(), error = %error, "cannot remove the test mount of an earlier hand-over");
         }
     }
 }
