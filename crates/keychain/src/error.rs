@@ -1,19 +1,19 @@
-//! Why credentials of a cluster cannot be had. No message holds a secret.
+//! The error of reading the secrets of a cluster. No message holds a secret.
 
 use std::io;
 use std::path::PathBuf;
 
-/// What went wrong on the way to the secrets of a cluster.
+/// Why the secrets of a cluster cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeychainError {
     /// There is no configuration yet.
     #[error(
-        "no kubeconfig at {}, and this is no pod with a service account; \
+        "no kubeconfig at {}, and not in a pod with a service account; \
          set [kubeconfig_keychain] kubeconfig_path", .path.display()
     )]
     NoConfiguration {
-        /// The file that was looked for.
+        /// The file that does not exist.
         path: PathBuf,
     },
     /// A file cannot be read.
@@ -24,12 +24,12 @@ pub enum KeychainError {
         /// The cause.
         source: io::Error,
     },
-    /// A kubeconfig says something that cannot be.
+    /// A kubeconfig is invalid.
     #[error("kubeconfig {}: {reason}", .path.display())]
     Kubeconfig {
         /// The file.
         path: PathBuf,
-        /// What is wrong, without quoting it.
+        /// The defect, without quoting the file.
         reason: String,
     },
     /// The program that a kubeconfig names for its credentials failed.
@@ -37,10 +37,10 @@ pub enum KeychainError {
     Plugin {
         /// The program.
         command: String,
-        /// What happened.
+        /// The failure.
         reason: String,
     },
-    /// The API server cannot be reached, or the answer breaks off.
+    /// The API server cannot be reached, or the response breaks off.
     #[error("API server {server}: {source}")]
     Request {
         /// Its URL.
@@ -48,20 +48,20 @@ pub enum KeychainError {
         /// The cause.
         source: reqwest::Error,
     },
-    /// The API server refuses.
-    #[error("API server {server} answers {status} for secrets{}", advice(*.status))]
+    /// The API server responds with an error status.
+    #[error("API server {server} responds with {status} to a request for secrets{}", advice(*.status))]
     Refused {
         /// Its URL.
         server: String,
         /// The HTTP status.
         status: u16,
     },
-    /// The API server's answer is not what Kubernetes answers.
+    /// The response of the API server is invalid.
     #[error("API server {server}: {reason}")]
     Answer {
         /// Its URL.
         server: String,
-        /// What is wrong with it.
+        /// The defect.
         reason: String,
     },
 }

@@ -1,8 +1,8 @@
-//! Credentials for registries that somebody else keeps: the image pull secrets of a Kubernetes
-//! cluster ([`KubeSecrets`], `[kubeconfig_keychain]`), and what the kubelet sends with its pulls
+//! Credentials for registries from Kubernetes: the image pull secrets of a cluster
+//! ([`KubeSecrets`], `[kubeconfig_keychain]`), and the credentials of the kubelet's pulls
 //! ([`CriKeychain`], `[cri_keychain]`). Both are [`soci_registry::Credentials`].
 //!
-//! Nothing secret is in a `Debug`, an error or a log line of this crate.
+//! No `Debug`, error or log line of this crate shows a secret.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! Annotation and label keys that SOCI gives a meaning to.
+//! Annotation and label keys of SOCI.
 
 /// On an image manifest (v2): the digest of the image's SOCI index.
 pub const INDEX_DIGEST: &str = "com.amazon.soci.index-digest";
@@ -12,7 +12,7 @@ pub const IMAGE_LAYER_MEDIA_TYPE: &str = "com.amazon.soci.image-layer-mediaType"
 pub const SPAN_SIZE: &str = "com.amazon.soci.span-size";
 /// On a zTOC descriptor or an index: `"true"` when the layer has no xattrs worth asking for.
 pub const DISABLE_XATTRS: &str = "com.amazon.soci.disable-xattrs";
-/// On a SOCI index: the program that built it.
+/// On a SOCI index: the tool that built it.
 pub const BUILD_TOOL_IDENTIFIER: &str = "com.amazon.soci.build-tool-identifier";
 /// The OCI annotation naming a descriptor of an image layout (`index.json`).
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";

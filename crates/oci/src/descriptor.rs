@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Digest, Platform};
 
-/// What a blob is, how large, and its digest. Fields are in the order in which Go writes them.
+/// Media type, digest and size of a blob. Fields are in the order in which Go writes them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
@@ -17,7 +17,7 @@ pub struct Descriptor {
     pub digest: Digest,
     /// The length of the blob in bytes.
     pub size: u64,
-    /// Further places to fetch the blob from.
+    /// Additional URLs of the blob.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub urls: Vec<String>,
     /// Annotations, sorted by key.
@@ -29,13 +29,13 @@ pub struct Descriptor {
     /// The platform of an image manifest in an index.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
-    /// The artifact type of the manifest that this points at.
+    /// The artifact type of the described manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
 }
 
 impl Descriptor {
-    /// A descriptor without optional fields.
+    /// Creates a descriptor without optional fields.
     #[must_use]
     pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Self {
         Self {
@@ -50,19 +50,19 @@ impl Descriptor {
         }
     }
 
-    /// The descriptor of these bytes.
+    /// Creates the descriptor of `data`.
     #[must_use]
     pub fn of(media_type: impl Into<String>, data: &[u8]) -> Self {
         Self::new(media_type, Digest::of(data), data.len() as u64)
     }
 
-    /// The value of an annotation.
+    /// Returns the value of an annotation.
     #[must_use]
     pub fn annotation(&self, key: &str) -> Option<&str> {
         self.annotations.get(key).map(String::as_str)
     }
 
-    /// The same descriptor with one more annotation.
+    /// Returns the descriptor with one more annotation.
     #[must_use]
     pub fn annotated(mut self, key: &str, value: impl Into<String>) -> Self {
         self.annotations.insert(key.to_owned(), value.into());

@@ -1,4 +1,4 @@
-//! Content digests: sha256, the one algorithm that images use in practice.
+//! Content digests: sha256, the only algorithm that images use in practice.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,37 +10,37 @@ use sha2::Digest as _;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; 32]);
 
-/// Why a text is not a digest that we can use.
+/// Why a text is not a supported digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DigestError {
-    /// Another algorithm than sha256.
-    #[error("digest {0:?} does not start with \"sha256:\", the one algorithm supported")]
+    /// The algorithm is not sha256.
+    #[error("digest {0:?} does not start with \"sha256:\", the only supported algorithm")]
     Algorithm(String),
-    /// Not 64 lower-case hexadecimal digits.
+    /// The rest is not 64 lower-case hexadecimal digits.
     #[error("digest {0:?} does not have 64 lower-case hexadecimal digits after \"sha256:\"")]
     Hex(String),
 }
 
 impl Digest {
-    /// The digest of `data`.
+    /// Computes the digest of `data`.
     #[must_use]
     pub fn of(data: &[u8]) -> Self {
         Self(sha2::Sha256::digest(data).into())
     }
 
-    /// A digest from its 32 raw bytes.
+    /// Creates a digest from its 32 raw bytes.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// The 32 raw bytes.
+    /// Returns the 32 raw bytes.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// The 64 hexadecimal digits without the algorithm.
+    /// Returns the 64 hexadecimal digits without the algorithm.
     #[must_use]
     pub fn hex(&self) -> String {
         const DIGITS: [char; 16] = [
@@ -110,18 +110,18 @@ impl<'de> Deserialize<'de> for Digest {
 pub struct Hasher(sha2::Sha256);
 
 impl Hasher {
-    /// A hasher that has seen nothing.
+    /// Creates a hasher without input.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes in the next bytes.
+    /// Adds the next bytes.
     pub fn update(&mut self, data: &[u8]) {
         self.0.update(data);
     }
 
-    /// The digest of all bytes taken in.
+    /// Returns the digest of all bytes added.
     #[must_use]
     pub fn finish(self) -> Digest {
         Digest(self.0.finalize().into())

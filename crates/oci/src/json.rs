@@ -1,6 +1,6 @@
 //! JSON as Go's `encoding/json` writes it: compact, with `<`, `>`, `&`, U+2028 and U+2029 escaped.
 //!
-//! Maps must be sorted by the caller's type (`BTreeMap`), fields stand in declaration order.
+//! Maps must be sorted by the caller's type (`BTreeMap`); fields are in declaration order.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use serde_json::ser::{CharEscape, CompactFormatter, Formatter, PrettyFormatter};
 /// Encodes a value the way Go's encoder does.
 ///
 /// # Errors
-/// Only what `T`'s own `Serialize` reports, such as a map whose keys are not strings.
+/// Errors of `T`'s own `Serialize`, such as a map whose keys are not strings.
 pub fn to_vec<T: Serialize>(value: &T) -> serde_json::Result<Vec<u8>> {
     let mut out = Vec::new();
     value.serialize(&mut serde_json::Serializer::with_formatter(

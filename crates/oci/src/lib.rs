@@ -1,7 +1,7 @@
-//! What every crate says about images: digests, references, descriptors, manifests, media types.
+//! The vocabulary of images: digests, references, descriptors, manifests, media types.
 //!
 //! The shapes follow the OCI image specification 1.1; [`json`] writes them the way Go's encoder
-//! does, because programs that we interoperate with re-encode what they fetch and compare digests.
+//! does, because other programs re-encode what they fetch and compare digests.
 
 #![forbid(unsafe_code)]
 

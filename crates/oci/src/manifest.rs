@@ -16,7 +16,7 @@ pub struct Manifest {
     /// The manifest's own media type.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub media_type: String,
-    /// What an artifact that is no image is.
+    /// The type of an artifact that is not an image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
     /// The configuration blob.
@@ -45,7 +45,7 @@ pub struct Index {
     /// The index's own media type.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub media_type: String,
-    /// What an artifact index is.
+    /// The type of an index of artifacts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
     /// The manifests.
@@ -63,7 +63,7 @@ pub struct Index {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// What we read of an image's configuration (OCI image spec, `config.md`).
+/// The part of an image's configuration that we read (OCI image spec, `config.md`).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct ImageConfig {
     /// The architecture that the image is for.
@@ -88,7 +88,7 @@ pub struct RootFs {
 }
 
 impl RootFs {
-    /// The chain ID of every layer, lowest first: `chain[0] = diff[0]`,
+    /// Computes the chain ID of every layer, lowest first: `chain[0] = diff[0]`,
     /// `chain[n] = sha256(chain[n-1] + " " + diff[n])` (OCI image spec, `config.md`).
     #[must_use]
     pub fn chain_ids(&self) -> Vec<Digest> {
@@ -103,7 +103,7 @@ impl RootFs {
     }
 }
 
-/// Go writes an empty slice or map that was never made as `null`.
+/// Deserializes `null` as an empty value: Go writes nil slices and maps like that.
 fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: serde::Deserializer<'de>,

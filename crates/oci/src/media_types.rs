@@ -31,7 +31,7 @@ pub const ZTOC: &str = "application/octet-stream";
 /// A prefetch artifact in the layers of a SOCI index.
 pub const PREFETCH: &str = "application/vnd.amazon.soci.prefetch.v1+json";
 
-/// How the bytes of a layer are packed, as far as its media type tells.
+/// The compression of a layer, by its media type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LayerCompression {
     /// A plain tar.
@@ -40,24 +40,24 @@ pub enum LayerCompression {
     Gzip,
     /// zstd (RFC 8878).
     Zstd,
-    /// Not a layer that we know how to read.
+    /// Not a layer that we can read.
     Unknown,
 }
 
-/// Is this an image index or a Docker manifest list?
+/// Returns whether this is an image index or a Docker manifest list.
 #[must_use]
 pub fn is_index(media_type: &str) -> bool {
     matches!(media_type, OCI_INDEX | DOCKER_LIST)
 }
 
-/// Is this an image manifest?
+/// Returns whether this is an image manifest.
 #[must_use]
 pub fn is_manifest(media_type: &str) -> bool {
     matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST)
 }
 
-/// The compression that a layer's media type stands for. Foreign (non-distributable) layers count
-/// as the layers that they are.
+/// Returns the compression of a layer by its media type. Foreign (non-distributable) layers are
+/// treated like others.
 #[must_use]
 pub fn layer_compression(media_type: &str) -> LayerCompression {
     let plain = media_type
@@ -73,7 +73,7 @@ pub fn layer_compression(media_type: &str) -> LayerCompression {
     }
 }
 
-/// The OCI media type that stands for a Docker one; anything else is returned as it is.
+/// Returns the OCI media type for a Docker one; anything else is returned unchanged.
 #[must_use]
 pub fn docker_to_oci(media_type: &str) -> &str {
     match media_type {

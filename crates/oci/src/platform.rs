@@ -21,7 +21,7 @@ pub struct Platform {
         skip_serializing_if = "Option::is_none"
     )]
     pub os_version: Option<String>,
-    /// Features that the operating system must have.
+    /// Required features of the operating system.
     #[serde(default, rename = "os.features", skip_serializing_if = "Vec::is_empty")]
     pub os_features: Vec<String>,
     /// The variant of the architecture: `v7`, `v8`, …
@@ -35,8 +35,8 @@ pub struct Platform {
 pub struct PlatformError(String);
 
 impl Platform {
-    /// A platform in its normal form: `x86_64` is `amd64`, `aarch64` is `arm64`, and the variants
-    /// that say nothing (`arm64/v8`, `amd64/v1`) are left out.
+    /// Creates a platform in its normal form: `x86_64` is `amd64`, `aarch64` is `arm64`, and default
+    /// variants (`arm64/v8`, `amd64/v1`) are left out.
     #[must_use]
     pub fn new(os: &str, architecture: &str, variant: Option<&str>) -> Self {
         let os = match os.to_ascii_lowercase().as_str() {
@@ -76,13 +76,13 @@ impl Platform {
         }
     }
 
-    /// The platform that this program runs on.
+    /// Returns the platform that this program runs on.
     #[must_use]
     pub fn host() -> Self {
         Self::new(std::env::consts::OS, std::env::consts::ARCH, None)
     }
 
-    /// Is an image for `other` what somebody means who asks for this platform?
+    /// Returns whether an image for `other` satisfies a request for this platform.
     #[must_use]
     pub fn matches(&self, other: &Self) -> bool {
         let [a, b] = [self, other].map(|p| Self::new(&p.os, &p.architecture, p.variant.as_deref()));

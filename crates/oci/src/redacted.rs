@@ -1,4 +1,4 @@
-//! A URL that can be logged: user, password and query never show.
+//! A URL that can be logged, without user, password and query.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ impl RedactedUrl {
         Self(url)
     }
 
-    /// The URL itself, secrets included: for making the request only.
+    /// Returns the URL with its secrets, for making the request only.
     #[must_use]
     pub fn expose(&self) -> &Url {
         &self.0

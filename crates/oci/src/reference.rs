@@ -1,4 +1,4 @@
-//! Image references in Docker's form, over `oci-spec`'s parser.
+//! Image references in Docker's form, with `oci-spec`'s parser.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,44 +17,44 @@ pub struct Reference {
 
 /// Why a text is not an image reference.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("image reference {text:?}: {reason}")]
+#[error("invalid image reference {text:?}: {reason}")]
 pub struct ReferenceError {
     text: String,
     reason: String,
 }
 
 impl Reference {
-    /// The registry as it stands in the reference (`docker.io`, `localhost:5000`, …).
+    /// Returns the registry as in the reference (`docker.io`, `localhost:5000`, …).
     #[must_use]
     pub fn registry(&self) -> &str {
         self.parsed.registry()
     }
 
-    /// The repository within the registry (`library/alpine`).
+    /// Returns the repository within the registry (`library/alpine`).
     #[must_use]
     pub fn repository(&self) -> &str {
         self.parsed.repository()
     }
 
-    /// The tag, when there is one.
+    /// Returns the tag, if there is one.
     #[must_use]
     pub fn tag(&self) -> Option<&str> {
         self.parsed.tag()
     }
 
-    /// The digest, when there is one.
+    /// Returns the digest, if there is one.
     #[must_use]
     pub fn digest(&self) -> Option<Digest> {
         self.digest
     }
 
-    /// Registry and repository, without tag and digest.
+    /// Returns registry and repository, without tag and digest.
     #[must_use]
     pub fn name(&self) -> String {
         format!("{}/{}", self.registry(), self.repository())
     }
 
-    /// The same repository at this digest, without a tag.
+    /// Returns the same repository with this digest, without a tag.
     #[must_use]
     pub fn at(&self, digest: Digest) -> Self {
         Self {
@@ -67,8 +67,8 @@ impl Reference {
         }
     }
 
-    /// What a registry is asked for at `/v2/<repository>/manifests/<this>`: the digest if there is
-    /// one, else the tag.
+    /// Returns the last segment of `/v2/<repository>/manifests/<key>`: the digest if there is one,
+    /// else the tag.
     #[must_use]
     pub fn manifest_key(&self) -> String {
         match self.digest {

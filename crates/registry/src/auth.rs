@@ -1,5 +1,5 @@
-//! What to send as `Authorization`: remembers how each registry wants to be asked and the tokens
-//! it gave, per host and scope, each fetched once however many requests wait for it.
+//! The `Authorization` of requests: remembers the challenge of each registry and its tokens, per
+//! host and scope. Each token is fetched once however many requests wait for it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,25 +16,25 @@ use crate::token::{self, TokenRequest, basic_header, bearer_header};
 use crate::transport::Transport;
 use crate::{Credential, CredentialError, Credentials, RegistryError};
 
-/// How long a credential that is sent as it is may be used before it is looked up again.
+/// Time after which a credential that is sent unchanged is looked up again.
 const KEEP_CREDENTIAL: Duration = Duration::from_secs(60);
-/// Longest wait for a place where credentials are found.
+/// Longest wait for a source of credentials.
 const LOOKUP_LIMIT: Duration = Duration::from_secs(60);
-/// Grants are swept when there are this many.
+/// Number of grants at which expired ones are removed.
 const MANY_GRANTS: usize = 1024;
 
 /// A value for the `Authorization` header.
 #[derive(Clone)]
 pub(crate) struct Authorization {
     pub(crate) header: HeaderValue,
-    /// What must not show in messages.
+    /// The secret in it, which must not appear in messages.
     pub(crate) secret: String,
-    /// Was it kept from an earlier request, so that it may be stale?
+    /// Whether it was kept from an earlier request and may be stale.
     cached: bool,
 }
 
 impl Authorization {
-    /// Was it kept from an earlier request?
+    /// Whether it was kept from an earlier request.
     pub(crate) const fn is_cached(&self) -> bool {
         self.cached
     }
@@ -45,7 +45,7 @@ struct Grant {
     until: Instant,
 }
 
-/// One token to be; its lock is held while it is fetched.
+/// The grant of one scope; its lock is held while it is fetched.
 type Slot = Arc<tokio::sync::Mutex<Option<Grant>>>;
 
 pub(crate) struct Authorizer {
@@ -100,7 +100,7 @@ impl Authorizer {
         }
     }
 
-    /// What to send at once. `None` when the registry has not asked for anything yet.
+    /// Returns what to send with a first attempt; `None` if the registry has not challenged us yet.
     pub(crate) async fn prepare(
         &self,
         transport: &Transport,
@@ -117,7 +117,7 @@ impl Authorizer {
         }
     }
 
-    /// What to send after a 401 that came in answer to `refused`. `None`: we have nothing that
+    /// Returns what to send after a 401 in response to `refused`; `None` if we have nothing that
     /// would help.
     pub(crate) async fn challenged(
         &self,
@@ -140,8 +140,8 @@ impl Authorizer {
         self.grant(transport, target, &challenge, refused).await
     }
 
-    /// What to send after `refused` was not enough. `None` when it was not kept from earlier, or
-    /// when there is nothing else: then the registry means what it says.
+    /// Returns what to send after a 403 in response to `refused`; `None` if that was fresh or there
+    /// is nothing else: the refusal is final.
     pub(crate) async fn renewed(
         &self,
         transport: &Transport,
@@ -205,7 +205,7 @@ impl Authorizer {
                 };
                 let token =
                     token::fetch(transport, target.endpoint, &wanted, credential.as_ref()).await?;
-                // Not used in its last moments: it must still be valid when it arrives.
+                // Not used shortly before its end: it must still be valid when it arrives.
                 let margin = (token.lifetime / 10).min(Duration::from_secs(15));
                 made(
                     bearer_header(&token.secret),
@@ -216,7 +216,7 @@ impl Authorizer {
         };
         let grant = grant.ok_or_else(|| RegistryError::Credentials {
             host: target.endpoint.credential_host.clone(),
-            source: CredentialError::new("the credential or token cannot be sent in a header"),
+            source: CredentialError::new("cannot send the credential or token in a header"),
         })?;
         let authorization = grant.authorization.clone();
         *slot = Some(grant);
@@ -242,7 +242,7 @@ impl Authorizer {
         let looking = self.credentials.lookup(host, Some(target.reference));
         tokio::time::timeout(LOOKUP_LIMIT, looking)
             .await
-            .unwrap_or_else(|_| Err(CredentialError::new("no answer in time")))
+            .unwrap_or_else(|_| Err(CredentialError::new("no response in time")))
             .map_err(|source| RegistryError::Credentials {
                 host: host.clone(),
                 source,
@@ -258,14 +258,14 @@ fn made(header: Option<HeaderValue>, secret: String, lifetime: Duration) -> Opti
             secret,
             cached: false,
         },
-        // A lifetime beyond what the clock can hold is as good as an hour.
+        // A lifetime that the clock cannot represent counts as an hour.
         until: now
             .checked_add(lifetime)
             .unwrap_or(now + Duration::from_secs(3600)),
     })
 }
 
-/// The scopes of both lists, each once.
+/// Merges two lists of scopes, each scope once.
 fn united(ours: &str, theirs: &str) -> String {
     let mut all: Vec<&str> = Vec::new();
     for scope in ours.split(' ').chain(theirs.split(' ')) {

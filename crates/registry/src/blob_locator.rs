@@ -107,7 +107,8 @@ impl BlobLocator {
                         return Err(error);
                     }
                     // The signed URL has expired, the mirror lost the blob, the host is gone.
-                    tracing::debug!(blob = %self.describe(), %error, "known location failed, trying all endpoints");
+                    let blob = self.describe();
+                    tracing::debug!(blob, %error, "known location failed, trying all endpoints");
                     self.location.lock().take();
                     self.engine.mirrors.note_failure(&known.endpoint, &error);
                 }

@@ -1,4 +1,4 @@
-//! What is uploaded: it can be read again from the start when an upload is interrupted.
+//! Bodies of uploads, which can be read again from the start after an interruption.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,10 +13,10 @@ use tokio_util::io::ReaderStream;
 
 use crate::RegistryError;
 
-/// How much of a file is read at once.
+/// Bytes per read of a file.
 const PIECE: usize = 256 << 10;
 
-/// Opens the body anew, at its start.
+/// Opens a body at its start.
 type Factory = dyn Fn() -> BoxStream<'static, std::io::Result<Bytes>> + Send + Sync;
 
 /// The bytes of a blob to upload, readable as often as needed.
@@ -31,7 +31,7 @@ pub enum BlobBody {
 }
 
 impl BlobBody {
-    /// A body that `open` opens at its start each time.
+    /// Creates a body that `open` opens at its start each time.
     pub fn stream(
         open: impl Fn() -> BoxStream<'static, std::io::Result<Bytes>> + Send + Sync + 'static,
     ) -> Self {
@@ -39,10 +39,10 @@ impl BlobBody {
     }
 }
 
-/// What is known of a body on its way.
+/// Progress and failure of a body that is being sent.
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
-    /// Bytes handed to the connection.
+    /// Number of bytes handed to the connection.
     pub(crate) sent: AtomicU64,
     failure: Mutex<Option<RegistryError>>,
 }
@@ -52,14 +52,14 @@ impl Meter {
         Arc::default()
     }
 
-    /// Why reading the body failed, if that is what ended the request.
+    /// Removes and returns the error of reading the body, if that ended the request.
     pub(crate) fn take_failure(&self) -> Option<RegistryError> {
         self.failure.lock().take()
     }
 }
 
 impl BlobBody {
-    /// The body from its start, which fails if it is not exactly `size` bytes long.
+    /// Opens the body at its start. The stream fails if it is not exactly `size` bytes long.
     pub(crate) async fn open(
         &self,
         size: u64,

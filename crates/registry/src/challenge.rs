@@ -1,4 +1,4 @@
-//! `WWW-Authenticate` (RFC 9110 section 11.6.1): what a registry wants to see.
+//! `WWW-Authenticate` (RFC 9110 section 11.6.1): the authentication that a registry requires.
 
 use http::HeaderMap;
 use http::header::WWW_AUTHENTICATE;
@@ -16,7 +16,7 @@ pub(crate) enum Challenge {
     Basic,
 }
 
-/// The strongest challenge that we can answer: Bearer before Basic.
+/// Returns the strongest challenge that we can answer: Bearer before Basic.
 pub(crate) fn choose(headers: &HeaderMap) -> Option<Challenge> {
     let mut basic = None;
     for value in headers.get_all(WWW_AUTHENTICATE) {
@@ -46,7 +46,7 @@ pub(crate) fn choose(headers: &HeaderMap) -> Option<Challenge> {
 
 type Parameters = Vec<(String, String)>;
 
-/// Splits a header value into its challenges. What cannot be read ends the list.
+/// Splits a header value into its challenges, up to the first syntax error.
 fn parse(text: &str) -> Vec<(String, Parameters)> {
     let mut challenges: Vec<(String, Parameters)> = Vec::new();
     let mut rest = text.trim_start_matches([' ', '\t', ',']);
@@ -77,7 +77,7 @@ fn parse(text: &str) -> Vec<(String, Parameters)> {
     challenges
 }
 
-/// A token or a quoted string, and what follows it.
+/// Parses a token or a quoted string; returns it with the rest of the text.
 fn parameter_value(text: &str) -> (String, &str) {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find([',', ' ', '\t']).unwrap_or(text.len());

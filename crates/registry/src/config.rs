@@ -1,4 +1,4 @@
-//! How the client behaves; the defaults are those of the configuration file's `[http]`.
+//! Settings of the client. The defaults are those of the section `[http]` of the configuration.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,33 +11,32 @@ use crate::HostHeaders;
 pub struct ClientConfig {
     /// The `User-Agent` header.
     pub user_agent: String,
-    /// When and how often a failed request is made again.
+    /// When and how often a failed request is retried.
     pub retries: RetryPolicy,
     /// Longest wait for a connection.
     pub dial_timeout: Duration,
-    /// Longest wait for the head of a response, counted from the moment at which the request is
-    /// sent; an upload's clock starts again with each piece sent.
+    /// Longest wait for the head of a response after the request was sent. Each piece of an upload
+    /// that is sent restarts it.
     pub response_header_timeout: Duration,
     /// Longest wait for the next bytes of a body.
     pub idle_timeout: Duration,
-    /// Longest time for a whole request. Streamed blobs are not cut off by it as long as they
-    /// make headway.
+    /// Longest time for a whole request. It does not cut off streamed blobs that make progress.
     pub request_timeout: Duration,
     /// Mirrors by registry name.
     pub hosts: HostsConfig,
-    /// Where a registry itself is, by its name, when not at that name.
+    /// Locations of registries that are not at their name, by name.
     pub origins: BTreeMap<String, Origin>,
-    /// Use plain HTTP for the origin registry.
+    /// Whether plain HTTP is used for the registry itself.
     pub plain_http: bool,
-    /// Do not verify TLS certificates.
+    /// Whether TLS certificates are not verified.
     pub skip_verify: bool,
-    /// Further certificate authorities, PEM.
+    /// Additional certificate authorities, PEM.
     pub extra_ca: Vec<Vec<u8>>,
     /// Client certificate for TLS.
     pub identity: Option<ClientIdentity>,
     /// Largest manifest in bytes.
     pub max_manifest_size: u64,
-    /// Largest blob in bytes that is read into memory as a whole.
+    /// Largest blob, in bytes, that is read into memory as a whole.
     pub max_blob_in_memory: u64,
 }
 
@@ -62,10 +61,10 @@ impl Default for ClientConfig {
     }
 }
 
-/// When and how often a failed request is made again: exponential waits with full jitter.
+/// When and how often a failed request is retried: exponential backoff with full jitter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// How often at most, after the first attempt.
+    /// Most retries after the first attempt.
     pub max_retries: u32,
     /// Shortest wait.
     pub min_wait: Duration,
@@ -83,29 +82,29 @@ impl Default for RetryPolicy {
     }
 }
 
-/// Mirrors by the name of the registry that they stand in for (`docker.io`, `host:port`), in the
-/// order in which they are asked.
+/// Mirrors by the name of the mirrored registry (`docker.io`, `host:port`), in the order in which
+/// they are tried.
 pub type HostsConfig = BTreeMap<String, Vec<Mirror>>;
 
-/// A registry that is asked before the origin.
+/// A server that is tried before the registry itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mirror {
     /// A URL whose path replaces `/v2`, or a bare host name.
     pub host: String,
-    /// Plain HTTP instead of TLS.
+    /// Whether plain HTTP is used instead of TLS.
     pub insecure: bool,
     /// Longest time for a whole request to this mirror, instead of the general one.
     pub request_timeout: Option<Duration>,
-    /// What it gets with every request.
+    /// Headers of every request to it.
     pub headers: HostHeaders,
 }
 
-/// Where a registry itself is. Uploads go there.
+/// Location of a registry itself. Uploads go there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
-    /// A URL whose scheme counts and whose path replaces `/v2`.
+    /// A URL with the scheme to use and a path that replaces `/v2`.
     pub url: url::Url,
-    /// What it gets with every request.
+    /// Headers of every request to it.
     pub headers: HostHeaders,
 }
 

@@ -1,4 +1,4 @@
-//! Who we are towards a registry: looked up at request time, never kept longer than needed.
+//! Credentials for registries: looked up at request time, kept no longer than needed.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use soci_oci::Reference;
 
-/// What proves who we are. `Debug` shows the kind only.
+/// A secret that authenticates us at a registry. `Debug` shows the kind only.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credential {
     /// User name and password.
@@ -18,7 +18,7 @@ pub enum Credential {
     },
     /// An OAuth2 refresh token, traded for access tokens.
     IdentityToken(String),
-    /// A registry token, sent as it is.
+    /// A registry token, sent unchanged.
     BearerToken(String),
 }
 
@@ -40,7 +40,7 @@ pub struct CredentialError {
 }
 
 impl CredentialError {
-    /// An error with this reason, which must not hold a secret.
+    /// Creates an error with this reason, which must not hold a secret.
     #[must_use]
     pub fn new(reason: impl Into<String>) -> Self {
         Self {
@@ -49,14 +49,14 @@ impl CredentialError {
     }
 }
 
-/// A place where credentials are found.
+/// A source of credentials.
 #[async_trait]
 pub trait Credentials: Send + Sync {
-    /// The credential for `registry_host` (as in image references: `docker.io`, `host:port`; a
-    /// mirror's own name for a mirror). `None`: this place knows none.
+    /// Returns the credential for `registry_host`, or `None` if this source has none. The host is as
+    /// in image references (`docker.io`, `host:port`); for a mirror it is the mirror's own name.
     ///
     /// # Errors
-    /// The place exists but cannot be read.
+    /// The source exists but cannot be read.
     async fn lookup(
         &self,
         registry_host: &str,
@@ -79,7 +79,7 @@ impl Credentials for NoCredentials {
     }
 }
 
-/// One credential, for one registry: what `--user` gives.
+/// One credential for one registry, as given by `--user`.
 #[derive(Debug, Clone)]
 pub struct StaticCredentials {
     host: String,
@@ -87,7 +87,7 @@ pub struct StaticCredentials {
 }
 
 impl StaticCredentials {
-    /// The credential for `registry_host`; no other host gets it.
+    /// Creates a source with the credential for `registry_host`; no other host receives it.
     #[must_use]
     pub fn new(registry_host: impl Into<String>, credential: Credential) -> Self {
         Self {
@@ -108,22 +108,22 @@ impl Credentials for StaticCredentials {
     }
 }
 
-/// Several places, asked in order; the first that knows one wins. A place that fails is logged
-/// and passed over as long as another one knows a credential.
+/// Several sources, tried in order: the first credential wins. A source that fails is logged, and
+/// its failure is returned only if no other source has a credential.
 #[derive(Clone, Default)]
 pub struct ChainedCredentials(Vec<Arc<dyn Credentials>>);
 
 impl ChainedCredentials {
-    /// The places in the order in which they are asked.
+    /// Creates a chain of sources, in the order in which they are tried.
     #[must_use]
-    pub fn new(places: Vec<Arc<dyn Credentials>>) -> Self {
-        Self(places)
+    pub fn new(sources: Vec<Arc<dyn Credentials>>) -> Self {
+        Self(sources)
     }
 }
 
 impl fmt::Debug for ChainedCredentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ChainedCredentials({} places)", self.0.len())
+        write!(f, "ChainedCredentials({} sources)", self.0.len())
     }
 }
 
@@ -135,12 +135,12 @@ impl Credentials for ChainedCredentials {
         reference: Option<&Reference>,
     ) -> Result<Option<Credential>, CredentialError> {
         let mut failure = None;
-        for place in &self.0 {
-            match place.lookup(registry_host, reference).await {
+        for source in &self.0 {
+            match source.lookup(registry_host, reference).await {
                 Ok(Some(credential)) => return Ok(Some(credential)),
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::warn!(host = registry_host, %error, "a place for credentials failed");
+                    tracing::warn!(host = registry_host, %error, "credential source failed");
                     failure.get_or_insert(error);
                 }
             }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, error::Elapsed};
 
-/// Stands for "never": far enough, and still a moment that the clock can hold.
+/// Stands for "never": a moment that the clock can still represent.
 const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
 /// The moment at which a read stops waiting for credentials, connections, responses and the end of

@@ -1,5 +1,5 @@
-//! Credentials from Docker's `config.json`, read anew at each look-up so that a `docker login`
-//! or a rotated secret counts at once.
+//! Credentials from Docker's `config.json`, which is read at each look-up: a `docker login` or a
+//! rotated secret takes effect immediately.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -14,7 +14,7 @@ use soci_oci::Reference;
 use crate::docker_helper;
 use crate::{Credential, CredentialError, Credentials};
 
-/// How Docker's files call Docker's registry.
+/// The name of Docker's registry in Docker's files.
 const HUB: &str = "https://index.docker.io/v1/";
 
 /// Credentials from `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`: `credHelpers`,
@@ -25,13 +25,13 @@ pub struct DockerConfigCredentials {
 }
 
 impl DockerConfigCredentials {
-    /// Where Docker keeps it: the environment is looked at with each request.
+    /// Creates a source that reads Docker's file; the environment is read at each look-up.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// This file instead.
+    /// Creates a source that reads the file at `path`.
     #[must_use]
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Self {
@@ -39,11 +39,11 @@ impl DockerConfigCredentials {
         }
     }
 
-    /// What the `auths` of such a text say about a registry. For texts from elsewhere, as the secrets of a
-    /// cluster: no credential helper, which is a program, is run because one names it.
+    /// Returns the credential of a registry from the `auths` of a Docker configuration. For texts
+    /// from elsewhere, such as the secrets of a cluster: no credential helper is run.
     ///
     /// # Errors
-    /// The text has not the form of Docker's configuration.
+    /// The text is not a Docker configuration.
     pub fn auths_in(
         json: &[u8],
         registry_host: &str,
@@ -59,7 +59,7 @@ impl DockerConfigCredentials {
     }
 }
 
-/// Where Docker's configuration is, by the environment.
+/// Returns the path of Docker's configuration, by the environment.
 fn path_by(environment: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let folder = |name: &str| {
         let value = environment(name).filter(|value| !value.is_empty())?;
@@ -90,10 +90,10 @@ impl Credentials for DockerConfigCredentials {
                 .lookup(registry_host)
                 .await
                 .map_err(|error| CredentialError::new(format!("{shown}: {error}"))),
-            // As ever, a file that cannot be read means anonymous access: public images must
+            // As in v0.15, a file that cannot be read means anonymous access: public images must
             // not depend on it.
             Err(error) => {
-                tracing::warn!(file = %shown, %error, "Docker's configuration is not used");
+                tracing::warn!(file = %shown, %error, "ignoring unreadable Docker configuration");
                 Ok(None)
             }
         }
@@ -124,9 +124,9 @@ struct Entry {
 impl File {
     fn parse(json: &[u8]) -> Result<Self, CredentialError> {
         serde_json::from_slice(json).map_err(|error| {
-            // serde's message may quote a secret; where it is wrong is enough.
+            // serde's message may quote a secret; the position is enough.
             CredentialError::new(format!(
-                "not a Docker configuration: wrong at line {}, column {}",
+                "not a Docker configuration: error at line {}, column {}",
                 error.line(),
                 error.column()
             ))
@@ -217,8 +217,8 @@ fn is_hub(host: &str) -> bool {
     )
 }
 
-/// Do a key of the file (a host, or a URL as older versions wrote) and a host mean the same?
-/// All names of Docker's registry do.
+/// Returns whether a key of the file (a host, or a URL as older versions wrote) names `host`. All
+/// names of Docker's registry are the same.
 #[must_use]
 pub fn same_registry(key: &str, host: &str) -> bool {
     let bare = key

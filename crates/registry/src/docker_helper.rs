@@ -1,5 +1,5 @@
-//! Docker's credential helpers: programs named `docker-credential-<name>` that are given a server
-//! on their standard input and answer with JSON.
+//! Docker's credential helpers: programs named `docker-credential-<name>` that read a server from
+//! their standard input and print JSON.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -11,9 +11,9 @@ use tokio::process::Command;
 
 use crate::{Credential, CredentialError};
 
-/// A helper may ask a cloud API, but not for ever.
+/// Longest run of a helper, which may ask a cloud API.
 const LIMIT: Duration = Duration::from_secs(30);
-/// Longest answer in bytes.
+/// Largest output in bytes.
 const MAX_ANSWER: u64 = 256 << 10;
 
 #[derive(Deserialize)]
@@ -25,7 +25,7 @@ struct Answer {
     secret: String,
 }
 
-/// Asks the helper `name` for the credential of `server`. `None`: it has none.
+/// Runs the helper `name` for the credential of `server`; `None` if it has none.
 pub(crate) async fn get(name: &str, server: &str) -> Result<Option<Credential>, CredentialError> {
     let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || !name.chars().all(fine) {
@@ -59,7 +59,7 @@ async fn run(
     let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
     let talk = async {
         if let Some(mut stdin) = stdin {
-            // A helper that does not read its input says so by its status.
+            // A helper that does not read its input reports that by its status.
             let _ = stdin.write_all(format!("{server}\n").as_bytes()).await;
         }
         let mut answer = Vec::new();
@@ -70,18 +70,18 @@ async fn run(
     };
     let (status, answer) = tokio::time::timeout(limit, talk)
         .await
-        .map_err(|_| failed(&format!("gave no answer within {} s", limit.as_secs_f32())))?;
+        .map_err(|_| failed(&format!("did not answer within {} s", limit.as_secs_f32())))?;
     let status = status.map_err(|error| failed(&error.to_string()))?;
     if !status.success() {
         let said = String::from_utf8_lossy(&answer);
-        // What docker-credential-helpers define for "there is none".
+        // The text that docker-credential-helpers define for a missing credential.
         if said.contains("credentials not found") {
             return Ok(None);
         }
         return Err(failed(&format!("failed with {status}")));
     }
-    let answer: Answer = serde_json::from_slice(&answer)
-        .map_err(|_| failed("answered with something else than the JSON it should"))?;
+    let answer: Answer =
+        serde_json::from_slice(&answer).map_err(|_| failed("did not print valid JSON"))?;
     Ok(match (answer.username.as_str(), answer.secret) {
         (_, secret) if secret.is_empty() => None,
         ("<token>", secret) => Some(Credential::IdentityToken(secret)),
@@ -147,7 +147,7 @@ mod tests {
             assert!(!error.contains("hunter2"), "{error}");
         }
         let error = with_script("exec sleep 600", Duration::from_millis(200)).await;
-        assert!(error.unwrap_err().to_string().contains("no answer"));
+        assert!(error.unwrap_err().to_string().contains("did not answer"));
         assert!(get("../evil", "r").await.is_err());
         assert!(get("there-is-no-such-helper", "r").await.is_err());
     }

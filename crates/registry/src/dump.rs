@@ -1,16 +1,17 @@
-//! The headers of requests and answers for the log, without what is secret in them.
+//! The headers of requests and responses for the log, without their secrets.
 //!
-//! Bodies are left out: a token service's answer is a secret as a whole, and blobs are no text.
+//! Bodies are left out: the response of a token server is a secret as a whole, and blobs are not
+//! text.
 
 use http::HeaderMap;
 use url::Url;
 
 use crate::RequestLine;
 
-/// The log target of these events; off unless it is asked for by name.
+/// The log target of these events; off unless enabled by name.
 const TARGET: &str = "soci_registry::http::dump";
 
-/// Headers whose values prove who somebody is.
+/// Headers whose values authenticate a client.
 const SECRET: [&str; 5] = [
     "authorization",
     "proxy-authorization",
@@ -19,7 +20,7 @@ const SECRET: [&str; 5] = [
     "docker-upload-uuid",
 ];
 
-/// Logs the headers of one request and of its answer.
+/// Logs the headers of a request and of its response.
 pub(crate) fn exchange(line: &RequestLine, sent: &HeaderMap, answer: &reqwest::Response) {
     if !tracing::enabled!(target: TARGET, tracing::Level::TRACE) {
         return;

@@ -1,4 +1,4 @@
-//! Where a registry name leads: its mirrors and its origin, as base URLs.
+//! The endpoints of a registry: its mirrors and its origin, as base URLs.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -7,23 +7,23 @@ use url::Url;
 
 use crate::{ClientConfig, HostHeaders, Mirror, RegistryError};
 
-/// One server that plays the registry.
+/// One server of a registry.
 #[derive(Debug, Clone)]
 pub(crate) struct Endpoint {
-    /// The URL that stands for `/v2`, without a slash at its end.
+    /// The URL that replaces `/v2`, without a slash at its end.
     base: Url,
-    /// What credentials are looked up by.
+    /// The host by which credentials are looked up.
     pub(crate) credential_host: String,
-    /// The registry name to tell a mirror which registry is meant (containerd's `?ns=`).
+    /// The registry name that a mirror receives (containerd's `?ns=`); `None` for an origin.
     namespace: Option<String>,
     /// Longest time for a whole request.
     pub(crate) request_timeout: Duration,
-    /// What this server, and no other, gets with every request.
+    /// Headers of every request to this server, and to no other.
     pub(crate) headers: HostHeaders,
 }
 
 impl Endpoint {
-    /// `<base>/<repository>/<segments…>`; each segment is percent-encoded.
+    /// Returns `<base>/<repository>/<segments…>`; each segment is percent-encoded.
     pub(crate) fn url(&self, repository: &str, segments: &[&str]) -> Url {
         let mut url = self.base.clone();
         if let Ok(mut path) = url.path_segments_mut() {
@@ -37,7 +37,7 @@ impl Endpoint {
         url
     }
 
-    /// Is the URL served by this very endpoint, so that it may see our credentials and its headers?
+    /// Whether this endpoint serves the URL, and may see our credentials and its headers.
     pub(crate) fn owns(&self, url: &Url) -> bool {
         self.base.origin() == url.origin()
     }
@@ -51,7 +51,7 @@ impl Endpoint {
     }
 }
 
-/// The endpoints of a registry: its mirrors in order, then the registry itself.
+/// Lists the endpoints of a registry: its mirrors in order, then the registry itself.
 pub(crate) fn endpoints(
     config: &ClientConfig,
     registry: &str,
@@ -64,7 +64,7 @@ pub(crate) fn endpoints(
     Ok(all)
 }
 
-/// The registry itself, the one that takes uploads.
+/// Returns the registry itself, which receives uploads.
 pub(crate) fn origin(config: &ClientConfig, registry: &str) -> Result<Endpoint, RegistryError> {
     if let Some(origin) = config.origins.get(registry) {
         return Ok(Endpoint {
@@ -75,7 +75,7 @@ pub(crate) fn origin(config: &ClientConfig, registry: &str) -> Result<Endpoint, 
             headers: origin.headers.clone(),
         });
     }
-    // Docker's own registry is not served at the name by which images call it.
+    // Docker's own registry is not served at the name that image references use.
     let host = match registry {
         "docker.io" | "index.docker.io" => "registry-1.docker.io",
         other => other,
@@ -90,7 +90,7 @@ pub(crate) fn origin(config: &ClientConfig, registry: &str) -> Result<Endpoint, 
     })
 }
 
-/// The base of an origin that is elsewhere, without a slash at its end.
+/// Returns the base URL of an origin at another location, without a slash at its end.
 fn moved(url: &Url) -> Option<Url> {
     if !matches!(url.scheme(), "http" | "https")
         || !url.username().is_empty()
@@ -114,7 +114,7 @@ fn mirror_endpoint(
         Some((scheme, rest)) => (Some(scheme), rest),
         None => (None, mirror.host.as_str()),
     };
-    // The scheme does not count, `insecure` does: that is how operators' files are written.
+    // The scheme is ignored in favour of `insecure`, as in v0.15's configuration.
     match scheme {
         None | Some("https" | "http") => {}
         Some(_) => return Err(bad()),
@@ -150,13 +150,13 @@ fn base_url(host: &str, path: &str, insecure: bool) -> Option<Url> {
     }
     let url = Url::parse(&format!("https://{host}{path}")).ok()?;
     if insecure || is_loopback(&url) {
-        // Parsed anew, since the default port differs.
+        // Parsed again, since the default port differs.
         return Url::parse(&format!("http://{host}{path}")).ok();
     }
     Some(url)
 }
 
-/// `localhost`, `127.0.0.0/8` or `::1`.
+/// Whether the host is `localhost`, in `127.0.0.0/8`, or `::1`.
 pub(crate) fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(url::Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),

@@ -1,5 +1,5 @@
-//! The crate's error: what was asked of whom, what came back, and what to do about it.
-//! No message holds a credential, a token or a signed query.
+//! The error of this crate: the request, its failure, and the remedy. No message holds a
+//! credential, a token or a signed query.
 
 use std::fmt;
 use std::ops::Range;
@@ -12,39 +12,39 @@ use url::Url;
 
 use crate::credentials::CredentialError;
 
-/// The request that an error is about, printed as `GET https://host/path` without secrets.
+/// Method and URL of a request, printed as `GET https://host/path` without secrets.
 #[derive(Clone)]
-pub struct RequestLine(Arc<Line>);
+pub struct RequestLine(Arc<RequestParts>);
 
-struct Line {
+struct RequestParts {
     method: Method,
     url: RedactedUrl,
     registry: String,
 }
 
 impl RequestLine {
-    /// `registry` is the name that one logs in to, for advice.
+    /// `registry` is the name to log in to, for advice.
     pub(crate) fn new(method: &Method, url: &Url, registry: &str) -> Self {
-        Self(Arc::new(Line {
+        Self(Arc::new(RequestParts {
             method: method.clone(),
             url: RedactedUrl::new(url.clone()),
             registry: registry.to_owned(),
         }))
     }
 
-    /// The HTTP method.
+    /// Returns the HTTP method.
     #[must_use]
     pub fn method(&self) -> &Method {
         &self.0.method
     }
 
-    /// The URL; its `Display` shows no secret.
+    /// Returns the URL, whose `Display` shows no secret.
     #[must_use]
     pub fn url(&self) -> &RedactedUrl {
         &self.0.url
     }
 
-    /// The registry's name as in image references.
+    /// Returns the name of the registry as in image references.
     #[must_use]
     pub fn registry(&self) -> &str {
         &self.0.registry
@@ -63,30 +63,30 @@ impl fmt::Debug for RequestLine {
     }
 }
 
-/// Why a registry did not give what was asked.
+/// Why a request to a registry failed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistryError {
     /// The registry, a token server or an object store answered with an error status.
-    #[error("{request}: status {status}{}{}", said(.message), advice(*.status, .request))]
+    #[error("{request}: status {status}{}{}", message_part(.message), advice(*.status, .request))]
     Status {
-        /// What was asked.
+        /// The request.
         request: RequestLine,
         /// The HTTP status.
         status: u16,
-        /// The registry's own words, shortened and without control characters; may be empty.
+        /// The message of the server, shortened, without control characters; may be empty.
         message: String,
-        /// How long the registry asks to wait.
+        /// The wait that the server requests.
         retry_after: Option<Duration>,
     },
-    /// Nothing arrived for too long.
+    /// Nothing arrived within a time limit.
     #[error("{request}: no {phase} within {} s; check the network, or raise the time-outs in [http]", .after.as_secs_f32())]
     Timeout {
-        /// What was asked.
+        /// The request.
         request: RequestLine,
-        /// What was waited for.
+        /// What did not arrive.
         phase: &'static str,
-        /// How long.
+        /// The limit.
         after: Duration,
     },
     /// The caller's deadline passed before the response came.
@@ -98,133 +98,133 @@ pub enum RegistryError {
         #[source]
         last: Option<Arc<RegistryError>>,
     },
-    /// No connection, or it broke before an answer came.
-    #[error("{request}: {reason}; check that the host is right and can be reached from here")]
+    /// No connection, or it broke before a response came.
+    #[error("{request}: {reason}; check the host name and the network")]
     Unreachable {
-        /// What was asked.
+        /// The request.
         request: RequestLine,
         /// The cause.
         reason: String,
     },
-    /// The host was reached, but there is no secure connection to it.
+    /// The TLS handshake failed.
     #[error("{request}: {reason}; {advice}")]
     Tls {
-        /// What was asked.
+        /// The request.
         request: RequestLine,
         /// The cause.
         reason: String,
-        /// What to do about it.
+        /// The remedy.
         advice: &'static str,
     },
-    /// The body ended early, went on too long, or the connection broke in its middle.
+    /// The body is too short or too long, or the connection broke in the middle.
     #[error("{request}: {reason}")]
     BadBody {
-        /// What was asked.
+        /// The request.
         request: RequestLine,
-        /// What is wrong with the body.
+        /// The defect of the body.
         reason: String,
     },
-    /// The bytes are not those that the digest stands for.
+    /// The content does not have the expected digest.
     #[error(
         "{what}: the content has digest {actual}, not {expected}; the registry or a proxy before it serves damaged data"
     )]
     DigestMismatch {
-        /// Which object.
+        /// The object.
         what: String,
-        /// The digest that was asked for.
+        /// The digest that was requested.
         expected: Digest,
-        /// The digest of what came.
+        /// The digest of the content that came.
         actual: Digest,
     },
-    /// The answer breaks the protocol.
+    /// The response violates the protocol.
     #[error(
         "{request}: {reason}; this does not look like a registry that follows the OCI distribution specification"
     )]
     Protocol {
-        /// What was asked.
+        /// The request.
         request: RequestLine,
-        /// What is wrong.
+        /// The violation.
         reason: String,
     },
-    /// More bytes than we take.
+    /// The body exceeds the configured limit.
     #[error("{what} is larger than the limit of {limit} bytes")]
     TooLarge {
-        /// Which object.
+        /// The object.
         what: String,
         /// The limit in bytes.
         limit: u64,
     },
-    /// The caller asked for bytes that the blob does not have.
-    #[error("{what}: bytes {}..{} are outside of the blob of {size} bytes", .range.start, .range.end)]
+    /// The requested range is not within the blob.
+    #[error("{what}: bytes {}..{} are outside the blob of {size} bytes", .range.start, .range.end)]
     OutOfRange {
-        /// Which blob.
+        /// The blob.
         what: String,
-        /// The bytes asked for.
+        /// The requested range.
         range: Range<u64>,
         /// The blob's size in bytes.
         size: u64,
     },
     /// Credentials could not be looked up.
-    #[error("credentials for {host}: {source}")]
+    #[error("cannot look up credentials for {host}: {source}")]
     Credentials {
         /// The registry host.
         host: String,
         /// The cause.
         source: CredentialError,
     },
-    /// What we were asked to do or how we are configured makes no sense.
+    /// The configuration or an argument is invalid.
     #[error("{0}")]
     Config(String),
-    /// What is downloaded cannot be stored.
-    #[error("store {what}: {reason}")]
+    /// Downloaded bytes cannot be stored.
+    #[error("cannot store {what}: {reason}")]
     Sink {
-        /// Which blob.
+        /// The blob.
         what: String,
         /// The cause.
         reason: String,
     },
-    /// What is to be uploaded cannot be read.
-    #[error("read {what} for upload: {reason}")]
+    /// The body of an upload, or a local blob, cannot be read.
+    #[error("cannot read {what}: {reason}")]
     Source {
-        /// Which body.
+        /// The body.
         what: String,
         /// The cause.
         reason: String,
     },
 }
 
-/// The kinds of failure that callers tell apart.
+/// The kinds of failure that callers distinguish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The object does not exist (404).
     NotFound,
-    /// Credentials are missing or wrong (401), or could not be looked up.
+    /// Credentials are missing or refused (401), or could not be looked up.
     Unauthorized,
-    /// The credentials do not suffice (403).
+    /// The account lacks the right (403).
     Forbidden,
     /// Too many requests (429).
     TooManyRequests,
-    /// Nothing came for too long.
+    /// Nothing arrived within a time limit.
     Timeout,
     /// No connection.
     Unreachable,
-    /// The registry failed (5xx).
+    /// The server failed (5xx).
     ServerError,
-    /// A body that is shorter, longer or broken.
+    /// A body that is too short, too long or broken.
     BadBody,
-    /// Bytes that do not match their digest.
+    /// Content that does not have its digest.
     DigestMismatch,
-    /// An answer that makes no sense, or another 4xx.
+    /// A response that violates the protocol, or another 4xx.
     Protocol,
     /// Larger than the limit.
     TooLarge,
-    /// A wrong call, configuration or local input.
+    /// An invalid argument, configuration or local file.
     Config,
 }
 
 impl RegistryError {
-    /// The kind, for decisions.
+    /// Returns the kind of the failure.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -250,7 +250,7 @@ impl RegistryError {
         }
     }
 
-    /// May the same request succeed a moment later?
+    /// Returns whether the same request may succeed a moment later.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -265,7 +265,7 @@ impl RegistryError {
         }
     }
 
-    /// The HTTP status, when there is one.
+    /// Returns the HTTP status, if a response came.
     #[must_use]
     pub fn status(&self) -> Option<u16> {
         match self {
@@ -274,7 +274,7 @@ impl RegistryError {
         }
     }
 
-    /// How long the registry asked to wait.
+    /// Returns the wait that the server requests.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -283,14 +283,14 @@ impl RegistryError {
         }
     }
 
-    /// Is it that the object does not exist?
+    /// Returns whether the object does not exist.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         self.kind() == ErrorKind::NotFound
     }
 }
 
-fn said(message: &str) -> String {
+fn message_part(message: &str) -> String {
     if message.is_empty() {
         String::new()
     } else {
@@ -307,13 +307,13 @@ fn advice(status: u16, request: &RequestLine) -> String {
     let host = request.registry();
     match status {
         401 => format!(
-            "; {host} wants credentials, or refused those that it got: \
+            "; {host} requires credentials, or refused those that it got: \
              log in with `docker login {host}` (soci also takes --user)"
         ),
         403 => format!("; the account used for {host} lacks this right"),
         404 | 410 => "; check the name, the tag and that the account may read it".to_owned(),
-        429 => format!("; {host} limits the rate, log in or try later"),
-        500.. => format!("; {host} has a problem, try later"),
+        429 => format!("; {host} limits the request rate, log in or try later"),
+        500.. => format!("; {host} failed, try later"),
         _ => String::new(),
     }
 }

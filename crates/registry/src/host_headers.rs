@@ -1,5 +1,5 @@
-//! Headers that an operator wants one server to get with every request (containerd's `hosts.toml`).
-//! They often say who somebody is, so that all of them count as secrets.
+//! Headers that an operator configures for one server (containerd's `hosts.toml`). They often
+//! authenticate the client: all of them are treated as secrets.
 
 use http::header::{
     ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, RANGE, TE, TRAILER,
@@ -7,8 +7,8 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-/// What this client and HTTP itself say in each request: from outside they would break it. Go's
-/// client, containerd's, leaves most of them out as well, without a word.
+/// Headers that this client and HTTP itself set: values from outside would break requests. Go's
+/// client, containerd's, ignores most of them silently.
 const RESERVED: [HeaderName; 10] = [
     ACCEPT_ENCODING,
     CONNECTION,
@@ -21,24 +21,24 @@ const RESERVED: [HeaderName; 10] = [
     TRANSFER_ENCODING,
     UPGRADE,
 ];
-/// Shorter words are not blotted out: they are no secrets, and messages need them.
+/// Shortest word that is redacted, in bytes: shorter ones are not secrets, and messages need them.
 const SHORTEST_SECRET: usize = 6;
 
 /// Headers for one server. `Debug` shows their names only.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostHeaders(HeaderMap);
 
-/// Why a header cannot be sent; none of them repeats its value.
+/// Why a header cannot be sent. No message repeats its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
-    /// No field name (RFC 9110 §5.1).
-    #[error("its name is none of a header")]
+    /// Not a field name (RFC 9110 §5.1).
+    #[error("invalid header name")]
     Name,
-    /// No field value (RFC 9110 §5.5): it has a line end or another control character.
-    #[error("its value has a control character")]
+    /// Not a field value (RFC 9110 §5.5): it has a line end or another control character.
+    #[error("the value has a control character")]
     Value,
-    /// Requests have their own.
-    #[error("requests have a value of their own for it")]
+    /// Requests set it themselves.
+    #[error("requests set this header themselves")]
     Reserved,
 }
 
@@ -46,7 +46,7 @@ impl HostHeaders {
     /// Adds a header, after those of the same name.
     ///
     /// # Errors
-    /// It cannot be sent.
+    /// The header cannot be sent.
     pub fn append(&mut self, name: &str, value: &str) -> Result<(), HeaderError> {
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| HeaderError::Name)?;
         let value = value.trim_matches([' ', '\t']);
@@ -60,14 +60,14 @@ impl HostHeaders {
         Ok(())
     }
 
-    /// These headers, and `others` instead of those that have the same name.
+    /// Returns these headers with `others`, which replace those of the same name.
     pub(crate) fn below(&self, others: &HeaderMap) -> HeaderMap {
         let mut all = self.0.clone();
         all.extend(others.clone());
         all
     }
 
-    /// What must not show in messages: the words of the values, so that a token is found without
+    /// Returns the words of the values, which must not appear in messages: a token is found without
     /// its scheme too.
     pub(crate) fn secrets(&self) -> Vec<String> {
         let values = self

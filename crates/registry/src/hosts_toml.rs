@@ -297,7 +297,7 @@ content-length = "3"
 
     #[test]
     fn a_header_that_cannot_be_sent_is_named_without_its_value() {
-        for (table, told) in [
+        for (table, expected) in [
             ("header = 'hunter2'", "header is not a table"),
             ("header.x-key = 77231", "\"x-key\" is neither"),
             ("header.x-key = ['hunter2', 77231]", "\"x-key\" is neither"),
@@ -312,7 +312,7 @@ content-length = "3"
             let error = parse(&text, Path::new("/"), "r.example").unwrap_err();
             let error = error.to_string();
             assert!(
-                error.contains("m.example") && error.contains(told),
+                error.contains("m.example") && error.contains(expected),
                 "{error}"
             );
             assert!(

@@ -1,6 +1,6 @@
-//! The one registry client of this project: resolving, credentials, mirrors, redirects, ranged
-//! reads, retries and uploads (OCI distribution specification 1.1), behind [`BlobSource`] for
-//! everything that only reads one blob.
+//! The registry client: resolving, credentials, mirrors, redirects, ranged reads, retries and
+//! uploads (OCI distribution specification 1.1). [`BlobSource`] is the interface for reading parts
+//! of one blob.
 
 #![forbid(unsafe_code)]
 

@@ -33,7 +33,8 @@ impl MirrorCooldown {
         if !endpoint.is_mirror() {
             return;
         }
-        tracing::debug!(mirror = %endpoint.credential_host, %error, "mirror failed, trying the next endpoint");
+        let mirror = endpoint.credential_host.as_str();
+        tracing::debug!(mirror, %error, "mirror failed, trying the next endpoint");
         if matches!(
             error.kind(),
             ErrorKind::Unreachable | ErrorKind::Timeout | ErrorKind::DigestMismatch

@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-/// The bytes that a 206 answer holds, and the size of the whole where it tells.
+/// The bytes in a 206 response, and the size of the whole where it states it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ContentRange {
     pub(crate) bytes: Range<u64>,
     pub(crate) total: Option<u64>,
 }
 
-/// `bytes first-last/total`, last inclusive; total may be `*`.
+/// Parses `bytes first-last/total`, with `last` inclusive; `total` may be `*`.
 pub(crate) fn parse_content_range(text: &str) -> Option<ContentRange> {
     let (span, total) = text.trim().strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = span.trim().split_once('-')?;
@@ -28,7 +28,7 @@ pub(crate) fn parse_content_range(text: &str) -> Option<ContentRange> {
     })
 }
 
-/// Digits only: `parse` alone would take a sign.
+/// Parses digits; `parse` alone would accept a sign.
 fn number(text: &str) -> Option<u64> {
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;

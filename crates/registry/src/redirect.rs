@@ -1,4 +1,4 @@
-//! Redirects, followed by ourselves: another host never sees the `Authorization` header.
+//! Redirects: no other host than the first ever sees the `Authorization` header.
 
 use http::header::LOCATION;
 use http::{HeaderValue, Method};
@@ -10,7 +10,7 @@ use crate::request::RequestSpec;
 use crate::response::Incoming;
 use crate::transport::Transport;
 
-/// More hops than this are a circle.
+/// Most hops; more are taken for a loop.
 const MAX_HOPS: usize = 8;
 
 /// Sends a request and follows its redirects. `authorization` goes to the first host only.
@@ -27,7 +27,7 @@ pub(crate) async fn send_following(
             .send(endpoint, &spec, authorization.filter(|_| at_home))
             .await?;
         let follow = match response.status().as_u16() {
-            // With these a body and its method are kept; the others turn into GET.
+            // These keep the method and the body; the others become GET.
             307 | 308 => true,
             301..=303 => matches!(spec.method, Method::GET | Method::HEAD),
             _ => false,
@@ -44,7 +44,7 @@ pub(crate) async fn send_following(
     })
 }
 
-/// The `Location` of an answer, absolute or relative to what was asked.
+/// Returns the `Location` of a response, absolute or relative to the request's URL.
 pub(crate) fn location(response: &Incoming) -> Result<Url, RegistryError> {
     let protocol = |reason: &str| RegistryError::Protocol {
         request: response.line().clone(),
@@ -52,13 +52,13 @@ pub(crate) fn location(response: &Incoming) -> Result<Url, RegistryError> {
     };
     let text = response
         .header(LOCATION)
-        .ok_or_else(|| protocol("the answer has no Location"))?;
+        .ok_or_else(|| protocol("the response has no Location"))?;
     let url = response
         .url()
         .join(text)
-        .map_err(|_| protocol("the answer's Location is not a URL"))?;
+        .map_err(|_| protocol("the response's Location is not a URL"))?;
     if !matches!(url.scheme(), "http" | "https") {
-        return Err(protocol("the answer's Location is not an HTTP URL"));
+        return Err(protocol("the response's Location is not an HTTP URL"));
     }
     Ok(url)
 }

@@ -1,5 +1,5 @@
-//! An answer whose head has arrived: reading its body within bounds, and what it says when it is
-//! an error.
+//! A response whose head has arrived: reading its body within limits, and the message of an error
+//! response.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,9 +14,9 @@ use crate::connection_error::connection_error;
 use crate::retry::parse_retry_after;
 use crate::{RegistryError, RequestLine};
 
-/// How much of an error's body is read.
+/// Bytes of an error's body that are read.
 const ERROR_BODY: u64 = 8 << 10;
-/// How many characters of it are shown.
+/// Characters of its message that are shown.
 const SHOWN: usize = 300;
 
 pub(crate) struct Incoming {
@@ -55,7 +55,7 @@ impl Incoming {
         self.response.headers().get(name.into())?.to_str().ok()
     }
 
-    /// `Content-Length` as the header says, which for HEAD is not the body's length.
+    /// The `Content-Length` header, which for HEAD is not the body's length.
     pub(crate) fn content_length(&self) -> Option<u64> {
         self.header(CONTENT_LENGTH)?.parse().ok()
     }
@@ -68,13 +68,13 @@ impl Incoming {
         &self.line
     }
 
-    /// The next piece of the body; `None` at its end.
+    /// Returns the next piece of the body; `None` at its end.
     pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, RegistryError> {
         let idle = self.idle;
         match tokio::time::timeout(idle, self.response.chunk()).await {
             Ok(Ok(chunk)) => Ok(chunk),
             Ok(Err(error)) => Err(match connection_error(self.line.clone(), error, idle) {
-                // The head has arrived, so what broke is the body.
+                // The head has arrived: what broke is the body.
                 RegistryError::Unreachable { request, reason }
                 | RegistryError::Tls {
                     request, reason, ..
@@ -89,7 +89,7 @@ impl Incoming {
         }
     }
 
-    /// The whole body, at most `limit` bytes.
+    /// Reads the whole body, at most `limit` bytes.
     pub(crate) async fn bytes(mut self, limit: u64) -> Result<Bytes, RegistryError> {
         let line = self.line.clone();
         let too_large = || RegistryError::TooLarge {
@@ -114,14 +114,14 @@ impl Incoming {
         tokio::time::timeout(left, read).await.unwrap_or_else(|_| {
             Err(RegistryError::Timeout {
                 request: line.clone(),
-                phase: "end of the answer",
+                phase: "end of the response",
                 after,
             })
         })
     }
 
-    /// The error that an answer with an error status stands for. `secrets` are blotted out should
-    /// the registry repeat them.
+    /// Converts a response with an error status to an error. `secrets` are redacted from its
+    /// message, should the server repeat them.
     pub(crate) async fn into_error(self, secrets: &[String]) -> RegistryError {
         let request = self.line.clone();
         let status = self.status().as_u16();
@@ -137,12 +137,12 @@ impl Incoming {
         }
     }
 
-    /// Reads a small body that does not matter, so that the connection can be used again.
+    /// Reads and drops a small body, so that the connection can be reused.
     pub(crate) async fn drain(self) {
         self.error_body().await;
     }
 
-    /// The start of the body, as far as it comes soon.
+    /// Reads the start of the body, for at most 2 s.
     async fn error_body(mut self) -> BytesMut {
         let mut start = BytesMut::new();
         let read = async {
@@ -172,11 +172,11 @@ struct OneError {
     message: String,
 }
 
-/// What a registry (OCI error JSON), a token server or an object store (XML) says, shortened.
-/// Pages made for people are left out.
+/// Extracts the message of a registry (OCI error JSON), a token server or an object store (XML),
+/// shortened. HTML pages are left out.
 fn message(body: &[u8], secrets: &[String]) -> String {
     let text = String::from_utf8_lossy(body);
-    let said = if let Ok(errors) = serde_json::from_str::<Errors>(&text) {
+    let text_found = if let Ok(errors) = serde_json::from_str::<Errors>(&text) {
         let parts: Vec<String> = errors
             .errors
             .into_iter()
@@ -207,11 +207,12 @@ fn message(body: &[u8], secrets: &[String]) -> String {
     } else {
         text.lines().next().unwrap_or_default().to_owned()
     };
-    clean(&said, secrets)
+    clean(&text_found, secrets)
 }
 
-fn clean(said: &str, secrets: &[String]) -> String {
-    let mut text = said.to_owned();
+/// Redacts secrets and signed queries, removes control characters, and shortens the text.
+fn clean(text: &str, secrets: &[String]) -> String {
+    let mut text = text.to_owned();
     for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
         text = text.replace(secret, "…");
     }

@@ -1,4 +1,4 @@
-//! Waiting between attempts: exponential, with full jitter, never shorter than `Retry-After`.
+//! Backoff between attempts: exponential, with full jitter, never shorter than `Retry-After`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,7 +32,7 @@ impl Backoff {
     /// Waits after a failure. Returns the error when trying again is useless, the budget is used
     /// up, or the wait (which may be the server's `Retry-After`) would end after the deadline.
     pub(crate) async fn wait_after(&mut self, error: RegistryError) -> Result<(), RegistryError> {
-        // Damaged content may have been damaged on its way: worth one more attempt.
+        // Content may have been damaged in transit: worth one more attempt.
         let damaged = error.kind() == ErrorKind::DigestMismatch && !self.damaged;
         if !(error.is_transient() || damaged) || self.used >= self.policy.max_retries {
             return Err(error);
@@ -44,19 +44,20 @@ impl Backoff {
         }
         self.used += 1;
         self.retries.fetch_add(1, Ordering::Relaxed);
-        tracing::debug!(%error, attempt = self.used, wait_ms = wait.as_millis(), "trying again");
+        let (attempt, wait_ms) = (self.used, wait.as_millis());
+        tracing::debug!(%error, attempt, wait_ms, "retrying request");
         tokio::time::sleep(wait).await;
         Ok(())
     }
 
-    /// Headway was made: the budget is for the next failure.
+    /// Refills the budget after progress.
     pub(crate) fn reset(&mut self) {
         self.used = 0;
     }
 }
 
-/// Between the shortest wait and `shortest * 2^used`, capped, at the point that `fraction` (0..1)
-/// says; `Retry-After` is a lower bound up to the longest wait.
+/// Computes a wait between the shortest and `shortest * 2^(used + 1)`, at `fraction` (0..1) of that
+/// span. `Retry-After` is a lower bound, the longest wait of the policy an upper one.
 fn delay(policy: RetryPolicy, used: u32, retry_after: Option<Duration>, fraction: f64) -> Duration {
     let top = policy
         .min_wait
@@ -69,7 +70,7 @@ fn delay(policy: RetryPolicy, used: u32, retry_after: Option<Duration>, fraction
         .min(policy.max_wait)
 }
 
-/// `Retry-After` (RFC 9110 section 10.2.3): seconds, or an HTTP date.
+/// Parses `Retry-After` (RFC 9110 section 10.2.3): seconds, or an HTTP date.
 pub(crate) fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     if let Ok(seconds) = value.trim().parse::<u64>() {
         return Some(Duration::from_secs(seconds));

@@ -1,15 +1,15 @@
-//! When a signed object-storage URL stops working, as far as its query tells.
+//! The expiry of signed object-storage URLs, as far as their query states it.
 
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use url::Url;
 
-/// A URL is not used in the last moments of its life.
+/// Time before its expiry in which a URL is not used any more.
 const MARGIN: Duration = Duration::from_secs(20);
 
-/// How long from `now` the URL can be used. `None`: it does not say, or says that it has expired
-/// although it was just issued (then clocks differ and what it says is of no use).
+/// Returns how long from `now` the URL can be used. `None` if it does not state its expiry, or has
+/// expired although it was just issued (clocks differ, and its statement is useless).
 pub(crate) fn usable_for(url: &Url, now: SystemTime) -> Option<Duration> {
     let left = expiry(url)?.duration_since(now).ok()?;
     left.checked_sub(MARGIN)

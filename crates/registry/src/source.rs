@@ -1,4 +1,4 @@
-//! Reading parts of one immutable blob, wherever it is.
+//! The interface for reading parts of one immutable blob.
 
 use std::ops::Range;
 
@@ -9,13 +9,13 @@ use futures::stream::BoxStream;
 
 use crate::{Deadline, RegistryError};
 
-/// Bytes in order, in pieces of any size; the first error is the last item.
+/// A stream of bytes in order, in pieces of any size. An error is its last item.
 pub type ByteStream = BoxStream<'static, Result<Bytes, RegistryError>>;
 
-/// One blob that can be read in parts.
+/// A blob that can be read in parts.
 #[async_trait]
 pub trait BlobSource: Send + Sync + 'static {
-    /// The blob's size in bytes.
+    /// Returns the size of the blob in bytes.
     fn size(&self) -> u64;
 
     /// Streams exactly the bytes of `range` in order, or an error item after some of them: never
@@ -48,7 +48,7 @@ pub trait BlobSource: Send + Sync + 'static {
             return Ok(Bytes::new());
         };
         if first.len() == length {
-            // Polled to its end, so that the connection goes back into the pool.
+            // Polled to its end: the connection returns to the pool.
             return match stream.next().await {
                 Some(Err(error)) => Err(error),
                 _ => Ok(first),
@@ -62,8 +62,8 @@ pub trait BlobSource: Send + Sync + 'static {
         Ok(all.freeze())
     }
 
-    /// Is it known that ranges are not honoured, so that each read transfers the blob from its
-    /// start? Then a few large reads are better than many small ones.
+    /// Returns whether the source is known to ignore ranges: each read then transfers the blob from
+    /// its start, and a few large reads are better than many small ones.
     fn ignores_ranges(&self) -> bool {
         false
     }
@@ -75,6 +75,6 @@ pub trait BlobSource: Send + Sync + 'static {
         0
     }
 
-    /// Names the blob for logs, as `host/repository@digest`, without any secret.
+    /// Names the blob for logs, as `host/repository@digest`, without secrets.
     fn describe(&self) -> String;
 }

@@ -1,5 +1,5 @@
-//! A [`BlobSource`] in memory whose failures are scripted, for the tests of what reads blobs.
-//! Requests are counted from 0 in the order in which they are made.
+//! A [`BlobSource`] in memory with scripted failures, for the tests of readers of blobs. Requests
+//! are counted from 0.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -16,18 +16,18 @@ use url::Url;
 use crate::source::ByteStream;
 use crate::{BlobSource, Deadline, RegistryError, RequestLine};
 
-/// What goes wrong with one request.
+/// A failure of one request.
 #[derive(Debug, Clone)]
 pub enum Fault {
-    /// This error instead of an answer.
+    /// An error instead of a response.
     Fail(RegistryError),
     /// After this many bytes the stream ends with a [`RegistryError::BadBody`].
     Truncate(u64),
     /// The byte at this offset *of the blob* is flipped, when it is within the range.
     Corrupt(u64),
-    /// The answer comes after this time.
+    /// The response comes after this time.
     Delay(Duration),
-    /// The answer never comes.
+    /// The response never comes.
     Hang,
 }
 
@@ -36,7 +36,7 @@ pub enum Fault {
 pub struct MemoryBlob {
     data: Bytes,
     state: Arc<Mutex<State>>,
-    /// Streams give pieces of at most this many bytes.
+    /// Largest piece of a stream, in bytes.
     piece: usize,
 }
 
@@ -48,7 +48,7 @@ struct State {
 }
 
 impl MemoryBlob {
-    /// A blob that answers everything at once and correctly.
+    /// Creates a blob without failures.
     #[must_use]
     pub fn new(data: impl Into<Bytes>) -> Self {
         Self {
@@ -58,30 +58,30 @@ impl MemoryBlob {
         }
     }
 
-    /// Streams give pieces of at most `bytes` bytes.
+    /// Limits the pieces of streams to `bytes` bytes.
     #[must_use]
     pub fn with_piece_size(mut self, bytes: usize) -> Self {
         self.piece = bytes.max(1);
         self
     }
 
-    /// Scripts what goes wrong with request number `request`.
+    /// Scripts a failure of request number `request`.
     pub fn fault(&self, request: usize, fault: Fault) {
         self.state.lock().faults.insert(request, fault);
     }
 
-    /// Scripts what goes wrong with every request that has no script of its own; `None`: nothing.
+    /// Scripts a failure of every request that has no script of its own.
     pub fn fault_always(&self, fault: Option<Fault>) {
         self.state.lock().every = fault;
     }
 
-    /// The ranges asked for, in order.
+    /// Returns the requested ranges, in order.
     #[must_use]
     pub fn requests(&self) -> Vec<Range<u64>> {
         self.state.lock().requests.clone()
     }
 
-    /// An error as it comes from a registry that cannot be reached: transient.
+    /// Returns the error of an unreachable registry, which is transient.
     #[must_use]
     pub fn unreachable() -> RegistryError {
         RegistryError::Unreachable {
@@ -90,7 +90,7 @@ impl MemoryBlob {
         }
     }
 
-    /// An error as it comes from a registry that answers with `status`.
+    /// Returns the error of a registry that responds with `status`.
     #[must_use]
     pub fn status(status: u16) -> RegistryError {
         RegistryError::Status {

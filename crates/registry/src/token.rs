@@ -1,4 +1,4 @@
-//! Trading credentials for access tokens (distribution's token and OAuth2 specifications).
+//! Access tokens from token servers (distribution's token and OAuth2 specifications).
 
 use std::time::Duration;
 
@@ -16,12 +16,12 @@ use crate::request::{Payload, RequestSpec};
 use crate::transport::Transport;
 use crate::{Credential, RegistryError, RequestLine};
 
-/// Largest answer of a token server.
+/// Largest response of a token server, in bytes.
 const MAX_ANSWER: u64 = 512 << 10;
-/// How we call ourselves towards OAuth2 token servers.
+/// Our name for OAuth2 token servers.
 const CLIENT_ID: &str = "soci-rs";
 
-/// What a token server is asked for.
+/// The token to request.
 pub(crate) struct TokenRequest<'a> {
     pub(crate) realm: &'a str,
     pub(crate) service: Option<&'a str>,
@@ -29,14 +29,14 @@ pub(crate) struct TokenRequest<'a> {
     pub(crate) scope: &'a str,
 }
 
-/// An access token and how long it lives.
+/// An access token and its lifetime.
 pub(crate) struct Token {
     pub(crate) secret: String,
     pub(crate) lifetime: Duration,
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct TokenResponse {
     #[serde(default)]
     token: Option<String>,
     #[serde(default)]
@@ -46,7 +46,7 @@ struct Answer {
     expires_in: Option<u64>,
 }
 
-/// Gets a token: with user and password or anonymously by GET, with an identity token by POST.
+/// Requests a token: with user and password or anonymously by GET, with an identity token by POST.
 pub(crate) async fn fetch(
     transport: &Transport,
     endpoint: &Endpoint,
@@ -87,7 +87,7 @@ pub(crate) async fn fetch(
     }
 }
 
-/// The realm as a URL that credentials may be sent to.
+/// Parses the realm as a URL that credentials may be sent to.
 fn realm_url(endpoint: &Endpoint, realm: &str, with_secret: bool) -> Result<Url, RegistryError> {
     let protocol = |reason: String| RegistryError::Protocol {
         request: RequestLine::new(&Method::GET, endpoint.base(), &endpoint.credential_host),
@@ -100,8 +100,7 @@ fn realm_url(endpoint: &Endpoint, realm: &str, with_secret: bool) -> Result<Url,
     let downgraded = endpoint.base().scheme() == "https" && url.scheme() == "http";
     if with_secret && downgraded && !is_loopback(&url) {
         return Err(protocol(
-            "it asks to send credentials to its token server without TLS, which is refused"
-                .to_owned(),
+            "sending credentials to its token server without TLS is refused".to_owned(),
         ));
     }
     Ok(url)
@@ -128,7 +127,7 @@ async fn get(
     }
     let authorization = match basic {
         Some((user, password)) => Some(basic_header(user, password).ok_or_else(|| {
-            RegistryError::Config("user name or password cannot be sent in a header".to_owned())
+            RegistryError::Config("cannot send user name or password in a header".to_owned())
         })?),
         None => None,
     };
@@ -159,7 +158,7 @@ async fn post(
     exchange(transport, endpoint, spec, None, Some(secret)).await
 }
 
-/// The body of an OAuth2 request.
+/// Encodes the body of an OAuth2 request.
 fn form(wanted: &TokenRequest<'_>, grant: &[(&str, &str)]) -> Bytes {
     let mut form = url::form_urlencoded::Serializer::new(String::new());
     form.extend_pairs(grant);
@@ -191,18 +190,19 @@ async fn exchange(
     }
     let line = response.line().clone();
     let body = response.bytes(MAX_ANSWER).await?;
-    // serde's message may quote the answer, which holds the token.
-    let answer: Answer = serde_json::from_slice(&body).map_err(|_| RegistryError::Protocol {
-        request: line.clone(),
-        reason: "the token server's answer is not the JSON it should be".to_owned(),
-    })?;
+    // serde's message may quote the response, which holds the token.
+    let answer: TokenResponse =
+        serde_json::from_slice(&body).map_err(|_| RegistryError::Protocol {
+            request: line.clone(),
+            reason: "the response of the token server is not valid JSON".to_owned(),
+        })?;
     let secret = answer
         .token
         .or(answer.access_token)
         .filter(|token| !token.is_empty())
         .ok_or_else(|| RegistryError::Protocol {
             request: line,
-            reason: "the token server's answer holds no token".to_owned(),
+            reason: "the response of the token server holds no token".to_owned(),
         })?;
     Ok(Token {
         secret,
@@ -216,13 +216,13 @@ fn headers() -> HeaderMap {
     headers
 }
 
-/// `Basic` (RFC 7617). `None`: cannot be a header.
+/// Returns a `Basic` header (RFC 7617); `None` if the text cannot be sent in a header.
 pub(crate) fn basic_header(user: &str, password: &str) -> Option<HeaderValue> {
     let encoded = STANDARD.encode(format!("{user}:{password}"));
     sensitive(&format!("Basic {encoded}"))
 }
 
-/// `Bearer` (RFC 6750). `None`: cannot be a header.
+/// Returns a `Bearer` header (RFC 6750); `None` if the text cannot be sent in a header.
 pub(crate) fn bearer_header(token: &str) -> Option<HeaderValue> {
     sensitive(&format!("Bearer {token}"))
 }

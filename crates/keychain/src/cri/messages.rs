@@ -1,5 +1,5 @@
-//! The two requests of CRI's image service (`runtime.v1`) that are looked into, and of their
-//! fields those that count. Everything is forwarded as it came, these messages too.
+//! The two requests of CRI's image service (`runtime.v1`) that the proxy decodes, with the fields
+//! that it needs. The messages themselves are forwarded unchanged.
 
 use std::fmt;
 
@@ -24,7 +24,7 @@ pub(super) struct RemoveImageRequest {
 /// `ImageSpec`.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(super) struct ImageSpec {
-    /// The reference as the pod names it.
+    /// The reference as in the pod's specification.
     #[prost(string, tag = "1")]
     pub(super) image: String,
 }
@@ -40,7 +40,7 @@ pub(super) struct AuthConfig {
     /// base64 of `user:password`.
     #[prost(string, tag = "3")]
     pub(super) auth: String,
-    /// The registry that they are for; empty: the image's.
+    /// The registry of the credentials; if empty, that of the image.
     #[prost(string, tag = "4")]
     pub(super) server_address: String,
     #[prost(string, tag = "5")]

@@ -1,5 +1,5 @@
-//! What the kubelet sends with its pulls: the daemon serves CRI's image service as a proxy in front
-//! of the real one, and remembers the credentials of each pull for the layers of that image.
+//! Credentials of the kubelet's pulls: the daemon serves CRI's image service as a proxy in front of
+//! the real one, and remembers the credentials of each pull for the layers of that image.
 
 mod messages;
 mod proxy;

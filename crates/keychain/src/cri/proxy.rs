@@ -1,5 +1,5 @@
-//! CRI's image service, passed through to the real one byte by byte: requests, answers, errors, and
-//! calls and fields that later versions add. Only the requests to pull and to remove are looked at.
+//! A proxy of CRI's image service. It forwards requests, responses and errors byte by byte, with
+//! calls and fields of later versions. Only the requests to pull and to remove are decoded.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -23,12 +23,12 @@ use super::remembered::{Change, CriKeychain};
 
 const PULL: &str = "/runtime.v1.ImageService/PullImage";
 const REMOVE: &str = "/runtime.v1.ImageService/RemoveImage";
-/// The largest request that is looked into: names and credentials.
-const MOST: usize = 4 << 20;
+/// The largest request that is decoded, in bytes: it holds names and credentials.
+const MAX_REQUEST: usize = 4 << 20;
 /// A gRPC message starts with a byte that says whether it is compressed, and four of length.
 const PREFIX: usize = 5;
 
-/// Serves `runtime.v1.ImageService` in front of the real one.
+/// A proxy that serves `runtime.v1.ImageService` in front of the real one.
 #[derive(Clone)]
 pub struct ImageServiceProxy {
     backend: Channel,
@@ -37,8 +37,8 @@ pub struct ImageServiceProxy {
 }
 
 impl ImageServiceProxy {
-    /// In front of the service on this unix socket, `[cri_keychain] image_service_path` (a path or
-    /// `unix://PATH`), which is connected to when it is needed. Must be called on a tokio runtime.
+    /// Creates a proxy of the service on a unix socket, `[cri_keychain] image_service_path` (a path or
+    /// `unix://PATH`), and connects with the first request. Must be called on a tokio runtime.
     #[must_use]
     pub fn new(image_service: &str, keychain: CriKeychain) -> Self {
         let path = PathBuf::from(
@@ -54,7 +54,7 @@ impl ImageServiceProxy {
                 stream.map(TokioIo::new)
             }
         });
-        // The name is never resolved: the connector knows where to go.
+        // The name is never resolved: the connector opens the socket.
         let backend =
             Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector);
         Self {
@@ -64,7 +64,7 @@ impl ImageServiceProxy {
         }
     }
 
-    /// The socket of the real image service.
+    /// Returns the socket of the real image service.
     #[must_use]
     pub fn image_service(&self) -> &Path {
         &self.path
@@ -73,12 +73,12 @@ impl ImageServiceProxy {
     async fn forward(self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
         let call = request.uri().path().to_owned();
         let (request, change) = match call.as_str() {
-            PULL | REMOVE => self.look_into(&call, request).await?,
+            PULL | REMOVE => self.inspect(&call, request).await?,
             _ => (request, None),
         };
         let unavailable = |error: &dyn std::fmt::Display| {
             Status::unavailable(format!(
-                "the CRI image service at {} does not answer: {error}",
+                "cannot reach the CRI image service at {}: {error}",
                 self.path.display()
             ))
         };
@@ -100,18 +100,19 @@ impl ImageServiceProxy {
         answer.map_err(|error| unavailable(&chain(&error)))
     }
 
-    /// Takes the credentials from a request, or forgets them; the request stays as it is.
-    async fn look_into(
+    /// Remembers the credentials of a request to pull, or forgets those of an image to remove. The
+    /// request stays unchanged.
+    async fn inspect(
         &self,
         call: &str,
         request: http::Request<Body>,
     ) -> Result<(http::Request<Body>, Option<Change>), Status> {
         let (head, body) = request.into_parts();
-        let whole = Limited::new(body, MOST)
+        let whole = Limited::new(body, MAX_REQUEST)
             .collect()
             .await
             .map_err(|_| {
-                Status::resource_exhausted("the request is cut off, or larger than 4 MiB")
+                Status::resource_exhausted("the request is truncated, or larger than 4 MiB")
             })?
             .to_bytes();
         let mut change = None;
@@ -132,7 +133,7 @@ impl ImageServiceProxy {
             }
             None => tracing::warn!(
                 call,
-                "a request to the image service is compressed: its credentials are not seen"
+                "cannot read credentials of a compressed image service request"
             ),
         }
         let body = Body::new(Full::new(whole));
@@ -140,7 +141,7 @@ impl ImageServiceProxy {
     }
 }
 
-/// The message of a request that is not compressed.
+/// Returns the message of a request; `None` if it is compressed or truncated.
 fn message(body: &Bytes) -> Option<BytesMut> {
     let (flag, length) = body.get(..PREFIX)?.split_first()?;
     let length = u32::from_be_bytes(*length.first_chunk()?);

@@ -14,17 +14,17 @@ use soci_registry::{Credential, CredentialError, Credentials, same_registry};
 
 use super::messages::AuthConfig;
 
-/// Images whose credentials are remembered; beyond that the one pulled longest ago is forgotten.
-const MOST: usize = 4096;
+/// Most images whose credentials are remembered; the one pulled longest ago is forgotten first.
+const MAX_IMAGES: usize = 4096;
 
-/// Keeps what is remembered where the next process finds it, and nobody else.
+/// A store of the credentials for the next process, which no other process can read.
 pub trait Vault: Send + Sync {
-    /// Takes all of it, in place of what it had.
+    /// Replaces the stored secrets.
     fn put(&self, secrets: &[u8]);
 }
 
-/// Credentials seen in pulls through the [`ImageServiceProxy`](super::ImageServiceProxy). Clones
-/// are the same.
+/// Credentials of pulls through the [`ImageServiceProxy`](super::ImageServiceProxy). Clones share
+/// them.
 #[derive(Clone, Default)]
 pub struct CriKeychain(Arc<Mutex<Seen>>);
 
@@ -37,20 +37,20 @@ struct Seen {
 #[derive(Default, Serialize, Deserialize)]
 struct Remembered {
     images: HashMap<String, Entry>,
-    /// Counts pulls.
+    /// Number of pulls so far.
     pulls: u64,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
 struct Entry {
     pull: u64,
-    /// Which registry they are for, if the kubelet says so.
+    /// The registry of the credentials, if the kubelet states it.
     server: String,
     #[serde(with = "secret")]
     credential: Credential,
 }
 
-/// A credential as it goes into the vault.
+/// The serialized form of a credential in the vault.
 mod secret {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
     use soci_registry::Credential;
@@ -81,8 +81,8 @@ mod secret {
 }
 
 impl Seen {
-    /// After each change.
-    fn put_away(&self) {
+    /// Stores the credentials in the vault, after each change.
+    fn store(&self) {
         if let Some(vault) = &self.vault
             && let Ok(secrets) = serde_json::to_vec(&self.remembered)
         {
@@ -91,7 +91,7 @@ impl Seen {
     }
 }
 
-/// What a pull changed, so that it can be undone if the pull fails.
+/// The change of a pull, to undo if the pull fails.
 pub(super) struct Change {
     image: String,
     pull: u64,
@@ -99,8 +99,8 @@ pub(super) struct Change {
 }
 
 impl CriKeychain {
-    /// Remembers what an earlier process put into the vault, and keeps it up to date. What cannot be
-    /// read was another version's: those images need another pull.
+    /// Creates a keychain from the secrets that an earlier process put into `vault`, which is kept up
+    /// to date. Secrets of another version are ignored: those images need another pull.
     #[must_use]
     pub fn with_vault(vault: Arc<dyn Vault>, secrets: Option<&[u8]>) -> Self {
         let remembered = secrets.and_then(|secrets| serde_json::from_slice(secrets).ok());
@@ -110,8 +110,8 @@ impl CriKeychain {
         })))
     }
 
-    /// Remembers what a pull of an image came with. A pull without credentials changes nothing: the
-    /// image may be read with those of an earlier one.
+    /// Remembers the credentials of a pull. A pull without credentials changes nothing: the image
+    /// may be read with those of an earlier one.
     pub(super) fn remember(&self, image: &str, auth: &AuthConfig) -> Option<Change> {
         let image = key(&image.parse().ok()?);
         let credential = credential(auth)?;
@@ -125,13 +125,13 @@ impl CriKeychain {
         };
         let pull = entry.pull;
         let before = seen.images.insert(image.clone(), entry);
-        if seen.images.len() > MOST {
+        if seen.images.len() > MAX_IMAGES {
             let oldest = seen.images.iter().min_by_key(|(_, entry)| entry.pull);
             if let Some(oldest) = oldest.map(|(image, _)| image.clone()) {
                 seen.images.remove(&oldest);
             }
         }
-        locked.put_away();
+        locked.store();
         Some(Change {
             image,
             pull,
@@ -139,7 +139,7 @@ impl CriKeychain {
         })
     }
 
-    /// Takes a change back, unless another pull has come since.
+    /// Undoes a change, unless another pull has come since.
     pub(super) fn undo(&self, change: Change) {
         let mut locked = self.0.lock();
         let seen = &mut locked.remembered;
@@ -149,16 +149,16 @@ impl CriKeychain {
                 Some(before) => seen.images.insert(change.image, before),
                 None => seen.images.remove(&change.image),
             };
-            locked.put_away();
+            locked.store();
         }
     }
 
-    /// Forgets an image that is removed.
+    /// Forgets the credentials of an image that is removed.
     pub(super) fn forget(&self, image: &str) {
         if let Ok(image) = image.parse() {
             let mut locked = self.0.lock();
             if locked.remembered.images.remove(&key(&image)).is_some() {
-                locked.put_away();
+                locked.store();
             }
         }
     }
@@ -189,7 +189,7 @@ impl Credentials for CriKeychain {
             return Ok(None);
         };
         let server = match entry.server.as_str() {
-            // Not the mirror of the image's registry, for example.
+            // Not for a mirror of the image's registry, for example.
             "" => reference.registry(),
             server => server,
         };
@@ -197,7 +197,7 @@ impl Credentials for CriKeychain {
     }
 }
 
-/// The image as containerd names it to its snapshotter: with a digest the tag does not count.
+/// The image as containerd names it to its snapshotter: without the tag if it has a digest.
 fn key(reference: &Reference) -> String {
     match (reference.digest(), reference.tag()) {
         (Some(digest), _) => format!("{}@{digest}", reference.name()),
@@ -328,11 +328,11 @@ mod tests {
     #[test]
     fn no_more_than_a_limit_is_remembered() {
         let keychain = CriKeychain::default();
-        for image in 0..=MOST {
+        for image in 0..=MAX_IMAGES {
             keychain.remember(&format!("r.example/a:{image}"), &auth("u"));
         }
         let seen = &keychain.0.lock().remembered;
-        assert_eq!(seen.images.len(), MOST);
+        assert_eq!(seen.images.len(), MAX_IMAGES);
         assert!(!seen.images.contains_key("r.example/a:0"));
     }
 

@@ -1,5 +1,5 @@
-//! From the configuration to an HTTP client of the API server: a kubeconfig, the files of
-//! `KUBECONFIG`, `~/.kube/config`, or the service account of the pod that this runs in.
+//! The HTTP client of the API server, from a kubeconfig, the files of `KUBECONFIG`,
+//! `~/.kube/config`, or the service account of the pod.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,19 +11,19 @@ use super::plugin;
 use super::sync::KubeSettings;
 use crate::KeychainError;
 
-/// How long connecting to the API server may take.
-const DIAL: Duration = Duration::from_secs(10);
-/// Until an API server that says nothing is given up; it ends each watch itself before that.
-const SILENCE: Duration = Duration::from_secs(600);
+/// Longest wait for a connection to the API server.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest silence of the API server, which ends each watch itself before that.
+const READ_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// An API server and who we are there. Holds secrets: no `Debug`.
+/// An API server and our login there. Holds secrets: no `Debug`.
 pub(super) struct Access {
     pub(super) client: reqwest::Client,
     pub(super) server: Url,
     pub(super) login: Login,
 }
 
-/// What goes into each request.
+/// The authentication of each request.
 pub(super) enum Login {
     /// Nothing, or a certificate in TLS.
     None,
@@ -37,7 +37,7 @@ pub(super) enum Login {
 }
 
 impl Access {
-    /// Reads the configuration as it is now.
+    /// Reads the current configuration.
     pub(super) async fn find(settings: &KubeSettings) -> Result<Self, KeychainError> {
         let files = settings.files();
         let mut config: Option<Kubeconfig> = None;
@@ -56,7 +56,7 @@ impl Access {
                 Self::of(&cluster, &user)
                     .await
                     .map_err(|error| match error {
-                        // It stands in the file itself.
+                        // The defect is in the file itself.
                         KeychainError::Kubeconfig { reason, .. } => in_file(file)(reason),
                         other => other,
                     })
@@ -99,7 +99,7 @@ impl Access {
         )
     }
 
-    /// A client for the API server at a URL.
+    /// Creates a client for the API server at a URL.
     pub(super) fn new(
         server: &str,
         authority: Option<Vec<u8>>,
@@ -111,26 +111,26 @@ impl Access {
         let wrong = |reason: &str| in_file(Path::new(""))(reason.to_owned());
         let mut base = Url::parse(server).map_err(|_| wrong("the server is not a URL"))?;
         if !matches!(base.scheme(), "https" | "http") {
-            return Err(wrong("the server is no https URL"));
+            return Err(wrong("the server is not an https URL"));
         }
         if !base.path().ends_with('/') {
             base.set_path(&format!("{}/", base.path()));
         }
         let mut builder = reqwest::Client::builder()
-            .connect_timeout(DIAL)
-            .read_timeout(SILENCE)
+            .connect_timeout(DIAL_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .tls_danger_accept_invalid_certs(skip_verify);
         if let Some(pem) = authority {
             let authorities = reqwest::Certificate::from_pem_bundle(&pem)
                 .ok()
                 .filter(|authorities| !authorities.is_empty())
-                .ok_or_else(|| wrong("its certificate authority is no PEM certificate"))?;
+                .ok_or_else(|| wrong("its certificate authority is not a PEM certificate"))?;
             builder = builder.tls_certs_only(authorities);
         }
         if let Some(pem) = identity {
             let identity = reqwest::Identity::from_pem(&pem)
-                .map_err(|_| wrong("its client certificate and key are no PEM"))?;
+                .map_err(|_| wrong("its client certificate and key are not PEM"))?;
             builder = builder.identity(identity);
         }
         if let Some(proxy) = proxy.filter(|proxy| !proxy.is_empty()) {

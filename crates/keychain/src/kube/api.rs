@@ -1,4 +1,4 @@
-//! The two requests to the API server: list the secrets, and watch them from there on.
+//! The two requests to the API server: list the secrets, and watch them from that version on.
 
 use std::collections::BTreeMap;
 
@@ -13,30 +13,30 @@ use serde::de::DeserializeOwned;
 use super::access::{Access, Login};
 use crate::KeychainError;
 
-/// The type of secrets that is asked for.
+/// Selects the type of secrets.
 const SELECTOR: &str = "type=kubernetes.io/dockerconfigjson";
 /// The key in such a secret.
 const KEY: &str = ".dockerconfigjson";
-/// Secrets in one answer.
+/// Secrets per response.
 const PAGE: &str = "500";
-/// The server ends a watch after this many seconds; the next one goes on where it ended.
+/// Seconds after which the server ends a watch; the next one continues from its version.
 const WATCH_SECONDS: &str = "300";
-/// One answer of a list: 500 secrets of at most 1 MiB, most of them far smaller.
-const MOST: usize = 64 << 20;
+/// Largest response, in bytes: 500 secrets of at most 1 MiB, most of them far smaller.
+const MAX_RESPONSE: usize = 64 << 20;
 
-/// A secret: its name with its namespace, and the Docker configuration in it, if it has one.
-/// Holds secrets: no `Debug`.
+/// A secret: namespace and name, and the Docker configuration in it, if it has one. No `Debug`.
 pub(super) struct Secret {
     pub(super) name: String,
     pub(super) docker_config: Option<Vec<u8>>,
 }
 
-/// What a watch tells.
+/// An event of a watch.
 pub(super) enum Change {
-    /// It is there, or has changed.
+    /// A secret was added or changed.
     Set(Secret),
+    /// A secret was removed.
     Removed(String),
-    /// Nothing changed up to the version that came along.
+    /// Nothing changed up to the version of the event.
     Nothing,
 }
 
@@ -59,7 +59,7 @@ struct ListMetadata {
 struct Object {
     metadata: ObjectMetadata,
     data: Option<BTreeMap<String, String>>,
-    /// Of a status, which an error event carries instead of a secret.
+    /// The code of a status, which an error event carries instead of a secret.
     code: Option<u16>,
 }
 
@@ -92,7 +92,7 @@ impl Object {
 }
 
 impl Access {
-    /// All secrets, and the version of the cluster that the list is of.
+    /// Lists all secrets, with the version of the cluster that the list shows.
     pub(super) async fn list(&self) -> Result<(Vec<Secret>, String), KeychainError> {
         let mut secrets = Vec::new();
         let mut from = String::new();
@@ -112,12 +112,12 @@ impl Access {
         }
     }
 
-    /// Follows the changes after a version until the server ends the watch; `version` is kept up
-    /// to date. `Ok(false)`: the version is too old, everything has to be listed again.
+    /// Follows the changes after `version`, which is kept up to date, until the server ends the watch.
+    /// Returns false if the version is too old: everything has to be listed again.
     pub(super) async fn watch(
         &self,
         version: &mut String,
-        mut seen: impl FnMut(Change),
+        mut notify: impl FnMut(Change),
     ) -> Result<bool, KeychainError> {
         let query = [
             ("fieldSelector", SELECTOR),
@@ -141,8 +141,8 @@ impl Access {
                 }
                 let event: Event = self.parse(&line)?;
                 match event.r#type.as_str() {
-                    "ADDED" | "MODIFIED" => seen(Change::Set(event.object.secret())),
-                    "DELETED" => seen(Change::Removed(event.object.name())),
+                    "ADDED" | "MODIFIED" => notify(Change::Set(event.object.secret())),
+                    "DELETED" => notify(Change::Removed(event.object.name())),
                     "ERROR" if event.object.code == Some(410) => return Ok(false),
                     "ERROR" => {
                         return Err(KeychainError::Refused {
@@ -150,14 +150,14 @@ impl Access {
                             status: event.object.code.unwrap_or_default(),
                         });
                     }
-                    _ => seen(Change::Nothing),
+                    _ => notify(Change::Nothing),
                 }
                 if !event.object.metadata.resource_version.is_empty() {
                     version.clone_from(&event.object.metadata.resource_version);
                 }
             }
-            if rest.len() > MOST {
-                return Err(self.wrong("an event of a watch has no end"));
+            if rest.len() > MAX_RESPONSE {
+                return Err(self.invalid("an event of a watch is larger than 64 MiB"));
             }
         }
         Ok(true)
@@ -167,7 +167,7 @@ impl Access {
         let mut url = self
             .server
             .join("api/v1/secrets")
-            .map_err(|_| self.wrong("its URL cannot be used"))?;
+            .map_err(|_| self.invalid("its URL cannot be used"))?;
         url.query_pairs_mut().extend_pairs(query);
         let request = self.client.request(Method::GET, url);
         let answer = self
@@ -208,19 +208,20 @@ impl Access {
         let mut whole = BytesMut::new();
         while let Some(piece) = stream.next().await {
             whole.extend_from_slice(&piece.map_err(|source| self.failed(source))?);
-            if whole.len() > MOST {
-                return Err(self.wrong("the list of secrets is larger than 64 MiB"));
+            if whole.len() > MAX_RESPONSE {
+                return Err(self.invalid("the list of secrets is larger than 64 MiB"));
             }
         }
         Ok(whole)
     }
 
-    /// The parser's message may quote a secret.
+    /// Parses a response. The message of the parser is dropped: it may quote a secret.
     fn parse<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, KeychainError> {
-        serde_json::from_slice(bytes).map_err(|_| self.wrong("the answer is none of Kubernetes"))
+        serde_json::from_slice(bytes)
+            .map_err(|_| self.invalid("the response is not a Kubernetes object"))
     }
 
-    fn wrong(&self, reason: &str) -> KeychainError {
+    fn invalid(&self, reason: &str) -> KeychainError {
         KeychainError::Answer {
             server: self.server.to_string(),
             reason: reason.to_owned(),

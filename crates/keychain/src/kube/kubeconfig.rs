@@ -1,5 +1,5 @@
-//! The kubeconfig file: which cluster, as which user. Several files are merged as kubectl does it: the
-//! first to name something wins.
+//! The kubeconfig file: a cluster and a user. Several files are merged as kubectl does it: the first
+//! definition of a name wins.
 
 use std::path::{Path, PathBuf};
 
@@ -47,7 +47,7 @@ struct Context {
     user: String,
 }
 
-/// Where the API server is and how it is recognised.
+/// The API server and how it is authenticated.
 #[derive(Deserialize, Default, Clone)]
 #[serde(default, rename_all = "kebab-case")]
 pub(super) struct Cluster {
@@ -58,7 +58,7 @@ pub(super) struct Cluster {
     pub(super) proxy_url: Option<String>,
 }
 
-/// Who we are.
+/// The user and its credentials.
 #[derive(Deserialize, Default, Clone)]
 #[serde(default, rename_all = "kebab-case")]
 pub(super) struct User {
@@ -84,7 +84,7 @@ pub(super) struct Exec {
     pub(super) env: Option<Vec<ExecVariable>>,
 }
 
-/// A variable of its environment.
+/// An environment variable of such a program.
 #[derive(Deserialize, Default, Clone)]
 #[serde(default)]
 pub(super) struct ExecVariable {
@@ -120,7 +120,7 @@ impl Kubeconfig {
             resolve(&mut user.client_certificate);
             resolve(&mut user.client_key);
             resolve(&mut user.token_file);
-            // A bare name is looked for in PATH.
+            // A bare name is searched for in PATH.
             if let Some(exec) = user.exec.as_mut()
                 && exec.command.contains('/')
             {
@@ -135,14 +135,14 @@ impl Kubeconfig {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        // The message of the parser may quote a secret; where it is wrong is enough.
+        // The message of the parser may quote a secret; the position is enough.
         serde_saphyr::from_str(text).map_err(|error| match error.location() {
-            Some(at) => format!("wrong at line {}, column {}", at.line(), at.column()),
-            None => "it is no YAML of this form".to_owned(),
+            Some(at) => format!("error at line {}, column {}", at.line(), at.column()),
+            None => "not valid YAML of a kubeconfig".to_owned(),
         })
     }
 
-    /// Adds what another file names and this one does not.
+    /// Adds the definitions of another file that this one does not have.
     pub(super) fn merge(&mut self, other: Self) {
         if self.current_context.is_empty() {
             self.current_context = other.current_context;
@@ -152,7 +152,7 @@ impl Kubeconfig {
         self.contexts.extend(other.contexts);
     }
 
-    /// The cluster and the user of the current context.
+    /// Returns the cluster and the user of the current context.
     pub(super) fn current(&self) -> Result<(Cluster, User), String> {
         let wanted = &self.current_context;
         if wanted.is_empty() {
@@ -189,7 +189,7 @@ impl Kubeconfig {
 }
 
 impl Cluster {
-    /// The authorities that the server's certificate may come from, as PEM.
+    /// Returns the authorities for the server's certificate, as PEM.
     pub(super) fn authority(&self) -> Result<Option<Vec<u8>>, KeychainError> {
         data_or_file(
             "certificate-authority-data",
@@ -200,7 +200,7 @@ impl Cluster {
 }
 
 impl User {
-    /// Certificate and key for TLS, as PEM.
+    /// Returns certificate and key for TLS, as PEM.
     pub(super) fn identity(&self) -> Result<Option<Vec<u8>>, KeychainError> {
         let certificate = data_or_file(
             "client-certificate-data",
@@ -218,7 +218,7 @@ impl User {
     }
 }
 
-/// A field as base64, or the file that another one names; the former wins.
+/// Decodes a base64 field, or else reads the file that another field names.
 fn data_or_file(
     field: &str,
     data: Option<&str>,

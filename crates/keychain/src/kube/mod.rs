@@ -1,7 +1,6 @@
 //! The secrets of type `kubernetes.io/dockerconfigjson` of a cluster, kept up to date by a watch.
 //!
-//! A client of our own instead of kube-rs: two requests are needed, and an HTTP client with
-//! TLS is here already.
+//! A client of our own instead of kube-rs: it makes two requests with the HTTP client that we have.
 
 mod access;
 mod api;

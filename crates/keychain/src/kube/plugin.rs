@@ -1,5 +1,5 @@
-//! Programs that a kubeconfig names for its credentials (`users[].user.exec`,
-//! `client.authentication.k8s.io`): cloud clusters give out tokens that way.
+//! Credential programs of a kubeconfig (`users[].user.exec`, `client.authentication.k8s.io`): cloud
+//! clusters issue tokens that way.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use tokio::process::Command;
 use super::kubeconfig::Exec;
 use crate::KeychainError;
 
-/// Such a program may ask a cloud, but nobody.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest run of such a program, which may ask a cloud API but not a user.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What the program prints. Holds secrets: no `Debug`.
+/// The output of such a program. Holds secrets: no `Debug`.
 #[derive(Deserialize, Default)]
 #[serde(default, rename_all = "camelCase")]
 pub(super) struct ExecCredential {
@@ -29,7 +29,7 @@ struct Printed {
 }
 
 impl ExecCredential {
-    /// Certificate and key for TLS, as PEM.
+    /// Returns certificate and key for TLS, as PEM.
     pub(super) fn identity(&self) -> Option<Vec<u8>> {
         let (certificate, key) = self
             .client_certificate_data
@@ -59,14 +59,14 @@ pub(super) async fn run(exec: &Exec) -> Result<ExecCredential, KeychainError> {
         .stderr(Stdio::null())
         .kill_on_drop(true)
         .output();
-    let output = tokio::time::timeout(PATIENCE, running)
+    let output = tokio::time::timeout(TIMEOUT, running)
         .await
-        .map_err(|_| failed(format!("did not end within {} s", PATIENCE.as_secs())))?
+        .map_err(|_| failed(format!("did not end within {} s", TIMEOUT.as_secs())))?
         .map_err(|error| failed(format!("cannot be run: {error}")))?;
     if !output.status.success() {
         return Err(failed(format!("failed ({})", output.status)));
     }
-    // What it printed may hold a secret.
+    // The output is not quoted: it may hold a secret.
     serde_json::from_slice::<Printed>(&output.stdout)
         .map(|printed| printed.status)
         .map_err(|_| failed("printed no ExecCredential".to_owned()))

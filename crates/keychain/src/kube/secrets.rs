@@ -1,4 +1,4 @@
-//! The secrets that are known now, as a place where credentials are found.
+//! The known secrets of a cluster, as a source of credentials.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,23 +14,23 @@ use tokio::sync::watch;
 use super::api::{Change, Secret};
 use super::sync::{self, KubeSettings};
 
-/// How long the first look-ups after a start wait for the first list.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest wait of the first look-ups after a start for the first list.
+const FIRST_LIST_WAIT: Duration = Duration::from_secs(5);
 
 /// Credentials from the secrets of type `kubernetes.io/dockerconfigjson` of a whole cluster.
-/// Clones are the same; the synchronisation ends with the last of them.
+/// Clones share them; the synchronisation ends with the last clone.
 #[derive(Clone)]
 pub struct KubeSecrets {
     pub(super) known: Arc<Known>,
     _sync: Arc<tokio::task::JoinSet<()>>,
 }
 
-/// What is known of the cluster's secrets.
+/// The known secrets of the cluster.
 #[derive(Default)]
 pub(super) struct Known {
     /// Namespace and name → Docker configuration.
     configs: RwLock<BTreeMap<String, Vec<u8>>>,
-    /// Whether it is decided if there is anything to wait for.
+    /// Whether the first list has come or failed: there is nothing to wait for any more.
     tried: watch::Sender<bool>,
 }
 
@@ -94,14 +94,14 @@ impl Credentials for KubeSecrets {
         _: Option<&Reference>,
     ) -> Result<Option<Credential>, CredentialError> {
         let mut tried = self.known.tried.subscribe();
-        // Layers are mounted again right after the start: without this, anonymously.
-        let _ = tokio::time::timeout(PATIENCE, tried.wait_for(|tried| *tried)).await;
+        // Layers are mounted again right after the start: without the wait, anonymously.
+        let _ = tokio::time::timeout(FIRST_LIST_WAIT, tried.wait_for(|tried| *tried)).await;
         for (name, config) in self.known.configs.read().iter() {
             match DockerConfigCredentials::auths_in(config, registry_host) {
                 Ok(Some(credential)) => return Ok(Some(credential)),
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::debug!(secret = name, %error, "a secret of the cluster is passed over");
+                    tracing::debug!(secret = name, %error, "ignoring malformed image pull secret");
                 }
             }
         }

@@ -10,25 +10,25 @@ use crate::KeychainError;
 
 /// Where a pod finds its service account.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-/// Between attempts to find a configuration, as in v0.15.
+/// Interval between attempts to find a configuration, as in v0.15.
 const CONFIGURATION_PERIOD: Duration = Duration::from_secs(10);
-/// After the first failure, doubled with each further one …
+/// Wait after the first failure, doubled with each further one.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
-/// … to this.
+/// Longest wait after a failure.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Where the cluster's secrets are found.
+/// Where the configuration of the cluster is.
 #[derive(Debug, Clone, Default)]
 pub struct KubeSettings {
     /// `[kubeconfig_keychain] kubeconfig_path`. It may not exist yet. Without one: the files of
     /// `$KUBECONFIG`, `~/.kube/config`, or the service account of the pod.
     pub kubeconfig: Option<PathBuf>,
-    /// How often a configuration is looked for that is not there yet; by default every 10 s.
+    /// Interval between attempts to find a configuration that does not exist yet; 10 s by default.
     pub period: Option<Duration>,
 }
 
 impl KubeSettings {
-    /// The files that count, in the order in which they do.
+    /// Returns the kubeconfig files, in order of precedence.
     pub(super) fn files(&self) -> Vec<PathBuf> {
         if let Some(path) = &self.kubeconfig {
             return vec![path.clone()];
@@ -40,7 +40,7 @@ impl KubeSettings {
         vec![home.join(".kube/config")]
     }
 
-    /// The service account of the pod, if this is one and no file is named.
+    /// Returns the service account, in a pod and if no file is configured.
     pub(super) fn in_cluster(&self) -> Option<Result<Access, KeychainError>> {
         if self.kubeconfig.is_some() {
             return None;
@@ -73,7 +73,7 @@ fn service_account(host: &str, port: &str, folder: &Path) -> Result<Access, Keyc
     )
 }
 
-/// Keeps the secrets up to date for ever. What was known stays known while the server is away.
+/// Keeps the secrets up to date for ever. They stay known while the server is away.
 pub(super) async fn follow(settings: KubeSettings, known: Arc<Known>) {
     let mut failures = 0_u32;
     loop {
@@ -91,7 +91,6 @@ pub(super) async fn follow(settings: KubeSettings, known: Arc<Known>) {
             }
             settings.period.unwrap_or(CONFIGURATION_PERIOD)
         } else {
-            // The causes say what the first sentence does not: a name, a certificate.
             tracing::warn!(
                 error = soci_errors::chain(&failure),
                 "cannot follow the image pull secrets of the cluster"
@@ -105,13 +104,13 @@ pub(super) async fn follow(settings: KubeSettings, known: Arc<Known>) {
     }
 }
 
-/// One configuration, one list and the watches after it.
+/// Reads the configuration, lists the secrets and watches them until a failure.
 async fn follow_once(
     settings: &KubeSettings,
     known: &Known,
     failures: &mut u32,
 ) -> Result<(), KeychainError> {
-    // Read anew each time: it may have been replaced, and tokens of programs expire.
+    // Read each time: it may have been replaced, and tokens of programs expire.
     let access = Access::find(settings).await?;
     let (secrets, mut version) = access.list().await?;
     let count = known.replace(secrets);

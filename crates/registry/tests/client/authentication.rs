@@ -372,6 +372,9 @@ async fn a_failing_place_of_credentials_is_an_error_that_names_the_host() {
         .unwrap_err();
     assert_eq!(
         error.to_string(),
-        format!("credentials for {}: the keychain is locked", fake.host())
+        format!(
+            "cannot look up credentials for {}: the keychain is locked",
+            fake.host()
+        )
     );
 }
