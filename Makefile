@@ -57,11 +57,13 @@ demo: deps ## Index an image, run it lazily and with overlayfs, print both (IMAG
 	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES)) --package soci-benches
 	target/release/demo
 
-# Cargo builds all programs before the first test runs: the end-to-end tests take them from target/debug.
+# Cargo builds all programs before the first test runs. SOCI_BIN_DIR has the end-to-end tests use those instead
+# of building them again with other features.
 .PHONY: test
 test: deps previous ## Run every test (root)
 	@test "$$(id -u)" = 0 || { echo "make test needs root: it mounts file systems and starts containers ('make check' does not)" >&2; exit 1; }
-	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked --workspace --no-fail-fast
+	SOCI_BIN_DIR=$${CARGO_TARGET_DIR:-$(CURDIR)/target}/debug RUST_TEST_THREADS=$(TEST_THREADS) \
+		$(CARGO) test --locked --workspace --no-fail-fast
 
 # The daemon of the version before, which tests upgrade from.
 .PHONY: previous

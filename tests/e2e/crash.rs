@@ -1,9 +1,7 @@
 //! What a crash of the daemon leaves, and what the next start makes of it. Needs root, FUSE,
 //! containerd, runc, docker-registry and the two programs.
 
-use std::time::Duration;
-
-use crate::support::{NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack};
+use crate::support::{NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack, wait_until_durable};
 use soci_testkit::TestRoot;
 use soci_testkit::image::{small_image, small_image_data};
 
@@ -18,8 +16,7 @@ fn after_a_kill_the_next_start_serves_the_layers_again_and_fetches_nothing_twice
     let read = ["/bin/sha256sum", "/data/noise"];
     let output = run(&stack, &reference, &read);
     assert!(output.starts_with(&digest), "{output:?}");
-    // What is younger than the sync interval (1 s) may be fetched again.
-    std::thread::sleep(Duration::from_secs(3));
+    wait_until_durable(&stack.daemon, false);
 
     stack.daemon.kill().unwrap();
     stack.daemon.start_again().unwrap();

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::{
     NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack, wait_until,
+    wait_until_durable,
 };
 use soci_testkit::image::{APP_OUTPUT, PYTHON_TAG, python_image, small_image, small_image_data};
 use soci_testkit::{Run, TestRoot};
@@ -220,36 +221,12 @@ fn a_read_that_needs_a_dead_registry_fails_with_eio_and_the_reader_goes_on() {
 #[test]
 fn once_the_background_fetcher_is_done_the_registry_may_die() {
     let root = TestRoot::new().unwrap();
-    let image = small_image(root.path(), "small").unwrap();
+    small_image(root.path(), "small").unwrap();
     let mut stack =
         stack("[background_fetch]\nsilence_period_msec = 100\nfetch_period_msec = 10\n");
     let reference = indexed(&stack, root.path(), "small");
     pull(&stack, &reference);
-    // By the daemon's own account of each layer, kept in its root and read without fetching.
-    let deadline = Instant::now() + Duration::from_secs(120);
-    let layers: u64 = image.layers.iter().map(|layer| layer.size).sum();
-    let fetched = || -> u64 {
-        let stats = stack.proxy.stats();
-        image
-            .layers
-            .iter()
-            .map(|layer| stats.blob(layer.digest).bytes)
-            .sum()
-    };
-    // Bytes at the borders of spans may be fetched twice or never (gzip header and trailer are).
-    while fetched() < layers - 64 * image.layers.len() as u64 {
-        assert!(Instant::now() < deadline, "{} of {layers} bytes", fetched());
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    // Sent is not yet stored: the last span may still be on its way to the disk.
-    let mut before = fetched();
-    loop {
-        std::thread::sleep(Duration::from_millis(1000));
-        if fetched() == before {
-            break;
-        }
-        before = fetched();
-    }
+    wait_until_durable(&stack.daemon, true);
     stack.registry.kill().unwrap();
     let read =
         "sha256sum /data/noise; cat /data/words | wc -c; cat /data/hello; cat /bin/busybox | wc -c";

@@ -15,7 +15,7 @@ const TIME: Duration = Duration::from_secs(15);
 
 /// Puts a file in place of another one, as a package manager does. The copy is another process's, so that
 /// no child of ours has it open for writing when it is started.
-fn install(source: &Path, program: &Path) {
+pub(crate) fn install(source: &Path, program: &Path) {
     let new = program.with_extension("new");
     let copied = Command::new("cp").arg(source).arg(&new).status().unwrap();
     assert!(copied.success());
@@ -32,8 +32,13 @@ fn script(folder: &Path, name: &str, text: &str) -> PathBuf {
 
 /// A scene whose daemon runs from a program of its own, which can be replaced.
 fn scene(folder: &Path) -> (Scene, PathBuf) {
+    scene_with(&daemon_program().unwrap(), folder)
+}
+
+/// The same with this program at first.
+pub(crate) fn scene_with(first: &Path, folder: &Path) -> (Scene, PathBuf) {
     let program = folder.join("soci-snapshotter-grpc");
-    install(&daemon_program().unwrap(), &program);
+    install(first, &program);
     let options = SociDaemonOptions {
         program: Some(program.clone()),
         ..SociDaemonOptions::default()

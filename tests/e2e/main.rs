@@ -31,4 +31,5 @@ mod survival_parts;
 mod survival_trouble;
 mod systemd;
 mod upgrade;
+mod upgrade_from_previous;
 mod user_namespaces;

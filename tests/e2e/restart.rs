@@ -1,6 +1,6 @@
 //! Starts that cannot bring everything back. Needs root, FUSE, docker-registry and the two programs.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::NO_BACKGROUND;
 use crate::support::node::{Node, lower_directories};
@@ -44,9 +44,15 @@ async fn a_lost_store_stops_the_start_unless_allowed_and_is_mended_when_the_regi
     assert_eq!(refused.unwrap_err().code(), Code::Unavailable);
 
     node.proxy.clear_faults();
-    // A failure is believed for two seconds, not for the minute of an image without index.
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let mounts = client.prepare("box", &image.top()).await.unwrap();
+    // A failure is cached for two seconds, not for the minute of an image without an index.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mounts = loop {
+        match client.prepare("box", &image.top()).await {
+            Ok(mounts) => break mounts,
+            Err(status) => assert!(Instant::now() < deadline, "{status}"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
     let directories = lower_directories(&mounts);
     let read = std::fs::read_to_string(directories[0].join("data/hello"));
     assert_eq!(read.unwrap(), "hello\n");

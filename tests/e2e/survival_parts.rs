@@ -114,13 +114,13 @@ fn when_everything_is_killed_the_next_start_says_which_containers_to_restart() {
     let id = id.as_str();
     let command = [reference.as_str(), id, "/bin/sleep", "1000"];
     ctr.output(detached.chain(&command)).unwrap();
-    assert_eq!(status(&stack)["severed"], serde_json::json!([]));
+    assert_eq!(status(&stack.daemon)["severed"], serde_json::json!([]));
 
     stack.daemon.kill_everything().unwrap();
     stack.daemon.start_again().unwrap();
     logs(&stack, "the connections of lazy layers were lost");
     stack.wait_for_snapshotter().unwrap();
-    let listed = status(&stack);
+    let listed = status(&stack.daemon);
     let severed = listed["severed"].as_array().unwrap();
     assert_eq!(severed.len(), 1, "{listed}");
     assert!(
@@ -142,7 +142,7 @@ fn when_everything_is_killed_the_next_start_says_which_containers_to_restart() {
     let exec = ["tasks", "exec", "--exec-id", "look", id];
     let read = ctr.output(exec.iter().chain(&["/bin/cat", "/data/hello"]));
     assert_eq!(read.unwrap(), "hello\n");
-    assert_eq!(status(&stack)["severed"], serde_json::json!([]));
+    assert_eq!(status(&stack.daemon)["severed"], serde_json::json!([]));
 }
 
 #[test]

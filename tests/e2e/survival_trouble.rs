@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::support::node::Node;
-use crate::support::{NO_BACKGROUND, wait_until};
+use crate::support::{NO_BACKGROUND, wait_until, wait_until_durable};
 use soci_oci::Digest;
 use soci_testkit::image::small_image_data;
 use soci_testkit::process::Signal;
@@ -183,8 +183,7 @@ async fn without_the_registry_a_killed_server_is_replaced_and_what_is_stored_is_
     let noise = find(&roots, "data/noise");
     let expected = Digest::of(&small_image_data().to_vec());
     assert_eq!(Digest::of(&std::fs::read(&noise).unwrap()), expected);
-    // What is younger than the sync interval (1 s) may be fetched again.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::task::block_in_place(|| wait_until_durable(&node.daemon, false));
     node.proxy.inject(Rule::always(Fault::Reset));
     let open = File::open(&noise).unwrap();
     for _ in 0..3 {
@@ -206,7 +205,7 @@ async fn on_a_full_disk_a_killed_server_is_replaced_and_what_is_stored_is_read()
     let noise = find(&roots, "data/noise");
     let expected = Digest::of(&small_image_data().to_vec());
     assert_eq!(Digest::of(&std::fs::read(&noise).unwrap()), expected);
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::task::block_in_place(|| wait_until_durable(&node.daemon, false));
 
     let filler = node.daemon.root().join("filler");
     let full = std::fs::write(&filler, vec![0; 64 << 20]).unwrap_err();

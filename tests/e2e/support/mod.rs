@@ -7,9 +7,11 @@ pub(crate) mod systemd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use soci_testkit::{OciImage, Run, SociCli, SociDaemonOptions, Stack, StackOptions};
+use soci_testkit::{OciImage, Run, SociCli, SociDaemon, SociDaemonOptions, Stack, StackOptions};
 
 pub(crate) const NAMESPACE: &str = "e2e";
+/// How long conditions are waited for.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// Everything else is measured while the background fetcher rests.
 pub(crate) const NO_BACKGROUND: &str = "[background_fetch]\ndisable = true\n";
 
@@ -54,12 +56,49 @@ pub(crate) fn run(stack: &Stack, reference: &str, command: &[&str]) -> String {
     stack.containerd.ctr(NAMESPACE).run_ok(&run).unwrap()
 }
 
-/// What `soci status` says. Waits for a server, if there is none just now.
-pub(crate) fn status(stack: &Stack) -> serde_json::Value {
-    let socket = stack.daemon.socket().display().to_string();
-    let soci = stack.soci(NAMESPACE).unwrap();
+/// The output of `soci status`. Waits for a server if none serves now.
+pub(crate) fn status(daemon: &SociDaemon) -> serde_json::Value {
+    let socket = daemon.socket().display().to_string();
+    let soci = SociCli::standalone().unwrap();
     let arguments = ["status", "--snapshotter-address", &socket, "--json"];
     serde_json::from_str(&soci.output(arguments).unwrap()).unwrap()
+}
+
+/// How many spans are recorded as durable in a stored layer, and how many it has: the file `spans` has a header of
+/// 512 bytes with the number of spans at byte 12, then a bit for each durable span.
+fn durable_spans(layer: &Path) -> (u64, u64) {
+    // A layer that is just being made or removed has none.
+    let file = std::fs::read(layer.join("spans")).unwrap_or_default();
+    let Some(count) = file.get(12..16) else {
+        return (0, 0);
+    };
+    let count = u64::from(u32::from_le_bytes(count.try_into().unwrap()));
+    let bitmap = file
+        .iter()
+        .skip(512)
+        .take(usize::try_from(count.div_ceil(8)).unwrap());
+    (bitmap.map(|byte| u64::from(byte.count_ones())).sum(), count)
+}
+
+/// Waits until what the daemon has stored survives a crash: it makes spans durable about once a second. With `all`,
+/// also until it has stored every span.
+pub(crate) fn wait_until_durable(daemon: &SociDaemon, all: bool) {
+    wait_until("stored spans are durable", PATIENCE, || {
+        let stored = status(daemon)["store"]["spans"].as_u64().unwrap();
+        let (mut durable, mut count) = (0, 0);
+        for layer in std::fs::read_dir(daemon.root().join("soci/layers")).unwrap() {
+            let (layer_durable, layer_count) = durable_spans(&layer.unwrap().path());
+            durable += layer_durable;
+            count += layer_count;
+        }
+        let enough = if all { count } else { stored };
+        match stored > 0 && durable >= enough {
+            true => Ok(()),
+            false => Err(format!(
+                "{durable} durable, {stored} stored, {count} in all"
+            )),
+        }
+    });
 }
 
 /// The FUSE mounts of the daemon's layers.

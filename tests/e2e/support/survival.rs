@@ -138,7 +138,7 @@ impl Scene {
 
     /// Waits until a server answers.
     pub(crate) fn wait_until_served(&self) {
-        super::status(&self.stack);
+        super::status(self.daemon());
     }
 
     /// After all readers have ended: no process, mount, descriptor or thread more than before.
