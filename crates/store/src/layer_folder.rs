@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use soci_oci::Digest;
-use soci_ztoc::{FileMetadata, Parts, SpanId, SpanTable, Ztoc};
+use soci_ztoc::{FileMetadata, LayerIndex, SpanId, SpanTable, Ztoc};
 
 use crate::atomic_file::{UNFINISHED, sync_folder, write_file};
 use crate::shared::Shared;
@@ -40,7 +40,7 @@ pub(crate) fn open(
     ztoc_blob: Option<&[u8]>,
     shared: &Arc<Shared>,
 ) -> Result<Opened, StoreError> {
-    let (Parts { toc, spans }, window_sums) = verified_ztoc(folder, key, ztoc_blob)?;
+    let (LayerIndex { toc, spans }, window_sums) = verified_ztoc(folder, key, ztoc_blob)?;
     clear_unfinished(folder);
     let about = About {
         key,
@@ -114,7 +114,7 @@ pub(crate) fn look_at(
             actual,
         });
     }
-    let parts = Ztoc::parse_parts(&blob).map_err(|source| StoreError::Ztoc {
+    let parts = Ztoc::parse_index(&blob).map_err(|source| StoreError::Ztoc {
         digest: key.ztoc,
         source,
     })?;
@@ -126,10 +126,10 @@ fn verified_ztoc(
     folder: &Path,
     key: LayerKey,
     given: Option<&[u8]>,
-) -> Result<(Parts, Box<[u32]>), StoreError> {
+) -> Result<(LayerIndex, Box<[u32]>), StoreError> {
     let path = folder.join("ztoc");
     let use_blob = |blob: &[u8]| {
-        let parts = Ztoc::parse_parts(blob).map_err(|source| StoreError::Ztoc {
+        let parts = Ztoc::parse_index(blob).map_err(|source| StoreError::Ztoc {
             digest: key.ztoc,
             source,
         })?;

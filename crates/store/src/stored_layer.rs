@@ -93,7 +93,7 @@ impl StoredLayer {
 
     /// The entries of its zTOC, from disk; the windows are not copied.
     pub(crate) fn toc(&self) -> Result<Vec<FileMetadata>, StoreError> {
-        let parts = Ztoc::parse_parts(&self.ztoc_blob()?);
+        let parts = Ztoc::parse_index(&self.ztoc_blob()?);
         Ok(parts.map_err(|source| self.bad_ztoc(source))?.toc)
     }
 

@@ -6,11 +6,8 @@ use std::num::NonZero;
 use soci_oci::{Digest, Hasher};
 
 use crate::checkpoint::{Checkpoint, Checkpoints, TarZinfo};
-use crate::chunks::Chunk;
 use crate::gzip_scan::GzipScanner;
-use crate::hashing::{Digests, Hashing};
-use crate::pipeline::Pipeline;
-use crate::speculate::Piece;
+use crate::parallel::{Chunk, Digests, Hashing, Piece, Pipeline};
 use crate::tar_scan::TarScanner;
 use crate::ztoc::{BlobOffset, VERSION};
 use crate::{BuildError, Compression, CompressionInfo, Ztoc};

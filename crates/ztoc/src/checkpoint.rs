@@ -1,9 +1,9 @@
 //! Checkpoints: where a stream can be entered, and what is needed to do so.
 
 use crate::ZtocError;
-use crate::chunks::ADDRESSES;
+use crate::allocation::LARGE_CAPACITY;
 use crate::flatbuffer_read::Table;
-use crate::flatbuffer_write::{Place, Writer};
+use crate::flatbuffer_write::{ObjectRef, Writer};
 
 /// How far deflate looks back, and so the length of a checkpoint's window (RFC 1951, section 3.2.5).
 pub const WINDOW_SIZE: usize = 32768;
@@ -89,7 +89,7 @@ impl GzipCheckpoints {
         Self {
             span_size,
             points: Vec::new(),
-            windows: Vec::with_capacity(ADDRESSES),
+            windows: Vec::with_capacity(LARGE_CAPACITY),
             first_implied: false,
         }
     }
@@ -231,7 +231,7 @@ impl GzipCheckpoints {
     }
 
     /// Writes the blob as a byte vector.
-    pub(crate) fn write(&self, writer: &mut Writer) -> Place {
+    pub(crate) fn write(&self, writer: &mut Writer) -> ObjectRef {
         let skipped = usize::from(self.first_implied);
         let stored = self.points.get(skipped..).unwrap_or_default();
         let len = BLOB_HEADER + stored.len() * POINT_SIZE;

@@ -2,11 +2,11 @@
 
 use soci_oci::Digest;
 
-use crate::ZtocError;
 use crate::checkpoint::{Checkpoints, GzipCheckpoints, TarZinfo};
 use crate::flatbuffer_read::{References, Table};
 use crate::toc::{FileMetadata, FileType};
 use crate::ztoc::{BlobOffset, Compression, CompressionInfo, VERSION, Ztoc, slots};
+use crate::{SpanTable, ZtocError};
 
 /// What an entry takes in a zTOC at the very least; bounds how many a blob can stand for when
 /// they are all one and the same.
@@ -22,7 +22,39 @@ fn invalid(what: impl Into<String>) -> ZtocError {
     ZtocError::Invalid(what.into())
 }
 
-pub(crate) fn decode(blob: &[u8], keep_windows: bool) -> Result<Ztoc, ZtocError> {
+/// What a mount needs of a zTOC: all but the windows, which stay in the blob.
+#[derive(Debug, Clone)]
+pub struct LayerIndex {
+    /// The entries, by `uncompressed_offset`.
+    pub toc: Vec<FileMetadata>,
+    /// The spans.
+    pub spans: SpanTable,
+}
+
+impl Ztoc {
+    /// Reads a zTOC and checks it as a whole.
+    ///
+    /// # Errors
+    /// [`ZtocError`] for anything that no writer could have meant.
+    pub fn parse(blob: &[u8]) -> Result<Self, ZtocError> {
+        decode(blob, true)
+    }
+
+    /// Like [`Ztoc::parse`], but does not copy the windows out of the blob.
+    ///
+    /// # Errors
+    /// As [`Ztoc::parse`].
+    pub fn parse_index(blob: &[u8]) -> Result<LayerIndex, ZtocError> {
+        let ztoc = decode(blob, false)?;
+        let spans = ztoc.span_table();
+        Ok(LayerIndex {
+            toc: ztoc.toc,
+            spans,
+        })
+    }
+}
+
+fn decode(blob: &[u8], keep_windows: bool) -> Result<Ztoc, ZtocError> {
     let root = Table::root(blob)?;
     let version = lossy(root.bytes(slots::VERSION, "version")?);
     if version != VERSION {

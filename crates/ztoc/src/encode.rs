@@ -1,17 +1,40 @@
 //! Writing a zTOC: the order of everything is that of the Go writer, so that the bytes are the same.
 
+use crate::SpanTable;
 use crate::checkpoint::Checkpoints;
-use crate::flatbuffer_write::{Place, Writer};
+use crate::flatbuffer_write::{ObjectRef, Writer};
 use crate::toc::FileMetadata;
 use crate::ztoc::{Compression, Ztoc, slots};
 
-/// A zTOC's bytes and where in them the checkpoints are.
-pub(crate) struct Encoded {
-    pub(crate) blob: Vec<u8>,
-    pub(crate) checkpoints_at: u64,
+/// The bytes of a zTOC, and the offset of the checkpoints in them.
+struct Encoded {
+    blob: Vec<u8>,
+    checkpoints_at: u64,
 }
 
-pub(crate) fn encode(ztoc: &Ztoc) -> Encoded {
+impl Ztoc {
+    /// Writes the zTOC. A zTOC that was parsed gives the bytes that it was parsed from, if they were
+    /// written by soci-snapshotter or by us. FlatBuffers end at 2 GiB, which is a layer of some
+    /// 250 GB at the default span size; the builder refuses to make a larger one.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        encode(self).blob
+    }
+
+    /// The table of its spans. Its [`SpanTable::window_at`] refers to the bytes that the zTOC was
+    /// parsed from, or that [`Ztoc::encode`] returns when it was built.
+    #[must_use]
+    pub fn span_table(&self) -> SpanTable {
+        let checkpoints_at = self
+            .compression
+            .checkpoints_at
+            .0
+            .unwrap_or_else(|| encode(self).checkpoints_at);
+        SpanTable::of(self, checkpoints_at)
+    }
+}
+
+fn encode(ztoc: &Ztoc) -> Encoded {
     // Growing would take memory for it twice: windows make up nearly all of it.
     let spans = ztoc.compression.span_digests.len();
     let entries: usize = ztoc.toc.iter().map(room).sum();
@@ -63,7 +86,7 @@ fn room(entry: &FileMetadata) -> usize {
     TABLE + strings.chain(records).sum::<usize>()
 }
 
-fn compression_info(writer: &mut Writer, ztoc: &Ztoc) -> (Place, Place) {
+fn compression_info(writer: &mut Writer, ztoc: &Ztoc) -> (ObjectRef, ObjectRef) {
     let checkpoints = match &ztoc.compression.checkpoints {
         Checkpoints::Gzip(gzip) => gzip.write(writer),
         Checkpoints::Tar(tar) => {
@@ -73,7 +96,7 @@ fn compression_info(writer: &mut Writer, ztoc: &Ztoc) -> (Place, Place) {
             writer.end_bytes(bytes.len())
         }
     };
-    let digests: Vec<Place> = ztoc
+    let digests: Vec<ObjectRef> = ztoc
         .compression
         .span_digests
         .iter()
@@ -93,8 +116,8 @@ fn compression_info(writer: &mut Writer, ztoc: &Ztoc) -> (Place, Place) {
     (checkpoints, info.end())
 }
 
-fn toc(writer: &mut Writer, entries: &[FileMetadata]) -> Place {
-    let mut places: Vec<Place> = entries
+fn toc(writer: &mut Writer, entries: &[FileMetadata]) -> ObjectRef {
+    let mut places: Vec<ObjectRef> = entries
         .iter()
         .rev()
         .map(|entry| metadata(writer, entry))
@@ -106,7 +129,7 @@ fn toc(writer: &mut Writer, entries: &[FileMetadata]) -> Place {
     toc.end()
 }
 
-fn metadata(writer: &mut Writer, entry: &FileMetadata) -> Place {
+fn metadata(writer: &mut Writer, entry: &FileMetadata) -> ObjectRef {
     use slots::entry as slot;
     let name = writer.string(&entry.name);
     let kind = writer.string(entry.file_type.as_str().as_bytes());
@@ -114,7 +137,7 @@ fn metadata(writer: &mut Writer, entry: &FileMetadata) -> Place {
     let uname = writer.string(&entry.uname);
     let gname = writer.string(&entry.gname);
     let mod_time = writer.string(entry.mod_time.as_bytes());
-    let records: Vec<Place> = entry
+    let records: Vec<ObjectRef> = entry
         .xattrs
         .iter()
         .map(|(key, value)| {

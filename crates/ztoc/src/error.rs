@@ -2,7 +2,7 @@
 
 use soci_oci::Digest;
 
-use crate::SpanId;
+use crate::span_id::SpanId;
 
 /// Why bytes are not a zTOC that we can use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,7 +1,6 @@
 //! Inflating one span from its checkpoint.
 
-use crate::gzip_scan::TRAILER;
-use crate::inflate::{Inflater, State, Stop, Wrapping};
+use crate::inflate::{GZIP_TRAILER, Inflater, State, Stop, Wrapping};
 
 /// Inflates `compressed` to exactly `len` bytes in `out`, which is empty before. `bits` high bits of
 /// the first byte belong to the span; `cut`: the stream may go on, and the rest is not wanted.
@@ -46,7 +45,7 @@ pub(crate) fn inflate_span(
         if step.state == State::End {
             // A raw stream ends before its member's trailer; later members are read as gzip.
             if raw {
-                input = input.get(TRAILER..).unwrap_or_default();
+                input = input.get(GZIP_TRAILER..).unwrap_or_default();
                 raw = false;
             }
             if input.is_empty() {

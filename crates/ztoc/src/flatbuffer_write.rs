@@ -1,11 +1,11 @@
 //! Writing FlatBuffers in the very bytes in which Go's builder writes them.
 //!
-//! A buffer grows from its end to its start. A reference is handed around as a [`Place`], the
+//! A buffer grows from its end to its start. A reference is handed around as a [`ObjectRef`], the
 //! distance of its target from the end, which growing does not change.
 
 /// Where something was written: its distance from the buffer's end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Place(usize);
+pub(crate) struct ObjectRef(usize);
 
 /// A FlatBuffer that is being written.
 pub(crate) struct Writer {
@@ -15,14 +15,14 @@ pub(crate) struct Writer {
     /// The strictest alignment that was asked for.
     alignment: usize,
     /// Where the vtables are that were written so far.
-    vtables: Vec<Place>,
+    vtables: Vec<ObjectRef>,
 }
 
 /// The fields of a table that is being written, by slot.
 pub(crate) struct TableWriter<'a> {
     writer: &'a mut Writer,
     end: usize,
-    fields: Vec<Option<Place>>,
+    fields: Vec<Option<ObjectRef>>,
 }
 
 impl Writer {
@@ -36,8 +36,8 @@ impl Writer {
         }
     }
 
-    fn place(&self) -> Place {
-        Place(self.bytes.len() - self.head)
+    fn object(&self) -> ObjectRef {
+        ObjectRef(self.bytes.len() - self.head)
     }
 
     /// Puts bytes in front of everything, without alignment.
@@ -57,7 +57,7 @@ impl Writer {
     /// Pads so that, after `following` more bytes, the start is aligned to `size` bytes.
     fn align(&mut self, size: usize, following: usize) {
         self.alignment = self.alignment.max(size);
-        let padding = (self.place().0 + following).wrapping_neg() & (size - 1);
+        let padding = (self.object().0 + following).wrapping_neg() & (size - 1);
         self.push(&[0; 8][..padding]);
     }
 
@@ -66,19 +66,19 @@ impl Writer {
         self.push(bytes);
     }
 
-    fn reference(&mut self, to: Place) {
+    fn reference(&mut self, to: ObjectRef) {
         self.align(4, 0);
         // A reference counts from its own start.
-        self.push(&length(self.place().0 - to.0 + 4));
+        self.push(&length(self.object().0 - to.0 + 4));
     }
 
     /// Writes a string, any bytes, with its zero.
-    pub(crate) fn string(&mut self, text: &[u8]) -> Place {
+    pub(crate) fn string(&mut self, text: &[u8]) -> ObjectRef {
         self.align(4, text.len() + 1);
         self.push(&[0]);
         self.push(text);
         self.push(&length(text.len()));
-        self.place()
+        self.object()
     }
 
     /// Starts a byte vector; its bytes follow back to front through [`Writer::vector_bytes`], then
@@ -93,24 +93,24 @@ impl Writer {
     }
 
     /// Ends a byte vector.
-    pub(crate) fn end_bytes(&mut self, len: usize) -> Place {
+    pub(crate) fn end_bytes(&mut self, len: usize) -> ObjectRef {
         self.push(&length(len));
-        self.place()
+        self.object()
     }
 
     /// Writes a vector of references.
-    pub(crate) fn references(&mut self, places: &[Place]) -> Place {
-        self.align(4, places.len() * 4);
-        for place in places.iter().rev() {
+    pub(crate) fn references(&mut self, objects: &[ObjectRef]) -> ObjectRef {
+        self.align(4, objects.len() * 4);
+        for place in objects.iter().rev() {
             self.reference(*place);
         }
-        self.push(&length(places.len()));
-        self.place()
+        self.push(&length(objects.len()));
+        self.object()
     }
 
     /// Starts a table of `slots` fields.
     pub(crate) fn table(&mut self, slots: usize) -> TableWriter<'_> {
-        let end = self.place().0;
+        let end = self.object().0;
         TableWriter {
             writer: self,
             end,
@@ -119,7 +119,7 @@ impl Writer {
     }
 
     /// Makes `root` the root table and returns the buffer.
-    pub(crate) fn finish(mut self, root: Place) -> Vec<u8> {
+    pub(crate) fn finish(mut self, root: ObjectRef) -> Vec<u8> {
         self.align(self.alignment, 4);
         self.reference(root);
         self.bytes.drain(..self.head);
@@ -127,7 +127,7 @@ impl Writer {
     }
 
     /// Where `place` is in the finished buffer of `len` bytes.
-    pub(crate) const fn position(place: Place, len: usize) -> usize {
+    pub(crate) const fn position(place: ObjectRef, len: usize) -> usize {
         len - place.0
     }
 }
@@ -140,14 +140,14 @@ fn length(value: usize) -> [u8; 4] {
 
 impl TableWriter<'_> {
     fn set(&mut self, slot: usize) {
-        let place = self.writer.place();
+        let place = self.writer.object();
         if let Some(field) = self.fields.get_mut(slot) {
             *field = Some(place);
         }
     }
 
     /// A reference to something written before.
-    pub(crate) fn reference(&mut self, slot: usize, to: Place) {
+    pub(crate) fn reference(&mut self, slot: usize, to: ObjectRef) {
         self.writer.reference(to);
         self.set(slot);
     }
@@ -182,14 +182,14 @@ impl TableWriter<'_> {
 
     /// Ends the table. Go's builder shares a vtable with the latest table that has the same
     /// field distances, whatever that table's length.
-    pub(crate) fn end(self) -> Place {
+    pub(crate) fn end(self) -> ObjectRef {
         let Self {
             writer,
             end,
             fields,
         } = self;
         writer.aligned(&[0; 4]);
-        let table = writer.place();
+        let table = writer.object();
         let used = fields
             .iter()
             .rposition(Option::is_some)
@@ -209,7 +209,7 @@ impl TableWriter<'_> {
             writer.push(&vtable);
             writer.push(&short(table.0 - end));
             writer.push(&short(vtable.len() + 4));
-            let place = writer.place();
+            let place = writer.object();
             writer.vtables.push(place);
             place
         });

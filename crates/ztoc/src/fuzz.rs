@@ -1,6 +1,6 @@
 //! What must hold for any input whatever; entry points of the fuzz targets and of their tests.
 
-use crate::pipeline::Pipeline;
+use crate::parallel::Pipeline;
 use crate::prefetch::Prefetch;
 use crate::soci_index::SociIndex;
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
 pub fn ztoc_parse(data: &[u8]) {
     let Ok(ztoc) = Ztoc::parse(data) else {
         assert!(
-            Ztoc::parse_parts(data).is_err(),
+            Ztoc::parse_index(data).is_err(),
             "only one of the two readers refuses it"
         );
         return;

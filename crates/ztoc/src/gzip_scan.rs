@@ -2,15 +2,11 @@
 
 use crate::BuildError;
 use crate::checkpoint::{Checkpoint, GzipCheckpoints, WINDOW_SIZE};
-use crate::deflate::MARKER;
-use crate::inflate::{Inflater, State, Stop, Wrapping};
-use crate::speculate::Piece;
+use crate::inflate::{GZIP_TRAILER, Inflater, State, Stop, Wrapping, unused_bits};
+use crate::parallel::{MARKER, Piece};
 
 /// How much is inflated at a time, besides the window that is kept before it.
 const OUTPUT: usize = 256 << 10;
-
-/// The checksum and length after a gzip member's blocks (RFC 1952, section 2.3).
-pub(crate) const TRAILER: usize = 8;
 
 /// A gzip layer that is being inflated.
 #[derive(Debug)]
@@ -42,14 +38,17 @@ enum Phase {
     /// The rest of a member's header.
     Header,
     /// Blocks.
-    Blocks(Place),
+    Blocks(BlockPosition),
     /// What is left of a member's trailer.
-    Trailer { bytes: [u8; TRAILER], filled: usize },
+    Trailer {
+        bytes: [u8; GZIP_TRAILER],
+        filled: usize,
+    },
 }
 
 /// Where among a member's blocks.
 #[derive(Debug, Clone, Copy)]
-enum Place {
+enum BlockPosition {
     Inside,
     /// Before a block, whose first bits are the `bits` high bits of the last byte.
     Boundary {
@@ -123,7 +122,7 @@ impl GzipScanner {
                     continue;
                 }
                 Phase::Header => self.header(input)?,
-                Phase::Blocks(place) => match self.blocks(place, input, &mut sink)? {
+                Phase::Blocks(position) => match self.blocks(position, input, &mut sink)? {
                     Some(consumed) => consumed,
                     None if input.is_empty() => return Ok(()),
                     // With input there and room for output that cannot be.
@@ -161,11 +160,11 @@ impl GzipScanner {
     /// Inflates, and returns how much of the input that took; `None` without any progress.
     fn blocks(
         &mut self,
-        place: Place,
+        position: BlockPosition,
         input: &[u8],
         sink: &mut impl Sink,
     ) -> Result<Option<usize>, BuildError> {
-        if let Place::Adopted { bits, byte } = place {
+        if let BlockPosition::Adopted { bits, byte } = position {
             let window = self.buffer.get(self.at - WINDOW_SIZE..self.at);
             let entered = self.inflater.enter(bits, byte, window.unwrap_or_default());
             entered.map_err(|invalid| self.invalid(invalid.0))?;
@@ -180,7 +179,7 @@ impl GzipScanner {
             State::End => self.start_of_trailer(),
             State::Boundary { bits } => self.boundary(bits, None),
             State::Inside => {
-                self.phase = Phase::Blocks(Place::Inside);
+                self.phase = Phase::Blocks(BlockPosition::Inside);
                 if step.consumed == 0 && step.produced == 0 {
                     return Ok(None);
                 }
@@ -210,7 +209,7 @@ impl GzipScanner {
     /// At the end of a block, not a member's last, or behind a gzip header. The window is at the end
     /// of what is in the buffer unless it is given.
     fn boundary(&mut self, bits: u8, window: Option<&[u8]>) {
-        self.phase = Phase::Blocks(Place::Boundary { bits });
+        self.phase = Phase::Blocks(BlockPosition::Boundary { bits });
         self.part = self.total_in - u64::from(bits > 0);
         if self.total_out == 0 || self.total_out - self.last > self.checkpoints.span_size {
             let in_buffer = self.buffer.get(self.at - WINDOW_SIZE..self.at);
@@ -228,9 +227,9 @@ impl GzipScanner {
     /// The bits of the layer before the next block, if all blocks before it are whole.
     pub(crate) fn boundary_at(&self) -> Option<u64> {
         match self.phase {
-            Phase::Blocks(Place::Boundary { bits } | Place::Adopted { bits, .. }) => {
-                Some(self.total_in * 8 - u64::from(bits))
-            }
+            Phase::Blocks(
+                BlockPosition::Boundary { bits } | BlockPosition::Adopted { bits, .. },
+            ) => Some(self.total_in * 8 - u64::from(bits)),
             _ => None,
         }
     }
@@ -238,7 +237,7 @@ impl GzipScanner {
     fn start_of_trailer(&mut self) {
         self.part = self.total_in;
         self.phase = Phase::Trailer {
-            bytes: [0; TRAILER],
+            bytes: [0; GZIP_TRAILER],
             filled: 0,
         };
     }
@@ -246,7 +245,7 @@ impl GzipScanner {
     /// Reads on in a member's trailer and returns how much of it there was.
     fn trailer(
         &mut self,
-        mut bytes: [u8; TRAILER],
+        mut bytes: [u8; GZIP_TRAILER],
         filled: usize,
         input: &[u8],
     ) -> Result<usize, BuildError> {
@@ -258,7 +257,7 @@ impl GzipScanner {
         self.total_in += count as u64;
         let filled = filled + count;
         self.phase = Phase::Trailer { bytes, filled };
-        if filled == TRAILER {
+        if filled == GZIP_TRAILER {
             let [a, b, c, d, len @ ..] = bytes;
             let checksum = std::mem::take(&mut self.checksum).finalize();
             if u32::from_le_bytes([a, b, c, d]) != checksum {
@@ -333,7 +332,7 @@ impl GzipScanner {
             self.start_of_trailer();
         } else {
             self.part = piece.end / 8;
-            self.phase = Phase::Blocks(Place::Adopted {
+            self.phase = Phase::Blocks(BlockPosition::Adopted {
                 bits: unused_bits(piece.end),
                 byte: piece.end_byte,
             });
@@ -383,9 +382,4 @@ impl GzipScanner {
             at: self.total_in,
         })
     }
-}
-
-/// How many bits of the byte that the `position`-th bit is in come from there on; none at its start.
-pub(crate) fn unused_bits(position: u64) -> u8 {
-    position.wrapping_neg().to_le_bytes()[0] % 8
 }

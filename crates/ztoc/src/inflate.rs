@@ -1,16 +1,23 @@
-//! The one place with `unsafe`: a safe face on zlib-rs's inflate.
+//! A safe interface to zlib-rs's inflate; the only module of this crate with `unsafe`.
 //!
 //! zlib-rs is pure Rust, but priming bits and the state at block boundaries are public only in
-//! its C-shaped interface, libz-rs-sys. docs/inflate.md tells why this library.
+//! its C-style interface, libz-rs-sys. docs/inflate.md states why this library was chosen.
 
 #![allow(unsafe_code)]
 
 use std::mem::MaybeUninit;
-use std::ptr::NonNull;
 
 use libz_rs_sys as zlib;
 
-/// What the compressed bytes are wrapped in.
+/// Length of the checksum and size after a gzip member's blocks (RFC 1952, section 2.3), in bytes.
+pub(crate) const GZIP_TRAILER: usize = 8;
+
+/// Number of bits of the byte at bit `position` that come from there on; 0 at the start of a byte.
+pub(crate) fn unused_bits(position: u64) -> u8 {
+    position.wrapping_neg().to_le_bytes()[0] % 8
+}
+
+/// Format around the deflate blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wrapping {
     /// Deflate blocks alone (RFC 1951).
@@ -68,7 +75,7 @@ pub(crate) struct Invalid(pub(crate) &'static str);
 /// An inflater.
 pub(crate) struct Inflater {
     /// Allocated by `Box`, so that it never moves: the state inside points back at it.
-    stream: NonNull<zlib::z_stream>,
+    stream: *mut zlib::z_stream,
 }
 
 // SAFETY: the stream and everything it points at belong to this value alone, its allocator is the
@@ -86,17 +93,12 @@ const NO_MEMORY: Invalid = Invalid("there is no memory for an inflater");
 impl Inflater {
     /// An inflater at the start of a stream.
     pub(crate) fn new(wrapping: Wrapping) -> Result<Self, Invalid> {
-        let stream = NonNull::from(Box::leak(Box::new(zlib::z_stream::default())));
         let size = i32::try_from(size_of::<zlib::z_stream>()).map_err(|_| NO_MEMORY)?;
+        let stream = Box::into_raw(Box::<zlib::z_stream>::default());
         // SAFETY: `stream` points at an initialised z_stream without an allocator, for which
         // inflateInit2_ puts in its own; version and size are those of the library itself.
         let code = unsafe {
-            zlib::inflateInit2_(
-                stream.as_ptr(),
-                wrapping.window_bits(),
-                zlib::zlibVersion(),
-                size,
-            )
+            zlib::inflateInit2_(stream, wrapping.window_bits(), zlib::zlibVersion(), size)
         };
         // From here on Drop frees the stream; inflateEnd accepts one that was not initialised.
         let inflater = Self { stream };
@@ -110,19 +112,17 @@ impl Inflater {
     /// Starts over with another stream; the allocation is kept.
     pub(crate) fn reset(&mut self, wrapping: Wrapping) -> Result<(), Invalid> {
         // SAFETY: `stream` was initialised by inflateInit2_.
-        let code = unsafe { zlib::inflateReset2(self.stream.as_ptr(), wrapping.window_bits()) };
-        if code == zlib::Z_OK {
-            Ok(())
-        } else {
-            Err(NO_MEMORY)
+        match unsafe { zlib::inflateReset2(self.stream, wrapping.window_bits()) } {
+            zlib::Z_OK => Ok(()),
+            zlib::Z_MEM_ERROR => Err(NO_MEMORY),
+            _ => Err(Invalid("the inflater cannot be reset")),
         }
     }
 
     /// Puts `bits` bits, the low ones of `value`, before the input. Raw streams only.
     fn prime(&mut self, bits: u8, value: u8) -> Result<(), Invalid> {
         // SAFETY: `stream` was initialised by inflateInit2_.
-        let code =
-            unsafe { zlib::inflatePrime(self.stream.as_ptr(), i32::from(bits), i32::from(value)) };
+        let code = unsafe { zlib::inflatePrime(self.stream, i32::from(bits), i32::from(value)) };
         if code == zlib::Z_OK {
             Ok(())
         } else {
@@ -135,8 +135,7 @@ impl Inflater {
         let len = u32::try_from(window.len()).map_err(|_| Invalid("its window is too long"))?;
         // SAFETY: `stream` was initialised by inflateInit2_; `window` holds `len` bytes, which are
         // copied.
-        let code =
-            unsafe { zlib::inflateSetDictionary(self.stream.as_ptr(), window.as_ptr(), len) };
+        let code = unsafe { zlib::inflateSetDictionary(self.stream, window.as_ptr(), len) };
         if code == zlib::Z_OK {
             Ok(())
         } else {
@@ -205,7 +204,7 @@ impl Inflater {
         // pointers and lengths are those of `input` and `output`, which outlive the call; inflate
         // only reads the input.
         let (code, left_in, left_out, data_type, message) = unsafe {
-            let stream = self.stream.as_ptr();
+            let stream = self.stream;
             (*stream).next_in = input.as_ptr().cast_mut();
             (*stream).avail_in = available_in;
             (*stream).next_out = output.as_mut_ptr().cast();
@@ -249,11 +248,11 @@ impl Inflater {
 
 impl Drop for Inflater {
     fn drop(&mut self) {
-        // SAFETY: `stream` came from Box::leak, is given back once, and inflateEnd frees what
+        // SAFETY: `stream` came from Box::into_raw, is freed once, and inflateEnd frees what
         // inflateInit2_ allocated, if it did.
         unsafe {
-            zlib::inflateEnd(self.stream.as_ptr());
-            drop(Box::from_raw(self.stream.as_ptr()));
+            zlib::inflateEnd(self.stream);
+            drop(Box::from_raw(self.stream));
         }
     }
 }
@@ -295,5 +294,41 @@ mod tests {
             (step.state, step.consumed),
             (State::Boundary { bits: 0 }, 10 + 7)
         );
+    }
+
+    #[test]
+    fn a_stream_is_entered_at_any_of_its_boundaries() {
+        let text: Vec<u8> = (0..6000_u32)
+            .flat_map(|n| (n * n % 251).to_le_bytes())
+            .collect();
+        let mut raw = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
+        for part in text.chunks(5000) {
+            raw.write_all(part).unwrap();
+            raw.flush().unwrap();
+        }
+        let raw = raw.finish().unwrap();
+        let mut inflater = Inflater::new(Wrapping::Raw).unwrap();
+        let (mut input, mut out) = (0, Vec::with_capacity(text.len() + 1));
+        let mut boundaries = 0;
+        loop {
+            let step = inflater.append(&raw[input..], &mut out, usize::MAX, Stop::AtBlocks);
+            let step = step.unwrap();
+            input += step.consumed;
+            let bits = match step.state {
+                State::Boundary { bits } => bits,
+                State::Inside => continue,
+                State::End => break,
+            };
+            boundaries += 1;
+            let window = &out[out.len().saturating_sub(32 << 10)..];
+            let mut other = Inflater::new(Wrapping::Raw).unwrap();
+            other.enter(bits, raw[input - 1], window).unwrap();
+            let mut rest = Vec::with_capacity(text.len() - out.len() + 1);
+            let step = other.append(&raw[input..], &mut rest, usize::MAX, Stop::Never);
+            assert_eq!(step.unwrap().state, State::End);
+            assert_eq!(rest, text[out.len()..]);
+        }
+        assert!(boundaries > 4);
+        assert_eq!(out, text);
     }
 }

@@ -5,29 +5,28 @@
 
 #![deny(unsafe_code)]
 
+mod allocation;
 mod build;
 mod checkpoint;
-mod chunks;
 mod decode;
-mod deflate;
 mod encode;
 mod error;
 mod extract;
 mod file_lookup;
 mod flatbuffer_read;
 mod flatbuffer_write;
+#[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzz;
 mod gzip_scan;
-mod hashing;
 mod inflate;
+mod parallel;
 pub mod path_walk;
 mod pax;
-mod pipeline;
 pub mod prefetch;
 pub mod soci_index;
 mod span;
-mod speculate;
+mod span_id;
 mod tar_header;
 pub mod tar_path;
 mod tar_scan;
@@ -37,9 +36,11 @@ mod ztoc;
 
 pub use build::{BuildOptions, Builder, Built, DEFAULT_SPAN_SIZE, build};
 pub use checkpoint::{Checkpoint, Checkpoints, GzipCheckpoints, TarZinfo, WINDOW_SIZE};
+pub use decode::LayerIndex;
 pub use error::{BuildError, SpanError, ZtocError};
 pub use file_lookup::{FindError, find_file};
-pub use span::{Span, SpanId, SpanTable};
+pub use span::{Span, SpanTable};
+pub use span_id::SpanId;
 pub use tar_stream::{TarPart, TarStream};
 pub use toc::{FileMetadata, FileType};
-pub use ztoc::{Compression, CompressionInfo, Parts, Ztoc};
+pub use ztoc::{Compression, CompressionInfo, Ztoc};

@@ -7,23 +7,7 @@ use soci_oci::Digest;
 
 use crate::checkpoint::{Checkpoint, Checkpoints, GzipCheckpoints, WINDOW_SIZE};
 use crate::extract::inflate_span;
-use crate::{Compression, SpanError, Ztoc};
-
-/// The number of a span in its layer, from 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SpanId(pub u32);
-
-impl std::fmt::Display for SpanId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Display::fmt(&self.0, f)
-    }
-}
-
-impl SpanId {
-    const fn index(self) -> usize {
-        self.0 as usize
-    }
-}
+use crate::{Compression, SpanError, SpanId, Ztoc};
 
 /// Where a span lies and what its bytes must hash to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,11 +27,11 @@ pub struct Span {
 /// the zTOC blob.
 #[derive(Debug, Clone)]
 pub struct SpanTable {
-    inner: Arc<Inner>,
+    table: Arc<Spans>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct Spans {
     compression: Compression,
     compressed_size: u64,
     uncompressed_size: u64,
@@ -77,7 +61,7 @@ impl SpanTable {
             }
         };
         Self {
-            inner: Arc::new(Inner {
+            table: Arc::new(Spans {
                 compression: info.algorithm,
                 compressed_size: ztoc.compressed_archive_size,
                 uncompressed_size: ztoc.uncompressed_archive_size,
@@ -92,13 +76,13 @@ impl SpanTable {
     /// How many spans there are.
     #[must_use]
     pub fn len(&self) -> u32 {
-        u32::try_from(self.inner.starts.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.table.starts.len()).unwrap_or(u32::MAX)
     }
 
     /// Is there no span? So for a plain tar layer of no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.inner.starts.is_empty()
+        self.table.starts.is_empty()
     }
 
     /// A span.
@@ -118,7 +102,7 @@ impl SpanTable {
     /// A span, if there is one of that number.
     #[must_use]
     pub fn get(&self, id: SpanId) -> Option<Span> {
-        let inner = &*self.inner;
+        let inner = &*self.table;
         let start = inner.starts.get(id.index())?;
         let next = inner.starts.get(id.index() + 1);
         let (end_in, end_out) = next
@@ -139,29 +123,29 @@ impl SpanTable {
     /// The length of the layer blob in bytes.
     #[must_use]
     pub fn compressed_size(&self) -> u64 {
-        self.inner.compressed_size
+        self.table.compressed_size
     }
 
     /// The length of the tar in bytes, which is where the last span ends.
     #[must_use]
     pub fn uncompressed_size(&self) -> u64 {
-        self.inner.uncompressed_size
+        self.table.uncompressed_size
     }
 
     /// How the layer is compressed.
     #[must_use]
     pub fn compression(&self) -> Compression {
-        self.inner.compression
+        self.table.compression
     }
 
     /// The span that holds an uncompressed offset; `None` past the end.
     #[must_use]
     pub fn at_uncompressed(&self, offset: u64) -> Option<SpanId> {
-        if offset >= self.inner.uncompressed_size {
+        if offset >= self.table.uncompressed_size {
             return None;
         }
         let behind = self
-            .inner
+            .table
             .starts
             .partition_point(|start| start.output <= offset);
         u32::try_from(behind.checked_sub(1)?).ok().map(SpanId)
@@ -170,7 +154,7 @@ impl SpanTable {
     /// The numbers of all spans that hold a part of a range of the tar; empty for an empty range.
     #[must_use]
     pub fn covering(&self, uncompressed: Range<u64>) -> Range<u32> {
-        let end = uncompressed.end.min(self.inner.uncompressed_size);
+        let end = uncompressed.end.min(self.table.uncompressed_size);
         if uncompressed.start >= end {
             return 0..0;
         }
@@ -187,7 +171,7 @@ impl SpanTable {
     /// checkpoint of old zTOCs, whose window is all zero; `extract` takes an empty window then.
     #[must_use]
     pub fn window_at(&self, id: SpanId) -> Option<Range<u64>> {
-        let inner = &*self.inner;
+        let inner = &*self.table;
         if inner.compression != Compression::Gzip || id.index() >= inner.starts.len() {
             return None;
         }
@@ -256,7 +240,7 @@ impl SpanTable {
             reason,
         };
         let len = usize::try_from(expected).map_err(|_| wrong("it does not fit into memory"))?;
-        if self.inner.compression == Compression::Uncompressed {
+        if self.table.compression == Compression::Uncompressed {
             out.extend_from_slice(
                 compressed
                     .get(..len)
@@ -278,10 +262,10 @@ impl SpanTable {
         };
         // Whatever follows the tar's end is cut off; elsewhere a span must end where the next starts.
         let cut = self
-            .inner
+            .table
             .starts
             .get(id.index() + 1)
-            .is_none_or(|next| next.output > self.inner.uncompressed_size);
+            .is_none_or(|next| next.output > self.table.uncompressed_size);
         inflate_span(span.bits, compressed, window, len, cut, out).map_err(|reason| {
             out.clear();
             wrong(reason)

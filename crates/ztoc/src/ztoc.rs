@@ -2,9 +2,7 @@
 
 use soci_oci::Digest;
 
-use crate::decode::decode;
-use crate::encode::encode;
-use crate::{Checkpoints, FileMetadata, SpanTable, ZtocError};
+use crate::{Checkpoints, FileMetadata};
 
 /// The one version of the format.
 pub(crate) const VERSION: &str = "0.9";
@@ -90,56 +88,4 @@ pub struct Ztoc {
     pub toc: Vec<FileMetadata>,
     /// How to get at the layer's bytes.
     pub compression: CompressionInfo,
-}
-
-/// What a mount needs of a zTOC: everything but the windows, which stay in the blob.
-#[derive(Debug, Clone)]
-pub struct Parts {
-    /// The entries, by `uncompressed_offset`.
-    pub toc: Vec<FileMetadata>,
-    /// The spans.
-    pub spans: SpanTable,
-}
-
-impl Ztoc {
-    /// Reads a zTOC and checks it as a whole.
-    ///
-    /// # Errors
-    /// [`ZtocError`] for anything that no writer could have meant.
-    pub fn parse(blob: &[u8]) -> Result<Self, ZtocError> {
-        decode(blob, true)
-    }
-
-    /// Like [`Ztoc::parse`], but does not copy the windows out of the blob.
-    ///
-    /// # Errors
-    /// As [`Ztoc::parse`].
-    pub fn parse_parts(blob: &[u8]) -> Result<Parts, ZtocError> {
-        let ztoc = decode(blob, false)?;
-        let spans = ztoc.span_table();
-        Ok(Parts {
-            toc: ztoc.toc,
-            spans,
-        })
-    }
-
-    /// Writes the zTOC. A zTOC that was parsed gives the bytes that it was parsed from, if they were
-    /// written by soci-snapshotter or by us. FlatBuffers end at 2 GiB, which is a layer of some
-    /// 250 GB at the default span size; the builder refuses to make a larger one.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        encode(self).blob
-    }
-
-    /// The table of its spans. Its [`SpanTable::window_at`] refers to the bytes that the zTOC was
-    /// parsed from, or that [`Ztoc::encode`] gives when it was built.
-    #[must_use]
-    pub fn span_table(&self) -> SpanTable {
-        let checkpoints_at = self
-            .compression
-            .checkpoints_at
-            .0
-            .unwrap_or_else(|| encode(self).checkpoints_at);
-        SpanTable::of(self, checkpoints_at)
-    }
 }

@@ -70,7 +70,7 @@ async fn open(
     };
     let parsed = blob.clone();
     let (tree, spans) = tokio::task::spawn_blocking(move || {
-        let parts = Ztoc::parse_parts(&parsed)?;
+        let parts = Ztoc::parse_index(&parsed)?;
         let options = TreeOptions {
             disable_xattrs,
             ..TreeOptions::default()

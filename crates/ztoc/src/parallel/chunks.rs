@@ -7,10 +7,7 @@ use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
-/// How much address space a large buffer that grows takes at first, in bytes: more than what glibc's
-/// allocator would keep when the buffer is freed or grows (its `DEFAULT_MMAP_THRESHOLD_MAX`, 32 MiB).
-/// Pages that are not written to take no memory.
-pub(crate) const ADDRESSES: usize = 33 << 20;
+use crate::allocation::LARGE_CAPACITY;
 
 /// A part of a layer's bytes. Its memory is used again for another.
 #[derive(Debug)]
@@ -246,7 +243,7 @@ impl<R: Read> ChunkReader<R> {
     /// The next chunk, shorter than others only at the end, and `None` behind it.
     pub(crate) fn read(&mut self) -> std::io::Result<Option<Chunk>> {
         let mut data = self.pool.take();
-        data.reserve(ADDRESSES.max(self.size) - data.len());
+        data.reserve(LARGE_CAPACITY.max(self.size) - data.len());
         data.resize(self.size, 0);
         let mut filled = 0;
         while let Some(room) = data.get_mut(filled..).filter(|room| !room.is_empty()) {

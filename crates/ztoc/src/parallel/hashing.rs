@@ -6,9 +6,9 @@ use std::thread::JoinHandle;
 
 use soci_oci::{Digest, Hasher};
 
+use super::chunks::Chunk;
 use crate::BuildError;
 use crate::checkpoint::Checkpoint;
-use crate::chunks::Chunk;
 
 /// The digests of a layer's compressed bytes.
 #[derive(Debug)]

@@ -1,15 +1,16 @@
 //! Inflating a chunk from the middle of a gzip layer before what precedes it is known.
 //!
 //! A block is searched for in the chunk, and everything from there to the first block of the next
-//! chunk is inflated: with markers for bytes of the unknown window ([`crate::deflate`]) until the last
+//! chunk is inflated: with markers for bytes of the unknown window ([`super::deflate`]) until the last
 //! 32 KiB have none, then by zlib-rs. Whether a block does start there shows when the preceding
 //! chunk's last block ends: there, or this work is thrown away.
 
+use crate::allocation::LARGE_CAPACITY;
 use crate::checkpoint::WINDOW_SIZE;
-use crate::chunks::ADDRESSES;
-use crate::deflate::{BitReader, Block, BlockDecoder, BlockError, BlockKind, MARKER, find_block};
-use crate::gzip_scan::unused_bits;
-use crate::inflate::{Inflater, State, Stop, Wrapping};
+use crate::inflate::{Inflater, State, Stop, Wrapping, unused_bits};
+use crate::parallel::deflate::{
+    BitReader, Block, BlockDecoder, BlockError, BlockKind, MARKER, find_block,
+};
 
 /// How far into a chunk a block is searched for, in bytes. Searching is slow, and where there is none
 /// for so long, as in stored blocks, inflating in order is fast.
@@ -230,7 +231,7 @@ impl Work<'_> {
             // The last window has no markers, so it is one of bytes.
             let window = marked.get(self.marked..self.marked + WINDOW_SIZE);
             let window = window.unwrap_or_default().iter();
-            self.buffers.output.reserve(ADDRESSES);
+            self.buffers.output.reserve(LARGE_CAPACITY);
             self.buffers
                 .output
                 .extend(window.map(|value| value.to_le_bytes()[0]));
@@ -252,7 +253,7 @@ impl Work<'_> {
         at: &mut usize,
     ) -> Result<Option<End>, Stopped> {
         if marked.is_empty() {
-            *marked = vec![0; ADDRESSES / 2];
+            *marked = vec![0; LARGE_CAPACITY / 2];
         }
         let limit = (WINDOW_SIZE + self.memory / 2).min(marked.len());
         let marked = marked.get_mut(..limit).unwrap_or_default();

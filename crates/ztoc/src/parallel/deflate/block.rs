@@ -419,8 +419,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::deflate::MARKER;
     use crate::inflate::{Inflater, State, Stop, Wrapping};
+    use crate::parallel::deflate::MARKER;
 
     /// The most that is inflated here.
     const MAX: usize = 400_000;

@@ -4,10 +4,10 @@
 use std::io::Read;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::chunks::{Chunk, ChunkReader, Chunks, Pool};
+use super::hashing::HashThreads;
+use super::speculate::{Buffers, Piece, Speculator};
 use crate::build::{Assembly, BuildOptions, Builder, Built};
-use crate::chunks::{Chunk, ChunkReader, Chunks, Pool};
-use crate::hashing::HashThreads;
-use crate::speculate::{Buffers, Piece, Speculator};
 use crate::{BuildError, Compression};
 
 /// How much of a layer is inflated at a time, in compressed bytes. Smaller ones take less memory;
