@@ -21,7 +21,7 @@ use std::time::Duration;
 use prometheus::{Histogram, HistogramOpts};
 use soci_fetch::testing::MemoryLayer;
 use soci_fuse::{FileSystem as _, Operation, Reply, ReplySink, Request};
-use soci_layerfs::{CacheTimes, LayerFs, Timers, Tree, TreeOptions};
+use soci_layerfs::{CacheTimes, LayerFs, Timer, Timers, Tree, TreeOptions};
 use support::direct::NEGOTIATED;
 use support::{Layer, noise, tree_of, ztoc_of};
 
@@ -92,7 +92,9 @@ fn main() {
     let histogram = Histogram::with_opts(opts).unwrap();
     let plain = fs(Timers::default());
     let measured = fs(Timers {
-        read: Some(histogram),
+        read: Some(Timer::new(move |duration| {
+            histogram.observe(duration.as_secs_f64() * 1e6);
+        })),
         readdir: None,
     });
     for threads in [1, 2] {

@@ -1,5 +1,5 @@
-//! Answers FUSE requests from a tree and the layer's data. Keeps no state of its own: any process
-//! with the same zTOC gives the same answers.
+//! Answers to FUSE requests, from a tree and the layer's data. There is no state: any process with
+//! the same zTOC gives the same answers.
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -9,27 +9,28 @@ use std::time::Duration;
 
 use soci_fetch::{LayerData, ReadError};
 use soci_fuse::{
-    Attr, DirBuffer, Entry, Errno, FileSystem, Negotiated, Operation, Reply, Request, StatFs,
-    open_flags,
+    DirBuffer, Entry, Errno, FileSystem, Negotiated, Operation, Reply, Request, StatFs, open_flags,
 };
 use soci_telemetry::LogLimit;
 
 use crate::counters::{Counters, count};
-use crate::state_file::{STATE_DIRECTORY, StateFile};
+use crate::nodes::{Content, Nodes};
+use crate::operation_log::log_operation;
+use crate::read_failures::ReadFailures;
 use crate::timers::{Running, Timers};
-use crate::tree::{S_IFCHR, S_IFDIR, S_IFREG, Tree};
+use crate::tree::{S_IFCHR, S_IFREG, Tree};
 
-/// Largest answer to one READ in bytes. The kernel asks for no more than it negotiated.
+/// Largest answer to one READ, in bytes. The kernel requests no more than it negotiated.
 const MAX_READ: u64 = 16 << 20;
 
-/// How long the kernel may remember what it was told.
+/// How long the kernel may cache answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheTimes {
     /// Attributes.
     pub attr: Duration,
     /// Names that exist.
     pub entry: Duration,
-    /// Names that do not.
+    /// Names that do not exist.
     pub negative: Duration,
 }
 
@@ -42,23 +43,29 @@ impl CacheTimes {
     };
 }
 
+/// An entry without attributes.
+const BARE_ENTRY: Entry = Entry {
+    attr: None,
+    entry_ttl: Duration::ZERO,
+    attr_ttl: Duration::ZERO,
+};
+
 /// The file system of one layer.
 pub struct LayerFs {
-    tree: Arc<Tree>,
+    nodes: Nodes,
     data: Arc<dyn LayerData>,
-    state: StateFile,
     times: CacheTimes,
-    /// What STATFS reports on.
+    /// A path on the file system that STATFS reports.
     backing: PathBuf,
-    /// ENOSYS on OPEN and OPENDIR is understood.
+    /// The kernel understands ENOSYS on OPEN and OPENDIR.
     no_open: bool,
     no_opendir: bool,
-    /// Otherwise requests for extended attributes get ENOSYS.
+    /// Whether requests for extended attributes are answered; otherwise they get ENOSYS.
     answer_xattrs: bool,
     counters: Arc<Counters>,
     timers: Timers,
     log_operations: bool,
-    log_limit: Arc<LogLimit>,
+    failures: Arc<ReadFailures>,
 }
 
 impl std::fmt::Debug for LayerFs {
@@ -70,12 +77,12 @@ impl std::fmt::Debug for LayerFs {
 }
 
 thread_local! {
-    /// Content on its way to the kernel; each worker reuses its own.
+    /// The buffer for content that goes to the kernel; each worker reuses its own.
     static CONTENT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 impl LayerFs {
-    /// A file system. `backing` is a path on the file system that STATFS reports, not below any
+    /// The file system of a layer. `backing` is a path on the file system that STATFS reports, not below any
     /// mount of ours; `negotiated` is the outcome of INIT.
     #[must_use]
     pub fn new(
@@ -85,38 +92,42 @@ impl LayerFs {
         backing: PathBuf,
         negotiated: &Negotiated,
     ) -> Self {
-        let state = StateFile::new(&data.status().digest, tree.len());
+        let counters: Arc<Counters> = Arc::default();
         Self {
             answer_xattrs: tree.has_xattrs(),
-            tree,
+            failures: Arc::new(ReadFailures {
+                tree: Arc::clone(&tree),
+                data: Arc::clone(&data),
+                counters: Arc::clone(&counters),
+                log_limit: LogLimit::default(),
+            }),
+            nodes: Nodes::new(tree, Arc::clone(&data)),
             data,
-            state,
             times,
             backing,
             no_open: negotiated.no_open(),
             no_opendir: negotiated.no_opendir(),
-            counters: Arc::default(),
+            counters,
             timers: Timers::default(),
             log_operations: false,
-            log_limit: Arc::default(),
         }
     }
 
-    /// The same, measured.
+    /// The same with timers for reads and listings.
     #[must_use]
     pub fn with_timers(mut self, timers: Timers) -> Self {
         self.timers = timers;
         self
     }
 
-    /// The same with a line in the log, level debug, for each operation: it shows names of files.
+    /// The same with a debug log message for each operation, which shows names of files.
     #[must_use]
     pub const fn with_operation_log(mut self, log: bool) -> Self {
         self.log_operations = log;
         self
     }
 
-    /// The same, answering requests for extended attributes also if no file has any.
+    /// The same, answering requests for extended attributes even if no file has any.
     #[must_use]
     pub const fn with_answered_xattrs(mut self, answer: bool) -> Self {
         self.answer_xattrs |= answer;
@@ -129,23 +140,11 @@ impl LayerFs {
         &self.counters
     }
 
-    fn attr(&self, ino: u64) -> Option<Attr> {
-        if self.state.has(ino) {
-            Some(self.state.attr(ino, || self.data.status()))
-        } else {
-            self.tree.attr(ino)
-        }
-    }
-
-    fn is_directory(&self, ino: u64) -> bool {
-        ino == self.state.directory || self.tree.is_directory(ino)
-    }
-
+    /// The entry of a node, or of a name that does not exist.
     fn entry(&self, ino: Option<u64>) -> Entry {
-        let hidden = ino.is_some_and(|ino| self.state.has(ino));
-        let attr = ino.and_then(|ino| self.attr(ino));
+        let attr = ino.and_then(|ino| self.nodes.attr(ino));
         let (entry_ttl, attr_ttl) = match attr {
-            _ if hidden => (Duration::ZERO, Duration::ZERO),
+            Some(attr) if self.nodes.is_volatile(attr.ino) => (Duration::ZERO, Duration::ZERO),
             Some(_) => (self.times.entry, self.times.attr),
             None => (self.times.negative, Duration::ZERO),
         };
@@ -158,39 +157,20 @@ impl LayerFs {
 
     fn lookup(&self, parent: u64, name: &[u8], reply: Reply) {
         count(&self.counters.lookup);
-        // A file handle is resolved: any node, also a file, is asked for itself.
-        if name == b"." && self.attr(parent).is_some() {
-            return reply.entry(&self.entry(Some(parent)));
-        }
-        if parent == self.state.directory {
-            return match self.state.lookup(name) {
-                Some(ino) => reply.entry(&self.entry(Some(ino))),
-                None => reply.error(Errno::NOENT),
-            };
-        }
-        if !self.tree.is_directory(parent) {
-            count(&self.counters.lookup_failures);
-            return reply.error(self.no_directory(parent));
-        }
-        let found = self.tree.lookup(parent, name);
-        // A layer that has this name itself shows its own.
-        let hidden = parent == soci_fuse::ROOT_ID && name == STATE_DIRECTORY;
-        let found = found.or_else(|| hidden.then_some(self.state.directory));
-        if found.is_none() && self.times.negative.is_zero() {
-            return reply.error(Errno::NOENT);
-        }
-        reply.entry(&self.entry(found));
-    }
-
-    fn no_directory(&self, ino: u64) -> Errno {
-        match self.attr(ino) {
-            Some(_) => Errno::NOTDIR,
-            None => Errno::STALE,
+        match self.nodes.lookup(parent, name) {
+            Ok(None) if self.times.negative.is_zero() => reply.error(Errno::NOENT),
+            Ok(found) => reply.entry(&self.entry(found)),
+            Err(errno) => {
+                if errno != Errno::NOENT {
+                    count(&self.counters.lookup_failures);
+                }
+                reply.error(errno);
+            }
         }
     }
 
     fn getattr(&self, ino: u64, reply: Reply) {
-        let Some(attr) = self.attr(ino) else {
+        let Some(attr) = self.nodes.attr(ino) else {
             count(&self.counters.getattr_failures);
             return reply.error(Errno::STALE);
         };
@@ -200,10 +180,9 @@ impl LayerFs {
             S_IFCHR if attr.rdev == 0 => &self.counters.whiteout_getattr,
             _ => &self.counters.node_getattr,
         });
-        let ttl = if self.state.has(ino) {
-            Duration::ZERO
-        } else {
-            self.times.attr
+        let ttl = match self.nodes.is_volatile(ino) {
+            true => Duration::ZERO,
+            false => self.times.attr,
         };
         reply.attr(&attr, ttl);
     }
@@ -211,35 +190,22 @@ impl LayerFs {
     fn readdir(&self, ino: u64, offset: u64, mut buffer: DirBuffer, reply: Reply) {
         count(&self.counters.readdir);
         let running = Running::start(self.timers.readdir.as_ref());
-        if ino == self.state.directory {
-            let entries = self.state.entries();
-            let from = usize::try_from(offset).unwrap_or(usize::MAX);
-            for (position, (name, ino)) in entries.into_iter().enumerate().skip(from) {
-                let mode = if ino == self.state.file {
-                    S_IFREG
-                } else {
-                    S_IFDIR
-                };
-                // No attributes: the kernel looks it up itself, and forgets it at once.
-                let unknown = || self.unknown();
-                if !buffer.push(name, ino, mode, position as u64 + 1, unknown) {
-                    break;
-                }
+        let entries = match self.nodes.readdir(ino, offset) {
+            Ok(entries) => entries,
+            Err(errno) => {
+                count(&self.counters.readdir_failures);
+                return reply.error(errno);
             }
-            return reply.directory(&buffer);
-        }
-        let Some(entries) = self.tree.readdir(ino, offset) else {
-            count(&self.counters.readdir_failures);
-            return reply.error(self.no_directory(ino));
         };
         for entry in entries {
-            let mode = self.tree.inode(entry.ino).map_or(0, |inode| inode.mode);
-            // The kernel takes attributes of all entries but these two.
-            let dots = matches!(entry.name, b"." | b"..");
-            let full = || match dots {
-                true => self.unknown(),
+            // The kernel ignores attributes of the first two entries, and must look up what it must
+            // not cache.
+            let is_bare = matches!(entry.name, b"." | b"..") || self.nodes.is_volatile(entry.ino);
+            let full = || match is_bare {
+                true => BARE_ENTRY,
                 false => self.entry(Some(entry.ino)),
             };
+            let mode = self.nodes.mode(entry.ino);
             if !buffer.push(entry.name, entry.ino, mode, entry.next, full) {
                 break;
             }
@@ -248,31 +214,19 @@ impl LayerFs {
         running.stop();
     }
 
-    const fn unknown(&self) -> Entry {
-        Entry {
-            attr: None,
-            entry_ttl: Duration::ZERO,
-            attr_ttl: Duration::ZERO,
-        }
-    }
-
     fn read(&self, request: &Request<'_>, offset: u64, size: u32, reply: Reply) {
         let ino = request.node;
         count(&self.counters.read);
         let running = Running::start(self.timers.read.as_ref());
-        if ino == self.state.file {
-            let content = self.state.read(offset, size, || self.data.status());
-            return reply.data(&content);
-        }
-        soci_faults::numbered_point("layer-read", ino);
-        let Some((start, length)) = self.tree.extent(ino) else {
-            count(&self.counters.read_failures);
-            return reply.error(match self.attr(ino) {
-                Some(_) if self.is_directory(ino) => Errno::ISDIR,
-                Some(_) => Errno::INVAL,
-                None => Errno::STALE,
-            });
+        let (start, length) = match self.nodes.content(ino) {
+            Ok(Content::Tar { start, length }) => (start, length),
+            Ok(Content::State) => return reply.data(&self.nodes.read_state(offset, size)),
+            Err(errno) => {
+                count(&self.counters.read_failures);
+                return reply.error(errno);
+            }
         };
+        soci_faults::numbered_point("layer-read", ino);
         let wanted = length
             .saturating_sub(offset)
             .min(u64::from(size))
@@ -298,7 +252,7 @@ impl LayerFs {
                 }
                 Ok(false) => self.read_later(request, at, wanted, reply, running),
                 Err(error) => {
-                    Failure::new(self, ino).report(&error);
+                    self.failures.report(ino, &error);
                     reply.error(Errno::IO);
                 }
             }
@@ -314,25 +268,24 @@ impl LayerFs {
         running: Running,
     ) {
         count(&self.counters.read_waited);
-        let failure = Failure::new(self, request.node);
+        let (ino, failures) = (request.node, Arc::clone(&self.failures));
         let reply = reply.defer(request);
         let done = move |result: Result<bytes::Bytes, ReadError>| match result {
             Ok(bytes) if bytes.len() == wanted => {
-                let served = &failure.counters.bytes_served;
+                let served = &failures.counters.bytes_served;
                 served.fetch_add(wanted as u64, Ordering::Relaxed);
                 reply.data(&bytes);
                 running.stop();
             }
             Ok(bytes) => {
-                failure.report(&format_args!(
-                    "{} bytes arrived instead of {wanted}",
-                    bytes.len()
-                ));
+                let arrived = bytes.len();
+                let error = format_args!("{arrived} bytes arrived instead of {wanted}");
+                failures.report(ino, &error);
                 reply.error(Errno::IO);
             }
             Err(error) => {
                 if reply.reaches() {
-                    failure.report(&error);
+                    failures.report(ino, &error);
                 }
                 reply.error(Errno::IO);
             }
@@ -350,7 +303,7 @@ impl LayerFs {
         if !self.answer_xattrs {
             return reply.error(Errno::NOSYS);
         }
-        match self.tree.xattr(ino, name) {
+        match self.nodes.tree().xattr(ino, name) {
             Some(value) => reply.xattr(value, room),
             None => reply.error(Errno::NODATA),
         }
@@ -362,7 +315,7 @@ impl LayerFs {
             return reply.error(Errno::NOSYS);
         }
         let mut names = Vec::new();
-        for (name, _) in self.tree.xattrs(ino) {
+        for (name, _) in self.nodes.tree().xattrs(ino) {
             names.extend_from_slice(name);
             names.push(0);
         }
@@ -372,10 +325,14 @@ impl LayerFs {
     fn open(&self, ino: u64, not_needed: bool, flags: u32, reply: Reply) {
         count(&self.counters.open);
         if not_needed {
-            // From now on the kernel opens without asking, as if with the flags below.
+            // From now on the kernel opens without a request, as if with the flags below.
             return reply.error(Errno::NOSYS);
         }
-        let flags = if self.state.has(ino) { 0 } else { flags };
+        let flags = if self.nodes.is_volatile(ino) {
+            0
+        } else {
+            flags
+        };
         reply.opened(ino, flags);
     }
 
@@ -397,51 +354,20 @@ impl LayerFs {
             }
         }
     }
-
-    #[cold]
-    fn log_operation(&self, request: &Request<'_>) {
-        if !tracing::enabled!(tracing::Level::DEBUG) {
-            return;
-        }
-        let (operation, name) = match request.operation {
-            Operation::Lookup { name } => ("node.Lookup", name),
-            Operation::GetXattr { name, .. } => ("node.Getxattr", name),
-            Operation::ListXattr { .. } => ("node.Listxattr", &[][..]),
-            Operation::GetAttr => ("node.Getattr", &[][..]),
-            Operation::ReadLink => ("node.Readlink", &[][..]),
-            Operation::Open | Operation::OpenDir => ("node.Open", &[][..]),
-            Operation::ReadDir { .. } => ("node.Readdir", &[][..]),
-            Operation::Read { .. } => ("file.Read", &[][..]),
-            Operation::StatFs => ("node.Statfs", &[][..]),
-            _ => ("other", &[][..]),
-        };
-        let path = if self.state.has(request.node) {
-            STATE_DIRECTORY.to_vec()
-        } else {
-            self.tree.path(request.node)
-        };
-        tracing::debug!(
-            layer = %self.data.status().digest,
-            operation,
-            path = %String::from_utf8_lossy(&path),
-            name = %String::from_utf8_lossy(name),
-            "FUSE operation"
-        );
-    }
 }
 
 impl FileSystem for LayerFs {
     fn handle(&self, request: &Request<'_>, reply: Reply) {
         let node = request.node;
-        if self.log_operations {
-            self.log_operation(request);
+        if self.log_operations && tracing::enabled!(tracing::Level::DEBUG) {
+            log_operation(&self.data.status().digest, &self.nodes, request);
         }
         match request.operation {
             Operation::Lookup { name } => self.lookup(node, name, reply),
             Operation::GetAttr => self.getattr(node, reply),
             Operation::ReadLink => {
                 count(&self.counters.readlink);
-                match self.tree.readlink(node) {
+                match self.nodes.tree().readlink(node) {
                     Some(target) => reply.data(target),
                     None => {
                         count(&self.counters.other_failures);
@@ -474,40 +400,5 @@ impl FileSystem for LayerFs {
                 reply.error(Errno::NOSYS);
             }
         }
-    }
-}
-
-/// What the log says when a read fails.
-struct Failure {
-    tree: Arc<Tree>,
-    data: Arc<dyn LayerData>,
-    counters: Arc<Counters>,
-    log_limit: Arc<LogLimit>,
-    ino: u64,
-}
-
-impl Failure {
-    fn new(fs: &LayerFs, ino: u64) -> Self {
-        Self {
-            tree: fs.tree.clone(),
-            data: fs.data.clone(),
-            counters: fs.counters.clone(),
-            log_limit: fs.log_limit.clone(),
-            ino,
-        }
-    }
-
-    fn report(&self, error: &dyn std::fmt::Display) {
-        count(&self.counters.read_failures);
-        let Some(held_back) = self.log_limit.pass() else {
-            return;
-        };
-        tracing::error!(
-            layer = %self.data.status().digest,
-            path = %String::from_utf8_lossy(&self.tree.path(self.ino)),
-            error = %error,
-            held_back,
-            "reading a file failed; the reader gets EIO"
-        );
     }
 }

@@ -11,7 +11,10 @@ mod counters;
 mod flatten;
 mod layer_fs;
 mod mount;
+mod nodes;
+mod operation_log;
 mod options;
+mod read_failures;
 mod resolve;
 mod state_file;
 mod tar_path;
@@ -27,5 +30,5 @@ pub use mount::{
 pub use options::{TreeError, TreeOptions};
 pub use resolve::ResolveError;
 pub use state_file::STATE_DIRECTORY;
-pub use timers::Timers;
+pub use timers::{Timer, Timers};
 pub use tree::{DirEntry, NUMBERING_VERSION, Tree};

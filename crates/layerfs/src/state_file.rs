@@ -1,4 +1,4 @@
-//! The hidden file that says how much of a layer has been fetched and what went wrong:
+//! The hidden file that shows how much of a layer has been fetched and its last error:
 //! `.soci-snapshotter/<layer digest>.json` in the root, found by lookup but not listed.
 
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -9,20 +9,20 @@ use soci_fetch::LayerStatus;
 use soci_fuse::Attr;
 use soci_oci::Digest;
 
-use crate::tree::{BLOCK, S_IFDIR, S_IFREG};
+use crate::tree::{BLOCK, DirEntry, S_IFDIR, S_IFREG};
 
 /// The hidden directory in the root of each layer.
 pub const STATE_DIRECTORY: &[u8] = b".soci-snapshotter";
 
-/// Its file.
+/// The hidden directory and its file.
 #[derive(Debug)]
 pub(crate) struct StateFile {
     name: String,
     /// Inode numbers follow those of the tree.
     pub(crate) directory: u64,
     pub(crate) file: u64,
-    /// The content that the last answer of attributes was about: a read right after it gets the
-    /// same bytes, so that length and content fit together.
+    /// The content whose length the last GETATTR returned. The next read returns these bytes, so that
+    /// length and content match.
     shown: Mutex<Option<Vec<u8>>>,
 }
 
@@ -60,17 +60,29 @@ impl StateFile {
         }
     }
 
-    /// The entries of the state directory.
-    pub(crate) fn entries(&self) -> [(&[u8], u64); 3] {
-        [
-            (b".", self.directory),
-            (b"..", soci_fuse::ROOT_ID),
+    /// The entries of the state directory from position `offset` on.
+    pub(crate) fn readdir(&self, offset: u64) -> impl Iterator<Item = DirEntry<'_>> {
+        let entries = [
+            (b".".as_slice(), self.directory),
+            (b"..".as_slice(), soci_fuse::ROOT_ID),
             (self.name.as_bytes(), self.file),
-        ]
+        ];
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let numbered = entries.into_iter().enumerate().skip(from);
+        numbered.map(|(position, (name, ino))| DirEntry {
+            name,
+            ino,
+            next: position as u64 + 1,
+        })
     }
 
-    /// Attributes. The file's time is now, always: that makes the kernel drop what it has cached of
-    /// the content.
+    /// Type bits of the mode.
+    pub(crate) const fn kind(&self, ino: u64) -> u32 {
+        if ino == self.file { S_IFREG } else { S_IFDIR }
+    }
+
+    /// Attributes of the directory or the file. The modification time is the current time, which makes
+    /// the kernel drop its cached content.
     pub(crate) fn attr(&self, ino: u64, status: impl FnOnce() -> LayerStatus) -> Attr {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -96,7 +108,7 @@ impl StateFile {
         }
     }
 
-    /// Part of the content.
+    /// Part of the file's content.
     pub(crate) fn read(
         &self,
         offset: u64,

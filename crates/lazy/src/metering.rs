@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use soci_layerfs::{CounterSnapshot, Timers};
+use soci_layerfs::{CounterSnapshot, Timer, Timers};
 use soci_oci::Digest;
 use soci_telemetry::Meters;
 use soci_telemetry::metrics::{count, duration_ms, duration_us};
@@ -33,10 +33,15 @@ impl Metering {
     /// Where the mounts of a layer measure.
     pub(crate) fn timers(&self, layer: &Digest) -> Timers {
         let layer = layer.to_string();
-        let histogram = |operation| Some(self.meters.microseconds(operation, &layer));
+        let timer = |operation| {
+            let histogram = self.meters.microseconds(operation, &layer);
+            Some(Timer::new(move |duration| {
+                histogram.observe(duration.as_secs_f64() * 1e6);
+            }))
+        };
         Timers {
-            read: histogram(duration_us::SYNCHRONOUS_READ),
-            readdir: histogram(duration_us::NODE_READDIR),
+            read: timer(duration_us::SYNCHRONOUS_READ),
+            readdir: timer(duration_us::NODE_READDIR),
         }
     }
 

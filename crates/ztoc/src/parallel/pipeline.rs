@@ -95,6 +95,7 @@ impl<'a> Pipeline<'a> {
     }
 
     /// With small chunks, to try what is between them.
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) const fn with_chunks_of(chunk: usize) -> Self {
         Self {
             chunk,
