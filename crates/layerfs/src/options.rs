@@ -44,7 +44,7 @@ pub enum TreeError {
         target: String,
     },
     /// A parent of an entry is a file.
-    #[error("{name:?} lies below something that is no directory")]
+    #[error("{name:?} lies below something that is not a directory")]
     NotADirectory {
         /// The entry.
         name: String,

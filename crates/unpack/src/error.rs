@@ -1,4 +1,4 @@
-//! Why a layer cannot be unpacked.
+//! Errors of unpacking.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,24 +10,24 @@ use soci_registry::RegistryError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ApplyError {
-    /// The tar is damaged, or holds what nobody can unpack.
+    /// The tar is damaged, or holds an unsupported entry.
     #[error(transparent)]
     Tar(#[from] soci_ztoc::BuildError),
     /// The compressed stream is damaged.
-    #[error("the layer cannot be decompressed: {0}")]
+    #[error("cannot decompress the layer: {0}")]
     Decompress(io::Error),
     /// One entry cannot be made.
     #[error("{name:?}: cannot {action}: {source}")]
     Entry {
         /// Its name in the tar.
         name: String,
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
-        /// Why it failed.
+        /// Its cause.
         source: io::Error,
     },
     /// A parent of an entry is a file.
-    #[error("{name:?} lies below something that is no directory")]
+    #[error("{name:?} lies below something that is not a directory")]
     NotADirectory {
         /// The entry.
         name: String,
@@ -61,12 +61,12 @@ pub enum ApplyError {
     Root {
         /// The directory.
         path: PathBuf,
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
-        /// Why it failed.
+        /// Its cause.
         source: io::Error,
     },
-    /// Nobody wants the layer any more.
+    /// The caller cancelled.
     #[error("unpacking was cancelled")]
     Cancelled,
 }
@@ -75,12 +75,12 @@ pub enum ApplyError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UnpackError {
-    /// The registry does not give the manifest, the configuration or the layer.
+    /// The manifest, the configuration or the layer cannot be fetched.
     #[error("{what}: {source}")]
     Registry {
-        /// What was asked for.
+        /// The operation that failed.
         what: &'static str,
-        /// Why it did not come.
+        /// Its cause.
         source: RegistryError,
     },
     /// Manifest and configuration do not belong to this layer, or to each other.
@@ -109,15 +109,33 @@ pub enum UnpackError {
     Scratch {
         /// The folder.
         path: PathBuf,
-        /// What was tried.
+        /// The action that failed.
         action: &'static str,
-        /// Why it failed.
+        /// Its cause.
         source: io::Error,
     },
-    /// Nobody wants the layer any more.
+    /// The caller cancelled.
     #[error("unpacking was cancelled")]
     Cancelled,
     /// A task of ours panicked.
-    #[error("unpacking broke off: {0}")]
+    #[error("unpacking panicked: {0}")]
     Task(#[from] tokio::task::JoinError),
+}
+
+/// A name as text for an error.
+pub(crate) fn printable(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).into_owned()
+}
+
+/// Converts an I/O error to [`ApplyError::Entry`].
+pub(crate) fn failed<E: Into<io::Error>>(
+    name: &[u8],
+    action: &'static str,
+) -> impl FnOnce(E) -> ApplyError {
+    let name = printable(name.get(..name.len().min(4096)).unwrap_or_default());
+    move |source| ApplyError::Entry {
+        name,
+        action,
+        source: source.into(),
+    }
 }

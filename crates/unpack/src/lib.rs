@@ -14,7 +14,8 @@ mod error;
 mod image;
 mod unpacker;
 
-pub use apply::lower::{DirectoryAttributes, Lower, LowerDirectory, LowerLayer};
+pub use apply::lower::{DirectoryAttributes, Lower, LowerLayer};
+pub use apply::lower_directory::LowerDirectory;
 pub use apply::{ApplyOptions, apply};
 pub use containerd::ContainerdContent;
 pub use decompress::{Compression, decompress};

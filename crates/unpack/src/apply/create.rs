@@ -1,25 +1,23 @@
-//! Making what an entry describes.
+//! Creation of the file that an entry describes.
 
-use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{
-    AtFlags, FileType as Kind, Mode, OFlags, Stat, XattrFlags, linkat, mkdirat, mknodat, openat,
-    symlinkat, unlinkat,
+    AtFlags, FileType as Kind, Mode, OFlags, XattrFlags, linkat, mkdirat, mknodat, openat,
+    symlinkat,
 };
 use soci_ztoc::{FileMetadata, FileType};
 
-use super::metadata::{self, proc_path};
-use super::walk::look;
-use super::{Applier, OpenFile, Parent, failed, printable};
+use super::directory::{Parent, is_directory, look, proc_path, remove};
+use super::{Applier, OpenFile, metadata};
 use crate::ApplyError;
+use crate::error::{failed, printable};
 
 impl Applier<'_> {
-    /// Makes the entry under this name. What has the name already goes first, unless both are
-    /// directories.
+    /// Creates the entry under this name. An existing file of that name is removed first, unless both
+    /// are directories.
     pub(super) fn create(
         &mut self,
         parent: &Parent,
@@ -73,7 +71,7 @@ impl Applier<'_> {
         Ok(())
     }
 
-    /// The content is complete.
+    /// Sets the attributes of a file whose content is complete.
     pub(super) fn close(&mut self, open: &OpenFile) -> Result<(), ApplyError> {
         metadata::set_open(&open.file, &open.entry, self.overlay_xattr)
             .map_err(failed(&open.entry.name, "set its attributes"))
@@ -134,21 +132,4 @@ impl OpenFile {
         self.left = self.left.saturating_sub(bytes.len() as u64);
         Ok(())
     }
-}
-
-pub(super) fn is_directory(stat: Stat) -> bool {
-    Kind::from_raw_mode(stat.st_mode) == Kind::Directory
-}
-
-/// Removes a name and, of a directory, all below it.
-pub(super) fn remove(parent: &Parent, base: &[u8], stat: Stat) -> io::Result<()> {
-    if is_directory(stat) {
-        // Follows no links below the directory's descriptor.
-        return std::fs::remove_dir_all(proc_path(parent.fd.as_fd(), base));
-    }
-    Ok(unlinkat(
-        &parent.fd,
-        OsStr::from_bytes(base),
-        AtFlags::empty(),
-    )?)
 }

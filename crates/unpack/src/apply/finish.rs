@@ -1,5 +1,5 @@
-//! What has to wait for the last entry: whiteouts (a file of that name may still come), the times of
-//! directories (each new file changes them), and the removal of AUFS's own files.
+//! Work after the last entry: whiteouts (a file of that name may follow), the times of directories
+//! (each new file changes them), and the removal of AUFS's own files.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -9,32 +9,35 @@ use rustix::fs::{AtFlags, FileType as Kind, Gid, Mode, Timestamps, Uid, chownat,
 use soci_ztoc::FileMetadata;
 use soci_ztoc::tar_path::raw_parts;
 
-use super::create::remove;
+use super::directory::{DirectoryId, Parent, Step, look, remove, step};
 use super::metadata::{set_time, times};
-use super::walk::{Place, Step, Walker, look, step};
-use super::{Parent, WHITEOUT, failed};
+use super::walk::Walker;
 use crate::ApplyError;
+use crate::error::failed;
 
+/// Prefix of whiteouts, and of files that AUFS keeps for itself.
+pub(super) const WHITEOUT: &[u8] = b".wh.";
+
+/// Work that waits for the last entry.
 #[derive(Default)]
 pub(super) struct Pending {
     pub(super) whiteouts: Vec<Whiteout>,
-    directories: Vec<(Place, Timestamps)>,
+    directories: Vec<(DirectoryId, Timestamps)>,
     /// Directory and name, from the root.
     reserved: BTreeSet<(Vec<u8>, Vec<u8>)>,
 }
 
-/// A name that lower layers have and this one hides.
+/// A name of lower layers that this layer hides.
 pub(super) struct Whiteout {
-    /// The directory.
-    pub(super) place: Place,
+    pub(super) directory: DirectoryId,
     pub(super) name: Vec<u8>,
     pub(super) uid: u32,
     pub(super) gid: u32,
 }
 
 impl Pending {
-    /// Takes note of a name that must not be there in the end: the first reserved one on the way to
-    /// `name` in the directory at `path`.
+    /// Records the first reserved name on the path to `name` in the directory at `path`; it is removed
+    /// at the end.
     pub(super) fn reserve(&mut self, path: &[u8], name: &[u8]) {
         let mut directory = Vec::new();
         for part in raw_parts(path).chain([name]) {
@@ -49,7 +52,7 @@ impl Pending {
         }
     }
 
-    /// A directory whose time is to be set.
+    /// Records a directory whose time must be set.
     pub(super) fn directory(
         &mut self,
         parent: &Parent,
@@ -57,7 +60,7 @@ impl Pending {
         entry: &FileMetadata,
     ) -> io::Result<()> {
         if let Step::Directory(made) = step(parent, base)? {
-            self.directories.push((made.place, times(entry)));
+            self.directories.push((made.id, times(entry)));
         }
         Ok(())
     }
@@ -79,10 +82,10 @@ impl Pending {
                 .apply(walker)
                 .map_err(failed(&whiteout.name, "make its whiteout"))?;
         }
-        for (place, times) in &self.directories {
-            if let Some(directory) = walker.at(place) {
+        for (id, times) in &self.directories {
+            if let Some(directory) = walker.reopen(id) {
                 set_time(directory.fd.as_fd(), b".", times)
-                    .map_err(failed(&place.path, "set its time"))?;
+                    .map_err(failed(&id.path, "set its time"))?;
             }
         }
         Ok(())
@@ -92,7 +95,7 @@ impl Pending {
 impl Whiteout {
     /// Makes the character device 0/0, unless the layer has the name itself.
     fn apply(&self, walker: &Walker<'_>) -> io::Result<()> {
-        let Some(directory) = walker.at(&self.place) else {
+        let Some(directory) = walker.reopen(&self.directory) else {
             return Ok(());
         };
         if look(directory.fd.as_fd(), &self.name)?.is_some() {

@@ -1,13 +1,7 @@
-//! The layers below the one that is unpacked: a directory that only the names of others imply looks
-//! as it does there.
+//! The layers below the one that is unpacked. An implied directory, which has no entry of its own,
+//! gets the attributes that it has there.
 
 use std::io;
-use std::os::fd::AsFd;
-use std::path::PathBuf;
-
-use super::metadata::proc_path;
-use super::walk::Walker;
-use crate::ApplyError;
 
 /// Owner, permissions and extended attributes of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,75 +16,24 @@ pub struct DirectoryAttributes {
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// What a layer has under a path.
+/// The result of a lookup in a lower layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lower {
     /// A directory.
     Directory(DirectoryAttributes),
-    /// Something else: what lies below it is hidden.
+    /// Another kind of file, which hides what lower layers have below the path.
     Other,
     /// Nothing.
     Nothing,
 }
 
-/// A layer below.
+/// A layer below the one that is unpacked.
 pub trait LowerLayer: Send + Sync {
-    /// What the layer has under a path from its root, symbolic links followed within it.
+    /// Looks up a path from the layer's root. Symbolic links are followed within the layer.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The layer cannot be read.
     fn look(&self, path: &[u8]) -> io::Result<Lower>;
-}
-
-/// An unpacked layer.
-#[derive(Debug, Clone)]
-pub struct LowerDirectory(pub PathBuf);
-
-impl LowerLayer for LowerDirectory {
-    fn look(&self, path: &[u8]) -> io::Result<Lower> {
-        let walker = Walker::open(&self.0, &[]).map_err(io::Error::other)?;
-        let directory = match walker.find(path, path) {
-            Ok(Some(directory)) => directory,
-            Ok(None) => return Ok(Lower::Nothing),
-            Err(ApplyError::NotADirectory { .. } | ApplyError::TooManyLinks { .. }) => {
-                return Ok(Lower::Other);
-            }
-            Err(error) => return Err(io::Error::other(error)),
-        };
-        let stat = rustix::fs::fstat(&directory.fd)?;
-        Ok(Lower::Directory(DirectoryAttributes {
-            mode: stat.st_mode & 0o7777,
-            uid: stat.st_uid,
-            gid: stat.st_gid,
-            xattrs: xattrs(&proc_path(directory.fd.as_fd(), b""))?,
-        }))
-    }
-}
-
-fn xattrs(path: &std::path::Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    // XATTR_LIST_MAX and XATTR_SIZE_MAX (linux/limits.h) are the most that there can be.
-    const MOST: usize = 64 << 10;
-    let mut list = vec![0_u8; MOST];
-    let length = match rustix::fs::listxattr(path, &mut list[..]) {
-        Ok(length) => length,
-        Err(rustix::io::Errno::NOTSUP) => 0,
-        Err(error) => return Err(error.into()),
-    };
-    list.truncate(length);
-    let mut xattrs = Vec::new();
-    for name in list
-        .split(|byte| *byte == 0)
-        .filter(|name| !name.is_empty())
-    {
-        if name.starts_with(b"trusted.") || name.starts_with(b"user.overlay.") {
-            continue;
-        }
-        let mut value = vec![0_u8; MOST];
-        let length = rustix::fs::getxattr(path, name, &mut value[..])?;
-        value.truncate(length);
-        xattrs.push((name.to_vec(), value));
-    }
-    Ok(xattrs)
 }
 
 /// The attributes that a directory has in the nearest layer that knows its path.

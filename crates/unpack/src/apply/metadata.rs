@@ -3,34 +3,21 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 
 use rustix::fs::{
     AtFlags, FileType as Kind, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat,
     chownat, fchmod, fchown, fsetxattr, futimens, lsetxattr, utimensat,
 };
 use rustix::io::Errno;
+use soci_layer::OverlayXattr;
 use soci_ztoc::FileMetadata;
 
+use super::directory::{Directory, Parent, look, proc_path};
 use super::lower::DirectoryAttributes;
-use super::walk::{Directory, look};
-use soci_layer::OverlayXattr;
 
-use super::Parent;
-
-/// The path of a name in an open directory, for calls that take no directory: nothing on it is a
-/// link but the last part may be.
-pub(super) fn proc_path(directory: BorrowedFd<'_>, name: &[u8]) -> PathBuf {
-    let mut path = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
-    if !name.is_empty() {
-        path.push(OsStr::from_bytes(name));
-    }
-    path
-}
-
-/// Gives an open file what its entry says.
+/// Sets the attributes of an open file.
 pub(super) fn set_open(file: &File, entry: &FileMetadata, overlay: OverlayXattr) -> io::Result<()> {
     fchown(
         file,
@@ -48,7 +35,7 @@ pub(super) fn set_open(file: &File, entry: &FileMetadata, overlay: OverlayXattr)
     Ok(futimens(file, &times(entry))?)
 }
 
-/// Gives a name what its entry says. A directory's time has to be set again at the end.
+/// Sets the attributes of a name. A directory's time must be set again at the end.
 pub(super) fn set(
     parent: &Parent,
     base: &[u8],
@@ -58,7 +45,7 @@ pub(super) fn set(
     let Some(stat) = look(parent.fd.as_fd(), base)? else {
         return Err(Errno::NOENT.into());
     };
-    // Of a hard link the owner is right already, as a rule, and setting it would drop capabilities.
+    // The owner of a hard link is usually right already, and setting it would drop capabilities.
     if (stat.st_uid, stat.st_gid) != (entry.uid, entry.gid) {
         chownat(
             &parent.fd,
@@ -87,7 +74,7 @@ pub(super) fn set(
     set_time(parent.fd.as_fd(), base, &times(entry))
 }
 
-/// Gives a directory that was only implied what it has in a layer below.
+/// Copies the attributes that an implied directory has in a layer below.
 pub(super) fn copy_attributes(directory: &Directory, from: &DirectoryAttributes) -> io::Result<()> {
     let path = proc_path(directory.fd.as_fd(), b"");
     std::os::unix::fs::chown(&path, Some(from.uid), Some(from.gid))?;
@@ -128,7 +115,7 @@ fn xattrs(entry: &FileMetadata, overlay: OverlayXattr) -> impl Iterator<Item = (
         .filter(move |(name, _)| !overlay.is_forged(name))
 }
 
-/// A file system without such attributes is no reason not to unpack.
+/// Ignores that the file system does not support an attribute: the layer is unpacked without it.
 fn ignore_unsupported(name: &[u8], set: rustix::io::Result<()>) -> io::Result<()> {
     match set {
         Err(Errno::NOTSUP) => {

@@ -3,51 +3,52 @@
 //! `layerfs` follows the same rules for lazy layers.
 
 mod create;
+mod directory;
 mod finish;
 pub(crate) mod lower;
+pub(crate) mod lower_directory;
 mod metadata;
 mod walk;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
-use std::sync::Arc;
 
+use soci_layer::OverlayXattr;
 use soci_oci::{Digest, Hasher};
 use soci_ztoc::{FileMetadata, TarPart, TarStream};
 
 use crate::ApplyError;
-use finish::{Pending, Whiteout};
+use finish::{Pending, WHITEOUT, Whiteout};
 use lower::LowerLayer;
-use soci_layer::OverlayXattr;
-use walk::{Directory, Walker};
+use walk::Walker;
 
-/// How much uncompressed data is handled at once.
+/// Size of the buffer for uncompressed data, in bytes.
 const CHUNK: usize = 256 << 10;
-const WHITEOUT: &[u8] = b".wh.";
-/// AUFS keeps files of its own under such names.
+/// Prefix of the files that AUFS keeps for itself.
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// How a layer is applied.
 #[derive(Default)]
 pub struct ApplyOptions {
-    /// Where overlayfs looks for its marks.
+    /// The namespace of overlayfs's extended attributes.
     pub overlay_xattr: OverlayXattr,
-    /// The layers below, nearest first: a directory that only the names of others imply gets the
-    /// attributes that it has there.
+    /// The layers below, nearest first. A directory without an entry of its own gets the attributes
+    /// that it has there.
     pub lower: Vec<Box<dyn LowerLayer>>,
 }
 
-/// Applies the uncompressed tar that `tar` gives to the empty directory `root`, and returns the
-/// digest of all that was read. `root` itself keeps its owner and mode. What is written is on
-/// disk when this returns. `cancelled` is asked now and then.
+/// Applies an uncompressed tar to the empty directory `root`, and returns the digest of the tar.
+///
+/// `root` itself keeps its owner and mode. Everything is on disk when this returns. `cancelled` is
+/// polled between reads.
 ///
 /// No entry leads out of `root`: symbolic links on the way are followed as if `root` were `/`, never
-/// by the kernel. `root` must be nobody else's business meanwhile.
+/// by the kernel. No other process may use `root` during the call.
 ///
 /// # Errors
-/// The tar is damaged, or an entry cannot be made. `root` then holds anything.
+/// The tar is damaged, or an entry cannot be made. The content of `root` is then undefined.
 pub fn apply(
     mut tar: impl Read,
     root: &Path,
@@ -88,9 +89,9 @@ pub fn apply(
 struct Applier<'a> {
     walker: Walker<'a>,
     overlay_xattr: OverlayXattr,
-    /// What has to wait for the end.
+    /// Work that waits for the last entry.
     pending: Pending,
-    /// The file whose content is coming.
+    /// The file whose content is being read.
     open: Option<OpenFile>,
 }
 
@@ -102,10 +103,10 @@ struct OpenFile {
 
 impl Applier<'_> {
     fn entry(&mut self, entry: FileMetadata) -> Result<(), ApplyError> {
-        // Content that comes next is nobody's, unless a file is opened here.
+        // Content that follows is ignored unless this entry opens a file.
         self.open = None;
         let Some((parent_path, base)) = soci_ztoc::tar_path::split(&entry.name) else {
-            // containerd ignores what is said about the root.
+            // containerd ignores the root's entry.
             return Ok(());
         };
         let parent = self.walker.parent(parent_path, &entry.name)?;
@@ -117,14 +118,14 @@ impl Applier<'_> {
             Some(hidden) if !base.starts_with(WHITEOUT_META) => {
                 self.pending.whiteouts.push(Whiteout {
                     name: hidden.to_vec(),
-                    place: parent.place.clone(),
+                    directory: parent.id.clone(),
                     uid: entry.uid,
                     gid: entry.gid,
                 });
                 return Ok(());
             }
-            // AUFS's own: others of the layer may be hard links to it, so it goes in the end only.
-            _ => self.pending.reserve(&parent.place.path, base),
+            // Other entries may be hard links to a file of AUFS: it is removed at the end.
+            _ => self.pending.reserve(&parent.id.path, base),
         }
         let base = base.to_vec();
         self.create(&parent, &base, entry)
@@ -146,25 +147,5 @@ impl Applier<'_> {
     fn finish(self, root: &Path) -> Result<(), ApplyError> {
         self.pending.finish(&self.walker)?;
         self.walker.sync(root)
-    }
-}
-
-/// A directory of the layer.
-type Parent = Arc<Directory>;
-
-fn printable(name: &[u8]) -> String {
-    String::from_utf8_lossy(name).into_owned()
-}
-
-/// An entry's failure.
-fn failed<E: Into<std::io::Error>>(
-    name: &[u8],
-    action: &'static str,
-) -> impl FnOnce(E) -> ApplyError {
-    let name = printable(name.get(..name.len().min(4096)).unwrap_or_default());
-    move |source| ApplyError::Entry {
-        name,
-        action,
-        source: source.into(),
     }
 }

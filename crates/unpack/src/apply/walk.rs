@@ -1,37 +1,20 @@
-//! The way to an entry's parent directory, one name at a time. Symbolic links are read and followed
-//! here, as if the layer's root were `/`; the kernel is never asked to follow one.
+//! The walk to an entry's parent directory, one name at a time. Symbolic links are read and followed
+//! in this module, as if the layer's root were `/`; the kernel never follows one.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, Stat, chmodat, mkdirat, openat, readlinkat, statat,
-};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, chmodat, mkdirat, openat};
 use rustix::io::Errno;
 use soci_ztoc::path_walk::{PathWalk, TooManyLinks};
 use soci_ztoc::tar_path::parts;
 
+use super::directory::{Directory, DirectoryId, Step, step};
 use super::lower::{LowerLayer, attributes_below};
 use super::metadata::copy_attributes;
-use super::{failed, printable};
 use crate::ApplyError;
-
-/// A directory that is open, by descriptor only: O_PATH.
-#[derive(Debug)]
-pub(super) struct Directory {
-    pub(super) fd: OwnedFd,
-    pub(super) place: Place,
-}
-
-/// Where a directory is, and which one it is: another may stand there later.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
-    /// From the root, without links and without a slash at either end.
-    pub(super) path: Vec<u8>,
-    pub(super) inode: u64,
-}
+use crate::error::{failed, printable};
 
 /// Finds directories below a root.
 pub(super) struct Walker<'a> {
@@ -51,12 +34,12 @@ impl<'a> Walker<'a> {
             action: "open it",
             source: error.into(),
         })?;
-        let place = Place {
+        let id = DirectoryId {
             path: Vec::new(),
             inode,
         };
         Ok(Self {
-            root: Arc::new(Directory { fd, place }),
+            root: Arc::new(Directory { fd, id }),
             lower,
             last: None,
         })
@@ -80,7 +63,7 @@ impl<'a> Walker<'a> {
         Ok(directory)
     }
 
-    /// The directory that a path leads to, if it is there.
+    /// The directory that a path leads to, if it exists.
     pub(super) fn find(
         &self,
         path: &[u8],
@@ -89,13 +72,13 @@ impl<'a> Walker<'a> {
         self.walk(path, entry, false)
     }
 
-    /// The directory at a place, if it is still the same.
-    pub(super) fn at(&self, place: &Place) -> Option<Arc<Directory>> {
-        let found = self.walk(&place.path, &place.path, false).ok()??;
-        (found.place == *place).then_some(found)
+    /// Opens a directory again, if its path still leads to it.
+    pub(super) fn reopen(&self, id: &DirectoryId) -> Option<Arc<Directory>> {
+        let found = self.walk(&id.path, &id.path, false).ok()??;
+        (found.id == *id).then_some(found)
     }
 
-    /// Something was replaced or removed: what is known of the way may be wrong.
+    /// Drops the cached parent, after something was replaced or removed.
     pub(super) fn forget(&mut self) {
         self.last = None;
     }
@@ -149,7 +132,7 @@ impl<'a> Walker<'a> {
         let Step::Directory(made) = step(at, part)? else {
             return Err(Errno::NOTDIR.into());
         };
-        match attributes_below(self.lower, &made.place.path)? {
+        match attributes_below(self.lower, &made.id.path)? {
             Some(below) => copy_attributes(&made, &below)?,
             None => chmodat(&at.fd, part, Mode::from_raw_mode(0o755), AtFlags::empty())?,
         }
@@ -160,48 +143,5 @@ impl<'a> Walker<'a> {
 fn not_a_directory(entry: &[u8]) -> ApplyError {
     ApplyError::NotADirectory {
         name: printable(entry),
-    }
-}
-
-/// What a name stands for.
-pub(super) enum Step {
-    Directory(Directory),
-    Link(Vec<u8>),
-    Other,
-    Nothing,
-}
-
-/// Looks at one name in a directory.
-pub(super) fn step(at: &Directory, part: &[u8]) -> io::Result<Step> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    match openat(&at.fd, part, flags, Mode::empty()) {
-        Ok(fd) => {
-            let inode = rustix::fs::fstat(&fd)?.st_ino;
-            let mut path = at.place.path.clone();
-            if !path.is_empty() {
-                path.push(b'/');
-            }
-            path.extend_from_slice(part);
-            let place = Place { path, inode };
-            Ok(Step::Directory(Directory { fd, place }))
-        }
-        Err(Errno::NOENT) => Ok(Step::Nothing),
-        Err(Errno::NOTDIR | Errno::LOOP) => match look(at.fd.as_fd(), part)? {
-            Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink => Ok(
-                Step::Link(readlinkat(&at.fd, part, Vec::new())?.into_bytes()),
-            ),
-            Some(_) => Ok(Step::Other),
-            None => Ok(Step::Nothing),
-        },
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// What is known of a name, links not followed.
-pub(super) fn look(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<Option<Stat>> {
-    match statat(at, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(Some(stat)),
-        Err(Errno::NOENT) => Ok(None),
-        Err(error) => Err(error.into()),
     }
 }
