@@ -1,5 +1,5 @@
-//! Applying a zTOC's entries in the order of the tar, by the rules with which containerd unpacks a
-//! layer into an empty upper directory (containerd pkg/archive, `applyNaive` and
+//! The application of a zTOC's entries in the order of the tar, by the rules with which containerd
+//! unpacks a layer into an empty upper directory (containerd pkg/archive, `applyNaive` and
 //! `OverlayConvertWhiteout`).
 
 use std::collections::HashMap;
@@ -21,10 +21,10 @@ use crate::tree::{
 const XATTR_NAME_MAX: usize = 255;
 /// Longest path and link target (PATH_MAX in linux/limits.h, less the zero byte).
 const TARGET_MAX: usize = 4095;
-/// So many directories without an entry of their own may come with one entry, on average. Each
-/// takes two bytes in a name and a hundred times as many here.
+/// Limit of implied directories (without an entry of their own) per entry, on average. Each takes two
+/// bytes in a name and a hundred times as many in the tree.
 const IMPLIED_PER_ENTRY: usize = 8;
-/// And so many more, for small layers: deeper than any path.
+/// Implied directories beyond that limit, for small layers; more than any path has.
 const IMPLIED_MORE: usize = 4096;
 const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
@@ -32,7 +32,7 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 
 const ROOT: u32 = 0;
 
-/// A file while the tree grows. Names are apart: a file may have several.
+/// A file of the growing tree. Names are kept apart, because a file may have several.
 pub(crate) struct Node<'a> {
     pub(crate) inode: Inode,
     /// Target of a symbolic link.
@@ -75,10 +75,10 @@ impl Tree {
     /// wins, missing parents are 0755 root, hard links share an inode and the last one's metadata
     /// holds, a parent that is a symbolic link of the same layer is followed within the layer. A
     /// hard link whose target is not in the layer makes containerd's unpacking fail, so it is an
-    /// error here: the layer falls back to unpacking, which says so.
+    /// error: the layer falls back to unpacking, which reports it.
     ///
     /// # Errors
-    /// If the layer cannot be shown as containerd would unpack it.
+    /// The layer cannot be shown as containerd would unpack it.
     pub fn build(
         toc: &[FileMetadata],
         tar_size: u64,
@@ -154,8 +154,7 @@ impl<'a> Builder<'a> {
             && entry.file_type != FileType::Dir
         {
             self.apply_whiteout(key, hidden, entry);
-            // What AUFS keeps under `.wh..wh.` may be the target of hard links; it is left out of
-            // the tree in the end.
+            // A file of AUFS (`.wh..wh.`) may be the target of hard links; it is left out at the end.
             if !base.starts_with(WHITEOUT_META) || base == OPAQUE {
                 return Ok(());
             }
@@ -288,7 +287,7 @@ impl<'a> Builder<'a> {
             name: printable(&entry.name),
             target: printable(&entry.linkname),
         };
-        // What has the link's name goes first, even if the link then names itself.
+        // An existing file of the link's name is removed first, even if the link then names itself.
         if self.names.remove(&key).is_some() {
             self.last_parent = None;
         }
@@ -412,7 +411,7 @@ impl<'a> Builder<'a> {
         index.ok_or(TreeError::TooLarge)
     }
 
-    /// Gives a node a name; what had it before is gone with all below it, since nothing leads there.
+    /// Names a node. A node that had the name before is unreachable then, with all below it.
     fn put(&mut self, key: Key<'a>, node: u32) {
         if self.names.insert(key, node).is_some() {
             self.last_parent = None;

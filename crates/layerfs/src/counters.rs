@@ -1,4 +1,4 @@
-//! How often each operation was asked for and failed, and how many bytes were served.
+//! Counts of operations, failures and bytes served.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -29,7 +29,7 @@ macro_rules! counters {
 counters! {
     /// LOOKUP requests.
     lookup,
-    /// GETATTR requests for what is neither a regular file nor a whiteout.
+    /// GETATTR requests for nodes that are neither regular files nor whiteouts.
     node_getattr,
     /// GETATTR requests for regular files.
     file_getattr,
@@ -55,13 +55,13 @@ counters! {
     lookup_failures,
     /// GETATTRs of unknown nodes.
     getattr_failures,
-    /// Listings of what is no directory.
+    /// READDIRs of nodes that are not directories.
     readdir_failures,
     /// READs answered with an error.
     read_failures,
-    /// READLINKs of what is no link, and STATFSs that failed.
+    /// READLINKs of nodes that are not links, and failed STATFSs.
     other_failures,
-    /// Requests that are not supported; the kernel tries them out.
+    /// Unsupported requests; the kernel probes for support.
     unknown_operations,
 }
 

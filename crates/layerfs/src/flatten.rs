@@ -1,4 +1,4 @@
-//! From the growing tree to the compact one: numbering, sorting, link counts, the checksum.
+//! Conversion of the growing tree to the compact one: numbering, sorting, link counts, checksum.
 
 use std::collections::HashMap;
 

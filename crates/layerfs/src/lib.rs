@@ -1,8 +1,8 @@
 //! The read-only file tree of one layer, and its FUSE adapter.
 //!
-//! [`Tree`] is the layer's files as containerd would unpack them, built from the zTOC and nothing
-//! else. [`LayerFs`] answers requests from a tree and a [`soci_fetch::LayerData`]; it is tested without
-//! FUSE. [`mount_layer`] puts it on a mount point.
+//! [`Tree`] holds the layer's files as containerd would unpack them, built from the zTOC alone.
+//! [`LayerFs`] answers requests from a tree and a [`soci_fetch::LayerData`], with or without FUSE.
+//! [`mount_layer`] mounts it.
 
 #![forbid(unsafe_code)]
 

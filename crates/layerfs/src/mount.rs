@@ -1,4 +1,4 @@
-//! Putting a layer on a mount point.
+//! Mounts of layers.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use crate::tree::{NUMBERING_VERSION, Tree};
 #[error(transparent)]
 pub struct MountError(#[from] soci_fuse::FuseError);
 
-/// Why a live connection cannot be served on.
+/// Why a live connection cannot be adopted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TakeUpError {
-    /// It shows something else, so that old node numbers would mean other files.
+    /// It shows other content: known inode numbers would mean other files.
     #[error(
         "the connection of {} shows {found:?}, and this server would show {expected:?}",
         mountpoint.display()
@@ -52,14 +52,14 @@ pub struct MountOptions {
     pub negative_timeout: Duration,
     /// Readahead of the mount in KiB.
     pub readahead_kib: u32,
-    /// What STATFS reports on; `None`: the directory that holds the mount point.
+    /// A path on the file system that STATFS reports; `None`: the parent of the mount point.
     pub backing: Option<PathBuf>,
     /// Limits asked of the kernel.
     pub limits: Limits,
-    /// Where reads and listings are measured.
+    /// The timers of reads and listings.
     pub timers: Timers,
-    /// Say of each file that it has no such extended attribute, even if no file of the layer has any.
-    /// Otherwise the kernel is told once (ENOSYS) that it need not ask, and gives programs
+    /// Answer requests for extended attributes even if no file of the layer has any.
+    /// Otherwise the first request gets ENOSYS: the kernel sends no more, and programs get
     /// EOPNOTSUPP.
     pub answer_xattrs: bool,
     /// Log every operation, level debug. Shows names of files.
@@ -96,8 +96,7 @@ impl MountOptions {
     }
 }
 
-/// A layer that is mounted. Dropping it changes nothing: the mount stays and goes on being served
-/// while its pool lives.
+/// A mounted layer. Dropping it does not unmount: the mount is served while its pool lives.
 #[derive(Debug, Clone)]
 pub struct MountedLayer {
     served: Served,
@@ -130,11 +129,11 @@ pub fn mount_layer(
     Ok(MountedLayer { served, counters })
 }
 
-/// Goes on serving a layer's connection that another process began.
+/// Adopts a layer's connection that another process opened, and serves it.
 ///
 /// # Errors
-/// If it shows something else than this layer with these numbers (the connection is closed here then, and
-/// lives on where else it is held), or cannot be watched.
+/// The connection shows other content than this layer with these inode numbers (its descriptor is
+/// closed then, and the connection lives where else it is held), or cannot be watched.
 pub fn take_up_layer(
     pool: &Pool,
     tree: Arc<Tree>,
@@ -160,7 +159,7 @@ fn identity(tree: &Tree, data: &dyn LayerData) -> ContentIdentity {
     content_identity(tree, &data.status().digest)
 }
 
-/// What a mount of the layer shows.
+/// Identity of the content that a mount of the layer shows.
 #[must_use]
 pub fn content_identity(tree: &Tree, layer: &Digest) -> ContentIdentity {
     ContentIdentity {
@@ -191,13 +190,13 @@ fn file_system(
 }
 
 impl MountedLayer {
-    /// Where it is mounted.
+    /// The mount point.
     #[must_use]
     pub fn mountpoint(&self) -> &Path {
         &self.facts().mountpoint
     }
 
-    /// What a later server of this connection must know.
+    /// What the next server of this connection must know.
     #[must_use]
     pub fn facts(&self) -> &ConnectionFacts {
         self.served.facts()
@@ -209,7 +208,7 @@ impl MountedLayer {
         &self.served
     }
 
-    /// Whether it is served: false once it is unmounted everywhere or its connection was aborted.
+    /// Whether the mount is served: false once it is unmounted everywhere or its connection was aborted.
     #[must_use]
     pub fn is_served(&self) -> bool {
         !self.served.has_ended()
@@ -221,21 +220,21 @@ impl MountedLayer {
         self.counters.snapshot()
     }
 
-    /// Unmounts it. If it is in use it disappears at once and goes on being served until its last
-    /// user is gone. Unmounting again does nothing.
+    /// Unmounts the layer. A mount in use is detached, and served until its last user is gone. Another
+    /// call does nothing.
     ///
     /// # Errors
     /// If umount2(2) fails.
     pub fn unmount(&self) -> Result<(), MountError> {
-        // Somebody else may have mounted on the same path since this one was unmounted.
+        // Another mount may have taken the path since this one was unmounted.
         if !soci_fuse::is_mounted(self.facts()) {
             return Ok(());
         }
         Ok(soci_fuse::unmount(self.mountpoint())?)
     }
 
-    /// Ends the connection at once: whoever waits or comes later gets an error. The mount stays
-    /// until [`MountedLayer::unmount`].
+    /// Aborts the connection: pending and later requests get an error. The mount stays until
+    /// [`MountedLayer::unmount`].
     pub fn abort(&self) {
         self.served.release();
     }

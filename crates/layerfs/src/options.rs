@@ -1,13 +1,13 @@
-//! How a layer's tree is built, and what can be wrong with it.
+//! Options and errors of building a tree.
 
 use soci_layer::{IdMaps, OverlayXattr};
 
-/// How a tree is built.
+/// Options of building a tree.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TreeOptions {
     /// The mark of opaque directories.
     pub overlay_xattr: OverlayXattr,
-    /// Show no extended attributes but the mark of opaque directories.
+    /// Leave out all extended attributes but the mark of opaque directories.
     pub disable_xattrs: bool,
     /// Owners as seen outside of a user namespace.
     pub id_maps: Option<IdMaps>,
@@ -27,7 +27,7 @@ impl TreeOptions {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TreeError {
-    /// The target of a hard link is not in the layer.
+    /// A hard link whose target is not in the layer.
     #[error("hard link {name:?} names {target:?}, which is not in the layer")]
     LinkTarget {
         /// The link.
@@ -78,7 +78,7 @@ pub enum TreeError {
         /// The entry.
         name: String,
     },
-    /// Far more directories than entries: no layer that was made in earnest.
+    /// Far more directories than entries, which no image builder writes.
     #[error(
         "the layer has {entries} entries but more than {most} directories that only their names imply"
     )]

@@ -1,4 +1,4 @@
-//! Names that no file system could hold.
+//! Names that no file system can hold.
 
 use crate::options::TreeError;
 

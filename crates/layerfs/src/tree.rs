@@ -10,7 +10,7 @@ use soci_oci::Digest;
 use soci_layer::{IdMaps, OverlayXattr};
 
 /// Version of the rule by which nodes are numbered and listings positioned. It changes whenever a
-/// zTOC would give other numbers: a server with another version must not take up a connection.
+/// zTOC would give other numbers: a server with another version must not adopt a connection.
 pub const NUMBERING_VERSION: u32 = 1;
 
 /// Space is accounted for in blocks of this size, in bytes.
@@ -85,7 +85,7 @@ pub struct DirEntry<'a> {
     pub name: &'a [u8],
     /// The inode number.
     pub ino: u64,
-    /// The position after this entry, at which the listing goes on.
+    /// The position after this entry, at which the listing resumes.
     pub next: u64,
 }
 
@@ -209,7 +209,7 @@ impl Tree {
         None
     }
 
-    /// Follows a path of plain names (no `..`, no links) from the root, as tests and tools do.
+    /// Looks up a path of plain names from the root: no `..`, no links. See [`Tree::resolve`].
     #[must_use]
     pub fn find(&self, path: &[u8]) -> Option<u64> {
         path.split(|&byte| byte == b'/')
@@ -263,7 +263,7 @@ impl Tree {
     }
 
     /// The entries of a directory from position `offset` (0 is the first, which is `.`) on.
-    /// Positions are the same in every process. `None`: no directory.
+    /// Positions are the same in every process. `None`: not a directory.
     #[must_use]
     pub fn readdir(&self, ino: u64, offset: u64) -> Option<impl Iterator<Item = DirEntry<'_>>> {
         let (inode, first, count) = self.directory(ino)?;

@@ -1,5 +1,5 @@
-//! Downloads that were begun before somebody asked: containerd prepares one layer after another, but
-//! the first one names those above it.
+//! Downloads ahead of the Prepare: containerd prepares one layer after another, but the first Prepare
+//! names the layers above.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,21 +11,21 @@ use crate::error::UnpackError;
 use crate::image::LayerOfImage;
 use crate::unpacker::Fetched;
 
-/// For how long a layer waits for its Prepare.
+/// Time that a layer waits for its Prepare.
 const KEPT_FOR: Duration = Duration::from_secs(300);
-/// So many layers may wait; their files take disk space.
+/// Limit of waiting layers, because their files take disk space.
 const MOST: usize = 16;
 
 type Download = AbortOnDropHandle<Result<Fetched, UnpackError>>;
 
-/// Layers on their way that nobody has asked for yet. Clones are the same.
+/// Downloads of layers that were not requested yet. Clones share the map.
 #[derive(Clone, Default)]
 pub(crate) struct Ahead {
     layers: Arc<Mutex<HashMap<LayerOfImage, (u64, Download)>>>,
 }
 
 impl Ahead {
-    /// Begins with a layer unless it is on its way, or too many are.
+    /// Starts a download unless the layer has one, or too many wait.
     pub(crate) fn begin<D>(&self, layer: LayerOfImage, number: u64, download: D)
     where
         D: Future<Output = Result<Fetched, UnpackError>> + Send + 'static,

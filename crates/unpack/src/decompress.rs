@@ -1,10 +1,10 @@
-//! What a layer blob is compressed with, told by its first bytes as containerd does.
+//! Compression of layer blobs, detected by their first bytes as containerd does.
 
 use std::io::{self, BufReader, Read};
 
 use flate2::bufread::MultiGzDecoder;
 
-/// How much compressed data is read at once.
+/// Size of the buffer for compressed data, in bytes.
 const BUFFER: usize = 256 << 10;
 /// RFC 1952, 2.3.1.
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b, 0x08];
@@ -13,7 +13,7 @@ const ZSTD_MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 /// RFC 8878, 3.1.2: the low four bits of the first byte may be anything.
 const ZSTD_SKIPPABLE: &[u8] = &[0x2a, 0x4d, 0x18];
 
-/// What a layer blob is compressed with.
+/// Compression of a layer blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
     /// gzip, of any number of members.
@@ -25,7 +25,7 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// From the first bytes of a blob.
+    /// Detects the compression by the first bytes of a blob.
     #[must_use]
     pub fn detect(head: &[u8]) -> Self {
         if head.starts_with(GZIP_MAGIC) {

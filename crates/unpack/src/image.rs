@@ -113,7 +113,7 @@ impl Images {
         }
         let manifest = Box::pin(self.client.manifest(&image.reference, image.manifest)).await;
         let (_, bytes) = manifest.map_err(|source| UnpackError::Registry {
-            what: "the image manifest cannot be fetched",
+            what: "cannot fetch the image manifest",
             source,
         })?;
         Ok(bytes.to_vec())
@@ -135,7 +135,7 @@ impl Images {
         }
         let bytes = Box::pin(self.client.blob_bytes(&image.reference, config)).await;
         let bytes = bytes.map_err(|source| UnpackError::Registry {
-            what: "the image configuration cannot be fetched",
+            what: "cannot fetch the image configuration",
             source,
         })?;
         Ok(bytes.to_vec())

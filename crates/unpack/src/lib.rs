@@ -1,8 +1,7 @@
-//! The eager path: a layer that is not lazy is fetched whole, verified, and applied to a directory
-//! exactly as containerd's overlayfs snapshotter would leave it.
+//! The eager path: a layer that is not lazy is fetched, verified, and applied to a directory as
+//! containerd's overlayfs snapshotter would.
 //!
-//! [`Unpacker`] does all of it. [`apply`] is the part that knows tar and file system, and nothing
-//! of registries.
+//! [`Unpacker`] does all of it. [`apply`] handles tar and file system without a registry.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! One layer from a registry into a directory, verified on the way.
+//! The unpacker: a layer from a registry, verified, in a directory.
 
 use std::fs::{self, File};
 use std::io;
@@ -19,7 +19,7 @@ use crate::decompress::decompress;
 use crate::error::{ApplyError, UnpackError};
 use crate::image::{Described, Images, LayerOfImage};
 
-/// Compressed bytes of a layer that is fetched before it is asked for.
+/// Largest layer that is fetched ahead, in compressed bytes.
 const AHEAD_AT_MOST: u64 = 64 << 20;
 
 /// How layers are unpacked.
@@ -30,9 +30,9 @@ pub struct UnpackConfig {
     /// Address of the containerd whose content store has manifests and configurations; without one,
     /// and for what it does not have, the registry is asked.
     pub containerd: Option<String>,
-    /// How many layers are downloaded at once. Each is asked for in several ranges at once.
+    /// Limit of concurrent downloads; each requests several ranges concurrently.
     pub downloads: usize,
-    /// How many layers are decompressed and written at once.
+    /// Limit of layers that are decompressed and written concurrently.
     pub unpacks: usize,
 }
 
@@ -49,7 +49,7 @@ impl UnpackConfig {
     }
 }
 
-/// Where a layer goes.
+/// The target of unpacking.
 pub struct Target {
     /// An existing, empty directory.
     pub directory: PathBuf,
@@ -66,7 +66,7 @@ pub struct Unpacked {
     pub diff_id: Digest,
 }
 
-/// A layer that is here, compressed and verified.
+/// A fetched layer, compressed and verified.
 pub(crate) struct Fetched {
     described: Described,
     /// Without a name: it is gone with this.
@@ -78,7 +78,7 @@ pub struct Unpacker {
     fetcher: Arc<Fetcher>,
     unpacks: Semaphore,
     ahead: Ahead,
-    /// Numbers the downloads that are begun ahead.
+    /// Number of the next download ahead.
     begun: AtomicU64,
 }
 
@@ -108,8 +108,8 @@ impl Unpacker {
         })
     }
 
-    /// Begins to fetch a layer that [`Unpacker::unpack`] will be asked for soon. It is dropped if that
-    /// does not come. Large layers are not fetched ahead.
+    /// Starts to fetch a layer that [`Unpacker::unpack`] will soon be called for; otherwise it is dropped
+    /// after a while. Large layers are not fetched ahead.
     pub fn fetch_ahead(&self, layer: LayerOfImage) {
         let (fetcher, wanted) = (Arc::clone(&self.fetcher), layer.clone());
         let number = self.begun.fetch_add(1, Ordering::Relaxed);
@@ -126,8 +126,7 @@ impl Unpacker {
     /// nothing is written any more.
     ///
     /// # Errors
-    /// The layer cannot be fetched, is not what it should be, or cannot be written. The target then
-    /// holds anything.
+    /// The layer cannot be fetched, verified or written. The content of the target is then undefined.
     pub async fn unpack(
         &self,
         layer: &LayerOfImage,
@@ -145,7 +144,7 @@ impl Unpacker {
             () = cancel.cancelled() => return Err(UnpackError::Cancelled),
             fetched = Box::pin(fetched) => fetched?,
         };
-        // Should nobody wait for this any more, the thread ends soon.
+        // If the caller drops this future, the thread ends soon.
         let stop = cancel.child_token();
         let _dropped = stop.clone().drop_guard();
         let actual = spawn_blocking(move || {
@@ -200,7 +199,7 @@ impl Fetcher {
             .blob_to_file(&layer.reference, blob, Arc::clone(&file))
             .await
             .map_err(|source| UnpackError::Registry {
-                what: "the layer cannot be fetched",
+                what: "cannot fetch the layer",
                 source,
             })?;
         Ok(Fetched { described, file })

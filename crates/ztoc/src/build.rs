@@ -12,7 +12,7 @@ use crate::tar_scan::TarScanner;
 use crate::ztoc::{BlobOffset, VERSION};
 use crate::{BuildError, Compression, CompressionInfo, Ztoc};
 
-/// The span size that zTOCs are built with unless told otherwise, in bytes.
+/// The default span size, in bytes.
 pub const DEFAULT_SPAN_SIZE: u64 = 4 << 20;
 
 /// How to build a zTOC.
@@ -109,8 +109,8 @@ pub(crate) struct Assembly {
     stream: Stream,
     output: Output,
     compressed_size: u64,
-    /// How many checkpoints were told of.
-    told: usize,
+    /// Number of checkpoints whose spans the digest threads know.
+    reported: usize,
 }
 
 #[derive(Debug)]
@@ -154,7 +154,7 @@ impl Assembly {
             },
             options,
             compressed_size: 0,
-            told: 0,
+            reported: 0,
         })
     }
 
@@ -215,14 +215,14 @@ impl Assembly {
     pub(crate) fn checkpoints_up_to(&mut self, end: u64) -> Vec<Checkpoint> {
         let new: Vec<_> = match &self.stream {
             Stream::Gzip(gzip) => {
-                let new = gzip.checkpoints().iter().skip(self.told);
+                let new = gzip.checkpoints().iter().skip(self.reported);
                 new.take_while(|point| point.input <= end)
                     .copied()
                     .collect()
             }
             Stream::Plain => {
                 let starts =
-                    (self.told as u64..).map(|at| at.saturating_mul(self.options.span_size));
+                    (self.reported as u64..).map(|at| at.saturating_mul(self.options.span_size));
                 let plain = |start| Checkpoint {
                     input: start,
                     output: start,
@@ -231,7 +231,7 @@ impl Assembly {
                 starts.take_while(|start| *start < end).map(plain).collect()
             }
         };
-        self.told += new.len();
+        self.reported += new.len();
         new
     }
 

@@ -1,4 +1,4 @@
-//! Reading a zTOC, which comes over the network: everything is checked.
+//! The zTOC reader. zTOCs come over the network: everything is checked.
 
 use soci_oci::Digest;
 
@@ -8,14 +8,14 @@ use crate::toc::{FileMetadata, FileType};
 use crate::ztoc::{BlobOffset, Compression, CompressionInfo, VERSION, Ztoc, slots};
 use crate::{SpanTable, ZtocError};
 
-/// What an entry takes in a zTOC at the very least; bounds how many a blob can stand for when
-/// they are all one and the same.
+/// Least size of an entry in a zTOC, in bytes. It bounds the number of entries when all references
+/// lead to the same one.
 const ENTRY_COST: usize = 96;
 /// The same for a PAX record.
 const RECORD_COST: usize = 24;
-/// A tar is made of blocks of this size.
+/// Size of a tar block, in bytes.
 const BLOCK: u64 = 512;
-/// deflate cannot do better: two bits stand for 258 bytes.
+/// Best ratio of deflate: two bits stand for 258 bytes.
 const MAX_EXPANSION: u64 = 1032;
 
 fn invalid(what: impl Into<String>) -> ZtocError {
@@ -147,7 +147,7 @@ fn entry(table: Table<'_>, budget: &mut Budget) -> Result<FileMetadata, ZtocErro
     let uname = text(slot::UNAME, "entry user name")?;
     let gname = text(slot::GNAME, "entry group name")?;
     let mod_time = String::from_utf8(text(slot::MOD_TIME, "entry time")?)
-        .map_err(|_| invalid(format!("the time of {} is no text", lossy(&name))))?;
+        .map_err(|_| invalid(format!("the time of {} is not text", lossy(&name))))?;
     let kind = table.bytes(slot::TYPE, "entry type")?;
     let file_type = FileType::from_bytes(kind).ok_or_else(|| {
         let kind = kind.get(..kind.len().min(32)).unwrap_or_default();
@@ -242,7 +242,7 @@ fn compression_info(
         span_digests.push(digest.ok_or_else(|| {
             let text = text.get(..text.len().min(80)).unwrap_or_default();
             invalid(format!(
-                "its span digest {:?} is no sha256 digest",
+                "its span digest {:?} is not a sha256 digest",
                 lossy(text)
             ))
         })?);

@@ -1,4 +1,4 @@
-//! Writing a zTOC: the order of everything is that of the Go writer, so that the bytes are the same.
+//! The zTOC writer. All parts are written in the order of the Go writer, so that the bytes are equal.
 
 use crate::SpanTable;
 use crate::checkpoint::Checkpoints;

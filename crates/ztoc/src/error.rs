@@ -1,10 +1,10 @@
-//! What can be wrong with a zTOC, with a span, and with a layer that is being indexed.
+//! Errors of reading a zTOC, extracting a span and indexing a layer.
 
 use soci_oci::Digest;
 
 use crate::span_id::SpanId;
 
-/// Why bytes are not a zTOC that we can use.
+/// Why bytes are not a valid zTOC.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ZtocError {
@@ -21,12 +21,12 @@ pub enum ZtocError {
     /// A part that must be there is missing.
     #[error("the zTOC is damaged: it has no {0}")]
     Missing(&'static str),
-    /// A version that we do not know.
+    /// An unknown version.
     #[error(
         "the zTOC has version {0:?}; only \"0.9\" is supported: rebuild it with `soci create --force` or `soci convert --force`"
     )]
     Version(String),
-    /// A value that cannot be.
+    /// An impossible value.
     #[error("the zTOC is damaged: {0}")]
     Invalid(String),
     /// The same bytes are referred to over and over, which no writer does.
@@ -43,7 +43,7 @@ pub enum ZtocError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SpanError {
-    /// There is no such span.
+    /// The span does not exist.
     #[error("span {} does not exist, the layer has {count}", id.0)]
     NoSuchSpan {
         /// The span asked for.
@@ -100,18 +100,20 @@ pub enum BuildError {
     /// Reading the layer failed.
     #[error("cannot read the layer: {0}")]
     Read(#[from] std::io::Error),
-    /// The options make no sense.
+    /// Invalid options.
     #[error("cannot build a zTOC: {0}")]
     Options(&'static str),
-    /// The compressed stream is no valid gzip.
-    #[error("the layer is no valid gzip stream: {reason} in what starts at compressed byte {at}")]
+    /// The compressed stream is not valid gzip.
+    #[error(
+        "the layer is not a valid gzip stream: {reason} in what starts at compressed byte {at}"
+    )]
     Gzip {
         /// What is wrong.
         reason: &'static str,
         /// Where the header, block or trailer starts that it is in.
         at: u64,
     },
-    /// The layer ends in the middle.
+    /// The layer is truncated.
     #[error("the layer ends too early, after {at} compressed bytes: {reason}")]
     Truncated {
         /// What was being read.
@@ -127,7 +129,7 @@ pub enum BuildError {
         /// Where the header starts.
         at: u64,
     },
-    /// The tar ends in the middle.
+    /// The tar is truncated.
     #[error("the layer's tar ends {reason}, the one that starts at uncompressed byte {at}")]
     TruncatedTar {
         /// In the middle of what.
@@ -153,8 +155,7 @@ pub enum BuildError {
 }
 
 impl BuildError {
-    /// Is it the layer's content that a zTOC cannot describe, so that the layer should be left
-    /// without one, rather than a failure?
+    /// Whether a zTOC cannot describe the layer's content, so that the layer is left without one.
     #[must_use]
     pub const fn is_unsupported(&self) -> bool {
         matches!(self, Self::UnsupportedEntry { .. } | Self::TooLarge(_))

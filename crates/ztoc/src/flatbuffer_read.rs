@@ -1,4 +1,4 @@
-//! Reading FlatBuffers tables from bytes that nobody vouches for.
+//! A reader of FlatBuffers tables in untrusted bytes.
 //!
 //! Not the `flatbuffers` crate: its verified path wants UTF-8 strings, while a zTOC holds whatever
 //! file names a tar had, and its unverified path is `unsafe`. Every access here is bounds-checked,

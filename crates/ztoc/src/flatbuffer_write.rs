@@ -132,7 +132,7 @@ impl Writer {
     }
 }
 
-/// A length or distance. FlatBuffers have at most 2 GiB; [`crate::Ztoc::encode`] tells what happens
+/// A length or distance. FlatBuffers have at most 2 GiB; [`crate::Ztoc::encode`] states what happens
 /// beyond.
 fn length(value: usize) -> [u8; 4] {
     u32::try_from(value).unwrap_or(u32::MAX).to_le_bytes()

@@ -1,4 +1,4 @@
-//! What must hold for any input whatever; entry points of the fuzz targets and of their tests.
+//! Entry points of the fuzz targets: what must hold for any input. Tests run them over golden data.
 
 use crate::parallel::Pipeline;
 use crate::prefetch::Prefetch;

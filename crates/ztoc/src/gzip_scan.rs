@@ -5,7 +5,7 @@ use crate::checkpoint::{Checkpoint, GzipCheckpoints, WINDOW_SIZE};
 use crate::inflate::{GZIP_TRAILER, Inflater, State, Stop, Wrapping, unused_bits};
 use crate::parallel::{MARKER, Piece};
 
-/// How much is inflated at a time, besides the window that is kept before it.
+/// Size of the output buffer without the window that is kept before it, in bytes.
 const OUTPUT: usize = 256 << 10;
 
 /// A gzip layer that is being inflated.
@@ -357,7 +357,7 @@ impl GzipScanner {
     fn invalid(&self, reason: &'static str) -> BuildError {
         // zlib's word for a header that is not gzip's; padding is no gzip for Go's reader either.
         let reason = if self.members > 0 && reason == "incorrect header check" {
-            "something follows its last member that is no gzip"
+            "its last member is followed by bytes that are not gzip"
         } else {
             reason
         };

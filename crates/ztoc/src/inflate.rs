@@ -36,7 +36,7 @@ impl Wrapping {
     }
 }
 
-/// When to return besides running out of input or output.
+/// Where to return before input or output runs out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stop {
     /// Only at the end of the stream.
@@ -60,7 +60,7 @@ pub(crate) enum State {
     End,
 }
 
-/// What a step did.
+/// The result of a step.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Step {
     pub(crate) consumed: usize,
@@ -68,11 +68,11 @@ pub(crate) struct Step {
     pub(crate) state: State,
 }
 
-/// The input is no valid stream, and why.
+/// Why the input is not a valid stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Invalid(pub(crate) &'static str);
 
-/// An inflater.
+/// An inflater of one stream at a time.
 pub(crate) struct Inflater {
     /// Allocated by `Box`, so that it never moves: the state inside points back at it.
     stream: *mut zlib::z_stream,
@@ -88,7 +88,7 @@ impl std::fmt::Debug for Inflater {
     }
 }
 
-const NO_MEMORY: Invalid = Invalid("there is no memory for an inflater");
+const NO_MEMORY: Invalid = Invalid("cannot allocate an inflater");
 
 impl Inflater {
     /// An inflater at the start of a stream.
@@ -229,12 +229,12 @@ impl Inflater {
                 }
             }
             zlib::Z_OK | zlib::Z_BUF_ERROR => State::Inside,
-            _ if message.is_null() => return Err(Invalid("it is no deflate stream")),
+            _ if message.is_null() => return Err(Invalid("it is not a deflate stream")),
             _ => {
                 // SAFETY: zlib-rs's messages are static strings that end in a zero.
                 let message = unsafe { std::ffi::CStr::from_ptr(message) };
                 return Err(Invalid(
-                    message.to_str().unwrap_or("it is no deflate stream"),
+                    message.to_str().unwrap_or("it is not a deflate stream"),
                 ));
             }
         };

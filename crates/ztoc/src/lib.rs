@@ -1,7 +1,7 @@
-//! zTOCs: what lies where in a compressed layer, and how to inflate any part of it alone.
+//! zTOCs: the positions of files in a compressed layer, and checkpoints to inflate any part of it.
 //!
-//! Also the other SOCI formats, the index ([`soci_index`]) and the prefetch artifact
-//! ([`prefetch`]). Codecs and algorithms only: nothing here opens a file or a socket.
+//! The other SOCI formats are here as well: the index ([`soci_index`]) and the prefetch artifact
+//! ([`prefetch`]). The crate has codecs and algorithms only: it opens no file and no socket.
 
 #![deny(unsafe_code)]
 

@@ -70,7 +70,7 @@ pub struct SociIndex {
 #[non_exhaustive]
 pub enum IndexError {
     /// No JSON, or not an image manifest.
-    #[error("the SOCI index is no OCI image manifest: {0}")]
+    #[error("the SOCI index is not an OCI image manifest: {0}")]
     Json(#[from] serde_json::Error),
     /// Larger than an index can be.
     #[error("the SOCI index has {size} bytes, more than the limit of {limit}")]
@@ -118,7 +118,7 @@ impl SociIndex {
             match descriptor.media_type.as_str() {
                 media_types::ZTOC => index.ztocs.push(ZtocDescriptor::read(descriptor)?),
                 media_types::PREFETCH => index.prefetch.push(PrefetchDescriptor::read(descriptor)?),
-                // Something that a later version lists besides.
+                // A kind of blob that a later version lists.
                 _ => {}
             }
         }

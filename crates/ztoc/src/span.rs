@@ -1,4 +1,4 @@
-//! Spans: the parts of a layer that can be fetched, checked and inflated alone.
+//! Spans, the parts of a layer that are fetched, verified and inflated on their own.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -110,7 +110,7 @@ impl SpanTable {
                 (next.input, next.output)
             });
         let shared = u64::from(start.bits != 0);
-        // A stream may go on behind the tar's end, with checkpoints there: nobody reads those.
+        // A stream may continue after the tar's end, with checkpoints there that have no reader.
         let most = inner.uncompressed_size;
         Some(Span {
             compressed: start.input.saturating_sub(shared)..end_in,

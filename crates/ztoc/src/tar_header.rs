@@ -119,7 +119,7 @@ pub(crate) fn text(field: &[u8]) -> &[u8] {
 }
 
 fn format(block: &[u8; BLOCK]) -> Result<Format, &'static str> {
-    let expected = octal(bytes(block, CHECKSUM)).map_err(|_| "its checksum is no number")?;
+    let expected = octal(bytes(block, CHECKSUM)).map_err(|_| "its checksum is not a number")?;
     // The checksum field counts as spaces. Old Sun tars summed signed bytes.
     let (mut unsigned, mut signed) = (0_i64, 0_i64);
     for (at, byte) in block.iter().enumerate() {

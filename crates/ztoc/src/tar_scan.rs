@@ -148,7 +148,7 @@ impl TarScanner {
         self.entries.pop()
     }
 
-    /// Goes on from a state that has all its bytes.
+    /// Leaves a state that has all its bytes.
     fn step(&mut self) -> Result<(), BuildError> {
         match std::mem::replace(&mut self.state, State::Header) {
             State::Metadata { kind, data, .. } => self.metadata(kind, &data),

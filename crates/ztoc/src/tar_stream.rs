@@ -1,4 +1,4 @@
-//! A tar that arrives in pieces, given on entry by entry: for whoever unpacks a layer. It is read by
+//! A tar that arrives in pieces, passed on entry by entry to the unpacker of a layer. It is read by
 //! the same rules as for a zTOC, so that a layer holds the same files whether it is lazy or not.
 
 use crate::tar_scan::TarScanner;

@@ -102,7 +102,7 @@ impl FileMetadata {
     }
 
     /// The modification time in seconds and nanoseconds since 1970. `None` where the tar had none
-    /// (Go's zero time, in the year 1) or the text is no RFC 3339 time.
+    /// (Go's zero time, in the year 1) or the text is not an RFC 3339 time.
     #[must_use]
     pub fn mtime(&self) -> Option<(i64, u32)> {
         let time: jiff::Timestamp = self.mod_time.parse().ok()?;

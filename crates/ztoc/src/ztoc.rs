@@ -48,7 +48,7 @@ pub enum Compression {
     Uncompressed,
 }
 
-/// The part of a zTOC that tells how to get at the layer's bytes.
+/// The part of a zTOC that describes access to the layer's bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CompressionInfo {
     /// How the layer is compressed.

@@ -1,5 +1,5 @@
-//! A layer's bytes in chunks, from the one who reads them to those who inflate them and to the one
-//! who puts all together in order.
+//! The queue of a layer's chunks, from the reading thread to the inflating threads and to the
+//! assembling thread, which takes them in order.
 
 use std::collections::VecDeque;
 use std::io::Read;
@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::allocation::LARGE_CAPACITY;
 
-/// A part of a layer's bytes. Its memory is used again for another.
+/// A part of a layer's bytes. Its memory is reused for another.
 #[derive(Debug)]
 pub(crate) struct Chunk {
     offset: u64,
@@ -38,7 +38,7 @@ impl Drop for Chunk {
     }
 }
 
-/// Memory to be used again: what is new costs a page fault every 4 KiB.
+/// A pool of buffers for reuse, because new memory costs a page fault every 4 KiB.
 #[derive(Debug)]
 pub(crate) struct Pool<T> {
     free: Mutex<Vec<T>>,
@@ -71,10 +71,10 @@ impl<T: Default> Pool<T> {
     }
 }
 
-/// What is being done about a chunk.
+/// State of the work on a chunk.
 #[derive(Debug)]
 enum Work<P> {
-    /// Nobody has begun with it.
+    /// No thread inflates it yet.
     Open,
     Taken,
     Done(Option<P>),
@@ -88,12 +88,12 @@ struct Slot<P> {
 
 #[derive(Debug)]
 struct State<P> {
-    /// Chunks that were read and are not put together yet.
+    /// Chunks that were read and not assembled yet.
     slots: VecDeque<Slot<P>>,
-    /// How many came before them.
+    /// Number of chunks before them.
     gone: u64,
     read_all: bool,
-    /// Nobody shall wait any more.
+    /// All threads shall stop.
     over: bool,
 }
 
@@ -123,7 +123,7 @@ impl<P> Chunks<P> {
         }
     }
 
-    /// Waits until there is room for a chunk. `false` if nobody wants one.
+    /// Waits until there is room for a chunk. `false` after [`Chunks::stop`].
     pub(crate) fn wait_for_room(&self) -> bool {
         let mut state = self.state.lock();
         while state.slots.len() >= self.ahead && !state.over {
@@ -132,7 +132,7 @@ impl<P> Chunks<P> {
         !state.over
     }
 
-    /// Adds a chunk, to be inflated before it is its turn or not.
+    /// Adds a chunk, which is inflated ahead or not.
     pub(crate) fn push(&self, chunk: Chunk, inflate_ahead: bool) {
         let work = if inflate_ahead {
             Work::Open
@@ -184,7 +184,7 @@ impl<P> Chunks<P> {
         }
     }
 
-    /// Hands in what came of [`Chunks::todo`].
+    /// Stores the result of the work from [`Chunks::todo`].
     pub(crate) fn done(&self, number: u64, piece: Option<P>) {
         let mut state = self.state.lock();
         let at = usize::try_from(number - state.gone).unwrap_or(usize::MAX);
@@ -194,7 +194,7 @@ impl<P> Chunks<P> {
         self.changed.notify_all();
     }
 
-    /// Waits for the next chunk to be put together, with what was inflated of it. `None` at the end.
+    /// Waits for the next chunk to assemble, with what was inflated of it. `None` at the end.
     pub(crate) fn next(&self) -> Option<(Arc<Chunk>, Option<P>)> {
         let mut state = self.state.lock();
         loop {

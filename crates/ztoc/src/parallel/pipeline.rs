@@ -1,5 +1,4 @@
-//! Building a zTOC on several threads: one reads, some inflate ahead, one puts all together in order,
-//! two hash.
+//! The threads that build a zTOC: one reads, some inflate ahead, one assembles in order, two hash.
 
 use std::io::Read;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,7 +20,7 @@ const MEMORY: usize = 4 * CHUNK;
 /// With more threads than this, putting together is what takes the time.
 const MAX_THREADS: usize = 8;
 
-/// What all layers that are indexed at the same time have inflated ahead. Together they keep no more
+/// Pieces that were inflated ahead, of all layers that are indexed at the same time. Together they keep no more
 /// than one layer would; chunks beyond that are inflated in their turn, which keeps the cores busy,
 /// too. (Each layer has its own chunks of compressed bytes.)
 static PIECES: Pieces = Pieces::new();
@@ -137,7 +136,7 @@ impl<'a> Pipeline<'a> {
             let assembling = start("ztoc-assemble").spawn_scoped(scope, || {
                 let _guard = Guard(&chunks);
                 let built = assemble(assembly, &chunks, &self.pieces.pool);
-                // Nobody needs to go on after a failure.
+                // No thread need continue after a failure.
                 chunks.stop();
                 built
             })?;
@@ -194,7 +193,7 @@ impl<P> Drop for Guard<'_, P> {
     }
 }
 
-/// Reads all chunks that somebody wants.
+/// Reads chunks until the end or [`Chunks::stop`].
 fn feed<P>(
     first: Chunk,
     reader: &mut ChunkReader<impl Read>,

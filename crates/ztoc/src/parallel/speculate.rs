@@ -1,4 +1,4 @@
-//! Inflating a chunk from the middle of a gzip layer before what precedes it is known.
+//! Inflation of a chunk from the middle of a gzip layer before what precedes it is known.
 //!
 //! A block is searched for in the chunk, and everything from there to the first block of the next
 //! chunk is inflated: with markers for bytes of the unknown window ([`super::deflate`]) until the last
@@ -346,7 +346,7 @@ impl Work<'_> {
         }
     }
 
-    /// Notes the end of a block. Tells whether the next chunk's first block comes next.
+    /// Records the end of a block. Returns whether the next chunk's first block follows.
     fn boundary(&mut self, bit: usize, output: usize) -> Result<bool, Stopped> {
         self.boundaries.push(Boundary {
             bit: bit as u64,

@@ -1,7 +1,7 @@
 //! Bits of a deflate stream.
 
 /// Reads the bits of some bytes, the low ones of each byte first (RFC 1951, section 3.1.1). Behind
-/// the last byte come zeros without end; [`BitReader::is_over`] tells whether any were read.
+/// the last byte come zeros without end; [`BitReader::is_over`] returns whether any were read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BitReader<'d> {
     data: &'d [u8],

@@ -40,7 +40,7 @@ impl Block {
 /// Why a block was not decoded to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BlockError {
-    /// It is no valid deflate.
+    /// The block is not valid deflate.
     Invalid,
     /// The input ends inside.
     InputOver,
@@ -59,7 +59,7 @@ impl BlockError {
     }
 }
 
-/// Bits that are looked up at once for literals and lengths, and for distances.
+/// Bits of one table lookup, for literals and lengths, and for distances.
 const LITERAL_BITS: u32 = 11;
 const DISTANCE_BITS: u32 = 9;
 const CODE_LENGTH_BITS: u32 = 7;

@@ -28,7 +28,7 @@ static SPACE: [u16; 1 << 12] = {
 
 /// The position, in bits, of the first dynamic block that is not the last one and starts in the first
 /// `limit` bytes. Its head is valid; by chance that is so about once in a thousand million bits, so
-/// whoever relies on it must check that a block ends there.
+/// the caller must check that a block ends there.
 pub(crate) fn find_block(data: &[u8], limit: usize, decoder: &mut BlockDecoder) -> Option<usize> {
     // What follows must at least hold a head.
     let end = limit.min(data.len().saturating_sub(32));

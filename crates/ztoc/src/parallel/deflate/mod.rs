@@ -1,7 +1,7 @@
-//! Inflating deflate (RFC 1951) from the middle of a stream, without knowing what came before.
+//! A deflate decoder (RFC 1951) for the middle of a stream, with unknown bytes before it.
 //!
 //! Output is 16 bits per byte: a value below 256 is that byte; [`MARKER`] plus `i` stands for the
-//! `i`-th byte of the window, the 32 KiB before the start, which nobody knows yet. Once they are
+//! `i`-th byte of the window, the 32 KiB before the start, which are unknown at first. Once they are
 //! known, the markers are looked up in them. The technique is that of pugz (Kerbiriou and Chikhi,
 //! "Parallel decompression of gzip-compressed files and random access to DNA sequences", 2019) and
 //! rapidgzip (Knespel and Brunst, "Rapidgzip: Parallel Decompression and Seeking in Gzip Files Using
