@@ -16,7 +16,7 @@ pub const ROOT_ID: u64 = 1;
 /// Set in the id of a request that the kernel sends again (`FUSE_UNIQUE_RESEND`, Linux 6.9).
 pub const UNIQUE_RESEND: u64 = 1 << 63;
 
-/// Code of the notification that has the kernel send requests again (`FUSE_NOTIFY_RESEND`). A message
+/// Code of the notification that makes the kernel send requests again (`FUSE_NOTIFY_RESEND`). A message
 /// with `unique` 0 is a notification, and its `error` the code.
 pub(crate) const NOTIFY_RESEND: i32 = 7;
 
@@ -24,7 +24,7 @@ pub(crate) const NOTIFY_RESEND: i32 = 7;
 pub mod init_flags {
     /// Reads of one file may be sent at the same time.
     pub const ASYNC_READ: u64 = 1;
-    /// LOOKUP takes `.` and `..`, node numbers stay valid.
+    /// LOOKUP accepts `.` and `..`, node numbers stay valid.
     pub const EXPORT_SUPPORT: u64 = 1 << 4;
     /// Cached data is dropped when the modification time changes.
     pub const AUTO_INVAL_DATA: u64 = 1 << 12;
@@ -32,15 +32,15 @@ pub mod init_flags {
     pub const DO_READDIRPLUS: u64 = 1 << 13;
     /// The kernel decides which listings carry attributes.
     pub const READDIRPLUS_AUTO: u64 = 1 << 14;
-    /// ENOSYS on OPEN means that none need be sent.
+    /// The kernel sends no further OPEN after ENOSYS.
     pub const NO_OPEN_SUPPORT: u64 = 1 << 17;
     /// Lookups and listings of one directory may be sent at the same time.
     pub const PARALLEL_DIROPS: u64 = 1 << 18;
-    /// INIT's answer says how many pages a read may have.
+    /// The answer to INIT limits the pages of a read.
     pub const MAX_PAGES: u64 = 1 << 22;
     /// Targets of symbolic links are cached.
     pub const CACHE_SYMLINKS: u64 = 1 << 23;
-    /// ENOSYS on OPENDIR means that none need be sent.
+    /// The kernel sends no further OPENDIR after ENOSYS.
     pub const NO_OPENDIR_SUPPORT: u64 = 1 << 24;
     /// INIT has a second word of flags.
     pub const INIT_EXT: u64 = 1 << 30;

@@ -9,7 +9,7 @@ use crate::abi::{AttrOut, AttrWire, Dirent, EntryOut, StatFsOut};
 /// Attributes of a node.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Attr {
-    /// Inode number, which is the node number too.
+    /// Inode number, which is also the node number.
     pub ino: u64,
     /// Length in bytes.
     pub size: u64,
@@ -21,7 +21,7 @@ pub struct Attr {
     pub mtime_nanos: u32,
     /// Type and permissions, as in `st_mode`.
     pub mode: u32,
-    /// Number of names.
+    /// Number of hard links.
     pub nlink: u32,
     /// Owner.
     pub uid: u32,
@@ -56,7 +56,7 @@ impl Attr {
     }
 }
 
-/// A device number as the kernel packs it into 32 bits (`new_encode_dev` in
+/// Encodes a device number as the kernel packs it into 32 bits (`new_encode_dev` in
 /// include/linux/kdev_t.h): 12 bits of major, 20 bits of minor. `None` if one is larger.
 #[must_use]
 pub const fn encode_device(major: u32, minor: u32) -> Option<u32> {
@@ -66,15 +66,15 @@ pub const fn encode_device(major: u32, minor: u32) -> Option<u32> {
     Some((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
 }
 
-/// What a lookup found, and how long the kernel may remember it.
+/// The result of a lookup, and how long the kernel may cache it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
     /// The node's attributes; its number is their `ino`. `None`: there is no such name, which the
-    /// kernel remembers too.
+    /// kernel caches, too.
     pub attr: Option<Attr>,
-    /// How long the name stands for the node.
+    /// How long the kernel may cache the name.
     pub entry_ttl: Duration,
-    /// How long the attributes hold.
+    /// How long the kernel may cache the attributes.
     pub attr_ttl: Duration,
 }
 
@@ -139,7 +139,7 @@ impl StatFs {
     }
 }
 
-/// The entries of one READDIR or READDIRPLUS answer, no longer than the kernel has room for.
+/// The entries of one READDIR or READDIRPLUS answer, within the room that the kernel has.
 #[derive(Debug)]
 pub struct DirBuffer {
     bytes: Vec<u8>,
@@ -148,7 +148,7 @@ pub struct DirBuffer {
 }
 
 impl DirBuffer {
-    /// An empty answer for a request with room for `size` bytes. At most 1 MiB is used.
+    /// Creates an empty answer to a request with room for `size` bytes. At most 1 MiB is used.
     #[must_use]
     pub fn new(size: u32, plus: bool) -> Self {
         let room = usize::try_from(size).unwrap_or(usize::MAX).min(1 << 20);
@@ -159,8 +159,8 @@ impl DirBuffer {
         }
     }
 
-    /// Adds an entry; `next` is the offset at which the listing goes on after it. `mode` is the
-    /// type as in `st_mode`. `entry` is asked for only in a READDIRPLUS answer; one without
+    /// Adds an entry; `next` is the offset at which the listing resumes after it. `mode` is the
+    /// type as in `st_mode`. `entry` is called only for a READDIRPLUS answer; one without
     /// attributes means that the kernel looks the name up itself. False, and nothing is added, if
     /// there is no more room.
     pub fn push(

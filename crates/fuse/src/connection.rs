@@ -1,4 +1,4 @@
-//! One FUSE connection: the descriptor and the facts that whoever serves it must know.
+//! One FUSE connection: its descriptor, and the facts that a server of it needs.
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,31 +17,31 @@ use crate::journal::{Journal, Slot};
 use crate::reply::ReplySink;
 use crate::request::Request;
 
-/// What a connection shows, so that a later server can check that it would show the same.
-/// Meaningless to this crate.
+/// The content of a connection, by which a later server checks that it would show the same. Opaque to
+/// this crate.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContentIdentity {
-    /// What is shown, for instance a layer's digest.
+    /// Name of the content, for instance a layer's digest.
     pub name: String,
-    /// Version of the rule that numbers the nodes.
+    /// Version of the rule that assigns the node numbers.
     pub numbering_version: u32,
-    /// Checksum over the numbers that the rule gave.
+    /// Checksum over the node numbers.
     pub numbering_checksum: String,
 }
 
-/// All that a server must know besides the descriptor.
+/// Everything that a server needs besides the descriptor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionFacts {
-    /// Where it is mounted.
+    /// Its mount point.
     pub mountpoint: PathBuf,
     /// The outcome of INIT.
     pub negotiated: Negotiated,
-    /// What it shows.
+    /// Its content.
     pub content: ContentIdentity,
     /// Device number of the mount, `major:minor` as in mountinfo; `None` if it was not found
     /// there.
     pub device: Option<String>,
-    /// A random number that no other connection has: its name in the journal, and for a holder.
+    /// A random number that identifies the connection in the journal, and with a holder.
     pub key: u64,
 }
 
@@ -53,7 +53,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A live connection that another process began.
+    /// Wraps a live connection that another process began.
     #[must_use]
     pub const fn from_parts(device: OwnedFd, facts: ConnectionFacts) -> Self {
         Self { device, facts }
@@ -65,8 +65,8 @@ impl Connection {
         &self.facts
     }
 
-    /// A second descriptor of the same open file, for a holder to keep: while it is open the
-    /// connection lives, whoever serves it.
+    /// Returns another descriptor of the same open file, for a holder: the connection lives while any of
+    /// them is open.
     ///
     /// # Errors
     /// If the process has too many open files.
@@ -75,8 +75,8 @@ impl Connection {
     }
 }
 
-/// A connection that is being served. The descriptor can be taken away while answers are still
-/// owed: they then go nowhere.
+/// A connection that is being served. It can be closed while replies are outstanding, which are then
+/// dropped.
 #[derive(Debug)]
 pub(crate) struct Channel {
     pub(crate) facts: ConnectionFacts,
@@ -115,7 +115,7 @@ impl Channel {
         self.with_device(|_| slot.done()).is_some()
     }
 
-    /// Calls `action` with the descriptor unless the channel is closed, and keeps it open meanwhile.
+    /// Calls `action` with the descriptor unless the channel is closed, and keeps it open until then.
     pub(crate) fn with_device<T>(&self, action: impl FnOnce(&OwnedFd) -> T) -> Option<T> {
         self.device.read().as_ref().map(action)
     }
@@ -189,7 +189,7 @@ impl ReplySink for Channel {
     }
 
     fn defer(&self, request: &Request<'_>) {
-        // The kernel cannot send again what is not in the journal either.
+        // Without a journal entry, nor a kernel that resends, the request would be lost.
         let must = !self.facts.negotiated.can_resend();
         let key = self.facts.key;
         self.journal.defer(key, request.unique, request.bytes, must);
@@ -205,7 +205,7 @@ impl ReplySink for Channel {
     }
 
     fn settle(&self, unique: u64) {
-        // Without the descriptor the answer went nowhere: the next server gives it.
+        // The reply to a closed channel was dropped: the next server answers.
         if self.is_open() {
             self.journal.settle(self.facts.key, unique);
         }

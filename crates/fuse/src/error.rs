@@ -1,4 +1,4 @@
-//! What can go wrong with a mount.
+//! The errors of mounting and serving.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,36 +15,36 @@ pub enum FuseError {
     /// mount(2) failed.
     #[error("cannot mount on {mountpoint:?}: {source}")]
     Mount {
-        /// Where.
+        /// The mount point.
         mountpoint: PathBuf,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: Errno,
     },
     /// umount2(2) failed.
     #[error("cannot unmount {mountpoint:?}: {source}")]
     Unmount {
-        /// Where.
+        /// The mount point.
         mountpoint: PathBuf,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: Errno,
     },
-    /// Reading or writing /dev/fuse failed while the session began.
-    #[error("beginning the FUSE session of {mountpoint:?} failed: {source}")]
+    /// Reading or writing /dev/fuse failed during INIT.
+    #[error("cannot begin the FUSE session of {mountpoint:?}: {source}")]
     Session {
-        /// Which mount.
+        /// The mount point.
         mountpoint: PathBuf,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: Errno,
     },
-    /// The kernel sent nothing, or something else than INIT.
+    /// The kernel sent no INIT.
     #[error("the kernel did not begin the FUSE session of {mountpoint:?} within {waited:?}")]
     NoInit {
-        /// Which mount.
+        /// The mount point.
         mountpoint: PathBuf,
-        /// How long it was waited for.
+        /// The limit of the wait.
         waited: Duration,
     },
-    /// A protocol too old or too new.
+    /// The kernel's protocol version is not supported.
     #[error("the kernel speaks FUSE {major}.{minor}; 7.23 (Linux 3.15) or a later 7.x is needed")]
     Version {
         /// Major part.
@@ -55,15 +55,15 @@ pub enum FuseError {
     /// No thread, no epoll, no eventfd.
     #[error("cannot start the FUSE worker pool: {0}")]
     Pool(#[source] std::io::Error),
-    /// The record of requests in flight cannot be made or taken over.
-    #[error("the journal of FUSE requests cannot be used: {0}")]
+    /// The journal of requests in flight cannot be created or adopted.
+    #[error("cannot use the journal of FUSE requests: {0}")]
     Journal(#[source] std::io::Error),
-    /// The descriptor cannot be watched.
+    /// The connection's descriptor cannot be watched.
     #[error("cannot serve {mountpoint:?}: {source}")]
     Serve {
-        /// Which mount.
+        /// The mount point.
         mountpoint: PathBuf,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: Errno,
     },
 }

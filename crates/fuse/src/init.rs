@@ -1,4 +1,4 @@
-//! INIT: what the kernel offers, what we want, and what both agree on. No I/O.
+//! INIT: the negotiation of a session with the kernel. No I/O.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,15 +6,15 @@ use crate::abi::{self, InitOut, init_flags};
 use crate::error::FuseError;
 use crate::request::KernelOffer;
 
-/// What we take of the kernel's offers, where it makes them.
+/// The flags that this crate accepts where the kernel offers them.
 ///
 /// * `NO_OPEN_SUPPORT`, `NO_OPENDIR_SUPPORT`: OPEN answered ENOSYS means "no more OPENs".
-/// * `DO_READDIRPLUS` without `READDIRPLUS_AUTO`: a listing gives every entry's attributes at once.
+/// * `DO_READDIRPLUS` without `READDIRPLUS_AUTO`: a listing has every entry's attributes.
 ///   The automatic mode asks for names only after the first answer of a large directory that is
 ///   read before anything in it is examined, which is how `find` and `ls -l` read it.
 /// * `AUTO_INVAL_DATA`: a file whose modification time changed loses its cached data. That happens
 ///   to no file of a layer and needs no message while attributes are cached; it is for files whose
-///   attributes are not, because without OPEN nothing else says that a file is not to be cached.
+///   attributes are not, because without OPEN no other message keeps a file from being cached.
 /// * `EXPORT_SUPPORT`: node numbers stay valid, LOOKUP takes `.` and `..`.
 const WANTED: u64 = init_flags::ASYNC_READ
     | init_flags::EXPORT_SUPPORT
@@ -37,12 +37,12 @@ pub struct Limits {
     /// Largest read in pages of 4 KiB. The kernel caps it (256 unless `fs.fuse.max_pages_limit`
     /// was raised).
     pub max_pages: u16,
-    /// How many readahead requests may be in flight on one mount.
+    /// Number of readahead requests that may be in flight on one mount.
     pub max_background: u16,
-    /// From how many on the mount counts as congested.
+    /// Number of such requests from which on the mount counts as congested.
     pub congestion_threshold: u16,
-    /// Let the kernel send requests in flight again after a server died, where it can. Without, the
-    /// journal is used, as before Linux 6.9.
+    /// Let the kernel send requests in flight again after a server died, where it can (Linux 6.9). Without
+    /// it the journal is used.
     pub resend: bool,
 }
 
@@ -57,8 +57,7 @@ impl Default for Limits {
     }
 }
 
-/// What kernel and server agreed on: a server that takes up a live connection needs it, because
-/// INIT is not repeated.
+/// The outcome of INIT. A server that resumes a live connection needs it, because INIT is not repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Negotiated {
     /// The protocol's minor version in force (the major is 7).
@@ -74,26 +73,26 @@ pub struct Negotiated {
 }
 
 impl Negotiated {
-    /// Whether the kernel takes ENOSYS on OPEN as "need not ask again".
+    /// Whether the kernel sends no further OPEN after ENOSYS.
     #[must_use]
     pub const fn no_open(&self) -> bool {
         self.flags & init_flags::NO_OPEN_SUPPORT != 0
     }
 
-    /// The same for OPENDIR.
+    /// Whether the kernel sends no further OPENDIR after ENOSYS.
     #[must_use]
     pub const fn no_opendir(&self) -> bool {
         self.flags & init_flags::NO_OPENDIR_SUPPORT != 0
     }
 
-    /// Whether the kernel can be told to send requests in flight again.
+    /// Whether the kernel can send requests in flight again.
     #[must_use]
     pub const fn can_resend(&self) -> bool {
         self.flags & init_flags::HAS_RESEND != 0
     }
 }
 
-/// The answer to INIT, and what holds from then on.
+/// Returns the answer to INIT, and what was negotiated.
 pub(crate) fn negotiate(
     offer: &KernelOffer,
     limits: &Limits,

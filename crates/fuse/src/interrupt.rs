@@ -1,11 +1,11 @@
-//! Requests that wait for their answer, and giving them up when their caller is killed.
+//! Deferred requests, and giving them up when their caller is killed.
 //!
 //! The kernel sends INTERRUPT for *every* signal, also for those that the program handles. To
 //! answer EINTR then would be wrong: a page fault that gets it ends in SIGBUS, and few programs
-//! expect it of a file. So a request is given up only if its thread is about to die, which the
+//! expect it of a file. A request is therefore given up only if its thread is about to die, which the
 //! thread's pending SIGKILL shows (every signal that kills becomes one, see `complete_signal` in
 //! the kernel's signal.c). The kernel does not send INTERRUPT twice: a request that was
-//! interrupted is looked at again from time to time.
+//! interrupted is checked again periodically.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -51,9 +51,9 @@ struct Waiter {
 pub(crate) enum Verdict {
     /// Answer the interrupted request with EINTR.
     GiveUp,
-    /// Its caller goes on waiting.
+    /// Its caller keeps waiting.
     KeepWaiting,
-    /// No such request waits: it was answered, or is just being handled.
+    /// No such request waits: it was answered, or is being handled.
     NotWaiting,
 }
 

@@ -84,7 +84,7 @@ impl Journal {
         Ok(Self::over(memory, index))
     }
 
-    /// Adopts the journal of a server that is gone, for the one server of the root folder. `exit` says how
+    /// Adopts the journal of a server that is gone, for the one server of the root folder. `exit` is how
     /// the old one ended; its own record that it left on purpose takes precedence.
     ///
     /// # Errors

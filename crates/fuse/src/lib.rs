@@ -1,9 +1,8 @@
 //! The FUSE kernel protocol for read-only file systems.
 //!
 //! A codec without I/O ([`Request`], [`Entry`], [`DirBuffer`]…), the session that mounts and
-//! negotiates ([`mount`]), and a [`Pool`] whose few threads serve all mounts. Whoever serves a
-//! connection needs its descriptor and its [`ConnectionFacts`] and nothing else, so that another
-//! process can take it up.
+//! negotiates ([`mount`]), and a [`Pool`] whose few threads serve all mounts. Serving a connection takes
+//! its descriptor and its [`ConnectionFacts`] and nothing else, so that another process can resume it.
 
 #![deny(unsafe_code)]
 

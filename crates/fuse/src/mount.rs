@@ -1,5 +1,5 @@
-//! Mounting and unmounting, and beginning a session (INIT). Nothing here looks at anything below a
-//! mount, because that could wait for ourselves.
+//! Mounting and unmounting, and beginning a session (INIT). Nothing here accesses anything below a mount,
+//! because that could wait for this process itself.
 
 use std::ffi::CString;
 use std::io::IoSlice;
@@ -30,20 +30,20 @@ pub(crate) const KIND: &str = "fuse.rawBridge";
 /// The source of our mounts.
 pub(crate) const SOURCE: &str = "soci";
 
-/// How to mount.
+/// Options of a mount.
 #[derive(Debug, Clone, Default)]
 pub struct MountOptions {
-    /// Limits asked of the kernel.
+    /// Limits to request of the kernel.
     pub limits: Limits,
     /// Readahead of the mount in KiB; `None` leaves the kernel's 128.
     pub readahead_kib: Option<u32>,
-    /// What is shown.
+    /// The content.
     pub content: ContentIdentity,
 }
 
 /// Mounts a FUSE file system, source `soci`, type `fuse.rawBridge`: read-only, for all users,
 /// permissions checked by the kernel, setuid and devices honoured. Negotiates the session; nothing
-/// is served until the connection is given to a [`crate::Pool`].
+/// is served until a [`crate::Pool`] has the connection.
 ///
 /// # Errors
 /// If /dev/fuse, mount(2) or the negotiation fails. Nothing stays mounted then.
@@ -76,7 +76,7 @@ fn random_key() -> u64 {
     let mut bytes = [0; 8];
     // Cannot fail once the machine has booted, nor fall short of so few bytes.
     if rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) != Ok(8) {
-        tracing::warn!("getrandom failed; the key of a FUSE connection is made of the time");
+        tracing::warn!("getrandom failed; using the time as the key of a FUSE connection");
         let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
         bytes = now
             .as_nanos()
@@ -162,8 +162,8 @@ fn begin(device: &OwnedFd, mountpoint: &Path, limits: &Limits) -> Result<Negotia
     Ok(negotiated)
 }
 
-/// The path as the kernel shows it in mountinfo. Only the parent directory is looked at: on the
-/// mount point itself there may be a mount that nobody serves.
+/// Returns the path as the kernel shows it in mountinfo. Only the parent directory is accessed: a mount on
+/// the mount point itself may have no server.
 #[must_use]
 pub fn as_in_mountinfo(mountpoint: &Path) -> PathBuf {
     let resolved = mountpoint
@@ -180,20 +180,20 @@ pub fn is_mounted(facts: &ConnectionFacts) -> bool {
     device.is_some() && device == facts.device
 }
 
-/// Whether anything is mounted on exactly this path. The mount itself is not looked at: it may be dead.
+/// Whether anything is mounted on exactly this path. The mount itself is not accessed: it may be dead.
 #[must_use]
 pub fn is_mount_point(path: &Path) -> bool {
     device_at(&as_in_mountinfo(path)).is_some()
 }
 
-/// The device (`major:minor`) of the topmost mount on exactly this path. Asking the mount itself could
-/// wait for ourselves.
+/// Returns the device (`major:minor`) of the topmost mount on exactly this path. Accessing the mount itself
+/// could wait for this process.
 fn device_at(mountpoint: &Path) -> Option<String> {
     let table = Table::read().ok()?;
     Some(table.at(mountpoint)?.device.to_string())
 }
 
-/// Sets the readahead of a mount. A failure is only logged: the mount works, slower.
+/// Sets the readahead of a mount, in KiB. A failure is only logged: the mount works, more slowly.
 pub fn set_readahead(facts: &ConnectionFacts, kib: u32) {
     let outcome = match &facts.device {
         Some(device) => {
@@ -211,8 +211,8 @@ pub fn set_readahead(facts: &ConnectionFacts, kib: u32) {
     }
 }
 
-/// Unmounts. A mount in use disappears from the tree at once and goes on being served until its
-/// last user is gone. What is not mounted is no error.
+/// Unmounts a file system. A mount in use disappears from the tree and is served until its last user is
+/// gone. A path that is not mounted is not an error.
 ///
 /// # Errors
 /// If umount2(2) fails otherwise.
@@ -224,7 +224,7 @@ pub fn unmount(mountpoint: &Path) -> Result<(), FuseError> {
         other => other,
     };
     match result {
-        // EINVAL: no mount point.
+        // EINVAL: not a mount point.
         Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
         Err(source) => Err(FuseError::Unmount {
             mountpoint: mountpoint.to_owned(),

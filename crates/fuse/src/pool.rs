@@ -126,8 +126,8 @@ impl Pool {
     /// because its requests cannot be read. In the last case readers wait until every other descriptor of
     /// it is closed, too.
     ///
-    /// A worker runs it, which serves nothing meanwhile; perhaps more than once for a connection. Only the
-    /// first callback counts.
+    /// A worker runs it, perhaps more than once for a connection, and serves no request until it returns.
+    /// Only the first callback counts.
     pub fn on_end(&self, callback: impl Fn(&ConnectionFacts) + Send + Sync + 'static) {
         self.inner.shared.set_end_callback(Box::new(callback));
     }

@@ -1,4 +1,4 @@
-//! The one answer that a request gets: at once, or later from any thread.
+//! The reply to a request, sent immediately or later from any thread.
 
 use std::fmt;
 use std::io::IoSlice;
@@ -12,36 +12,36 @@ use crate::abi::{OpenOut, OutHeader, XattrSize};
 use crate::answer::{Attr, DirBuffer, Entry, StatFs, attr_out};
 use crate::request::Request;
 
-/// Where answers go: a connection, or a test.
+/// The destination of replies: a connection, or a test double.
 pub trait ReplySink: Send + Sync {
-    /// Takes one whole message, header first, in pieces. `unique` is the request it answers.
+    /// Sends one whole message, header first, in pieces. `unique` is the request that it answers.
     fn send(&self, unique: u64, message: &[IoSlice<'_>]);
 
-    /// The request is answered later: until then the sink may answer it itself, see
+    /// Records that the request is answered later. Until then the sink may answer it itself, see
     /// [`ReplySink::claim`].
     fn defer(&self, request: &Request<'_>) {
         let _ = request;
     }
 
-    /// The deferred request is about to be answered. False: the sink did so before, the answer is
-    /// not wanted any more.
+    /// Claims a deferred request, which is about to be answered. False: the sink has answered it, the reply
+    /// is to be dropped.
     fn claim(&self, unique: u64) -> bool {
         let _ = unique;
         true
     }
 
-    /// Whether answers still get to who asked. False: another server will give them.
+    /// Whether replies still reach the kernel. False: another server will send them.
     fn reaches(&self) -> bool {
         true
     }
 
-    /// The deferred request was answered.
+    /// Records that the deferred request was answered.
     fn settle(&self, unique: u64) {
         let _ = unique;
     }
 }
 
-/// Answers one request exactly once. Dropped without an answer it answers EIO.
+/// The reply to one request, sent exactly once. Dropped unsent, it answers EIO.
 pub struct Reply {
     unique: u64,
     deferred: bool,
@@ -58,7 +58,7 @@ impl fmt::Debug for Reply {
 }
 
 impl Reply {
-    /// The answer to request `unique`, which goes to `sink`.
+    /// Creates the reply to request `unique`, which goes to `sink`.
     #[must_use]
     pub fn new(unique: u64, sink: Arc<dyn ReplySink>) -> Self {
         Self {
@@ -68,9 +68,9 @@ impl Reply {
         }
     }
 
-    /// Says that the answer comes later, from another thread. Until then the request can be given
-    /// up if the thread that made it is killed; the answer then goes nowhere. `request` is the
-    /// request that this answers, for the record that the next server goes by if this one dies.
+    /// Marks the reply as sent later, from another thread. Until then the request can be given up if its
+    /// caller is killed; the reply is then dropped. `request` is the request that this answers: it is
+    /// recorded for the next server, in case this one dies.
     #[must_use]
     pub fn defer(mut self, request: &Request<'_>) -> Self {
         if let Some(sink) = self.sink.as_ref().filter(|_| !self.deferred) {
@@ -80,8 +80,8 @@ impl Reply {
         self
     }
 
-    /// Whether the answer still gets to who asked. False: the connection was left to another server,
-    /// which answers in our place.
+    /// Whether the reply still reaches the kernel. False: the connection was left to another server, which
+    /// answers instead.
     #[must_use]
     pub fn reaches(&self) -> bool {
         self.sink.as_ref().is_some_and(|sink| sink.reaches())
@@ -92,7 +92,7 @@ impl Reply {
         self.send(errno.raw_os_error(), &[]);
     }
 
-    /// Answers that it is done, with nothing more to say.
+    /// Answers with success and no content.
     pub fn ok(mut self) {
         self.send(0, &[]);
     }

@@ -1,40 +1,40 @@
-//! Requests of the kernel, parsed from the bytes that a read of /dev/fuse gave. No I/O, and no
-//! input makes it panic.
+//! Parser of the kernel's requests, from the bytes of a read of /dev/fuse. No I/O, and no input makes it
+//! panic.
 
 use zerocopy::FromBytes;
 
 use crate::abi::{self, InHeader, InitIn, ReadIn, XattrSize, opcode};
 
-/// What INIT says about the kernel.
+/// The kernel's part of INIT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KernelOffer {
     /// Protocol version, major part.
     pub major: u32,
     /// Protocol version, minor part.
     pub minor: u32,
-    /// Readahead of the mount in bytes, before anybody changes it.
+    /// Readahead of the mount in bytes, as the kernel sets it.
     pub max_readahead: u32,
-    /// What the kernel can do: [`crate::init_flags`], both halves.
+    /// The kernel's features: [`crate::init_flags`], both halves.
     pub flags: u64,
 }
 
-/// One request.
+/// A request of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request<'a> {
     /// The request's id; its answer carries the same. The top bit ([`crate::UNIQUE_RESEND`]) marks
     /// a request that was sent before.
     pub unique: u64,
-    /// The node it is about; 0 where the operation has none.
+    /// The node that it concerns; 0 where the operation has none.
     pub node: u64,
-    /// The thread that asked, in the pid namespace of the mounter; 0 if it is not visible there.
+    /// The calling thread, in the pid namespace of the mounter; 0 if it is not visible there.
     pub pid: u32,
-    /// What is asked.
+    /// The operation with its arguments.
     pub operation: Operation<'a>,
     /// The whole request as it was read, for the journal.
     pub bytes: &'a [u8],
 }
 
-/// What is asked.
+/// An operation with its arguments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation<'a> {
     /// First message of a connection.
@@ -56,16 +56,16 @@ pub enum Operation<'a> {
     OpenDir,
     /// Content of the file.
     Read {
-        /// In bytes.
+        /// In bytes, from the start of the file.
         offset: u64,
-        /// In bytes; fewer are answered only at the end of the file.
+        /// In bytes; fewer are returned only at the end of the file.
         size: u32,
     },
     /// Entries of the directory.
     ReadDir {
-        /// Where to go on: the offset that the last entry of the previous answer carried, or 0.
+        /// Where to resume: the offset of the last entry of the previous answer, or 0.
         offset: u64,
-        /// How many bytes of entries fit.
+        /// Room for entries, in bytes.
         size: u32,
         /// With attributes (READDIRPLUS).
         plus: bool,
@@ -86,31 +86,31 @@ pub enum Operation<'a> {
         /// Room for the names; 0 asks for their length.
         size: u32,
     },
-    /// May the caller do this? Not sent when the kernel checks permissions itself.
+    /// Check of permissions. Not sent when the kernel checks them itself.
     Access,
     /// Find data or a hole.
     Lseek,
-    /// A signal came in while `unique` was waited for.
+    /// A signal arrived while the caller of `unique` was waiting.
     Interrupt {
-        /// The request that is waited for.
+        /// The request that it waits for.
         unique: u64,
     },
     /// Last message of some connections.
     Destroy,
-    /// Any operation that would change something; the number is the kernel's.
+    /// Any operation that modifies the file system, by the kernel's number.
     Change(u32),
     /// An operation that this crate does not know.
     Unknown(u32),
 }
 
-/// Why bytes are no request.
+/// Why bytes are not a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
     /// Fewer bytes than a header.
     #[error("{0} bytes are too few for a FUSE request header")]
     NoHeader(usize),
     /// The length in the header is not the number of bytes read.
-    #[error("request {unique}: its header says {said} bytes, {got} arrived")]
+    #[error("request {unique}: length {said} in its header, {got} bytes read")]
     Length {
         /// The request's id.
         unique: u64,
@@ -130,7 +130,7 @@ pub enum ParseError {
 }
 
 impl ParseError {
-    /// The id to answer, if the request had one.
+    /// The id of the request, if it has one: it is to be answered with an error.
     #[must_use]
     pub const fn unique(&self) -> Option<u64> {
         match *self {
@@ -141,10 +141,10 @@ impl ParseError {
 }
 
 impl<'a> Request<'a> {
-    /// Parses one request: exactly the bytes that one read of /dev/fuse gave.
+    /// Parses one request: exactly the bytes that one read of /dev/fuse returned.
     ///
     /// # Errors
-    /// If the bytes are not one request. Operations that are not known are no error.
+    /// If the bytes are not one request. Unknown operations are not an error.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
         let (header, body) =
             InHeader::read_from_prefix(bytes).map_err(|_| ParseError::NoHeader(bytes.len()))?;

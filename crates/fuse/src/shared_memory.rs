@@ -4,12 +4,12 @@
 //! that is not resident makes the caller get EIO, so that all pages are touched and (where the limit
 //! allows it) locked.
 //!
-//! What makes this sound is that the memory is only ever seen through [`JournalLayout`], all atomics:
-//! whatever another thread, another process or the kernel does to it meanwhile, a load returns some
-//! value. That the values make sense is the protocol's part: only the server, which has the lock of the root
-//! folder, writes; a program that is to take over looks at the version ([`crate::Journal::check`]) and
-//! nothing else; and a server that leaves writes no more ([`crate::Pool::shutdown`]) before it gives
-//! up the lock.
+//! This is sound because the memory is only accessed through [`JournalLayout`], which is all atomics:
+//! while another thread, another process or the kernel writes, a load returns some value. That the values
+//! are consistent follows from the protocol between processes: only the server writes, which has the lock
+//! of the root folder (`daemon.lock`) and alone reads requests; a program that is about to take over reads
+//! the version ([`crate::Journal::check`]) and nothing else; and a server that leaves stops writing
+//! ([`crate::Pool::shutdown`]) before it releases the lock.
 
 #![allow(unsafe_code)]
 
@@ -29,7 +29,7 @@ pub(crate) struct SharedMemory {
     origin: Origin,
 }
 
-/// What the memory is made of: a memfd, or for Miri, which knows neither memfds nor shared mappings, the heap.
+/// The origin of the memory: a memfd, or the heap for Miri, which has neither memfds nor shared mappings.
 #[cfg(not(miri))]
 type Origin = OwnedFd;
 #[cfg(miri)]
@@ -52,11 +52,11 @@ impl SharedMemory {
     }
 }
 
-/// Has the kernel copy a request from `device` into `target`; returns its length in bytes.
+/// Reads a request from `device` into `target`; returns its length in bytes.
 pub(crate) fn read_into(device: BorrowedFd<'_>, target: &[AtomicU64]) -> Result<usize, Errno> {
     let start = target.as_ptr().cast_mut().cast();
     // SAFETY: `target` is writable memory of this many bytes, and atomics may be written to through a shared
-    // reference. The kernel's copy is not atomic: a thread that loads meanwhile gets some value.
+    // reference. The kernel's copy is not atomic: a concurrent load returns some value.
     let length = unsafe { libc::read(device.as_raw_fd(), start, size_of_val(target)) };
     usize::try_from(length).map_err(|_| {
         let error = io::Error::last_os_error();
@@ -194,7 +194,7 @@ impl SharedMemory {
         };
     }
 
-    /// A copy of what is in it now. No other thread may use it meanwhile.
+    /// Returns a copy of the current content. No other thread may write concurrently.
     pub(crate) fn copy(&self) -> Self {
         let copy = Self::create().unwrap();
         // SAFETY: both are valid for the size of a layout, and do not overlap.

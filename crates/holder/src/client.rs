@@ -1,4 +1,4 @@
-//! One conversation with a holder.
+//! A connection to a holder.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -8,16 +8,16 @@ use crate::protocol::{PROTOCOL, Request, Response};
 use crate::socket::{self, Conn};
 use crate::{CONNECTION_PREFIX, HolderError};
 
-/// What a holder says of itself.
+/// The state of a holder when it was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HolderInfo {
     /// Its process id.
     pub pid: u32,
     /// The process id of its server, if it has one.
     pub server: Option<u32>,
-    /// For how long it has had none.
+    /// Time since the last server left, if there is none.
     pub alone_for: Option<Duration>,
-    /// After which time alone it closes the connections.
+    /// Time without a server after which it closes the connections.
     pub abandon_after: Duration,
 }
 
@@ -26,13 +26,13 @@ pub struct HolderInfo {
 pub struct HeldFd {
     /// Its name.
     pub key: String,
-    /// What a server noted about it.
+    /// The server's note about it.
     pub note: String,
-    /// A copy of it.
+    /// A copy of the descriptor.
     pub descriptor: OwnedFd,
 }
 
-/// A conversation with the holder of a root folder.
+/// A connection to the holder of a root folder.
 #[derive(Debug)]
 pub struct Client {
     conn: Conn,
@@ -40,31 +40,31 @@ pub struct Client {
 }
 
 impl Client {
-    /// Reaches the holder of `root` to look at what it has; `None` if there is none.
+    /// Connects to the holder of `root` as an observer; `None` if there is none.
     ///
     /// # Errors
-    /// If there is one and it does not answer.
+    /// If there is one and it does not respond.
     pub fn look(root: &Path) -> Result<Option<Self>, HolderError> {
         Self::reach(root, None)
     }
 
-    /// The same; a holder is started if there is none, with `argument`, which makes this program call
+    /// Does the same, and starts a holder if there is none: with `argument`, which makes this program call
     /// [`crate::become_holder`].
     ///
     /// # Errors
-    /// If none can be started, or it does not answer.
+    /// If none can be started, or it does not respond.
     pub fn look_or_start(root: &Path, argument: &str) -> Result<Self, HolderError> {
         if let Some(found) = Self::look(root)? {
             return Ok(found);
         }
         crate::spawn::spawn(root, argument)?;
-        Self::look(root)?.ok_or_else(|| HolderError::Spawn("it ended at once".to_owned()))
+        Self::look(root)?.ok_or_else(|| HolderError::Spawn("it ended immediately".to_owned()))
     }
 
-    /// Reaches the holder of `root` as its server; `None` if there is none.
+    /// Connects to the holder of `root` as its server; `None` if there is none.
     ///
     /// # Errors
-    /// If it has a server already, or does not answer.
+    /// If it has a server already, or does not respond.
     pub fn serve(root: &Path, abandon_after: Duration) -> Result<Option<Self>, HolderError> {
         Self::reach(root, Some(abandon_after))
     }
@@ -80,7 +80,7 @@ impl Client {
         };
         conn.send(&hello, None)?;
         match conn.receive()? {
-            // It is just going away.
+            // It is about to end.
             None => Ok(None),
             Some((
                 Response::Welcome {
@@ -104,16 +104,16 @@ impl Client {
         }
     }
 
-    /// What it said of itself when it was reached.
+    /// The state of the holder when it was reached.
     #[must_use]
     pub const fn info(&self) -> &HolderInfo {
         &self.info
     }
 
-    /// Copies of everything that it keeps.
+    /// Returns copies of everything that it keeps.
     ///
     /// # Errors
-    /// If the holder does not answer, or this process has too many open files.
+    /// If the holder does not respond, or this process has too many open files.
     pub fn list(&self) -> Result<Vec<HeldFd>, HolderError> {
         self.conn.send(&Request::List, None)?;
         let mut kept = Vec::new();
@@ -126,19 +126,19 @@ impl Client {
                 }),
                 Some((Response::Item { key, .. }, None)) => {
                     return Err(HolderError::Message(format!(
-                        "the descriptor of {key} did not arrive: too many open files?"
+                        "it came without the descriptor of {key}: too many open files?"
                     )));
                 }
                 Some((Response::End, _)) => return Ok(kept),
-                other => return Err(answered(other)),
+                other => return Err(unexpected_or_closed(other)),
             }
         }
     }
 
-    /// How many connections it keeps. One descriptor at a time is received, so that few open files do.
+    /// Counts the connections that it keeps. Receives one descriptor at a time, which needs few open files.
     ///
     /// # Errors
-    /// If the holder does not answer.
+    /// If the holder does not respond.
     pub fn connections(&self) -> Result<usize, HolderError> {
         self.conn.send(&Request::List, None)?;
         let mut connections = 0;
@@ -148,67 +148,70 @@ impl Client {
                     connections += usize::from(key.starts_with(CONNECTION_PREFIX));
                 }
                 Some((Response::End, _)) => return Ok(connections),
-                other => return Err(answered(other)),
+                other => return Err(unexpected_or_closed(other)),
             }
         }
     }
 
-    /// Has it keep a descriptor, in place of an earlier one of this key.
+    /// Stores a descriptor, in place of an earlier one of this key.
     ///
     /// # Errors
-    /// If the holder does not answer.
+    /// If the holder does not respond.
     pub fn put(
         &self,
         key: &str,
         note: &str,
         descriptor: BorrowedFd<'_>,
     ) -> Result<(), HolderError> {
-        let ask = Request::Put {
+        let request = Request::Put {
             key: key.to_owned(),
             note: note.to_owned(),
         };
-        self.ask(&ask, Some(descriptor)).map(drop)
+        self.request(&request, Some(descriptor)).map(drop)
     }
 
-    /// Has it close the descriptor of this key. One that it does not have is no error.
+    /// Closes the holder's descriptor of this key. A missing one is not an error.
     ///
     /// # Errors
-    /// If the holder does not answer.
+    /// If the holder does not respond.
     pub fn remove(&self, key: &str) -> Result<(), HolderError> {
-        let ask = Request::Remove {
+        let request = Request::Remove {
             key: key.to_owned(),
         };
-        self.ask(&ask, None).map(drop)
+        self.request(&request, None).map(drop)
     }
 
-    /// Has it close all connections at once, so that whoever waits for them gets an error; how many
-    /// there were.
+    /// Closes all connections, so that requests that wait fail; returns their number.
     ///
     /// # Errors
-    /// If a server serves them and `force` is not set, or the holder does not answer.
+    /// If a server serves them and `force` is not set, or the holder does not respond.
     pub fn abandon(&self, force: bool) -> Result<usize, HolderError> {
-        self.ask(&Request::Abandon { force }, None)
+        self.request(&Request::Abandon { force }, None)
     }
 
-    /// Has it close everything and end.
+    /// Ends the holder, which closes everything.
     ///
     /// # Errors
-    /// If the holder does not answer.
+    /// If the holder does not respond.
     pub fn quit(&self) -> Result<(), HolderError> {
-        self.ask(&Request::Quit, None).map(drop)
+        self.request(&Request::Quit, None).map(drop)
     }
 
-    /// Ends the conversation, also for copies of this client's descriptor.
+    /// Closes the connection, also for copies of its descriptor.
     pub(crate) fn hang_up(&self) {
         // Fails only if the other side has hung up.
         let _ = rustix::net::shutdown(&self.conn, rustix::net::Shutdown::Both);
     }
 
-    fn ask(&self, ask: &Request, descriptor: Option<BorrowedFd<'_>>) -> Result<usize, HolderError> {
-        self.conn.send(ask, descriptor)?;
+    fn request(
+        &self,
+        request: &Request,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> Result<usize, HolderError> {
+        self.conn.send(request, descriptor)?;
         match self.conn.receive()? {
             Some((Response::Done { count }, _)) => Ok(count),
-            other => Err(answered(other)),
+            other => Err(unexpected_or_closed(other)),
         }
     }
 }
@@ -219,7 +222,7 @@ impl AsFd for Client {
     }
 }
 
-fn answered(answer: Option<(Response, Option<OwnedFd>)>) -> HolderError {
+fn unexpected_or_closed(answer: Option<(Response, Option<OwnedFd>)>) -> HolderError {
     match answer {
         Some((answer, _)) => unexpected(answer),
         None => HolderError::Talk(std::io::ErrorKind::UnexpectedEof.into()),
@@ -229,6 +232,6 @@ fn answered(answer: Option<(Response, Option<OwnedFd>)>) -> HolderError {
 fn unexpected(answer: Response) -> HolderError {
     match answer {
         Response::Refused { reason } => HolderError::Refused(reason),
-        other => HolderError::Message(format!("{other:?} does not answer what was asked")),
+        other => HolderError::Message(format!("{other:?} does not match the request")),
     }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong between a server and its holder.
+//! The errors between a server and its holder.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,29 +7,29 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HolderError {
-    /// Reading or writing something of the holder's failed.
+    /// An operation on a file of the holder failed.
     #[error("cannot {doing} {}: {source}", path.display())]
     Path {
-        /// What was tried.
+        /// The verb of the operation.
         doing: &'static str,
-        /// With what.
+        /// Its object.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
-    /// Talking to the holder failed.
-    #[error("the holder does not answer: {0}")]
+    /// The connection to the holder failed.
+    #[error("the holder does not respond: {0}")]
     Talk(#[source] io::Error),
-    /// What came is no message of the protocol.
-    #[error("a message of the holder's protocol cannot be understood: {0}")]
+    /// A packet is not a message of the protocol.
+    #[error("invalid message in the holder's protocol: {0}")]
     Message(String),
-    /// The holder says no.
-    #[error("the holder refuses: {0}")]
+    /// The holder refused the request.
+    #[error("the holder refused: {0}")]
     Refused(String),
-    /// Another program may not talk to it.
-    #[error("a process of user {0} asked, and only root may")]
+    /// A process of another user than root connected.
+    #[error("connection from user {0} refused: only root may connect")]
     NotRoot(u32),
-    /// The process cannot be started.
+    /// The holder cannot be started.
     #[error("cannot start a holder: {0}")]
     Spawn(String),
 }

@@ -18,25 +18,25 @@ use crate::protocol::{PROTOCOL, Request, Response};
 use crate::socket::{self, Conn};
 use crate::{CONNECTION_PREFIX, HolderError, PROCESS_NAME};
 
-/// Below the root folder: what a holder leaves when it has given connections up.
+/// Name, below the root folder, of the file that a holder writes when it gives connections up.
 pub const ABANDONED_FILE: &str = "holder.abandoned.json";
 
 const LOCK: &str = "holder.lock";
 
-/// Until the server says otherwise.
+/// Default of `abandon_after`, until a server sets it.
 const ABANDON_AFTER: Duration = Duration::from_secs(600);
 
-/// How long it stays without a server if it keeps no connection.
+/// How long it runs without a server while it keeps no connection.
 const IDLE: Duration = Duration::from_secs(15);
 
-/// What a holder leaves behind for the next server when it has given connections up.
+/// A holder's message to the next server: it has given connections up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Abandoned {
     /// Seconds since 1970.
     pub at: u64,
-    /// How many connections.
+    /// Number of connections.
     pub connections: usize,
-    /// Why, in words.
+    /// Why, for the log.
     pub reason: String,
 }
 
@@ -56,21 +56,21 @@ struct Holder {
     items: BTreeMap<String, Item>,
     clients: Vec<Client>,
     abandon_after: Duration,
-    /// When the last server went.
+    /// When the last server left.
     alone_since: Option<Instant>,
     ending: bool,
 }
 
-/// Holds descriptors for the servers of `root` until it is told to end, is alone for too long, or gets
-/// SIGINT. If the root has a holder already it returns at once.
+/// Holds descriptors for the servers of `root` until a server or SIGINT ends it, or no server comes for too
+/// long. Returns immediately if the root has a holder already.
 ///
 /// # Errors
 /// If it cannot listen.
 pub fn run(root: &Path) -> Result<(), HolderError> {
-    // Fails only for the leader of a process group, which is no harm.
+    // Fails only for the leader of a process group, which is harmless.
     let _ = rustix::process::setsid();
     let _ = rustix::thread::set_name(&std::ffi::CString::new(PROCESS_NAME).unwrap_or_default());
-    // Losing the holder hurts every container: others should go first when memory is short.
+    // Losing the holder hurts every container: other processes are to be killed first when memory is short.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-999");
     let lock_path = root.join(LOCK);
     let lock = File::options()
@@ -93,13 +93,13 @@ pub fn run(root: &Path) -> Result<(), HolderError> {
         ending: false,
     };
     holder.serve(&listener, &mut give_up);
-    // A holder that starts now replaces it, as long as we have the lock.
+    // Nobody else creates it while we have the lock.
     let _ = std::fs::remove_file(socket::path(root));
     Ok(())
 }
 
-/// SIGINT arrives on the returned stream. The other signals that end programs are ignored: they
-/// mean the server, or the terminal that it was started from.
+/// Installs the handlers: SIGINT arrives on the returned stream. Other signals that end programs are
+/// ignored: they are meant for the server, or come from the terminal that it was started in.
 fn signals() -> std::io::Result<UnixStream> {
     let (reader, writer) = UnixStream::pair()?;
     reader.set_nonblocking(true)?;
@@ -118,8 +118,8 @@ impl Holder {
                     PollFd::new(listener, PollFlags::IN),
                     PollFd::new(&*give_up, PollFlags::IN),
                 ];
-                let lines = self.clients.iter().map(|client| &client.conn);
-                watched.extend(lines.map(|conn| PollFd::new(conn, PollFlags::IN)));
+                let conns = self.clients.iter().map(|client| &client.conn);
+                watched.extend(conns.map(|conn| PollFd::new(conn, PollFlags::IN)));
                 let limit = self.time_left().map(|left| {
                     // Not to wake up just before the end.
                     let left = left + Duration::from_millis(1);
@@ -141,10 +141,10 @@ impl Holder {
                 self.abandon("the holder got SIGINT");
                 return;
             }
-            // From the back, because those that go are removed.
+            // From the back, because clients that leave are removed.
             for index in (0..ready.len()).rev() {
                 if ready.get(index) == Some(&true) {
-                    self.listen_to(index);
+                    self.receive_from(index);
                 }
             }
             if new_client && let Ok(conn) = socket::accept_from(listener) {
@@ -164,7 +164,7 @@ impl Holder {
         }
     }
 
-    /// Until it is alone for too long; `None` while there is a server.
+    /// Time until it has been without a server for too long; `None` while there is one.
     fn time_left(&self) -> Option<Duration> {
         let limit = match self.connections() {
             0 => self.abandon_after.min(IDLE),
@@ -184,35 +184,35 @@ impl Holder {
         Some(server.pid.unwrap_or(0))
     }
 
-    /// Closes the connections: whoever waits for an answer gets an error.
+    /// Closes the connections: requests that wait fail. Returns their number.
     fn abandon(&mut self, reason: &str) -> usize {
         let connections = self.connections();
         self.items
             .retain(|key, _| !key.starts_with(CONNECTION_PREFIX));
         if connections > 0 {
             let at = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-            let words = Abandoned {
+            let note = Abandoned {
                 at: at.as_secs(),
                 connections,
                 reason: reason.to_owned(),
             };
-            // Without them the next server says only that the connections are gone.
-            let _ = serde_json::to_vec(&words)
-                .map(|words| std::fs::write(self.root.join(ABANDONED_FILE), words));
+            // Without it the next server logs only that the connections are gone.
+            let _ = serde_json::to_vec(&note)
+                .map(|note| std::fs::write(self.root.join(ABANDONED_FILE), note));
         }
         connections
     }
 
-    /// Takes one message of a client; a client that goes, or does not keep to the protocol, is gone.
-    fn listen_to(&mut self, index: usize) {
+    /// Handles one message of a client; removes a client that left or violates the protocol.
+    fn receive_from(&mut self, index: usize) {
         let Some(client) = self.clients.get(index) else {
             return;
         };
-        let goes_on = match client.conn.receive::<Request>() {
-            Ok(Some((ask, descriptor))) => self.answer(index, ask, descriptor).is_ok(),
+        let stays = match client.conn.receive::<Request>() {
+            Ok(Some((request, descriptor))) => self.answer(index, request, descriptor).is_ok(),
             Ok(None) | Err(_) => false,
         };
-        if !goes_on {
+        if !stays {
             let gone = self.clients.remove(index);
             if gone.server {
                 self.alone_since = Some(Instant::now());
@@ -223,10 +223,10 @@ impl Holder {
     fn answer(
         &mut self,
         index: usize,
-        ask: Request,
+        request: Request,
         descriptor: Option<OwnedFd>,
     ) -> Result<(), HolderError> {
-        let answer = match ask {
+        let answer = match request {
             Request::Hello {
                 protocol,
                 server,
@@ -271,7 +271,7 @@ impl Holder {
 
     fn conn(&self, index: usize) -> Result<&Conn, HolderError> {
         let client = self.clients.get(index).map(|client| &client.conn);
-        client.ok_or_else(|| HolderError::Message("the client is gone".to_owned()))
+        client.ok_or_else(|| HolderError::Message("the client has left".to_owned()))
     }
 
     fn welcome(
@@ -283,7 +283,7 @@ impl Holder {
     ) -> Response {
         if protocol != PROTOCOL {
             return refused(&format!(
-                "it speaks version {PROTOCOL} of the protocol, not {protocol}"
+                "the holder speaks version {PROTOCOL} of the protocol, not {protocol}"
             ));
         }
         if server {

@@ -23,15 +23,15 @@ use crate::protocol::LARGEST;
 /// Name of the socket below the daemon's root folder.
 const NAME: &str = "holder.sock";
 
-/// Longer than the other side takes for anything it is asked.
+/// Limit of one send or receive: the peer responds to every request much faster.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Where the holder of a root folder listens.
+/// The path of the socket of a root folder's holder.
 pub(crate) fn path(root: &Path) -> PathBuf {
     root.join(NAME)
 }
 
-/// The socket's address, however long the path of the root folder is: `sockaddr_un` has room for 108 bytes.
+/// Returns the socket's address for a root folder of any length: `sockaddr_un` has room for 108 bytes.
 /// The folder must stay open while the address is used.
 fn address(root: &Path) -> Result<(File, SocketAddrUnix), HolderError> {
     let folder = File::open(root).map_err(HolderError::path("open", root))?;
@@ -50,21 +50,21 @@ fn new_socket() -> Result<OwnedFd, HolderError> {
     .map_err(HolderError::talk)
 }
 
-/// Listens, in place of a holder that is gone.
+/// Listens, and replaces the socket of a holder that is gone.
 pub(crate) fn listen_at(root: &Path) -> Result<OwnedFd, HolderError> {
-    let place = path(root);
-    match std::fs::remove_file(&place) {
+    let path = path(root);
+    match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(HolderError::path("remove", place)(error));
+            return Err(HolderError::path("remove", path)(error));
         }
         _ => {}
     }
     let (_folder, address) = address(root)?;
     let socket = new_socket()?;
-    let at = |errno: rustix::io::Errno| HolderError::path("listen on", &place)(errno.into());
+    let at = |errno: rustix::io::Errno| HolderError::path("listen on", &path)(errno.into());
     bind(&socket, &address).map_err(at)?;
-    std::fs::set_permissions(&place, std::fs::Permissions::from_mode(0o600))
-        .map_err(HolderError::path("protect", &place))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+        .map_err(HolderError::path("set the permissions of", &path))?;
     listen(&socket, 16).map_err(at)?;
     Ok(socket)
 }
@@ -87,7 +87,7 @@ pub(crate) fn connect_to(root: &Path) -> Result<Option<Conn>, HolderError> {
     }
 }
 
-/// Accepts a client, if it is root's.
+/// Accepts a client that runs as root.
 pub(crate) fn accept_from(listener: &OwnedFd) -> Result<Conn, HolderError> {
     let socket = accept_with(listener, SocketFlags::CLOEXEC).map_err(HolderError::talk)?;
     let user = socket_peercred(&socket).map_err(HolderError::talk)?.uid;
@@ -109,7 +109,7 @@ impl Conn {
         Ok(Self(socket))
     }
 
-    /// The process at the other end.
+    /// The process id of the peer.
     pub(crate) fn peer(&self) -> Option<u32> {
         let credentials = socket_peercred(&self.0).ok()?;
         credentials.pid.as_raw_nonzero().get().try_into().ok()
@@ -124,7 +124,7 @@ impl Conn {
         let bytes = serde_json::to_vec(message).map_err(|e| HolderError::Message(e.to_string()))?;
         if bytes.len() > LARGEST {
             return Err(HolderError::Message(format!(
-                "it has {} bytes, and {LARGEST} is the limit",
+                "it has {} bytes, the limit is {LARGEST}",
                 bytes.len()
             )));
         }
@@ -141,7 +141,7 @@ impl Conn {
         Ok(())
     }
 
-    /// Receives one message; `None` when the other side has gone.
+    /// Receives one message; `None` when the peer has closed the connection.
     pub(crate) fn receive<M: DeserializeOwned>(
         &self,
     ) -> Result<Option<(M, Option<OwnedFd>)>, HolderError> {

@@ -1,9 +1,9 @@
-//! Starting a holder where nothing ends it together with its server.
+//! Starting a holder so that it does not end together with its server.
 //!
 //! systemd kills everything in a service's control group when it restarts the service (`KillMode=control-group`,
-//! the default), so that under systemd the holder is put into a scope of its own. Elsewhere a session of
-//! its own is enough. Its name and command line differ from the daemon's: who kills the daemon by name does not
-//! mean the holder.
+//! the default); under systemd the holder therefore gets a scope of its own. Elsewhere a session of its own
+//! is enough. Its name and command line differ from the daemon's, so that `pkill soci-snapshotter` does not
+//! hit the holder.
 
 use std::ffi::OsStr;
 use std::os::unix::process::CommandExt as _;
@@ -16,19 +16,19 @@ use rustix::fs::{FileType, fstat};
 use crate::HolderError;
 use crate::client::Client;
 
-/// What a holder is called in the list of processes.
+/// The name of a holder in the list of processes.
 pub const PROCESS_NAME: &str = "soci-holder";
 
-/// Tells the process its root folder.
+/// Environment variable of a holder: its root folder.
 const ROOT: &str = "SOCI_HOLDER_ROOT";
 
-/// Only where systemd is the system's manager.
+/// Exists if systemd is the system's manager.
 const SYSTEMD: &str = "/run/systemd/system";
 
 /// How long a holder may take to listen.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The root folder, if this process was started to be a holder.
+/// Returns the root folder if this process was started to be a holder.
 #[must_use]
 pub fn root_of_holder() -> Option<PathBuf> {
     let name = std::env::args_os().next()?;
@@ -36,10 +36,8 @@ pub fn root_of_holder() -> Option<PathBuf> {
     (name == OsStr::new(PROCESS_NAME)).then(|| root.into())
 }
 
-/// Replaces this process by a holder for the root folder in its environment, under its own name.
-///
-/// # Errors
-/// If that fails; otherwise this does not return.
+/// Replaces this process by a holder, with a name of its own, for the root folder in its environment.
+/// Returns only if that fails.
 pub fn become_holder() -> HolderError {
     let failed = Command::new("/proc/self/exe").arg0(PROCESS_NAME).exec();
     HolderError::Spawn(format!("cannot run this program again: {failed}"))
@@ -54,8 +52,8 @@ pub(crate) fn spawn(root: &Path, argument: &str) -> Result<Child, HolderError> {
             Ok(child) => return Ok(child),
             Err(error) => tracing::warn!(
                 error = %error,
-                "the holder cannot be put into a systemd scope: it ends with the service, and then \
-                 containers do not survive a restart of the service"
+                "cannot start the holder in a systemd scope: it ends with the service, and containers do not \
+                 survive a restart of the service"
             ),
         }
     }
@@ -64,38 +62,38 @@ pub(crate) fn spawn(root: &Path, argument: &str) -> Result<Child, HolderError> {
     start(plain, root)
 }
 
-/// systemd-run(1) makes the scope, enters it, and becomes what it is told to run.
+/// systemd-run(1) creates the scope, enters it, and executes the command.
 fn scope(root: &Path, argument: &str) -> Command {
     let mut command = Command::new("systemd-run");
     command
         .args(["--scope", "--quiet", "--collect", "--slice=system.slice"])
         .arg(format!("--unit={}", scope_name(root)))
         .arg("--description=Keeps the mounts of the SOCI snapshotter while it is replaced")
-        // At shutdown: after the containers, and not by waiting for what it ignores.
+        // At shutdown it ends after the containers, and by a signal that it does not ignore.
         .args([
             "--property=Before=containerd.service",
             "--property=KillSignal=SIGINT",
         ])
         .args(["--property=TimeoutStopSec=10s", "--"])
-        // The process that calls this one is there until a server is ready.
+        // The calling process runs until a server is ready.
         .arg(format!("/proc/{}/exe", std::process::id()))
         .arg(argument);
     command
 }
 
-/// A unit's name may have letters, digits and a few signs, and is not used twice at a time.
+/// Returns a name for the unit: letters, digits and a few signs are allowed, and it must be unique.
 fn scope_name(root: &Path) -> String {
-    let place: String = root
+    let name: String = root
         .to_string_lossy()
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
         .collect();
-    let place = place.trim_matches('-');
-    let cut = place.len().saturating_sub(100);
+    let name = name.trim_matches('-');
+    let cut = name.len().saturating_sub(100);
     let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
     format!(
         "soci-holder-{}-{:x}",
-        &place.get(cut..).unwrap_or_default(),
+        &name.get(cut..).unwrap_or_default(),
         since.as_millis()
     )
 }
@@ -103,7 +101,7 @@ fn scope_name(root: &Path) -> String {
 fn start(mut command: Command, root: &Path) -> Result<Child, HolderError> {
     command
         .env(ROOT, root)
-        // The service manager waits for the daemon's word, not for ours.
+        // The service manager waits for the daemon's notification, not for the holder's.
         .env_remove("NOTIFY_SOCKET")
         .env_remove("LISTEN_FDS")
         .env_remove("LISTEN_PID")
@@ -134,7 +132,7 @@ fn start(mut command: Command, root: &Path) -> Result<Child, HolderError> {
             let _ = child.kill();
             let _ = child.wait();
             return Err(HolderError::Spawn(format!(
-                "it does not listen after {} s",
+                "it did not listen within {} s",
                 PATIENCE.as_secs()
             )));
         }
@@ -142,7 +140,7 @@ fn start(mut command: Command, root: &Path) -> Result<Child, HolderError> {
     }
 }
 
-/// A pipe or terminal must not stay open for as long as the holder lives: somebody may wait for its end.
+/// A pipe or terminal must not stay open for as long as the holder lives: its reader may wait for the end.
 fn stderr_may_be_kept() -> bool {
     fstat(std::io::stderr()).is_ok_and(|stat| {
         matches!(

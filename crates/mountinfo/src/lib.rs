@@ -1,5 +1,5 @@
-//! The mounts of this mount namespace, from `/proc/self/mountinfo` (proc_pid_mountinfo(5)): the one way to
-//! learn of them without touching them, which may be dead or our own.
+//! Reader of the mounts of this mount namespace, from `/proc/self/mountinfo` (proc_pid_mountinfo(5)). No
+//! mount is accessed: it may be dead, or served by this process.
 
 #![forbid(unsafe_code)]
 
@@ -12,10 +12,10 @@ use std::ops::Bound;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
-/// Where the table is read from.
+/// The path of the table.
 pub const PATH: &str = "/proc/self/mountinfo";
 
-/// The table at one moment. Lines are looked at only when they are asked for.
+/// The table at one moment. Lines are parsed on demand.
 #[derive(Debug, Clone)]
 pub struct Table(Vec<u8>);
 
@@ -24,15 +24,15 @@ pub struct Table(Vec<u8>);
 pub struct Mount<'a> {
     /// The device of its file system.
     pub device: Device,
-    /// Where it is.
+    /// Its mount point.
     pub point: Cow<'a, Path>,
     /// The type of its file system, as in `fuse.rawBridge`.
     pub kind: Cow<'a, OsStr>,
-    /// What is mounted: a device, or whatever name was given.
+    /// The source: a device, or the name that was given.
     pub source: Cow<'a, OsStr>,
 }
 
-/// A device number; shown as `major:minor`.
+/// A device number, displayed as `major:minor`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Device {
     /// The major number; 0 for file systems without a device.
@@ -48,7 +48,7 @@ impl fmt::Display for Device {
 }
 
 impl Table {
-    /// Reads it.
+    /// Reads the table of this process.
     ///
     /// # Errors
     /// If [`PATH`] cannot be read.
@@ -56,26 +56,26 @@ impl Table {
         std::fs::read(PATH).map(Self)
     }
 
-    /// The mounts in the order of the table: what is mounted on another mount comes after it. Lines that
-    /// are not understood are passed over.
+    /// The mounts in the order of the table: a mount on another mount comes after it. Malformed lines are
+    /// skipped.
     pub fn mounts(&self) -> impl DoubleEndedIterator<Item = Mount<'_>> {
         let lines = self.0.split(|&byte| byte == b'\n');
         lines.filter_map(Mount::parse)
     }
 
-    /// The topmost mount on exactly this path.
+    /// Returns the topmost mount on exactly this path.
     #[must_use]
     pub fn at(&self, path: &Path) -> Option<Mount<'_>> {
         self.mounts().rfind(|mount| mount.point == path)
     }
 
-    /// The mounts on this path, which must be free of symbolic links, and below it.
+    /// Returns the mounts on this path, which must not contain symbolic links, and below it.
     pub fn under<'a>(&'a self, path: &'a Path) -> impl DoubleEndedIterator<Item = Mount<'a>> {
         let under = move |mount: &Mount<'_>| mount.point.starts_with(path);
         self.mounts().filter(under)
     }
 
-    /// The mount points, sorted to be asked about many paths.
+    /// Returns the mount points, sorted for lookups of many paths.
     #[must_use]
     pub fn points(&self) -> Points<'_> {
         Points(self.mounts().map(|mount| mount.point).collect())
@@ -87,7 +87,7 @@ impl Table {
 pub struct Points<'a>(BTreeSet<Cow<'a, Path>>);
 
 impl Points<'_> {
-    /// Whether something is mounted on `path`, which must be free of symbolic links, or below it.
+    /// Whether something is mounted on `path`, which must not contain symbolic links, or below it.
     #[must_use]
     pub fn any_under(&self, path: &Path) -> bool {
         // Paths are ordered by their components: those below a folder follow it.
@@ -98,14 +98,14 @@ impl Points<'_> {
 }
 
 impl From<Vec<u8>> for Table {
-    /// The bytes of a `mountinfo` file.
+    /// Wraps the bytes of a `mountinfo` file.
     fn from(text: Vec<u8>) -> Self {
         Self(text)
     }
 }
 
 impl<'a> Mount<'a> {
-    /// Whether it has this type and source.
+    /// Whether the mount has this type and source.
     #[must_use]
     pub fn is(&self, kind: &str, source: &str) -> bool {
         self.kind == OsStr::new(kind) && self.source == OsStr::new(source)
@@ -148,7 +148,7 @@ fn unescape(field: &[u8]) -> Cow<'_, OsStr> {
     Cow::Owned(OsString::from_vec(plain))
 }
 
-/// The byte that an escape at the start stands for, and what follows the escape.
+/// Decodes an escape at the start; returns its byte and the rest.
 fn escaped(field: &[u8]) -> Option<(u8, &[u8])> {
     let (digits, tail) = field.strip_prefix(b"\\")?.split_first_chunk::<3>()?;
     let value = digits.iter().try_fold(0_u32, |value, digit| {

@@ -11,22 +11,23 @@ use crate::args::Args;
 
 const DESCRIPTION: &str = "\
 It serves containerd's Snapshots API on a unix socket, as a proxy plugin. Each layer of an image with a SOCI index is
-mounted through FUSE: what is read is fetched from the registry with HTTP range requests, checked against its digest,
-and kept on disk; the rest is filled in the background. Layers without a zTOC, and small ones, are fetched and
-unpacked; images without an index are left to the client. The log says for each layer what became of it, and why.
+mounted through FUSE: file content is fetched from the registry with HTTP range requests when it is read, checked
+against its digest, and stored on disk; the rest is fetched in the background. Layers without a zTOC, and small ones,
+are fetched and unpacked; images without an index are left to the client. The log has the outcome for each layer, and
+the reason.
 
 Where it is installed as a service, systemd starts it: see `soci-snapshotter.service` and `soci-snapshotter.socket`.
-What `--address` names otherwise is made, folder included.
+Otherwise the socket that `--address` names is created, including its folder.
 
 The daemon is three processes. The one that is started supervises a server, which does all of the work; a holder,
-`soci-holder`, keeps the FUSE connections of lazy layers open while no server is there. So containers on lazy layers do
-not fail when the daemon is restarted, killed or upgraded: what they read meanwhile waits.";
+`soci-holder`, keeps the FUSE connections of lazy layers open while there is no server. Containers on lazy layers
+therefore do not fail when the daemon is restarted, killed or upgraded: their reads wait.";
 
 const SIGNALS: [(&str, &str); 3] = [
     (
         "SIGTERM",
-        "Ends the daemon and leaves the mounts: calls that need it wait for the next start, for as long as `abandon_after_sec` of
-the table `[holder]` says, or until `soci abort-mounts`.",
+        "Ends the daemon and leaves the mounts: calls that need it wait for the next start, for `abandon_after_sec` of the table
+`[holder]` at most, or until `soci abort-mounts`.",
     ),
     (
         "SIGINT",
@@ -34,18 +35,15 @@ the table `[holder]` says, or until `soci abort-mounts`.",
     ),
     (
         "SIGHUP",
-        "Hands over to the program that is installed now, as `upgrade` does; the log says what came of it.",
+        "Hands over to the installed program, as `upgrade` does; the log has the outcome.",
     ),
 ];
 
 const EXIT_STATUS: [(&str, &str); 2] = [
-    (
-        "0",
-        "A signal ended the daemon, or the command did what it was asked for.",
-    ),
+    ("0", "A signal ended the daemon, or the command succeeded."),
     (
         "1",
-        "It could not start, go on or do that; the last line on standard error says why. Also for a wrong command line.",
+        "The daemon or the command failed; the last line on standard error has the reason. Also for an invalid command line.",
     ),
 ];
 
@@ -64,7 +62,7 @@ const ENVIRONMENT: [(&str, &str); 5] = [
     ),
     (
         "LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES, NOTIFY_SOCKET",
-        "Set by systemd: the socket that `--address fd://` means, and where readiness is told.",
+        "Set by systemd: the socket for `--address fd://`, and the socket for notifications.",
     ),
     (
         "SOCI_DESCRIPTOR_STORE",
@@ -79,7 +77,7 @@ const FILES: [(&str, &str); 7] = [
     ),
     (
         "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock",
-        "Where it listens.",
+        "The socket that the daemon listens on.",
     ),
     (
         "/var/lib/soci-snapshotter-grpc/",
@@ -95,11 +93,11 @@ const FILES: [(&str, &str); 7] = [
     ),
     (
         "~/.docker/config.json",
-        "Credentials for registries, of the user that the daemon runs as; read anew for each use.",
+        "Credentials for registries, of the user that the daemon runs as; read for each use.",
     ),
     (
         "/dev/fuse",
-        "What lazy layers are mounted with; without it the daemon does not start.",
+        "The device for mounting lazy layers; without it the daemon does not start.",
     ),
 ];
 
@@ -145,7 +143,7 @@ fn configuration() -> ManualPage {
             path: soci_config::DEFAULT_PATH,
             description: "\
 The daemon reads this file when it starts, and when it is upgraded or restarted; `--config` names another one. It is TOML.
-All keys of soci-snapshotter v0.15 are read. Of the file that is installed this page has every comment:",
+All keys of soci-snapshotter v0.15 are read. This page contains all comments of the installed file:",
             see_also: &["soci-snapshotter-grpc(8)", "soci(1)"],
         },
     )

@@ -32,7 +32,7 @@ pub(crate) struct Observers {
     servers: JoinSet<()>,
 }
 
-/// Listens where the configuration says; an address that is taken stops the start.
+/// Listens on the configured addresses. One that is in use stops the start.
 pub(crate) fn listen(config: &Config) -> Result<Sockets, SocketError> {
     let wanted = |address: &str| !address.is_empty();
     let mut sockets = Sockets {

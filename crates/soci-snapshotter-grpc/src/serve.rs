@@ -103,7 +103,7 @@ async fn live(
     }
 }
 
-/// Reads the configuration and says once what will not be as it was asked for.
+/// Reads the configuration, and logs what of it has no effect.
 fn load(path: &Path) -> anyhow::Result<Config> {
     let loaded = Config::load(path)?;
     for warning in &loaded.warnings {
@@ -112,13 +112,13 @@ fn load(path: &Path) -> anyhow::Result<Config> {
     for key in loaded.config.not_yet_supported() {
         tracing::warn!(
             key,
-            "this key is accepted, but what it asks for is not in this version yet"
+            "this key is accepted, but not supported in this version yet"
         );
     }
     for key in loaded.config.without_effect() {
         tracing::info!(
             key,
-            "this key tunes a part of soci-snapshotter v0.15 that does not exist here: it has no effect"
+            "this key has no effect: it tunes a part of soci-snapshotter v0.15 that does not exist here"
         );
     }
     Ok(loaded.config)
@@ -145,7 +145,7 @@ fn check_fuse(config: &Config) -> anyhow::Result<()> {
     match opened {
         Ok(_) => Ok(()),
         Err(e) if config.skip_check_snapshotter_supported => {
-            tracing::warn!(error = %e, "/dev/fuse cannot be opened; going on, because skip_check_snapshotter_supported is set");
+            tracing::warn!(error = %e, "cannot open /dev/fuse; continuing because skip_check_snapshotter_supported is set");
             Ok(())
         }
         Err(e) => Err(e).context(

@@ -35,7 +35,7 @@ pub(crate) struct JournalLayout {
     pub(crate) slots: [SharedBytes<{ SLOT_SIZE / 8 }>; SLOTS],
 }
 
-/// What is known of the request in a slot besides its bytes.
+/// What is recorded of the request in a slot in addition to its bytes.
 #[derive(FromBytes)]
 #[repr(C)]
 pub(crate) struct SlotHeader {
@@ -108,8 +108,8 @@ impl SharedU64 {
     }
 }
 
-/// Bytes in shared memory, copied a word at a time. A number that is stored afterwards says that they are
-/// complete, and is loaded before them.
+/// Bytes in shared memory, copied a word at a time. A number that is stored afterwards marks them as
+/// complete; readers load it first.
 #[derive(FromBytes)]
 #[repr(transparent)]
 pub(crate) struct SharedBytes<const WORDS: usize>([AtomicU64; WORDS]);
