@@ -7,3 +7,4 @@
 )]
 
 mod holding;
+mod keeper;

@@ -1,11 +1,5 @@
 //! A server's handle on its holder: no call waits for a holder that does not respond. Needs root.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
-
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::Path;
