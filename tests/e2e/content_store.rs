@@ -6,13 +6,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::support::{NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack};
+use soci_containerd::labels::gc;
+use soci_containerd::{Containerd, Content};
 use soci_oci::{Descriptor, Digest, Manifest, media_types};
-use soci_store::containerd::{ContainerdContent, GC_REFERENCE, GC_ROOT};
 use soci_testkit::image::small_image;
 use soci_testkit::{SociCli, SociDaemonOptions, Stack, TestRoot};
 
 /// The daemon starts anew, with containerd's content store.
-fn use_containerd(stack: &mut Stack) -> ContainerdContent {
+fn use_containerd(stack: &mut Stack) -> Content {
     let address = stack.containerd.address().display().to_string();
     let config = format!(
         "{NO_BACKGROUND}[content_store]\ntype = \"containerd\"\ncontainerd_address = {address:?}\n"
@@ -21,7 +22,7 @@ fn use_containerd(stack: &mut Stack) -> ContainerdContent {
     let options = SociDaemonOptions::with_config(&config);
     stack.daemon.start_again_with(options).unwrap();
     stack.wait_for_snapshotter().unwrap();
-    ContainerdContent::new(&address)
+    Content::new(&Containerd::new(&address).namespace(NAMESPACE).unwrap())
 }
 
 fn wait_until(what: &str, stack: &Stack, mut holds: impl FnMut() -> bool) {
@@ -83,22 +84,25 @@ fn what_the_daemon_fetches_is_kept_in_containerd_as_long_as_the_image_is_in_use(
     let index: Digest = fetched["digest"].as_str().unwrap().parse().unwrap();
     let get = |digest: Digest| {
         let content = content.clone();
-        runtime.block_on(async move { content.get(NAMESPACE, &digest, 1 << 30).await })
+        runtime.block_on(async move { content.get(&digest, 1 << 30).await })
     };
     let labels = |digest: Digest| {
         let content = content.clone();
-        runtime.block_on(async move { content.labels(NAMESPACE, &digest).await.unwrap() })
+        runtime.block_on(async move {
+            let info = content.info(&digest).await.unwrap();
+            info.map(|info| info.labels)
+        })
     };
     let bytes = get(index).unwrap().unwrap();
     let manifest: Manifest = serde_json::from_slice(&bytes).unwrap();
     let kept = labels(index).unwrap();
-    assert!(kept.contains_key(GC_ROOT), "{kept:?}");
+    assert!(kept.contains_key(gc::ROOT), "{kept:?}");
     assert_eq!(manifest.layers.len(), built.layers.len());
     for (place, ztoc) in manifest.layers.iter().enumerate() {
-        let label = format!("{GC_REFERENCE}.ztoc.{place}");
+        let label = format!("{}.ztoc.{place}", gc::CONTENT);
         assert_eq!(kept[&label], ztoc.digest.to_string());
         assert_eq!(get(ztoc.digest).unwrap().unwrap().len() as u64, ztoc.size);
-        assert!(!labels(ztoc.digest).unwrap().contains_key(GC_ROOT));
+        assert!(!labels(ztoc.digest).unwrap().contains_key(gc::ROOT));
     }
 
     // containerd's collector leaves it alone.
@@ -112,7 +116,7 @@ fn what_the_daemon_fetches_is_kept_in_containerd_as_long_as_the_image_is_in_use(
     ctr.output(["images", "rm", "--sync", &reference]).unwrap();
     wait_until("unmounted", &stack, || lazy_mounts(&stack) == 0);
     wait_until("released", &stack, || {
-        labels(index).is_none_or(|labels| !labels.contains_key(GC_ROOT))
+        labels(index).is_none_or(|labels| !labels.contains_key(gc::ROOT))
     });
     ctr.output(["content", "prune", "references"]).unwrap();
     wait_until("collected", &stack, || {
@@ -143,19 +147,19 @@ fn what_only_containerd_has_is_used_and_left_to_whoever_made_it() {
     let references = blobs
         .iter()
         .enumerate()
-        .map(|(place, digest)| (format!("{GC_REFERENCE}.{place}"), digest.to_string()));
+        .map(|(place, digest)| (format!("{}.{place}", gc::CONTENT), digest.to_string()));
     let owner = bytes::Bytes::from_static(b"what keeps them");
     let descriptor = Descriptor::of("text/plain", &owner);
-    let labels = references.chain([(GC_ROOT.to_owned(), "yes".to_owned())]);
+    let labels = references.chain([(gc::ROOT.to_owned(), "yes".to_owned())]);
     runtime
-        .block_on(content.put(NAMESPACE, &descriptor, &owner, labels.collect()))
+        .block_on(content.put("blob", &descriptor, labels.collect(), owner))
         .unwrap();
     for digest in blobs {
         let bytes = std::fs::read(target.join("blobs/sha256").join(digest.hex())).unwrap();
         let descriptor = Descriptor::new(media_types::OCI_MANIFEST, digest, bytes.len() as u64);
         let keep = HashMap::from([made.clone()]);
         runtime
-            .block_on(content.put(NAMESPACE, &descriptor, &bytes.into(), keep))
+            .block_on(content.put("blob", &descriptor, keep, bytes.into()))
             .unwrap();
     }
     let soci = stack.soci(NAMESPACE).unwrap();
@@ -174,11 +178,9 @@ fn what_only_containerd_has_is_used_and_left_to_whoever_made_it() {
         "{}",
         stack.log_tails()
     );
-    let labels = runtime
-        .block_on(content.labels(NAMESPACE, &index))
-        .unwrap()
-        .unwrap();
-    assert!(!labels.contains_key(GC_ROOT), "{labels:?}");
+    let info = runtime.block_on(content.info(&index)).unwrap();
+    let labels = info.unwrap().labels;
+    assert!(!labels.contains_key(gc::ROOT), "{labels:?}");
     assert_eq!(labels["made.by/test"], "yes");
     assert!(run(&stack, &reference, &["/bin/cat", "/data/hello"]).contains("hello"));
 }

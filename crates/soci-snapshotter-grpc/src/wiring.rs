@@ -13,7 +13,6 @@ use soci_lazy::{Artifacts, LazyLayers};
 use soci_registry::Client;
 use soci_snapshotter::{Snapshotter, SnapshotterConfig};
 use soci_store::LayerStore;
-use soci_store::containerd::ContainerdContent;
 use soci_store::content::OciLayout;
 use soci_unpack::Unpacker;
 use tokio::runtime::Handle;
@@ -144,9 +143,9 @@ pub(crate) async fn wire(
 /// The place where SOCI indexes and zTOCs are looked up before the registry.
 fn artifacts(config: &Config, own: &OciLayout) -> Artifacts {
     match config.content_store.kind {
-        soci_config::ContentStoreType::Containerd => Artifacts::Containerd(ContainerdContent::new(
-            &config.content_store.containerd_address,
-        )),
+        soci_config::ContentStoreType::Containerd => {
+            Artifacts::containerd(&config.content_store.containerd_address)
+        }
         _ => Artifacts::Layout(own.clone()),
     }
 }

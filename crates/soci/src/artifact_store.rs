@@ -1,16 +1,15 @@
 //! Where SOCI artifacts are read from: containerd's content store or the snapshotter's own.
 
 use std::io;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
+use soci_containerd::Content;
 use soci_oci::{Descriptor, Digest};
 use soci_store::content::OciLayout;
-
-use crate::containerd::Content;
 
 /// No artifact is larger: zTOCs end at 2 GiB.
 const MAX_ARTIFACT: u64 = 2 << 30;
@@ -49,7 +48,9 @@ impl ArtifactStore {
             bail!("{digest} has {size} bytes: that is no SOCI artifact");
         }
         match self {
-            Self::Containerd(content) => content.bytes(&Descriptor::new("", *digest, size)).await,
+            Self::Containerd(content) => {
+                Ok(content.bytes(&Descriptor::new("", *digest, size)).await?)
+            }
             Self::Layout(layout) => Ok(layout.get(digest)?),
         }
     }
@@ -60,7 +61,7 @@ impl ArtifactStore {
         digest: &Digest,
     ) -> anyhow::Result<BoxStream<'static, io::Result<Bytes>>> {
         match self {
-            Self::Containerd(content) => content.stream(digest, 0, 0).await,
+            Self::Containerd(content) => Ok(content.stream(digest, 0, 0).await?),
             Self::Layout(_) => {
                 let bytes = self.bytes(digest).await?;
                 Ok(futures::stream::once(async { Ok(bytes) }).boxed())
@@ -71,7 +72,7 @@ impl ArtifactStore {
     /// Removes an artifact; one that is not there is no error.
     pub(crate) async fn delete(&self, digest: &Digest) -> anyhow::Result<()> {
         match self {
-            Self::Containerd(content) => content.delete(digest).await,
+            Self::Containerd(content) => Ok(content.delete(digest).await?),
             Self::Layout(layout) => {
                 layout.delete(digest)?;
                 Ok(())
@@ -83,18 +84,13 @@ impl ArtifactStore {
     pub(crate) async fn list(&self) -> anyhow::Result<Vec<Stored>> {
         match self {
             Self::Containerd(content) => {
-                let time = |at: Option<(i64, i32)>| {
-                    let (seconds, nanos) = at?;
-                    let since = Duration::new(seconds.try_into().ok()?, nanos.try_into().ok()?);
-                    SystemTime::UNIX_EPOCH.checked_add(since)
-                };
                 let all = content.list().await?;
                 Ok(all
                     .into_iter()
                     .map(|info| Stored {
                         digest: info.digest,
                         size: info.size,
-                        created_at: time(info.created_at).unwrap_or_else(SystemTime::now),
+                        created_at: info.created_at.unwrap_or_else(SystemTime::now),
                     })
                     .collect())
             }

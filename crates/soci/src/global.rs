@@ -1,18 +1,21 @@
 //! The global flags, and what they lead to: containerd, the artifact database, the content stores.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use soci_containerd::{Content, Namespace};
 use soci_store::artifacts::ArtifactDb;
 use soci_store::content::OciLayout;
 
 use crate::artifact_store::ArtifactStore;
-use crate::containerd::{Containerd, Content};
+use crate::containerd;
 use crate::duration;
 use crate::interrupt::limited;
+
+/// Lifetime of the lease of a command that is killed.
+pub(crate) const LEASE_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Flags that stand before or after the command.
 #[derive(Debug, Args)]
@@ -69,10 +72,10 @@ pub(crate) enum ContentStore {
 
 impl Global {
     /// A connection to containerd.
-    pub(crate) async fn connect(&self) -> anyhow::Result<Containerd> {
+    pub(crate) async fn connect(&self) -> anyhow::Result<Namespace> {
         limited(
             self.timeout,
-            Containerd::connect(&self.address, &self.namespace),
+            containerd::connect(&self.address, &self.namespace),
         )
         .await
     }
@@ -81,12 +84,10 @@ impl Global {
     /// refers to by then is collected.
     pub(crate) async fn leased<T>(
         &self,
-        work: impl AsyncFnOnce(Arc<Containerd>) -> anyhow::Result<T>,
+        work: impl AsyncFnOnce(Namespace) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
-        let mut containerd = self.connect().await?;
-        containerd.take_lease().await?;
-        let containerd = Arc::new(containerd);
-        let result = limited(self.timeout, Box::pin(work(Arc::clone(&containerd)))).await;
+        let containerd = self.connect().await?.leased(LEASE_TIME).await?;
+        let result = limited(self.timeout, Box::pin(work(containerd.clone()))).await;
         let released = containerd.release_lease().await;
         let value = result?;
         released?;
@@ -113,10 +114,9 @@ impl Global {
     /// The store to read artifacts from.
     pub(crate) async fn artifact_store(&self) -> anyhow::Result<ArtifactStore> {
         match self.content_store {
-            ContentStore::Containerd => {
-                let containerd = Arc::new(self.connect().await?);
-                Ok(ArtifactStore::Containerd(Content::new(&containerd)))
-            }
+            ContentStore::Containerd => Ok(ArtifactStore::Containerd(Content::new(
+                &self.connect().await?,
+            ))),
             ContentStore::Soci => {
                 let dir = self.content_dir();
                 Ok(ArtifactStore::Layout(

@@ -25,15 +25,7 @@ pub(crate) fn error(error: &anyhow::Error) {
 
 /// The error and its causes, each said once: some errors say their cause themselves.
 pub(crate) fn reason(error: &anyhow::Error) -> String {
-    let mut reason = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if reason.is_empty() {
-            reason = cause;
-        } else if !reason.contains(&cause) {
-            reason = format!("{reason}: {cause}");
-        }
-    }
-    reason
+    soci_errors::chain(error.as_ref())
 }
 
 /// Prints a warning on stderr.

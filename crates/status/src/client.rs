@@ -4,11 +4,7 @@ use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
 use tonic::Code;
-use tonic::transport::Endpoint;
-use tower::service_fn;
 
 use crate::api::status_client::StatusClient;
 use crate::api::{GetRequest, GetResponse};
@@ -57,14 +53,7 @@ pub enum StatusError {
 /// # Errors
 /// Nobody answers there, or not what was asked.
 pub async fn get(path: &Path) -> Result<GetResponse, StatusError> {
-    let socket = path.to_owned();
-    let connector = service_fn(move |_| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    });
-    // The name is for the HTTP header only.
-    let channel = Endpoint::from_static("http://localhost")
-        .connect_with_connector(connector)
+    let channel = soci_grpc::connect(path)
         .await
         .map_err(|error| not_there(path, &error))?;
     let mut client = StatusClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
@@ -82,12 +71,7 @@ pub async fn get(path: &Path) -> Result<GetResponse, StatusError> {
 }
 
 fn not_there(path: &Path, error: &(dyn Error + 'static)) -> StatusError {
-    fn cause<'a>(error: &&'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
-        (**error).source()
-    }
-    let causes = std::iter::successors(Some(error), cause);
-    let denied = causes
-        .clone()
+    let denied = soci_errors::causes(error)
         .filter_map(|cause| cause.downcast_ref::<io::Error>())
         .any(|cause| cause.kind() == io::ErrorKind::PermissionDenied);
     if denied {
@@ -95,6 +79,9 @@ fn not_there(path: &Path, error: &(dyn Error + 'static)) -> StatusError {
     }
     StatusError::NotThere {
         path: path.to_owned(),
-        reason: causes.last().map(ToString::to_string).unwrap_or_default(),
+        reason: soci_errors::causes(error)
+            .last()
+            .unwrap_or(error)
+            .to_string(),
     }
 }

@@ -128,22 +128,6 @@ pub enum StoreError {
         /// The length of the uncompressed tar in bytes.
         size: u64,
     },
-    /// containerd's content store cannot be used.
-    #[error(
-        "cannot {action} {digest} in containerd's content store at {address} (namespace {namespace}): {reason}"
-    )]
-    Containerd {
-        /// What was being done.
-        action: &'static str,
-        /// The blob.
-        digest: Digest,
-        /// containerd's socket.
-        address: String,
-        /// The namespace.
-        namespace: String,
-        /// Why not.
-        reason: String,
-    },
     /// The artifact database failed.
     #[error("artifact database {}: {source}", .path.display())]
     ArtifactDb {

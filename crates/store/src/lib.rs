@@ -1,11 +1,10 @@
-//! The stores: OCI image layouts ([`content`]), containerd's content store ([`containerd`]), the spans of lazy layers ([`LayerStore`]),
-//! what `soci` made ([`artifacts`]), and the lock that keeps a second daemon away from them ([`RootLock`]).
+//! The stores on disk: OCI image layouts ([`content`]), the spans of lazy layers ([`LayerStore`]),
+//! the artifact database of `soci` ([`artifacts`]), and the lock of the root folder ([`RootLock`]).
 
 #![forbid(unsafe_code)]
 
 pub mod artifacts;
 mod atomic_file;
-pub mod containerd;
 pub mod content;
 mod durability;
 mod error;

@@ -2,15 +2,19 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use bytes::Bytes;
+use soci_containerd::{Containerd, Content, within};
 use soci_oci::{Descriptor, Digest, ImageConfig, Manifest, Reference};
 use soci_registry::Client;
 
 use crate::UnpackError;
-use crate::containerd::ContainerdContent;
 
 /// Manifests and configurations are small; the registry client has the same limit for manifests.
-const MOST: usize = 8 << 20;
+const MOST: u64 = 8 << 20;
+/// Longest time that containerd may take; after that the registry is asked.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Images remembered at most. Forgetting one costs a look-up, nothing else.
 const MAX_IMAGES: usize = 64;
 
@@ -38,12 +42,13 @@ pub(crate) struct Described {
 /// Looks images up, in containerd first.
 pub(crate) struct Images {
     pub(crate) client: Client,
-    containerd: Option<ContainerdContent>,
+    /// Address of containerd.
+    containerd: Option<String>,
     known: Mutex<HashMap<Digest, Arc<Vec<Described>>>>,
 }
 
 impl Images {
-    pub(crate) fn new(client: Client, containerd: Option<ContainerdContent>) -> Self {
+    pub(crate) fn new(client: Client, containerd: Option<String>) -> Self {
         Self {
             client,
             containerd,
@@ -107,7 +112,7 @@ impl Images {
             .collect())
     }
 
-    async fn manifest(&self, image: &LayerOfImage) -> Result<Vec<u8>, UnpackError> {
+    async fn manifest(&self, image: &LayerOfImage) -> Result<Bytes, UnpackError> {
         if let Some(bytes) = self.local(image, image.manifest).await {
             return Ok(bytes);
         }
@@ -116,18 +121,18 @@ impl Images {
             what: "cannot fetch the image manifest",
             source,
         })?;
-        Ok(bytes.to_vec())
+        Ok(bytes)
     }
 
     async fn config(
         &self,
         image: &LayerOfImage,
         config: &Descriptor,
-    ) -> Result<Vec<u8>, UnpackError> {
+    ) -> Result<Bytes, UnpackError> {
         if let Some(bytes) = self.local(image, config.digest).await {
             return Ok(bytes);
         }
-        if config.size > MOST as u64 {
+        if config.size > MOST {
             return Err(UnpackError::Image {
                 manifest: image.manifest,
                 reason: format!("its configuration has more than {MOST} bytes"),
@@ -138,11 +143,20 @@ impl Images {
             what: "cannot fetch the image configuration",
             source,
         })?;
-        Ok(bytes.to_vec())
+        Ok(bytes)
     }
 
-    async fn local(&self, image: &LayerOfImage, digest: Digest) -> Option<Vec<u8>> {
-        let containerd = self.containerd.as_ref()?;
-        containerd.read(&image.namespace, digest, MOST).await
+    async fn local(&self, image: &LayerOfImage, digest: Digest) -> Option<Bytes> {
+        let address = self.containerd.as_deref()?;
+        let read = async {
+            let containerd = Containerd::connect(address).await?;
+            let content = Content::new(&containerd.namespace(&image.namespace)?);
+            content.get(&digest, MOST).await
+        };
+        let found = within(PATIENCE, Box::pin(read)).await;
+        found.unwrap_or_else(|error| {
+            tracing::debug!(%digest, %error, "cannot read a blob from containerd: the registry is asked");
+            None
+        })
     }
 }

@@ -7,7 +7,6 @@
 
 mod ahead;
 mod apply;
-mod containerd;
 mod decompress;
 mod error;
 mod image;
@@ -16,7 +15,6 @@ mod unpacker;
 pub use apply::lower::{DirectoryAttributes, Lower, LowerLayer};
 pub use apply::lower_directory::LowerDirectory;
 pub use apply::{ApplyOptions, apply};
-pub use containerd::ContainerdContent;
 pub use decompress::{Compression, decompress};
 pub use error::{ApplyError, UnpackError};
 pub use image::LayerOfImage;

@@ -14,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ahead::Ahead;
 use crate::apply::{ApplyOptions, apply};
-use crate::containerd::ContainerdContent;
 use crate::decompress::decompress;
 use crate::error::{ApplyError, UnpackError};
 use crate::image::{Described, Images, LayerOfImage};
@@ -95,10 +94,9 @@ impl Unpacker {
     /// It cannot be made or emptied.
     pub fn new(client: Client, config: UnpackConfig) -> Result<Self, UnpackError> {
         empty(&config.scratch)?;
-        let containerd = config.containerd.as_deref().map(ContainerdContent::new);
         Ok(Self {
             fetcher: Arc::new(Fetcher {
-                images: Images::new(client, containerd),
+                images: Images::new(client, config.containerd),
                 scratch: config.scratch,
                 downloads: Semaphore::new(config.downloads.max(1)),
             }),

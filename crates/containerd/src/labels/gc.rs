@@ -57,3 +57,19 @@ pub fn of_child(at: usize, manifest: &Descriptor) -> (String, String) {
 pub fn of_config(snapshotter: &str, chain_id: Digest) -> (String, String) {
     (format!("{SNAPSHOT}.{snapshotter}"), chain_id.to_string())
 }
+
+/// Returns the label that makes content a root of the garbage collector, with the present time.
+#[must_use]
+pub fn root() -> (String, String) {
+    (ROOT.to_owned(), seconds(jiff::Timestamp::now()))
+}
+
+/// Returns the label that limits the lifetime of a lease.
+#[must_use]
+pub fn expire(at: jiff::Timestamp) -> (String, String) {
+    (EXPIRE.to_owned(), seconds(at))
+}
+
+fn seconds(at: jiff::Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}

@@ -9,13 +9,12 @@ use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper_util::rt::TokioIo;
 use prost::Message as _;
 use soci_errors::chain;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 use tower::{Service, ServiceExt as _};
 
 use super::messages::{PullImageRequest, RemoveImageRequest};
@@ -41,25 +40,10 @@ impl ImageServiceProxy {
     /// `unix://PATH`), and connects with the first request. Must be called on a tokio runtime.
     #[must_use]
     pub fn new(image_service: &str, keychain: CriKeychain) -> Self {
-        let path = PathBuf::from(
-            image_service
-                .strip_prefix("unix://")
-                .unwrap_or(image_service),
-        );
-        let socket = path.clone();
-        let connector = tower::service_fn(move |_: Uri| {
-            let socket = socket.clone();
-            async move {
-                let stream = tokio::net::UnixStream::connect(&socket).await;
-                stream.map(TokioIo::new)
-            }
-        });
-        // The name is never resolved: the connector opens the socket.
-        let backend =
-            Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector);
+        let path = soci_grpc::socket_path(image_service);
         Self {
-            backend,
-            path,
+            backend: soci_grpc::lazy_channel(path),
+            path: path.to_owned(),
             keychain,
         }
     }
@@ -76,12 +60,6 @@ impl ImageServiceProxy {
             PULL | REMOVE => self.inspect(&call, request).await?,
             _ => (request, None),
         };
-        let unavailable = |error: &dyn std::fmt::Display| {
-            Status::unavailable(format!(
-                "cannot reach the CRI image service at {}: {error}",
-                self.path.display()
-            ))
-        };
         let mut backend = self.backend.clone();
         let answer = match backend.ready().await {
             Ok(backend) => backend.call(request).await,
@@ -97,7 +75,13 @@ impl ImageServiceProxy {
         if failed && let Some(change) = change {
             self.keychain.undo(change);
         }
-        answer.map_err(|error| unavailable(&chain(&error)))
+        answer.map_err(|error| {
+            Status::unavailable(format!(
+                "cannot reach the CRI image service at {}: {}",
+                self.path.display(),
+                chain(&error)
+            ))
+        })
     }
 
     /// Remembers the credentials of a request to pull, or forgets those of an image to remove. The

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use clap::Args;
 use soci_containerd::labels::gc;
+use soci_containerd::{ImageRecord, Images};
 use soci_index::{ConvertOptions, CreatedIndex, IndexError, RegistrySink, SharedSource, Source};
 use soci_store::artifacts::{ArtifactDb, ArtifactKind};
 
 use crate::artifact_records::{add_index, known_ztocs, list};
-use crate::containerd::{ContainerdSink, ContainerdSource, ImageRecord, set_labels};
+use crate::containerd::{self, ContainerdSink, ContainerdSource};
 use crate::global::Global;
 use crate::index_args::{PlatformArgs, ZtocArgs};
 use crate::interrupt::{committing, limited};
@@ -63,7 +64,7 @@ impl Create {
         let (reference, quiet) = (self.reference.as_str(), self.quiet);
         global
             .leased(async |containerd| {
-                let image = ImageRecord::get(&containerd, reference).await?;
+                let image = containerd::image(&containerd, reference).await?;
                 let source: SharedSource = Arc::new(ContainerdSource::new(
                     &containerd,
                     image.clone(),
@@ -88,7 +89,7 @@ impl Create {
                     )
                     .await?;
                 }
-                set_labels(&containerd, &image, labels).await
+                Ok(Images::new(&containerd).set_labels(&image, labels).await?)
             })
             .await
     }

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
+use soci_containerd::{Content, Images, Namespace, Snapshots};
 use soci_index::lazy_report;
 use soci_oci::{Digest, Platform, Reference};
 
-use crate::containerd::{self, Containerd};
-use crate::global::Global;
+use crate::containerd;
+use crate::global::{Global, LEASE_TIME};
 use crate::interrupt::{committing, limited};
 use crate::output;
 use crate::progress::Bars;
@@ -92,16 +93,16 @@ impl Pull {
     }
 
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let mut containerd = Containerd::connect(&global.address, &global.namespace).await?;
-        containerd.take_lease().await?;
-        let containerd = Arc::new(containerd);
+        let containerd = containerd::connect(&global.address, &global.namespace).await?;
+        let containerd = containerd.leased(LEASE_TIME).await?;
+        let snapshots = Snapshots::new(&containerd, &self.snapshotter);
         let active = Active::default();
         let bars = Arc::new(Bars::new(self.quiet));
-        let work = Box::pin(self.pull(&containerd, &active, &bars));
+        let work = Box::pin(self.pull(&containerd, &snapshots, &active, &bars));
         let result = limited(global.timeout, work).await;
         bars.finish();
         // However it ended: nothing half-done stays, and the lease goes.
-        active.remove_all(&containerd, &self.snapshotter).await;
+        active.remove_all(&snapshots).await;
         let released = containerd.release_lease().await;
         let pulled = result?;
         released?;
@@ -110,7 +111,8 @@ impl Pull {
 
     async fn pull(
         &self,
-        containerd: &Arc<Containerd>,
+        containerd: &Namespace,
+        snapshots: &Snapshots,
         active: &Active,
         bars: &Arc<Bars>,
     ) -> anyhow::Result<Pulled> {
@@ -119,7 +121,8 @@ impl Pull {
             .registry
             .client(reference, self.registry.user.as_ref())?;
         let platform = self.platform.clone().unwrap_or_else(Platform::host);
-        let image = pull::fetch(containerd, &client, reference, &platform).await?;
+        let content = Content::new(containerd);
+        let image = pull::fetch(&content, &client, reference, &platform).await?;
         let report = if self.snapshotter == LAZY_SNAPSHOTTER {
             let explicit = self.soci_index_digest;
             Some(
@@ -136,7 +139,7 @@ impl Pull {
             None
         };
         let downloads = Downloads::new(
-            Arc::clone(containerd),
+            content,
             client,
             reference.clone(),
             Arc::clone(bars),
@@ -144,7 +147,7 @@ impl Pull {
         );
         let layers = Unpack {
             containerd,
-            snapshotter: &self.snapshotter,
+            snapshots,
             reference,
             image: &image,
             index_digest: self.soci_index_digest,
@@ -155,7 +158,9 @@ impl Pull {
         .run()
         .await?;
         committing();
-        containerd::record(containerd, &reference.to_string(), &image.target).await?;
+        Images::new(containerd)
+            .record(&reference.to_string(), &image.target)
+            .await?;
         Ok(Pulled {
             image: reference.to_string(),
             digest: image.target.digest,

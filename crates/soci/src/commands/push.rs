@@ -4,13 +4,12 @@ mod between_registries;
 mod graph;
 mod selection;
 
-use std::sync::Arc;
-
 use clap::{Args, ValueEnum};
+use soci_containerd::Content;
 use soci_oci::{Digest, Reference, media_types};
 use soci_registry::Client;
 
-use crate::containerd::{ContainerdSource, Content, ImageRecord, KnownZtocs};
+use crate::containerd::{self, ContainerdSource, KnownZtocs};
 use crate::global::Global;
 use crate::index_args::PlatformArgs;
 use crate::interrupt::limited;
@@ -105,8 +104,8 @@ impl Push {
             self.destination.is_none(),
             "DST is for pushing from registry to registry; REF is then docker://REFERENCE"
         );
-        let containerd = Arc::new(global.connect().await?);
-        let image = ImageRecord::get(&containerd, &self.reference).await?;
+        let containerd = global.connect().await?;
+        let image = containerd::image(&containerd, &self.reference).await?;
         let reference: Reference = image.name.parse()?;
         let source = ContainerdSource::new(&containerd, image, KnownZtocs::new(), None);
         let chosen =

@@ -1,16 +1,15 @@
 //! `soci rebuild-db`: the artifact database from what the content stores hold.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use clap::Args;
+use soci_containerd::Content;
 use soci_oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, annotations};
 use soci_store::artifacts::{Artifact, IndexedImage};
 use soci_ztoc::soci_index::SociIndex;
 
 use crate::artifact_records::with_db;
 use crate::artifact_store::{ArtifactStore, Stored};
-use crate::containerd::Content;
 use crate::global::Global;
 use crate::interrupt::limited;
 use crate::output;
@@ -47,7 +46,7 @@ impl RebuildDb {
     }
 
     async fn rebuild(self, global: &Global) -> anyhow::Result<()> {
-        let containerd = Arc::new(global.connect().await?);
+        let containerd = global.connect().await?;
         let images_in = ArtifactStore::Containerd(Content::new(&containerd));
         let (mut images, mut indexes) = (Images::default(), Vec::new());
         for blob in images_in.list().await? {

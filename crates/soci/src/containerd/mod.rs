@@ -1,15 +1,47 @@
-//! containerd through its API: content, images, leases.
+//! Images in containerd as sources and destinations of the index builder, and errors with advice.
 
-mod connection;
-mod images;
-mod read;
+mod layer_blob;
 mod sink;
 mod source;
-mod write;
 
-pub(crate) use connection::{Containerd, failed, snapshotter_failed};
-pub(crate) use images::{ImageRecord, api_descriptor, images_with_target, record, set_labels};
-pub(crate) use read::{Content, LayerFile};
+use anyhow::{Context as _, anyhow};
+use soci_containerd::{Code, ContainerdError, ImageRecord, Images, Namespace};
+
+pub(crate) use layer_blob::LayerBlob;
 pub(crate) use sink::ContainerdSink;
 pub(crate) use source::{ContainerdSource, KnownZtocs};
-pub(crate) use write::{update_labels, write, write_bytes};
+
+/// Connects to the socket at `address`, a path or `unix://PATH`.
+pub(crate) async fn connect(address: &str, namespace: &str) -> anyhow::Result<Namespace> {
+    let containerd = soci_containerd::Containerd::connect(address).await;
+    let containerd = containerd.map_err(|error| {
+        anyhow!("{error}; is it running, is --address right, and may you access the socket?")
+    })?;
+    Ok(containerd.namespace(namespace)?)
+}
+
+/// Looks up an image that must exist.
+pub(crate) async fn image(containerd: &Namespace, name: &str) -> anyhow::Result<ImageRecord> {
+    Images::new(containerd).get(name).await?.with_context(|| {
+        format!(
+            "image {name:?}: not found in containerd; pull it first, or list the images with \
+             `ctr images ls` (is --namespace right?)"
+        )
+    })
+}
+
+/// Adds advice to the error of a snapshotter that cannot be reached at all.
+pub(crate) fn snapshotter_failed(snapshotter: &str, error: ContainerdError) -> anyhow::Error {
+    let advice = match &error {
+        ContainerdError::Refused(refusal) if refusal.message().contains("not loaded") => format!(
+            "containerd's configuration needs it under [proxy_plugins.{snapshotter}], and \
+             containerd a restart after that (see soci pull --help)"
+        ),
+        error if error.code() == Some(Code::Unavailable) => format!(
+            "is the daemon of snapshotter {snapshotter:?} running, at the address that containerd's \
+             configuration has under [proxy_plugins.{snapshotter}]?"
+        ),
+        _ => return error.into(),
+    };
+    anyhow!("{error}; {advice}")
+}

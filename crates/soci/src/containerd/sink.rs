@@ -1,22 +1,19 @@
 //! containerd's content store as the destination of an index or a converted image.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use soci_containerd::labels::gc;
+use soci_containerd::{Content, Images, Namespace};
 use soci_index::{BlobWriter, ImageSink, IndexError, Meter, SharedSource};
 use soci_oci::{Descriptor, Index, Manifest, media_types};
 use soci_store::content::OciLayout;
 
-use super::{Containerd, Content, record, write_bytes};
-use crate::output;
-
 /// Writes into containerd's content store. Everything is held by the connection's lease until the
 /// image record, or a label of one, holds it.
 pub(crate) struct ContainerdSink {
-    containerd: Arc<Containerd>,
+    containerd: Namespace,
     content: Content,
     /// The image record to make at the end.
     image: Option<String>,
@@ -26,13 +23,9 @@ pub(crate) struct ContainerdSink {
 
 impl ContainerdSink {
     /// Writes a whole image, under this name.
-    pub(crate) fn image(
-        containerd: &Arc<Containerd>,
-        name: &str,
-        layout: Option<OciLayout>,
-    ) -> Self {
+    pub(crate) fn image(containerd: &Namespace, name: &str, layout: Option<OciLayout>) -> Self {
         Self {
-            containerd: Arc::clone(containerd),
+            containerd: containerd.clone(),
             content: Content::new(containerd),
             image: Some(name.to_owned()),
             layout,
@@ -40,17 +33,17 @@ impl ContainerdSink {
     }
 
     /// Writes SOCI artifacts only: into `layout` if there is one, else into containerd.
-    pub(crate) fn artifacts(containerd: &Arc<Containerd>, layout: Option<OciLayout>) -> Self {
+    pub(crate) fn artifacts(containerd: &Namespace, layout: Option<OciLayout>) -> Self {
         Self {
             image: None,
             ..Self::image(containerd, "", layout)
         }
     }
 
-    fn failed(&self, error: &anyhow::Error) -> IndexError {
+    fn failed(&self, error: &dyn std::error::Error) -> IndexError {
         IndexError::Store {
             place: self.describe(),
-            reason: output::reason(error),
+            reason: error.to_string(),
         }
     }
 
@@ -61,9 +54,8 @@ impl ContainerdSink {
         labels: HashMap<String, String>,
         bytes: Bytes,
     ) -> Result<(), IndexError> {
-        write_bytes(&self.containerd, kind, descriptor, labels, bytes)
-            .await
-            .map_err(|error| self.failed(&error))
+        let written = self.content.write_bytes(kind, descriptor, labels, bytes);
+        written.await.map_err(|error| self.failed(&error))
     }
 
     /// Writes into the snapshotter's own store; says whether that is all.
@@ -79,7 +71,7 @@ impl ContainerdSink {
         let put = tokio::task::spawn_blocking(move || layout.put(&descriptor, &bytes)).await;
         match put {
             Ok(Ok(_)) => Ok(self.image.is_none()),
-            Ok(Err(error)) => Err(self.failed(&error.into())),
+            Ok(Err(error)) => Err(self.failed(&error)),
             Err(_) => Err(IndexError::Interrupted),
         }
     }
@@ -155,7 +147,7 @@ impl ImageSink for ContainerdSink {
         let labels = gc::of_index(&parsed);
         self.put("index", index, labels, bytes).await?;
         if let Some(name) = &self.image {
-            let recorded = record(&self.containerd, name, index).await;
+            let recorded = Images::new(&self.containerd).record(name, index).await;
             recorded.map_err(|error| self.failed(&error))?;
         }
         Ok(())

@@ -2,17 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use soci_containerd::{Content, ImageRecord, Namespace};
 use soci_index::{ImageSource, IndexError, Root, StreamReader};
 use soci_oci::{Descriptor, Digest};
 use soci_store::content::OciLayout;
-
-use super::{Containerd, Content, ImageRecord};
-use crate::output;
 
 /// zTOCs that were made before, by layer and span size.
 pub(crate) type KnownZtocs = BTreeMap<(Digest, u64), Descriptor>;
@@ -27,7 +24,7 @@ pub(crate) struct ContainerdSource {
 
 impl ContainerdSource {
     pub(crate) fn new(
-        containerd: &Arc<Containerd>,
+        containerd: &Namespace,
         image: ImageRecord,
         known: KnownZtocs,
         layout: Option<OciLayout>,
@@ -40,10 +37,10 @@ impl ContainerdSource {
         }
     }
 
-    fn failed(&self, error: &anyhow::Error) -> IndexError {
+    fn failed(&self, error: &dyn std::error::Error) -> IndexError {
         IndexError::Store {
             place: self.describe(),
-            reason: output::reason(error),
+            reason: error.to_string(),
         }
     }
 
@@ -116,7 +113,7 @@ impl ImageSource for ContainerdSource {
         {
             return layout
                 .get(&descriptor.digest)
-                .map_err(|error| self.failed(&error.into()));
+                .map_err(|error| self.failed(&error));
         }
         self.check(descriptor).await?;
         let bytes = self.content.bytes(descriptor).await;

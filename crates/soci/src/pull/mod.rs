@@ -4,12 +4,12 @@
 //! layer with the labels that a lazy snapshotter needs, download and apply only where the
 //! snapshotter does not take the layer over, and an image record at the end.
 
-mod fetch;
-mod layers;
+mod documents;
+mod downloads;
 mod outcome;
 mod unpack;
 
-pub(crate) use fetch::{Fetched, fetch};
-pub(crate) use layers::Downloads;
+pub(crate) use documents::{ImageDocuments, fetch};
+pub(crate) use downloads::Downloads;
 pub(crate) use outcome::{Layer, State};
 pub(crate) use unpack::{Active, Unpack};

@@ -6,28 +6,23 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use containerd_client::services::v1::ApplyRequest;
-use containerd_client::services::v1::snapshots::{
-    CommitSnapshotRequest, Info, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
-};
-use containerd_client::tonic::Code;
-use containerd_client::types::Mount;
 use soci_containerd::labels::{self, ImageLabels, gc};
+use soci_containerd::{Content, Mount, Namespace, Snapshots, apply};
 use soci_index::{LayerVerdict, LazyReport};
 use soci_oci::{Descriptor, Digest, Reference};
 
-use super::{Downloads, Fetched, Layer, State};
-use crate::containerd::{Containerd, api_descriptor, failed, snapshotter_failed, update_labels};
+use super::{Downloads, ImageDocuments, Layer, State};
+use crate::containerd::snapshotter_failed;
 
 /// How often a layer is prepared again after the snapshotter had it and then had it not.
 const TRIES: usize = 3;
 
 /// What is needed to unpack an image.
 pub(crate) struct Unpack<'a> {
-    pub(crate) containerd: &'a Containerd,
-    pub(crate) snapshotter: &'a str,
+    pub(crate) containerd: &'a Namespace,
+    pub(crate) snapshots: &'a Snapshots,
     pub(crate) reference: &'a Reference,
-    pub(crate) image: &'a Fetched,
+    pub(crate) image: &'a ImageDocuments,
     pub(crate) index_digest: Option<Digest>,
     pub(crate) downloads: &'a Downloads,
     /// What the registry says about laziness; `None` for a snapshotter that never is lazy.
@@ -52,7 +47,7 @@ impl Active {
     }
 
     /// Removes what an interrupted pull was working on.
-    pub(crate) async fn remove_all(&self, containerd: &Containerd, snapshotter: &str) {
+    pub(crate) async fn remove_all(&self, snapshots: &Snapshots) {
         let keys = std::mem::take(&mut *self.keys());
         if keys.is_empty() {
             return;
@@ -60,12 +55,8 @@ impl Active {
         // A Prepare that was just being made comes to its end although nobody waits for it.
         tokio::time::sleep(PREPARE_ENDS).await;
         for key in keys {
-            if let Err(error) = remove(containerd, snapshotter, &key).await {
-                tracing::warn!(
-                    key,
-                    error = crate::output::reason(&error),
-                    "a snapshot is left over"
-                );
+            if let Err(error) = snapshots.remove(&key).await {
+                tracing::warn!(key, %error, "cannot remove the snapshot of an interrupted pull");
             }
         }
     }
@@ -74,7 +65,7 @@ impl Active {
 /// What became of a Prepare.
 enum Prepared {
     /// The snapshotter has the layer.
-    Taken(Info),
+    Taken(HashMap<String, String>),
     /// The layer is to be applied to these mounts.
     Deferred { key: String, mounts: Vec<Mount> },
 }
@@ -85,10 +76,9 @@ impl Unpack<'_> {
         let chain = self.image.config.rootfs.chain_ids();
         let mut present = None;
         for (at, chain_id) in chain.iter().enumerate().rev() {
-            if self.stat(*chain_id).await?.is_some() {
-                self.containerd
-                    .hold_snapshot(self.snapshotter, &chain_id.to_string())
-                    .await?;
+            if self.labels(*chain_id).await?.is_some() {
+                let (name, key) = (self.snapshots.snapshotter(), chain_id.to_string());
+                self.containerd.hold_snapshot(name, &key).await?;
                 present = Some(at);
                 break;
             }
@@ -121,15 +111,13 @@ impl Unpack<'_> {
                 .copied();
             let already_present = at < first_missing;
             let taken = if already_present {
-                self.stat(*chain_id).await?
+                self.labels(*chain_id).await?
             } else {
                 self.layer(at, layer, *diff_id, *chain_id, parent).await?
             };
             let state = match taken {
-                Some(info) if info.labels.contains_key(labels::REMOTE) => State::Lazy,
-                Some(info) if info.labels.contains_key(labels::HAS_INDEX) => {
-                    State::UnpackedBySnapshotter
-                }
+                Some(of) if of.contains_key(labels::REMOTE) => State::Lazy,
+                Some(of) if of.contains_key(labels::HAS_INDEX) => State::UnpackedBySnapshotter,
                 Some(_) | None => State::Unpacked,
             };
             layers.push(Layer {
@@ -141,12 +129,10 @@ impl Unpack<'_> {
             });
         }
         if let Some(top) = chain.last() {
-            update_labels(
-                self.containerd,
-                &self.image.manifest.config,
-                HashMap::from([gc::of_config(self.snapshotter, *top)]),
-            )
-            .await?;
+            let label = gc::of_config(self.snapshots.snapshotter(), *top);
+            Content::new(self.containerd)
+                .add_labels(&self.image.manifest.config.digest, HashMap::from([label]))
+                .await?;
         }
         Ok(layers)
     }
@@ -173,7 +159,7 @@ impl Unpack<'_> {
         })
     }
 
-    /// One layer; the snapshot, if the snapshotter made it.
+    /// Unpacks one layer; returns the labels of its snapshot if the snapshotter made it.
     async fn layer(
         &self,
         at: usize,
@@ -181,14 +167,15 @@ impl Unpack<'_> {
         diff_id: Digest,
         chain_id: Digest,
         parent: Option<Digest>,
-    ) -> anyhow::Result<Option<Info>> {
-        match self.prepare(at, chain_id, parent).await? {
-            Prepared::Taken(info) => Ok(Some(info)),
+    ) -> anyhow::Result<Option<HashMap<String, String>>> {
+        let prepared = self.prepare(at, chain_id, parent).await;
+        match prepared.with_context(|| format!("layer {}", layer.digest))? {
+            Prepared::Taken(labels) => Ok(Some(labels)),
             Prepared::Deferred { key, mounts } => {
                 let applied = self.apply(layer, diff_id, chain_id, &key, mounts).await;
                 self.active.forget(&key);
                 if let Err(error) = applied {
-                    let _ = remove(self.containerd, self.snapshotter, &key).await;
+                    let _ = self.snapshots.remove(&key).await;
                     return Err(error.context(format!("layer {}", layer.digest)));
                 }
                 Ok(None)
@@ -196,20 +183,9 @@ impl Unpack<'_> {
         }
     }
 
-    async fn stat(&self, chain_id: Digest) -> anyhow::Result<Option<Info>> {
-        let request = self.containerd.request(StatSnapshotRequest {
-            snapshotter: self.snapshotter.to_owned(),
-            key: chain_id.to_string(),
-        });
-        match self.containerd.services().snapshots().stat(request).await {
-            Ok(response) => Ok(response.into_inner().info),
-            Err(status) if status.code() == Code::NotFound => Ok(None),
-            Err(status) => Err(snapshotter_failed(
-                &format!("use snapshotter {:?}", self.snapshotter),
-                self.snapshotter,
-                &status,
-            )),
-        }
+    async fn labels(&self, chain_id: Digest) -> anyhow::Result<Option<HashMap<String, String>>> {
+        let labels = self.snapshots.labels(&chain_id.to_string()).await;
+        labels.map_err(|error| snapshotter_failed(self.snapshots.snapshotter(), error))
     }
 
     async fn prepare(
@@ -228,42 +204,24 @@ impl Unpack<'_> {
             let key = extract_key(chain_id);
             // From here on it may exist, also if nobody waits for the answer.
             self.active.keys().push(key.clone());
-            let request = self.containerd.request(PrepareSnapshotRequest {
-                snapshotter: self.snapshotter.to_owned(),
-                key: key.clone(),
-                parent: parent.map(|digest| digest.to_string()).unwrap_or_default(),
-                labels: image.for_layer(at, chain_id),
-            });
-            match self
-                .containerd
-                .services()
-                .snapshots()
-                .prepare(request)
-                .await
-                .inspect_err(|_| self.active.forget(&key))
-            {
-                Ok(response) => {
-                    let mounts = response.into_inner().mounts;
-                    return Ok(Prepared::Deferred { key, mounts });
-                }
-                Err(status) if status.code() == Code::AlreadyExists => {
+            let parent = parent.map(|digest| digest.to_string()).unwrap_or_default();
+            let labels = image.for_layer(at, chain_id);
+            let prepared = self.snapshots.prepare(&key, &parent, labels).await;
+            match prepared.inspect_err(|_| self.active.forget(&key)) {
+                Ok(Some(mounts)) => return Ok(Prepared::Deferred { key, mounts }),
+                Ok(None) => {
+                    self.active.forget(&key);
                     // It may have been collected between the two requests: then once more.
-                    if let Some(info) = self.stat(chain_id).await? {
-                        return Ok(Prepared::Taken(info));
+                    if let Some(labels) = self.labels(chain_id).await? {
+                        return Ok(Prepared::Taken(labels));
                     }
                 }
-                Err(status) => {
-                    return Err(snapshotter_failed(
-                        &format!("prepare layer {}", at.saturating_add(1)),
-                        self.snapshotter,
-                        &status,
-                    ));
-                }
+                Err(error) => return Err(snapshotter_failed(self.snapshots.snapshotter(), error)),
             }
         }
         bail!(
             "snapshotter {:?} says that layer {} exists, but does not have it",
-            self.snapshotter,
+            self.snapshots.snapshotter(),
             at.saturating_add(1)
         )
     }
@@ -277,55 +235,19 @@ impl Unpack<'_> {
         mounts: Vec<Mount>,
     ) -> anyhow::Result<()> {
         self.downloads.wait(layer).await?;
-        let request = self.containerd.request(ApplyRequest {
-            diff: Some(api_descriptor(layer)?),
-            mounts,
-            ..ApplyRequest::default()
-        });
-        let applied = self
-            .containerd
-            .services()
-            .diff()
-            .apply(request)
-            .await
-            .map_err(|status| failed("unpack it", &status))?
-            .into_inner()
-            .applied
-            .context("containerd answered without what it unpacked")?;
-        if applied.digest != diff_id.to_string() {
-            bail!(
-                "its content is {} where the image's configuration says {diff_id}",
-                applied.digest
-            );
+        let applied = apply(self.containerd, layer, mounts).await?;
+        if applied != diff_id.to_string() {
+            bail!("its content is {applied} where the image's configuration says {diff_id}");
         }
-        let request = self.containerd.request(CommitSnapshotRequest {
-            snapshotter: self.snapshotter.to_owned(),
-            name: chain_id.to_string(),
-            key: key.to_owned(),
-            labels: HashMap::from([(labels::TARGET.to_owned(), chain_id.to_string())]),
-        });
-        match self.containerd.services().snapshots().commit(request).await {
-            Ok(_) => {}
+        let labels = HashMap::from([(labels::TARGET.to_owned(), chain_id.to_string())]);
+        let name = chain_id.to_string();
+        if !self.snapshots.commit(key, &name, labels).await? {
             // Another pull was faster.
-            Err(status) if status.code() == Code::AlreadyExists => {
-                remove(self.containerd, self.snapshotter, key).await?;
-            }
-            Err(status) => return Err(failed("commit its snapshot", &status)),
+            self.snapshots.remove(key).await?;
         }
         let uncompressed = HashMap::from([(labels::UNCOMPRESSED.to_owned(), diff_id.to_string())]);
-        update_labels(self.containerd, layer, uncompressed).await
-    }
-}
-
-async fn remove(containerd: &Containerd, snapshotter: &str, key: &str) -> anyhow::Result<()> {
-    let request = containerd.request(RemoveSnapshotRequest {
-        snapshotter: snapshotter.to_owned(),
-        key: key.to_owned(),
-    });
-    match containerd.services().snapshots().remove(request).await {
-        Ok(_) => Ok(()),
-        Err(status) if status.code() == Code::NotFound => Ok(()),
-        Err(status) => Err(failed(&format!("remove snapshot {key}"), &status)),
+        let content = Content::new(self.containerd);
+        Ok(content.add_labels(&layer.digest, uncompressed).await?)
     }
 }
 

@@ -116,11 +116,11 @@ fn wrong_usage_is_told_in_one_form() {
 #[test]
 fn failures_say_what_where_and_what_to_do() {
     let cases: [&[&str]; 15] = [
-        &["status", "--snapshotter-address", "/nonexistent.sock"],
+        &["status", "--snapshotter-address", "/proc/nonexistent.sock"],
         &[
             "create",
             "--address",
-            "/nonexistent.sock",
+            "/proc/nonexistent.sock",
             "--root",
             "/tmp/none",
             "a/b:c",
@@ -128,14 +128,14 @@ fn failures_say_what_where_and_what_to_do() {
         &[
             "convert",
             "--address",
-            "/nonexistent.sock",
+            "/proc/nonexistent.sock",
             "--root",
             "/tmp/none",
             "a/b:c",
             "a/b:d",
         ],
-        &["push", "--address", "/nonexistent.sock", "a/b:c"],
-        &["rebuild-db", "--address", "/nonexistent.sock"],
+        &["push", "--address", "/proc/nonexistent.sock", "a/b:c"],
+        &["rebuild-db", "--address", "/proc/nonexistent.sock"],
         &["index", "info", "--root", "/tmp/none", ZERO],
         &[
             "index",
@@ -145,10 +145,10 @@ fn failures_say_what_where_and_what_to_do() {
             "--ref",
             "a/b:c",
             "-a",
-            "/nonexistent.sock",
+            "/proc/nonexistent.sock",
         ],
         &["check", "--config", "/proc/self/mounts", "localhost:1/a:b"],
-        &["convert", "--standalone", "/nonexistent", "/tmp/out"],
+        &["convert", "--standalone", "/proc/nonexistent", "/tmp/out"],
         &["convert", "--standalone", "/proc/self/mounts", "/tmp/out"],
         &[
             "convert",
@@ -158,7 +158,12 @@ fn failures_say_what_where_and_what_to_do() {
         ],
         &["convert", "--standalone", "", "/tmp/out"],
         &["convert", "--standalone", "/proc/self", "/tmp/out"],
-        &["pull", "--address", "/nonexistent.sock", "localhost:1/a:b"],
+        &[
+            "pull",
+            "--address",
+            "/proc/nonexistent.sock",
+            "localhost:1/a:b",
+        ],
         &[
             "convert",
             "--standalone",
@@ -182,7 +187,7 @@ fn a_password_is_never_repeated() {
         &["pull", "--user", "me:hunter2", "Not A Reference"],
         &[
             "--address",
-            "/nonexistent.sock",
+            "/proc/nonexistent.sock",
             "pull",
             "--user",
             "me:hunter2",
@@ -199,7 +204,7 @@ fn global_flags_stand_before_or_after_the_command() {
     for arguments in [
         &[
             "--address",
-            "/nonexistent.sock",
+            "/proc/nonexistent.sock",
             "--namespace",
             "n",
             "pull",
@@ -209,18 +214,18 @@ fn global_flags_stand_before_or_after_the_command() {
             "pull",
             "localhost:1/a:b",
             "-a",
-            "/nonexistent.sock",
+            "/proc/nonexistent.sock",
             "-n",
             "n",
         ],
     ] {
-        assert!(failure(arguments).contains("/nonexistent.sock"));
+        assert!(failure(arguments).contains("/proc/nonexistent.sock"));
     }
 }
 
 #[test]
 fn tables_and_lists_of_nothing_have_their_headers() {
-    let none = ["--root", "/tmp/none", "--address", "/nonexistent.sock"];
+    let none = ["--root", "/tmp/none", "--address", "/proc/nonexistent.sock"];
     let cases: [&[&str]; 7] = [
         &["index", "list"],
         &["index", "list", "--json"],

@@ -7,7 +7,7 @@ use soci_index::{ConvertOptions, SharedSource};
 use soci_oci::Reference;
 
 use crate::artifact_records::{add_index, known_ztocs};
-use crate::containerd::{ContainerdSink, ContainerdSource, ImageRecord};
+use crate::containerd::{self, ContainerdSink, ContainerdSource};
 use crate::global::Global;
 use crate::output;
 use crate::progress::{ClearAtEnd, ConvertProgress};
@@ -25,7 +25,7 @@ pub(super) async fn run(
     let known = known_ztocs(&db).await?;
     let converted = global
         .leased(async |containerd| {
-            let image = ImageRecord::get(&containerd, source).await?;
+            let image = containerd::image(&containerd, source).await?;
             let source: SharedSource = Arc::new(ContainerdSource::new(
                 &containerd,
                 image,

@@ -1,17 +1,17 @@
 //! `soci index list`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
+use soci_containerd::Images;
 use soci_index::{Image, Platforms};
 use soci_oci::{Digest, Platform, media_types};
 use soci_store::artifacts::{Artifact, ArtifactKind};
 
 use crate::age::{ago, rfc3339};
 use crate::artifact_records::list;
-use crate::containerd::{ContainerdSource, ImageRecord, KnownZtocs, images_with_target};
+use crate::containerd::{self, ContainerdSource, KnownZtocs};
 use crate::global::Global;
 use crate::output;
 use crate::table::table;
@@ -128,8 +128,8 @@ impl List {
         reference: &str,
         global: &Global,
     ) -> anyhow::Result<BTreeSet<Digest>> {
-        let containerd = Arc::new(global.connect().await?);
-        let image = ImageRecord::get(&containerd, reference).await?;
+        let containerd = global.connect().await?;
+        let image = containerd::image(&containerd, reference).await?;
         let source = ContainerdSource::new(&containerd, image, KnownZtocs::new(), None);
         let image = Image::load(&source).await?;
         let platforms = match self.platform.as_slice() {
@@ -167,16 +167,16 @@ async fn names(
     if targets.is_empty() {
         return Ok(names);
     }
-    let containerd = match global.connect().await {
-        Ok(containerd) => containerd,
+    let images = match global.connect().await {
+        Ok(containerd) => Images::new(&containerd),
         Err(error) => {
             output::warning(&format!("image names are not shown: {error}"));
             return Ok(names);
         }
     };
     for target in targets {
-        let of = images_with_target(&containerd, &target.to_string()).await?;
-        names.insert(target, of);
+        let of_target = images.with_target(&target.to_string()).await?;
+        names.insert(target, of_target);
     }
     Ok(names)
 }

@@ -10,7 +10,7 @@ use soci_ztoc::soci_index::SociIndex;
 
 use crate::artifact_records::{entry, list, with_db};
 use crate::artifact_store::ArtifactStore;
-use crate::containerd::ImageRecord;
+use crate::containerd;
 use crate::global::Global;
 use crate::interrupt::committing;
 
@@ -39,7 +39,7 @@ impl Remove {
             }
             Some(reference) => {
                 let containerd = global.connect().await?;
-                let image = ImageRecord::get(&containerd, reference).await?;
+                let image = containerd::image(&containerd, reference).await?;
                 let of_image = Some(image.target.digest);
                 list(&db, Some(ArtifactKind::Index))
                     .await?

@@ -5,13 +5,12 @@ use std::collections::{BTreeSet, HashMap};
 
 use anyhow::Context as _;
 use futures::{StreamExt as _, TryStreamExt as _};
-use soci_containerd::labels;
+use soci_containerd::{Content, labels};
 use soci_oci::{Descriptor, Digest, Reference};
 use soci_registry::{BlobBody, Client, PushOutcome};
 use soci_ztoc::soci_index::SociIndex;
 
 use crate::artifact_store::ArtifactStore;
-use crate::containerd::Content;
 use crate::interrupt::committing;
 use crate::output;
 use crate::progress::Bars;
@@ -127,7 +126,7 @@ impl Graph<'_> {
             return Ok(());
         };
         let source = labels::source(self.reference);
-        content.add_labels(digest, HashMap::from([source])).await
+        Ok(content.add_labels(digest, HashMap::from([source])).await?)
     }
 
     fn say(&self, what: &str, digest: Digest) {

@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use soci_containerd::Content;
 use soci_oci::Digest;
 use soci_registry::BlobSource as _;
 use soci_store::artifacts::ArtifactKind;
 use soci_ztoc::{Ztoc, find_file};
 
 use crate::artifact_records::entry;
-use crate::containerd::{Content, LayerFile};
+use crate::containerd::LayerBlob;
 use crate::global::Global;
 use crate::remote::SpanReader;
 
@@ -43,8 +44,8 @@ impl GetFile {
         let ztoc = Ztoc::parse(&blob).with_context(|| format!("zTOC {}", self.digest))?;
         let file = find_file(&ztoc.toc, self.file.as_bytes())
             .with_context(|| format!("cannot read file {:?}", self.file))?;
-        let containerd = Arc::new(global.connect().await?);
-        let layer = LayerFile::open(Content::new(&containerd), entry.original_digest).await?;
+        let containerd = global.connect().await?;
+        let layer = LayerBlob::open(Content::new(&containerd), entry.original_digest).await?;
         let spans = ztoc.span_table();
         if layer.size() != spans.compressed_size() {
             bail!(

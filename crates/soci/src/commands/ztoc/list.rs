@@ -1,7 +1,6 @@
 //! `soci ztoc list`.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -12,7 +11,7 @@ use soci_store::artifacts::{Artifact, ArtifactKind};
 use soci_ztoc::soci_index::SociIndex;
 
 use crate::artifact_records::list;
-use crate::containerd::{ContainerdSource, ImageRecord, KnownZtocs};
+use crate::containerd::{self, ContainerdSource, KnownZtocs};
 use crate::global::Global;
 use crate::output;
 use crate::table::table;
@@ -92,8 +91,8 @@ impl List {
 
 /// The zTOCs that the indexes of an image list.
 async fn of_image(reference: &str, global: &Global) -> anyhow::Result<BTreeSet<Digest>> {
-    let containerd = Arc::new(global.connect().await?);
-    let image = ImageRecord::get(&containerd, reference).await?;
+    let containerd = global.connect().await?;
+    let image = containerd::image(&containerd, reference).await?;
     let source = ContainerdSource::new(&containerd, image, KnownZtocs::new(), None);
     let image = Image::load(&source).await?;
     let manifests: BTreeSet<Digest> = image

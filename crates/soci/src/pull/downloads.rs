@@ -1,17 +1,17 @@
 //! Downloading layer blobs into containerd, several at a time, each at most once.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 
 use anyhow::anyhow;
 use futures::future::{BoxFuture, FutureExt as _, Shared};
 use futures::{StreamExt as _, TryStreamExt as _};
-use soci_containerd::labels;
+use soci_containerd::{Content, labels};
 use soci_oci::{Descriptor, Digest, Reference};
-use soci_registry::{BlobSource as _, Client, Deadline};
+use soci_registry::{BlobSource as _, Client, Deadline, ErrorKind, RegistryError};
 use tokio::sync::{Mutex, Semaphore};
 
-use crate::containerd::{Containerd, write};
 use crate::output;
 use crate::progress::Bars;
 
@@ -20,7 +20,7 @@ type Download = Shared<BoxFuture<'static, Result<(), Arc<anyhow::Error>>>>;
 
 /// Downloads layer blobs. Dropping it stops them.
 pub(crate) struct Downloads {
-    containerd: Arc<Containerd>,
+    content: Content,
     client: Client,
     reference: Reference,
     bars: Arc<Bars>,
@@ -32,14 +32,14 @@ pub(crate) struct Downloads {
 impl Downloads {
     /// Nothing is downloaded yet; at most `parallel` blobs are at a time.
     pub(crate) fn new(
-        containerd: Arc<Containerd>,
+        content: Content,
         client: Client,
         reference: Reference,
         bars: Arc<Bars>,
         parallel: usize,
     ) -> Self {
         Self {
-            containerd,
+            content,
             client,
             reference,
             bars,
@@ -72,12 +72,12 @@ impl Downloads {
             .entry(layer.digest)
             .or_insert_with(|| {
                 let layer = layer.clone();
-                let (containerd, client) = (Arc::clone(&self.containerd), self.client.clone());
+                let (content, client) = (self.content.clone(), self.client.clone());
                 let (reference, bars) = (self.reference.clone(), Arc::clone(&self.bars));
                 let slots = Arc::clone(&self.slots);
                 async move {
                     let _slot = slots.acquire().await;
-                    download(&containerd, &client, &reference, &layer, &bars)
+                    download(&content, &client, &reference, &layer, &bars)
                         .await
                         .map_err(Arc::new)
                 }
@@ -89,7 +89,7 @@ impl Downloads {
 }
 
 async fn download(
-    containerd: &Containerd,
+    content: &Content,
     client: &Client,
     reference: &Reference,
     layer: &Descriptor,
@@ -99,18 +99,26 @@ async fn download(
     let size = layer.size;
     let open = |offset: u64| async move {
         let stream = if offset == 0 {
-            client.blob_stream(reference, layer).await?
+            client.blob_stream(reference, layer).await
         } else {
-            client
-                .blob(reference, layer)
-                .stream_range(offset..size, Deadline::far())
-                .await?
+            let blob = client.blob(reference, layer);
+            blob.stream_range(offset..size, Deadline::far()).await
         };
-        Ok(stream.map_err(anyhow::Error::from).boxed())
+        Ok(stream.map_err(supply)?.map_err(supply).boxed())
     };
     let labels = HashMap::from([labels::source(reference)]);
     let advance = |bytes| bars.advance(layer.digest, bytes);
-    let result = write(containerd, "layer", layer, labels, open, &advance).await;
+    let result = content.write("layer", layer, labels, open, &advance).await;
     bars.end(layer.digest);
-    result
+    Ok(result?)
+}
+
+/// Converts an error of the registry for the writer, which reads a blob again from its start if
+/// its bytes were wrong.
+fn supply(error: RegistryError) -> io::Error {
+    let kind = match error.kind() {
+        ErrorKind::DigestMismatch => io::ErrorKind::InvalidData,
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error)
 }

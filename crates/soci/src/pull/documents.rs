@@ -4,18 +4,17 @@ use std::collections::HashMap;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
+use soci_containerd::Content;
 use soci_containerd::labels::{self, gc};
 use soci_oci::{
     Descriptor, Digest, ImageConfig, Index, Manifest, Platform, Reference, media_types,
 };
 use soci_registry::Client;
 
-use crate::containerd::{Containerd, write_bytes};
-
-/// What was fetched.
+/// The documents of an image for one platform.
 #[derive(Debug)]
-pub(crate) struct Fetched {
-    /// What the reference names: the target of the image record.
+pub(crate) struct ImageDocuments {
+    /// Descriptor that the reference resolves to: the target of the image record.
     pub(crate) target: Descriptor,
     pub(crate) manifest_digest: Digest,
     pub(crate) manifest: Manifest,
@@ -24,11 +23,11 @@ pub(crate) struct Fetched {
 
 /// Resolves the reference and fetches its documents for one platform.
 pub(crate) async fn fetch(
-    containerd: &Containerd,
+    content: &Content,
     client: &Client,
     reference: &Reference,
     platform: &Platform,
-) -> anyhow::Result<Fetched> {
+) -> anyhow::Result<ImageDocuments> {
     let target = client.resolve(reference).await?;
     let bytes = document(client, reference, &target).await?;
     // Kind, blob, labels; parents before children.
@@ -92,9 +91,11 @@ pub(crate) async fn fetch(
     // From the bottom up: whoever sees a parent sees its children.
     for (kind, descriptor, bytes, mut labels) in documents.into_iter().rev() {
         labels.extend([labels::source(reference)]);
-        write_bytes(containerd, kind, &descriptor, labels, bytes).await?;
+        content
+            .write_bytes(kind, &descriptor, labels, bytes)
+            .await?;
     }
-    Ok(Fetched {
+    Ok(ImageDocuments {
         target,
         manifest_digest,
         manifest,
