@@ -1,71 +1,70 @@
-//! Fault points: named places between two steps, at which a test can make the process die as a crash
-//! would, or a step fail. Release builds have none of it.
+//! Fault points: named places between two steps at which a test can end the process as a crash would,
+//! or make a step fail. Release builds do not contain them.
 //!
-//! A test starts the program with `SOCI_FAULT_POINT=NAME`, or `NAME:N` to let the point pass until it
-//! is reached for the `N`th time. To add one, write [`point`] with a new name between the two steps;
-//! the end-to-end tests find it in the sources. [`numbered_point`] is one for each of many things.
-//! Every process that inherits the environment dies there, each counting for itself. At [`fails`] a step
-//! fails instead.
+//! A test starts the program with `SOCI_FAULT_POINT=NAME`, or with `NAME:N` for the `N`th time that
+//! the point is reached. A call of [`point`] with a new name adds a point; the end-to-end tests find
+//! it in the sources. [`numbered_point`] is one point per number, and [`fails`] makes a step fail
+//! instead. Each process that inherits the environment counts for itself.
 
 #![forbid(unsafe_code)]
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The environment variable that names the point.
+/// Environment variable that selects the point.
 pub const VARIABLE: &str = "SOCI_FAULT_POINT";
 
-/// Aborts the process here if the environment asks for it: no destructor runs, no buffer is flushed.
+/// Aborts the process if this point is selected: no destructor runs, no buffer is flushed.
 #[inline]
 pub fn point(name: &str) {
     if cfg!(debug_assertions)
-        && let Some(chosen) = chosen()
-        && chosen.is_reached(name)
+        && let Some(selected) = selected()
+        && selected.is_reached(name)
     {
         std::process::abort();
     }
 }
 
-/// The same for the thing with this number: its name is `NAME#NUMBER`.
+/// Aborts the process if the point `NAME#NUMBER` is selected.
 #[inline]
 pub fn numbered_point(name: &str, number: u64) {
     if cfg!(debug_assertions)
-        && let Some(chosen) = chosen()
-        && chosen.has_number(name, number)
-        && chosen.is_reached(&chosen.name)
+        && let Some(selected) = selected()
+        && selected.has_number(name, number)
+        && selected.is_reached(&selected.name)
     {
         std::process::abort();
     }
 }
 
-/// Whether the step of this name is to fail now, as if the system had refused it: once, by the same
-/// variable.
+/// Returns whether the step of this name has to fail now, as if the system had refused it. This
+/// happens once per process.
 #[inline]
 #[must_use]
 pub fn fails(name: &str) -> bool {
-    cfg!(debug_assertions) && chosen().is_some_and(|chosen| chosen.is_reached(name))
+    cfg!(debug_assertions) && selected().is_some_and(|selected| selected.is_reached(name))
 }
 
-/// The point at which this process is to die.
+/// The selected point.
 #[derive(Debug)]
-struct Chosen {
+struct Selected {
     name: String,
-    /// How often it is still to be reached.
+    /// Number of times it has to be reached until it triggers.
     left: AtomicU32,
 }
 
-fn chosen() -> Option<&'static Chosen> {
-    static CHOSEN: OnceLock<Option<Chosen>> = OnceLock::new();
-    CHOSEN
+fn selected() -> Option<&'static Selected> {
+    static SELECTED: OnceLock<Option<Selected>> = OnceLock::new();
+    SELECTED
         .get_or_init(|| {
             std::env::var(VARIABLE)
                 .ok()
-                .map(|text| Chosen::parse(&text))
+                .map(|text| Selected::parse(&text))
         })
         .as_ref()
 }
 
-impl Chosen {
+impl Selected {
     fn parse(text: &str) -> Self {
         let counted = text
             .rsplit_once(':')
@@ -84,7 +83,7 @@ impl Chosen {
             .is_some_and(|text| text.parse() == Ok(number))
     }
 
-    /// Counts; true exactly once.
+    /// Counts one pass; `true` exactly once.
     fn is_reached(&self, name: &str) -> bool {
         name == self.name
             && self
@@ -102,19 +101,19 @@ mod tests {
 
     #[test]
     fn a_point_is_reached_once_at_its_count_and_by_no_other_name() {
-        let third = Chosen::parse("a:b:3");
+        let third = Selected::parse("a:b:3");
         let reached: Vec<bool> = ["a:b", "a", "a:b", "a:b", "a:b"]
             .map(|name| third.is_reached(name))
             .to_vec();
         assert_eq!(reached, [false, false, false, true, false]);
-        assert!(Chosen::parse("a-b").is_reached("a-b"));
+        assert!(Selected::parse("a-b").is_reached("a-b"));
     }
 
     #[test]
     fn a_numbered_point_is_reached_by_its_number_only() {
-        let read = Chosen::parse("read#12");
+        let read = Selected::parse("read#12");
         assert!(read.has_number("read", 12));
         assert!(!read.has_number("read", 1) && !read.has_number("rea", 12));
-        assert!(!Chosen::parse("read").has_number("read", 0));
+        assert!(!Selected::parse("read").has_number("read", 0));
     }
 }

@@ -1,21 +1,21 @@
-//! Recognising sequential readers of a layer, and what to fetch ahead of them.
+//! Detection of sequential readers of a layer, and the spans to fetch ahead of them.
 //!
-//! Offsets are those of the uncompressed tar: files that are neighbours there are mostly used one
-//! after another, so a reader that goes from file to file is sequential too.
+//! Offsets are those of the uncompressed tar. Files that are neighbours there are mostly used one
+//! after another, so a reader that goes from file to file counts as sequential.
 
 use std::ops::Range;
 
 use soci_ztoc::{SpanId, SpanTable};
 
-/// How many sequential readers of a layer are followed.
+/// Number of readers of a layer that are followed.
 const STREAMS: usize = 8;
-/// How far from the expected place a read may be: the kernel sends the reads of one reader out of
-/// order, and there are headers and small skipped files between those of the files that are read.
+/// Largest distance of a read from its expected offset, in bytes: the kernel sends the reads of one
+/// reader out of order, and headers and skipped files lie between the files that are read.
 const SLACK: u64 = 1 << 20;
-/// The smallest window, in compressed bytes. Above it a window is as large as what its reader has
-/// read so far: what is fetched in vain is never more than what was of use.
+/// Smallest window in compressed bytes. Above it, a window is as large as what its reader has read
+/// so far: no more is fetched in vain than was useful.
 const FIRST_WINDOW: u64 = 2 << 20;
-/// How many reads in sequence make a sequential reader.
+/// Number of reads in sequence that make a reader sequential.
 const SEQUENTIAL: u32 = 2;
 
 /// The sequential readers of a layer.
@@ -27,18 +27,18 @@ pub(crate) struct Streams {
 
 #[derive(Debug)]
 struct Stream {
-    /// Where its next read is expected.
+    /// Expected offset of its next read.
     next: u64,
     hits: u32,
-    /// Where in the compressed layer its reading began.
+    /// Offset in the compressed layer of its first span.
     began: Option<u64>,
-    /// The first span that has not been asked for.
+    /// First span that has not been wanted for it.
     ahead: u32,
     used: u64,
 }
 
 impl Streams {
-    /// Notes a read, and says what to fetch ahead of it.
+    /// Records a read and returns the spans to fetch ahead of it.
     pub(crate) fn note(
         &mut self,
         read: Range<u64>,
@@ -61,7 +61,7 @@ impl Streams {
         };
         stream.used = self.clock;
         if read.end <= stream.next {
-            // Behind its front: a late read of the same reader, or somebody who looks again.
+            // Behind its front: a late read of the same reader, or a repeated one.
             return None;
         }
         stream.next = read.end;
@@ -69,16 +69,16 @@ impl Streams {
         if stream.hits < SEQUENTIAL {
             return None;
         }
-        let here = spans.at_uncompressed(read.end - 1)?;
-        let span = spans.get(here)?.compressed;
+        let last = spans.at_uncompressed(read.end - 1)?;
+        let span = spans.get(last)?.compressed;
         let front = span.end;
         let began = *stream.began.get_or_insert(span.start);
         let window = front
             .saturating_sub(began)
             .clamp(FIRST_WINDOW.min(most), most);
         let start_of = |id: u32| spans.get(SpanId(id)).map(|span| span.compressed.start);
-        let first = stream.ahead.max(here.0.saturating_add(1));
-        // Not at every span, but when half of the window is used up: larger requests.
+        let first = stream.ahead.max(last.0.saturating_add(1));
+        // Only when half of the window is used up: fewer and larger requests.
         if start_of(first)? >= front.saturating_add(window / 2) {
             return None;
         }

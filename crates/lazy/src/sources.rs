@@ -141,3 +141,20 @@ impl BlobSource for Sources {
         source.map_or_else(|| self.blob.digest.to_string(), |source| source.describe())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_dead_repository_leaves_time_for_those_after_it() {
+        let deadline = Deadline::after(Duration::from_secs(60));
+        for (left, seconds) in [(3, 20), (2, 30), (1, 60)] {
+            let share = share(deadline, left).remaining();
+            assert!(share <= Duration::from_secs(seconds), "{share:?}");
+            assert!(share > Duration::from_secs(seconds - 5), "{share:?}");
+        }
+    }
+}

@@ -45,7 +45,8 @@ impl SpanLayout for Blob {
 /// One event. The indices of requests and arrived spans wrap around.
 #[derive(Debug, Clone)]
 enum Step {
-    Want(SpanKey, Priority),
+    /// Neighbouring spans are wanted, the first of them and so many more.
+    Want(SpanKey, u32, Priority),
     /// The next span of a request arrives; after the last one, the request ends.
     Receive(usize),
     /// An arrived span is verified and stored; a reader may join before it is stored.
@@ -68,7 +69,9 @@ fn key() -> impl Strategy<Value = SpanKey> {
 fn step() -> impl Strategy<Value = Step> {
     let priority = prop::sample::select(Priority::ALL.to_vec());
     prop_oneof![
-        10 => (key(), priority).prop_map(|(key, priority)| Step::Want(key, priority)),
+        6 => (key(), priority.clone()).prop_map(|(key, priority)| Step::Want(key, 0, priority)),
+        4 => (key(), 0..SPANS, priority)
+            .prop_map(|(key, more, priority)| Step::Want(key, more, priority)),
         10 => any::<usize>().prop_map(Step::Receive),
         6 => (any::<usize>(), any::<bool>()).prop_map(|(which, late)| Step::Deliver(which, late)),
         1 => any::<usize>().prop_map(Step::Damage),
@@ -147,7 +150,11 @@ impl Pair {
 
     fn take(&mut self, step: &Step) {
         match step {
-            Step::Want(key, priority) => self.want(*key, *priority),
+            Step::Want(key, more, priority) => {
+                for span in key.span..=(key.span + more).min(SPANS - 1) {
+                    self.want(SpanKey { span, ..*key }, *priority);
+                }
+            }
             Step::Receive(which) => self.receive(*which),
             Step::Deliver(which, late) => self.deliver(*which, *late),
             Step::Damage(which) => self.damage(*which),
@@ -477,4 +484,30 @@ proptest! {
         }
         pair.drain();
     }
+}
+
+#[test]
+fn a_request_ends_when_the_first_of_its_readers_gives_up() {
+    let mut pair = Pair::new(false);
+    let key = |span| SpanKey {
+        layer: LayerId(0),
+        span,
+    };
+    // As many requests as there may be, for spans that are no neighbours.
+    for span in (0..8).map(|number| number * 2) {
+        pair.take(&Step::Want(key(span), 0, Priority::Demand));
+    }
+    assert_eq!(pair.flights.len(), pair.schedule.request_limit() + 2);
+    let begin = pair.now;
+    pair.take(&Step::Advance(1000));
+    pair.take(&Step::Want(key(20), 0, Priority::Demand));
+    pair.take(&Step::Advance(10_000));
+    pair.take(&Step::Want(key(21), 0, Priority::Demand));
+    while pair.wanted[&key(20)].stage == Stage::Queue {
+        pair.take(&Step::Break(0, false));
+    }
+    let last = pair.flights.values().next_back().unwrap();
+    assert_eq!(last.request.spans, 20..22);
+    let first_reader = begin + Duration::from_secs(1);
+    assert_eq!(last.request.deadline, first_reader + CONFIG.read_timeout);
 }
