@@ -71,19 +71,21 @@ impl Snapshotter {
             parent,
             labels,
         };
-        create(&self.mounts, self.calls.enter()?, new).await
+        create(&self.layer_mounts, self.calls.enter()?, new).await
     }
 
     /// Returns the mounts of an active snapshot or a view.
     pub(crate) async fn mounts(&self, key: String) -> Result<Vec<Mount>, SnapshotterError> {
         let _call = self.calls.enter()?;
         let name = key.clone();
-        let (snapshot, mut lowerdirs) = self
+        let lost = Arc::clone(&self.lost);
+        let (snapshot, mut lowerdirs, was_lost) = self
             .store
             .blocking(move |store| {
                 let snapshot = store.metadata.snapshot(&key)?;
                 let lowerdirs = store.lowerdirs(&snapshot)?;
-                Ok((snapshot, lowerdirs))
+                let was_lost = lost.contains(snapshot.record.id);
+                Ok((snapshot, lowerdirs, was_lost))
             })
             .await?;
         let kind = snapshot.record.kind();
@@ -92,12 +94,12 @@ impl Snapshotter {
         }
         let (id, parents) = (snapshot.record.id, &snapshot.parents);
         if lowerdirs == LowerDirs::Shared && self.store.is_compared(&snapshot.record) {
-            let (mounts, parents) = (Arc::clone(&self.mounts), parents.clone());
+            let (mounts, parents) = (Arc::clone(&self.layer_mounts), parents.clone());
             let work = async move { compare::mount_parents(&mounts, id, &parents).await };
             lowerdirs = tokio::spawn(work).await??;
         }
-        self.mounts.check(&lowerdirs, parents).await?;
-        if self.lost.contains(id) {
+        self.layer_mounts.check(&lowerdirs, parents).await?;
+        if was_lost {
             // The client is about to start the container, on the present mounts.
             let lost = Arc::clone(&self.lost);
             let cleared = self.store.blocking(move |_| {

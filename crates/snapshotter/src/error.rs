@@ -88,7 +88,7 @@ pub enum SnapshotterError {
     /// The metadata of soci-snapshotter v0.15 cannot be imported.
     #[error(
         "the snapshot metadata {} of soci-snapshotter v0.15 cannot be taken over: {source}; it is left as \
-         it is: go back to v0.15, or move the folder away to start with an empty one", path.display()
+         it is: go back to v0.15, or move the directory away to start with an empty one", path.display()
     )]
     OldMetadata {
         /// The database file.

@@ -60,8 +60,8 @@ impl LayerMounts {
         let mountpoint = self.store.directories.fs(dir);
         let mounted = self
             .mount(mount.request(Purpose::SecondView, mountpoint.clone()))
-            .await;
-        match mounted {
+            .instrument(mount.span());
+        match mounted.await {
             Ok(_) => Ok(()),
             Err(refusal) => Err(SnapshotterError::LayerUnavailable {
                 name: mount.name,
@@ -115,7 +115,8 @@ impl LayerMounts {
         let provider = Arc::clone(&self.provider);
         let request = mount.request(Purpose::Restore, self.store.directories.fs(mount.dir));
         let work = async move { provider.restore(request).await };
-        let restored = isolated(work, LayerRefusal::failed).await?;
+        let restored = isolated(work, LayerRefusal::failed).instrument(mount.span());
+        let restored = restored.await?;
         if let SnapshotDir::Snapshot(id) = mount.dir {
             let (lazy, root) = (mount.lazy.clone(), restored.root);
             let recorded = self

@@ -47,7 +47,7 @@ impl LostMounts {
         }
     }
 
-    /// Whether the layers of this snapshot were lost. Does not block.
+    /// Whether the layers of this snapshot were lost. Blocking: the file may be being written.
     pub(crate) fn contains(&self, id: u64) -> bool {
         self.by_id.lock().contains_key(&id)
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use soci_layer::{IdMaps, LayerRequest, Purpose, View};
 
+use crate::labels;
 use crate::metadata::{LazyRecord, Link};
 use crate::snapshot_dir::SnapshotDir;
 
@@ -75,6 +76,18 @@ pub(crate) struct LazyMount {
 }
 
 impl LazyMount {
+    /// Creates the span of a mount outside of a Prepare of the layer: its fields are added to every
+    /// event within.
+    pub(crate) fn span(&self) -> tracing::Span {
+        let label = |key| self.lazy.labels.get(key).map_or("", String::as_str);
+        tracing::info_span!(
+            "mount",
+            namespace = self.lazy.namespace,
+            image = label(labels::IMAGE_REF),
+            layerDigest = label(labels::LAYER_DIGEST),
+        )
+    }
+
     /// Returns the request for this mount; `mountpoint` is the `fs` of its directory.
     pub(crate) fn request(&self, purpose: Purpose, mountpoint: PathBuf) -> LayerRequest {
         LayerRequest {

@@ -5,12 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
-use tracing::Instrument;
 
 use crate::api::v1::Kind;
 use crate::directories::read_mountinfo;
 use crate::error::SnapshotterError;
-use crate::labels;
 use crate::layer_mounts::{CONCURRENT_MOUNTS, LayerMounts};
 use crate::lowerdirs::{LazyMount, LowerDirs};
 use crate::snapshot_dir::SnapshotDir;
@@ -27,13 +25,11 @@ pub(crate) async fn restore_all(
 ) -> Result<HashSet<SnapshotDir>, SnapshotterError> {
     let recorded = mounts.store.blocking(prepare_mountpoints).await?;
     let count = recorded.len();
-    let (adopted, lost) = (AtomicUsize::new(0), Mutex::new(HashSet::new()));
-    let (adopted, lost_ref) = (&adopted, &lost);
+    let (adopted, lost) = &(AtomicUsize::new(0), Mutex::new(HashSet::new()));
     let restores = recorded.into_iter().map(|mount| async move {
-        let span = span(&mount);
-        match mounts.restore(&mount).instrument(span).await {
+        match mounts.restore(&mount).await {
             Ok(Restoration::Adopted) => drop(adopted.fetch_add(1, Ordering::Relaxed)),
-            Ok(Restoration::Severed) => drop(lost_ref.lock().insert(mount.dir)),
+            Ok(Restoration::Severed) => drop(lost.lock().insert(mount.dir)),
             Ok(Restoration::Remounted) => {}
             Err(refusal) if allow_invalid => {
                 tracing::warn!(
@@ -65,7 +61,7 @@ pub(crate) async fn restore_all(
             "restored the lazy snapshots of an earlier run"
         );
     }
-    Ok(lost.into_inner())
+    Ok(std::mem::take(&mut *lost.lock()))
 }
 
 /// Unmounts all recorded mounts. Failures are logged.
@@ -87,17 +83,6 @@ pub(crate) async fn unmount_all(mounts: &LayerMounts) {
     stream::iter(unmounts)
         .for_each_concurrent(CONCURRENT_MOUNTS, |unmount| unmount)
         .await;
-}
-
-/// The span of a restoration: image and layer for the events of the provider.
-fn span(mount: &LazyMount) -> tracing::Span {
-    let label = |key| mount.lazy.labels.get(key).map_or("", String::as_str);
-    tracing::info_span!(
-        "restore",
-        namespace = mount.lazy.namespace,
-        image = label(labels::IMAGE_REF),
-        layerDigest = label(labels::LAYER_DIGEST),
-    )
 }
 
 /// Returns the recorded mounts after creating missing mount points. A mount point in use is not

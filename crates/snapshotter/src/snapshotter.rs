@@ -37,7 +37,7 @@ pub struct SnapshotterConfig {
 /// mounts of lazy layers. Dropping it stops its background work and leaves the mounts.
 pub struct Snapshotter {
     pub(crate) store: Arc<SnapshotStore>,
-    pub(crate) mounts: Arc<LayerMounts>,
+    pub(crate) layer_mounts: Arc<LayerMounts>,
     pub(crate) preparer: Arc<LayerPreparer>,
     pub(crate) sweeper: Arc<Sweeper>,
     pub(crate) lost: Arc<LostMounts>,
@@ -78,7 +78,7 @@ impl Snapshotter {
         Ok(Self {
             preparer: Arc::new(LayerPreparer::new(Arc::clone(&mounts), calls.closing())),
             store,
-            mounts,
+            layer_mounts: mounts,
             sweeper,
             lost,
             calls,
@@ -102,7 +102,7 @@ impl Snapshotter {
             tracing::warn!("closing although calls to the snapshotter are still under way");
         }
         if unmount_all {
-            restore::unmount_all(&self.mounts).await;
+            restore::unmount_all(&self.layer_mounts).await;
         }
     }
 
@@ -112,7 +112,7 @@ impl Snapshotter {
     /// The metadata cannot be read, or the snapshotter is closed.
     pub async fn layers(&self) -> Result<Vec<LayerState>, SnapshotterError> {
         let _call = self.calls.enter()?;
-        layer_states::layers(&self.mounts).await
+        layer_states::layers(&self.layer_mounts).await
     }
 
     /// Counts the image layers that exist now. Reads the metadata only if it has changed.
@@ -130,7 +130,7 @@ impl Snapshotter {
     /// Returns the number of lazy layers that could not be mounted again, at the start or since.
     #[must_use]
     pub fn broken_layers(&self) -> u64 {
-        self.mounts.broken_count() as u64
+        self.layer_mounts.broken_count() as u64
     }
 
     /// Returns how often a layer was refused since the start, for every code of
