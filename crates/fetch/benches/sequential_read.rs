@@ -173,13 +173,13 @@ fn main() {
         while at < size {
             let len = READ.min(size - at);
             if !layer.try_read(at as u64, &mut buf[..len]).expect("a read") {
-                let (tell, told) = mpsc::channel();
+                let (send, answers) = mpsc::channel();
                 layer.read(
                     at as u64,
                     len,
-                    Box::new(move |answer| tell.send(answer).unwrap_or_default()),
+                    Box::new(move |answer| send.send(answer).unwrap_or_default()),
                 );
-                told.recv().expect("an answer").expect("bytes");
+                answers.recv().expect("an answer").expect("bytes");
             }
             at += len;
         }

@@ -161,8 +161,10 @@ impl Driver {
         let (id, layer) = (request.id, request.layer.clone());
         let blob = layer.source.describe();
         let image = blob.split('@').next().unwrap_or_default();
-        // At the level of errors, so that no log level takes the fields away from warnings.
+        // At the level of errors: no log level removes the fields from warnings. Without a parent: the
+        // request that ended, or the read that came, may be of another layer.
         let trace = tracing::error_span!(
+            parent: None,
             "fetch",
             layer = %layer.stored.digest(),
             image,

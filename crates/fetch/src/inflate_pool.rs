@@ -137,7 +137,7 @@ mod tests {
     fn demand_overtakes_the_background_and_a_panic_harms_nobody() {
         let pool = InflatePool::new(1);
         let (hold, held) = mpsc::channel::<()>();
-        let (tell, told) = mpsc::channel();
+        let (send, done) = mpsc::channel();
         pool.submit(
             Priority::Background,
             Box::new(move |_| held.recv().unwrap()),
@@ -147,12 +147,12 @@ mod tests {
             (Priority::Readahead, "readahead"),
             (Priority::Demand, "demand"),
         ] {
-            let tell = tell.clone();
-            pool.submit(priority, Box::new(move |_| tell.send(name).unwrap()));
+            let send = send.clone();
+            pool.submit(priority, Box::new(move |_| send.send(name).unwrap()));
         }
         pool.submit(Priority::Demand, Box::new(|_| panic!("on purpose")));
         hold.send(()).unwrap();
-        let order: Vec<_> = (0..3).map(|_| told.recv().unwrap()).collect();
+        let order: Vec<_> = (0..3).map(|_| done.recv().unwrap()).collect();
         assert_eq!(order, ["demand", "readahead", "background"]);
     }
 
@@ -168,9 +168,9 @@ mod tests {
                 Box::new(move |_| held.lock().recv().unwrap()),
             );
         }
-        let (tell, told) = mpsc::channel();
-        pool.submit(Priority::Demand, Box::new(move |_| tell.send(()).unwrap()));
-        told.recv().unwrap();
+        let (send, done) = mpsc::channel();
+        pool.submit(Priority::Demand, Box::new(move |_| send.send(()).unwrap()));
+        done.recv().unwrap();
         hold.send(()).unwrap();
         hold.send(()).unwrap();
     }

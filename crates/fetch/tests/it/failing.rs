@@ -187,9 +187,9 @@ fn a_registry_that_delivers_nothing_is_an_error_after_sixty_seconds() {
 
     source.fault_always(None);
     rig.pass(Duration::from_secs(1));
-    let told = start(&layer, 0, 10);
+    let answers = start(&layer, 0, 10);
     rig.pass(Duration::from_secs(1));
-    assert_eq!(finish(&told).unwrap(), sample.tar[..10]);
+    assert_eq!(finish(&answers).unwrap(), sample.tar[..10]);
 }
 
 #[test]
@@ -213,9 +213,9 @@ fn reads_that_wait_their_turn_at_a_slow_registry_are_answered() {
         let stats = rig.fetcher.stats();
         stats.queued_spans == 0 && stats.requests_in_flight == 0 && stats.memory_in_use == 0
     });
-    for (at, told) in reads {
+    for (at, answers) in reads {
         let at = usize::try_from(at).unwrap();
-        assert_eq!(finish(&told).unwrap()[..], sample.tar[at..=at]);
+        assert_eq!(finish(&answers).unwrap()[..], sample.tar[at..=at]);
     }
 }
 
@@ -232,8 +232,8 @@ fn closing_a_layer_answers_who_waits_and_stops_its_requests() {
     let waiting: Vec<_> = (0..10).map(|n| start(&layer, n * 100_000, 10)).collect();
     eventually("asked", || !source.requests().is_empty());
     layer.close();
-    for told in waiting {
-        assert!(matches!(finish(&told), Err(ReadError::Closed)));
+    for answers in waiting {
+        assert!(matches!(finish(&answers), Err(ReadError::Closed)));
     }
     let answer = finish(&start(&layer, 0, 1));
     assert!(matches!(answer, Err(ReadError::Closed)));
@@ -253,7 +253,7 @@ fn shutting_down_or_losing_the_runtime_answers_who_waits() {
         let source = MemoryBlob::new(sample.blob.clone());
         source.fault_always(Some(Fault::Hang));
         let layer = rig.open(&sample, source.clone());
-        let told = start(&layer, 0, 10);
+        let answers = start(&layer, 0, 10);
         eventually("asked", || !source.requests().is_empty());
         if lose_runtime {
             rig.runtime
@@ -263,7 +263,7 @@ fn shutting_down_or_losing_the_runtime_answers_who_waits() {
         } else {
             rig.shut_down();
         }
-        finish(&told).unwrap_err();
+        finish(&answers).unwrap_err();
         finish(&start(&layer, 500_000, 10)).unwrap_err();
     }
 }

@@ -178,8 +178,12 @@ fn spans_that_cannot_be_stored_leave_readers_the_memory_that_they_need() {
             .step_by(50_000)
             .map(|at| (at, start(&layer, at as u64, 1)))
             .collect();
-        for (at, told) in readers {
-            assert_eq!(finish(&told).unwrap()[..], sample.tar[at..=at], "{parts}");
+        for (at, answers) in readers {
+            assert_eq!(
+                finish(&answers).unwrap()[..],
+                sample.tar[at..=at],
+                "{parts}"
+            );
         }
         check_all(&layer, &sample.tar, 100_000);
     }
@@ -217,12 +221,12 @@ fn the_background_does_not_push_out_what_is_stored() {
     // Readers still get everything, and room is made for them.
     for at in (0..sample.tar.len()).step_by(100_000) {
         let len = 100_000.min(sample.tar.len() - at);
-        let told = start(&layer, at as u64, len);
+        let answers = start(&layer, at as u64, len);
         eventually("fetched", || {
             rig.pass(Duration::from_millis(1));
             idle()
         });
-        assert!(finish(&told).unwrap() == sample.tar[at..at + len]);
+        assert!(finish(&answers).unwrap() == sample.tar[at..at + len]);
     }
     let last = SpanId(layer.stored().spans().len() - 1);
     eventually("stored", || layer.stored().has(last));
@@ -247,9 +251,9 @@ fn readers_are_answered_while_more_is_wanted_than_memory_holds() {
             .map(|n| (n * 300_000 + round * 7919) % (sample.tar.len() as u64 - 10))
             .map(|at| (at, start(&layer, at, 10)))
             .collect();
-        for (at, told) in readers {
+        for (at, answers) in readers {
             let at = usize::try_from(at).unwrap();
-            assert_eq!(finish(&told).unwrap()[..], sample.tar[at..at + 10]);
+            assert_eq!(finish(&answers).unwrap()[..], sample.tar[at..at + 10]);
         }
     }
 }
@@ -280,9 +284,10 @@ fn a_warning_about_a_request_names_layer_and_image() {
     let source = MemoryBlob::new(sample.blob.clone());
     source.fault_always(Some(Fault::Fail(MemoryBlob::unreachable())));
     let layer = rig.open(&sample, source);
-    let told = start(&layer, 0, 10);
+    // What starts the request may be about another layer.
+    let answers = tracing::error_span!("prepare", snapshot = 7).in_scope(|| start(&layer, 0, 10));
     rig.pass(Duration::from_secs(1));
-    finish(&told).unwrap_err();
+    finish(&answers).unwrap_err();
     let log = log.0.lock();
     let lines = log
         .split(|byte| *byte == b'\n')
@@ -295,4 +300,5 @@ fn a_warning_about_a_request_names_layer_and_image() {
     assert_eq!(warning["layer"], sample.digest().to_string());
     assert_eq!(warning["image"], "memory");
     assert!(warning["spans"].is_string(), "{warning}");
+    assert!(warning["snapshot"].is_null(), "{warning}");
 }

@@ -280,22 +280,24 @@ pub(crate) fn start(
     offset: u64,
     len: usize,
 ) -> mpsc::Receiver<Result<Bytes, ReadError>> {
-    let (tell, told) = mpsc::channel();
+    let (send, answers) = mpsc::channel();
     layer.read(
         offset,
         len,
-        Box::new(move |answer| tell.send(answer).unwrap_or_default()),
+        Box::new(move |answer| send.send(answer).unwrap_or_default()),
     );
-    told
+    answers
 }
 
 /// Waits for the answer to a read: a hang fails the test instead of stopping it.
-pub(crate) fn finish(told: &mpsc::Receiver<Result<Bytes, ReadError>>) -> Result<Bytes, ReadError> {
-    let answer = told
+pub(crate) fn finish(
+    answers: &mpsc::Receiver<Result<Bytes, ReadError>>,
+) -> Result<Bytes, ReadError> {
+    let answer = answers
         .recv_timeout(Duration::from_secs(60))
         .expect("an answer");
     assert!(
-        told.recv_timeout(Duration::ZERO).is_err(),
+        answers.recv_timeout(Duration::ZERO).is_err(),
         "a second answer"
     );
     answer
