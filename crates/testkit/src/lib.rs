@@ -11,6 +11,7 @@ mod cli;
 mod containerd;
 pub mod cri;
 mod ctr;
+pub mod fake;
 mod http1;
 mod https;
 pub mod image;

@@ -8,9 +8,11 @@ use url::Url;
 
 use super::kubeconfig::{Cluster, Kubeconfig, User};
 use super::plugin;
-use super::sync::KubeSettings;
+use super::settings::KubeSettings;
 use crate::KeychainError;
 
+/// Folder of a pod's service account.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Longest wait for a connection to the API server.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest silence of the API server, which ends each watch itself before that.
@@ -61,7 +63,7 @@ impl Access {
                         other => other,
                     })
             }
-            _ => match settings.in_cluster() {
+            _ => match in_cluster(settings) {
                 Some(access) => access,
                 None => Err(KeychainError::NoConfiguration {
                     path: files.into_iter().next().unwrap_or_default(),
@@ -148,6 +150,38 @@ impl Access {
             login,
         })
     }
+}
+
+/// Returns the access of the service account, in a pod and if no file is configured.
+fn in_cluster(settings: &KubeSettings) -> Option<Result<Access, KeychainError>> {
+    if settings.kubeconfig.is_some() {
+        return None;
+    }
+    let host = std::env::var("KUBERNETES_SERVICE_HOST").ok()?;
+    let port = std::env::var("KUBERNETES_SERVICE_PORT").ok()?;
+    Some(service_account(&host, &port, Path::new(SERVICE_ACCOUNT)))
+}
+
+fn service_account(host: &str, port: &str, folder: &Path) -> Result<Access, KeychainError> {
+    let authority = folder.join("ca.crt");
+    let pem = std::fs::read(&authority).map_err(|source| KeychainError::File {
+        path: authority,
+        source,
+    })?;
+    let host = if host.contains(':') {
+        format!("[{host}]")
+    } else {
+        host.to_owned()
+    };
+    Access::new(
+        &format!("https://{host}:{port}"),
+        Some(pem),
+        None,
+        false,
+        None,
+        // The kubelet replaces it before it expires.
+        Login::TokenFile(folder.join("token")),
+    )
 }
 
 fn in_file(path: &Path) -> impl Fn(String) -> KeychainError {

@@ -4,10 +4,12 @@
 
 mod access;
 mod api;
+mod known;
 mod kubeconfig;
 mod plugin;
 mod secrets;
+mod settings;
 mod sync;
 
 pub use secrets::KubeSecrets;
-pub use sync::KubeSettings;
+pub use settings::KubeSettings;
