@@ -100,6 +100,7 @@ fuzz: ## Fuzz each parser for FUZZ_SECONDS (nightly Rust and cargo-fuzz)
 lint: ## Check format, clippy, documentation, promises, architecture, oldest Rust, licences and advisories
 	scripts/check-specification.sh
 	scripts/check-architecture.sh
+	scripts/check-modules.py
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps

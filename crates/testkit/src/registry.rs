@@ -5,9 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use soci_oci::{Descriptor, Digest};
+use soci_oci::Descriptor;
 
-use crate::http1::http_request;
 use crate::image::layout;
 use crate::process::{Daemon, TestRoot};
 
@@ -88,21 +87,6 @@ impl Registry {
     /// When the layout is broken or the registry refuses something.
     pub fn push_layout(&self, dir: &Path, tag: &str, repository: &str) -> Result<Descriptor> {
         layout::push(dir, tag, self.address, repository)
-    }
-
-    /// Removes a blob from a repository: later requests for it get 404.
-    ///
-    /// # Errors
-    /// When the registry refuses.
-    pub fn delete_blob(&self, repository: &str, digest: Digest) -> Result<()> {
-        let path = format!("/v2/{repository}/blobs/{digest}");
-        let answer = http_request(self.address, "DELETE", &path, &[], b"")?;
-        anyhow::ensure!(
-            answer.status == 202,
-            "DELETE {path}: status {}",
-            answer.status
-        );
-        Ok(())
     }
 
     fn serve(root: &TestRoot, address: SocketAddr) -> Result<Daemon> {

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 
 use super::Cri;
 use super::api::{
-    AuthConfig, FilesystemUsage, Image, ImageFsInfoRequest, ImageSpec, ImageStatusRequest,
+    AuthConfig, Image, ImageSpec, ImageStatusRequest,
     ListImagesRequest, PullImageRequest, RemoveImageRequest,
 };
 
@@ -76,18 +76,6 @@ impl Cri {
             self.images.clone().remove_image(request).await
         })
         .map(drop)
-    }
-
-    /// The file systems that images are on, as the kubelet asks for them.
-    ///
-    /// # Errors
-    /// When the runtime does not answer.
-    pub fn image_file_systems(&self) -> Result<Vec<FilesystemUsage>> {
-        let request = ImageFsInfoRequest {};
-        let info = self.call("ImageFsInfo", async {
-            self.images.clone().image_fs_info(request).await
-        })?;
-        Ok(info.image_filesystems)
     }
 }
 

@@ -1,5 +1,4 @@
-//! A reverse proxy in front of a registry that throttles, counts, demands credentials and breaks
-//! things on purpose.
+//! A reverse proxy in front of a registry that throttles, counts, demands credentials and injects faults.
 //!
 //! It relays HTTP/1.1 on its own sockets instead of through a server library: faults such as a
 //! reset in the middle of a body or a body shorter than announced are what libraries prevent.
@@ -9,6 +8,7 @@ mod fault;
 mod relay;
 mod request_body;
 mod response;
+mod state;
 mod stats;
 mod throttle;
 mod wire;
@@ -26,28 +26,14 @@ pub use fault::{Fault, Rule};
 pub use stats::{PathStats, RequestRecord, Stats};
 pub use throttle::Throttle;
 
-use auth::AuthState;
-use fault::Rules;
+use state::ProxyState;
 use stats::Counter;
 use throttle::Pacer;
-
-/// What all connections share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) upstream: SocketAddr,
-    pub(crate) address: SocketAddr,
-    pub(crate) throttle: Mutex<Throttle>,
-    /// The rate that all responses share.
-    pub(crate) total: Mutex<Pacer>,
-    pub(crate) rules: Mutex<Rules>,
-    pub(crate) auth: Mutex<AuthState>,
-    pub(crate) counter: Counter,
-}
 
 /// A proxy on a free port of 127.0.0.1, with threads of its own; it ends when dropped.
 #[derive(Debug)]
 pub struct Proxy {
-    shared: Arc<Shared>,
+    state: Arc<ProxyState>,
     runtime: Option<Runtime>,
 }
 
@@ -55,7 +41,7 @@ impl Proxy {
     /// Starts a proxy in front of `upstream`: unthrottled, without faults and credentials.
     ///
     /// # Errors
-    /// When no port is to be had.
+    /// When no port is free.
     pub fn start(upstream: SocketAddr) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -66,7 +52,7 @@ impl Proxy {
         let listener = runtime
             .block_on(TcpListener::bind(("127.0.0.1", 0)))
             .context("listen on a free port")?;
-        let shared = Arc::new(Shared {
+        let state = Arc::new(ProxyState {
             upstream,
             address: listener.local_addr()?,
             throttle: Mutex::new(Throttle::default()),
@@ -75,17 +61,17 @@ impl Proxy {
             auth: Mutex::default(),
             counter: Counter::default(),
         });
-        runtime.spawn(relay::accept(listener, Arc::clone(&shared)));
+        runtime.spawn(relay::accept(listener, Arc::clone(&state)));
         Ok(Self {
-            shared,
+            state,
             runtime: Some(runtime),
         })
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.shared.address
+        self.state.address
     }
 
     /// The name of an image seen through the proxy.
@@ -96,44 +82,44 @@ impl Proxy {
 
     /// Sets the speed, for responses that begin from now on.
     pub fn throttle(&self, throttle: Throttle) {
-        *self.shared.throttle.lock() = throttle;
+        *self.state.throttle.lock() = throttle;
     }
 
     /// Adds a fault. The first rule that matches a request and is not used up applies.
     pub fn inject(&self, rule: Rule) {
-        self.shared.rules.lock().add(rule);
+        self.state.rules.lock().add(rule);
     }
 
     /// Removes all faults.
     pub fn clear_faults(&self) {
-        self.shared.rules.lock().clear();
+        self.state.rules.lock().clear();
     }
 
     /// How often faults were injected so far.
     #[must_use]
     pub fn faults_injected(&self) -> u64 {
-        self.shared.rules.lock().injected()
+        self.state.rules.lock().injected()
     }
 
-    /// Demands credentials from now on, or no longer. Tokens that were given out become invalid.
+    /// Sets which credentials are demanded. Tokens issued before become invalid.
     pub fn demand(&self, auth: Auth) {
-        self.shared.auth.lock().demand(auth);
+        self.state.auth.lock().demand(auth);
     }
 
-    /// Makes every token that was given out so far invalid.
+    /// Invalidates every token issued so far.
     pub fn revoke_tokens(&self) {
-        self.shared.auth.lock().revoke();
+        self.state.auth.lock().revoke();
     }
 
-    /// What went through so far.
+    /// Counts of what it relayed so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.shared.counter.snapshot()
+        self.state.counter.snapshot()
     }
 
-    /// Starts counting afresh.
+    /// Resets the counts.
     pub fn reset_stats(&self) {
-        self.shared.counter.reset();
+        self.state.counter.reset();
     }
 }
 

@@ -7,28 +7,28 @@ use anyhow::{Context, Result};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
-use super::Shared;
 use super::auth::{Refusal, TOKEN_PATH};
 use super::fault::Fault;
 use super::request_body::{discard_body, relay_body, small_body};
 use super::response::{Ending, ResponsePlan, relay_response};
+use super::state::ProxyState;
 use super::stats::{RequestRecord, Ticket};
 use super::wire::Wire;
 use crate::http1::{Framing, Head};
 
 /// Serves connections until the runtime ends.
-pub(crate) async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+pub(crate) async fn accept(listener: TcpListener, state: Arc<ProxyState>) {
     loop {
         match listener.accept().await {
             // A broken connection is the client's to notice.
-            Ok((stream, _)) => drop(tokio::spawn(serve(stream, Arc::clone(&shared)))),
+            Ok((stream, _)) => drop(tokio::spawn(serve(stream, Arc::clone(&state)))),
             // Out of descriptors: try again when some are free.
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }
 }
 
-async fn serve(stream: TcpStream, shared: Arc<Shared>) {
+async fn serve(stream: TcpStream, state: Arc<ProxyState>) {
     let mut client = Wire::new(stream);
     let mut upstream = None;
     loop {
@@ -42,7 +42,7 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
                 return;
             }
         };
-        match one_request(&mut client, &mut upstream, request, &shared).await {
+        match one_request(&mut client, &mut upstream, request, &state).await {
             Ok(Ending::KeepOpen) => {}
             Ok(Ending::Reset) => return client.reset(),
             Ok(Ending::Hang) => return client.wait_for_close().await,
@@ -55,11 +55,11 @@ async fn one_request(
     client: &mut Wire,
     upstream: &mut Option<Wire>,
     mut request: Head,
-    shared: &Shared,
+    state: &ProxyState,
 ) -> Result<Ending> {
     let arrived = Instant::now();
-    let throttle = *shared.throttle.lock();
-    let ticket = shared.counter.begin(record_of(&request));
+    let throttle = *state.throttle.lock();
+    let ticket = state.counter.begin(record_of(&request));
     if request.get("expect").is_some() {
         request.remove("expect");
         client.send(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
@@ -71,9 +71,9 @@ async fn one_request(
     let bodiless = request.word(0) == "HEAD";
     let mut first_byte = throttle.first_byte;
 
-    let own_answer = own_answer(client, &request, shared).await?;
+    let own_answer = own_answer(client, &request, state).await?;
     let fault = match own_answer {
-        None => shared.rules.lock().meet(&request),
+        None => state.rules.lock().meet(&request),
         Some(_) => None,
     };
     let mut plan = ResponsePlan::new(throttle);
@@ -126,7 +126,7 @@ async fn one_request(
         return send_answer(client, &answer, bodiless, keep, &ticket).await;
     }
 
-    let (mut server, head) = match forward(client, upstream.take(), &request, shared).await {
+    let (mut server, head) = match forward(client, upstream.take(), &request, state).await {
         Ok(answered) => answered,
         Err(error) => {
             // The registry is down: what a gateway in front of it would say.
@@ -140,7 +140,7 @@ async fn one_request(
         }
     };
     tokio::time::sleep_until(arrived + first_byte).await;
-    let ending = relay_response(client, &mut server, head, bodiless, plan, shared, &ticket).await?;
+    let ending = relay_response(client, &mut server, head, bodiless, plan, state, &ticket).await?;
     if ending == Ending::KeepOpen {
         *upstream = Some(server);
         return Ok(if keep {
@@ -170,12 +170,16 @@ fn record_of(request: &Head) -> RequestRecord {
 }
 
 /// The token endpoint, and requests without the credentials that are demanded.
-async fn own_answer(client: &mut Wire, request: &Head, shared: &Shared) -> Result<Option<Refusal>> {
+async fn own_answer(
+    client: &mut Wire,
+    request: &Head,
+    state: &ProxyState,
+) -> Result<Option<Refusal>> {
     if request.word(1).split('?').next() == Some(TOKEN_PATH) {
         let form = String::from_utf8_lossy(&small_body(client, request).await?).into_owned();
-        return Ok(Some(shared.auth.lock().token(request, &form)));
+        return Ok(Some(state.auth.lock().token(request, &form)));
     }
-    let refusal = shared.auth.lock().check(request);
+    let refusal = state.auth.lock().check(request);
     if refusal.is_some() {
         discard_body(client, request).await?;
     }
@@ -230,7 +234,7 @@ async fn forward(
     client: &mut Wire,
     kept: Option<Wire>,
     request: &Head,
-    shared: &Shared,
+    state: &ProxyState,
 ) -> Result<(Wire, Head)> {
     let has_body =
         request.framing() != Framing::UntilClose && request.framing() != Framing::Length(0);
@@ -241,7 +245,7 @@ async fn forward(
     {
         return Ok((server, head));
     }
-    let stream = TcpStream::connect(shared.upstream)
+    let stream = TcpStream::connect(state.upstream)
         .await
         .context("connect the registry")?;
     let mut server = Wire::new(stream);

@@ -3,8 +3,8 @@
 use anyhow::{Context, Result, ensure};
 use tokio::time::sleep_until;
 
-use super::Shared;
 use super::fault::Fault;
+use super::state::ProxyState;
 use super::stats::Ticket;
 use super::throttle::{Pacer, Throttle};
 use super::wire::{BUFFER, Wire};
@@ -102,7 +102,7 @@ pub(crate) async fn relay_response(
     mut head: Head,
     bodiless: bool,
     mut plan: ResponsePlan,
-    shared: &Shared,
+    state: &ProxyState,
     ticket: &Ticket<'_>,
 ) -> Result<Ending> {
     let framing = head.framing();
@@ -110,9 +110,9 @@ pub(crate) async fn relay_response(
         .get("connection")
         .is_some_and(|value| value.eq_ignore_ascii_case("close"));
     // Uploads go on through the proxy, not past it.
-    let own = format!("http://{}", shared.address);
+    let own = format!("http://{}", state.address);
     if let Some(location) = head.get("location")
-        && let Some(rest) = location.strip_prefix(&format!("http://{}", shared.upstream))
+        && let Some(rest) = location.strip_prefix(&format!("http://{}", state.upstream))
     {
         let location = format!("{own}{rest}");
         head.set("Location", location);
@@ -122,7 +122,7 @@ pub(crate) async fn relay_response(
     client.send(&head.encode()).await?;
     let mut body = Body {
         plan,
-        shared,
+        state,
         ticket,
         own: Pacer::new(),
         at: 0,
@@ -150,7 +150,7 @@ pub(crate) async fn relay_response(
 /// A body on its way.
 struct Body<'a> {
     plan: ResponsePlan,
-    shared: &'a Shared,
+    state: &'a ProxyState,
     ticket: &'a Ticket<'a>,
     /// The rate of this response.
     own: Pacer,
@@ -240,7 +240,7 @@ impl Body<'_> {
             .plan
             .throttle
             .total
-            .map(|rate| self.shared.total.lock().take(bytes, rate));
+            .map(|rate| self.state.total.lock().take(bytes, rate));
         if let Some(until) = own.max(total) {
             sleep_until(until).await;
         }
