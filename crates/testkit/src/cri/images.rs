@@ -4,8 +4,8 @@ use anyhow::{Result, ensure};
 
 use super::Cri;
 use super::api::{
-    AuthConfig, Image, ImageSpec, ImageStatusRequest,
-    ListImagesRequest, PullImageRequest, RemoveImageRequest,
+    AuthConfig, Image, ImageSpec, ImageStatusRequest, ListImagesRequest, PullImageRequest,
+    RemoveImageRequest,
 };
 
 impl Cri {
