@@ -1,4 +1,4 @@
-//! `soci_bolt::fuzz::database`; `crates/bolt/tests/damaged.rs` runs it under `cargo test`.
+//! `soci_bolt::fuzz::database`; `crates/bolt/tests/it/damaged.rs` runs it under `cargo test`.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! `soci_ztoc::fuzz::prefetch`; `crates/ztoc/tests/fuzz_seeds.rs` runs it under `cargo test`.
+//! `soci_ztoc::fuzz::prefetch`; `crates/ztoc/tests/it/fuzz_seeds.rs` runs it under `cargo test`.
 
 #![no_main]
 

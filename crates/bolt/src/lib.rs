@@ -16,6 +16,8 @@
 mod bucket;
 mod database;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
 pub mod fuzz;
 mod page;
 pub mod values;

@@ -11,6 +11,8 @@ mod answer;
 mod connection;
 mod error;
 mod file_system;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
 pub mod fuzz;
 mod init;
 mod interrupt;
