@@ -128,7 +128,10 @@ fn a_span_that_failed_is_left_alone_for_a_moment() {
 #[test]
 fn a_source_that_hangs_is_an_error_and_not_a_hang() {
     let sample = Sample::gzip(10, 100_000);
-    let rig = Rig::new(no_readahead());
+    let rig = Rig::new(FetchConfig {
+        read_timeout: Duration::from_secs(3),
+        ..no_readahead()
+    });
     let source = MemoryBlob::new(sample.blob.clone());
     source.fault_always(Some(Fault::Hang));
     let layer = rig.open(&sample, source.clone());

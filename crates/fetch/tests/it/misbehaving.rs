@@ -26,10 +26,7 @@ fn no_readahead() -> FetchConfig {
 #[test]
 fn a_response_that_stalls_is_asked_for_again_but_not_for_ever() {
     let sample = Sample::gzip(3, 100_000);
-    let rig = Rig::new(FetchConfig {
-        read_timeout: Duration::from_secs(60),
-        ..no_readahead()
-    });
+    let rig = Rig::new(no_readahead());
     let source = MemoryBlob::new(sample.blob.clone());
     source.fault(0, Fault::Hang);
     source.fault(1, Fault::Hang);

@@ -170,7 +170,6 @@ pub(crate) struct Rig {
 
 pub(crate) fn quick() -> FetchConfig {
     FetchConfig {
-        read_timeout: Duration::from_millis(300),
         negative_backoff: Duration::ZERO,
         ..FetchConfig::default()
     }
