@@ -1,5 +1,5 @@
-//! What the command line tool costs: indexing an image with and without containerd, showing a large
-//! zTOC, starting up. Each beside something that does part of the same work.
+//! Costs of the command line tool: indexing an image with and without containerd, showing a large zTOC,
+//! starting up. Each beside a program that does part of the same work.
 
 use std::path::Path;
 use std::process::{Command, Stdio};

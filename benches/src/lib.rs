@@ -1,5 +1,5 @@
-//! What the demo, the benchmarks and the end-to-end tests have in common: starting an image lazily
-//! and with overlayfs, both through the same throttled registry, and what that cost.
+//! The parts of the demo and the benchmarks: starts of an image, lazily and with overlayfs, through the same
+//! throttled registry, and their costs.
 
 #![forbid(unsafe_code)]
 

@@ -1,11 +1,11 @@
-//! How a program of ours begins and ends.
+//! The beginning and the end of the programs.
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 
-/// Does the work of the program of this name. A signal ends it after everything that it started; errors are
-/// told on standard error.
+/// Runs the work of the program `name`. A signal ends what it started, then the program; errors are printed on
+/// standard error.
 #[expect(
     clippy::print_stderr,
     clippy::exit,

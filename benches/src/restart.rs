@@ -106,7 +106,7 @@ fn gaps(stack: &Stack, runs: u32) -> Result<Gaps> {
         let server = stack.daemon.signal_server(Signal::KILL)?;
         let began = Instant::now();
         // A name that is asked for the first time, so that the kernel has no answer.
-        let name = format!("nobody-has-this-{run}");
+        let name = format!("missing-{run}");
         let waited: Vec<Duration> = std::thread::scope(|scope| {
             let ask = |root: &std::path::PathBuf| {
                 let path = root.join(&name);
@@ -118,7 +118,7 @@ fn gaps(stack: &Stack, runs: u32) -> Result<Gaps> {
             let asked: Vec<_> = layers.iter().map(|root| scope.spawn(ask(root))).collect();
             let waited = asked.into_iter().map(|thread| match thread.join() {
                 Ok((true, waited)) => Ok(waited),
-                _ => anyhow::bail!("a name that nobody has was found"),
+                _ => anyhow::bail!("found a snapshot that does not exist"),
             });
             waited.collect::<Result<_>>()
         })?;

@@ -1,4 +1,4 @@
-//! Mounts without a daemon: what an operator is told, and that they can be given up. Needs root, FUSE,
+//! Mounts without a daemon: what operators see, and how they abandon them. Needs root, FUSE,
 //! docker-registry and the two programs.
 
 use std::path::PathBuf;
@@ -45,7 +45,7 @@ fn status(node: &Node) -> [String; 3] {
     ]
 }
 
-/// Reads a file that nobody has looked at, in a thread of its own.
+/// Reads a file that was not looked at before, in a thread of its own.
 fn read(path: PathBuf) -> JoinHandle<std::io::Result<Vec<u8>>> {
     std::thread::spawn(move || std::fs::read(path))
 }
@@ -83,7 +83,7 @@ async fn without_a_daemon_status_says_what_waits_and_abort_mounts_lets_it_fail()
     let told = succeeds(&node, &["abort-mounts"]);
     assert!(told.contains(&format!("gave up {count} mounts")), "{told}");
     for reader in readers {
-        assert!(ends(reader).is_err(), "nobody serves");
+        assert!(ends(reader).is_err(), "no server");
     }
     // Nothing of what it kept is in the way of another version of the daemon.
     wait_until("the holder ends", Duration::from_secs(30), || {
@@ -93,7 +93,7 @@ async fn without_a_daemon_status_says_what_waits_and_abort_mounts_lets_it_fail()
     let told = succeeds(&node, &["abort-mounts"]);
     assert!(told.contains("no mount waits"), "{told}");
 
-    // The next daemon says what happened, and mounts the layers anew.
+    // The next daemon logs what happened, and mounts the layers again.
     node.daemon.start_again().unwrap();
     let log = node.daemon.log().all().join("\n");
     assert!(

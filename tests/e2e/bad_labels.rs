@@ -23,11 +23,11 @@ async fn absurd_labels_are_ignored_or_have_the_layer_unpacked_with_a_reason() {
     let image = node.small("small", true);
     let other = node.small("other", false);
     let client = node.client().await;
-    let unknown = Digest::of(b"nobody has this").to_string();
+    let unknown = Digest::of(b"a blob of no registry").to_string();
     let [cri, remote] = [CRI, REMOTE].map(|prefix| move |key: &str| format!("{prefix}{key}"));
     let long = "x".repeat(3000);
 
-    // With the reason that is logged and who unpacks the layer then; `None`: lazy all the same.
+    // With the logged reason and the process that unpacks the layer then; `None`: lazy all the same.
     let cases: Vec<(String, String, Option<&str>)> = vec![
         (
             cri("image-ref"),

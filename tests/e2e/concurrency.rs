@@ -1,4 +1,4 @@
-//! Many calls at once, and calls that are given up: through a real daemon and a real registry, whose
+//! Concurrent calls, and calls that are given up: through a real daemon and a real registry, whose
 //! requests the proxy counts. Needs root, FUSE, docker-registry and the two programs.
 
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ fn config() -> String {
     )
 }
 
-/// An image whose layers nobody else has: each holds one file of noise.
+/// An image whose layers no other image has: each holds one file of noise.
 fn image(node: &Node, number: usize) -> Image {
     let layout = TestRoot::new().unwrap();
     let mut builder = ImageBuilder::new();
@@ -96,9 +96,9 @@ fn resources(node: &Node) -> (usize, usize) {
     (threads, files)
 }
 
-/// Waits until the daemon has given back what it has more than before.
+/// Waits until the daemon has as many threads and files as before.
 fn wait_for_resources(node: &Node, before: (usize, usize)) {
-    wait_until("threads and files are given back", PATIENCE, || {
+    wait_until("threads and files are released", PATIENCE, || {
         let (threads, files) = resources(node);
         match threads <= before.0 && files <= before.1 {
             true => Ok(()),
@@ -170,7 +170,7 @@ async fn the_layers_of_an_image_are_made_ready_at_the_same_time() {
     pull(&client, &image).await;
     let stats = node.proxy.stats();
     assert_eq!(stats.blobs().requests, LAYERS as u64, "one zTOC for each");
-    assert_eq!(stats.peak_in_flight, LAYERS as u64, "all at once");
+    assert_eq!(stats.peak_in_flight, LAYERS as u64, "all in parallel");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@ use soci_oci::{Descriptor, Digest, Manifest, media_types};
 use soci_testkit::image::small_image;
 use soci_testkit::{SociCli, SociDaemonOptions, Stack, TestRoot};
 
-/// The daemon starts anew, with containerd's content store.
+/// Restarts the daemon with containerd's content store.
 fn use_containerd(stack: &mut Stack) -> Content {
     let address = stack.containerd.address().display().to_string();
     let config = format!(

@@ -1,4 +1,4 @@
-//! What a crash of the daemon leaves, and what the next start makes of it. Needs root, FUSE,
+//! The state that a crash of the daemon leaves, and the next start on it. Needs root, FUSE,
 //! containerd, runc, docker-registry and the two programs.
 
 use crate::support::{NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack, wait_until_durable};
@@ -26,7 +26,7 @@ fn after_a_kill_the_next_start_serves_the_layers_again_and_fetches_nothing_twice
         image.layers.len(),
         "each layer is mounted once"
     );
-    // What is here needs no registry: not the spans, and neither index nor zTOCs.
+    // What is stored needs no registry: neither spans nor index nor zTOCs.
     stack.registry.kill().unwrap();
     let output = run(&stack, &reference, &read);
     assert!(output.starts_with(&digest), "{output:?}");

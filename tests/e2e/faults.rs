@@ -138,7 +138,7 @@ async fn check_consistent(client: &Client, root: &Path) {
         }
     }
     client.cleanup().await.unwrap();
-    wait_until("what nobody uses is swept", PATIENCE, || {
+    wait_until("unused layers are swept", PATIENCE, || {
         let left = left_below(root);
         let count = |prefix: &str| left.iter().filter(|name| name.starts_with(prefix)).count();
         let found = [

@@ -41,7 +41,7 @@ fn python_computes_while_less_than_the_whole_image_has_been_fetched() {
         "{fetched} bytes cannot be enough: something else was read"
     );
 
-    // The same image goes on being lazy after a restart, and what is here is not fetched again.
+    // The same image stays lazy after a restart, and what is stored is not fetched again.
     assert!(stack.daemon.terminate().unwrap().success());
     stack.daemon.start_again().unwrap();
     stack.wait_for_snapshotter().unwrap();
@@ -176,7 +176,7 @@ fn a_second_daemon_on_the_same_root_is_refused_and_harms_nothing() {
     let said = rival.log().tail(20);
     assert!(
         said.contains(&stack.daemon.daemon().pid().to_string()),
-        "who has it is named: {said}"
+        "the owner is named: {said}"
     );
     assert_eq!(run(&stack, &reference, &[]), "hello\n");
 }

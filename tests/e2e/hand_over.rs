@@ -1,4 +1,4 @@
-//! An upgrade that must not happen does not: whatever is wrong with the new program, the old server keeps serving,
+//! Upgrades that must not happen: whatever is wrong with the new program, the old server keeps serving,
 //! or another one is started.
 //! Needs root, FUSE, containerd, runc, docker-registry, mmdebstrap and the two programs.
 
@@ -10,11 +10,11 @@ use crate::support::survival::Scene;
 use soci_testkit::process::Signal;
 use soci_testkit::{SociDaemonOptions, TestRoot, daemon_program};
 
-/// How long readers go on while upgrades are refused.
+/// How long readers read while upgrades are refused.
 const TIME: Duration = Duration::from_secs(15);
 
-/// Puts a file in place of another one, as a package manager does. The copy is another process's, so that
-/// no child of ours has it open for writing when it is started.
+/// Replaces a file as a package manager does. Another process writes the copy, so that no child of ours has it
+/// open for writing when it is started.
 pub(crate) fn install(source: &Path, program: &Path) {
     let new = program.with_extension("new");
     let copied = Command::new("cp").arg(source).arg(&new).status().unwrap();

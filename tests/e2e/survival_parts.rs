@@ -1,4 +1,4 @@
-//! Containers go on while parts of the daemon, or all of it, are gone. Needs root, FUSE, containerd, runc,
+//! Containers keep reading while parts of the daemon, or all of it, are gone. Needs root, FUSE, containerd, runc,
 //! docker-registry, mmdebstrap and the two programs.
 
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use soci_testkit::image::small_image;
 use soci_testkit::process::Signal;
 use soci_testkit::{Run, Stack, TestRoot};
 
-/// How long readers go on while parts go.
+/// How long readers read while parts go.
 const TIME: Duration = Duration::from_secs(15);
 /// How long no daemon runs.
 const PAUSE: Duration = Duration::from_secs(2);

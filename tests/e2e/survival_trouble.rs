@@ -1,4 +1,4 @@
-//! Containers go on although more than the daemon is in trouble: a request that no server survives, the registry
+//! Containers keep reading although more than the daemon is in trouble: a request that no server survives, the registry
 //! away, the disk full. Needs root, FUSE, containerd, runc, docker-registry and the two programs.
 
 use std::fs::File;
@@ -75,7 +75,7 @@ async fn a_deadly_read(config: &str) {
     };
     assert_eq!(crashes(log.all()), 2, "{}", log.tail(40));
 
-    // Everything else goes on, and the server stays.
+    // Everything else works, and the server stays.
     let pid = node.daemon.server_pid().unwrap();
     assert_ne!(pid, first);
     forget_caches();
@@ -95,7 +95,7 @@ async fn without_resend_a_read_that_crashes_servers_fails_too() {
     a_deadly_read("[holder]\nresend = false\n").await;
 }
 
-/// Looks for a file that no layer has, in each of these: whoever serves the mount answers ENOENT.
+/// Looks for a file that no layer has in each of these: a server of the mount answers ENOENT.
 async fn look_up(roots: &[PathBuf], name: &'static str) -> Vec<Option<i32>> {
     let looking = roots.iter().cloned().map(|root| {
         let looked = tokio::task::spawn_blocking(move || root.join(name).metadata());
@@ -117,7 +117,7 @@ async fn a_mount_whose_requests_cannot_be_read_ends_and_the_next_start_mounts_it
         tokio::spawn(async move { look_up(&roots, "waiting").await })
     };
     tokio::time::sleep(Duration::from_millis(500)).await;
-    assert!(!waiting.is_finished(), "nobody is there to answer");
+    assert!(!waiting.is_finished(), "no server answers");
     let mut options = SociDaemonOptions::with_config(NO_BACKGROUND);
     options.environment = vec![("SOCI_FAULT_POINT".to_owned(), "fuse-read".to_owned())];
     node.daemon.start_again_with(options).unwrap();
@@ -139,7 +139,7 @@ async fn a_mount_whose_requests_cannot_be_read_ends_and_the_next_start_mounts_it
     );
     let later = look_up(&roots, "later").await;
     assert!(later.iter().copied().eq(expected(ENOTCONN)), "{later:?}");
-    // The server goes on, and neither it nor the holder has that connection any more.
+    // The server keeps running, and neither it nor the holder has that connection any more.
     let pid = node.daemon.server_pid().unwrap();
     node.daemon.terminate().unwrap();
     let log = node.daemon.log().all().join("\n");
@@ -149,8 +149,11 @@ async fn a_mount_whose_requests_cannot_be_read_ends_and_the_next_start_mounts_it
         .start_again_with(SociDaemonOptions::with_config(NO_BACKGROUND))
         .unwrap();
     assert_ne!(node.daemon.server_pid().unwrap(), pid);
-    let anew = look_up(&roots, "anew").await;
-    assert!(anew.iter().all(|error| *error == Some(ENOENT)), "{anew:?}");
+    let again = look_up(&roots, "again").await;
+    assert!(
+        again.iter().all(|error| *error == Some(ENOENT)),
+        "{again:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -171,7 +174,7 @@ async fn calls_made_while_the_server_is_replaced_wait_and_succeed() {
     let client = node.client().await;
     let waiting = tokio::spawn(async move { client.list().await });
     tokio::time::sleep(Duration::from_millis(500)).await;
-    assert!(!waiting.is_finished(), "nobody is there to answer");
+    assert!(!waiting.is_finished(), "no server answers");
     node.daemon.start_again().unwrap();
     assert!(waiting.await.unwrap().unwrap().len() > 2);
 }

@@ -1,4 +1,4 @@
-//! Containers' reads go on whatever systemd does to the daemon, with the units of v0.15 and with ours. Needs
+//! Containers keep reading whatever systemd does to the daemon, with the units of v0.15 and with ours. Needs
 //! root, FUSE, overlayfs, docker-registry, systemd and a cgroup2 mount.
 
 use crate::support::systemd::{OUR_UNITS, Reader, SERVICE, SystemdNode, V0_15_UNITS};

@@ -97,7 +97,7 @@ impl Containerd {
         Cri::connect(&self.address)
     }
 
-    /// Kills containerd (containers go on) and starts it again with the same contents.
+    /// Kills containerd (containers keep running) and starts it again with the same contents.
     ///
     /// # Errors
     /// When it does not start.
@@ -107,7 +107,7 @@ impl Containerd {
         Ok(())
     }
 
-    /// Ends everything and removes it; unlike dropping, tells what could not be ended.
+    /// Ends and removes everything; unlike dropping, returns what could not be ended.
     ///
     /// # Errors
     /// Names the processes and mounts that stay.

@@ -1,5 +1,5 @@
 //! HTTP/1.1 (RFC 9112) as far as tests need it: message heads, and a blocking client that says
-//! exactly what it is told and reports exactly what came back.
+//! exactly what it is given and returns exactly what came back.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -1,4 +1,4 @@
-//! An HTTPS server whose certificate nobody knows.
+//! An HTTPS server with a certificate that no client trusts.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What the end-to-end tests share: a stack of real parts, and the steps of using it.
+//! A stack of real parts, and the steps of using it, for all end-to-end tests.
 
 pub(crate) mod node;
 pub(crate) mod survival;
@@ -12,7 +12,7 @@ use soci_testkit::{OciImage, Run, SociCli, SociDaemon, SociDaemonOptions, Stack,
 pub(crate) const NAMESPACE: &str = "e2e";
 /// How long conditions are waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
-/// Everything else is measured while the background fetcher rests.
+/// Configuration without the background fetcher, which would add to what tests measure.
 pub(crate) const NO_BACKGROUND: &str = "[background_fetch]\ndisable = true\n";
 
 pub(crate) fn stack(config: &str) -> Stack {
@@ -45,7 +45,7 @@ pub(crate) fn indexed(stack: &Stack, layout: &Path, name: &str) -> String {
     stack.reference(&format!("{name}:soci"))
 }
 
-/// Pulls with our CLI; returns what it prints.
+/// Pulls with our CLI; returns its output.
 pub(crate) fn pull(stack: &Stack, reference: &str) -> String {
     let soci = stack.soci(NAMESPACE).unwrap();
     soci.output(["pull", "--plain-http", reference]).unwrap()
@@ -111,7 +111,7 @@ pub(crate) fn lazy_mounts_below(root: &Path) -> usize {
     soci_testkit::process::lazy_mounts_below(root).unwrap()
 }
 
-/// Waits until `done` says so; its last complaint is in the failure.
+/// Waits until `done` succeeds; its last error is in the failure.
 pub(crate) fn wait_until(what: &str, patience: Duration, done: impl Fn() -> Result<(), String>) {
     let deadline = Instant::now() + patience;
     while let Err(not_yet) = done() {

@@ -1,5 +1,5 @@
-//! The daemon with a registry, spoken to as containerd would: without one between, a test decides
-//! what is called when.
+//! The daemon with a registry, called as containerd would: without containerd, a test decides which calls
+//! are made when.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -111,7 +111,7 @@ impl Scene {
         std::thread::sleep(Duration::from_millis(50 + x % 600));
     }
 
-    /// Waits for the next server: sometimes only until it is there, so that it is killed while it starts.
+    /// Waits for the next server: sometimes only until its process exists, so that it is killed while it starts.
     pub(crate) fn wait_for_successor(&self, before: u32) {
         self.daemon().wait_for_successor(before).unwrap();
         if !self.random.load(Ordering::Relaxed).is_multiple_of(4) {

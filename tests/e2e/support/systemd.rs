@@ -126,7 +126,7 @@ impl SystemdNode {
         }
     }
 
-    /// One that ends at once, except when it is asked to have the running one hand over.
+    /// A program that ends immediately, except when it is asked to have the running daemon hand over.
     pub(crate) fn install_broken_daemon(&self) {
         let good = self.systemd.shared().join("good");
         std::fs::copy(binary("soci-snapshotter-grpc").unwrap(), &good).unwrap();
@@ -230,7 +230,7 @@ impl SystemdNode {
         found.remove(0)
     }
 
-    /// Starts to read in the container's root, which goes on until [`Reader::finish`].
+    /// Starts to read in the container's root, until [`Reader::finish`].
     pub(crate) fn start_reader(&self) -> Reader {
         let root = self.systemd.path(BOX);
         let (stop, reads) = (
@@ -297,7 +297,7 @@ impl Reader {
     /// Waits until it has read several times more.
     pub(crate) fn goes_on(&self) {
         let before = self.reads.load(Ordering::Relaxed);
-        wait_until("the reader goes on", PATIENCE, || {
+        wait_until("the reader reads again", PATIENCE, || {
             let now = self.reads.load(Ordering::Relaxed);
             if now >= before + 5 {
                 return Ok(());

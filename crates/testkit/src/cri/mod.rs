@@ -32,7 +32,7 @@ pub mod api {
     tonic::include_proto!("runtime.v1");
 }
 
-/// A client of one container runtime. Calls block; it may be used from many threads at once.
+/// A client of one container runtime. Calls block; it may be used from many threads.
 #[derive(Debug)]
 pub struct Cri {
     runtime: Runtime,
@@ -44,7 +44,7 @@ impl Cri {
     /// Connects to a socket that serves both pods and images.
     ///
     /// # Errors
-    /// When nobody answers there.
+    /// When no runtime answers there.
     pub fn connect(socket: &Path) -> Result<Self> {
         Self::connect_apart(socket, socket)
     }
@@ -53,7 +53,7 @@ impl Cri {
     /// `--image-service-endpoint`).
     ///
     /// # Errors
-    /// When nobody answers at one of them.
+    /// When no service answers at one of them.
     pub fn connect_apart(runtime_socket: &Path, image_socket: &Path) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)

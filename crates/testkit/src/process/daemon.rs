@@ -146,7 +146,7 @@ impl Daemon {
         Ok(self.ended)
     }
 
-    /// Waits until `ready` holds; fails at once when the process ends before.
+    /// Waits until `ready` holds; fails when the process ends before.
     ///
     /// # Errors
     /// When it ends or the time is over; the message holds the end of its log.
@@ -266,7 +266,7 @@ impl Drop for Daemon {
         reason = "a failed test shows what its daemons said"
     )]
     fn drop(&mut self) {
-        // There is nobody to tell; the root's sweep comes after this.
+        // An error cannot be returned here; the root's sweep follows.
         let _ = self.kill();
         if std::thread::panicking() {
             eprintln!(

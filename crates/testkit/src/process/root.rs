@@ -23,7 +23,7 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 #[derive(Debug)]
 pub struct TestRoot {
     path: PathBuf,
-    /// Locked as long as this process lives: what nobody has locked is left over.
+    /// Locked as long as this process lives: a folder that no process has locked is left over.
     _lock: File,
 }
 
@@ -141,7 +141,7 @@ fn own_path(number: u32) -> PathBuf {
     std::env::temp_dir().join(format!("{PREFIX}{}.{number}", std::process::id()))
 }
 
-/// Roots whose lock nobody holds belong to test runs that were killed.
+/// Roots whose lock no process holds belong to test runs that were killed.
 fn sweep_left_over() {
     for entry in std::fs::read_dir(std::env::temp_dir())
         .into_iter()

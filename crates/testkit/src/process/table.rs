@@ -73,7 +73,7 @@ pub(crate) fn kill_below(root: &Path) -> Vec<i32> {
         }
         for pid in found {
             if let Some(pid) = Pid::from_raw(pid) {
-                // It may have ended meanwhile.
+                // It may have ended since.
                 let _ = kill_process(pid, Signal::KILL);
             }
         }

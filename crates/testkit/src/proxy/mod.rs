@@ -126,7 +126,7 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // Waiting for tasks is not allowed in async tests, and nobody needs their results.
+            // Waiting for tasks is not allowed in async tests, and their results are not needed.
             runtime.shutdown_background();
         }
     }

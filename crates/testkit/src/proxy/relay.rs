@@ -36,7 +36,7 @@ async fn serve(stream: TcpStream, state: Arc<ProxyState>) {
             Ok(Some(request)) => request,
             Ok(None) => return,
             Err(_) => {
-                // Clients that try TLS first take this for "no TLS here" and go on without.
+                // Clients that try TLS first take this for "no TLS" and continue without it.
                 let answer = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n";
                 let _ = client.send(answer).await;
                 return;
@@ -238,7 +238,7 @@ async fn forward(
 ) -> Result<(Wire, Head)> {
     let has_body =
         request.framing() != Framing::UntilClose && request.framing() != Framing::Length(0);
-    // A kept connection may have been closed meanwhile; a body could not be sent twice.
+    // A kept connection may have been closed since; a body could not be sent twice.
     if let Some(mut server) = kept.filter(|_| !has_body)
         && server.send(&request.encode()).await.is_ok()
         && let Ok(Some(head)) = server.head().await

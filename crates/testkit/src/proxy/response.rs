@@ -109,7 +109,7 @@ pub(crate) async fn relay_response(
     let server_closes = head
         .get("connection")
         .is_some_and(|value| value.eq_ignore_ascii_case("close"));
-    // Uploads go on through the proxy, not past it.
+    // Uploads continue through the proxy, not past it.
     let own = format!("http://{}", state.address);
     if let Some(location) = head.get("location")
         && let Some(rest) = location.strip_prefix(&format!("http://{}", state.upstream))

@@ -38,7 +38,7 @@ pub struct RequestRecord {
 pub struct Stats {
     /// Every request in the order of arrival.
     pub log: Vec<RequestRecord>,
-    /// The largest number of requests that were being answered at once.
+    /// The largest number of requests that were in flight at the same time.
     pub peak_in_flight: u64,
 }
 

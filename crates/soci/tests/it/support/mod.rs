@@ -1,7 +1,6 @@
 //! What the tests of the CLI against containerd share: a registry, a containerd, images in it.
 
 #![allow(
-    dead_code,
     clippy::unwrap_used,
     clippy::panic,
     reason = "each test uses a part of it, and fails by panicking"
