@@ -43,7 +43,7 @@ async fn absurd_labels_are_ignored_or_have_the_layer_unpacked_with_a_reason() {
         (
             cri("image-ref"),
             "127.0.0.1:1/small:soci".into(),
-            Some("no-index"),
+            Some("index-unavailable"),
         ),
         (
             cri("manifest-digest"),

@@ -12,6 +12,7 @@
 
 mod abort_mounts;
 mod bad_labels;
+mod check_agrees;
 mod concurrency;
 mod content_store;
 mod crash;

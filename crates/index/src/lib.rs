@@ -15,7 +15,6 @@ mod location;
 mod options;
 mod prefetch;
 mod progress;
-mod report;
 mod sink;
 mod source;
 mod transfer;
@@ -28,7 +27,6 @@ pub use image::{Content, Entry, Image};
 pub use location::{Destination, Format, Source};
 pub use options::{ConvertOptions, DEFAULT_MIN_LAYER_SIZE, Platforms};
 pub use progress::{LayerOutcome, Progress, Silent, Step};
-pub use report::{LayerVerdict, LazyReport, lazy_report};
 pub use sink::{ArchiveSink, BlobWriter, DirSink, ImageSink, RegistrySink};
 pub use source::{
     ArchiveSource, ImageSource, LayoutSource, MAX_DOCUMENT, RegistrySource, Root, SharedSource,

@@ -1,6 +1,6 @@
-//! The content store that SOCI indexes and zTOCs are looked for in before the registry is asked:
-//! our own OCI layout (`[content_store] type = "soci"`), or containerd's (`type = "containerd"`). `soci
-//! create` puts there what was never pushed.
+//! The content store that is searched for SOCI indexes and zTOCs before the registry: our own OCI
+//! layout (`[content_store] type = "soci"`), or containerd's (`type = "containerd"`). It has what
+//! `soci create` made and was never pushed.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,13 +13,13 @@ use soci_store::content::OciLayout;
 use soci_ztoc::soci_index::SociIndex;
 use tokio::task::spawn_blocking;
 
-/// Longest time for one call: containerd may hang, and itself waits for our answer to a Prepare.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Time limit of one call: containerd may hang, and itself waits for our answer to a Prepare.
+const CALL_LIMIT: Duration = Duration::from_secs(10);
 
-/// Where artifacts are.
+/// A content store with SOCI indexes and zTOCs.
 #[derive(Debug, Clone)]
 pub enum Artifacts {
-    /// The folder `content/`.
+    /// The directory `content/`.
     Layout(OciLayout),
     /// containerd's content store, in the namespace of the client.
     Containerd(Containerd),
@@ -37,18 +37,18 @@ impl Artifacts {
         matches!(self, Self::Containerd(_))
     }
 
-    /// A blob of at most `most` bytes, if it is here. Whatever goes wrong is logged, and the registry is
-    /// asked.
+    /// Reads a blob of at most `most` bytes, if it is stored. Failures are logged, and the registry is
+    /// asked instead.
     pub(crate) async fn get(&self, namespace: &str, digest: &Digest, most: u64) -> Option<Bytes> {
-        let passed_over = |error: &dyn std::error::Error| {
-            tracing::warn!(digest = %digest, %error, "the content store is passed over");
+        let unavailable = |error: &dyn std::error::Error| {
+            tracing::warn!(digest = %digest, %error, "content store unavailable, falling back to the registry");
             None
         };
         match self {
             Self::Containerd(containerd) => {
                 let get = async |content: Content| content.get(digest, most).await;
                 let found = limited(containerd, namespace, get).await;
-                found.unwrap_or_else(|error| passed_over(&error))
+                found.unwrap_or_else(|error| unavailable(&error))
             }
             Self::Layout(layout) => {
                 let (layout, digest) = (layout.clone(), *digest);
@@ -57,13 +57,13 @@ impl Artifacts {
                     _ => Ok(None),
                 };
                 let found = spawn_blocking(work).await.unwrap_or(Ok(None));
-                found.unwrap_or_else(|error| passed_over(&error))
+                found.unwrap_or_else(|error| unavailable(&error))
             }
         }
     }
 
-    /// Keeps an index that came from the registry, and says that its zTOCs belong to it. (Our own
-    /// layout keeps it together with the note of its image, `KeptIndexes`.)
+    /// Stores an index from the registry in containerd, with labels that keep its zTOCs. (Our own
+    /// layout stores it together with the note of its image, see `IndexFiles`.)
     pub(crate) async fn keep_index(
         &self,
         namespace: &str,
@@ -75,9 +75,9 @@ impl Artifacts {
             return;
         };
         let mut labels = HashMap::from([gc::root()]);
-        for (place, layer) in index.manifest.layers.iter().enumerate() {
+        for (at, layer) in index.manifest.layers.iter().enumerate() {
             labels.insert(
-                format!("{}.ztoc.{place}", gc::CONTENT),
+                format!("{}.ztoc.{at}", gc::CONTENT),
                 layer.digest.to_string(),
             );
         }
@@ -88,11 +88,11 @@ impl Artifacts {
         };
         let kept = limited(containerd, namespace, put).await;
         if let Err(error) = kept {
-            tracing::warn!(digest = %digest, %error, "the SOCI index is not kept in containerd");
+            tracing::warn!(digest = %digest, %error, "cannot store the SOCI index in containerd");
         }
     }
 
-    /// Keeps a zTOC that came from the registry. (On disk it is with its layer.)
+    /// Stores a zTOC from the registry in containerd. (On disk it is stored with its layer.)
     pub(crate) async fn keep_ztoc(&self, namespace: &str, ztoc: &Descriptor, bytes: &Bytes) {
         let Self::Containerd(containerd) = self else {
             return;
@@ -103,12 +103,12 @@ impl Artifacts {
         };
         let kept = limited(containerd, namespace, put).await;
         if let Err(error) = kept {
-            tracing::warn!(digest = %ztoc.digest, %error, "the zTOC is not kept in containerd");
+            tracing::warn!(digest = %ztoc.digest, %error, "cannot store the zTOC in containerd");
         }
     }
 
-    /// Leaves an index to containerd's collector that nobody uses any more. Only those that this daemon
-    /// fetched have the label; others are kept by whoever made them.
+    /// Has containerd's collector remove an index that is not used any more, if this daemon fetched
+    /// it: only then it has the label.
     pub(crate) async fn release_index(&self, namespace: &str, digest: &Digest) {
         let Self::Containerd(containerd) = self else {
             return;
@@ -116,7 +116,7 @@ impl Artifacts {
         let remove = async |content: Content| content.remove_label(digest, gc::ROOT).await;
         let released = limited(containerd, namespace, remove).await;
         if let Err(error) = released {
-            tracing::warn!(digest = %digest, %error, "containerd keeps a SOCI index that nobody uses");
+            tracing::warn!(digest = %digest, %error, "cannot release an unused SOCI index in containerd");
         }
     }
 }
@@ -129,5 +129,5 @@ async fn limited<T>(
 ) -> Result<T, ContainerdError> {
     let content = Content::new(&containerd.namespace(namespace)?);
     // Boxed: calls of containerd are large futures.
-    within(PATIENCE, Box::pin(call(content))).await
+    within(CALL_LIMIT, Box::pin(call(content))).await
 }

@@ -1,35 +1,43 @@
 //! Lazy layers: from the labels of a Prepare to a mounted layer, or the reason why not.
 //!
-//! An image's SOCI index is found once; the first layer that is asked for starts the preparation of
-//! the others, because containerd asks for one after another. A layer that cannot be lazy is unpacked. A lazy layer is served once however
-//! many snapshots, images and namespaces use it, and forgotten when the last of them goes.
+//! [`LazyLayers`] composes four parts: the index cache finds an image's SOCI index once, the layer
+//! opener opens a layer once for all its users (and those above it ahead of their Prepare), the
+//! mount table serves the mounts, and the sweeper removes what no mount uses any more. A layer that
+//! cannot be lazy is unpacked.
 
 #![forbid(unsafe_code)]
 
 mod artifacts;
-mod continuing;
-mod discovery;
-mod held;
+mod config;
+mod holder_link;
 mod image_counts;
-mod kept;
-mod labels;
-mod layers;
-mod look;
+mod image_layer;
+mod index_cache;
+mod index_files;
+mod inherited;
+mod layer_loader;
+mod layer_opener;
+mod lazy_layers;
+mod lease;
+mod local_unpack;
+mod lookup_cache;
 mod lower_tree;
 mod metering;
-mod opening;
-mod parts;
+mod mount_table;
+mod open_layer;
+mod preflight;
 mod provider;
-mod proving;
 mod report;
+mod restore;
 mod sources;
-mod unpacking;
-mod verdicts;
+mod sweeper;
+mod view;
 mod ztoc_memory;
 
 pub use artifacts::Artifacts;
-pub use held::HeldError;
-pub use parts::{LazyConfig, Parts};
-pub use provider::LazyLayers;
-pub use proving::{ProvingError, prove};
+pub use config::{Components, LazyConfig};
+pub use inherited::InheritedError;
+pub use lazy_layers::LazyLayers;
+pub use preflight::{PreflightError, preflight};
 pub use report::MountReport;
+pub use soci_discovery::Policy;

@@ -1,5 +1,5 @@
-//! A lazy layer seen from one that is unpacked on top of it: its tree is asked, not its mount, because
-//! a daemon that reads its own mount may wait for itself.
+//! A lazy layer below one that is unpacked: read through its tree, not its mount, because a daemon
+//! that reads its own mount may wait for itself.
 
 use std::io;
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use soci_layerfs::{ResolveError, Tree};
 use soci_unpack::{DirectoryAttributes, Lower, LowerLayer};
 
+/// The tree of a lazy layer.
 pub(crate) struct LowerTree(pub(crate) Arc<Tree>);
 
 impl LowerLayer for LowerTree {

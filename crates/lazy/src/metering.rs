@@ -1,5 +1,5 @@
-//! Takes what mounts and layers have counted over into the metrics: reading counts in atomics of its
-//! own, and pays nothing for metrics that nobody asks for.
+//! Adds the counts of mounts and layers to the metrics when these are read. Readers of files count
+//! in plain atomics, which costs next to nothing.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,15 +10,15 @@ use soci_oci::Digest;
 use soci_telemetry::Meters;
 use soci_telemetry::metrics::{count, duration_ms, duration_us};
 
-use crate::opening::OpenLayer;
+use crate::open_layer::OpenLayer;
 
-/// v0.15 counts failing file systems at most once in this time.
+/// Period in which failing file systems are counted once, as in v0.15.
 const FAILURE_PERIOD: Duration = Duration::from_secs(300);
 
-/// The metrics, as lazy layers feed them.
+/// The metrics of lazy layers.
 pub(crate) struct Metering {
     pub(crate) meters: Arc<Meters>,
-    /// When the last period with a failure began.
+    /// Start of the last period with a failure.
     failing: Mutex<Option<Instant>>,
 }
 
@@ -30,7 +30,7 @@ impl Metering {
         }
     }
 
-    /// Where the mounts of a layer measure.
+    /// Returns the histograms in which the mounts of a layer measure.
     pub(crate) fn timers(&self, layer: &Digest) -> Timers {
         let layer = layer.to_string();
         let timer = |operation| {
@@ -45,7 +45,7 @@ impl Metering {
         }
     }
 
-    /// Takes over what a mount of the layer has counted since the last time.
+    /// Adds what a mount of the layer has counted since the last call.
     pub(crate) fn mount(
         &self,
         layer: &Digest,
@@ -112,7 +112,7 @@ impl Metering {
         }
     }
 
-    /// Takes over what the background fetcher did for a layer since the last time.
+    /// Adds what the background fetcher has counted for a layer since the last call.
     pub(crate) fn layer(&self, digest: &Digest, layer: &OpenLayer) {
         let digest = digest.to_string();
         let mut counted = layer.counted.lock();
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_are_taken_over_once_and_failures_make_one_period() {
+    fn counts_are_added_once_and_failures_make_one_period() {
         let metering = Metering::new(Arc::new(Meters::new().unwrap()));
         let (layer, mut counted) = (Digest::of(b"l"), CounterSnapshot::default());
         let mut now = CounterSnapshot {

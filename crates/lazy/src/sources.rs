@@ -1,10 +1,9 @@
-//! Where the spans of a layer come from: every repository whose images use the layer has it, and one
-//! of them may be gone, or closed to us, while the others are not.
+//! The repositories that spans of a layer are fetched from: every repository whose images use the
+//! layer has it, and one may be gone or refuse access while another works.
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -13,18 +12,19 @@ use soci_oci::{Descriptor, Reference};
 use soci_registry::{BlobSource, ByteStream, Client, Deadline, RegistryError, RemoteBlob};
 use soci_telemetry::Meters;
 use soci_telemetry::metrics::duration_ms;
+use tokio::time::Instant;
 
-/// More are not remembered.
-const MOST: usize = 16;
+/// Greatest number of repositories per layer.
+const MAX_REPOSITORIES: usize = 16;
 
-/// All places that are known to have one blob. Clones are the same.
+/// The repositories that are known to have one blob. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Sources {
     client: Client,
     meters: Arc<Meters>,
     blob: Descriptor,
     known: Arc<RwLock<Vec<Source>>>,
-    /// Which one is asked next: the one that last gave something, or the one after a failure.
+    /// Position of the repository for the next request: the last one that worked, or the one after.
     next: Arc<AtomicUsize>,
 }
 
@@ -52,11 +52,13 @@ impl Sources {
         sources
     }
 
-    /// An image of this repository uses the layer too.
+    /// Adds the repository of an image that uses the layer.
     pub(crate) fn add(&self, reference: &Reference) {
         let repository = reference.name();
         let mut known = self.known.write();
-        if known.len() < MOST && known.iter().all(|source| source.repository != repository) {
+        if known.len() < MAX_REPOSITORIES
+            && known.iter().all(|source| source.repository != repository)
+        {
             known.push(Source {
                 repository,
                 blob: self.client.blob(reference, &self.blob),
@@ -64,11 +66,11 @@ impl Sources {
         }
     }
 
-    /// The source at a place in the round.
-    fn at(&self, place: usize) -> Option<RemoteBlob> {
+    /// Returns the source at a position, counted round the list.
+    fn at(&self, position: usize) -> Option<RemoteBlob> {
         let known = self.known.read();
-        let place = place.checked_rem(known.len())?;
-        known.get(place).map(|source| source.blob.clone())
+        let position = position.checked_rem(known.len())?;
+        known.get(position).map(|source| source.blob.clone())
     }
 
     fn current(&self) -> Option<RemoteBlob> {
@@ -96,12 +98,14 @@ impl BlobSource for Sources {
         let count = self.known.read().len();
         let first = self.next.load(Ordering::Relaxed);
         let mut failure = None;
-        for place in first..first.saturating_add(count) {
-            let Some(source) = self.at(place) else { break };
-            // Dropped by its caller, this request leaves the next one to the next repository.
-            self.next.store(place.wrapping_add(1), Ordering::Relaxed);
+        for position in first..first.saturating_add(count) {
+            let Some(source) = self.at(position) else {
+                break;
+            };
+            // If the caller gives up on this repository, its next request goes to the next one.
+            self.next.store(position.wrapping_add(1), Ordering::Relaxed);
             let (start, located) = (Instant::now(), source.is_located());
-            let limit = share(deadline, first.saturating_add(count) - place);
+            let limit = share(deadline, first.saturating_add(count) - position);
             match source.stream_range(range.clone(), limit).await {
                 Ok(stream) => {
                     let layer = self.blob.digest.to_string();
@@ -110,10 +114,10 @@ impl BlobSource for Sources {
                     if !located {
                         took(duration_ms::BLOB_REDIRECT);
                     }
-                    self.next.store(place, Ordering::Relaxed);
+                    self.next.store(position, Ordering::Relaxed);
                     let next = self.next.clone();
                     let stream = stream.inspect_err(move |_| {
-                        next.store(place.wrapping_add(1), Ordering::Relaxed);
+                        next.store(position.wrapping_add(1), Ordering::Relaxed);
                     });
                     return Ok(stream.boxed());
                 }

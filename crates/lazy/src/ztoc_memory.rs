@@ -1,15 +1,15 @@
-//! How much memory zTOCs may take while they are fetched and read, whatever their number and size.
+//! Limits the memory of zTOCs that are being fetched and parsed, whatever their number and size.
 
 use soci_layer::LayerRefusal;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// No larger zTOC is taken: it is read as a whole. At the default span size it would be of a layer of
-/// 64 GiB.
+/// Size of the largest zTOC that is used, in bytes: it is read as a whole. At the default span size
+/// it describes a layer of 64 GiB.
 const LARGEST: u64 = 512 << 20;
-/// What is counted, in bytes.
+/// Bytes per permit of the semaphore.
 const UNIT: u64 = 1024;
 
-/// A number of bytes that zTOCs share. One that needs more than there is at all is handled alone.
+/// A number of bytes that zTOCs share. A zTOC that needs more is handled alone.
 #[derive(Debug)]
 pub(crate) struct ZtocMemory {
     units: Semaphore,
@@ -26,10 +26,13 @@ impl ZtocMemory {
     }
 
     /// Waits until there is memory for a zTOC of `size` bytes.
+    ///
+    /// # Errors
+    /// The zTOC is too large.
     pub(crate) async fn acquire(&self, size: u64) -> Result<SemaphorePermit<'_>, LayerRefusal> {
         if size > LARGEST {
             return Err(LayerRefusal::failed(format!(
-                "its zTOC has {size} bytes, more than the {LARGEST} that are handled; \
+                "its zTOC has {size} bytes, more than the limit of {LARGEST}; \
                  index the image with a larger span size"
             )));
         }

@@ -36,7 +36,7 @@ pub(crate) fn check(root: &Path, config: &Config) -> anyhow::Result<()> {
     let scratch = root.join(format!("{SCRATCH}{}", std::process::id()));
     std::fs::create_dir(&scratch)
         .with_context(|| format!("cannot create {}", scratch.display()))?;
-    let checked = soci_lazy::prove(&root.join("soci/layers"), connections, &scratch);
+    let checked = soci_lazy::preflight(&root.join("soci/layers"), connections, &scratch);
     std::fs::remove_dir(&scratch)
         .with_context(|| format!("cannot remove {}", scratch.display()))?;
     let mounts = checked?;

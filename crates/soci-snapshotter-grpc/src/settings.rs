@@ -79,8 +79,10 @@ pub(crate) fn layer_store(config: &Config) -> LayerStoreConfig {
 
 pub(crate) fn lazy(config: &Config) -> LazyConfig {
     LazyConfig {
-        soci_v1: config.pull_modes.soci_v1.enable,
-        soci_v2: config.pull_modes.soci_v2.enable,
+        policy: soci_lazy::Policy {
+            soci_v1: config.pull_modes.soci_v1.enable,
+            soci_v2: config.pull_modes.soci_v2.enable,
+        },
         min_layer_size: config.snapshotter.min_layer_size,
         mount_timeout: config.mount_timeout,
         attr_timeout: config.fuse.attr_timeout,

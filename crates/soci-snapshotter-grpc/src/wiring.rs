@@ -94,11 +94,12 @@ pub(crate) async fn wire(
     )?;
     let meters = Arc::new(soci_telemetry::Meters::new()?);
     let keeper = inherited.keeper.clone();
-    let parts = soci_lazy::Parts {
+    let components = soci_lazy::Components {
         client,
         layers: layers.clone(),
         artifacts: artifacts(config, &content),
         content,
+        index_notes: root.join("soci/images"),
         unpacker,
         fetcher: fetcher.clone(),
         pool: pool.clone(),
@@ -110,8 +111,7 @@ pub(crate) async fn wire(
             ..settings::lazy(config)
         },
     };
-    let lazy = LazyLayers::new(parts, root.join("soci/images"))
-        .context("cannot adopt what an earlier daemon left")?;
+    let lazy = LazyLayers::new(components).context("cannot adopt what an earlier daemon left")?;
     let snapshots = SnapshotterConfig {
         root: root.join("snapshotter"),
         allow_invalid_mounts_on_restart: config.snapshotter.allow_invalid_mounts_on_restart,
@@ -124,7 +124,7 @@ pub(crate) async fn wire(
     // Every layer that a snapshot uses has been asked for by now; the rest only takes room.
     let sweeping = lazy.clone();
     tokio::spawn(async move {
-        sweeping.continue_rest().await;
+        sweeping.serve_rest().await;
         sweeping.sweep().await;
     });
     Ok(Subsystems {

@@ -181,7 +181,7 @@ impl Image {
     }
 }
 
-fn fetch_manifest(registry: &Registry, name: &str, tag: &str) -> Vec<u8> {
+pub(crate) fn fetch_manifest(registry: &Registry, name: &str, tag: &str) -> Vec<u8> {
     let target = format!("/v2/{name}/manifests/{tag}");
     let accept = "application/vnd.oci.image.index.v1+json, \
                       application/vnd.oci.image.manifest.v1+json";

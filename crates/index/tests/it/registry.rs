@@ -4,11 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::images::{dir_to_dir, every_layer, golden, run, top};
-use soci_index::{
-    DirSink, Image, LayerVerdict, LayoutSource, RegistrySink, RegistrySource, SharedSource,
-    lazy_report,
-};
-use soci_oci::{Descriptor, Manifest, Reference, annotations};
+use soci_discovery::{LazyReport, NoIndex, RegistryManifests};
+use soci_index::{DirSink, Image, LayoutSource, RegistrySink, RegistrySource, SharedSource};
+use soci_layer::LayerRefusal;
+use soci_oci::{Descriptor, Digest, Manifest, Reference, annotations};
 use soci_registry::{Client, ClientConfig, NoCredentials};
 use soci_testkit::proxy::RequestRecord;
 use soci_testkit::{Fault, Proxy, Registry, Rule};
@@ -192,22 +191,29 @@ fn the_report_tells_which_layers_can_be_lazy_and_why_not() {
         let plain = reference(&registry, "kinds/image:kinds");
         let (descriptor, manifest) = read_manifest(&client, &plain).await;
         let report = lazy_report(&client, &plain, descriptor.digest, &manifest, None).await;
-        assert!(report.index.unwrap_err().contains("no SOCI index"));
-        for (_, verdict) in &report.layers {
-            assert!(matches!(verdict, LayerVerdict::NoIndex { .. }), "{verdict}");
+        assert!(matches!(
+            report.index,
+            Err(NoIndex::NotIndexed { source: None, .. })
+        ));
+        for (_, ztoc) in &report.layers {
+            assert!(
+                matches!(ztoc, Err(LayerRefusal::NotIndexed { .. })),
+                "{ztoc:?}"
+            );
         }
 
         let converted = reference(&registry, "kinds/soci:1");
         let (descriptor, manifest) = read_manifest(&client, &converted).await;
         let report = lazy_report(&client, &converted, descriptor.digest, &manifest, None).await;
         assert_eq!(
-            report.index.as_ref().unwrap().to_string(),
+            report.index.as_ref().unwrap().digest.to_string(),
             manifest.annotations[annotations::INDEX_DIGEST]
         );
-        assert!(matches!(report.layers[0].1, LayerVerdict::Lazy { .. }));
-        assert!(report.layers[1].1.to_string().contains("min-layer-size"));
+        assert!(report.layers[0].1.is_ok());
+        let refusal = report.layers[1].1.as_ref().unwrap_err();
+        assert!(refusal.to_string().contains("min-layer-size"), "{refusal}");
         // An index that is named but not there.
-        let gone = soci_oci::Digest::of(b"nothing");
+        let gone = Digest::of(b"nothing");
         let report = lazy_report(
             &client,
             &converted,
@@ -216,8 +222,31 @@ fn the_report_tells_which_layers_can_be_lazy_and_why_not() {
             Some(gone),
         )
         .await;
-        assert!(report.index.unwrap_err().contains("cannot be fetched"));
+        let none = report.index.unwrap_err();
+        assert!(matches!(
+            none,
+            NoIndex::NotIndexed {
+                source: Some(_),
+                ..
+            }
+        ));
+        let text = soci_errors::chain(&none);
+        assert!(
+            text.contains("missing SOCI index") && text.contains("404"),
+            "{text}"
+        );
     });
+}
+
+async fn lazy_report(
+    client: &Client,
+    reference: &Reference,
+    digest: Digest,
+    manifest: &Manifest,
+    explicit: Option<Digest>,
+) -> LazyReport {
+    let source = RegistryManifests::new(client.clone(), reference.clone());
+    soci_discovery::lazy_report(&source, digest, manifest, explicit).await
 }
 
 async fn read_manifest(client: &Client, reference: &Reference) -> (Descriptor, Manifest) {

@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use soci_discovery::Policy;
 use soci_fetch::SpanFetcher;
 use soci_layer::{
     IdMaps, IdRange, LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ParentLayer, Purpose,
     UnpackRequest, View,
 };
-use soci_lazy::{Artifacts, LazyConfig, LazyLayers, Parts};
+use soci_lazy::{Artifacts, Components, LazyConfig, LazyLayers};
 use soci_oci::{Digest, Index, Manifest, Reference, annotations, media_types};
 use soci_registry::{Client, ClientConfig, NoCredentials};
 use soci_store::content::OciLayout;
@@ -133,12 +134,13 @@ impl World {
             soci_fetch::FetchConfig::default(),
             tokio::runtime::Handle::current(),
         );
-        let parts = Parts {
+        let components = Components {
             client: Self::client(),
             layers: LayerStore::open(&root.join("soci/layers"), LayerStoreConfig::default())
                 .unwrap(),
             artifacts: Artifacts::Layout(OciLayout::open(&root.join("content")).unwrap()),
             content: OciLayout::open(&root.join("content")).unwrap(),
+            index_notes: root.join("soci/images"),
             unpacker: soci_unpack::Unpacker::new(
                 Self::client(),
                 soci_unpack::UnpackConfig::new(root.join("unpack")),
@@ -154,10 +156,7 @@ impl World {
                 ..config
             },
         };
-        (
-            LazyLayers::new(parts, root.join("soci/images")).unwrap(),
-            fetcher,
-        )
+        (LazyLayers::new(components).unwrap(), fetcher)
     }
 
     fn request(&self, layer: usize, mountpoint: &str) -> LayerRequest {
@@ -382,7 +381,7 @@ fn an_index_of_version_1_is_found_among_the_referrers_where_that_is_enabled() {
             "v1 is off by default"
         );
         let lazy = world.lazy(LazyConfig {
-            soci_v1: true,
+            policy: Policy::ALL,
             ..LazyConfig::default()
         });
         let request = world.request(0, "b");
@@ -392,8 +391,10 @@ fn an_index_of_version_1_is_found_among_the_referrers_where_that_is_enabled() {
 
         // A client that names the index itself gets it with both switched off.
         let lazy = world.lazy(LazyConfig {
-            soci_v1: false,
-            soci_v2: false,
+            policy: Policy {
+                soci_v1: false,
+                soci_v2: false,
+            },
             ..LazyConfig::default()
         });
         let mut request = world.request(0, "c");

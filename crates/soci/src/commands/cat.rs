@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::global::Global;
 use crate::interrupt::limited;
-use crate::remote::{ImagePath, Node, RemoteArgs, RemoteImage, View, find_index, open_all};
+use crate::remote::{ImagePath, Node, RemoteArgs, RemoteImage, View, open_all};
 
 /// Print a file of an image at a registry, without pulling the image
 ///
@@ -44,16 +44,8 @@ impl Cat {
             );
         };
         let image = RemoteImage::open(&self.remote, &self.image.reference).await?;
-        let given = self.remote.soci_index_digest;
-        let index = find_index(
-            &image.client,
-            &image.reference,
-            image.descriptor.digest,
-            &image.manifest,
-            given,
-        )
-        .await;
-        let layers = open_all(&image, index.as_ref().ok()).await?;
+        let index = image.any_index(self.remote.soci_index_digest).await;
+        let layers = open_all(&image, index.as_ref()).await?;
         let view = View::new(&layers);
         let Node::File(at) = view.find(path.as_bytes(), true)? else {
             bail!("{path}: it is a directory (soci ls lists it)");

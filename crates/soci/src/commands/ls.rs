@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::global::Global;
 use crate::interrupt::limited;
 use crate::output;
-use crate::remote::{ImagePath, Node, RemoteArgs, RemoteImage, View, find_index, open_all};
+use crate::remote::{ImagePath, Node, RemoteArgs, RemoteImage, View, open_all};
 use crate::remote::{kind_word, mode_text};
 
 /// List files of an image at a registry, without pulling the image
@@ -68,15 +68,8 @@ impl Ls {
 
     async fn list(&self) -> anyhow::Result<()> {
         let image = RemoteImage::open(&self.remote, &self.image.reference).await?;
-        let index = find_index(
-            &image.client,
-            &image.reference,
-            image.descriptor.digest,
-            &image.manifest,
-            self.remote.soci_index_digest,
-        )
-        .await;
-        let layers = open_all(&image, index.as_ref().ok()).await?;
+        let index = image.any_index(self.remote.soci_index_digest).await;
+        let layers = open_all(&image, index.as_ref()).await?;
         let view = View::new(&layers);
         let path = self.image.path.as_deref().unwrap_or("/");
         let node = view.find(path.as_bytes(), path.ends_with('/'))?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use rustix::mount::{MountFlags, UnmountFlags};
+use soci_discovery::Policy;
 use soci_fetch::{FetchConfig, LayerData, LazyLayer, SpanFetcher};
 use soci_layerfs::{MountOptions, MountedLayer, mount_layer};
 use soci_oci::{Digest, Reference};
@@ -17,7 +18,7 @@ use tokio::runtime::Handle;
 use crate::global::Global;
 use crate::interrupt::{interrupted, limited};
 use crate::output;
-use crate::remote::{RemoteArgs, RemoteImage, RemoteLayer, find_index, open_all};
+use crate::remote::{RemoteArgs, RemoteImage, RemoteLayer, open_all, reason};
 
 /// How often it is looked whether somebody has unmounted the folder.
 const LOOK: Duration = Duration::from_millis(500);
@@ -82,15 +83,11 @@ impl Mount {
 
     async fn mount(&self, directory: &Path) -> anyhow::Result<Mounted> {
         let image = RemoteImage::open(&self.remote, &self.reference).await?;
-        let index = find_index(
-            &image.client,
-            &image.reference,
-            image.descriptor.digest,
-            &image.manifest,
-            self.remote.soci_index_digest,
-        )
-        .await
-        .map_err(|reason| anyhow::anyhow!(reason))?;
+        let explicit = self.remote.soci_index_digest;
+        let index = image
+            .find_index(explicit, Policy::ALL)
+            .await
+            .map_err(|none| anyhow::anyhow!(reason(&none.into())))?;
         let layers = open_all(&image, Some(&index)).await?;
         let mut builder = tempfile::Builder::new();
         let builder = builder.prefix("soci-");

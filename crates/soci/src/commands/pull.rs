@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 use soci_containerd::{Content, Images, Namespace, Snapshots};
-use soci_index::lazy_report;
+use soci_discovery::{FoundBy, RegistryManifests, lazy_report};
 use soci_oci::{Digest, Platform, Reference};
 
 use crate::containerd;
@@ -124,17 +124,9 @@ impl Pull {
         let content = Content::new(containerd);
         let image = pull::fetch(&content, &client, reference, &platform).await?;
         let report = if self.snapshotter == LAZY_SNAPSHOTTER {
+            let source = RegistryManifests::new(client.clone(), reference.clone());
             let explicit = self.soci_index_digest;
-            Some(
-                lazy_report(
-                    &client,
-                    reference,
-                    image.manifest_digest,
-                    &image.manifest,
-                    explicit,
-                )
-                .await,
-            )
+            Some(lazy_report(&source, image.manifest_digest, &image.manifest, explicit).await)
         } else {
             None
         };
@@ -161,12 +153,16 @@ impl Pull {
         Images::new(containerd)
             .record(&reference.to_string(), &image.target)
             .await?;
+        // The daemon uses an index of version 1 only where that is enabled.
+        let lazy = layers.iter().any(|layer| layer.state == State::Lazy);
+        let index = report.and_then(|report| report.index.ok());
+        let used = index.filter(|found| lazy || found.by != FoundBy::Referrers);
         Ok(Pulled {
             image: reference.to_string(),
             digest: image.target.digest,
             manifest: image.manifest_digest,
             snapshotter: self.snapshotter.clone(),
-            soci_index: report.and_then(|report| report.index.ok()),
+            soci_index: used.map(|found| found.digest),
             layers,
         })
     }

@@ -8,11 +8,12 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use soci_containerd::labels::{self, ImageLabels, gc};
 use soci_containerd::{Content, Mount, Namespace, Snapshots, apply};
-use soci_index::{LayerVerdict, LazyReport};
+use soci_discovery::{FoundBy, LazyReport};
 use soci_oci::{Descriptor, Digest, Reference};
 
 use super::{Downloads, ImageDocuments, Layer, State};
 use crate::containerd::snapshotter_failed;
+use crate::remote::reason;
 
 /// How often a layer is prepared again after the snapshotter had it and then had it not.
 const TRIES: usize = 3;
@@ -25,7 +26,7 @@ pub(crate) struct Unpack<'a> {
     pub(crate) image: &'a ImageDocuments,
     pub(crate) index_digest: Option<Digest>,
     pub(crate) downloads: &'a Downloads,
-    /// What the registry says about laziness; `None` for a snapshotter that never is lazy.
+    /// Which layers can be lazy; `None` for a snapshotter that never mounts lazily.
     pub(crate) report: Option<&'a LazyReport>,
     pub(crate) active: &'a Active,
 }
@@ -142,18 +143,22 @@ impl Unpack<'_> {
         if state == State::Lazy {
             return None;
         }
-        let (_, verdict) = self
-            .report?
-            .layers
-            .iter()
-            .find(|(digest, _)| *digest == layer)?;
-        Some(match verdict {
-            LayerVerdict::NoIndex { .. } | LayerVerdict::NoZtoc { .. } => verdict.to_string(),
-            LayerVerdict::Lazy { .. } if already_present => {
+        let report = self.report?;
+        let mut layers = report.layers.iter();
+        let (_, ztoc) = layers.find(|(digest, _)| *digest == layer)?;
+        let found_by = report.index.as_ref().ok().map(|found| found.by);
+        Some(match ztoc {
+            Err(refusal) => reason(refusal),
+            Ok(_) if already_present => {
                 "it has a zTOC now, but an earlier pull unpacked it and its snapshot is still used"
                     .to_owned()
             }
-            LayerVerdict::Lazy { .. } => {
+            Ok(_) if found_by == Some(FoundBy::Referrers) => {
+                "it has a zTOC in an index of version 1, which the snapshotter uses only with \
+                 [pull_modes.soci_v1] enable = true"
+                    .to_owned()
+            }
+            Ok(_) => {
                 "it has a zTOC, but the snapshotter did not mount it; its log says why".to_owned()
             }
         })

@@ -4,10 +4,13 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use soci_discovery::{Found, ImageQuery, NoIndex, Policy, RegistryManifests};
 use soci_index::{Content, Image, Platforms, RegistrySource};
+use soci_layer::LayerRefusal;
 use soci_oci::{Descriptor, Digest, ImageConfig, Manifest, Platform, Reference};
 use soci_registry::Client;
 
+use crate::output;
 use crate::registry_args::RegistryArgs;
 
 /// An image at a registry, and perhaps a path in it. `docker://` in front is allowed.
@@ -89,6 +92,30 @@ impl RemoteImage {
         })
     }
 
+    /// Finds the SOCI index of the image, of a kind that `policy` allows.
+    pub(crate) async fn find_index(
+        &self,
+        explicit: Option<Digest>,
+        policy: Policy,
+    ) -> Result<Found, NoIndex> {
+        let source = RegistryManifests::new(self.client.clone(), self.reference.clone());
+        let image = ImageQuery {
+            digest: self.descriptor.digest,
+            manifest: Some(&self.manifest),
+            explicit,
+        };
+        soci_discovery::find(&source, image, policy).await
+    }
+
+    /// Finds the SOCI index of whichever kind, for commands that also work without one.
+    pub(crate) async fn any_index(&self, explicit: Option<Digest>) -> Option<Found> {
+        let found = self.find_index(explicit, Policy::ALL).await;
+        if let Err(none @ NoIndex::Unavailable { .. }) = &found {
+            output::warning(&reason(&none.clone().into()));
+        }
+        found.ok()
+    }
+
     /// The image's configuration as JSON, and the part of it that we know.
     pub(crate) async fn config(&self) -> anyhow::Result<(ImageConfig, serde_json::Value)> {
         let config = &self.manifest.config;
@@ -99,6 +126,17 @@ impl RemoteImage {
         let what = || format!("the configuration {} is invalid", config.digest);
         let known = serde_json::from_slice(&bytes).with_context(what)?;
         Ok((known, serde_json::from_slice(&bytes).with_context(what)?))
+    }
+}
+
+/// Explains why a layer is not lazy, with the remedy where there is one.
+pub(crate) fn reason(refusal: &LayerRefusal) -> String {
+    let text = soci_errors::chain(refusal);
+    match refusal {
+        LayerRefusal::NotIndexed { source: None, .. } => {
+            format!("{text} (create one with `soci convert` or `soci create`)")
+        }
+        _ => text,
     }
 }
 

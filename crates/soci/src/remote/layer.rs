@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
+use soci_discovery::Found;
 use soci_layerfs::{Tree, TreeOptions};
 use soci_oci::{Descriptor, Digest};
 use soci_registry::BlobSource;
@@ -13,7 +14,7 @@ use soci_ztoc::Ztoc;
 use soci_ztoc::soci_index::ZtocDescriptor;
 
 use super::local_layer::LocalLayer;
-use super::{Found, RemoteImage, SpanReader};
+use super::{RemoteImage, SpanReader};
 
 /// Layers opened at a time.
 const AT_ONCE: usize = 4;

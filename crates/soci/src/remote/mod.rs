@@ -1,7 +1,6 @@
 //! An image at a registry, looked into without pulling it: its SOCI index, the file trees of its
 //! layers, and the spans of the files that are read.
 
-mod discovery;
 mod image;
 mod layer;
 mod local_layer;
@@ -9,8 +8,7 @@ mod node;
 mod span_reader;
 mod view;
 
-pub(crate) use discovery::{Found, How, find_index};
-pub(crate) use image::{ImagePath, RemoteArgs, RemoteImage};
+pub(crate) use image::{ImagePath, RemoteArgs, RemoteImage, reason};
 pub(crate) use layer::{RemoteLayer, open_all};
 pub(crate) use node::Node;
 pub(crate) use span_reader::SpanReader;

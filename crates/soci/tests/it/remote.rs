@@ -123,7 +123,7 @@ fn files_of_a_remote_image_are_listed_and_read_with_and_without_an_index() {
             ("/data/gone", "no such file"),
             ("/old/hidden", "no such file"),
             ("/etc", "directory"),
-            ("/etc/motd/x", "no directory"),
+            ("/etc/motd/x", "not a directory"),
         ] {
             let error = remote.fails(&["cat", &at(path)]);
             assert!(
@@ -203,7 +203,10 @@ fn an_index_of_version_1_is_found_through_the_referrers() {
     let plain = remote.image("plain");
     let check = remote.json(&["check", "--json", &plain]);
     assert!(
-        check["reason"].as_str().unwrap().contains("no SOCI index"),
+        check["reason"]
+            .as_str()
+            .unwrap()
+            .contains("no usable SOCI index"),
         "{check}"
     );
     assert_eq!(check["lazyLayers"], 0);

@@ -1,28 +1,28 @@
-//! `soci check`: will an image load lazily here, and if not, why?
+//! `soci check`: predicts whether an image loads lazily on this machine, and explains why not.
 
 mod elf;
-mod here;
+mod machine;
 mod report;
 mod startup;
 
 use std::path::PathBuf;
 
 use clap::Args;
-use soci_oci::Reference;
+use soci_discovery::{Found, NoIndex, Policy};
+use soci_oci::{Digest, Reference};
 
 use crate::global::Global;
 use crate::interrupt::limited;
 use crate::output;
-use crate::remote::{RemoteArgs, RemoteImage, find_index, open_all};
+use crate::remote::{RemoteArgs, RemoteImage, open_all};
 
-use here::Here;
+use machine::Machine;
 use report::Report;
 
 /// Explain whether an image will load lazily on this machine, and why not
 ///
-/// Looks at the image at its registry and at the configuration of the snapshotter here. Nothing is
-/// pulled; to estimate what a start needs, the files that the image's command loads first are
-/// looked at.
+/// Reads the image at its registry and the configuration of this machine's snapshotter. Nothing is
+/// pulled; to estimate what a start needs, the files that the image's command loads first are read.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
@@ -63,19 +63,12 @@ impl Check {
     }
 
     async fn check(&self) -> anyhow::Result<()> {
-        let here = Here::look(&self.config)?;
+        let machine = Machine::inspect(&self.config)?;
         let image = RemoteImage::open(&self.remote, &self.reference).await?;
-        let given = self.remote.soci_index_digest;
-        let index = find_index(
-            &image.client,
-            &image.reference,
-            image.descriptor.digest,
-            &image.manifest,
-            given,
-        )
-        .await;
-        let mut report = Report::new(&image, &index, &here).await?;
-        if let Ok(found) = &index
+        let explicit = self.remote.soci_index_digest;
+        let lookup = Lookup::run(&image, explicit, machine.policy()).await;
+        let mut report = Report::new(&image, &lookup, &machine).await?;
+        if let Some(found) = lookup.shown()
             && !self.no_estimate
         {
             let estimate = async {
@@ -95,5 +88,31 @@ impl Check {
         }
         output::text(report.text());
         Ok(())
+    }
+}
+
+/// The SOCI index of an image, as this machine's daemon looks it up.
+pub(super) struct Lookup {
+    /// The index that the daemon uses.
+    used: Result<Found, NoIndex>,
+    /// An index that it does not use, because its kind is disabled.
+    unused: Option<Found>,
+}
+
+impl Lookup {
+    async fn run(image: &RemoteImage, explicit: Option<Digest>, policy: Policy) -> Self {
+        let used = image.find_index(explicit, policy).await;
+        let unused = match used {
+            Err(NoIndex::Disabled | NoIndex::NotIndexed { .. }) if policy != Policy::ALL => {
+                image.find_index(explicit, Policy::ALL).await.ok()
+            }
+            _ => None,
+        };
+        Self { used, unused }
+    }
+
+    /// Returns the index that the report is about, used or not.
+    fn shown(&self) -> Option<&Found> {
+        self.used.as_ref().ok().or(self.unused.as_ref())
     }
 }

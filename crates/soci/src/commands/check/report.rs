@@ -1,15 +1,18 @@
-//! What is said about an image and its layers.
+//! The report of `soci check` about an image and its layers.
 
 use serde::Serialize;
+use soci_discovery::reason_without_ztoc;
+use soci_layer::LayerRefusal;
 use soci_oci::media_types::{LayerCompression, layer_compression};
 use soci_oci::{Descriptor, Digest};
 
-use super::here::Here;
+use super::Lookup;
+use super::machine::Machine;
 use super::startup::Startup;
-use crate::remote::{Found, RemoteImage};
+use crate::remote::{self, RemoteImage};
 use crate::table::table;
 
-/// The whole of it.
+/// The report about one image.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Report {
@@ -18,16 +21,19 @@ pub(super) struct Report {
     manifest: Digest,
     #[serde(skip_serializing_if = "Option::is_none")]
     index: Option<Index>,
-    /// Why no layer is lazy, whatever it is like.
+    /// Code of the reason why no layer is lazy ([`LayerRefusal::code`]).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<&'static str>,
+    /// Why no layer is lazy, if that does not depend on the layer.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    /// What is wrong on this machine.
+    /// Problems of this machine.
     obstacles: Vec<String>,
     layers: Vec<Layer>,
     lazy_layers: usize,
     lazy_bytes: u64,
     total_bytes: u64,
-    /// What a start is estimated to need.
+    /// The estimate of what a start needs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) startup: Option<Startup>,
 }
@@ -47,6 +53,9 @@ struct Layer {
     lazy: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     ztoc: Option<Digest>,
+    /// Code of the reason why it is not lazy ([`LayerRefusal::code`]).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
 }
@@ -54,29 +63,28 @@ struct Layer {
 impl Report {
     pub(super) async fn new(
         image: &RemoteImage,
-        index: &Result<Found, String>,
-        here: &Here,
+        lookup: &Lookup,
+        machine: &Machine,
     ) -> anyhow::Result<Self> {
-        let reason = match index {
-            Err(reason) => Some(reason.clone()),
-            Ok(found) => here.refuses(found.how),
-        };
+        let refusal = lookup.used.as_ref().err().cloned();
+        let refusal = refusal.map(LayerRefusal::from);
         let mut layers = Vec::new();
         for layer in &image.manifest.layers {
-            layers
-                .push(Layer::new(image, layer, index.as_ref().ok(), reason.is_some(), here).await?);
+            let minimum = machine.min_layer_size();
+            layers.push(Layer::new(image, layer, lookup, refusal.as_ref(), minimum).await?);
         }
         let lazy = layers.iter().filter(|layer| layer.lazy);
         Ok(Self {
             image: image.reference.to_string(),
             platform: image.platform.to_string(),
             manifest: image.descriptor.digest,
-            index: index.as_ref().ok().map(|found| Index {
+            index: lookup.shown().map(|found| Index {
                 digest: found.digest,
-                found: found.how.to_string(),
+                found: found.by.to_string(),
             }),
-            reason,
-            obstacles: here.obstacles.clone(),
+            code: refusal.as_ref().map(LayerRefusal::code),
+            reason: refusal.as_ref().map(remote::reason),
+            obstacles: machine.obstacles.clone(),
             lazy_layers: lazy.clone().count(),
             lazy_bytes: lazy.map(|layer| layer.size).sum(),
             total_bytes: layers.iter().map(|layer| layer.size).sum(),
@@ -85,7 +93,7 @@ impl Report {
         })
     }
 
-    /// The report for people.
+    /// Formats the report as text.
     pub(super) fn text(&self) -> String {
         let mut text = format!("image     {} ({})\n", self.image, self.platform);
         text.push_str(&format!("manifest  {}\n", self.manifest));
@@ -137,26 +145,36 @@ impl Layer {
     async fn new(
         image: &RemoteImage,
         layer: &Descriptor,
-        index: Option<&Found>,
-        refused: bool,
-        here: &Here,
+        lookup: &Lookup,
+        refusal: Option<&LayerRefusal>,
+        minimum: u64,
     ) -> anyhow::Result<Self> {
-        let ztoc = index.and_then(|found| found.index.ztoc_for(&layer.digest));
-        let least = here.min_layer_size();
-        let reason = match ztoc {
-            None => Some(without_ztoc(layer, index.is_some())),
-            Some(_) if refused => Some("the image's index is not used here".to_owned()),
-            Some(_) if layer.size < least => Some(format!(
-                "smaller than min_layer_size = {least} of the snapshotter's configuration"
-            )),
-            Some(ztoc) => {
-                let there = image
-                    .client
-                    .blob_exists(&image.reference, &ztoc.descriptor)
-                    .await?;
-                (!there).then(|| format!("the registry lacks its zTOC {}", ztoc.descriptor.digest))
-            }
+        let ztoc = lookup.shown();
+        let ztoc = ztoc.and_then(|found| found.index.ztoc_for(&layer.digest));
+        // In the order in which the daemon decides.
+        let why_not = if layer.size < minimum {
+            let reason = format!(
+                "smaller than min_layer_size = {minimum} of the snapshotter's configuration"
+            );
+            Some(("below-min-size", reason))
+        } else if let Some(refusal) = refusal {
+            Some((refusal.code(), without_index(lookup, refusal).to_owned()))
+        } else if let Some(ztoc) = ztoc {
+            let ztoc = &ztoc.descriptor;
+            let exists = image.client.blob_exists(&image.reference, ztoc).await?;
+            (!exists).then(|| {
+                (
+                    "failed",
+                    format!("the registry lacks its zTOC {}", ztoc.digest),
+                )
+            })
+        } else {
+            Some((
+                "no-ztoc",
+                format!("no zTOC: {}", reason_without_ztoc(layer)),
+            ))
         };
+        let (code, reason) = why_not.unzip();
         Ok(Self {
             digest: layer.digest,
             size: layer.size,
@@ -168,21 +186,17 @@ impl Layer {
             },
             lazy: reason.is_none(),
             ztoc: ztoc.map(|ztoc| ztoc.descriptor.digest),
+            code,
             reason,
         })
     }
 }
 
-/// Why a layer has no zTOC, as far as can be told.
-fn without_ztoc(layer: &Descriptor, indexed: bool) -> String {
-    match layer_compression(&layer.media_type) {
-        _ if !indexed => "the image has no index".to_owned(),
-        LayerCompression::Zstd => "zstd layers cannot be indexed".to_owned(),
-        LayerCompression::Unknown => {
-            format!("layers of type {} cannot be indexed", layer.media_type)
-        }
-        LayerCompression::None | LayerCompression::Gzip => {
-            "no zTOC: below --min-layer-size when the image was indexed".to_owned()
-        }
+/// Explains why the image has no index for its layers.
+fn without_index(lookup: &Lookup, refusal: &LayerRefusal) -> &'static str {
+    match refusal {
+        LayerRefusal::IndexUnavailable { .. } => "the image's index cannot be looked up",
+        _ if lookup.unused.is_some() => "the image's index is not used on this machine",
+        _ => "the image has no index",
     }
 }

@@ -4,10 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::Serialize;
+use soci_discovery::Found;
 use soci_ztoc::prefetch::Prefetch;
 
 use super::elf;
-use crate::remote::{Found, Node, RemoteImage, RemoteLayer, View};
+use crate::remote::{Node, RemoteImage, RemoteLayer, View};
 
 /// Programs and libraries larger than this are not read (bytes).
 const MAX_FILE: u64 = 64 << 20;
@@ -67,7 +68,7 @@ pub(super) async fn estimate(
             }
         }
     }
-    let mut bytes = found.size;
+    let mut bytes = found.bytes.len() as u64;
     let mut total = 0_u64;
     for (at, layer) in layers.iter().enumerate() {
         let spans = layer.reader.spans();

@@ -1,4 +1,4 @@
-//! How one mount shows a layer that others may show otherwise.
+//! How one mount shows a layer; mounts of one layer may differ.
 
 use std::sync::Arc;
 
@@ -6,22 +6,22 @@ use serde::{Deserialize, Serialize};
 use soci_layer::{IdMaps, IdRange, OverlayXattr};
 use soci_layerfs::Tree;
 
-/// What differs between mounts of one layer.
+/// The options in which mounts of one layer may differ.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Look {
-    /// The image's index says that nobody asks for extended attributes.
+pub(crate) struct ViewOptions {
+    /// The image's index says that no program needs extended attributes: none are shown.
     pub(crate) disable_xattrs: bool,
-    /// Where overlayfs looks for the mark of opaque directories.
+    /// The attributes in which overlayfs looks for its marks.
     pub(crate) mark: OverlayXattr,
-    /// Translated owners.
+    /// Maps owners to those of a user namespace.
     pub(crate) id_maps: Option<IdMaps>,
-    /// Requests for extended attributes are answered, even if there are none.
+    /// Answers requests for extended attributes even if the layer has none.
     pub(crate) answer_xattrs: bool,
 }
 
-impl Look {
-    /// The layer's files as this mount shows them.
-    pub(crate) fn at(&self, tree: &Arc<Tree>) -> Arc<Tree> {
+impl ViewOptions {
+    /// Returns the layer's file tree as this mount shows it.
+    pub(crate) fn apply(&self, tree: &Arc<Tree>) -> Arc<Tree> {
         let bare = match self.disable_xattrs {
             true => tree.without_xattrs(self.mark).map(Arc::new),
             false => None,
@@ -34,35 +34,35 @@ impl Look {
     }
 }
 
-/// A look as it is noted with the holder.
+/// View options as they are stored with the holder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct NotedLook {
+pub(crate) struct NotedView {
     disable_xattrs: bool,
     userxattr: bool,
-    /// First id inside, first id outside, length; of users and of groups.
+    /// First id inside, first id outside, and length of each range; of users and of groups.
     id_maps: Option<[Vec<(u32, u32, u32)>; 2]>,
     #[serde(default)]
     answer_xattrs: bool,
 }
 
-impl From<&Look> for NotedLook {
-    fn from(look: &Look) -> Self {
+impl From<&ViewOptions> for NotedView {
+    fn from(view: &ViewOptions) -> Self {
         let noted = |ranges: &[IdRange]| {
             let ranges = ranges.iter().map(|r| (r.container, r.host, r.length));
             ranges.collect()
         };
-        let maps = look.id_maps.as_ref();
+        let maps = view.id_maps.as_ref();
         Self {
-            disable_xattrs: look.disable_xattrs,
-            userxattr: look.mark == OverlayXattr::User,
+            disable_xattrs: view.disable_xattrs,
+            userxattr: view.mark == OverlayXattr::User,
             id_maps: maps.map(|maps| [noted(&maps.uid), noted(&maps.gid)]),
-            answer_xattrs: look.answer_xattrs,
+            answer_xattrs: view.answer_xattrs,
         }
     }
 }
 
-impl From<&NotedLook> for Look {
-    fn from(noted: &NotedLook) -> Self {
+impl From<&NotedView> for ViewOptions {
+    fn from(noted: &NotedView) -> Self {
         let ranges = |noted: &[(u32, u32, u32)]| {
             let ranges = noted.iter().map(|&(container, host, length)| IdRange {
                 container,
@@ -91,20 +91,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_is_the_same_after_it_was_noted() {
+    fn view_options_are_the_same_after_they_were_stored() {
         let range = |container, host, length| IdRange {
             container,
             host,
             length,
         };
-        for look in [
-            Look {
+        for view in [
+            ViewOptions {
                 disable_xattrs: false,
                 mark: OverlayXattr::Trusted,
                 id_maps: None,
                 answer_xattrs: false,
             },
-            Look {
+            ViewOptions {
                 disable_xattrs: true,
                 mark: OverlayXattr::User,
                 id_maps: Some(IdMaps {
@@ -114,9 +114,9 @@ mod tests {
                 answer_xattrs: true,
             },
         ] {
-            let text = serde_json::to_string(&NotedLook::from(&look)).unwrap();
-            let noted: NotedLook = serde_json::from_str(&text).unwrap();
-            assert_eq!(Look::from(&noted), look);
+            let text = serde_json::to_string(&NotedView::from(&view)).unwrap();
+            let noted: NotedView = serde_json::from_str(&text).unwrap();
+            assert_eq!(ViewOptions::from(&noted), view);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The layers being served: each once, however many snapshots use it, and none after its last user.
+//! The layers in use: each is opened once, however many mounts use it, and closed with its last
+//! lease.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -8,8 +9,8 @@ use parking_lot::Mutex;
 use soci_store::LayerKey;
 use tokio::sync::OnceCell;
 
-/// Layers by key, with the number of their users.
-pub(crate) struct Layers<T> {
+/// Open layers by key, each with the number of its uses.
+pub(crate) struct LeaseMap<T> {
     entries: Mutex<HashMap<LayerKey, Entry<T>>>,
 }
 
@@ -18,7 +19,7 @@ struct Entry<T> {
     users: usize,
 }
 
-impl<T> Default for Layers<T> {
+impl<T> Default for LeaseMap<T> {
     fn default() -> Self {
         Self {
             entries: Mutex::default(),
@@ -26,9 +27,9 @@ impl<T> Default for Layers<T> {
     }
 }
 
-impl<T: Send + Sync + 'static> Layers<T> {
-    /// Becomes a user of a layer, which `open` makes ready unless it is already. Whoever comes
-    /// meanwhile waits for that; after a failure the next one tries.
+impl<T: Send + Sync + 'static> LeaseMap<T> {
+    /// Leases a layer, which `open` opens unless it is open. Concurrent callers wait for the open in
+    /// progress; after a failure the next caller opens.
     pub(crate) async fn acquire<E, F>(
         self: &Arc<Self>,
         key: LayerKey,
@@ -46,53 +47,55 @@ impl<T: Send + Sync + 'static> Layers<T> {
             entry.users += 1;
             entry.cell.clone()
         };
-        // Counted from here on: dropping the future lets go again.
-        let hold = Hold {
-            layers: self.clone(),
+        // Dropping this future releases the use.
+        let in_use = Use {
+            map: self.clone(),
             key,
         };
         let layer = cell
             .get_or_try_init(|| async { open.await.map(Arc::new) })
             .await?
             .clone();
-        Ok(Lease { layer, hold })
+        Ok(Lease { layer, in_use })
     }
 
-    /// Has any of the layers that fit a user?
+    /// Whether any layer that fits is in use.
     pub(crate) fn any_in_use(&self, fits: impl Fn(&LayerKey) -> bool) -> bool {
         self.entries.lock().keys().any(fits)
     }
 
-    /// Has the layer a user, be it one that still waits for it to be opened?
+    /// Whether the layer is in use, also by a caller that waits for it to be opened.
     pub(crate) fn in_use(&self, key: &LayerKey) -> bool {
         self.entries.lock().contains_key(key)
     }
 }
 
-/// A user's hold on a layer. Dropping it lets go.
+/// A layer in use. Dropping the lease ends the use.
 pub(crate) struct Lease<T: Send + Sync + 'static> {
     layer: Arc<T>,
-    hold: Hold<T>,
+    in_use: Use<T>,
 }
 
 impl<T: Send + Sync + 'static> Lease<T> {
+    /// The layer.
     pub(crate) fn layer(&self) -> &Arc<T> {
         &self.layer
     }
 
+    /// The key of the layer.
     pub(crate) fn key(&self) -> LayerKey {
-        self.hold.key
+        self.in_use.key
     }
 }
 
-struct Hold<T: Send + Sync + 'static> {
-    layers: Arc<Layers<T>>,
+struct Use<T: Send + Sync + 'static> {
+    map: Arc<LeaseMap<T>>,
     key: LayerKey,
 }
 
-impl<T: Send + Sync + 'static> Drop for Hold<T> {
+impl<T: Send + Sync + 'static> Drop for Use<T> {
     fn drop(&mut self) {
-        let mut entries = self.layers.entries.lock();
+        let mut entries = self.map.entries.lock();
         if let Some(entry) = entries.get_mut(&self.key) {
             entry.users = entry.users.saturating_sub(1);
             if entry.users == 0 {
@@ -120,7 +123,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_layer_is_opened_once_and_outlives_all_but_its_last_user() {
-        let layers = Arc::new(Layers::<u32>::default());
+        let layers = Arc::new(LeaseMap::<u32>::default());
         let opened = AtomicU32::new(0);
         let acquire = || {
             layers.acquire(key(1), async {
@@ -138,7 +141,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_is_not_remembered_and_leaves_no_entry() {
-        let layers = Arc::new(Layers::<u32>::default());
+        let layers = Arc::new(LeaseMap::<u32>::default());
         layers
             .acquire(key(1), async { Err("no") })
             .await
@@ -153,8 +156,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cancelled_acquisition_lets_go() {
-        let layers = Arc::new(Layers::<u32>::default());
+    async fn a_cancelled_acquisition_ends_its_use() {
+        let layers = Arc::new(LeaseMap::<u32>::default());
         let acquire = layers.acquire(key(1), std::future::pending::<Result<u32, Infallible>>());
         tokio::select! {
             biased;

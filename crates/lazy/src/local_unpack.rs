@@ -1,15 +1,27 @@
-//! A layer that cannot be lazy: fetched whole and unpacked.
+//! Layers that cannot be lazy: fetched whole and unpacked by the daemon.
+
+use std::sync::Arc;
 
 use soci_layer::{LayerRefusal, OverlayXattr, ParentLayer, UnpackRequest};
-use soci_unpack::{ApplyOptions, LayerOfImage, LowerDirectory, LowerLayer, Target, UnpackError};
+use soci_unpack::{ApplyOptions, LayerOfImage, LowerDirectory, LowerLayer, Target, Unpacker};
 use tokio_util::sync::CancellationToken;
 
-use crate::discovery::FoundIndex;
-use crate::labels::ImageLayer;
+use crate::image_layer::ImageLayer;
+use crate::index_files::FoundIndex;
 use crate::lower_tree::LowerTree;
-use crate::provider::Shared;
+use crate::mount_table::MountTable;
 
-impl Shared {
+/// Unpacks layers, also on top of lazy ones.
+pub(crate) struct LocalUnpack {
+    pub(crate) unpacker: Unpacker,
+    pub(crate) table: Arc<MountTable>,
+    /// The attributes in which overlayfs looks for its marks.
+    pub(crate) overlay_xattr: OverlayXattr,
+    pub(crate) min_layer_size: u64,
+}
+
+impl LocalUnpack {
+    /// Fetches, verifies and unpacks a layer.
     pub(crate) async fn unpack(
         &self,
         request: UnpackRequest,
@@ -24,7 +36,7 @@ impl Shared {
         let target = Target {
             directory: layer.mountpoint,
             options: ApplyOptions {
-                overlay_xattr: OverlayXattr::for_mount(self.config.userxattr),
+                overlay_xattr: self.overlay_xattr,
                 lower,
             },
         };
@@ -36,46 +48,45 @@ impl Shared {
         };
         // Boxed: a request to a registry is a large future.
         let unpacked = Box::pin(self.unpacker.unpack(&layer, target, cancel)).await;
-        let unpacked = unpacked.map_err(|error: UnpackError| LayerRefusal::unpack_failed(error))?;
+        let unpacked = unpacked.map_err(LayerRefusal::unpack_failed)?;
         tracing::debug!(
             layer = %layer.layer,
             size = unpacked.compressed_size,
             diff_id = %unpacked.diff_id,
-            "a layer is unpacked"
+            "layer unpacked"
         );
         Ok(())
     }
 
-    /// Begins to fetch the layers above that will be asked for next and cannot be lazy: those that the
-    /// index does not list, if it is known, and those that are too small.
+    /// Begins to fetch the layers above that cannot be lazy, because their Prepares follow: those
+    /// that are too small, and those that the index, if it is known, does not list.
     pub(crate) fn fetch_above(
         &self,
         namespace: &str,
-        request: &ImageLayer,
+        below: &ImageLayer,
         found: Option<&FoundIndex>,
     ) {
-        for above in &request.above {
-            let too_small = above
-                .size
-                .is_some_and(|size| size < self.config.min_layer_size);
+        for above in &below.above {
+            let too_small = above.size.is_some_and(|size| size < self.min_layer_size);
             let unlisted = found.is_some_and(|found| found.index.ztoc_for(&above.layer).is_none());
             if too_small || unlisted {
                 self.unpacker.fetch_ahead(LayerOfImage {
                     namespace: namespace.to_owned(),
-                    reference: request.image.reference.clone(),
-                    manifest: request.image.manifest,
+                    reference: below.image.reference.clone(),
+                    manifest: below.image.manifest,
                     layer: above.layer,
                 });
             }
         }
     }
 
-    /// A layer below, read without a request to one of our own mounts.
+    /// Returns a layer below, as the unpacker reads it: a lazy one through its tree, because a
+    /// request to our own mount may wait for this daemon.
     fn lower(&self, parent: &ParentLayer) -> Result<Box<dyn LowerLayer>, LayerRefusal> {
         if !parent.lazy {
             return Ok(Box::new(LowerDirectory(parent.directory.clone())));
         }
-        match self.tree_at(&parent.directory) {
+        match self.table.tree_at(&parent.directory) {
             Some(tree) => Ok(Box::new(LowerTree(tree))),
             None => Err(LayerRefusal::unpack_failed(format!(
                 "the lazy layer below is not mounted at {}",

@@ -1,7 +1,7 @@
-//! Indexes that were found, kept on disk while their image is in use: the index in the content
-//! store, and its digest in a note named after the image.
+//! The SOCI indexes of images in use, on disk: the index in a content store, and its digest in a
+//! note that is named after the image.
 //!
-//! Everything here may be lost without harm: then the registry is asked again.
+//! Losing any of it is harmless: the registry is asked again.
 
 use std::collections::HashSet;
 use std::fs;
@@ -12,35 +12,41 @@ use soci_oci::{Descriptor, Digest, media_types};
 use soci_store::content::OciLayout;
 use soci_ztoc::soci_index::SociIndex;
 
-use crate::discovery::FoundIndex;
-use crate::labels::ImageKey;
+use crate::image_layer::ImageKey;
 
-/// What the second line of a note says of an index that is not ours to remove.
+/// The second line of a note whose index must not be removed with it.
 const STORED: &str = "stored";
+
+/// A SOCI index and its digest.
+#[derive(Debug)]
+pub(crate) struct FoundIndex {
+    pub(crate) digest: Digest,
+    pub(crate) index: SociIndex,
+}
 
 /// Where an index came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// From the registry: it is kept as long as its image is in use.
+    /// The registry: the index is kept as long as its image is in use.
     Fetched,
-    /// It was in the content store before, made here by `soci create` for example.
+    /// The content store, for example from `soci create`.
     Stored,
 }
 
-/// The indexes that are kept. Everything it does waits for the disk. Clones are the same.
+/// The indexes on disk. Every method blocks on the disk. Clones share the files.
 #[derive(Clone)]
-pub(crate) struct KeptIndexes {
+pub(crate) struct IndexFiles {
     content: OciLayout,
     notes: PathBuf,
 }
 
-impl KeptIndexes {
-    /// `notes` is a folder of our own; it is created when needed.
+impl IndexFiles {
+    /// `notes` is a directory for the notes alone; it is created when needed.
     pub(crate) fn new(content: OciLayout, notes: PathBuf) -> Self {
         Self { content, notes }
     }
 
-    /// The index kept for an image. What cannot be read counts as not kept.
+    /// Returns the index stored for an image; an unreadable one counts as missing.
     pub(crate) fn load(&self, image: &ImageKey) -> Option<FoundIndex> {
         let digest = match image.explicit_index {
             Some(explicit) => explicit,
@@ -54,38 +60,38 @@ impl KeptIndexes {
         Some(FoundIndex { digest, index })
     }
 
-    /// Keeps an index. A full disk costs a look-up at the next restart, so it is only logged.
+    /// Stores an index. A failure costs a look-up after the next restart, so it is only logged.
     pub(crate) fn save(&self, image: &ImageKey, digest: Digest, bytes: &[u8], origin: Origin) {
-        // What containerd has is not ours, but our copy of it is.
+        // An index that only containerd has is copied, and the copy is removed with its image.
         let note = if origin == Origin::Stored && self.content.contains(&digest) {
             format!("{digest}\n{STORED}\n")
         } else {
             digest.to_string()
         };
         let descriptor = Descriptor::new(media_types::OCI_MANIFEST, digest, bytes.len() as u64);
-        // The note first: a crash leaves no index that no note leads to.
-        let kept = write_whole(&self.note(image), note.as_bytes())
+        // The note first: a crash leaves no index without a note.
+        let saved = write_whole(&self.note(image), note.as_bytes())
             .map_err(|e| format!("{}: {e}", self.notes.display()))
             .inspect(|()| soci_faults::point("lazy-index-noted"))
             .and_then(|()| match self.content.put(&descriptor, bytes) {
                 Ok(_) => Ok(()),
                 Err(e) => Err(e.to_string()),
             });
-        if let Err(error) = kept {
-            tracing::warn!(digest = %digest, error, "the SOCI index is not kept on disk");
+        if let Err(error) = saved {
+            tracing::warn!(digest = %digest, error, "cannot store the SOCI index on disk");
         }
     }
 
-    /// Lets go of an index that no layer uses any more.
+    /// Removes the index of an image that no layer uses any more.
     pub(crate) fn forget(&self, image: &ImageKey, digest: &Digest) {
         self.remove(&self.note(image), digest);
     }
 
-    /// Removes what was kept for images other than these: a crash may have left it behind.
+    /// Removes the indexes of images other than these, which a crash may have left.
     pub(crate) fn sweep(&self, in_use: &HashSet<ImageKey>) {
         let in_use: HashSet<PathBuf> = in_use.iter().map(|image| self.note(image)).collect();
         let indexes: HashSet<Digest> = in_use.iter().filter_map(|note| read(note)).collect();
-        // There is no such folder before the first image.
+        // The directory does not exist before the first image.
         for entry in fs::read_dir(&self.notes).into_iter().flatten().flatten() {
             let note = entry.path();
             if in_use.contains(&note) {
@@ -98,19 +104,20 @@ impl KeptIndexes {
         }
     }
 
-    /// Removes an index and the note that led to it, in this order.
+    /// Removes an index and then its note.
     fn remove(&self, note: &Path, digest: &Digest) {
         let text = fs::read_to_string(note).unwrap_or_default();
         let ours = !text.is_empty() && text.lines().nth(1) != Some(STORED);
         if ours && let Err(error) = self.content.delete(digest) {
-            tracing::warn!(digest = %digest, error = %error, "a SOCI index is not removed");
+            tracing::warn!(digest = %digest, error = %error, "cannot remove a SOCI index");
         }
         soci_faults::point("lazy-index-removed");
         remove_note(note);
     }
 
-    /// Named after repository and manifest: who may write to one repository must not decide which
-    /// index (v1: anything that refers to the manifest) is used for another's image.
+    /// Returns the path of an image's note. It contains repository and manifest: write access to one
+    /// repository must not decide which index (v1: any referrer of the manifest) is used for an
+    /// image of another.
     fn note(&self, image: &ImageKey) -> PathBuf {
         let mut name = format!("{}@{}", image.reference.name(), image.manifest);
         if let Some(explicit) = image.explicit_index {
@@ -128,11 +135,11 @@ fn remove_note(note: &Path) {
     if let Err(error) = fs::remove_file(note)
         && error.kind() != io::ErrorKind::NotFound
     {
-        tracing::warn!(error = %error, "the note of a SOCI index is not removed");
+        tracing::warn!(error = %error, "cannot remove the note of a SOCI index");
     }
 }
 
-/// Writes a small file so that it is either whole or not there, also after a power cut.
+/// Writes a small file atomically: after a power cut it is complete or missing.
 fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;

@@ -1,5 +1,5 @@
-//! Connections that an earlier process left with the holder, and what is noted about each: enough to
-//! serve it on, also when its snapshot is gone and only somebody's open file keeps it alive.
+//! Connections that an earlier process left with the holder. The note about each suffices to serve
+//! it again, also when its snapshot is gone and only an open file keeps it alive.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -11,54 +11,54 @@ use soci_holder::HeldFd;
 use soci_oci::{Descriptor, Digest};
 use soci_ztoc::soci_index::ZtocDescriptor;
 
-use crate::labels::ImageKey;
-use crate::look::{Look, NotedLook};
+use crate::image_layer::ImageKey;
+use crate::view::{NotedView, ViewOptions};
 
-/// Changes when a field changes its meaning or goes. Fields may be added without that.
+/// Format of a note. It changes when a field changes its meaning or is removed, not when one is added.
 const VERSION: u32 = 1;
 
-/// Why what the holder has cannot be taken over. The daemon must not start then: the connections wait
-/// for one that can.
+/// A note of the holder cannot be used. The daemon must not start then: the connections wait for a
+/// version that can use it.
 #[derive(Debug, thiserror::Error)]
-pub enum HeldError {
-    /// Another version of this program wrote it.
+pub enum InheritedError {
+    /// Another version of this program wrote it, in another format.
     #[error(
-        "the mounts of running containers were left by a version of this program that notes them in \
-         form {found}, and this one knows form {VERSION}: start that version again, or stop this \
-         one and give the mounts (and the containers on them) up with `soci abort-mounts`"
+        "the notes about the mounts of running containers have format {found}, and this version of \
+         the daemon reads format {VERSION}: start the earlier version again, or abandon the mounts \
+         (and the containers on them) with `soci abort-mounts`"
     )]
     Version {
-        /// Theirs.
+        /// Format of the note.
         found: u32,
     },
-    /// It is no note of ours.
-    #[error("the holder's note about the connection {key} cannot be read: {source}")]
+    /// It is not a note of this program.
+    #[error("cannot parse the holder's note about the connection {key}: {source}")]
     Malformed {
-        /// Under which key it is held.
+        /// The holder's key of the connection.
         key: String,
-        /// What is wrong with it.
+        /// The cause.
         source: serde_json::Error,
     },
 }
 
-/// What is noted with the holder about a connection.
+/// The note that is stored with a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ConnectionNote {
     version: u32,
     pub(crate) facts: ConnectionFacts,
     image: NotedImage,
-    /// The SOCI index that the zTOC is from.
+    /// The SOCI index that lists the zTOC.
     pub(crate) index: Digest,
     layer: Digest,
     ztoc: Digest,
-    /// Bytes of the zTOC.
+    /// Size of the zTOC in bytes.
     ztoc_size: u64,
     layer_media_type: String,
-    /// How it shows the layer.
-    look: NotedLook,
+    #[serde(rename = "look")]
+    view: NotedView,
 }
 
-/// An image's [`ImageKey`].
+/// An [`ImageKey`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct NotedImage {
     reference: String,
@@ -67,7 +67,7 @@ struct NotedImage {
     namespace: String,
 }
 
-/// The part of a note that must be readable in every version.
+/// The part of a note that every version can parse.
 #[derive(Deserialize)]
 struct NoteVersion {
     version: u32,
@@ -79,7 +79,7 @@ impl ConnectionNote {
         image: &ImageKey,
         index: Digest,
         ztoc: &ZtocDescriptor,
-        look: &Look,
+        view: &ViewOptions,
     ) -> Self {
         Self {
             version: VERSION,
@@ -95,28 +95,28 @@ impl ConnectionNote {
             ztoc: ztoc.descriptor.digest,
             ztoc_size: ztoc.descriptor.size,
             layer_media_type: ztoc.layer_media_type.clone(),
-            look: look.into(),
+            view: view.into(),
         }
     }
 
-    fn parse(kept: &HeldFd) -> Result<Self, HeldError> {
-        let malformed = |source| HeldError::Malformed {
-            key: kept.key.clone(),
+    fn parse(held: &HeldFd) -> Result<Self, InheritedError> {
+        let malformed = |source| InheritedError::Malformed {
+            key: held.key.clone(),
             source,
         };
-        let NoteVersion { version } = serde_json::from_str(&kept.note).map_err(malformed)?;
+        let NoteVersion { version } = serde_json::from_str(&held.note).map_err(malformed)?;
         if version != VERSION {
-            return Err(HeldError::Version { found: version });
+            return Err(InheritedError::Version { found: version });
         }
-        serde_json::from_str(&kept.note).map_err(malformed)
+        serde_json::from_str(&held.note).map_err(malformed)
     }
 
     pub(crate) fn to_json(&self) -> String {
-        // It has neither maps with odd keys nor paths that are no text: those do not get here.
+        // Serialisation cannot fail: there are no maps, and mount points are UTF-8.
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// The image whose layer it is; `None` if its reference is not understood any more.
+    /// Returns the image of the layer; `None` if its reference is invalid.
     pub(crate) fn image(&self) -> Option<ImageKey> {
         Some(ImageKey {
             reference: self.image.reference.parse().ok()?,
@@ -126,17 +126,17 @@ impl ConnectionNote {
         })
     }
 
-    /// How it shows the layer.
-    pub(crate) fn look(&self) -> Look {
-        (&self.look).into()
+    /// Returns how the connection shows the layer.
+    pub(crate) fn view(&self) -> ViewOptions {
+        (&self.view).into()
     }
 
-    /// Which layer it is.
+    /// Returns the digest of the layer.
     pub(crate) const fn layer(&self) -> Digest {
         self.layer
     }
 
-    /// The zTOC, as the index listed it.
+    /// Returns the zTOC as the index lists it.
     pub(crate) fn ztoc(&self) -> ZtocDescriptor {
         let media_type = soci_oci::media_types::ZTOC;
         ZtocDescriptor {
@@ -144,24 +144,24 @@ impl ConnectionNote {
             layer_digest: self.layer,
             layer_media_type: self.layer_media_type.clone(),
             span_size: None,
-            disable_xattrs: self.look().disable_xattrs,
+            disable_xattrs: self.view().disable_xattrs,
         }
     }
 }
 
-/// The name under which the holder keeps a connection.
+/// Returns the holder's key of a connection.
 pub(crate) fn holder_key(facts: &ConnectionFacts) -> String {
     format!("{}{:016x}", soci_holder::CONNECTION_PREFIX, facts.key)
 }
 
-/// A connection that nobody serves yet.
-pub(crate) struct HeldConnection {
+/// A connection of an earlier process that is not served yet.
+pub(crate) struct InheritedConnection {
     pub(crate) note: ConnectionNote,
     pub(crate) connection: Connection,
 }
 
-impl HeldConnection {
-    /// A second one of the same, should the first attempt to serve it fail.
+impl InheritedConnection {
+    /// Duplicates the descriptor, for a second attempt to serve the connection.
     pub(crate) fn duplicate(&self) -> std::io::Result<Self> {
         let facts = self.connection.facts().clone();
         Ok(Self {
@@ -171,64 +171,64 @@ impl HeldConnection {
     }
 }
 
-/// Those that nobody serves yet, by mount point. A mount point that was used again has more than one: the
-/// earlier ones are not mounted there any more, but somebody may still have them open.
+/// The connections that are not served yet, by mount point. A mount point that was used again has
+/// several: the earlier ones are not mounted any more, but may still be open.
 #[derive(Default)]
-pub(crate) struct HeldConnections(Mutex<HashMap<PathBuf, Vec<HeldConnection>>>);
+pub(crate) struct InheritedConnections(Mutex<HashMap<PathBuf, Vec<InheritedConnection>>>);
 
-impl HeldConnections {
-    /// Reads the notes of all connections among what the holder kept.
-    pub(crate) fn new(kept: Vec<HeldFd>) -> Result<Self, HeldError> {
-        let mut all = HashMap::<PathBuf, Vec<HeldConnection>>::new();
-        for kept in kept {
-            if !kept.key.starts_with(soci_holder::CONNECTION_PREFIX) {
+impl InheritedConnections {
+    /// Parses the notes of all connections among the held descriptors.
+    pub(crate) fn new(held: Vec<HeldFd>) -> Result<Self, InheritedError> {
+        let mut all = HashMap::<PathBuf, Vec<InheritedConnection>>::new();
+        for held in held {
+            if !held.key.starts_with(soci_holder::CONNECTION_PREFIX) {
                 continue;
             }
-            let note = ConnectionNote::parse(&kept)?;
-            let connection = Connection::from_parts(kept.descriptor, note.facts.clone());
+            let note = ConnectionNote::parse(&held)?;
+            let connection = Connection::from_parts(held.descriptor, note.facts.clone());
             all.entry(note.facts.mountpoint.clone())
                 .or_default()
-                .push(HeldConnection { note, connection });
+                .push(InheritedConnection { note, connection });
         }
         Ok(Self(Mutex::new(all)))
     }
 
-    /// The layers that they show.
+    /// Lists their layers.
     pub(crate) fn layers(&self) -> Vec<Digest> {
         let all = self.0.lock();
         all.values().flatten().map(|held| held.note.layer).collect()
     }
 
-    /// The images that they are of.
+    /// Lists the images of their layers.
     pub(crate) fn images(&self) -> Vec<ImageKey> {
         let all = self.0.lock();
         let held = all.values().flatten();
         held.filter_map(|held| held.note.image()).collect()
     }
 
-    /// Takes the connection that is mounted at `mountpoint` now.
-    pub(crate) fn take_mounted(&self, mountpoint: &Path) -> Option<HeldConnection> {
+    /// Takes the connection that is mounted at `mountpoint` now. Blocks on `/proc`.
+    pub(crate) fn take_mounted(&self, mountpoint: &Path) -> Option<InheritedConnection> {
         let mountpoint = &soci_fuse::as_in_mountinfo(mountpoint);
         let mut all = self.0.lock();
-        let here = all.get_mut(mountpoint)?;
-        let place = here
+        let candidates = all.get_mut(mountpoint)?;
+        let position = candidates
             .iter()
             .position(|held| soci_fuse::is_mounted(held.connection.facts()))?;
-        let found = here.swap_remove(place);
-        if here.is_empty() {
+        let found = candidates.swap_remove(position);
+        if candidates.is_empty() {
             all.remove(mountpoint);
         }
         Some(found)
     }
 
-    /// Puts one back that could not be served.
-    pub(crate) fn put_back(&self, held: HeldConnection) {
+    /// Puts a connection back that could not be served.
+    pub(crate) fn put_back(&self, held: InheritedConnection) {
         let mountpoint = held.note.facts.mountpoint.clone();
         self.0.lock().entry(mountpoint).or_default().push(held);
     }
 
-    /// Takes all that are left.
-    pub(crate) fn take_rest(&self) -> Vec<HeldConnection> {
+    /// Takes all remaining connections.
+    pub(crate) fn take_rest(&self) -> Vec<InheritedConnection> {
         let all = std::mem::take(&mut *self.0.lock());
         all.into_values().flatten().collect()
     }
@@ -238,7 +238,7 @@ impl HeldConnections {
 mod tests {
     use super::*;
 
-    fn kept(note: &str) -> HeldFd {
+    fn held(note: &str) -> HeldFd {
         HeldFd {
             key: "fuse/1".to_owned(),
             note: note.to_owned(),
@@ -247,23 +247,23 @@ mod tests {
     }
 
     #[test]
-    fn a_note_of_another_version_or_none_of_ours_is_refused_with_what_to_do() {
-        let newer = HeldConnections::new(vec![kept(r#"{"version":2,"new":[]}"#)]);
+    fn a_note_of_another_version_or_program_is_refused_with_the_remedy() {
+        let newer = InheritedConnections::new(vec![held(r#"{"version":2,"new":[]}"#)]);
         let message = newer.err().unwrap().to_string();
         assert!(
-            message.contains("form 2") && message.contains("abort-mounts"),
+            message.contains("format 2") && message.contains("abort-mounts"),
             "{message}"
         );
         for bad in ["", "{}", r#"{"version":1}"#] {
-            let refused = HeldConnections::new(vec![kept(bad)]).err().unwrap();
+            let refused = InheritedConnections::new(vec![held(bad)]).err().unwrap();
             assert!(refused.to_string().contains("fuse/1"), "{refused}");
         }
         let other = HeldFd {
             key: "socket".to_owned(),
-            ..kept("")
+            ..held("")
         };
         assert!(
-            HeldConnections::new(vec![other])
+            InheritedConnections::new(vec![other])
                 .unwrap()
                 .layers()
                 .is_empty()

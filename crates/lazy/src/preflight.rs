@@ -1,4 +1,5 @@
-//! Could this program serve what another one serves now? Everything is looked at, nothing is changed.
+//! Checks, before a hand-over, that this program can serve what another one serves now. Changes
+//! nothing.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,71 +12,76 @@ use soci_layerfs::{MountError, MountOptions, Tree, TreeError, TreeOptions};
 use soci_oci::Digest;
 use soci_store::{LayerKey, LayerStore, StoreError};
 
-use crate::held::{ConnectionNote, HeldConnections, HeldError};
+use crate::inherited::{ConnectionNote, InheritedConnections, InheritedError};
 
-/// How long a mount of our own may take to answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time within which our own mount must answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 /// Why this program cannot take over.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum ProvingError {
-    /// The notes about the connections are not understood.
+pub enum PreflightError {
+    /// A note about a connection cannot be used.
     #[error(transparent)]
-    Held(#[from] HeldError),
-    /// A layer that is mounted cannot be read.
-    #[error("the layer at {} cannot be opened: {source}", mountpoint.display())]
+    Inherited(#[from] InheritedError),
+    /// The stored layer of a mount cannot be read.
+    #[error("cannot open the layer at {}: {source}", mountpoint.display())]
     Store {
-        /// Where it is mounted.
+        /// The mount point.
         mountpoint: PathBuf,
-        /// Why not.
+        /// The cause.
         source: Box<StoreError>,
     },
-    /// A layer that is mounted cannot be shown.
-    #[error("the layer at {} cannot be shown: {source}", mountpoint.display())]
+    /// The file tree of a mounted layer cannot be built.
+    #[error("cannot build the file tree of the layer at {}: {source}", mountpoint.display())]
     Tree {
-        /// Where it is mounted.
+        /// The mount point.
         mountpoint: PathBuf,
-        /// Why not.
+        /// The cause.
         source: TreeError,
     },
-    /// This program would show a mounted layer with other node numbers.
+    /// This program numbers the files of a mounted layer differently.
     #[error(
-        "the mount at {} shows {found:?}, and this program would show {expected:?}: the old program has to \
-         go on, or the containers on it have to be drained",
+        "the mount at {} shows {found:?}, and this program would show {expected:?}: keep the old \
+         program, or drain the containers on it",
         mountpoint.display()
     )]
     OtherContent {
-        /// Where it is mounted.
+        /// The mount point.
         mountpoint: PathBuf,
-        /// What this program would show.
+        /// The content that this program would show.
         expected: Box<ContentIdentity>,
-        /// What is mounted.
+        /// The content that is mounted.
         found: Box<ContentIdentity>,
     },
-    /// A mount of our own does not work.
-    #[error("a mount of its own does not work: {0}")]
+    /// A test mount cannot be made.
+    #[error("test mount failed: {0}")]
     Mount(#[from] MountError),
-    /// The same, for the threads that serve it.
-    #[error("a mount of its own does not work: {0}")]
+    /// The threads that serve the test mount cannot be started.
+    #[error("test mount failed: {0}")]
     Fuse(#[from] FuseError),
-    /// The same, for reading it.
-    #[error("a mount of its own at {} cannot be read: {reason}", mountpoint.display())]
+    /// The test mount cannot be read.
+    #[error("test mount at {} cannot be read: {reason}", mountpoint.display())]
     Unreadable {
-        /// Where it was.
+        /// The mount point.
         mountpoint: PathBuf,
-        /// What happened.
+        /// The cause.
         reason: String,
     },
 }
 
-/// Shows that every connection among `kept` could be served on, from the layers stored in `layers`, and that
-/// this program can serve a mount, at `scratch`, an empty directory. Returns how many connections there are.
+/// Checks that every connection among `held` can be served from the layers stored in `layers`, and
+/// that this program can serve a mount at `scratch`, an empty directory. Returns the number of
+/// connections.
 ///
 /// # Errors
-/// If it could not. Nothing is mounted at `scratch` then.
-pub fn prove(layers: &Path, kept: Vec<HeldFd>, scratch: &Path) -> Result<usize, ProvingError> {
-    let connections = HeldConnections::new(kept)?.take_rest();
+/// A connection or the test mount cannot be served. Nothing is mounted at `scratch` afterwards.
+pub fn preflight(
+    layers: &Path,
+    held: Vec<HeldFd>,
+    scratch: &Path,
+) -> Result<usize, PreflightError> {
+    let connections = InheritedConnections::new(held)?.take_rest();
     let mut shown = None;
     for held in &connections {
         let tree = same_tree(layers, &held.note)?;
@@ -85,81 +91,81 @@ pub fn prove(layers: &Path, kept: Vec<HeldFd>, scratch: &Path) -> Result<usize, 
         Some(shown) => shown,
         None => {
             let empty = Tree::build(&[], 0, TreeOptions::default());
-            let empty = empty.map_err(|source| ProvingError::Tree {
+            let empty = empty.map_err(|source| PreflightError::Tree {
                 mountpoint: scratch.to_owned(),
                 source,
             })?;
             (Arc::new(empty), Digest::of(b""))
         }
     };
-    serve_for_a_moment(tree, layer, scratch)?;
+    serve_test_mount(tree, layer, scratch)?;
     Ok(connections.len())
 }
 
-/// The file tree of a mounted layer, with the numbers that it has there.
-fn same_tree(layers: &Path, note: &ConnectionNote) -> Result<Arc<Tree>, ProvingError> {
+/// Builds the file tree of a mounted layer, and checks that it has the same numbers there.
+fn same_tree(layers: &Path, note: &ConnectionNote) -> Result<Arc<Tree>, PreflightError> {
     let mountpoint = || note.facts.mountpoint.clone();
     let ztoc = note.ztoc();
     let key = LayerKey {
         layer: ztoc.layer_digest,
         ztoc: ztoc.descriptor.digest,
     };
-    let (toc, size) = LayerStore::look_at(layers, key).map_err(|source| ProvingError::Store {
+    let (toc, size) = LayerStore::look_at(layers, key).map_err(|source| PreflightError::Store {
         mountpoint: mountpoint(),
         source: Box::new(source),
     })?;
-    let look = note.look();
+    let view = note.view();
     let options = TreeOptions {
-        overlay_xattr: look.mark,
+        overlay_xattr: view.mark,
         ..TreeOptions::default()
     };
-    let tree = Tree::build(&toc, size, options).map_err(|source| ProvingError::Tree {
+    let tree = Tree::build(&toc, size, options).map_err(|source| PreflightError::Tree {
         mountpoint: mountpoint(),
         source,
     })?;
-    let tree = look.at(&Arc::new(tree));
+    let tree = view.apply(&Arc::new(tree));
     let expected = soci_layerfs::content_identity(&tree, &key.layer);
     if expected == note.facts.content {
         return Ok(tree);
     }
-    Err(ProvingError::OtherContent {
+    Err(PreflightError::OtherContent {
         mountpoint: mountpoint(),
         expected: Box::new(expected),
         found: Box::new(note.facts.content.clone()),
     })
 }
 
-/// Mounts a tree where nobody looks, and lists its root.
-fn serve_for_a_moment(tree: Arc<Tree>, layer: Digest, scratch: &Path) -> Result<(), ProvingError> {
+/// Mounts a tree at `scratch` and lists its root.
+fn serve_test_mount(tree: Arc<Tree>, layer: Digest, scratch: &Path) -> Result<(), PreflightError> {
     let pool = Pool::new(1, Journal::create()?)?;
     let data = Arc::new(NoData(layer));
     let options = MountOptions::default();
     let mounted = soci_layerfs::mount_layer(&pool, tree, data, scratch, options)?;
     let (sender, listed) = std::sync::mpsc::channel();
     let path = scratch.to_owned();
-    // Should the mount not answer, the thread is freed by its end.
+    // If the mount does not answer, its end frees the thread.
     std::thread::spawn(move || {
         let count = std::fs::read_dir(path)
             .and_then(|mut entries| entries.try_fold(0, |count, entry| entry.map(|_| count + 1)));
-        // Nobody listens after the time limit.
+        // The receiver is gone after the time limit.
         let _: Result<(), _> = sender.send(count);
     });
-    let listed: Result<usize, String> = match listed.recv_timeout(PATIENCE) {
+    let listed: Result<usize, String> = match listed.recv_timeout(ANSWER_LIMIT) {
         Ok(Ok(count)) => Ok(count),
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
+        Err(_) => Err(format!("no answer within {} s", ANSWER_LIMIT.as_secs())),
     };
     let unmounted = mounted.unmount();
     mounted.abort();
     pool.shutdown();
-    listed.map_err(|reason| ProvingError::Unreadable {
+    listed.map_err(|reason| PreflightError::Unreadable {
         mountpoint: scratch.to_owned(),
         reason,
     })?;
     Ok(unmounted?)
 }
 
-/// A layer without content: only names and attributes are asked of it.
+/// A layer without content: only its names and attributes are read.
 struct NoData(Digest);
 
 impl LayerData for NoData {

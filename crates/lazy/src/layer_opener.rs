@@ -1,0 +1,116 @@
+//! Opens layers for their users, and those of later Prepares ahead of time.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use soci_layer::LayerRefusal;
+use soci_store::LayerKey;
+use soci_telemetry::Meters;
+use soci_telemetry::metrics::count;
+use soci_ztoc::soci_index::ZtocDescriptor;
+use tracing::Instrument as _;
+
+use crate::image_layer::{ImageKey, ImageLayer};
+use crate::index_files::FoundIndex;
+use crate::layer_loader::{LayerLoader, layer_key};
+use crate::lease::{Lease, LeaseMap};
+use crate::open_layer::OpenLayer;
+use crate::sweeper::Sweeper;
+
+/// Time for which a layer that was opened ahead waits for its Prepare.
+const PREPARED_FOR: Duration = Duration::from_secs(300);
+
+/// Opens each layer once for all its users.
+pub(crate) struct LayerOpener {
+    pub(crate) loader: LayerLoader,
+    pub(crate) leases: Arc<LeaseMap<OpenLayer>>,
+    /// Layers opened ahead of their Prepare.
+    pub(crate) prepared: Mutex<HashMap<LayerKey, Lease<OpenLayer>>>,
+    pub(crate) sweeper: Arc<Sweeper>,
+    pub(crate) meters: Arc<Meters>,
+    /// Time after which opening a layer ahead is given up.
+    pub(crate) time_limit: Duration,
+}
+
+impl LayerOpener {
+    /// Opens a layer of an image unless it is open.
+    ///
+    /// A failure may leave something stored: run this within
+    /// [`leaving_nothing_new`](Self::leaving_nothing_new).
+    pub(crate) async fn open(
+        &self,
+        image: &ImageKey,
+        ztoc: &ZtocDescriptor,
+    ) -> Result<Lease<OpenLayer>, LayerRefusal> {
+        let key = layer_key(ztoc);
+        let missed = AtomicBool::new(false);
+        // Boxed: a request to a registry is a large future.
+        let load = Box::pin(async {
+            missed.store(true, Ordering::Relaxed);
+            self.loader.load(image, ztoc).await
+        });
+        let lease = self.leases.acquire(key, load).await?;
+        let resolved = match missed.into_inner() {
+            true => count::RESOLVE_CACHE_MISS,
+            false => count::RESOLVE_CACHE_HIT,
+        };
+        self.meters.count(resolved, &key.layer.to_string(), 1);
+        lease.layer().sources.add(&image.reference);
+        Ok(lease)
+    }
+
+    /// Runs work that opens a layer. If it fails, removes what it was the first to store of it.
+    pub(crate) async fn leaving_nothing_new<T, E>(
+        &self,
+        key: LayerKey,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let stored = self.sweeper.is_stored(key).await;
+        let result = work.await;
+        if result.is_err() && !stored {
+            self.sweeper.remove_unused(key).await;
+        }
+        result
+    }
+
+    /// Opens the layers above the one that is prepared: their Prepares follow.
+    pub(crate) fn open_above(self: &Arc<Self>, below: &ImageLayer, found: &FoundIndex) {
+        for ztoc in &found.index.ztocs {
+            let key = layer_key(ztoc);
+            let is_above = below.above.iter().any(|above| above.layer == key.layer);
+            if !is_above || self.leases.in_use(&key) {
+                continue;
+            }
+            let image = &below.image;
+            let span = tracing::info_span!("open", image = %image.reference, layer = %key.layer);
+            let ahead = self.clone().open_ahead(image.clone(), ztoc.clone());
+            tokio::spawn(ahead.instrument(span));
+        }
+    }
+
+    async fn open_ahead(self: Arc<Self>, image: ImageKey, ztoc: ZtocDescriptor) {
+        let key = layer_key(&ztoc);
+        let open = tokio::time::timeout(self.time_limit, self.open(&image, &ztoc));
+        let open = async { open.await.ok().and_then(Result::ok).ok_or(()) };
+        // A failure is reported by the Prepare of that layer, which tries again.
+        let Ok(lease) = self.leaving_nothing_new(key, open).await else {
+            return;
+        };
+        self.prepared.lock().insert(key, lease);
+        let opener = Arc::downgrade(&self);
+        drop(self);
+        tokio::time::sleep(PREPARED_FOR).await;
+        let Some(opener) = opener.upgrade() else {
+            return;
+        };
+        let unclaimed = opener.prepared.lock().remove(&key);
+        if unclaimed.is_some() {
+            drop(unclaimed);
+            opener.sweeper.remove_unused(key).await;
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! The lazy layers of a daemon: the four parts and how they are connected.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use soci_layer::OverlayXattr;
+use tokio::sync::Semaphore;
+
+use crate::holder_link::HolderLink;
+use crate::image_counts::ImageCounts;
+use crate::index_cache::IndexCache;
+use crate::index_files::IndexFiles;
+use crate::inherited::InheritedConnections;
+use crate::layer_loader::LayerLoader;
+use crate::layer_opener::LayerOpener;
+use crate::lease::LeaseMap;
+use crate::local_unpack::LocalUnpack;
+use crate::lookup_cache::LookupCache;
+use crate::metering::Metering;
+use crate::mount_table::MountTable;
+use crate::open_layer::OpenLayer;
+use crate::sweeper::{Requested, Sweeper};
+use crate::ztoc_memory::ZtocMemory;
+use crate::{Components, InheritedError, LazyConfig, MountReport};
+
+/// The lazy layers of a daemon.
+pub struct LazyLayers {
+    pub(crate) indexes: Arc<IndexCache>,
+    pub(crate) opener: Arc<LayerOpener>,
+    pub(crate) table: Arc<MountTable>,
+    pub(crate) sweeper: Arc<Sweeper>,
+    pub(crate) unpack: LocalUnpack,
+    /// Connections of an earlier process that are not served yet.
+    pub(crate) inherited: Arc<InheritedConnections>,
+    pub(crate) config: LazyConfig,
+}
+
+impl LazyLayers {
+    /// Connects the components.
+    ///
+    /// # Errors
+    /// A note that an earlier process left with the holder is malformed or of another version.
+    pub fn new(components: Components) -> Result<Arc<Self>, InheritedError> {
+        let Components {
+            client,
+            layers,
+            content,
+            index_notes,
+            unpacker,
+            artifacts,
+            fetcher,
+            pool,
+            keeper,
+            held,
+            meters,
+            config,
+        } = components;
+        let inherited = Arc::new(InheritedConnections::new(held)?);
+        let indexes = Arc::new(IndexCache {
+            client: client.clone(),
+            artifacts: artifacts.clone(),
+            files: IndexFiles::new(content, index_notes),
+            lookups: LookupCache::new(config.retry_after),
+            meters: meters.clone(),
+            policy: config.policy,
+            time_limit: config.mount_timeout,
+        });
+        let leases = Arc::<LeaseMap<OpenLayer>>::default();
+        let loader = LayerLoader {
+            client,
+            artifacts,
+            store: layers.clone(),
+            fetcher,
+            meters: meters.clone(),
+            slots: config.max_concurrency.map(Semaphore::new),
+            memory: ZtocMemory::new(config.ztoc_memory),
+            overlay_xattr: OverlayXattr::for_mount(config.userxattr),
+            directories: Arc::default(),
+        };
+        let sweeper = Arc::new(Sweeper {
+            store: layers,
+            leases: leases.clone(),
+            indexes: indexes.files.clone(),
+            meters: meters.clone(),
+            directories: loader.directories.clone(),
+            requested: Mutex::new(Some(Requested {
+                layers: inherited.layers().into_iter().collect(),
+                images: inherited.images().into_iter().collect(),
+            })),
+        });
+        let opener = Arc::new(LayerOpener {
+            loader,
+            leases,
+            prepared: Mutex::default(),
+            sweeper: sweeper.clone(),
+            meters: meters.clone(),
+            time_limit: config.mount_timeout,
+        });
+        let table = Arc::new(MountTable {
+            mounts: Mutex::default(),
+            holder: HolderLink::new(keeper, &pool),
+            pool,
+            indexes: indexes.clone(),
+            sweeper: sweeper.clone(),
+            metering: Metering::new(meters),
+            image_counts: ImageCounts::default(),
+            leaving: AtomicBool::new(false),
+            config: config.clone(),
+        });
+        Ok(Arc::new(Self {
+            unpack: LocalUnpack {
+                unpacker,
+                table: table.clone(),
+                overlay_xattr: OverlayXattr::for_mount(config.userxattr),
+                min_layer_size: config.min_layer_size,
+            },
+            indexes,
+            opener,
+            table,
+            sweeper,
+            inherited,
+            config,
+        }))
+    }
+
+    /// Has unmounting keep what is stored from now on: the daemon ends, the snapshots stay.
+    pub fn leave(&self) {
+        self.table.leaving.store(true, Ordering::Relaxed);
+    }
+
+    /// Makes fetched spans durable. To be called last, after the fetcher was shut down.
+    pub async fn flush(&self) {
+        self.opener.prepared.lock().clear();
+        let store = self.sweeper.store.clone();
+        let synced = soci_task::run(move || store.sync().map_err(|error| error.to_string()));
+        let synced = synced.await.unwrap_or_else(|error| Err(error.to_string()));
+        if let Err(error) = synced {
+            tracing::warn!(error, "cannot make fetched spans durable");
+        }
+    }
+
+    /// Removes stored layers and indexes that no snapshot has requested, once the snapshots of an
+    /// earlier run have been restored.
+    pub async fn sweep(&self) {
+        self.sweeper.sweep().await;
+    }
+
+    /// Lists the mounted layers by mount point.
+    #[must_use]
+    pub fn mounts(&self) -> Vec<MountReport> {
+        self.table.report()
+    }
+
+    /// Adds what has been counted since the last call to the metrics.
+    pub fn update_metrics(&self) {
+        self.table.update_metrics();
+    }
+}

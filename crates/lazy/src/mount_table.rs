@@ -1,0 +1,293 @@
+//! The mounted layers, and what ends with the last mount of a layer, an image, an index.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use soci_fetch::LayerData;
+use soci_fuse::{Connection, Pool};
+use soci_layer::{LayerRefusal, MountedInfo, ProviderError};
+use soci_layerfs::{CounterSnapshot, MountOptions, MountedLayer, Tree};
+use soci_oci::Digest;
+use soci_store::LayerKey;
+use soci_telemetry::metrics::duration_ms;
+use soci_ztoc::soci_index::ZtocDescriptor;
+
+use crate::LazyConfig;
+use crate::holder_link::HolderLink;
+use crate::image_counts::{self, ImageCounts};
+use crate::image_layer::ImageKey;
+use crate::index_cache::IndexCache;
+use crate::inherited::ConnectionNote;
+use crate::lease::Lease;
+use crate::metering::Metering;
+use crate::open_layer::OpenLayer;
+use crate::sweeper::Sweeper;
+use crate::view::ViewOptions;
+
+/// Time after which an unmounted layer whose connection has not ended counts as in use.
+const QUIET_AFTER: Duration = Duration::from_secs(1);
+
+/// The mounted layers, by mount point.
+pub(crate) struct MountTable {
+    pub(crate) mounts: Mutex<HashMap<PathBuf, Arc<Mount>>>,
+    pub(crate) pool: Pool,
+    pub(crate) holder: HolderLink,
+    pub(crate) indexes: Arc<IndexCache>,
+    pub(crate) sweeper: Arc<Sweeper>,
+    pub(crate) metering: Metering,
+    pub(crate) image_counts: ImageCounts,
+    /// The daemon ends and the snapshots stay: unmounting removes nothing that is stored.
+    pub(crate) leaving: AtomicBool,
+    pub(crate) config: LazyConfig,
+}
+
+/// An open layer and the image that it is mounted for.
+pub(crate) struct ReadyLayer {
+    pub(crate) lease: Lease<OpenLayer>,
+    pub(crate) image: ImageKey,
+    /// The SOCI index that lists the layer.
+    pub(crate) index: Digest,
+    pub(crate) ztoc: ZtocDescriptor,
+    pub(crate) view: ViewOptions,
+}
+
+/// A mounted layer.
+pub(crate) struct Mount {
+    pub(crate) layer: ReadyLayer,
+    pub(crate) mounted: MountedLayer,
+    /// The attributes of its root directory.
+    pub(crate) root: MountedInfo,
+    /// The part of its counts that is in the metrics.
+    counted: Mutex<CounterSnapshot>,
+}
+
+impl Mount {
+    /// The key of the layer.
+    pub(crate) fn key(&self) -> LayerKey {
+        self.layer.lease.key()
+    }
+}
+
+impl MountTable {
+    /// Mounts a layer and leaves its connection with the holder. It is not in the table yet.
+    pub(crate) async fn mount(
+        &self,
+        layer: ReadyLayer,
+        mountpoint: PathBuf,
+    ) -> Result<Mount, LayerRefusal> {
+        let (meters, label) = (self.metering.meters.clone(), layer.lease.key().layer);
+        let mount = self.serve(layer, move |pool, tree, data, options| {
+            let start = Instant::now();
+            let mounted = soci_layerfs::mount_layer(pool, tree, data, &mountpoint, options)?;
+            meters.took(duration_ms::FUSE_MOUNT, &label.to_string(), start.elapsed());
+            Ok::<_, soci_layerfs::MountError>(mounted)
+        });
+        let mount = mount.await?;
+        let ReadyLayer {
+            image,
+            index,
+            ztoc,
+            view,
+            ..
+        } = &mount.layer;
+        let note = ConnectionNote::new(mount.mounted.facts().clone(), image, *index, ztoc, view);
+        self.holder.keep(&mount.mounted, &note).await;
+        Ok(mount)
+    }
+
+    /// Serves a layer on the live connection of an earlier process. It is not in the table yet.
+    pub(crate) async fn adopt(
+        &self,
+        layer: ReadyLayer,
+        connection: Connection,
+    ) -> Result<Mount, LayerRefusal> {
+        let adopt = move |pool: &Pool, tree, data, options| {
+            soci_layerfs::take_up_layer(pool, tree, data, connection, options)
+        };
+        self.serve(layer, adopt).await
+    }
+
+    async fn serve<E>(
+        &self,
+        layer: ReadyLayer,
+        begin: impl FnOnce(
+            &Pool,
+            Arc<Tree>,
+            Arc<dyn LayerData>,
+            MountOptions,
+        ) -> Result<MountedLayer, E>
+        + Send
+        + 'static,
+    ) -> Result<Mount, LayerRefusal>
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        let (pool, options) = (self.pool.clone(), self.options(&layer));
+        let serve = move || {
+            let open = layer.lease.layer();
+            let tree = layer.view.apply(&open.tree);
+            let root = tree.root_attr();
+            let mounted = begin(&pool, tree, open.data.clone(), options)?;
+            Ok::<_, E>(Mount {
+                layer,
+                mounted,
+                root: MountedInfo {
+                    uid: root.uid,
+                    gid: root.gid,
+                    mode: root.mode & 0o7777,
+                },
+                counted: Mutex::default(),
+            })
+        };
+        let served = soci_task::run(serve).await.map_err(LayerRefusal::failed)?;
+        served.map_err(LayerRefusal::failed)
+    }
+
+    fn options(&self, layer: &ReadyLayer) -> MountOptions {
+        MountOptions {
+            attr_timeout: self.config.attr_timeout,
+            entry_timeout: self.config.entry_timeout,
+            negative_timeout: self.config.negative_timeout,
+            limits: soci_fuse::Limits {
+                resend: self.config.resend,
+                ..soci_fuse::Limits::default()
+            },
+            timers: self.metering.timers(&layer.lease.key().layer),
+            answer_xattrs: layer.view.answer_xattrs,
+            log_operations: self.config.log_fuse_operations,
+            ..MountOptions::default()
+        }
+    }
+
+    /// Enters a mount into the table, and has the operations of its image counted.
+    pub(crate) fn insert(self: &Arc<Self>, mountpoint: PathBuf, mount: Mount) {
+        let manifest = mount.layer.image.manifest;
+        self.mounts.lock().insert(mountpoint, Arc::new(mount));
+        if !self.image_counts.begin(manifest) {
+            return;
+        }
+        let (table, wait) = (Arc::downgrade(self), self.config.operation_count_wait);
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            if let Some(table) = table.upgrade()
+                && let Some(counts) = table.image_operations(&manifest)
+            {
+                image_counts::report(&table.metering.meters, &manifest, &counts);
+            }
+        });
+    }
+
+    /// Unmounts a layer. Returns false if it is not in the table.
+    pub(crate) async fn unmount(
+        self: &Arc<Self>,
+        mountpoint: &Path,
+    ) -> Result<bool, ProviderError> {
+        let Some(mount) = self.mounts.lock().remove(mountpoint) else {
+            return Ok(false);
+        };
+        let unmounting = mount.clone();
+        let unmounted = soci_task::run(move || {
+            let mounted = &unmounting.mounted;
+            let unmounted = mounted.unmount();
+            unmounted.map(|()| mounted.connection().wait_ended(QUIET_AFTER))
+        });
+        let failure = match unmounted.await {
+            Ok(Ok(ended)) => {
+                soci_faults::point("lazy-layer-unmounted");
+                match ended {
+                    true => self.forget(mount).await,
+                    false => self.forget_when_ended(mount),
+                }
+                return Ok(true);
+            }
+            Ok(Err(error)) => ProviderError::new(mountpoint, error),
+            Err(error) => ProviderError::new(mountpoint, error),
+        };
+        // It is still mounted, so it is still served.
+        self.mounts.lock().insert(mountpoint.to_owned(), mount);
+        Err(failure)
+    }
+
+    /// Serves an unmounted layer until the last open file on it is closed.
+    pub(crate) fn forget_when_ended(self: &Arc<Self>, mount: Arc<Mount>) {
+        let table = self.clone();
+        tokio::spawn(async move {
+            while !mount.mounted.connection().has_ended() {
+                tokio::time::sleep(QUIET_AFTER).await;
+            }
+            table.forget(mount).await;
+        });
+    }
+
+    /// Releases the layer and the index of a mount that has ended, and removes those that no other
+    /// mount uses.
+    async fn forget(&self, mount: Arc<Mount>) {
+        self.count(&mount);
+        let (key, facts) = (mount.key(), mount.mounted.facts().clone());
+        let (image, index) = (mount.layer.image.clone(), mount.layer.index);
+        // The last reference: it ends the lease.
+        drop(mount);
+        if self.leaving.load(Ordering::Relaxed) {
+            return;
+        }
+        self.holder.release(&facts);
+        self.sweeper.remove_unused(key).await;
+        if !self.any(|other| other.image.manifest == image.manifest) {
+            self.image_counts.end(&image.manifest);
+            let meters = &self.metering.meters;
+            meters.forget_image(&image.manifest.to_string());
+        }
+        if !self.any(|other| other.index == index && other.image.namespace == image.namespace) {
+            let artifacts = &self.indexes.artifacts;
+            artifacts.release_index(&image.namespace, &index).await;
+        }
+        if !self.any(|other| other.index == index) {
+            self.indexes.forget(image, index).await;
+        }
+    }
+
+    /// Whether any mounted layer fits.
+    fn any(&self, fits: impl Fn(&ReadyLayer) -> bool) -> bool {
+        let mounts = self.mounts.lock();
+        mounts.values().any(|mount| fits(&mount.layer))
+    }
+
+    /// Adds what a mount has counted to the metrics.
+    pub(crate) fn count(&self, mount: &Mount) {
+        let layer = mount.key().layer;
+        self.metering.layer(&layer, mount.layer.lease.layer());
+        let mut counted = mount.counted.lock();
+        self.metering
+            .mount(&layer, mount.mounted.counters(), &mut counted);
+    }
+
+    /// Returns the file tree of the layer mounted at `mountpoint`.
+    pub(crate) fn tree_at(&self, mountpoint: &Path) -> Option<Arc<Tree>> {
+        let mounts = self.mounts.lock();
+        Some(mounts.get(mountpoint)?.layer.lease.layer().tree.clone())
+    }
+
+    /// Checks that a layer is mounted at `mountpoint` and served.
+    pub(crate) fn check(&self, mountpoint: &Path) -> Result<(), ProviderError> {
+        let problem = match self.mounts.lock().get(mountpoint) {
+            Some(mount) if mount.mounted.is_served() => return Ok(()),
+            Some(_) => "its FUSE connection has ended; restart the daemon to mount it again",
+            None => "it is not mounted; see the log of the last start",
+        };
+        Err(ProviderError::new(mountpoint, problem))
+    }
+
+    /// Returns the counts of an image's mounts; `None` if there are none.
+    fn image_operations(&self, manifest: &Digest) -> Option<Vec<CounterSnapshot>> {
+        let mounts = self.mounts.lock();
+        let of_image = mounts
+            .values()
+            .filter(|mount| mount.layer.image.manifest == *manifest);
+        let counts: Vec<_> = of_image.map(|mount| mount.mounted.counters()).collect();
+        (!counts.is_empty()).then_some(counts)
+    }
+}

@@ -1,0 +1,26 @@
+//! A layer that can be mounted.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use soci_fetch::{BackgroundCounts, LazyLayer};
+use soci_layerfs::Tree;
+
+use crate::sources::Sources;
+
+/// A layer that can be mounted. Dropping it ends its fetches.
+pub(crate) struct OpenLayer {
+    /// The file tree with all extended attributes: the index of each image decides whether its
+    /// mounts show them.
+    pub(crate) tree: Arc<Tree>,
+    pub(crate) data: Arc<LazyLayer>,
+    pub(crate) sources: Sources,
+    /// The part of the background fetcher's counts that is in the metrics.
+    pub(crate) counted: Mutex<BackgroundCounts>,
+}
+
+impl Drop for OpenLayer {
+    fn drop(&mut self) {
+        self.data.close();
+    }
+}

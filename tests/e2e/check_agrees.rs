@@ -1,0 +1,164 @@
+//! `soci check` and the daemon agree, whatever the configuration and the kind of image. Needs root,
+//! FUSE, docker-registry and the two programs.
+
+use std::path::Path;
+
+use serde_json::Value;
+use soci_oci::{Digest, Manifest, annotations};
+use soci_testkit::{Fault, Rule, SociCli, TestRoot};
+use tonic::Code;
+
+use crate::support::NO_BACKGROUND;
+use crate::support::node::{Client, Image, Node, fetch_manifest};
+
+const INDEX_LABEL: &str = "containerd.io/snapshot/remote/soci.index.digest";
+
+/// An image in a registry.
+struct Kind {
+    name: &'static str,
+    image: Image,
+    /// Its index of version 2, else of version 1, else a digest that the registry does not have.
+    index: Digest,
+}
+
+fn json(arguments: &[&str]) -> Value {
+    let output = SociCli::standalone().unwrap().output(arguments).unwrap();
+    serde_json::from_str(&output).unwrap()
+}
+
+fn check(image: &Image, config: &Path, explicit: Option<Digest>) -> Value {
+    let explicit = explicit.map(|digest| digest.to_string());
+    let mut arguments = vec!["check", "--json", "--no-estimate", "--config"];
+    arguments.push(config.to_str().unwrap());
+    if let Some(digest) = &explicit {
+        arguments.extend(["--soci-index-digest", digest]);
+    }
+    arguments.push(&image.reference);
+    json(&arguments)
+}
+
+/// Returns `lazy`, or the code of the reason why a layer is not lazy.
+fn predicted(report: &Value) -> String {
+    let layer = &report["layers"][0];
+    match layer["lazy"].as_bool().unwrap() {
+        true => "lazy".to_owned(),
+        false => layer["code"].as_str().unwrap().to_owned(),
+    }
+}
+
+/// Has the daemon prepare the lowest layer, and returns the outcome in the form of [`predicted`].
+async fn prepared(node: &Node, client: &Client, kind: &Kind, explicit: Option<Digest>) -> String {
+    let mark = node.daemon.log().mark();
+    let mut labels = kind.image.labels(0);
+    let target = format!("{}-{}", kind.name, explicit.is_some());
+    labels.insert("containerd.io/snapshot.ref".to_owned(), target.clone());
+    if let Some(digest) = explicit {
+        labels.insert(INDEX_LABEL.to_owned(), digest.to_string());
+    }
+    let key = format!("extract {target}");
+    match client.prepare_with(&key, "", labels).await {
+        Ok(_) => client.remove(&key).await.unwrap(),
+        Err(status) => {
+            assert_eq!(status.code(), Code::AlreadyExists, "{status}");
+            client.remove(&target).await.unwrap();
+        }
+    }
+    let lines = node.daemon.log().all();
+    let outcomes = lines[mark..].iter().filter_map(|line| {
+        let line: Value = serde_json::from_str(line).ok()?;
+        match line["remote-snapshot-prepared"].as_str()? {
+            "true" => Some("lazy".to_owned()),
+            _ => Some(line["reason"].as_str()?.to_owned()),
+        }
+    });
+    let outcomes: Vec<_> = outcomes.collect();
+    assert_eq!(outcomes.len(), 1, "{outcomes:?} {lines:#?}");
+    outcomes[0].clone()
+}
+
+/// Pushes an image of each kind. The faults of the registry stay until the end.
+fn push_all(node: &Node, v1_enabled: &Path) -> Vec<Kind> {
+    let kind = |name, v1: bool, v2| {
+        let image = node.small(name, v2);
+        if v1 {
+            let reference = format!("docker://{}", image.reference);
+            let create = ["create", "--min-layer-size", "0", &reference];
+            SociCli::standalone().unwrap().output(create).unwrap();
+        }
+        let manifest = fetch_manifest(&node.registry, name, &image.manifest.to_string());
+        let manifest: Manifest = serde_json::from_slice(&manifest).unwrap();
+        let found = match manifest.annotations.get(annotations::INDEX_DIGEST) {
+            Some(digest) => Some(digest.clone()),
+            None => check(&image, v1_enabled, None)["index"]["digest"]
+                .as_str()
+                .map(ToOwned::to_owned),
+        };
+        let index = found.map_or(Digest::of(b"nothing"), |text| text.parse().unwrap());
+        Kind { name, image, index }
+    };
+    let mut kinds = vec![
+        kind("plain", false, false),
+        kind("v1", true, false),
+        kind("v2", false, true),
+        kind("both", true, true),
+    ];
+    for (name, fault) in [
+        ("dangling", Fault::status(404)),
+        ("unreadable", Fault::Corrupt(20)),
+        ("unauthorised", Fault::status(401)),
+        ("failing", Fault::status(500)),
+        ("unreachable", Fault::Reset),
+    ] {
+        let kind = kind(name, true, true);
+        // The index of version 2; for the failures of a registry the referrers as well.
+        let mut path = format!("/v2/{name}/manifests/{}", kind.index);
+        if !matches!(name, "dangling" | "unreadable") {
+            path = format!("{path}|/v2/{name}/referrers/|/v2/{name}/manifests/sha256-");
+        }
+        node.proxy.inject(Rule::always(fault).path(&path).unwrap());
+        kinds.push(kind);
+    }
+    kinds
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_says_what_the_daemon_then_does() {
+    let root = TestRoot::new().unwrap();
+    let file = root.path().join("config.toml");
+    let v1_enabled = root.path().join("v1.toml");
+    std::fs::write(&v1_enabled, "[pull_modes.soci_v1]\nenable = true\n").unwrap();
+    for (v1, v2) in [(false, false), (true, false), (false, true), (true, true)] {
+        // A key that the daemon ignores, and that check must ignore as well.
+        let config = format!(
+            "[http]\nMaxRetries = 0\n[pull_modes.soci_v1]\nenable = {v1}\n\
+             [pull_modes.soci_v2]\nenable = {v2}\n\
+             [pull_modes.parallel_pull_unpack]\nenable = true\n{NO_BACKGROUND}"
+        );
+        std::fs::write(&file, &config).unwrap();
+        let node = Node::start(&config);
+        let client = node.client().await;
+        let kinds = tokio::task::block_in_place(|| push_all(&node, &v1_enabled));
+        for kind in &kinds {
+            let expected = match (kind.name, v1, v2) {
+                (_, false, false) => "disabled",
+                ("plain", ..) | ("v1", false, _) | ("v2", _, false) => "no-index",
+                ("dangling" | "unreadable", _, true) => "no-index",
+                ("unauthorised" | "failing" | "unreachable", ..) => "index-unavailable",
+                _ => "lazy",
+            };
+            let explicitly = match kind.name {
+                "plain" | "dangling" | "unreadable" => "no-index",
+                "unauthorised" | "failing" | "unreachable" => "index-unavailable",
+                _ => "lazy",
+            };
+            for (explicit, expected) in [(None, expected), (Some(kind.index), explicitly)] {
+                let case = format!("{}, v1 {v1}, v2 {v2}, explicit {explicit:?}", kind.name);
+                let check = || predicted(&check(&kind.image, &file, explicit));
+                let check = tokio::task::block_in_place(check);
+                assert_eq!(check, expected, "check, {case}");
+                let daemon = prepared(&node, &client, kind, explicit).await;
+                assert_eq!(daemon, expected, "daemon, {case}");
+            }
+        }
+    }
+}
