@@ -272,6 +272,9 @@ impl std::io::Write for Log {
 #[test]
 fn a_warning_about_a_request_names_layer_and_image() {
     let log = Log::default();
+    // While there is only one dispatcher, tracing disables call sites that another thread meets
+    // first: the other tests have none.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let subscriber = tracing_subscriber::registry().with(JsonLog::new(log.clone()));
     let _logging = tracing::subscriber::set_default(subscriber);
     let sample = Sample::gzip(3, 100_000);
