@@ -73,7 +73,7 @@ fn a_program_that_is_broken_is_refused_and_the_old_server_goes_on() {
         (
             "is-mute",
             "#!/bin/sh\nexec >&-\nsleep 1000\n",
-            "closed its line",
+            "closed its control stream",
         ),
     ] {
         install(&script(folder.path(), name, text), &program);
@@ -151,7 +151,7 @@ fn an_old_server_that_cannot_serve_again_is_said_to_be_lost_and_is_replaced() {
     assert!(
         refused.contains("the old server does not serve again (it ended (signal 9)")
             && refused.contains("the new program does not serve: it ended (exit code 3)")
-            && !refused.contains("goes on"),
+            && !refused.contains("keeps serving"),
         "{refused}"
     );
     // By the program that the supervisor was running, not by the one that is installed.
