@@ -129,10 +129,10 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Resu
     log_to_stderr(global.debug, command.http_log());
     match command {
         Command::Completion(command) => {
-            command.run();
+            command.run(Cli::command());
             Ok(())
         }
-        Command::Man(command) => command.run(),
+        Command::Man(command) => command.run(Cli::command()),
         Command::Convert(command) => block_on(command.run(&global)),
         Command::Create(command) => block_on(command.run(&global)),
         Command::Push(command) => block_on(command.run(&global)),

@@ -1,9 +1,8 @@
 //! `soci completion`: shell completions on stdout.
 
-use clap::{Args, CommandFactory as _};
+use clap::{Args, Command};
 use clap_complete::Shell;
 
-use crate::cli::Cli;
 use crate::output;
 
 /// Print the completion script of a shell
@@ -18,14 +17,15 @@ pub(crate) struct Completion {
 }
 
 impl Completion {
-    pub(crate) fn run(&self) {
+    /// Prints the script for the command line `soci`.
+    pub(crate) fn run(&self, mut soci: Command) {
         let shell = match self.shell.as_str() {
             "zsh" => Shell::Zsh,
             "fish" => Shell::Fish,
             _ => Shell::Bash,
         };
         let mut script = Vec::new();
-        clap_complete::generate(shell, &mut Cli::command(), "soci", &mut script);
+        clap_complete::generate(shell, &mut soci, "soci", &mut script);
         output::text(String::from_utf8_lossy(&script));
     }
 }

@@ -2,10 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory as _};
+use clap::{Args, Command};
 use soci_manual::ManualPage;
 
-use crate::cli::Cli;
 use crate::manual_pages;
 
 /// Write the manual pages of all commands to a folder
@@ -21,8 +20,9 @@ pub(crate) struct Man {
 }
 
 impl Man {
-    pub(crate) fn run(&self) -> anyhow::Result<()> {
-        let pages: Vec<ManualPage> = manual_pages::of(Cli::command());
+    /// Writes the pages of the command line `soci`.
+    pub(crate) fn run(&self, soci: Command) -> anyhow::Result<()> {
+        let pages: Vec<ManualPage> = manual_pages::of(soci);
         Ok(soci_manual::write(&pages, &self.folder)?)
     }
 }

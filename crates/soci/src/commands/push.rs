@@ -77,12 +77,6 @@ enum ExistingIndex {
     Allow,
 }
 
-/// An index to push.
-struct Chosen {
-    manifest: Digest,
-    index: Digest,
-}
-
 impl Push {
     /// What to log of HTTP.
     pub(crate) fn http_log(&self) -> &'static [&'static str] {

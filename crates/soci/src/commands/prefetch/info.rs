@@ -63,7 +63,7 @@ impl Info {
         output::line("");
         output::line(format!(
             "Total spans to prefetch: {}",
-            super::spans(&artifact)
+            super::span_count::spans(&artifact)
         ));
         if self.json {
             output::line("");

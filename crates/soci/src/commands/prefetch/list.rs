@@ -76,5 +76,5 @@ impl List {
 /// The spans that an artifact lists; `None` if it cannot be read.
 async fn count(store: &ArtifactStore, digest: &Digest) -> Option<u64> {
     let bytes = store.bytes(digest).await.ok()?;
-    Some(super::spans(&Prefetch::parse(&bytes).ok()?))
+    Some(super::span_count::spans(&Prefetch::parse(&bytes).ok()?))
 }

@@ -2,6 +2,7 @@
 
 mod info;
 mod list;
+mod span_count;
 
 use clap::Subcommand;
 
@@ -21,12 +22,4 @@ impl PrefetchCommand {
             Self::Info(command) => command.run(global).await,
         }
     }
-}
-
-/// How many spans an artifact lists.
-fn spans(artifact: &soci_ztoc::prefetch::Prefetch) -> u64 {
-    let count = |span: &soci_ztoc::prefetch::PrefetchSpan| {
-        u64::from(span.end_span) - u64::from(span.start_span.min(span.end_span)) + 1
-    };
-    artifact.prefetch_spans.iter().map(count).sum()
 }

@@ -2,13 +2,19 @@
 
 use anyhow::bail;
 use soci_index::{Content, Image, ImageSource, Platforms};
-use soci_oci::media_types;
+use soci_oci::{Digest, media_types};
 use soci_store::artifacts::{ArtifactDb, ArtifactKind};
 
-use super::Chosen;
 use crate::artifact_records::list;
 use crate::output;
 
+/// An index to push.
+pub(super) struct Chosen {
+    pub(super) manifest: Digest,
+    pub(super) index: Digest,
+}
+
+/// Chooses the indexes to push.
 pub(super) async fn choose(
     source: &dyn ImageSource,
     platforms: &Platforms,
