@@ -101,6 +101,7 @@ lint: ## Check format, clippy, documentation, promises, architecture, oldest Rus
 	scripts/check-specification.sh
 	scripts/check-architecture.sh
 	scripts/check-modules.py
+	scripts/check-language.sh
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps

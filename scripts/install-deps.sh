@@ -64,7 +64,7 @@ install_packages() {
     keep_services_down
     apt-get -q update
     apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends "$@"
-    # Nor at the next boot, since nobody asked for them as services.
+    # Nor at the next boot: they were not installed as services.
     if command -v systemctl >/dev/null; then
         for package in "$@"; do
             case $package in

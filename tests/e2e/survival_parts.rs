@@ -169,7 +169,10 @@ fn without_a_daemon_for_too_long_readers_get_errors_and_end() {
     std::fs::write(signals.path().join("go"), "").unwrap();
     let output = container.wait().unwrap();
     assert!(!output.status.success(), "{output:?}");
-    assert!(output.stderr.contains("cat"), "it was told: {output:?}");
+    assert!(
+        output.stderr.contains("cat"),
+        "the name of the program: {output:?}"
+    );
     assert!(begin.elapsed() >= Duration::from_secs(1), "{output:?}");
     assert!(stack.daemon.holder_pid().is_err(), "the holder has ended");
 

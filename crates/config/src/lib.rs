@@ -22,7 +22,7 @@ pub use sections::{
 };
 pub use values::{ByteSize, ContentStoreType, DropPolicy, MetadataStoreType, MetricsNetwork};
 
-/// Where the daemon looks when it is told nothing else; only there may the file be missing.
+/// The default path of the configuration file; only there may the file be missing.
 pub const DEFAULT_PATH: &str = "/etc/soci-snapshotter-grpc/config.toml";
 
 /// The file that `make install` puts there: every key with its default, and what it is for.

@@ -68,7 +68,7 @@ struct Entry<'a> {
 }
 
 struct Reader<'f, 'a> {
-    /// Keys that nobody asked for yet, in lower case.
+    /// Keys that have not been read yet, in lower case.
     entries: BTreeMap<String, Entry<'a>>,
     /// Where each key that was given stands, for the rules that are checked afterwards.
     starts: BTreeMap<String, usize>,

@@ -29,7 +29,7 @@ pub struct ContentIdentity {
     pub numbering_checksum: String,
 }
 
-/// Everything that a server needs besides the descriptor.
+/// The parameters that a server needs in addition to the descriptor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionFacts {
     /// Its mount point.

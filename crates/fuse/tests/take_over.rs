@@ -173,7 +173,7 @@ fn reader(at: &Mountpoint) -> JoinHandle<std::io::Result<Vec<u8>>> {
 }
 
 /// A program that is started has this process's files open until it runs, and then waits while it closes
-/// one of a mount whose server is gone: whoever starts one does so while no other test has any.
+/// one of a mount whose server is gone: a test that starts one does so while no other test has any.
 static ALONE: RwLock<()> = RwLock::new(());
 
 fn a_read_in_flight_survives(resend: bool) {
@@ -210,7 +210,7 @@ fn a_fatal_read_ends(resend: bool) {
     let third = held.successor(second, ExitKind::Crashed, false);
     let error = reader.join().unwrap().unwrap_err();
     assert_eq!(error.raw_os_error(), Some(Errno::IO.raw_os_error()));
-    // It alone: the file can be read, should somebody try again.
+    // It alone: the file can be read, should a reader try again.
     assert_eq!(std::fs::read(at.path().join("file")).unwrap(), b"yes");
     drop(third);
 }
@@ -246,7 +246,7 @@ fn planned_ends_are_not_counted_against_a_request() {
     a_planned_end_blames_nobody(false);
 }
 
-/// Killed while nobody serves, a reader ends as soon as somebody does.
+/// Killed while there is no server, a reader ends as soon as there is one.
 #[test]
 fn a_reader_that_is_killed_meanwhile_ends() {
     let _alone = ALONE.write();

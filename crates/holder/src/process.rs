@@ -93,7 +93,7 @@ pub fn run(root: &Path) -> Result<(), HolderError> {
         ending: false,
     };
     holder.serve(&listener, &mut give_up);
-    // Nobody else creates it while we have the lock.
+    // No other process creates it while we have the lock.
     let _ = std::fs::remove_file(socket::path(root));
     Ok(())
 }

@@ -177,7 +177,7 @@ pub(crate) async fn bring_layers(
     }))
     .buffered(options.parallelism.get());
     // Both sides are polled all the time. Writing between two results would leave the layers at
-    // work unpolled meanwhile, and one of them may hold what the writing waits for: a token
+    // work unpolled, and one of them may hold what the writing waits for: a token
     // that is being fetched.
     let (finished, mut queue) = mpsc::unbounded();
     let working = async move {

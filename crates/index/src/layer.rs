@@ -157,14 +157,14 @@ async fn reuse(
     let blob = match source.bytes(existing).await {
         Ok(blob) => blob,
         Err(error) => {
-            tracing::debug!(layer = %layer.digest, %error, "the zTOC listed cannot be read; building it anew");
+            tracing::debug!(layer = %layer.digest, %error, "cannot read the listed zTOC; building it again");
             return None;
         }
     };
     let ztoc = match Ztoc::parse(&blob) {
         Ok(ztoc) => ztoc,
         Err(error) => {
-            tracing::debug!(layer = %layer.digest, %error, "the zTOC listed is invalid; building it anew");
+            tracing::debug!(layer = %layer.digest, %error, "the listed zTOC is invalid; building it again");
             return None;
         }
     };

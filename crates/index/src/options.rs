@@ -35,7 +35,7 @@ pub struct ConvertOptions {
     /// Mark layers without extended attributes and opaque directories, so that they are never
     /// asked for any.
     pub optimize_xattrs: bool,
-    /// Build zTOCs anew although the source already has them.
+    /// Build zTOCs again although the source already has them.
     pub force: bool,
     /// Which images get an index.
     pub platforms: Platforms,

@@ -1,4 +1,4 @@
-//! What somebody watching a conversion is told.
+//! Progress reports of a conversion.
 
 use soci_oci::{Descriptor, Digest};
 
@@ -61,7 +61,7 @@ impl LayerOutcome {
 
 /// Watches a conversion. Called from many threads.
 pub trait Progress: Send + Sync + 'static {
-    /// Work on a layer begins, or goes on with another step.
+    /// Work on a layer begins, or enters another step.
     fn begin(&self, layer: &Descriptor, step: Step);
     /// So many more bytes of the layer are done in this step.
     fn advance(&self, layer: Digest, bytes: u64);
@@ -71,11 +71,11 @@ pub trait Progress: Send + Sync + 'static {
     fn prefetch(&self, layer: Digest, artifact: Digest);
     /// The last step begins, which makes the result visible at the destination.
     fn committing(&self) {}
-    /// Something that the user should know, although the work goes on.
+    /// A warning for the user. The work continues.
     fn warn(&self, message: &str);
 }
 
-/// Tells nobody.
+/// Discards all reports.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
 

@@ -15,7 +15,7 @@ use crate::{IndexError, Progress};
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// Nobody asked yet.
+    /// Not requested yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -26,7 +26,7 @@ impl Cancel {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// An error once somebody asked.
+    /// An error once requested.
     pub(crate) fn check(&self) -> io::Result<()> {
         if self.0.load(Ordering::Relaxed) {
             // Not `Interrupted`, which readers take as a reason to go on.

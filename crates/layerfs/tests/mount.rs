@@ -339,7 +339,7 @@ fn a_killed_reader_dies_although_its_data_never_comes() {
     reader.kill().unwrap();
     // Would hang here if it could not be killed.
     assert!(!reader.wait().unwrap().success());
-    // The answers that come too late harm nobody, and the next reader gets its bytes.
+    // Late replies do no harm, and the next reader gets its bytes.
     mount.data.release();
     mount.data.script(Answer::Stored);
     assert!(std::fs::read(mount.path("f")).unwrap() == content);
@@ -454,7 +454,7 @@ fn threads_descriptors_and_mounts_do_not_leak() {
     };
     // What is set up once and kept.
     round();
-    // Threads of the test runner come and go: ours are told by their names.
+    // Threads of the test runner come and go: ours are known by their names.
     let workers = || {
         std::fs::read_dir("/proc/self/task")
             .unwrap()

@@ -6,7 +6,7 @@ use clap_mangen::roff::{Roff, bold, roman};
 use crate::page::{Made, see_also};
 use crate::{DATE, MANUAL, ManualPage, text};
 
-/// What a page says besides its file.
+/// The parts of a page that its file does not have.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ConfigurationPage<'a> {
     /// The name of the page: `soci-snapshotter-grpc.toml`.

@@ -26,7 +26,7 @@ pub enum Section<'a> {
     List(&'a str, &'a [(&'a str, &'a str)]),
 }
 
-/// What a page says besides the definition of its command.
+/// The parts of a page that the definition of its command does not have.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CommandPage<'a> {
     /// The chapter of the manual: `1`, or `8` for what only root runs.
@@ -39,7 +39,7 @@ pub struct CommandPage<'a> {
     pub commands: Commands,
     /// Sections between options and environment.
     pub sections: &'a [Section<'a>],
-    /// Environment variables besides those that stand in for options.
+    /// Environment variables other than those that set options.
     pub environment: &'a [(&'a str, &'a str)],
     /// Files, and what each is.
     pub files: &'a [(&'a str, &'a str)],
@@ -250,7 +250,7 @@ fn about(command: &Command) -> String {
         .unwrap_or_default()
 }
 
-/// Help texts begin with a line that is none, because it is also shown alone.
+/// Help texts begin with a line without a full stop, because it is also shown alone.
 fn with_full_stop(line: &str) -> String {
     let ends = line.ends_with(['.', ':', '!', '?']);
     format!("{line}{}", if ends { "" } else { "." })

@@ -1,4 +1,4 @@
-//! Removal of what v0.15 keeps below the root besides its snapshots: it rebuilds that when missing, and we
+//! Removal of v0.15's other data below the root: it rebuilds that when missing, and we
 //! have no use for it. Runs once the snapshots have been imported; the snapshotter's database stays.
 
 use std::fs;

@@ -1,4 +1,4 @@
-//! What the artifact database is told and asked, off the async threads.
+//! Writes to and queries of the artifact database, off the async threads.
 
 use std::time::SystemTime;
 

@@ -97,7 +97,7 @@ impl ArtifactStore {
             Self::Layout(layout) => {
                 let mut all = Vec::new();
                 for digest in layout.list()? {
-                    // Whatever vanishes meanwhile is not there.
+                    // A blob that vanishes in between counts as missing.
                     if let Ok(metadata) = std::fs::metadata(layout.path(&digest)) {
                         all.push(Stored {
                             digest,

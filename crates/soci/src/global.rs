@@ -80,7 +80,7 @@ impl Global {
         .await
     }
 
-    /// Works on containerd under a lease, which is given back however the work ends: what nothing
+    /// Works on containerd under a lease, which is released however the work ends: what nothing
     /// refers to by then is collected.
     pub(crate) async fn leased<T>(
         &self,

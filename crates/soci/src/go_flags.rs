@@ -1,4 +1,4 @@
-//! Flags in the forms that Go programs accept besides: `-name` with one dash, and `--switch=true`.
+//! Flags in the forms that Go programs also accept: `-name` with one dash, and `--switch=true`.
 //! Scripts written for soci use them.
 
 use std::collections::BTreeSet;

@@ -55,7 +55,7 @@ pub(crate) struct ZtocArgs {
     #[arg(long, value_enum, value_delimiter = ',')]
     optimizations: Vec<Optimization>,
 
-    /// Build zTOCs anew even if there are some already
+    /// Build zTOCs again even if there are some already
     #[arg(short, long)]
     force: bool,
 

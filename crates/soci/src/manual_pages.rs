@@ -1,4 +1,4 @@
-//! What the manual pages say besides the help texts.
+//! The parts of the manual pages that the help texts do not have.
 
 use clap::Command;
 use soci_manual::{CommandPage, ManualPage, Section, command_page};

@@ -89,7 +89,7 @@ impl Bars {
         }
     }
 
-    /// Takes all bars off the screen; from now on there are none, whoever is still at work.
+    /// Removes all bars from the screen; later updates draw nothing.
     pub(crate) fn finish(&self) {
         let layers: Vec<Digest> = {
             let bars = self.bars();

@@ -10,7 +10,7 @@ use crate::cli::Cli;
 const HEAD: &str = "\
 # Commands of `soci`
 
-Generated from the program: `UPDATE_DOCS=1 cargo test -p soci the_reference` writes it anew, and the
+Generated from the program: `UPDATE_DOCS=1 cargo test -p soci the_reference` writes it again, and the
 same test in CI compares it. Global options stand before or after the command. `soci man DIR` writes the same as
 manual pages, which `make install` installs.
 ";

@@ -14,7 +14,7 @@ use crate::service::MAX_MESSAGE;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StatusError {
-    /// Nobody answers.
+    /// No daemon answers.
     #[error(
         "no snapshotter answers at {}: {reason}; is soci-snapshotter-grpc running, and is \
          --snapshotter-address right?",
@@ -29,7 +29,7 @@ pub enum StatusError {
     /// The socket is not for us.
     #[error("the socket {} may not be used: run this as root", .0.display())]
     Denied(PathBuf),
-    /// Somebody answers who does not know the question.
+    /// The peer does not know the method.
     #[error(
         "the snapshotter at {} is older than this program, or another one: it does not know \
          `soci status`",
@@ -51,7 +51,7 @@ pub enum StatusError {
 /// Asks the daemon that listens on the socket `path`.
 ///
 /// # Errors
-/// Nobody answers there, or not what was asked.
+/// The daemon does not answer, or its answer is malformed.
 pub async fn get(path: &Path) -> Result<GetResponse, StatusError> {
     let channel = soci_grpc::connect(path)
         .await

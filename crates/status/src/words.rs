@@ -30,7 +30,7 @@ impl Health {
 }
 
 impl Layer {
-    /// Which share of a lazy layer is here, 0 to 100.
+    /// The stored share of a lazy layer, 0 to 100.
     #[must_use]
     #[expect(
         clippy::cast_precision_loss,

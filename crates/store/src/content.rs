@@ -20,7 +20,7 @@ pub use blob_writer::BlobWriter;
 
 /// How much of a reader is held at once.
 const CHUNK: usize = 256 << 10;
-/// An unfinished blob that nobody wrote to for this long was left by a process that died.
+/// An unfinished blob without a write for this long was left by a process that died.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
@@ -111,7 +111,7 @@ impl OciLayout {
         self.put_reader(descriptor, bytes)
     }
 
-    /// Stores a blob from a reader, of which it reads nothing if the blob is here.
+    /// Stores a blob from a reader, of which it reads nothing if the blob is stored.
     ///
     /// # Errors
     /// As [`OciLayout::put`], and what the reader reports.
@@ -208,7 +208,7 @@ impl OciLayout {
         self.size(digest).is_some()
     }
 
-    /// The blob's size in bytes, if it is here.
+    /// Returns the blob's size in bytes, if it is stored.
     #[must_use]
     pub fn size(&self, digest: &Digest) -> Option<u64> {
         let metadata = fs::metadata(self.path(digest)).ok()?;

@@ -13,7 +13,7 @@ use crate::stored_layer::length;
 use crate::{StoreError, StoredLayer};
 
 impl StoredLayer {
-    /// Makes durable what has been written: first the data, then the record that it is here.
+    /// Makes written spans durable: first the data, then the record that they are stored.
     ///
     /// # Errors
     /// The file system refused. Spans whose data may not be on disk are compared with their checksum

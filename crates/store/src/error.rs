@@ -148,7 +148,7 @@ pub enum StoreError {
         waited: Duration,
     },
     /// An entry of the artifact database cannot be read.
-    #[error("artifact database {}: {reason}; `soci rebuild-db` makes it anew from what is stored", .path.display())]
+    #[error("artifact database {}: {reason}; `soci rebuild-db` rebuilds it from the content stores", .path.display())]
     ArtifactEntry {
         /// The database file.
         path: PathBuf,
@@ -158,7 +158,7 @@ pub enum StoreError {
     /// The artifact database of v0.15 cannot be taken over.
     #[error(
         "the artifact database {} of soci v0.15 cannot be taken over: {source}; \
-         `soci rebuild-db` goes on without it", .path.display()
+         `soci rebuild-db` continues without it", .path.display()
     )]
     OldArtifacts {
         /// The file, which is left as it is.

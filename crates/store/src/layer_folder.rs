@@ -1,5 +1,5 @@
 //! Opening a layer's folder: `ztoc` (the blob), `data` (sparse, the uncompressed tar) and `spans`
-//! (what of it is here), each made or repaired as far as need be.
+//! (which spans are stored), each made or repaired as far as need be.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

@@ -18,7 +18,7 @@ const LENGTH: usize = 64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owner {
     /// The process that an operator or the service manager knows, and talks to by signals; `None` if it
-    /// is gone and only its server goes on.
+    /// is gone and only its server continues.
     pub supervisor: Option<u32>,
     /// The process that serves, and has the lock.
     pub server: u32,
@@ -88,7 +88,7 @@ impl RootLock {
         Ok(lock)
     }
 
-    /// Writes down who has it. Best effort: on a full disk nobody can read it, and the lock holds.
+    /// Writes down the owner. Best effort: on a full disk it is missing, and the lock holds.
     pub fn set_owner(&self, owner: Owner) {
         let supervisor = owner.supervisor.unwrap_or(0);
         let text = format!("{supervisor} {}", owner.server);
@@ -98,7 +98,7 @@ impl RootLock {
         }
     }
 
-    /// Who has the root folder; `None`: nobody.
+    /// Returns the owner of the root directory, if there is one.
     ///
     /// # Errors
     /// If the lock's file cannot be read.
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_root_that_cannot_be_written_to_is_a_clear_error() {
-        // /proc takes no new folders, whoever asks.
+        // /proc takes no new directories, not even from root.
         let error = RootLock::acquire(Path::new("/proc/soci"), us()).unwrap_err();
         assert!(error.to_string().contains("/proc/soci"), "{error}");
         let file = tempfile::NamedTempFile::new().unwrap();

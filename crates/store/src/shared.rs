@@ -59,7 +59,7 @@ impl Shared {
     /// The place of a layer.
     pub(crate) fn place(&self, key: LayerKey) -> Place {
         let mut layers = self.layers.lock();
-        // Places that nobody uses any more are cleared away on the way.
+        // Entries without users are removed on the way.
         layers.retain(|other, place| {
             *other == key
                 || Arc::strong_count(place) > 1
@@ -94,7 +94,7 @@ impl Shared {
         drop(known);
     }
 
-    /// Lets go of a layer that was removed.
+    /// Releases a layer that was removed.
     pub(crate) fn forget(&self, key: LayerKey) {
         let forgotten = self.dirty.lock().layers.remove(&key);
         drop(forgotten);

@@ -1,4 +1,4 @@
-//! What is known of each span of a layer, in atomics, so that reads of spans that are here take no lock.
+//! What is known of each span of a layer, in atomics, so that reads of stored spans take no lock.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -14,7 +14,7 @@ pub(crate) enum State {
     Fresh,
     /// Here and durable.
     Durable,
-    /// Being written or removed: as good as missing for readers, and nobody else's to touch.
+    /// Being written or removed: missing for readers, and owned by the thread that set it.
     Busy,
 }
 
@@ -51,7 +51,7 @@ impl State {
 struct Slot {
     /// The state in the low three bits, the number of readers above.
     word: AtomicU32,
-    /// crc32c of the uncompressed bytes, when the span is here.
+    /// crc32c of the uncompressed bytes, when the span is stored.
     sum: AtomicU32,
     /// When it was last used, on the store's clock.
     used: AtomicU32,
@@ -92,10 +92,10 @@ impl SpanStates {
         })
     }
 
-    /// Pins a span that is here.
+    /// Pins a stored span.
     pub(crate) fn pin(&self, id: u32, now: u32) -> Option<Pin<'_>> {
         let slot = self.slot(id)?;
-        // State and count share a word: whoever takes the state away sees the reader, or is seen.
+        // State and count share a word: a change of state sees the reader, or the reader sees the change.
         let state = State::of(slot.word.fetch_add(READER, Ordering::AcqRel));
         let pin = Pin { slot, state };
         if !state.is_here() {
@@ -116,7 +116,7 @@ impl SpanStates {
         })
     }
 
-    /// Waits until nobody reads a span whose state keeps new readers away.
+    /// Waits for the last reader of a span whose state keeps new readers away.
     pub(crate) fn wait_for_readers(&self, id: u32) {
         let Some(slot) = self.slot(id) else { return };
         // Readers are in the middle of one pread.

@@ -102,7 +102,7 @@ impl SpansFile {
         Ok(Some((file, kept)))
     }
 
-    /// Makes a file that says that no span is here, replacing what was there.
+    /// Creates a file without stored spans, replacing an existing one.
     pub(crate) fn create(path: &Path, about: About) -> Result<Self, StoreError> {
         let mut content = about.header();
         // Written out, so that a full disk shows now and not when a bit is set.
@@ -116,7 +116,7 @@ impl SpansFile {
         })
     }
 
-    /// Makes it durable that these spans, whose data must be durable already, are here.
+    /// Makes it durable that these spans, whose data must be durable already, are stored.
     pub(crate) fn set(&mut self, spans: &[Kept]) -> Result<(), StoreError> {
         let sums_at = (HEADER_LEN + self.about.bitmap_len()) as u64;
         for kept in spans {

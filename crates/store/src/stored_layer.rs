@@ -140,7 +140,7 @@ impl StoredLayer {
         runs
     }
 
-    /// How many spans are here.
+    /// Returns the number of stored spans.
     #[must_use]
     pub fn stored_spans(&self) -> u64 {
         let here = (0..self.spans.len()).filter(|id| self.has(SpanId(*id)));
@@ -176,7 +176,7 @@ impl StoredLayer {
     }
 
     /// Stores a span's uncompressed bytes. It is readable at once, and durable after
-    /// [`StoredLayer::sync`] or a moment later. A span that is here, or is just being removed to make
+    /// [`StoredLayer::sync`] or a moment later. A stored span, or one that is being removed to make
     /// room, is left alone.
     ///
     /// # Errors
@@ -217,7 +217,7 @@ impl StoredLayer {
         Ok(())
     }
 
-    /// Reads uncompressed bytes if all of them are here. A span whose bytes turn out to be damaged is
+    /// Reads uncompressed bytes if all of them are stored. A span whose bytes turn out to be damaged is
     /// not here any more.
     ///
     /// # Errors
@@ -345,7 +345,7 @@ impl StoredLayer {
         self.spans.compressed_size()
     }
 
-    /// How many of them the spans that are here stand for.
+    /// Number of them that the stored spans stand for.
     #[must_use]
     pub fn fetched_bytes(&self) -> u64 {
         self.fetched.load(Ordering::Relaxed)

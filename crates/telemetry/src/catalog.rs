@@ -81,7 +81,7 @@ catalog! {
     IMAGE_OPERATIONS = IMAGE_OPERATION_COUNT, Gauge, [OPERATION_TYPE, IMAGE], "operations",
         "FUSE operations of an image until fuse_metrics_emit_wait_duration_sec after its first mount; and the background queue.";
     LAYER_FETCHED = LAYER_FETCHED_SIZE_BYTES, Counter, [DIGEST, MOUNTPOINT], "bytes",
-        "Compressed bytes of a mounted layer that are here.";
+        "Compressed bytes of a mounted layer that are stored.";
     LAYER_SIZE = LAYER_SIZE_BYTES, Counter, [DIGEST, MOUNTPOINT], "bytes",
         "Compressed bytes of a mounted layer.";
     STORE_SIZE = "soci_layer_store_size_bytes", Gauge, [], "bytes",

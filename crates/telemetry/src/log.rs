@@ -41,7 +41,7 @@ pub fn init_text(level: Level) {
     init_text_with(level, &[]);
 }
 
-/// Like [`init_text`]; events of `targets` are shown at every level besides. Targets that end in
+/// Like [`init_text`]; events of `targets` are shown at every level. Targets that end in
 /// `::dump` are shown only when they are among them.
 pub fn init_text_with(level: Level, targets: &'static [&'static str]) {
     let layer = tracing_subscriber::fmt::layer()
@@ -58,7 +58,7 @@ fn start(
     layer: impl Layer<Registry> + Send + Sync,
 ) {
     let subscriber = Registry::default().with(layer.with_filter(shown(level, targets)));
-    // An error says that a log has been started before, which then goes on.
+    // An error means that a log was started before, which stays.
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
@@ -92,7 +92,7 @@ pub fn fatal(message: &str, error: &(dyn Error + 'static)) {
 
 /// A layer that writes each event as a line of JSON to `W`, fields of the spans around it included
 /// (an event's own field wins, then the inner span's). What cannot be written is dropped: a log
-/// that nobody can read is no reason to stop.
+/// that cannot be written is no reason to stop.
 #[derive(Debug)]
 pub struct JsonLog<W> {
     out: Mutex<W>,
@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn a_closed_stderr_stops_nothing() {
         let subscriber = Registry::default().with(JsonLog::new(Closed));
-        tracing::subscriber::with_default(subscriber, || tracing::error!("nobody hears"));
+        tracing::subscriber::with_default(subscriber, || tracing::error!("no reader"));
     }
 
     #[test]

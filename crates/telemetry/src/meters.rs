@@ -1,7 +1,7 @@
 //! The metrics of a process, and their text for Prometheus.
 //!
-//! What happens now and then is told as it happens ([`Meters::took`], [`Meters::count`]). What is
-//! counted anyway, or changes all the time, is looked at when somebody asks: [`Sample`].
+//! Rare events are counted as they happen ([`Meters::took`], [`Meters::count`]). What is
+//! counted anyway, or changes all the time, is read when metrics are requested: [`Sample`].
 
 use std::time::Duration;
 
@@ -187,7 +187,7 @@ impl Meters {
             .set(whole(number));
     }
 
-    /// Shows nothing more of a layer, or of an index: nobody uses it any more.
+    /// Removes the series of a layer or an index that has no users.
     pub fn forget_layer(&self, layer: &str) {
         // An error means that there was nothing to forget.
         for operation in duration_ms::ALL {

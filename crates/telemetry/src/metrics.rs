@@ -13,7 +13,7 @@ pub const OPERATION_COUNT: &str = "soci_fs_operation_count";
 pub const BYTES_SERVED: &str = "soci_fs_bytes_served";
 /// Gauge; labels [`OPERATION_TYPE`], [`IMAGE`]; values [`image`].
 pub const IMAGE_OPERATION_COUNT: &str = "soci_fs_image_operation_count_key";
-/// Counter, compressed bytes of a mounted layer that are here; labels [`DIGEST`], [`MOUNTPOINT`].
+/// Counter, compressed bytes of a mounted layer that are stored; labels [`DIGEST`], [`MOUNTPOINT`].
 pub const LAYER_FETCHED_SIZE_BYTES: &str = "soci_fs_layer_fetched_size_bytes";
 /// Counter, compressed bytes of a mounted layer; labels [`DIGEST`], [`MOUNTPOINT`].
 pub const LAYER_SIZE_BYTES: &str = "soci_fs_layer_size_bytes";
@@ -86,7 +86,7 @@ pub mod count {
         FUSE_FILE_READ_FAILURE = "fuse_file_read_failure_count": "Failed read.",
         FUSE_FILE_GETATTR_FAILURE = "fuse_file_getattr_failure_count": "Failed getattr of an open file. Never here: files are not opened, so that each is one of a node.",
         FUSE_WHITEOUT_GETATTR_FAILURE = "fuse_whiteout_getattr_failure_count": "Failed getattr of a whiteout. Never here: what cannot be found has no kind.",
-        FUSE_UNKNOWN_OPERATION_FAILURE = "fuse_unknown_operation_failure_count": "Any other failure: readlink of what is no link, statfs.",
+        FUSE_UNKNOWN_OPERATION_FAILURE = "fuse_unknown_operation_failure_count": "Any other failure: readlink of what is not a link, statfs.",
         FUSE_MOUNT_FAILURE = "fuse_mount_failure_count": "Layers that could not be mounted although there is a zTOC for them; the layer label is empty.",
         LOCAL_MOUNT_FAILURE = "local_mount_failure_count": "Layers that could not be unpacked by the daemon; the layer label is empty.",
         BACKGROUND_SPAN_FETCH = "background_span_fetch_count": "Spans fetched in the background.",

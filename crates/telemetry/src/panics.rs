@@ -5,7 +5,7 @@ use std::backtrace::{Backtrace, BacktraceStatus};
 use crate::log::PANIC;
 
 /// Replaces the panic hook by one that logs message, place and thread; with `RUST_BACKTRACE` set
-/// also the backtrace. The panic itself goes on as before.
+/// also the backtrace. The panic itself continues.
 pub fn log_panics() {
     std::panic::set_hook(Box::new(|info| {
         let payload = info.payload();

@@ -42,7 +42,7 @@ impl Head {
         })
     }
 
-    /// The head as it goes on the wire, empty line included.
+    /// The head as sent, empty line included.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut text = format!("{}\r\n", self.first_line);
         for (name, value) in &self.fields {

@@ -50,7 +50,7 @@ pub struct Built {
 
 /// FlatBuffers refer to their parts by 32-bit distances, of which Go uses 31 bits.
 const MAX_ZTOC: u64 = 1 << 31;
-/// A generous guess at what an entry and a span take in a zTOC, besides names.
+/// A generous estimate of the size of an entry and of a span in a zTOC, without names.
 const ENTRY_SIZE: u64 = 300;
 const GZIP_SPAN_SIZE: u64 = 33_000;
 const PLAIN_SPAN_SIZE: u64 = 80;

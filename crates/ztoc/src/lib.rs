@@ -1,6 +1,6 @@
 //! zTOCs: the positions of files in a compressed layer, and checkpoints to inflate any part of it.
 //!
-//! The other SOCI formats are here as well: the index ([`soci_index`]) and the prefetch artifact
+//! The crate has the other SOCI formats as well: the index ([`soci_index`]) and the prefetch artifact
 //! ([`prefetch`]). The crate has codecs and algorithms only: it opens no file and no socket.
 
 #![deny(unsafe_code)]

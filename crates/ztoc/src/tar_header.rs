@@ -96,7 +96,7 @@ impl Header {
 }
 
 /// The GNU format has times where ustar has the prefix, but Go before 1.8 wrote a prefix there:
-/// what is no time and is plain ASCII is a prefix.
+/// a field that is not a time and is plain ASCII is a prefix.
 fn gnu_prefix(block: &[u8; BLOCK]) -> &[u8] {
     let is_time = |field| {
         let field = bytes(block, field);

@@ -117,7 +117,7 @@ impl Section for ParallelPullUnpack {
     }
 
     fn check(&self) -> Vec<Broken> {
-        // Nobody has to mend a mode that is off.
+        // A disabled mode is not validated.
         if !self.enable && !self.experimental_parallel_pull_as_fallback {
             return Vec::new();
         }

@@ -82,7 +82,7 @@ impl Section for Fuse {
     }
 }
 
-/// `[background_fetch]`: filling layers while nobody waits for them.
+/// `[background_fetch]`: filling layers while no reader waits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackgroundFetch {
     /// Do not.

@@ -1,4 +1,4 @@
-//! What operators may write into the file, and what they are told when it is wrong.
+//! What operators may write into the file, and the errors for wrong values.
 
 use std::path::Path;
 use std::time::Duration;

@@ -86,7 +86,7 @@ fn changed(key: &Key) -> String {
     format!("{table}{name} = {value}\n")
 }
 
-/// Whoever reads the file learns what the daemon's log would say, and nothing else.
+/// The comments of the file say what the daemon's log says, and nothing else.
 #[test]
 fn the_marks_of_the_shipped_file_are_what_the_log_says() {
     let keys = keys();

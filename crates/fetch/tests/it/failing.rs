@@ -139,7 +139,7 @@ fn a_source_that_hangs_is_an_error_and_not_a_hang() {
     assert!(matches!(error, ReadError::Source { .. }), "{error}");
     source.fault_always(None);
     check_all(&layer, &sample.tar, 50_000);
-    eventually("memory is given back", || {
+    eventually("memory is returned", || {
         rig.fetcher.stats().memory_in_use == 0
     });
 }

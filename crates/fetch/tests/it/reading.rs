@@ -101,7 +101,7 @@ fn concurrent_readers_give_the_truth_within_a_small_memory_budget() {
             scope.spawn(move || check_all(layer, tar, step));
         }
     });
-    eventually("memory is given back", || {
+    eventually("memory is returned", || {
         rig.fetcher.stats().memory_in_use == 0
     });
     assert!(

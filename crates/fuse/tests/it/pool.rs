@@ -128,7 +128,7 @@ fn a_live_connection_is_taken_up_by_another_pool_without_init() {
     let descriptor = served.duplicate().unwrap().unwrap();
     first.shutdown();
     assert!(served.has_ended());
-    // Nobody serves: a request waits instead of failing.
+    // No server: a request waits instead of failing.
     let path = at.path().join("8");
     let reader = std::thread::spawn(move || std::fs::read(path).unwrap());
     std::thread::sleep(Duration::from_millis(50));
@@ -155,7 +155,7 @@ fn a_connection_whose_requests_cannot_be_read_ends_although_somebody_else_holds_
         assert_eq!(facts.key, ours);
         held.lock().take();
     });
-    // Opened anew it belongs to no connection: poll(2) says that there is an error, and read(2) which.
+    // Opened again it belongs to no connection: poll(2) says that there is an error, and read(2) which.
     let unusable = std::fs::File::options().read(true).open("/dev/fuse");
     let unusable = Connection::from_parts(unusable.unwrap().into(), facts);
     let served = pool.serve(unusable, Arc::new(Numbers)).unwrap();

@@ -1,4 +1,4 @@
-//! A holder and its clients, in one process. Needs root: a holder talks to nobody else.
+//! A holder and its clients, in one process. Needs root: a holder serves no other user.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -174,14 +174,14 @@ fn the_socket_is_for_root_only_and_a_root_without_holder_has_none() {
     let mode = socket.metadata().unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     assert!(Client::look(Path::new("/nonexistent")).unwrap().is_none());
-    // Somebody of another user is turned away, should he get hold of the socket all the same.
+    // A process of another user is refused, even if it gets hold of the socket.
     let open = |mode| std::fs::Permissions::from_mode(mode);
     std::fs::set_permissions(&socket, open(0o666)).unwrap();
     std::fs::set_permissions(holder.root.path(), open(0o755)).unwrap();
     let root = holder.root.path().to_owned();
     let stranger = std::thread::spawn(move || {
-        let nobody = rustix::process::Uid::from_raw(65534);
-        rustix::thread::set_thread_uid(nobody).unwrap();
+        let other = rustix::process::Uid::from_raw(65534);
+        rustix::thread::set_thread_uid(other).unwrap();
         Client::look(&root).map(|client| client.is_none())
     });
     assert!(!matches!(stranger.join().unwrap(), Ok(false)));

@@ -97,7 +97,7 @@ async fn prepares_and_reads_do_not_wait_for_a_holder_that_does_not_respond() {
     assert_eq!(keeper.holder().unwrap().pid, 1);
     assert!(!keeper.confirm().await, "the holder has not responded");
 
-    // It dies, and another one is found: what was asked for meanwhile is carried out there.
+    // It dies, and another one is found: requests made in between are carried out there.
     std::fs::remove_file(root.path().join("holder.sock")).unwrap();
     let next = start_holder(root.path());
     while Client::look(root.path()).unwrap().is_none() {

@@ -159,7 +159,7 @@ impl ImageSink for DirSink {
             let path = self.temporary.path().join(name);
             fs::write(&path, content).map_err(IndexError::io("write", &path))?;
         }
-        // Replaces an empty directory, fails on anything that has come there meanwhile.
+        // Replaces an empty directory, fails on anything that was created there in between.
         fs::rename(self.temporary.path(), &self.destination).map_err(IndexError::io(
             "rename the finished layout to",
             &self.destination,

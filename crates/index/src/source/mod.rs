@@ -81,7 +81,7 @@ pub trait ImageSource: Send + Sync + 'static {
     ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, IndexError>;
 
     /// A zTOC that is known for a layer at this span size although the image does not list it; its
-    /// bytes are to be had through [`bytes`](Self::bytes), or it is built anew.
+    /// bytes are to be had through [`bytes`](Self::bytes), or it is built again.
     fn known_ztoc(&self, layer: Digest, span_size: u64) -> Option<Descriptor> {
         let _ = (layer, span_size);
         None

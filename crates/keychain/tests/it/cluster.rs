@@ -229,7 +229,7 @@ async fn image_pull_secrets_are_found_and_followed() {
         "hub",
         &data_of(&docker_config("https://index.docker.io/v1/", "hub")),
     );
-    // What is no Docker configuration is passed over.
+    // A secret without a Docker configuration is skipped.
     cluster.set("odd", "{}");
     cluster.set("broken", r#"{".dockerconfigjson":"aHVudGVyMg=="}"#);
     let secrets = server.follow();

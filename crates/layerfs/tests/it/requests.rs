@@ -306,7 +306,7 @@ fn reads_and_listings_are_measured_also_those_that_wait() {
     client.read(file, 0, 10).unwrap();
     client.list(ROOT_ID, 4096, true);
     // Told after the answer: the worker of a deferred one may still be at it.
-    crate::support::until("both reads are told", || read.lock().len() == 2);
+    crate::support::until("both reads are reported", || read.lock().len() == 2);
     assert!(!readdir.lock().is_empty());
     assert!(read.lock().iter().sum::<Duration>() > Duration::ZERO);
 }

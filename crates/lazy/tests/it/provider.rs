@@ -490,7 +490,7 @@ fn a_layer_that_cannot_be_mounted_leaves_nothing_stored() {
         assert!(matches!(refusal, LayerRefusal::Failed { .. }), "{refusal}");
         assert_eq!(world.stored(), 0);
 
-        // What was stored for somebody else stays.
+        // What was stored for another image stays.
         request.mountpoint = mountpoint;
         lazy.mount(request.clone()).await.unwrap();
         let mut other = request.clone();

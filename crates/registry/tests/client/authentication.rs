@@ -273,7 +273,7 @@ async fn a_kept_credential_that_has_expired_with_403_is_looked_up_again() {
     let epoch = Arc::new(AtomicUsize::new(0));
     let now = Arc::clone(&epoch);
     let fake = Fake::start(move |_, request| {
-        // me:one, then me:two, then nobody.
+        // me:one, then me:two, then no credentials.
         let valid = ["Basic bWU6b25l", "Basic bWU6dHdv", "?"][now.load(Ordering::SeqCst)];
         Some(match request.header("authorization") {
             None => status(401).with("www-authenticate", "Basic realm=x"),

@@ -54,7 +54,7 @@ impl Server {
                 assert!(Instant::now() < deadline, "docker-registry does not listen");
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            // It ended: somebody else took the port meanwhile.
+            // It ended: another process took the port.
             assert!(Instant::now() < deadline, "docker-registry does not start");
         }
     }

@@ -1,4 +1,4 @@
-//! Headers for one server: it gets them with everything, nobody else gets them, nothing shows them.
+//! Headers for one server: it gets them with every request, no other host does, nothing prints them.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Redirects to object storage: remembered, followed without our credentials, found anew.
+//! Redirects to object storage: remembered, followed without our credentials, resolved again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -189,8 +189,8 @@ async fn the_empty_name_is_nobodys() {
     assert_code(&daemon.usage("").await, Code::NotFound);
     assert_code(&daemon.remove("").await, Code::NotFound);
     assert_code(&daemon.commit("name", "").await, Code::NotFound);
-    let nobody = soci_snapshotter::api::v1::Info::default();
-    assert_code(&daemon.update(nobody, &["labels"]).await, Code::NotFound);
+    let unnamed = soci_snapshotter::api::v1::Info::default();
+    assert_code(&daemon.update(unnamed, &["labels"]).await, Code::NotFound);
 }
 
 #[tokio::test]

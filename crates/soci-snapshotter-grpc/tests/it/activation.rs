@@ -117,7 +117,7 @@ fn a_passed_datagram_socket_is_refused() {
 #[test]
 fn without_a_passed_socket_it_listens_on_the_default_path_and_says_so() {
     let place = Place::new();
-    // A mount namespace of its own, so that nobody's real socket is touched.
+    // A mount namespace of its own, so that no real socket is touched.
     let alone = [
         "unshare",
         "--mount",

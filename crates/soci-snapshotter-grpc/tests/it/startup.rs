@@ -112,7 +112,7 @@ fn a_second_daemon_on_the_same_root_is_refused_and_told_who_has_it() {
     assert!(error.contains(&first.pid().to_string()), "{error}");
     assert!(
         UnixStream::connect(place.socket()).is_ok(),
-        "the first goes on"
+        "the first daemon still answers"
     );
 }
 

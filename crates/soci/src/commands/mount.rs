@@ -20,7 +20,7 @@ use crate::interrupt::{interrupted, limited};
 use crate::output;
 use crate::remote::{RemoteArgs, RemoteImage, RemoteLayer, open_all, reason};
 
-/// How often it is looked whether somebody has unmounted the folder.
+/// Interval of the check whether the directory was unmounted.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Mount an image at a registry on a folder, read-only, until interrupted or unmounted

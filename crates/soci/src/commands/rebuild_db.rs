@@ -102,7 +102,7 @@ impl RebuildDb {
     }
 }
 
-/// The bytes of what may be a manifest. Whatever vanishes meanwhile is not there.
+/// Reads what may be a manifest. A blob that vanishes in between counts as missing.
 async fn document(store: &ArtifactStore, blob: &Stored) -> Option<bytes::Bytes> {
     if !MANIFEST.contains(&blob.size) {
         return None;

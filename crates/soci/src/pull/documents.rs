@@ -88,7 +88,7 @@ pub(crate) async fn fetch(
         config_bytes,
         HashMap::new(),
     ));
-    // From the bottom up: whoever sees a parent sees its children.
+    // From the bottom up: a visible parent has visible children.
     for (kind, descriptor, bytes, mut labels) in documents.into_iter().rev() {
         labels.extend([labels::source(reference)]);
         content

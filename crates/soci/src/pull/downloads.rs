@@ -53,7 +53,7 @@ impl Downloads {
     pub(crate) async fn start(&self, layer: &Descriptor) {
         let download = self.download(layer).await;
         self.tasks.lock().await.spawn(async move {
-            // Whoever needs the layer gets the error.
+            // The consumer of the layer gets the error.
             let _ = download.await;
         });
     }

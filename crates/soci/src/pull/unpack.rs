@@ -53,7 +53,7 @@ impl Active {
         if keys.is_empty() {
             return;
         }
-        // A Prepare that was just being made comes to its end although nobody waits for it.
+        // A Prepare in flight completes although no caller waits for it.
         tokio::time::sleep(PREPARE_ENDS).await;
         for key in keys {
             if let Err(error) = snapshots.remove(&key).await {
@@ -207,7 +207,7 @@ impl Unpack<'_> {
         };
         for _ in 0..TRIES {
             let key = extract_key(chain_id);
-            // From here on it may exist, also if nobody waits for the answer.
+            // From here on it may exist, also if no caller waits for the answer.
             self.active.keys().push(key.clone());
             let parent = parent.map(|digest| digest.to_string()).unwrap_or_default();
             let labels = image.for_layer(at, chain_id);

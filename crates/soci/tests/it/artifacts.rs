@@ -239,7 +239,7 @@ fn existing_ztocs_are_used_again_unless_forced_or_of_another_span_size() {
             again(&create(&bench, store, &["--span-size", "131072"], &image)),
             0
         );
-        // A zTOC whose bytes are gone is built anew, whatever the database says.
+        // A zTOC whose bytes are gone is built again, whatever the database says.
         let index = lines(&bench.ok(&["--content-store", store, "index", "list", "-q"]));
         assert_eq!(index.len(), 2, "{index:?}");
         // containerd's collector takes them as soon as the image has another index; the

@@ -103,7 +103,7 @@ fn wrong_usage_is_told_in_one_form() {
         &["convert", "--standalone", "--format", "zip", "a", "b"],
         &["convert", "--standalone", "--platform", "linux", "a", "b"],
         &["pull", "Not A Reference"],
-        &["pull", "--user", "nobody", "localhost:1/a:b"],
+        &["pull", "--user", "no-colon", "localhost:1/a:b"],
         &["--timeout", "soon", "pull", "localhost:1/a:b"],
     ];
     let told: Vec<String> = cases

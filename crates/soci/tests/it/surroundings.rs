@@ -1,5 +1,5 @@
 //! `soci convert --standalone` in its surroundings: on a terminal, without root, in little memory.
-//! Needs root (to become somebody else) and `script`, `setpriv` and `cp` of the base system.
+//! Needs root (to switch to another user) and `script`, `setpriv` and `cp` of the base system.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -92,7 +92,7 @@ fn images_at_registries_are_looked_into_without_root() {
     let soci = home.join("soci");
     std::fs::copy(SOCI, &soci).unwrap();
     std::os::unix::fs::chown(&home, Some(65534), Some(65534)).unwrap();
-    let nobody = |arguments: &[&str]| {
+    let unprivileged = |arguments: &[&str]| {
         Command::new("setpriv")
             .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
             .arg("--inh-caps=-all")
@@ -109,10 +109,10 @@ fn images_at_registries_are_looked_into_without_root() {
         vec!["cat", &busybox],
         vec!["check", &image],
     ] {
-        let output = nobody(&arguments);
+        let output = unprivileged(&arguments);
         assert!(output.status.success(), "{arguments:?}: {output:?}");
     }
-    let refused = nobody(&["mount", &image, "/tmp"]);
+    let refused = unprivileged(&["mount", &image, "/tmp"]);
     let reason = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(
         !refused.status.success() && reason.contains("needs root"),

@@ -79,8 +79,8 @@ async fn an_answer_is_put_together_from_its_sources() {
 #[tokio::test]
 async fn who_does_not_answer_is_told_from_who_cannot_and_who_is_older() {
     let dir = tempfile::tempdir().unwrap();
-    let nobody = dir.path().join("nobody.sock");
-    let error = soci_status::get(&nobody).await.unwrap_err();
+    let absent = dir.path().join("absent.sock");
+    let error = soci_status::get(&absent).await.unwrap_err();
     assert!(matches!(&error, StatusError::NotThere { .. }), "{error:?}");
     assert!(
         error

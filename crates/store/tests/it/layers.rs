@@ -425,7 +425,7 @@ fn a_budget_is_kept_while_readers_get_the_truth() {
     // What was used last is what is left.
     assert!(layer.has(SpanId(layer.spans().len() - 1)));
     assert!(!layer.has(SpanId(0)));
-    // The room on disk is given back.
+    // The space on disk is freed.
     use std::os::unix::fs::MetadataExt as _;
     let data = fs::metadata(sample.folder(dir.path()).join("data")).unwrap();
     assert!(data.blocks() * 512 <= 400_000, "{}", data.blocks() * 512);

@@ -1,4 +1,4 @@
-//! The proxy counts, throttles, breaks and guards exactly what it is told to. Needs docker-registry.
+//! The proxy counts, throttles, breaks and guards exactly as requested. Needs docker-registry.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -199,7 +199,7 @@ fn bytes_that_are_not_the_layers_are_never_unpacked() {
     assert!(error.to_string().contains("digest"), "{error}");
     assert!(fs::read_dir(&folder).unwrap().next().is_none());
     world.proxy.clear_faults();
-    // A body that ends early is taken up where it broke off.
+    // A body that ends early is resumed where it broke off.
     let folder = world.root.dir("cut").unwrap();
     world
         .proxy

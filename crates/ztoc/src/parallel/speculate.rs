@@ -69,7 +69,7 @@ pub(crate) struct Buffers {
 }
 
 impl Buffers {
-    /// What to keep: more than usual is given back.
+    /// Capacity to keep: more than usual is freed.
     fn usual(mut self) -> Self {
         if self.marked_used > USUAL_MARKED {
             self.marked = Vec::new();

@@ -310,7 +310,7 @@ fn names_are_any_bytes() {
     assert_eq!(Ztoc::parse(&ztoc.encode()).unwrap(), ztoc);
 }
 
-/// A stream that goes on long behind the tar's end has spans there; nobody reads them, and they
+/// A stream that is much longer than its tar has spans behind its end; no reader needs them, and they
 /// are no reason to refuse the zTOC.
 #[test]
 fn a_stream_may_go_on_behind_the_tar() {

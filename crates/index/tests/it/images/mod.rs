@@ -27,7 +27,7 @@ pub fn every_layer() -> ConvertOptions {
     }
 }
 
-/// Remembers what it was told.
+/// Records all reports.
 #[derive(Debug, Default)]
 pub struct Told {
     pub lines: Mutex<Vec<String>>,

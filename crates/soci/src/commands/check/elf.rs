@@ -17,7 +17,7 @@ pub(super) struct Links {
     pub(super) folders: Vec<String>,
 }
 
-/// The links of a program or library; nothing for what is no ELF file.
+/// The links of a program or library; empty if the file is not ELF.
 pub(super) fn links(content: &[u8]) -> Links {
     match object::FileKind::parse(content) {
         Ok(object::FileKind::Elf64) => read::<FileHeader64<Endianness>>(content),

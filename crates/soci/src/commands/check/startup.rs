@@ -12,7 +12,7 @@ use crate::remote::{Node, RemoteImage, RemoteLayer, View};
 
 /// Programs and libraries larger than this are not read (bytes).
 const MAX_FILE: u64 = 64 << 20;
-/// Where the dynamic linker looks besides what a program says (ld.so(8), and Debian's and Red Hat's
+/// The default search path of the dynamic linker (ld.so(8), and Debian's and Red Hat's
 /// folders for 64-bit libraries).
 const LIBRARIES: [&str; 9] = [
     "/lib/x86_64-linux-gnu",
