@@ -10,6 +10,7 @@ mod durability;
 mod error;
 mod flusher;
 mod layer_folder;
+mod layer_key;
 mod layer_store;
 mod page_cache;
 mod reclaim;
@@ -20,6 +21,7 @@ mod spans_file;
 mod stored_layer;
 
 pub use error::StoreError;
-pub use layer_store::{LayerKey, LayerStore, LayerStoreConfig, Usage};
+pub use layer_key::LayerKey;
+pub use layer_store::{LayerStore, LayerStoreConfig, Usage};
 pub use root_lock::{Owner, RootLock};
 pub use stored_layer::{ReadOutcome, StoredLayer};
