@@ -86,7 +86,7 @@ impl LayerOpener {
                 continue;
             }
             let image = &below.image;
-            let span = tracing::info_span!("open", image = %image.reference, layer = %key.layer);
+            let span = tracing::error_span!("open", image = %image.reference, layer = %key.layer);
             let ahead = self.clone().open_ahead(image.clone(), ztoc.clone());
             tokio::spawn(ahead.instrument(span));
         }

@@ -73,7 +73,8 @@ impl LazyLayers {
             layer.image.namespace.clone_from(&request.namespace);
         }
         let (image, digest) = (&layer.image.reference, layer.layer);
-        let span = tracing::info_span!("mount", image = %image, layer = %digest);
+        // At the level of errors: no log level removes the fields from warnings.
+        let span = tracing::error_span!("mount", image = %image, layer = %digest);
         self.sweeper.spare(&layer);
         let mountpoint = request.mountpoint.clone();
         // Boxed: a request to a registry is a large future.

@@ -42,9 +42,9 @@ impl ImageLayer {
     }
 
     /// Creates the span of the Prepare: its fields are added to every event within, such as a warning
-    /// about the registry.
+    /// about the registry. It has the level of errors, so that no log level removes them.
     pub(crate) fn span(&self) -> tracing::Span {
-        tracing::info_span!(
+        tracing::error_span!(
             "prepare",
             key = self.key,
             namespace = self.namespace,

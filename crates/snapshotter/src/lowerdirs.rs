@@ -80,7 +80,7 @@ impl LazyMount {
     /// event within.
     pub(crate) fn span(&self) -> tracing::Span {
         let label = |key| self.lazy.labels.get(key).map_or("", String::as_str);
-        tracing::info_span!(
+        tracing::error_span!(
             "mount",
             namespace = self.lazy.namespace,
             image = label(labels::IMAGE_REF),

@@ -35,9 +35,9 @@ pub(crate) struct Metrics {
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MetricsError {
-    #[error("cannot count the snapshots: {0}")]
+    #[error("cannot count the snapshots")]
     Snapshots(#[from] SnapshotterError),
-    #[error("{0}")]
+    #[error(transparent)]
     Meters(#[from] MetersError),
 }
 
@@ -52,7 +52,8 @@ async fn answer(State(metrics): State<Arc<Metrics>>) -> Response {
     match metrics.text().await {
         Ok(text) => ([(header::CONTENT_TYPE, TEXT)], text).into_response(),
         Err(error) => {
-            tracing::warn!(%error, "cannot collect metrics");
+            let error = soci_errors::chain(&error);
+            tracing::warn!(error, "cannot collect metrics");
             (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
         }
     }
