@@ -108,7 +108,7 @@ fn a_program_that_cannot_serve_what_is_here_is_refused_and_the_old_server_goes_o
     std::fs::rename(&hidden, &layers).unwrap();
     let log = scene.daemon().log().all().join("\n");
     assert!(log.contains("abandon_after_sec"), "the log says why");
-    assert!(log.contains("cannot be opened"), "the log says why");
+    assert!(log.contains("cannot open the layer"), "the log says why");
     scene.daemon().upgrade().unwrap();
     readers.finish();
     scene.nothing_leaks();
