@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use soci_oci::{Digest, Manifest, annotations};
-use soci_testkit::{Fault, Rule, SociCli, TestRoot};
+use soci_testkit::{Fault, ImageBuilder, Layer, Rule, SociCli, TestRoot};
 use tonic::Code;
 
 use crate::support::NO_BACKGROUND;
@@ -46,6 +46,22 @@ fn predicted(report: &Value) -> String {
     }
 }
 
+/// Predicts the outcome for each kind, without and with an explicit digest, all at the same time:
+/// the command retries the requests that fail.
+fn predict_all(kinds: &[Kind], config: &Path) -> Vec<[String; 2]> {
+    std::thread::scope(|scope| {
+        let threads = kinds.iter().map(|kind| {
+            [None, Some(kind.index)].map(|explicit| {
+                scope.spawn(move || predicted(&check(&kind.image, config, explicit)))
+            })
+        });
+        let threads: Vec<_> = threads.collect();
+        let joined = threads.into_iter();
+        let joined = joined.map(|pair| pair.map(|thread| thread.join().unwrap()));
+        joined.collect()
+    })
+}
+
 /// Has the daemon prepare the lowest layer, and returns the outcome in the form of [`predicted`].
 async fn prepared(node: &Node, client: &Client, kind: &Kind, explicit: Option<Digest>) -> String {
     let mark = node.daemon.log().mark();
@@ -78,8 +94,13 @@ async fn prepared(node: &Node, client: &Client, kind: &Kind, explicit: Option<Di
 
 /// Pushes an image of each kind. The faults of the registry stay until the end.
 fn push_all(node: &Node, v1_enabled: &Path) -> Vec<Kind> {
-    let kind = |name, v1: bool, v2| {
-        let image = node.small(name, v2);
+    let kind = |name: &'static str, v1: bool, v2| {
+        // A layer of its own, so that no index of another image is used.
+        let layout = TestRoot::new().unwrap();
+        let layer = Layer::new().dir("data").text("data/name", name);
+        let image = ImageBuilder::new().layer(layer);
+        image.write(layout.path(), "small").unwrap();
+        let image = node.publish(layout.path(), name, v2);
         if v1 {
             let reference = format!("docker://{}", image.reference);
             let create = ["create", "--min-layer-size", "0", &reference];
@@ -132,13 +153,15 @@ async fn check_says_what_the_daemon_then_does() {
         let config = format!(
             "[http]\nMaxRetries = 0\n[pull_modes.soci_v1]\nenable = {v1}\n\
              [pull_modes.soci_v2]\nenable = {v2}\n\
-             [pull_modes.parallel_pull_unpack]\nenable = true\n{NO_BACKGROUND}"
+             [pull_modes.parallel_pull_unpack]\nenable = true\ndiscard_unpacked_layers = true\n\
+             {NO_BACKGROUND}"
         );
         std::fs::write(&file, &config).unwrap();
         let node = Node::start(&config);
         let client = node.client().await;
         let kinds = tokio::task::block_in_place(|| push_all(&node, &v1_enabled));
-        for kind in &kinds {
+        let predictions = tokio::task::block_in_place(|| predict_all(&kinds, &file));
+        for (kind, [without, explicitly]) in kinds.iter().zip(predictions) {
             let expected = match (kind.name, v1, v2) {
                 (_, false, false) => "disabled",
                 ("plain", ..) | ("v1", false, _) | ("v2", _, false) => "no-index",
@@ -146,15 +169,17 @@ async fn check_says_what_the_daemon_then_does() {
                 ("unauthorised" | "failing" | "unreachable", ..) => "index-unavailable",
                 _ => "lazy",
             };
-            let explicitly = match kind.name {
+            let expected_explicitly = match kind.name {
                 "plain" | "dangling" | "unreadable" => "no-index",
                 "unauthorised" | "failing" | "unreachable" => "index-unavailable",
                 _ => "lazy",
             };
-            for (explicit, expected) in [(None, expected), (Some(kind.index), explicitly)] {
+            let cases = [
+                (None, without, expected),
+                (Some(kind.index), explicitly, expected_explicitly),
+            ];
+            for (explicit, check, expected) in cases {
                 let case = format!("{}, v1 {v1}, v2 {v2}, explicit {explicit:?}", kind.name);
-                let check = || predicted(&check(&kind.image, &file, explicit));
-                let check = tokio::task::block_in_place(check);
                 assert_eq!(check, expected, "check, {case}");
                 let daemon = prepared(&node, &client, kind, explicit).await;
                 assert_eq!(daemon, expected, "daemon, {case}");

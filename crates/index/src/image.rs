@@ -62,6 +62,21 @@ impl Image {
     /// # Errors
     /// When one is damaged, or none is there.
     pub async fn load(source: &dyn ImageSource) -> Result<Self, IndexError> {
+        Self::load_where(source, |_| true).await
+    }
+
+    /// Reads the manifests of images only: a missing SOCI index or attestation does no harm.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub async fn load_images(source: &dyn ImageSource) -> Result<Self, IndexError> {
+        Self::load_where(source, |descriptor| descriptor.artifact_type.is_none()).await
+    }
+
+    async fn load_where(
+        source: &dyn ImageSource,
+        is_wanted: impl Fn(&Descriptor) -> bool,
+    ) -> Result<Self, IndexError> {
         let (list, descriptors) = match source.root().await? {
             Root::List(index) => {
                 let manifests = index.manifests.clone();
@@ -78,7 +93,7 @@ impl Image {
         let mut entries = Vec::new();
         let single = list.is_none();
         for descriptor in descriptors {
-            if single || source.contains(&descriptor).await? {
+            if single || (is_wanted(&descriptor) && source.contains(&descriptor).await?) {
                 entries.push(Entry::load(source, descriptor).await?);
             }
         }

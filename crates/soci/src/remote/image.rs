@@ -70,7 +70,7 @@ impl RemoteImage {
             .registry
             .client(reference, args.registry.user.as_ref())?;
         let source = RegistrySource::new(client.clone(), reference.clone());
-        let image = Image::load(&source).await?;
+        let image = Image::load_images(&source).await?;
         let platforms = match &args.platform {
             Some(platform) => Platforms::These(vec![platform.clone()]),
             None => Platforms::Default,
