@@ -127,34 +127,32 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Resu
     };
     let global = cli.global;
     log_to_stderr(global.debug, command.http_log());
+    let timeout = global.timeout;
     match command {
         Command::Completion(command) => {
             command.run(Cli::command());
             Ok(())
         }
         Command::Man(command) => command.run(Cli::command()),
+        Command::AbortMounts(command) => command.run(&global),
+        // These clean up after their work, so they limit the work themselves.
         Command::Convert(command) => block_on(command.run(&global)),
         Command::Create(command) => block_on(command.run(&global)),
-        Command::Push(command) => block_on(command.run(&global)),
         Command::Pull(command) => block_on(command.run(&global)),
-        Command::Status(command) => block_on(limited(global.timeout, command.run(&global))),
-        Command::AbortMounts(command) => command.run(&global),
-        Command::Index(command) => {
-            block_on(limited(global.timeout, Box::pin(command.run(&global))))
-        }
-        Command::Ztoc(command) => block_on(limited(global.timeout, Box::pin(command.run(&global)))),
-        Command::Prefetch(command) => {
-            block_on(limited(global.timeout, Box::pin(command.run(&global))))
-        }
-        Command::RebuildDb(command) => block_on(command.run(&global)),
-        Command::Check(command) => block_on(command.run(&global)),
-        Command::Ls(command) => block_on(command.run(&global)),
-        Command::Cat(command) => block_on(command.run(&global)),
         Command::Mount(command) => block_on(command.run(&global)),
+        Command::Push(command) => block_on(limited(timeout, command.run(&global))),
+        Command::Status(command) => block_on(limited(timeout, command.run(&global))),
+        Command::Index(command) => block_on(limited(timeout, Box::pin(command.run(&global)))),
+        Command::Ztoc(command) => block_on(limited(timeout, Box::pin(command.run(&global)))),
+        Command::Prefetch(command) => block_on(limited(timeout, Box::pin(command.run(&global)))),
+        Command::RebuildDb(command) => block_on(limited(timeout, Box::pin(command.run(&global)))),
+        Command::Check(command) => block_on(limited(timeout, Box::pin(command.run()))),
+        Command::Ls(command) => block_on(limited(timeout, Box::pin(command.run()))),
+        Command::Cat(command) => block_on(limited(timeout, Box::pin(command.run()))),
     }
 }
 
-/// Runs a command.
+/// Runs a command to its end on a runtime of its own.
 fn block_on(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -6,6 +6,8 @@ mod age;
 mod artifact_records;
 mod artifact_store;
 mod cli;
+#[cfg(test)]
+mod cli_page;
 mod commands;
 mod containerd;
 mod duration;
@@ -17,8 +19,6 @@ mod manual_pages;
 mod output;
 mod progress;
 mod pull;
-#[cfg(test)]
-mod reference;
 mod registry_args;
 mod remote;
 mod table;

@@ -191,12 +191,6 @@ impl StoreError {
         }
     }
 
-    /// Is the disk, a quota or the budget full?
-    #[must_use]
-    pub const fn is_no_space(&self) -> bool {
-        matches!(self, Self::NoSpace { .. })
-    }
-
     /// Is it only that the object is not in the store?
     #[must_use]
     pub const fn is_not_found(&self) -> bool {

@@ -5,8 +5,6 @@ use std::io::Write as _;
 use anyhow::{Context as _, bail};
 use clap::Args;
 
-use crate::global::Global;
-use crate::interrupt::limited;
 use crate::remote::{ImagePath, Node, RemoteArgs, RemoteImage, View, open_all};
 
 /// Print a file of an image at a registry, without pulling the image
@@ -32,11 +30,7 @@ impl Cat {
         self.remote.registry.http_log()
     }
 
-    pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
-        limited(global.timeout, Box::pin(self.print())).await
-    }
-
-    async fn print(&self) -> anyhow::Result<()> {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
         let Some(path) = &self.image.path else {
             bail!(
                 "give a path after the image: {}:/PATH",

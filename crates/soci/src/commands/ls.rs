@@ -3,8 +3,6 @@
 use clap::Args;
 use serde::Serialize;
 
-use crate::global::Global;
-use crate::interrupt::limited;
 use crate::output;
 use crate::remote::{ImagePath, Node, RemoteArgs, RemoteImage, View, open_all};
 use crate::remote::{kind_word, mode_text};
@@ -62,11 +60,7 @@ impl Ls {
         self.remote.registry.http_log()
     }
 
-    pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
-        limited(global.timeout, Box::pin(self.list())).await
-    }
-
-    async fn list(&self) -> anyhow::Result<()> {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
         let image = RemoteImage::open(&self.remote, &self.image.reference).await?;
         let index = image.any_index(self.remote.soci_index_digest).await;
         let layers = open_all(&image, index.as_ref()).await?;

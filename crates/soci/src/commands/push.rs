@@ -12,7 +12,6 @@ use soci_registry::Client;
 use crate::containerd::{self, ContainerdSource, KnownZtocs};
 use crate::global::Global;
 use crate::index_args::PlatformArgs;
-use crate::interrupt::limited;
 use crate::output;
 use crate::progress::Bars;
 use crate::registry_args::RegistryArgs;
@@ -84,13 +83,11 @@ impl Push {
     }
 
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let work: futures::future::LocalBoxFuture<'_, anyhow::Result<()>> =
-            if self.reference.starts_with("docker://") {
-                Box::pin(between_registries::run(&self))
-            } else {
-                Box::pin(self.push_local(global))
-            };
-        limited(global.timeout, work).await
+        if self.reference.starts_with("docker://") {
+            Box::pin(between_registries::run(&self)).await
+        } else {
+            Box::pin(self.push_local(global)).await
+        }
     }
 
     async fn push_local(&self, global: &Global) -> anyhow::Result<()> {

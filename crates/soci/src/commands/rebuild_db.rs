@@ -11,7 +11,6 @@ use soci_ztoc::soci_index::SociIndex;
 use crate::artifact_records::with_db;
 use crate::artifact_store::{ArtifactStore, Stored};
 use crate::global::Global;
-use crate::interrupt::limited;
 use crate::output;
 
 /// No manifest is larger in bytes, no SOCI index smaller.
@@ -42,10 +41,6 @@ struct Images {
 
 impl RebuildDb {
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
-        limited(global.timeout, Box::pin(self.rebuild(global))).await
-    }
-
-    async fn rebuild(self, global: &Global) -> anyhow::Result<()> {
         let containerd = global.connect().await?;
         let images_in = ArtifactStore::Containerd(Content::new(&containerd));
         let (mut images, mut indexes) = (Images::default(), Vec::new());

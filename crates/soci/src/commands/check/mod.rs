@@ -11,8 +11,6 @@ use clap::Args;
 use soci_discovery::{Found, NoIndex, Policy};
 use soci_oci::{Digest, Reference};
 
-use crate::global::Global;
-use crate::interrupt::limited;
 use crate::output;
 use crate::remote::{RemoteArgs, RemoteImage, open_all};
 
@@ -58,11 +56,7 @@ impl Check {
         self.remote.registry.http_log()
     }
 
-    pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
-        limited(global.timeout, Box::pin(self.check())).await
-    }
-
-    async fn check(&self) -> anyhow::Result<()> {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
         let machine = Machine::inspect(&self.config)?;
         let image = RemoteImage::open(&self.remote, &self.reference).await?;
         let explicit = self.remote.soci_index_digest;
