@@ -19,4 +19,4 @@ fi
 echo "check-concurrency: $(cargo +nightly miri --version)"
 export MIRIFLAGS="${MIRIFLAGS:--Zmiri-disable-isolation}"
 cargo +nightly miri test --locked --package soci-fuse --lib shared_memory
-cargo +nightly miri test --locked --package soci-ztoc --lib inflate
+cargo +nightly miri test --locked --package soci-ztoc --lib inflate::
