@@ -48,7 +48,7 @@ impl Cat {
         let (offset, length) = layer
             .tree
             .extent(at.ino)
-            .with_context(|| format!("{path}: it is no regular file"))?;
+            .with_context(|| format!("{path}: it is not a regular file"))?;
         let mut out = std::io::stdout().lock();
         layer
             .reader

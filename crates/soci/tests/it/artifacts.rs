@@ -184,7 +184,7 @@ fn digests_of_the_wrong_kind_or_of_nothing_are_told_apart() {
             vec!["ztoc", "get-file", &ztoc, "no/such/file"],
             "not found in the layer",
         ),
-        (vec!["ztoc", "get-file", &ztoc, "bin"], "no regular file"),
+        (vec!["ztoc", "get-file", &ztoc, "bin"], "not a regular file"),
         (vec!["ztoc", "get-file", &index, "bin"], "not a zTOC"),
         (
             vec![
