@@ -35,7 +35,7 @@ pub enum BoltError {
         limit: u64,
     },
     /// Neither meta page is valid.
-    #[error("it is no bbolt database: {reason}")]
+    #[error("not a bbolt database: {reason}")]
     NoDatabase {
         /// What was found where a meta page should be.
         reason: &'static str,

@@ -44,7 +44,7 @@ impl ArchiveSink {
     /// Prepares to write `destination`; a regular file there is replaced at the end.
     ///
     /// # Errors
-    /// When it exists and is no regular file, or its parent cannot be written.
+    /// When it exists and is not a regular file, or its parent cannot be written.
     pub fn create(destination: &Path) -> Result<Self, IndexError> {
         match fs::metadata(destination) {
             Ok(found) if found.is_dir() => {
@@ -56,7 +56,7 @@ impl ArchiveSink {
             Ok(found) if !found.is_file() => {
                 return Err(IndexError::Destination {
                     path: destination.to_owned(),
-                    reason: "it exists and is no regular file",
+                    reason: "it exists and is not a regular file",
                 });
             }
             Ok(_) => {}

@@ -40,7 +40,7 @@ impl DirSink {
             Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
                 return Err(IndexError::Destination {
                     path: destination.to_owned(),
-                    reason: "it exists and is no directory (--format oci-archive writes a file)",
+                    reason: "it exists and is not a directory (--format oci-archive writes a file)",
                 });
             }
             Err(e) => return Err(IndexError::io("read", destination)(e)),

@@ -189,11 +189,11 @@ fn a_destination_in_use_is_refused_and_left_as_it_is() {
     let error = DirSink::create(&used.join("precious"))
         .unwrap_err()
         .to_string();
-    assert!(error.contains("no directory"), "{error}");
+    assert!(error.contains("not a directory"), "{error}");
     let error = ArchiveSink::create(Path::new("/dev/null"))
         .unwrap_err()
         .to_string();
-    assert!(error.contains("no regular file"), "{error}");
+    assert!(error.contains("not a regular file"), "{error}");
 }
 
 #[test]

@@ -62,7 +62,7 @@ impl Mount {
             .with_context(|| format!("cannot mount on {}", self.directory.display()))?;
         if !directory.is_dir() {
             bail!(
-                "cannot mount on {}: it is no directory",
+                "cannot mount on {}: it is not a directory",
                 directory.display()
             );
         }

@@ -48,7 +48,7 @@ pub(crate) async fn fetch(
         (target.clone(), bytes)
     } else {
         bail!(
-            "{reference} has media type {:?}, which is no image",
+            "{reference} has media type {:?}, which is not an image",
             target.media_type
         );
     };

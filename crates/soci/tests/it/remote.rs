@@ -335,7 +335,7 @@ fn what_cannot_be_looked_at_is_told_in_one_line() {
                 remote.image("v2"),
                 "/proc/self/mounts".to_owned(),
             ],
-            "no directory",
+            "not a directory",
         ),
         (
             vec!["mount".to_owned(), remote.image("plain"), "/tmp".to_owned()],
