@@ -121,7 +121,9 @@ fn whatever_follows_the_last_member_is_refused_if_it_is_no_gzip() {
             build(&[&layer, tail].concat()[..], Compression::Gzip, options()).unwrap_err();
         assert!(matches!(refused, BuildError::Gzip { .. }), "{refused}");
         assert!(
-            refused.to_string().contains("follows its last member"),
+            refused
+                .to_string()
+                .contains("its last member is followed by"),
             "{refused}"
         );
     }
