@@ -2,6 +2,7 @@
 //! FUSE, docker-registry and the two programs.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 use soci_oci::{Digest, Manifest, annotations};
@@ -11,6 +12,8 @@ use tonic::Code;
 use crate::support::NO_BACKGROUND;
 use crate::support::node::{Client, Image, Node, fetch_manifest};
 
+/// Time within which a log line arrives.
+const LIMIT: Duration = Duration::from_secs(60);
 const INDEX_LABEL: &str = "containerd.io/snapshot/remote/soci.index.digest";
 
 /// An image in a registry.
@@ -79,17 +82,16 @@ async fn prepared(node: &Node, client: &Client, kind: &Kind, explicit: Option<Di
             client.remove(&target).await.unwrap();
         }
     }
-    let lines = node.daemon.log().all();
-    let outcomes = lines[mark..].iter().filter_map(|line| {
-        let line: Value = serde_json::from_str(line).ok()?;
-        match line["remote-snapshot-prepared"].as_str()? {
-            "true" => Some("lazy".to_owned()),
-            _ => Some(line["reason"].as_str()?.to_owned()),
-        }
-    });
-    let outcomes: Vec<_> = outcomes.collect();
-    assert_eq!(outcomes.len(), 1, "{outcomes:?} {lines:#?}");
-    outcomes[0].clone()
+    let outcome = "remote-snapshot-prepared";
+    let line = node
+        .daemon
+        .log()
+        .wait_for(mark, LIMIT, |line| line.contains(outcome));
+    let line: Value = serde_json::from_str(&line.expect(&target)).unwrap();
+    match line[outcome].as_str().unwrap() {
+        "true" => "lazy".to_owned(),
+        _ => line["reason"].as_str().unwrap().to_owned(),
+    }
 }
 
 /// Pushes an image of each kind. The faults of the registry stay until the end.
