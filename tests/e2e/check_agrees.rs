@@ -153,7 +153,7 @@ async fn check_says_what_the_daemon_then_does() {
     for (v1, v2) in [(false, false), (true, false), (false, true), (true, true)] {
         // A key that the daemon ignores, and that check must ignore as well.
         let config = format!(
-            "[http]\nMaxRetries = 0\n[pull_modes.soci_v1]\nenable = {v1}\n\
+            "[http]\nMaxRetries = 1\nMaxWaitMsec = 50\n[pull_modes.soci_v1]\nenable = {v1}\n\
              [pull_modes.soci_v2]\nenable = {v2}\n\
              [pull_modes.parallel_pull_unpack]\nenable = true\ndiscard_unpacked_layers = true\n\
              {NO_BACKGROUND}"
