@@ -1,7 +1,7 @@
 //! Fetches the spans of lazy layers from registries into the layer store: one scheduler for the whole
 //! daemon with single flight, priorities, coalesced requests, readahead and background filling.
 //!
-//! [`LayerData`] is the interface to the file system. [`schedule`] decides, [`driver`] acts.
+//! [`LayerData`] is the interface to the file system. `schedule` decides, `driver` acts.
 
 #![forbid(unsafe_code)]
 
