@@ -95,12 +95,14 @@ async fn without_a_daemon_status_says_what_waits_and_abort_mounts_lets_it_fail()
 
     // The next daemon logs what happened, and mounts the layers again.
     node.daemon.start_again().unwrap();
-    let log = node.daemon.log().all().join("\n");
-    assert!(
-        log.contains("the mounts of an earlier daemon were given up"),
-        "{log}"
-    );
-    assert!(log.contains("an operator asked for it"), "{log}");
+    for text in [
+        "the mounts of an earlier daemon were given up",
+        "an operator asked for it",
+    ] {
+        let log = node.daemon.log();
+        let logged = log.wait_for(0, Duration::from_secs(10), |line| line.contains(text));
+        assert!(logged.is_some(), "{text}: {}", log.tail(20));
+    }
     assert_eq!(lazy_mounts_below(&node.daemon.root()), count);
     let hello = folders
         .iter()

@@ -130,12 +130,12 @@ async fn absurd_labels_are_ignored_or_have_the_layer_unpacked_with_a_reason() {
                 let status = answer.expect_err(&shown);
                 assert_eq!(status.code(), Code::AlreadyExists, "{shown}: {status:?}");
                 let said = format!("\"reason\":\"{}\"", reason.trim_end_matches(BY_US));
-                let lines = node.daemon.log().all();
-                let lines = &lines[mark..];
-                let refused = lines.iter().any(|line| line.contains(&said));
                 let prepared = "\"local-snapshot-prepared\":\"true\"";
-                let unpacked = lines.iter().any(|line| line.contains(prepared));
-                assert!(refused && unpacked, "{shown}: {lines:#?}");
+                for text in [said.as_str(), prepared] {
+                    let log = node.daemon.log();
+                    let logged = log.wait_for(mark, PATIENCE, |line| line.contains(text));
+                    assert!(logged.is_some(), "{shown}: not {text}\n{}", log.tail(5));
+                }
                 client.remove(&target).await.unwrap();
             }
             Some(reason) => {

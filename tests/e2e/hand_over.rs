@@ -106,9 +106,13 @@ fn a_program_that_cannot_serve_what_is_here_is_refused_and_the_old_server_goes_o
     std::fs::rename(&layers, &hidden).unwrap();
     is_refused(&scene, "exit code 1");
     std::fs::rename(&hidden, &layers).unwrap();
-    let log = scene.daemon().log().all().join("\n");
-    assert!(log.contains("abandon_after_sec"), "the log says why");
-    assert!(log.contains("cannot open the layer"), "the log says why");
+    for reason in ["abandon_after_sec", "cannot open the layer"] {
+        let logged = scene
+            .daemon()
+            .log()
+            .wait_for(0, TIME, |line| line.contains(reason));
+        assert!(logged.is_some(), "the log says why: {reason}");
+    }
     scene.daemon().upgrade().unwrap();
     readers.finish();
     scene.nothing_leaks();
@@ -129,8 +133,8 @@ fn a_program_that_dies_when_it_has_taken_over_gives_everything_back() {
         scene.pause_at_random();
         is_refused(&scene, "signal 6");
     }
-    let log = scene.daemon().log().all().join("\n");
-    assert!(log.contains("hand-over failed; serving again"));
+    let resumed = |line: &str| line.contains("hand-over failed; serving again");
+    assert!(scene.daemon().log().wait_for(0, TIME, resumed).is_some());
     // And what gave way is as good as before.
     let server = scene.daemon().signal_server(Signal::KILL).unwrap();
     scene.daemon().wait_for_successor(server).unwrap();
