@@ -9,7 +9,7 @@ use soci_ztoc::soci_index::SociIndex;
 use crate::{ManifestSource, NoIndex, Policy};
 
 /// Greatest size of a SOCI index in bytes; a larger one is not used, wherever it comes from.
-pub const MAX_INDEX_SIZE: u64 = 8 << 20;
+pub const MAX_INDEX_SIZE: u64 = 4 << 20;
 
 /// The image whose index is looked for.
 #[derive(Debug, Clone, Copy)]

@@ -168,6 +168,7 @@ impl Scene {
         // And the image can be removed without a trace.
         ctr.output(["images", "rm", "--sync", &self.reference])
             .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
         while lazy_mounts(&self.stack) > 0 {
             assert!(Instant::now() < deadline, "mounts stay");
             std::thread::sleep(Duration::from_millis(50));
