@@ -1,6 +1,11 @@
-//! An error and its causes as one line of text, for logs and messages that cannot carry a source.
+//! An error and its causes as one line of text, for logs and messages that cannot carry a source; text of
+//! foreign origin in a form that a terminal shows and does not obey.
 
 #![forbid(unsafe_code)]
+
+mod printable;
+
+pub use printable::{is_printable, printable};
 
 use std::error::Error;
 

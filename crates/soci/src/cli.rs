@@ -3,15 +3,31 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::{ArgAction, CommandFactory as _, Parser, Subcommand};
 
-use crate::commands::{
-    abort_mounts, cat, check, completion, convert, create, index, ls, man, mount, prefetch, pull,
-    push, rebuild_db, status, ztoc,
-};
+use futures::FutureExt as _;
+use futures::future::LocalBoxFuture;
+
+use crate::commands::abort_mounts::AbortMounts;
+use crate::commands::cat::Cat;
+use crate::commands::check::Check;
+use crate::commands::completion::Completion;
+use crate::commands::convert::Convert;
+use crate::commands::create::Create;
+use crate::commands::index::IndexCommand;
+use crate::commands::ls::Ls;
+use crate::commands::man::Man;
+use crate::commands::mount::Mount;
+use crate::commands::prefetch::PrefetchCommand;
+use crate::commands::pull::Pull;
+use crate::commands::push::Push;
+use crate::commands::rebuild_db::RebuildDb;
+use crate::commands::status::Status;
+use crate::commands::ztoc::ZtocCommand;
 use crate::global::Global;
 use crate::interrupt::limited;
+use crate::remote::RemoteArgs;
 use crate::{go_flags, output};
 
 /// As `soci --version` prints it: `soci version v<x.y.z> <revision>`.
@@ -52,48 +68,106 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Convert(convert::Convert),
-    Create(create::Create),
-    Push(push::Push),
-    Pull(pull::Pull),
-    Status(status::Status),
-    AbortMounts(abort_mounts::AbortMounts),
+    Convert(Convert),
+    Create(Create),
+    Push(Push),
+    Pull(Pull),
+    Status(Status),
+    AbortMounts(AbortMounts),
     #[command(subcommand)]
-    Index(index::IndexCommand),
+    Index(IndexCommand),
     #[command(subcommand)]
-    Ztoc(ztoc::ZtocCommand),
+    Ztoc(ZtocCommand),
     #[command(subcommand)]
-    Prefetch(prefetch::PrefetchCommand),
-    RebuildDb(rebuild_db::RebuildDb),
-    Check(check::Check),
-    Ls(ls::Ls),
-    Cat(cat::Cat),
-    Mount(mount::Mount),
-    Completion(completion::Completion),
-    Man(man::Man),
+    Prefetch(PrefetchCommand),
+    RebuildDb(RebuildDb),
+    Check(Check),
+    Ls(Ls),
+    Cat(Cat),
+    Mount(Mount),
+    Completion(Completion),
+    Man(Man),
+}
+
+/// A command that has not begun.
+struct Work<'a> {
+    /// The log targets that its flags ask for.
+    http_log: &'static [&'static str],
+    /// Whether signals and `--timeout` are its own affair, because it cleans up after its work.
+    limits_itself: bool,
+    run: LocalBoxFuture<'a, anyhow::Result<()>>,
+}
+
+impl<'a> Work<'a> {
+    /// Work that signals and `--timeout` end.
+    fn limited(run: impl Future<Output = anyhow::Result<()>> + 'a) -> Self {
+        Self {
+            http_log: &[],
+            limits_itself: false,
+            run: run.boxed_local(),
+        }
+    }
+
+    /// Work that ends by itself.
+    fn unlimited(run: impl Future<Output = anyhow::Result<()>> + 'a) -> Self {
+        Self {
+            limits_itself: true,
+            ..Self::limited(run)
+        }
+    }
+
+    fn logging(self, http_log: &'static [&'static str]) -> Self {
+        Self { http_log, ..self }
+    }
 }
 
 impl Command {
-    /// The log targets that its flags ask for.
-    fn http_log(&self) -> &'static [&'static str] {
-        match self {
-            Self::Convert(command) => command.http_log(),
-            Self::Create(command) => command.http_log(),
-            Self::Push(command) => command.http_log(),
-            Self::Pull(command) => command.http_log(),
-            Self::Check(command) => command.http_log(),
-            Self::Ls(command) => command.http_log(),
-            Self::Cat(command) => command.http_log(),
-            Self::Mount(command) => command.http_log(),
-            Self::Status(_)
-            | Self::AbortMounts(_)
-            | Self::Index(_)
-            | Self::Ztoc(_)
-            | Self::Prefetch(_)
-            | Self::RebuildDb(_)
-            | Self::Completion(_)
-            | Self::Man(_) => &[],
-        }
+    /// Reads what the flags refer to (a password on stdin). The command begins when it is polled.
+    fn prepare(self, global: &Global) -> anyhow::Result<Work<'_>> {
+        let http_log = match &self {
+            Self::Convert(Convert { registry, .. })
+            | Self::Create(Create { registry, .. })
+            | Self::Push(Push { registry, .. })
+            | Self::Pull(Pull { registry, .. })
+            | Self::Check(Check {
+                remote: RemoteArgs { registry, .. },
+                ..
+            })
+            | Self::Ls(Ls {
+                remote: RemoteArgs { registry, .. },
+                ..
+            })
+            | Self::Cat(Cat {
+                remote: RemoteArgs { registry, .. },
+                ..
+            })
+            | Self::Mount(Mount {
+                remote: RemoteArgs { registry, .. },
+                ..
+            }) => registry.prepare()?,
+            _ => &[],
+        };
+        let work = match self {
+            Self::Convert(command) => Work::unlimited(command.run(global)),
+            Self::Create(command) => Work::unlimited(command.run(global)),
+            Self::Pull(command) => Work::unlimited(command.run(global)),
+            Self::Mount(command) => Work::unlimited(command.run(global)),
+            Self::AbortMounts(command) => Work::unlimited(async move { command.run(global) }),
+            Self::Completion(command) => {
+                Work::unlimited(async move { command.run(Cli::command()) })
+            }
+            Self::Man(command) => Work::unlimited(async move { command.run(Cli::command()) }),
+            Self::Push(command) => Work::limited(command.run(global)),
+            Self::Status(command) => Work::limited(command.run(global)),
+            Self::Index(command) => Work::limited(command.run(global)),
+            Self::Ztoc(command) => Work::limited(command.run(global)),
+            Self::Prefetch(command) => Work::limited(command.run(global)),
+            Self::RebuildDb(command) => Work::limited(command.run(global)),
+            Self::Check(command) => Work::limited(command.run()),
+            Self::Ls(command) => Work::limited(command.run()),
+            Self::Cat(command) => Work::limited(command.run()),
+        };
+        Ok(work.logging(http_log))
     }
 }
 
@@ -105,50 +179,33 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Resu
     let cli = match Cli::try_parse_from(std::iter::once(program).chain(arguments)) {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => {
-            output::text(error.render().to_string());
+            output::own_text(error.render().to_string());
             return Ok(());
         }
         // A group of commands without one of them shows its help, which is no failure.
         Err(error)
             if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
         {
-            output::text(error.render().to_string());
+            output::own_text(error.render().to_string());
             return Ok(());
         }
         Err(error) => {
             let text = error.render().to_string();
             let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
-            bail!("{text}");
+            return Err(output::Lines::of(text).into());
         }
     };
     let Some(command) = cli.command else {
-        output::text(Cli::command().render_help().to_string());
+        output::own_text(Cli::command().render_help().to_string());
         return Ok(());
     };
     let global = cli.global;
-    log_to_stderr(global.debug, command.http_log());
-    let timeout = global.timeout;
-    match command {
-        Command::Completion(command) => {
-            command.run(Cli::command());
-            Ok(())
-        }
-        Command::Man(command) => command.run(Cli::command()),
-        Command::AbortMounts(command) => command.run(&global),
-        // These clean up after their work, so they limit the work themselves.
-        Command::Convert(command) => block_on(command.run(&global)),
-        Command::Create(command) => block_on(command.run(&global)),
-        Command::Pull(command) => block_on(command.run(&global)),
-        Command::Mount(command) => block_on(command.run(&global)),
-        Command::Push(command) => block_on(limited(timeout, command.run(&global))),
-        Command::Status(command) => block_on(limited(timeout, command.run(&global))),
-        Command::Index(command) => block_on(limited(timeout, Box::pin(command.run(&global)))),
-        Command::Ztoc(command) => block_on(limited(timeout, Box::pin(command.run(&global)))),
-        Command::Prefetch(command) => block_on(limited(timeout, Box::pin(command.run(&global)))),
-        Command::RebuildDb(command) => block_on(limited(timeout, Box::pin(command.run(&global)))),
-        Command::Check(command) => block_on(limited(timeout, Box::pin(command.run()))),
-        Command::Ls(command) => block_on(limited(timeout, Box::pin(command.run()))),
-        Command::Cat(command) => block_on(limited(timeout, Box::pin(command.run()))),
+    let work = command.prepare(&global)?;
+    log_to_stderr(global.debug, work.http_log);
+    if work.limits_itself {
+        block_on(work.run)
+    } else {
+        block_on(limited(global.timeout, work.run))
     }
 }
 

@@ -21,6 +21,7 @@ mod progress;
 mod pull;
 mod registry_args;
 mod remote;
+mod style;
 mod table;
 
 use std::process::ExitCode;

@@ -1,7 +1,6 @@
 //! Progress bars on a terminal (stderr), a line per layer on stdout.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,7 +22,7 @@ pub(crate) struct Bars {
 impl Bars {
     /// No bars yet; none ever when `quiet` or without a terminal.
     pub(crate) fn new(quiet: bool) -> Self {
-        let shown = !quiet && std::io::stderr().is_terminal();
+        let shown = !quiet && output::stderr_is_terminal();
         let target = if shown {
             ProgressDrawTarget::stderr()
         } else {

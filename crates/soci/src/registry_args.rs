@@ -1,8 +1,9 @@
 //! The flags about registries, and the client that they describe.
 
 use std::fmt;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -12,13 +13,24 @@ use soci_registry::{
     DockerConfigCredentials, Mirror, Origin, RegistryHosts, StaticCredentials,
 };
 
+use crate::output;
+
 /// Flags about registries.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Registry options")]
 pub(crate) struct RegistryArgs {
-    /// Credentials as USER:PASSWORD (otherwise those of `docker login` are used)
+    /// Credentials as USER:PASSWORD, or USER with --password-stdin (otherwise those of `docker login` are used)
+    ///
+    /// Every user of this machine can read a password on a command line: prefer --password-stdin.
     #[arg(short, long, value_name = "USER:PASSWORD")]
     pub(crate) user: Option<UserPassword>,
+
+    /// Read the password of --user from stdin
+    #[arg(long, requires = "user")]
+    password_stdin: bool,
+
+    #[arg(skip)]
+    password: OnceLock<Secret>,
 
     /// Speak plain HTTP to the registry
     #[arg(long)]
@@ -56,6 +68,9 @@ pub(crate) struct RegistryArgs {
     #[arg(long)]
     http_trace: bool,
 }
+
+/// No password is longer than this (bytes): tokens are, by far, the longest.
+const MAX_PASSWORD: u64 = 64 << 10;
 
 /// A secret. `Debug` shows nothing.
 #[derive(Clone)]
@@ -109,14 +124,58 @@ impl UserPassword {
                 user: user.to_owned(),
                 password: password.to_owned(),
             }),
-            _ => bail!("the credentials given are not of the form USER:PASSWORD"),
+            _ => bail!(
+                "the credentials given are not of the form USER:PASSWORD (for --user USER, give \
+                 --password-stdin too)"
+            ),
         }
     }
 }
 
 impl RegistryArgs {
-    /// The log targets that show what the flags ask for.
-    pub(crate) fn http_log(&self) -> &'static [&'static str] {
+    /// Reads the password if it is on stdin. Returns the log targets that show what the flags ask for.
+    pub(crate) fn prepare(&self) -> anyhow::Result<&'static [&'static str]> {
+        let in_arguments = self.user.as_ref().is_some_and(|user| user.0.contains(':'));
+        if self.password_stdin {
+            if in_arguments {
+                bail!("--password-stdin needs --user USER, without a password");
+            }
+            let mut line = String::new();
+            std::io::stdin()
+                .take(MAX_PASSWORD)
+                .read_to_string(&mut line)
+                .context("cannot read the password from stdin")?;
+            let line = line.trim_end_matches(['\n', '\r']);
+            if line.is_empty() {
+                bail!("--password-stdin: there is no password on stdin");
+            }
+            // It is read once.
+            let _ = self.password.set(Secret(line.to_owned()));
+        } else if in_arguments && output::stderr_is_terminal() {
+            output::warning(
+                "every user of this machine can read the password on the command line: use \
+                 --user USER --password-stdin",
+            );
+        }
+        Ok(self.http_log())
+    }
+
+    /// The credentials that `user` stands for. The password on stdin is that of `--user`, and of no other flag.
+    fn credential(&self, user: &UserPassword) -> anyhow::Result<Credential> {
+        let own = self
+            .user
+            .as_ref()
+            .is_some_and(|own| std::ptr::eq(own, user));
+        match self.password.get() {
+            Some(Secret(password)) if own => Ok(Credential::Basic {
+                user: user.0.clone(),
+                password: password.clone(),
+            }),
+            _ => user.credential(),
+        }
+    }
+
+    fn http_log(&self) -> &'static [&'static str] {
         match (self.http_dump, self.http_trace) {
             (false, false) => &[],
             (false, true) => &["soci_registry::http"],
@@ -150,7 +209,7 @@ impl RegistryArgs {
     ) -> anyhow::Result<Client> {
         let docker: Arc<dyn Credentials> = Arc::new(DockerConfigCredentials::new());
         let given = match (user, &self.refresh) {
-            (Some(user), _) => Some(user.credential()?),
+            (Some(user), _) => Some(self.credential(user)?),
             (None, Some(token)) => Some(Credential::IdentityToken(token.0.clone())),
             (None, None) => None,
         };

@@ -45,11 +45,29 @@ pub fn init_text(level: Level) {
 /// `::dump` are shown only when they are among them.
 pub fn init_text_with(level: Level, targets: &'static [&'static str]) {
     let layer = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(|| PrintableLine(std::io::stderr()))
         .with_ansi(false)
         .with_target(false)
         .without_time();
     start(level, targets, layer);
+}
+
+/// Writes each event, which arrives in one write and ends with a newline, as one line that a terminal shows and
+/// does not obey: what registries and images say is in it.
+struct PrintableLine<W>(W);
+
+impl<W: Write> Write for PrintableLine<W> {
+    fn write(&mut self, event: &[u8]) -> std::io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let text = text.strip_suffix('\n').unwrap_or(&text);
+        self.0
+            .write_all(format!("{}\n", soci_errors::printable(text)).as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
 }
 
 fn start(

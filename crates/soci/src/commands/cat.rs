@@ -5,6 +5,7 @@ use std::io::Write as _;
 use anyhow::{Context as _, bail};
 use clap::Args;
 
+use crate::output;
 use crate::remote::{ImagePath, Node, RemoteArgs, RemoteImage, View, open_all};
 
 /// Print a file of an image at a registry, without pulling the image
@@ -21,15 +22,10 @@ pub(crate) struct Cat {
     image: ImagePath,
 
     #[command(flatten)]
-    remote: RemoteArgs,
+    pub(crate) remote: RemoteArgs,
 }
 
 impl Cat {
-    /// What to log of HTTP.
-    pub(crate) fn http_log(&self) -> &'static [&'static str] {
-        self.remote.registry.http_log()
-    }
-
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let Some(path) = &self.image.path else {
             bail!(
@@ -49,7 +45,7 @@ impl Cat {
             .tree
             .extent(at.ino)
             .with_context(|| format!("{path}: it is not a regular file"))?;
-        let mut out = std::io::stdout().lock();
+        let mut out = output::contents();
         layer
             .reader
             .read(offset..offset.saturating_add(length), |piece| {

@@ -18,7 +18,7 @@ pub(crate) struct Completion {
 
 impl Completion {
     /// Prints the script for the command line `soci`.
-    pub(crate) fn run(&self, mut soci: Command) {
+    pub(crate) fn run(&self, mut soci: Command) -> anyhow::Result<()> {
         let shell = match self.shell.as_str() {
             "zsh" => Shell::Zsh,
             "fish" => Shell::Fish,
@@ -26,6 +26,7 @@ impl Completion {
         };
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut soci, "soci", &mut script);
-        output::text(String::from_utf8_lossy(&script));
+        output::own_text(String::from_utf8_lossy(&script));
+        Ok(())
     }
 }

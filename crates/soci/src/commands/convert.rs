@@ -59,7 +59,7 @@ pub(crate) struct Convert {
     ztoc: ZtocArgs,
 
     #[command(flatten)]
-    registry: RegistryArgs,
+    pub(crate) registry: RegistryArgs,
 
     /// Credentials for SRC when DST is at another registry (--user is for DST then)
     #[arg(long, value_name = "USER:PASSWORD", help_heading = "Registry options")]
@@ -77,11 +77,6 @@ enum Format {
 }
 
 impl Convert {
-    /// What to log of HTTP.
-    pub(crate) fn http_log(&self) -> &'static [&'static str] {
-        self.registry.http_log()
-    }
-
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
         let options = self.ztoc.options(self.platforms.chosen())?;
         let elsewhere = |text: &str| text.starts_with("docker://");

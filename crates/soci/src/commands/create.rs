@@ -44,15 +44,10 @@ pub(crate) struct Create {
     ztoc: ZtocArgs,
 
     #[command(flatten)]
-    registry: RegistryArgs,
+    pub(crate) registry: RegistryArgs,
 }
 
 impl Create {
-    /// What to log of HTTP.
-    pub(crate) fn http_log(&self) -> &'static [&'static str] {
-        self.registry.http_log()
-    }
-
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
         let options = self.ztoc.options(self.platforms.chosen())?;
         if self.reference.starts_with("docker://") {

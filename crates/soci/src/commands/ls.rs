@@ -6,10 +6,13 @@ use serde::Serialize;
 use crate::output;
 use crate::remote::{ImagePath, Node, RemoteArgs, RemoteImage, View, open_all};
 use crate::remote::{kind_word, mode_text};
+use crate::style::Style;
 
 /// List files of an image at a registry, without pulling the image
 ///
 /// Layers with a zTOC are not read at all; those without one are downloaded into a temporary file.
+/// Characters in names that control a terminal are printed as escapes, to a pipe as well: --json has
+/// the exact names.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -33,7 +36,7 @@ pub(crate) struct Ls {
     json: bool,
 
     #[command(flatten)]
-    remote: RemoteArgs,
+    pub(crate) remote: RemoteArgs,
 }
 
 /// A file, for programs.
@@ -55,11 +58,6 @@ struct File {
 }
 
 impl Ls {
-    /// What to log of HTTP.
-    pub(crate) fn http_log(&self) -> &'static [&'static str] {
-        self.remote.registry.http_log()
-    }
-
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let image = RemoteImage::open(&self.remote, &self.image.reference).await?;
         let index = image.any_index(self.remote.soci_index_digest).await;
@@ -78,13 +76,14 @@ impl Ls {
         if self.json {
             return output::json(&files);
         }
+        let style = Style::of_stdout();
         for file in &files {
-            output::line(self.line(file, path));
+            output::line(self.line(file, path, style));
         }
         Ok(())
     }
 
-    fn line(&self, file: &File, base: &str) -> String {
+    fn line(&self, file: &File, base: &str, style: Style) -> String {
         // Names relative to what was asked for, as ls has them.
         let name = file
             .path
@@ -108,7 +107,7 @@ impl Ls {
             mode_text(mode),
             file.uid,
             file.gid,
-            file.size,
+            style.size(file.size),
             file.mtime
         )
     }

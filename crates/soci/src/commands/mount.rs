@@ -45,15 +45,10 @@ pub(crate) struct Mount {
     cache: Option<PathBuf>,
 
     #[command(flatten)]
-    remote: RemoteArgs,
+    pub(crate) remote: RemoteArgs,
 }
 
 impl Mount {
-    /// What to log of HTTP.
-    pub(crate) fn http_log(&self) -> &'static [&'static str] {
-        self.remote.registry.http_log()
-    }
-
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
         if !rustix::process::geteuid().is_root() {
             bail!("mounting needs root (soci ls and soci cat do not)");

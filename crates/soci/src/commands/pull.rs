@@ -3,7 +3,6 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 use soci_containerd::{Content, Images, Namespace, Snapshots};
@@ -70,7 +69,7 @@ pub(crate) struct Pull {
     quiet: bool,
 
     #[command(flatten)]
-    registry: RegistryArgs,
+    pub(crate) registry: RegistryArgs,
 }
 
 /// The result, for programs.
@@ -87,11 +86,6 @@ struct Pulled {
 }
 
 impl Pull {
-    /// What to log of HTTP.
-    pub(crate) fn http_log(&self) -> &'static [&'static str] {
-        self.registry.http_log()
-    }
-
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
         let containerd = containerd::connect(&global.address, &global.namespace).await?;
         let containerd = containerd.leased(LEASE_TIME).await?;
@@ -169,7 +163,7 @@ impl Pull {
 
     fn print(&self, pulled: &Pulled) -> anyhow::Result<()> {
         if self.json {
-            output::line(serde_json::to_string_pretty(pulled).context("cannot print JSON")?);
+            output::json(pulled)?;
         } else if !self.quiet {
             for layer in &pulled.layers {
                 output::line(layer.line());

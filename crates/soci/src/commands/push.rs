@@ -61,7 +61,7 @@ pub(crate) struct Push {
     platforms: PlatformArgs,
 
     #[command(flatten)]
-    registry: RegistryArgs,
+    pub(crate) registry: RegistryArgs,
 }
 
 /// What to do about an index that is there.
@@ -77,11 +77,6 @@ enum ExistingIndex {
 }
 
 impl Push {
-    /// What to log of HTTP.
-    pub(crate) fn http_log(&self) -> &'static [&'static str] {
-        self.registry.http_log()
-    }
-
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
         if self.reference.starts_with("docker://") {
             Box::pin(between_registries::run(&self)).await

@@ -6,11 +6,12 @@ mod waiting;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Args;
 
 use crate::global::Global;
-use crate::output;
+use crate::output::{self, Lines};
+use crate::style::Style;
 
 /// After this long without an answer it is looked whether there is a daemon at all: the holder keeps its
 /// socket too, so that calls wait instead of failing.
@@ -51,10 +52,9 @@ impl Status {
         let path = address.strip_prefix("unix://").unwrap_or(&address);
         let status = answer(path, &global.root).await?;
         if self.json {
-            output::line(serde_json::to_string_pretty(&status).context("cannot print JSON")?);
-        } else {
-            output::text(table::render(&status));
+            return output::json(&status);
         }
+        output::page(&table::render(&status, Style::of_stdout()));
         Ok(())
     }
 }
@@ -67,7 +67,7 @@ async fn answer(socket: &Path, root: &Path) -> anyhow::Result<soci_status::api::
         match tokio::time::timeout(SILENCE, &mut asked).await {
             Ok(Ok(status)) => return Ok(status),
             Ok(Err(error)) => match waiting::without_daemon(root) {
-                Some(waits) => bail!("{error}\n{waits}"),
+                Some(waits) => return Err(Lines::of(&format!("{error}\n{waits}")).into()),
                 None => return Err(error.into()),
             },
             Err(_) => {

@@ -9,6 +9,7 @@
 mod artifacts;
 mod command_line;
 mod convert;
+mod hostile_text;
 mod interop;
 mod lazy_pull;
 mod nerdctl;

@@ -1,6 +1,7 @@
 //! `soci push` and its flags about registries: credentials, certificates, hosts.toml, what is there
 //! already; and indexes that go from registry to registry. Needs root for containerd.
 
+use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -96,6 +97,32 @@ fn credentials_come_from_flags_and_are_never_shown() {
         }
     }
     assert!(is_at(bench.registry.address(), "app", &index));
+    // The password is on no command line.
+    for (arguments, password, works) in [
+        (vec!["--user", "me", "--password-stdin"], "hunter2\n", true),
+        (vec!["--user", "me", "--password-stdin"], "wrong", false),
+        (vec!["--user", "me", "--password-stdin"], "\n", false),
+        (
+            vec!["--user", "me:hunter2", "--password-stdin"],
+            "hunter2",
+            false,
+        ),
+        (vec!["--user", "me"], "hunter2", false),
+    ] {
+        let mut child = bench
+            .soci(&[&["push"], &arguments[..], &[&name]].concat())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It may refuse its arguments before it reads.
+        let _ = child.stdin.take().unwrap().write_all(password.as_bytes());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.success(), works, "{arguments:?}: {output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!said.contains("hunter2"), "{said}");
+    }
     proxy.demand(Auth::Bearer {
         user: Some(("me".to_owned(), "refresh-me".to_owned())),
         uses: None,

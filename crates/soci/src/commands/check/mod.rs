@@ -13,6 +13,7 @@ use soci_oci::{Digest, Reference};
 
 use crate::output;
 use crate::remote::{RemoteArgs, RemoteImage, open_all};
+use crate::style::Style;
 
 use machine::Machine;
 use report::Report;
@@ -47,15 +48,10 @@ pub(crate) struct Check {
     json: bool,
 
     #[command(flatten)]
-    remote: RemoteArgs,
+    pub(crate) remote: RemoteArgs,
 }
 
 impl Check {
-    /// What to log of HTTP.
-    pub(crate) fn http_log(&self) -> &'static [&'static str] {
-        self.remote.registry.http_log()
-    }
-
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let machine = Machine::inspect(&self.config)?;
         let image = RemoteImage::open(&self.remote, &self.reference).await?;
@@ -80,7 +76,7 @@ impl Check {
         if self.json {
             return output::json(&report);
         }
-        output::text(report.text());
+        output::page(&report.page(Style::of_stdout()));
         Ok(())
     }
 }

@@ -9,7 +9,9 @@ use soci_oci::{Descriptor, Digest};
 use super::Lookup;
 use super::machine::Machine;
 use super::startup::Startup;
+use crate::output::Page;
 use crate::remote::{self, RemoteImage};
+use crate::style::Style;
 use crate::table::table;
 
 /// The report about one image.
@@ -93,51 +95,53 @@ impl Report {
         })
     }
 
-    /// Formats the report as text.
-    pub(super) fn text(&self) -> String {
-        let mut text = format!("image     {} ({})\n", self.image, self.platform);
-        text.push_str(&format!("manifest  {}\n", self.manifest));
-        match &self.index {
-            Some(index) => {
-                text.push_str(&format!("index     {} ({})\n", index.digest, index.found))
-            }
-            None => text.push_str("index     none\n"),
-        }
+    /// Formats the report as lines.
+    pub(super) fn page(&self, style: Style) -> Page {
+        let mut page = Page::default();
+        page.line(format!("image     {} ({})", self.image, self.platform));
+        page.line(format!("manifest  {}", self.manifest));
+        page.line(match &self.index {
+            Some(index) => format!("index     {} ({})", index.digest, index.found),
+            None => "index     none".to_owned(),
+        });
         for reason in self.reason.iter().chain(&self.obstacles) {
-            text.push_str(&format!("problem   {reason}\n"));
+            page.line(format!("problem   {reason}"));
         }
-        text.push('\n');
+        page.line("");
         let rows: Vec<[String; 5]> = self
             .layers
             .iter()
             .map(|layer| {
                 [
-                    layer.digest.to_string(),
-                    layer.size.to_string(),
+                    style.digest(&layer.digest.to_string()),
+                    style.size(layer.size),
                     layer.compression.to_owned(),
                     if layer.lazy { "yes" } else { "no" }.to_owned(),
                     layer.reason.clone().unwrap_or_default(),
                 ]
             })
             .collect();
-        text.push_str(&table(
+        page.append(&table(
             ["LAYER DIGEST", "SIZE", "COMPRESSION", "LAZY", "REASON"],
             &rows,
         ));
-        text.push_str(&format!(
-            "\n{} of {} layers are lazy, {} of {} bytes\n",
+        page.line("");
+        page.line(format!(
+            "{} of {} layers are lazy, {} of {}",
             self.lazy_layers,
             self.layers.len(),
-            self.lazy_bytes,
-            self.total_bytes
+            style.size(self.lazy_bytes),
+            style.size_with_unit(self.total_bytes)
         ));
         if let Some(startup) = &self.startup {
-            text.push_str(&format!(
-                "starting {} needs at least {} bytes, {:.1} % of the image\n",
-                startup.command, startup.bytes, startup.percent
+            page.line(format!(
+                "starting {} needs at least {}, {:.1} % of the image",
+                startup.command,
+                style.size_with_unit(startup.bytes),
+                startup.percent
             ));
         }
-        text
+        page
     }
 }
 

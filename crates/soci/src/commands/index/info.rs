@@ -33,7 +33,7 @@ impl Info {
         }
         let store = global.artifact_store().await?;
         let bytes = store.bytes(&self.digest).await?;
-        output::text(indented(&bytes).with_context(|| format!("SOCI index {}", self.digest))?);
+        output::document(&indented(&bytes).with_context(|| format!("SOCI index {}", self.digest))?);
         Ok(())
     }
 }
@@ -41,7 +41,5 @@ impl Info {
 /// The document as it is, indented by two spaces.
 fn indented(bytes: &[u8]) -> anyhow::Result<String> {
     let index: soci_oci::Manifest = serde_json::from_slice(bytes)?;
-    let mut text = String::from_utf8(soci_oci::json::to_vec_pretty(&index)?)?;
-    text.push('\n');
-    Ok(text)
+    Ok(String::from_utf8(soci_oci::json::to_vec_pretty(&index)?)?)
 }

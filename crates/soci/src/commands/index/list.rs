@@ -107,7 +107,7 @@ impl List {
                 ]
             })
             .collect();
-        output::text(table(
+        output::page(&table(
             [
                 "DIGEST",
                 "SIZE",

@@ -68,7 +68,10 @@ impl List {
                 ]
             })
             .collect();
-        output::text(table(["DIGEST", "LAYER DIGEST", "SPANS", "CREATED"], &rows));
+        output::page(&table(
+            ["DIGEST", "LAYER DIGEST", "SPANS", "CREATED"],
+            &rows,
+        ));
         Ok(())
     }
 }

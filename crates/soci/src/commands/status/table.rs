@@ -1,101 +1,88 @@
 //! The status for people.
 
-use std::fmt::Write as _;
-
 use indicatif::BinaryBytes;
+use soci_errors::printable;
 use soci_status::api::{GetResponse, Health, Image, Layer};
+
+use crate::output::Page;
+use crate::style::Style;
 
 /// Between columns.
 const GAP: &str = "  ";
 
-/// The whole text.
-pub(crate) fn render(status: &GetResponse) -> String {
-    let mut text = head(status);
+/// The whole status. Programs read the JSON instead: sizes have units in any case.
+pub(crate) fn render(status: &GetResponse, style: Style) -> Page {
+    let mut page = Page::default();
+    head(status, &mut page);
     for image in &status.images {
-        text.push('\n');
-        text.push_str(&block(image));
+        page.line("");
+        block(image, style, &mut page);
     }
     for severed in &status.severed {
-        text.push_str(&format!(
-            "\nsevered: snapshot {} ({}): {}; restart its container\n",
+        page.line("");
+        page.line(format!(
+            "severed: snapshot {} ({}): {}; restart its container",
             severed.snapshot, severed.snapshot_id, severed.reason
         ));
     }
-    text
+    page
 }
 
-fn head(status: &GetResponse) -> String {
-    let mut text = String::new();
+fn head(status: &GetResponse, page: &mut Page) {
     if let Some(daemon) = &status.daemon {
         let revision: String = daemon.revision.chars().take(12).collect();
-        line(
-            &mut text,
-            format_args!(
-                "soci-snapshotter-grpc {} ({revision}), process {}, server {}, up {}, root {}",
-                daemon.version,
-                daemon.pid,
-                daemon.server_pid,
-                uptime(daemon.uptime_seconds),
-                daemon.root
-            ),
-        );
+        page.line(format!(
+            "soci-snapshotter-grpc {} ({revision}), process {}, server {}, up {}, root {}",
+            daemon.version,
+            daemon.pid,
+            daemon.server_pid,
+            uptime(daemon.uptime_seconds),
+            daemon.root
+        ));
     }
     if let Some(holder) = &status.holder {
-        line(
-            &mut text,
-            format_args!(
-                "holder process {}: {} FUSE connections, given up after {} without a daemon",
-                holder.pid,
-                holder.connections,
-                uptime(holder.abandon_after_seconds)
-            ),
-        );
+        page.line(format!(
+            "holder process {}: {} FUSE connections, given up after {} without a daemon",
+            holder.pid,
+            holder.connections,
+            uptime(holder.abandon_after_seconds)
+        ));
     }
     if let Some(store) = &status.store {
         let limit = match store.limit_bytes {
             Some(limit) => format!(" of {}", BinaryBytes(limit)),
             None => String::new(),
         };
-        line(
-            &mut text,
-            format_args!(
-                "layer store: {}{limit} in {} spans of {} layers",
-                BinaryBytes(store.size_bytes),
-                store.spans,
-                store.layers
-            ),
-        );
+        page.line(format!(
+            "layer store: {}{limit} in {} spans of {} layers",
+            BinaryBytes(store.size_bytes),
+            store.spans,
+            store.layers
+        ));
     }
     if let Some(counts) = &status.counts {
-        line(
-            &mut text,
-            format_args!(
-                "layers: {} lazy, {} local, {} deferred, {} broken",
-                counts.lazy, counts.local, counts.deferred, counts.broken
-            ),
-        );
+        page.line(format!(
+            "layers: {} lazy, {} local, {} deferred, {} broken",
+            counts.lazy, counts.local, counts.deferred, counts.broken
+        ));
     }
-    text
 }
 
 /// An image and a table of its layers.
-fn block(image: &Image) -> String {
-    let mut text = match image.reference.as_str() {
-        "" => "layers of unnamed images\n".to_owned(),
-        reference => format!("{reference}\n"),
-    };
+fn block(image: &Image, style: Style, page: &mut Page) {
+    page.line(match image.reference.as_str() {
+        "" => "layers of unnamed images",
+        reference => reference,
+    });
     if !image.manifest_digest.is_empty() {
-        line(
-            &mut text,
-            format_args!("manifest {}", image.manifest_digest),
-        );
+        page.line(format!("manifest {}", image.manifest_digest));
     }
     if let Some(index) = &image.index_digest {
-        line(&mut text, format_args!("index    {index}"));
+        page.line(format!("index    {index}"));
     }
     let head = ["LAYER", "SIZE", "STATE", "FETCHED", "NOTE"].map(str::to_owned);
     let rows: Vec<[String; 5]> = std::iter::once(head)
-        .chain(image.layers.iter().map(row))
+        .chain(image.layers.iter().map(|layer| row(layer, style)))
         .collect();
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
@@ -105,22 +92,21 @@ fn block(image: &Image) -> String {
     for [a, b, c, d, note] in &rows {
         let row =
             format!("{GAP}{a:layer$}{GAP}{b:>size$}{GAP}{c:state$}{GAP}{d:>fetched$}{GAP}{note}");
-        line(&mut text, format_args!("{}", row.trim_end()));
+        page.line(row.trim_end());
     }
-    text
 }
 
-fn row(layer: &Layer) -> [String; 5] {
-    let digest = match layer.digest.as_str() {
-        "" => layer.snapshot.clone(),
-        digest => digest.to_owned(),
+fn row(layer: &Layer, style: Style) -> [String; 5] {
+    let name = match layer.digest.as_str() {
+        "" => layer.snapshot.as_str(),
+        digest => digest,
     };
     let state = match layer.health() {
         Health::Broken => Health::Broken.word(),
         Health::Healthy | Health::Unspecified => layer.state().word(),
     };
-    [
-        digest,
+    let cells = [
+        style.digest(name),
         layer
             .size_bytes
             .map(|size| BinaryBytes(size).to_string())
@@ -131,10 +117,10 @@ fn row(layer: &Layer) -> [String; 5] {
             .map(|percent| format!("{percent:.1} %"))
             .unwrap_or_default(),
         note(layer),
-    ]
+    ];
+    cells.map(|cell| printable(&cell).into_owned())
 }
 
-/// One line, whatever the daemon's sentences hold.
 fn note(layer: &Layer) -> String {
     let why = match (&layer.reason_code, &layer.reason) {
         (Some(code), Some(reason)) => Some(format!("{code}: {reason}")),
@@ -142,15 +128,7 @@ fn note(layer: &Layer) -> String {
     };
     let error = layer.error.as_ref().map(|error| format!("error: {error}"));
     let parts: Vec<String> = why.into_iter().chain(error).collect();
-    let text = parts.join("; ");
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
-}
-
-fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
-    // Writing to a string cannot fail.
-    let _ = writeln!(text, "{line}");
+    parts.join("; ")
 }
 
 /// The two largest units.
@@ -262,7 +240,7 @@ mod tests {
 
     #[test]
     fn the_table_shows_every_layer_with_state_share_and_why() {
-        insta::assert_snapshot!(render(&status()));
+        insta::assert_snapshot!(render(&status(), Style::Programs).as_str());
     }
 
     #[test]
@@ -272,7 +250,7 @@ mod tests {
 
     #[test]
     fn an_empty_answer_of_another_version_is_no_failure() {
-        assert_eq!(render(&GetResponse::default()), "");
+        assert_eq!(render(&GetResponse::default(), Style::People).as_str(), "");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use soci_ztoc::{Ztoc, find_file};
 use crate::artifact_records::entry;
 use crate::containerd::LayerBlob;
 use crate::global::Global;
+use crate::output;
 use crate::remote::SpanReader;
 
 /// Print a file of a layer that is in containerd, through the layer's zTOC
@@ -92,8 +93,7 @@ impl Target {
 
     fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         match self {
-            Self::Stdout => std::io::stdout()
-                .lock()
+            Self::Stdout => output::contents()
                 .write_all(bytes)
                 .context("cannot write to stdout"),
             Self::File { part, path } => part
@@ -104,10 +104,7 @@ impl Target {
 
     fn finish(self) -> anyhow::Result<()> {
         match self {
-            Self::Stdout => std::io::stdout()
-                .lock()
-                .flush()
-                .context("cannot write to stdout"),
+            Self::Stdout => output::contents().flush().context("cannot write to stdout"),
             Self::File { part, path } => {
                 part.persist(&path)
                     .with_context(|| format!("cannot write {}", path.display()))?;

@@ -59,7 +59,7 @@ impl Info {
         }
         let store = global.artifact_store().await?;
         let blob = store.bytes(&self.digest).await?;
-        output::text(shown(&blob).with_context(|| format!("zTOC {}", self.digest))?);
+        output::document(&shown(&blob).with_context(|| format!("zTOC {}", self.digest))?);
         Ok(())
     }
 }
@@ -82,9 +82,7 @@ fn shown(blob: &[u8]) -> anyhow::Result<String> {
             .count(),
         files: (!files.is_empty()).then_some(files),
     };
-    let mut text = String::from_utf8(soci_oci::json::to_vec_pretty(&shown)?)?;
-    text.push('\n');
-    Ok(text)
+    Ok(String::from_utf8(soci_oci::json::to_vec_pretty(&shown)?)?)
 }
 
 /// The last span is that of the byte behind the file, as v0.15 has it.

@@ -84,7 +84,7 @@ impl List {
             ]
         };
         let rows: Vec<[String; 3]> = ztocs.iter().map(cells).collect();
-        output::text(table(["DIGEST", "SIZE", "LAYER DIGEST"], &rows));
+        output::page(&table(["DIGEST", "SIZE", "LAYER DIGEST"], &rows));
         Ok(())
     }
 }

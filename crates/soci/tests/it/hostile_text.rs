@@ -1,0 +1,209 @@
+//! What images say reaches a terminal, a pipe and a log only in a form that a terminal does not obey.
+
+use std::path::Path;
+use std::process::Output;
+
+use soci_oci::{Descriptor, Digest, Index, Manifest, Platform, annotations, media_types};
+use soci_testkit::{ImageBuilder, Layer};
+
+use crate::support::Bench;
+
+/// Resets the terminal, starts a line that looks like ours, reverses the rest, rings.
+const HOSTILE: &str = "x\u{1b}c\nsoci: all is well\u{202e}\u{9b}31m\u{7}";
+/// What is printed instead.
+const SHOWN: &str = r"x\u{1b}c\nsoci: all is well\u{202e}\u{9b}31m\u{7}";
+
+/// A layout under the tag `v1`: an image whose files, links, layer type, platform and annotations are hostile.
+fn hostile_image(dir: &Path) {
+    let put = |bytes: &[u8]| {
+        let path = dir.join("blobs/sha256").join(Digest::of(bytes).hex());
+        std::fs::write(path, bytes).unwrap();
+    };
+    let mut listed = Vec::new();
+    for (architecture, layer_type) in [
+        ("amd64", media_types::OCI_LAYER_GZIP.to_owned()),
+        (HOSTILE, format!("application/{HOSTILE}")),
+    ] {
+        // Blobs of its own: a client fetches both at a time.
+        let image = ImageBuilder::new()
+            .layer(
+                Layer::new()
+                    .dir("d")
+                    .text(&format!("d/{HOSTILE}"), "content\n")
+                    .symlink("d/link", HOSTILE)
+                    .text("type", &layer_type),
+            )
+            .write(dir, "plain")
+            .unwrap();
+        let blob = dir.join("blobs/sha256").join(image.manifest.digest.hex());
+        let mut manifest: Manifest = serde_json::from_slice(&std::fs::read(blob).unwrap()).unwrap();
+        manifest.layers[0].media_type = layer_type;
+        manifest
+            .annotations
+            .insert("org.example.note".to_owned(), HOSTILE.to_owned());
+        let bytes = soci_oci::json::to_vec(&manifest).unwrap();
+        put(&bytes);
+        listed.push(Descriptor {
+            platform: Some(Platform::new("linux", architecture, None)),
+            ..Descriptor::of(media_types::OCI_MANIFEST, &bytes)
+        });
+    }
+    let list = Index {
+        schema_version: 2,
+        media_type: media_types::OCI_INDEX.to_owned(),
+        artifact_type: None,
+        manifests: listed,
+        subject: None,
+        annotations: Default::default(),
+    };
+    let bytes = soci_oci::json::to_vec(&list).unwrap();
+    put(&bytes);
+    let top = Index {
+        manifests: vec![
+            Descriptor::of(media_types::OCI_INDEX, &bytes).annotated(annotations::REF_NAME, "v1"),
+        ],
+        ..list
+    };
+    let top = soci_oci::json::to_vec(&top).unwrap();
+    std::fs::write(dir.join("index.json"), top).unwrap();
+}
+
+/// Both streams hold lines of printable characters only; returns them.
+fn printed(arguments: &[&str], output: &Output) -> String {
+    let mut all = String::new();
+    for stream in [&output.stdout, &output.stderr] {
+        let text = String::from_utf8(stream.clone()).unwrap();
+        for line in text.lines() {
+            assert!(
+                line.chars().all(soci_errors::is_printable),
+                "soci {arguments:?}: {line:?}"
+            );
+            assert!(
+                !line.starts_with("soci: all is well"),
+                "soci {arguments:?}: {text}"
+            );
+        }
+        all.push_str(&text);
+    }
+    all
+}
+
+#[test]
+fn no_command_prints_what_a_terminal_obeys() {
+    let bench = Bench::start();
+    let layout = bench.layouts.path().join("image");
+    hostile_image(&layout);
+    bench
+        .registry
+        .push_layout(&layout, "v1", "hostile")
+        .unwrap();
+    let image = bench.registry.reference("hostile:v1");
+    // containerd does not fetch a layer whose type is no value of an HTTP header.
+    let fetch = [
+        "content",
+        "fetch",
+        "--plain-http",
+        "--platform",
+        "linux/amd64",
+        &image,
+    ];
+    bench.ctr().output(fetch).unwrap();
+    let remote = format!("docker://{image}");
+    let converted = bench.registry.reference("hostile:v2");
+    let local = bench.layouts.path().display().to_string();
+    let (from, to) = (format!("{local}/image"), format!("{local}/out"));
+    let all = ["--all-platforms", "--min-layer-size", "0"];
+    let with = |first: &[&'static str], last: &[&'static str]| [first, last].concat();
+    let indexed = with(&["--min-layer-size", "0"], &["--platform", "linux/amd64"]);
+    let path = format!("{image}:/d/{HOSTILE}");
+    let missing = format!("{image}:/d/{HOSTILE}/none");
+    let directory = format!("{image}:/d");
+
+    // Each with a text that shows that the hostile part was printed at all.
+    let cases: Vec<(Vec<&str>, &str)> = vec![
+        (vec!["ls", &directory], SHOWN),
+        (vec!["ls", "-l", "-R", &image], SHOWN),
+        (vec!["ls", "--json", &directory], r"\u001bc\n"),
+        (vec!["ls", "--platform", "linux/none", &image], SHOWN),
+        (vec!["cat", &path], "content"),
+        (vec!["cat", &missing], SHOWN),
+        (vec!["check", "--platform", "linux/none", &image], SHOWN),
+        (vec!["check", &image], "manifest"),
+        (
+            vec!["mount", "--platform", "linux/none", &image, "/mnt"],
+            SHOWN,
+        ),
+        (
+            [
+                &["convert", "--standalone", "--format", "oci-dir"],
+                &all[..],
+                &[&from, &to],
+            ]
+            .concat(),
+            SHOWN,
+        ),
+        (
+            [
+                &["convert"],
+                &indexed[..],
+                &[&remote, "docker://localhost:1/none:1"],
+            ]
+            .concat(),
+            "soci: ",
+        ),
+        (
+            [&["convert"], &indexed[..], &[&image, &converted]].concat(),
+            "sha256:",
+        ),
+        ([&["create"], &indexed[..], &[&image]].concat(), "sha256:"),
+        ([&["create"], &all[..], &[&remote]].concat(), SHOWN),
+        (vec!["create", "--platform", "linux/none", &image], "linux/none"),
+        (vec!["push", "--plain-http", &image], "index"),
+        (vec!["push", "--platform", "linux/none", &image], "linux/none"),
+        (
+            vec![
+                "pull",
+                "--snapshotter",
+                "overlayfs",
+                "--platform",
+                "linux/none",
+                &image,
+            ],
+            SHOWN,
+        ),
+        (vec!["index", "list"], "sha256:"),
+        (vec!["index", "list", "--json"], "sha256:"),
+        (vec!["ztoc", "list"], "sha256:"),
+        (vec!["ztoc", "list", "--image-ref", HOSTILE], SHOWN),
+        (vec!["rebuild-db"], ""),
+        (vec!["prefetch", "list"], "DIGEST"),
+    ];
+    for (arguments, shown) in &cases {
+        let text = printed(arguments, &bench.run(arguments));
+        assert!(text.contains(shown), "soci {arguments:?}: {text}");
+        // Logs of the libraries as well.
+        let logged: Vec<&str> = ["--debug"].iter().chain(arguments).copied().collect();
+        printed(&logged, &bench.run(&logged));
+    }
+    let ztoc = bench.ok(&["ztoc", "list", "-q"]);
+    let ztoc = ztoc.lines().next().unwrap();
+    for arguments in [
+        vec!["ztoc", "info", ztoc],
+        vec!["ztoc", "get-file", ztoc, HOSTILE],
+        vec!["index", "info", ztoc],
+    ] {
+        let text = printed(&arguments, &bench.run(&arguments));
+        assert!(!text.is_empty(), "soci {arguments:?}");
+    }
+    let info = bench.ok(&["ztoc", "info", ztoc]);
+    let parsed: serde_json::Value = serde_json::from_str(&info).unwrap();
+    // JSON stays exact.
+    assert!(
+        parsed["files"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|file| file["filename"].as_str().unwrap().ends_with(HOSTILE)),
+        "{info}"
+    );
+}

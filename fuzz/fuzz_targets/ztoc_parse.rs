@@ -1,5 +1,0 @@
-//! `soci_ztoc::fuzz::ztoc_parse`; `crates/ztoc/tests/it/fuzz_seeds.rs` runs it under `cargo test`.
-
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| soci_ztoc::fuzz::ztoc_parse(data));
