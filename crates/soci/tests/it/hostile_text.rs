@@ -157,9 +157,15 @@ fn no_command_prints_what_a_terminal_obeys() {
         ),
         ([&["create"], &indexed[..], &[&image]].concat(), "sha256:"),
         ([&["create"], &all[..], &[&remote]].concat(), SHOWN),
-        (vec!["create", "--platform", "linux/none", &image], "linux/none"),
+        (
+            vec!["create", "--platform", "linux/none", &image],
+            "linux/none",
+        ),
         (vec!["push", "--plain-http", &image], "index"),
-        (vec!["push", "--platform", "linux/none", &image], "linux/none"),
+        (
+            vec!["push", "--platform", "linux/none", &image],
+            "linux/none",
+        ),
         (
             vec![
                 "pull",
