@@ -121,8 +121,7 @@ impl LayerLoader {
             let _shared = shared;
             let label = key.layer.to_string();
             let start = Instant::now();
-            let (stored, toc) =
-                store.create_or_open_with_toc(key.layer, key.ztoc, blob.as_deref())?;
+            let (stored, index) = store.create_or_open_with_index(key, blob)?;
             meters.took(duration_ms::ZTOC_UNMARSHAL, &label, start.elapsed());
             soci_faults::point("lazy-layer-stored");
             let tar_size = stored.spans().uncompressed_size();
@@ -131,7 +130,7 @@ impl LayerLoader {
                 ..TreeOptions::default()
             };
             let start = Instant::now();
-            let tree = Tree::build(&toc, tar_size, options)?;
+            let tree = Tree::build(&index.toc(), tar_size, options)?;
             meters.took(duration_ms::INIT_METADATA_STORE, &label, start.elapsed());
             Ok((stored, tree))
         })

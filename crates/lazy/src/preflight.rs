@@ -110,7 +110,7 @@ fn same_tree(layers: &Path, note: &ConnectionNote) -> Result<Arc<Tree>, Prefligh
         layer: ztoc.layer_digest,
         ztoc: ztoc.descriptor.digest,
     };
-    let (toc, size) = LayerStore::look_at(layers, key).map_err(|source| PreflightError::Store {
+    let index = LayerStore::look_at(layers, key).map_err(|source| PreflightError::Store {
         mountpoint: mountpoint(),
         source: Box::new(source),
     })?;
@@ -119,10 +119,13 @@ fn same_tree(layers: &Path, note: &ConnectionNote) -> Result<Arc<Tree>, Prefligh
         overlay_xattr: view.mark,
         ..TreeOptions::default()
     };
-    let tree = Tree::build(&toc, size, options).map_err(|source| PreflightError::Tree {
-        mountpoint: mountpoint(),
-        source,
-    })?;
+    let tree =
+        Tree::build(&index.toc(), index.spans.uncompressed_size(), options).map_err(|source| {
+            PreflightError::Tree {
+                mountpoint: mountpoint(),
+                source,
+            }
+        })?;
     let tree = view.apply(&Arc::new(tree));
     let expected = soci_layerfs::content_identity(&tree, &key.layer);
     if expected == note.facts.content {

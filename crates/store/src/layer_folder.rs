@@ -7,9 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use soci_oci::Digest;
-use soci_ztoc::{FileMetadata, LayerIndex, SpanId, SpanTable, Ztoc};
+use soci_ztoc::{LayerIndex, SpanId, SpanTable, Ztoc};
 
 use crate::atomic_file::{UNFINISHED, sync_folder, write_file};
 use crate::shared::Shared;
@@ -22,10 +23,10 @@ use crate::{LayerKey, StoreError, StoredLayer, page_cache};
 /// deflate block, at whose ends spans are cut, adds a few at most.
 const LARGEST_SPAN: u64 = 256 << 20;
 
-/// A layer that was opened, and the entries of its zTOC.
+/// A layer that was opened, and what was read of its zTOC.
 pub(crate) struct Opened {
     pub(crate) layer: Arc<StoredLayer>,
-    pub(crate) toc: Vec<FileMetadata>,
+    pub(crate) index: LayerIndex,
 }
 
 /// Could the folder have been finished?
@@ -37,10 +38,11 @@ pub(crate) fn is_usable(folder: &Path) -> bool {
 pub(crate) fn open(
     folder: &Path,
     key: LayerKey,
-    ztoc_blob: Option<&[u8]>,
+    ztoc_blob: Option<Bytes>,
     shared: &Arc<Shared>,
 ) -> Result<Opened, StoreError> {
-    let (LayerIndex { toc, spans }, window_sums) = verified_ztoc(folder, key, ztoc_blob)?;
+    let (index, window_sums) = verified_ztoc(folder, key, ztoc_blob)?;
+    let spans = index.spans.clone();
     clear_unfinished(folder);
     let about = About {
         key,
@@ -96,14 +98,11 @@ pub(crate) fn open(
             shared.stored.fetch_add(length(&span), Ordering::AcqRel);
         }
     }
-    Ok(Opened { layer, toc })
+    Ok(Opened { layer, index })
 }
 
-/// Reads the zTOC from disk and changes nothing: its entries and the length of the uncompressed tar.
-pub(crate) fn look_at(
-    folder: &Path,
-    key: LayerKey,
-) -> Result<(Vec<FileMetadata>, u64), StoreError> {
+/// Reads the zTOC from disk and changes nothing.
+pub(crate) fn look_at(folder: &Path, key: LayerKey) -> Result<LayerIndex, StoreError> {
     let path = folder.join("ztoc");
     let blob = fs::read(&path).map_err(|e| StoreError::io("read", &path, e))?;
     let actual = Digest::of(&blob);
@@ -114,31 +113,30 @@ pub(crate) fn look_at(
             actual,
         });
     }
-    let parts = Ztoc::parse_index(&blob).map_err(|source| StoreError::Ztoc {
+    Ztoc::parse_index(blob).map_err(|source| StoreError::Ztoc {
         digest: key.ztoc,
         source,
-    })?;
-    Ok((parts.toc, parts.spans.uncompressed_size()))
+    })
 }
 
 /// Reads the zTOC, from disk or else as given, and leaves it on disk.
 fn verified_ztoc(
     folder: &Path,
     key: LayerKey,
-    given: Option<&[u8]>,
+    given: Option<Bytes>,
 ) -> Result<(LayerIndex, Box<[u32]>), StoreError> {
     let path = folder.join("ztoc");
-    let use_blob = |blob: &[u8]| {
+    let use_blob = |blob: Bytes| {
         let parts = Ztoc::parse_index(blob).map_err(|source| StoreError::Ztoc {
             digest: key.ztoc,
             source,
         })?;
         check_span_lengths(key.layer, &parts.spans)?;
-        let sums = window_sums(&parts.spans, blob);
+        let sums = window_sums(&parts.spans, parts.blob());
         Ok((parts, sums))
     };
     match fs::read(&path) {
-        Ok(blob) if Digest::of(&blob) == key.ztoc => return use_blob(&blob),
+        Ok(blob) if Digest::of(&blob) == key.ztoc => return use_blob(blob.into()),
         Ok(_) => {
             tracing::warn!(path = %path.display(), "a stored zTOC is damaged; it is fetched again");
             fs::remove_file(&path).map_err(|e| StoreError::io("remove", &path, e))?;
@@ -152,7 +150,7 @@ fn verified_ztoc(
             path: folder.to_path_buf(),
         });
     };
-    let actual = Digest::of(blob);
+    let actual = Digest::of(&blob);
     if actual != key.ztoc {
         let what = format!("the zTOC of layer {}", key.layer);
         let expected = key.ztoc;
@@ -163,9 +161,9 @@ fn verified_ztoc(
         });
     }
     // Parsed first: a zTOC that cannot be used leaves nothing behind.
-    let parts = use_blob(blob)?;
+    let parts = use_blob(blob.clone())?;
     fs::create_dir_all(folder).map_err(|e| StoreError::io("create", folder, e))?;
-    write_file(&path, blob)?;
+    write_file(&path, &blob)?;
     sync_folder(folder.parent().unwrap_or(Path::new("/")))?;
     Ok(parts)
 }

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use std::{fs, io};
 
+use bytes::Bytes;
 use soci_oci::Digest;
-use soci_ztoc::FileMetadata;
+use soci_ztoc::LayerIndex;
 
 use crate::flusher::Flusher;
 use crate::layer_folder::{self, Opened};
@@ -68,12 +69,11 @@ struct Inner {
 }
 
 impl LayerStore {
-    /// Reads the zTOC of a layer that another process may have open: its entries, and the length of the
-    /// uncompressed tar in bytes. Changes nothing.
+    /// Reads the zTOC of a layer that another process may have open. Changes nothing.
     ///
     /// # Errors
     /// It is not there or not what its digest says.
-    pub fn look_at(dir: &Path, key: LayerKey) -> Result<(Vec<FileMetadata>, u64), StoreError> {
+    pub fn look_at(dir: &Path, key: LayerKey) -> Result<LayerIndex, StoreError> {
         layer_folder::look_at(&dir.join(key.folder_name()), key)
     }
 
@@ -138,46 +138,41 @@ impl LayerStore {
             layer,
             ztoc: ztoc_digest,
         };
-        Ok(self.opened(key, ztoc_blob)?.0)
+        Ok(self.opened(key, ztoc_blob.map(Bytes::copy_from_slice))?.0)
     }
 
-    /// As [`LayerStore::create_or_open`], with what was read of the zTOC on the way: its entries.
+    /// As [`LayerStore::create_or_open`], with what was read of the zTOC on the way.
     ///
     /// # Errors
     /// As [`LayerStore::create_or_open`].
-    pub fn create_or_open_with_toc(
+    pub fn create_or_open_with_index(
         &self,
-        layer: Digest,
-        ztoc_digest: Digest,
-        ztoc_blob: Option<&[u8]>,
-    ) -> Result<(Arc<StoredLayer>, Vec<FileMetadata>), StoreError> {
-        let key = LayerKey {
-            layer,
-            ztoc: ztoc_digest,
+        key: LayerKey,
+        ztoc_blob: Option<Bytes>,
+    ) -> Result<(Arc<StoredLayer>, LayerIndex), StoreError> {
+        let (layer, index) = self.opened(key, ztoc_blob)?;
+        let index = match index {
+            Some(index) => index,
+            None => layer.index()?,
         };
-        let (layer, toc) = self.opened(key, ztoc_blob)?;
-        let toc = match toc {
-            Some(toc) => toc,
-            None => layer.toc()?,
-        };
-        Ok((layer, toc))
+        Ok((layer, index))
     }
 
-    /// The layer, and the entries of its zTOC if that had to be read.
+    /// The layer, and what was read of its zTOC if that had to be read.
     fn opened(
         &self,
         key: LayerKey,
-        ztoc_blob: Option<&[u8]>,
-    ) -> Result<(Arc<StoredLayer>, Option<Vec<FileMetadata>>), StoreError> {
+        ztoc_blob: Option<Bytes>,
+    ) -> Result<(Arc<StoredLayer>, Option<LayerIndex>), StoreError> {
         let place = self.inner.shared.place(key);
         let mut place = place.lock();
         if let Some(open) = place.upgrade() {
             return Ok((open, None));
         }
-        let Opened { layer, toc } =
+        let Opened { layer, index } =
             layer_folder::open(&self.folder(key), key, ztoc_blob, &self.inner.shared)?;
         *place = Arc::downgrade(&layer);
-        Ok((layer, Some(toc)))
+        Ok((layer, Some(index)))
     }
 
     /// Is anything stored of the layer, be it open or not?

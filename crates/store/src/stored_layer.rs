@@ -11,7 +11,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use soci_oci::Digest;
-use soci_ztoc::{FileMetadata, Span, SpanId, SpanTable, Ztoc, ZtocError};
+use soci_ztoc::{LayerIndex, Span, SpanId, SpanTable, Ztoc, ZtocError};
 
 use crate::page_cache;
 use crate::shared::Shared;
@@ -91,10 +91,12 @@ impl StoredLayer {
         Ztoc::parse(&self.ztoc_blob()?).map_err(|source| self.bad_ztoc(source))
     }
 
-    /// The entries of its zTOC, from disk; the windows are not copied.
-    pub(crate) fn toc(&self) -> Result<Vec<FileMetadata>, StoreError> {
-        let parts = Ztoc::parse_index(&self.ztoc_blob()?);
-        Ok(parts.map_err(|source| self.bad_ztoc(source))?.toc)
+    /// Reads the zTOC from disk, without a copy of its entries and windows.
+    ///
+    /// # Errors
+    /// It cannot be read or is not what it was.
+    pub fn index(&self) -> Result<LayerIndex, StoreError> {
+        Ztoc::parse_index(self.ztoc_blob()?).map_err(|source| self.bad_ztoc(source))
     }
 
     const fn bad_ztoc(&self, source: ZtocError) -> StoreError {

@@ -91,7 +91,7 @@ fn main() {
     measure("build, all cores (of core: what reads)", size, || {
         black_box(build(&layer[..], Compression::Gzip, options(false)).unwrap());
     });
-    let parts = Ztoc::parse_index(&blob).unwrap();
+    let parts = Ztoc::parse_index(blob.clone()).unwrap();
     let at = |range: std::ops::Range<u64>| {
         usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()
     };
@@ -141,7 +141,7 @@ fn many_files(mut ztoc: Ztoc) {
             (|blob| drop(black_box(Ztoc::parse(blob).unwrap()))) as fn(&[u8]),
         ),
         ("parse for a mount", |blob| {
-            drop(black_box(Ztoc::parse_index(blob).unwrap()))
+            drop(black_box(Ztoc::parse_index(blob.to_vec()).unwrap()))
         }),
     ] {
         let times = (0..5).map(|_| {

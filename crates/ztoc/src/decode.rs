@@ -1,12 +1,14 @@
 //! The zTOC reader. zTOCs come over the network: everything is checked.
 
+use bytes::Bytes;
 use soci_oci::Digest;
 
+use crate::ZtocError;
 use crate::checkpoint::{Checkpoints, GzipCheckpoints, TarZinfo};
-use crate::flatbuffer_read::{References, Table};
-use crate::toc::{FileMetadata, FileType};
+use crate::entry::Entries;
+use crate::flatbuffer_read::Table;
+use crate::layer_index::LayerIndex;
 use crate::ztoc::{BlobOffset, Compression, CompressionInfo, VERSION, Ztoc, slots};
-use crate::{SpanTable, ZtocError};
 
 /// Least size of an entry in a zTOC, in bytes. It bounds the number of entries when all references
 /// lead to the same one.
@@ -22,39 +24,46 @@ fn invalid(what: impl Into<String>) -> ZtocError {
     ZtocError::Invalid(what.into())
 }
 
-/// What a mount needs of a zTOC: all but the windows, which stay in the blob.
-#[derive(Debug, Clone)]
-pub struct LayerIndex {
-    /// The entries, by `uncompressed_offset`.
-    pub toc: Vec<FileMetadata>,
-    /// The spans.
-    pub spans: SpanTable,
-}
-
 impl Ztoc {
     /// Reads a zTOC and checks it as a whole.
     ///
     /// # Errors
     /// [`ZtocError`] for anything that no writer could have meant.
     pub fn parse(blob: &[u8]) -> Result<Self, ZtocError> {
-        decode(blob, true)
+        let Parts {
+            mut ztoc,
+            entries,
+            order,
+        } = decode(blob, true)?;
+        ztoc.toc = entries
+            .iter(order.as_deref())
+            .map(|entry| entry.to_metadata())
+            .collect();
+        Ok(ztoc)
     }
 
-    /// Like [`Ztoc::parse`], but does not copy the windows out of the blob.
+    /// Reads and checks a zTOC like [`Ztoc::parse`], but copies neither windows nor entries out of the
+    /// blob.
     ///
     /// # Errors
     /// As [`Ztoc::parse`].
-    pub fn parse_index(blob: &[u8]) -> Result<LayerIndex, ZtocError> {
-        let ztoc = decode(blob, false)?;
+    pub fn parse_index(blob: impl Into<Bytes>) -> Result<LayerIndex, ZtocError> {
+        let blob = blob.into();
+        let Parts { ztoc, order, .. } = decode(&blob, false)?;
         let spans = ztoc.span_table();
-        Ok(LayerIndex {
-            toc: ztoc.toc,
-            spans,
-        })
+        LayerIndex::new(blob, order, spans)
     }
 }
 
-fn decode(blob: &[u8], keep_windows: bool) -> Result<Ztoc, ZtocError> {
+/// A zTOC without its entries, and where those are.
+struct Parts<'a> {
+    ztoc: Ztoc,
+    entries: Entries<'a>,
+    /// The entries by `uncompressed_offset`, if they are stored in another order.
+    order: Option<Vec<u32>>,
+}
+
+fn decode(blob: &[u8], keep_windows: bool) -> Result<Parts<'_>, ZtocError> {
     let root = Table::root(blob)?;
     let version = lossy(root.bytes(slots::VERSION, "version")?);
     if version != VERSION {
@@ -76,16 +85,17 @@ fn decode(blob: &[u8], keep_windows: bool) -> Result<Ztoc, ZtocError> {
         ),
         compressed_archive_size: root.size(slots::COMPRESSED_SIZE, "compressed size")?,
         uncompressed_archive_size: root.size(slots::UNCOMPRESSED_SIZE, "uncompressed size")?,
-        toc: match root.table(slots::TOC, "table of contents") {
-            Ok(toc) => entries(toc.references(0, "table of contents")?, &mut budget)?,
-            Err(ZtocError::Missing(_)) => Vec::new(),
-            Err(error) => return Err(error),
-        },
+        toc: Vec::new(),
         compression,
     };
-    check_entries(&ztoc)?;
+    let entries = Entries::of(root)?;
+    let order = check_entries(&entries, ztoc.uncompressed_archive_size, &mut budget)?;
     check_spans(&ztoc)?;
-    Ok(ztoc)
+    Ok(Parts {
+        ztoc,
+        entries,
+        order,
+    })
 }
 
 /// Only version and build tool are texts for people; file names stay bytes.
@@ -122,66 +132,6 @@ impl Budget {
         self.charge(bytes.len())?;
         Ok(bytes)
     }
-}
-
-fn entries(
-    references: References<'_>,
-    budget: &mut Budget,
-) -> Result<Vec<FileMetadata>, ZtocError> {
-    budget.charge(references.len().saturating_mul(ENTRY_COST))?;
-    let mut entries = Vec::with_capacity(references.len());
-    for table in references.tables("entry") {
-        entries.push(entry(table?, budget)?);
-    }
-    entries.sort_by_key(|entry: &FileMetadata| entry.uncompressed_offset);
-    Ok(entries)
-}
-
-fn entry(table: Table<'_>, budget: &mut Budget) -> Result<FileMetadata, ZtocError> {
-    use slots::entry as slot;
-    let mut text = |slot, what| -> Result<Vec<u8>, ZtocError> {
-        Ok(budget.spend(table.bytes(slot, what)?)?.to_vec())
-    };
-    let name = text(slot::NAME, "entry name")?;
-    let linkname = text(slot::LINKNAME, "entry link name")?;
-    let uname = text(slot::UNAME, "entry user name")?;
-    let gname = text(slot::GNAME, "entry group name")?;
-    let mod_time = String::from_utf8(text(slot::MOD_TIME, "entry time")?)
-        .map_err(|_| invalid(format!("the time of {} is not text", lossy(&name))))?;
-    let kind = table.bytes(slot::TYPE, "entry type")?;
-    let file_type = FileType::from_bytes(kind).ok_or_else(|| {
-        let kind = kind.get(..kind.len().min(32)).unwrap_or_default();
-        invalid(format!(
-            "{} has the unknown type {:?}",
-            lossy(&name),
-            lossy(kind)
-        ))
-    })?;
-    let records = table.references(slot::XATTRS, "entry xattrs")?;
-    budget.charge(records.len().saturating_mul(RECORD_COST))?;
-    let mut xattrs = Vec::with_capacity(records.len());
-    for record in records.tables("xattr") {
-        let record = record?;
-        let key = budget.spend(record.bytes(0, "xattr key")?)?.to_vec();
-        xattrs.push((key, budget.spend(record.bytes(1, "xattr value")?)?.to_vec()));
-    }
-    xattrs.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(FileMetadata {
-        name,
-        file_type,
-        uncompressed_offset: table.size(slot::OFFSET, "entry offset")?,
-        uncompressed_size: table.size(slot::SIZE, "entry size")?,
-        linkname,
-        mode: low_half(table.i64(slot::MODE, "entry mode")?),
-        uid: table.u32(slot::UID, "entry uid")?,
-        gid: table.u32(slot::GID, "entry gid")?,
-        uname,
-        gname,
-        mod_time,
-        devmajor: table.i64(slot::DEVMAJOR, "entry device major")?,
-        devminor: table.i64(slot::DEVMINOR, "entry device minor")?,
-        xattrs,
-    })
 }
 
 /// The low 32 bits, which hold all that a mode can mean.
@@ -255,11 +205,34 @@ fn compression_info(
     })
 }
 
-/// Contents follow one another, each after a header block of its own, and end inside the tar.
-fn check_entries(ztoc: &Ztoc) -> Result<(), ZtocError> {
+/// Checks each entry, and that contents follow one another, each after a header block of its own, and
+/// end inside the tar. Returns the order of the entries if it is not that in which they are stored.
+fn check_entries(
+    entries: &Entries<'_>,
+    tar_size: u64,
+    budget: &mut Budget,
+) -> Result<Option<Vec<u32>>, ZtocError> {
+    budget.charge(entries.len().saturating_mul(ENTRY_COST))?;
+    let (mut last, mut sorted) = (0, true);
+    for entry in entries.checked() {
+        let entry = entry?;
+        for bytes in [entry.name, entry.linkname, entry.uname, entry.gname] {
+            budget.spend(bytes)?;
+        }
+        budget.spend(entry.mod_time.as_bytes())?;
+        budget.charge(entry.record_count().saturating_mul(RECORD_COST))?;
+        for record in entry.checked_records() {
+            let (key, value) = record?;
+            budget.spend(key)?;
+            budget.spend(value)?;
+        }
+        sorted &= last <= entry.uncompressed_offset;
+        last = entry.uncompressed_offset;
+    }
+    let order = (!sorted).then(|| entries.order());
     let mut next_header = 0_u64;
-    for entry in &ztoc.toc {
-        let name = || lossy(&entry.name);
+    for entry in entries.iter(order.as_deref()) {
+        let name = || lossy(entry.name);
         if next_header.saturating_add(BLOCK) > entry.uncompressed_offset {
             return Err(invalid(format!(
                 "the content of {} starts at {}, not behind a header at {next_header}",
@@ -270,19 +243,18 @@ fn check_entries(ztoc: &Ztoc) -> Result<(), ZtocError> {
         let end = entry
             .uncompressed_offset
             .checked_add(entry.content_len())
-            .filter(|end| *end <= ztoc.uncompressed_archive_size)
+            .filter(|end| *end <= tar_size)
             .ok_or_else(|| {
                 invalid(format!(
-                    "{} at {} with {} bytes ends behind the tar, which has {}",
+                    "{} at {} with {} bytes ends behind the tar, which has {tar_size}",
                     name(),
                     entry.uncompressed_offset,
                     entry.uncompressed_size,
-                    ztoc.uncompressed_archive_size
                 ))
             })?;
         next_header = end.div_ceil(BLOCK).saturating_mul(BLOCK);
     }
-    Ok(())
+    Ok(order)
 }
 
 /// Spans lie inside the layer and inflate to no more than deflate allows.

@@ -1,5 +1,7 @@
 //! Inflating one span from its checkpoint.
 
+use std::cmp::Ordering;
+
 use crate::inflate::{GZIP_TRAILER, Inflater, State, Stop, Wrapping};
 
 /// Inflates `compressed` to exactly `len` bytes in `out`, which is empty before. `bits` high bits of
@@ -21,6 +23,55 @@ pub(crate) fn inflate_span(
     let limit = len.saturating_add(usize::from(!cut));
     out.reserve_exact(limit);
 
+    inflate(bits, compressed, window, out, |out| {
+        if out.len() > len && !cut {
+            return Err("there is more in it");
+        }
+        Ok(!cut || out.len() < len)
+    })?;
+    // The allocation may be larger than asked for, so a cut stream may have filled more.
+    if cut {
+        out.truncate(len);
+    }
+    match out.len().cmp(&len) {
+        Ordering::Equal => Ok(()),
+        Ordering::Less => Err("it is too short"),
+        Ordering::Greater => Err("there is more in it"),
+    }
+}
+
+/// Inflates `compressed` to its end, at most `limit` bytes, in `out`, which is empty before.
+pub(crate) fn inflate_to_end(
+    bits: u8,
+    compressed: &[u8],
+    window: Option<&[u8]>,
+    limit: usize,
+    out: &mut Vec<u8>,
+) -> Result<(), &'static str> {
+    const STEP: usize = 256 << 10;
+    let check = |out: &Vec<u8>| match out.len() > limit {
+        true => Err("too much follows the end of the tar"),
+        false => Ok(()),
+    };
+    inflate(bits, compressed, window, out, |out| {
+        check(out)?;
+        if out.len() == out.capacity() {
+            let more = out.len().max(STEP).min(limit.saturating_sub(out.len()));
+            out.reserve_exact(more.saturating_add(1));
+        }
+        Ok(true)
+    })?;
+    check(out)
+}
+
+/// Inflates `compressed` into the capacity of `out`, while `more` allows it and there is input.
+fn inflate(
+    bits: u8,
+    compressed: &[u8],
+    window: Option<&[u8]>,
+    out: &mut Vec<u8>,
+    mut more: impl FnMut(&mut Vec<u8>) -> Result<bool, &'static str>,
+) -> Result<(), &'static str> {
     let mut inflater = Inflater::new(Wrapping::Raw).map_err(|invalid| invalid.0)?;
     let (mut first, mut input) = (0, compressed);
     if bits != 0 {
@@ -31,17 +82,11 @@ pub(crate) fn inflate_span(
         .enter(bits, first, window.unwrap_or_default())
         .map_err(|invalid| invalid.0)?;
     let mut raw = true;
-    loop {
-        if cut && out.len() >= len {
-            break;
-        }
+    while more(out)? {
         let step = inflater
             .append(input, out, usize::MAX, Stop::Never)
             .map_err(|invalid| invalid.0)?;
         input = input.get(step.consumed..).unwrap_or_default();
-        if out.len() > len && !cut {
-            return Err("there is more in it");
-        }
         if step.state == State::End {
             // A raw stream ends before its member's trailer; later members are read as gzip.
             if raw {
@@ -58,13 +103,5 @@ pub(crate) fn inflate_span(
             break;
         }
     }
-    // The allocation may be larger than asked for, so a cut stream may have filled more.
-    if cut {
-        out.truncate(len);
-    }
-    if out.len() == len {
-        Ok(())
-    } else {
-        Err("it is too short")
-    }
+    Ok(())
 }

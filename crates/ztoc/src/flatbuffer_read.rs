@@ -17,7 +17,7 @@ pub(crate) struct Table<'a> {
 }
 
 /// A vector of references inside a buffer.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct References<'a> {
     buffer: &'a [u8],
     at: usize,
@@ -148,11 +148,7 @@ impl<'a> Table<'a> {
         what: &'static str,
     ) -> Result<References<'a>, ZtocError> {
         let Some(field) = self.field(slot) else {
-            return Ok(References {
-                buffer: self.buffer,
-                at: 0,
-                len: 0,
-            });
+            return Ok(References::default());
         };
         let (at, len) = vector(self.buffer, field, what)?;
         len.checked_mul(4)
@@ -183,15 +179,20 @@ impl<'a> References<'a> {
         self.len
     }
 
+    /// One of the tables.
+    pub(crate) fn table(&self, index: usize, what: &'static str) -> Result<Table<'a>, ZtocError> {
+        let at = index.checked_mul(4).filter(|_| index < self.len);
+        let at = at.and_then(|at| self.at.checked_add(at));
+        let at = at.ok_or_else(|| outside(self.buffer, what, self.at))?;
+        Table::at(self.buffer, follow(self.buffer, at, what)?, what)
+    }
+
     /// The tables.
     pub(crate) fn tables(
         self,
         what: &'static str,
     ) -> impl Iterator<Item = Result<Table<'a>, ZtocError>> {
-        (0..self.len).map(move |index| {
-            let target = follow(self.buffer, self.at + index * 4, what)?;
-            Table::at(self.buffer, target, what)
-        })
+        (0..self.len).map(move |index| self.table(index, what))
     }
 
     /// The strings.

@@ -14,7 +14,7 @@ use crate::{
 pub fn ztoc_parse(data: &[u8]) {
     let Ok(ztoc) = Ztoc::parse(data) else {
         assert!(
-            Ztoc::parse_index(data).is_err(),
+            Ztoc::parse_index(data.to_vec()).is_err(),
             "only one of the two readers refuses it"
         );
         return;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use soci_oci::Digest;
 
 use crate::checkpoint::{Checkpoint, Checkpoints, GzipCheckpoints, WINDOW_SIZE};
-use crate::extract::inflate_span;
+use crate::extract::{inflate_span, inflate_to_end};
 use crate::{Compression, SpanError, SpanId, Ztoc};
 
 /// Where a span lies and what its bytes must hash to.
@@ -248,18 +248,7 @@ impl SpanTable {
             );
             return Ok(());
         }
-        let window = match self.window_at(id) {
-            None => None,
-            Some(_) if window.len() == WINDOW_SIZE => Some(window),
-            Some(_) => {
-                let (expected, actual) = (WINDOW_SIZE as u64, window.len() as u64);
-                return Err(SpanError::Window {
-                    id,
-                    expected,
-                    actual,
-                });
-            }
-        };
+        let window = self.checked_window(id, window)?;
         // Whatever follows the tar's end is cut off; elsewhere a span must end where the next starts.
         let cut = self
             .table
@@ -270,5 +259,83 @@ impl SpanTable {
             out.clear();
             wrong(reason)
         })
+    }
+
+    /// The spans that hold what follows the tar's end in the layer's stream, first the one in which
+    /// the tar ends. Readers need none of it, so that the layer store does not keep it; the diff ID
+    /// covers it.
+    #[must_use]
+    pub fn behind_the_tar(&self) -> Range<u32> {
+        let most = self.table.uncompressed_size;
+        let starts = &self.table.starts;
+        let first = starts.partition_point(|start| start.output < most);
+        let first = u32::try_from(first.saturating_sub(1)).unwrap_or(u32::MAX);
+        first..self.len()
+    }
+
+    /// Checks a span's compressed bytes, then inflates what of it follows the tar's end; at most `most`
+    /// bytes of it. `out` holds that afterwards; on an error it is empty.
+    ///
+    /// # Errors
+    /// As [`SpanTable::extract`], and if there are more than `most` bytes.
+    pub fn extract_behind_the_tar(
+        &self,
+        id: SpanId,
+        compressed: &[u8],
+        window: &[u8],
+        most: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), SpanError> {
+        out.clear();
+        self.verify(id, compressed)?;
+        let span = self.known(id)?;
+        let in_tar = span
+            .uncompressed
+            .end
+            .saturating_sub(span.uncompressed.start);
+        let wrong = |reason| SpanError::Inflate {
+            id,
+            expected: in_tar,
+            reason,
+        };
+        let in_tar = usize::try_from(in_tar).map_err(|_| wrong("it does not fit into memory"))?;
+        let limit = in_tar.saturating_add(most);
+        if self.table.compression == Compression::Uncompressed {
+            let tail = compressed.get(in_tar..).unwrap_or_default();
+            if tail.len() > most {
+                return Err(wrong("too much follows the end of the tar"));
+            }
+            out.extend_from_slice(tail);
+            return Ok(());
+        }
+        let window = self.checked_window(id, window)?;
+        let inflated = inflate_to_end(span.bits, compressed, window, limit, out);
+        let reason = match inflated {
+            Ok(()) if out.len() < in_tar => "it is too short",
+            Ok(()) => {
+                out.drain(..in_tar);
+                return Ok(());
+            }
+            Err(reason) => reason,
+        };
+        out.clear();
+        Err(wrong(reason))
+    }
+
+    /// The window with which a span is inflated.
+    fn checked_window<'w>(
+        &self,
+        id: SpanId,
+        window: &'w [u8],
+    ) -> Result<Option<&'w [u8]>, SpanError> {
+        match self.window_at(id) {
+            None => Ok(None),
+            Some(_) if window.len() == WINDOW_SIZE => Ok(Some(window)),
+            Some(_) => Err(SpanError::Window {
+                id,
+                expected: WINDOW_SIZE as u64,
+                actual: window.len() as u64,
+            }),
+        }
     }
 }

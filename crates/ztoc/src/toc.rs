@@ -1,5 +1,7 @@
 //! One entry of a layer's table of contents.
 
+use crate::entry::{Entry, Records};
+
 /// What kind of file an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FileType {
@@ -88,11 +90,29 @@ pub struct FileMetadata {
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
-
 impl FileMetadata {
-    /// How many bytes of content follow the entry's header. Only regular files have any, whatever
-    /// the size field of other entries says.
+    /// The entry that this is.
+    #[must_use]
+    pub fn as_entry(&self) -> Entry<'_> {
+        Entry {
+            name: &self.name,
+            file_type: self.file_type,
+            uncompressed_offset: self.uncompressed_offset,
+            uncompressed_size: self.uncompressed_size,
+            linkname: &self.linkname,
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+            uname: &self.uname,
+            gname: &self.gname,
+            mod_time: &self.mod_time,
+            devmajor: self.devmajor,
+            devminor: self.devminor,
+            records: Records::Owned(&self.xattrs),
+        }
+    }
+
+    /// As [`Entry::content_len`].
     #[must_use]
     pub const fn content_len(&self) -> u64 {
         match self.file_type {
@@ -101,31 +121,14 @@ impl FileMetadata {
         }
     }
 
-    /// The modification time in seconds and nanoseconds since 1970. `None` where the tar had none
-    /// (Go's zero time, in the year 1) or the text is not an RFC 3339 time.
+    /// As [`Entry::mtime`].
     #[must_use]
     pub fn mtime(&self) -> Option<(i64, u32)> {
-        let time: jiff::Timestamp = self.mod_time.parse().ok()?;
-        let (second, nanosecond) = (time.as_second(), time.subsec_nanosecond());
-        // Before 1970 both parts are negative.
-        let (second, nanosecond) = if nanosecond < 0 {
-            (second - 1, nanosecond + 1_000_000_000)
-        } else {
-            (second, nanosecond)
-        };
-        // 0001-01-01T00:00:00Z
-        if (second, nanosecond) == (-62_135_596_800, 0) {
-            return None;
-        }
-        Some((second, u32::try_from(nanosecond).ok()?))
+        self.as_entry().mtime()
     }
 
-    /// The extended attributes to show: those under `SCHILY.xattr.`, without `trusted.*`, because
-    /// an image must not forge overlay's own marks.
+    /// As [`Entry::posix_xattrs`].
     pub fn posix_xattrs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.xattrs.iter().filter_map(|(key, value)| {
-            let name = key.strip_prefix(XATTR_PREFIX)?;
-            (!name.starts_with(b"trusted.")).then_some((name, value.as_slice()))
-        })
+        self.as_entry().posix_xattrs()
     }
 }

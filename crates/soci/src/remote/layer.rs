@@ -71,12 +71,12 @@ async fn open(
     };
     let parsed = blob.clone();
     let (tree, spans) = tokio::task::spawn_blocking(move || {
-        let parts = Ztoc::parse_index(&parsed)?;
+        let parts = Ztoc::parse_index(parsed)?;
         let options = TreeOptions {
             disable_xattrs,
             ..TreeOptions::default()
         };
-        let tree = Tree::build(&parts.toc, parts.spans.uncompressed_size(), options)?;
+        let tree = Tree::build(&parts.toc(), parts.spans.uncompressed_size(), options)?;
         anyhow::Ok((tree, parts.spans))
     })
     .await

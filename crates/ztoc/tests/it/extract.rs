@@ -87,7 +87,7 @@ fn a_layer_smaller_than_a_span_has_one() {
 #[test]
 fn offsets_find_their_spans() {
     for Golden { name, blob, .. } in crate::golden::all() {
-        let table = Ztoc::parse_index(&blob).unwrap().spans;
+        let table = Ztoc::parse_index(blob.clone()).unwrap().spans;
         for id in (0..table.len()).map(SpanId) {
             let span = table.span(id);
             assert_eq!(

@@ -13,3 +13,4 @@ mod fuzz_seeds;
 mod golden;
 mod index;
 mod layers;
+mod verify;
