@@ -150,10 +150,16 @@ async fn check_says_what_the_daemon_then_does() {
     let file = root.path().join("config.toml");
     let v1_enabled = root.path().join("v1.toml");
     std::fs::write(&v1_enabled, "[pull_modes.soci_v1]\nenable = true\n").unwrap();
-    for (v1, v2) in [(false, false), (true, false), (false, true), (true, true)] {
+    for (v1, v2, always) in [
+        (false, false, false),
+        (false, false, true),
+        (true, false, false),
+        (false, true, false),
+        (true, true, false),
+    ] {
         // A key that the daemon ignores, and that check must ignore as well.
         let config = format!(
-            "[http]\nMaxRetries = 1\nMaxWaitMsec = 50\n[pull_modes.soci_v1]\nenable = {v1}\n\
+            "[http]\nMaxRetries = 1\nMaxWaitMsec = 50\n[trust]\nexplicit_index = {always}\n[pull_modes.soci_v1]\nenable = {v1}\n\
              [pull_modes.soci_v2]\nenable = {v2}\n\
              [pull_modes.parallel_pull_unpack]\nenable = true\ndiscard_unpacked_layers = true\n\
              {NO_BACKGROUND}"
@@ -172,6 +178,7 @@ async fn check_says_what_the_daemon_then_does() {
                 _ => "lazy",
             };
             let expected_explicitly = match kind.name {
+                _ if !v1 && !v2 && !always => "disabled",
                 "plain" | "dangling" | "unreadable" => "no-index",
                 "unauthorised" | "failing" | "unreachable" => "index-unavailable",
                 _ => "lazy",
@@ -181,11 +188,76 @@ async fn check_says_what_the_daemon_then_does() {
                 (Some(kind.index), explicitly, expected_explicitly),
             ];
             for (explicit, check, expected) in cases {
-                let case = format!("{}, v1 {v1}, v2 {v2}, explicit {explicit:?}", kind.name);
+                let case = format!(
+                    "{}, v1 {v1}, v2 {v2}, explicit {explicit:?} ({always})",
+                    kind.name
+                );
                 assert_eq!(check, expected, "check, {case}");
                 let daemon = prepared(&node, &client, kind, explicit).await;
                 assert_eq!(daemon, expected, "daemon, {case}");
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_and_daemon_unpack_images_of_registries_that_are_not_listed() {
+    let root = TestRoot::new().unwrap();
+    let file = root.path().join("config.toml");
+    let node = Node::start(&format!(
+        "[trust]\nlazy_registries = [\"registry.example\"]\n{NO_BACKGROUND}"
+    ));
+    std::fs::copy(node.daemon.config_file(), &file).unwrap();
+    let client = node.client().await;
+    let image = node.small("small", true);
+    let kind = Kind {
+        name: "small",
+        index: Digest::of(b"nothing"),
+        image,
+    };
+    let check = tokio::task::block_in_place(|| predicted(&check(&kind.image, &file, None)));
+    assert_eq!(check, "untrusted-registry");
+    // The layer is unpacked by the daemon: what `prepared` returns is a layer that exists.
+    let daemon = prepared(&node, &client, &kind, None).await;
+    assert_eq!(daemon, "untrusted-registry");
+    let unpacked = node.daemon.log().all();
+    let unpacked = unpacked
+        .iter()
+        .filter(|line| line.contains("\"local-snapshot-prepared\":\"true\""));
+    assert_eq!(unpacked.count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_both_modes_off_no_label_causes_a_request() {
+    // A size below the minimum would have the layer unpacked by us.
+    let node = Node::start(&format!(
+        "[snapshotter]\nmin_layer_size = 10\n[pull_modes.soci_v2]\nenable = false\n{NO_BACKGROUND}"
+    ));
+    let client = node.client().await;
+    let image = node.small("small", true);
+    node.proxy.reset_stats();
+    let remote = |key: &str| format!("containerd.io/snapshot/remote/{key}");
+    let index = Digest::of(b"any").to_string();
+    for (number, more) in [
+        vec![],
+        vec![(remote("soci.index.digest"), index.clone())],
+        vec![(remote("soci.size"), "1".to_owned())],
+        vec![
+            (remote("soci.index.digest"), index),
+            (remote("soci.size"), "1".to_owned()),
+        ],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut labels = image.labels(0);
+        labels.insert(
+            "containerd.io/snapshot.ref".to_owned(),
+            format!("t{number}"),
+        );
+        labels.extend(more);
+        let key = format!("extract {number}");
+        client.prepare_with(&key, "", labels).await.unwrap();
+    }
+    assert_eq!(node.proxy.stats().total().requests, 0);
 }

@@ -4,6 +4,7 @@
 mod access;
 mod pull;
 mod service;
+mod trust;
 
 pub use access::{Blob, Host, Http, Mirror, Resolver};
 pub use pull::{DecompressStream, ParallelPullUnpack, PullMode, PullModes};
@@ -11,6 +12,8 @@ pub use service::{
     BackgroundFetch, ContentStore, CriKeychain, DirectoryCache, Fetch, Fuse, Holder,
     KubeconfigKeychain, LayerStore, Prefetch, Snapshotter,
 };
+
+pub use trust::Trust;
 
 use std::time::Duration;
 
@@ -83,6 +86,8 @@ pub struct Config {
     pub layer_store: LayerStore,
     /// `[holder]`, ours
     pub holder: Holder,
+    /// `[trust]`, ours
+    pub trust: Trust,
 }
 
 impl Default for Config {
@@ -119,6 +124,7 @@ impl Default for Config {
             fetch: Fetch::default(),
             layer_store: LayerStore::default(),
             holder: Holder::default(),
+            trust: Trust::default(),
         }
     }
 }
@@ -174,6 +180,7 @@ impl Section for Config {
         v.table("fetch", &mut self.fetch);
         v.table("layer_store", &mut self.layer_store);
         v.table("holder", &mut self.holder);
+        v.table("trust", &mut self.trust);
     }
 
     fn check(&self) -> Vec<Broken> {

@@ -58,8 +58,8 @@ pub struct Found {
 
 /// Finds the SOCI index of an image.
 ///
-/// The digest that the client names comes first, even if `policy` allows nothing. Next is the
-/// annotation of the image manifest; if it is dangling or names something unreadable, the image has
+/// With a `policy` that allows no look-up no request is made. The digest that the client names comes
+/// first. Next is the annotation of the image manifest; if it is dangling or names something unreadable, the image has
 /// no index: the referrers are asked only if there is no annotation, and their first index is used.
 ///
 /// # Errors
@@ -94,11 +94,11 @@ async fn locate(
     image: ImageQuery<'_>,
     policy: Policy,
 ) -> Result<(Digest, FoundBy), NoIndex> {
+    if !policy.allows_look_up(image.explicit.is_some()) {
+        return Err(NoIndex::Disabled);
+    }
     if let Some(explicit) = image.explicit {
         return Ok((explicit, FoundBy::Explicit));
-    }
-    if !policy.soci_v1 && !policy.soci_v2 {
-        return Err(NoIndex::Disabled);
     }
     let v2 = if policy.soci_v2 {
         if let Some(digest) = annotated(source, image).await? {
@@ -324,14 +324,19 @@ mod tests {
                 "unreachable",
             ),
         ];
-        let outcome = async |image: &Image, explicit, soci_v1, soci_v2| {
+        let outcome = async |image: &Image, explicit, soci_v1, soci_v2, explicit_index| {
             let digest = Digest::of(b"manifest");
             let query = ImageQuery {
                 digest,
                 manifest: None,
                 explicit,
             };
-            match find(image, query, Policy { soci_v1, soci_v2 }).await {
+            let policy = Policy {
+                soci_v1,
+                soci_v2,
+                explicit_index,
+            };
+            match find(image, query, policy).await {
                 Ok(found) => found.by.to_string(),
                 Err(none) => match LayerRefusal::from(none) {
                     LayerRefusal::IndexUnavailable {
@@ -345,13 +350,17 @@ mod tests {
         for (kind, image, expected, explicit) in cases {
             let policies = [(false, false), (true, false), (false, true), (true, true)];
             for ((v1, v2), expected) in policies.into_iter().zip(expected) {
-                let found = outcome(&image, None, v1, v2).await;
-                assert!(
-                    found.starts_with(expected),
-                    "{kind}, v1 {v1}, v2 {v2}: {found}"
-                );
-                let given = outcome(&image, Some(Digest::of(INDEX)), v1, v2).await;
-                assert_eq!(given, explicit, "{kind}, v1 {v1}, v2 {v2}");
+                for always in [false, true] {
+                    let case = format!("{kind}, v1 {v1}, v2 {v2}, explicit_index {always}");
+                    let found = outcome(&image, None, v1, v2, always).await;
+                    assert!(found.starts_with(expected), "{case}: {found}");
+                    let given = outcome(&image, Some(Digest::of(INDEX)), v1, v2, always).await;
+                    let explicit = match v1 || v2 || always {
+                        true => explicit,
+                        false => "disabled",
+                    };
+                    assert_eq!(given, explicit, "{case}");
+                }
             }
         }
     }
@@ -370,6 +379,7 @@ mod tests {
         let v2 = Policy {
             soci_v1: false,
             soci_v2: true,
+            explicit_index: false,
         };
         let plain = text(Image::default(), v2).await;
         for part in [

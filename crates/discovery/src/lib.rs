@@ -8,12 +8,14 @@
 #![forbid(unsafe_code)]
 
 mod find;
+mod lazy_registries;
 mod no_index;
 mod policy;
 mod report;
 mod source;
 
 pub use find::{Found, FoundBy, ImageQuery, MAX_INDEX_SIZE, find};
+pub use lazy_registries::LazyRegistries;
 pub use no_index::NoIndex;
 pub use policy::Policy;
 pub use report::{LazyReport, lazy_report, reason_without_ztoc};

@@ -6,8 +6,11 @@ use soci_registry::{ErrorKind, RegistryError};
 /// The reason why no index was found. The sentence does not repeat the causes.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum NoIndex {
-    /// The policy allows no kind of index, and the client names none.
-    #[error("both [pull_modes.soci_v1] and [pull_modes.soci_v2] are disabled")]
+    /// The policy allows no look-up.
+    #[error(
+        "[pull_modes.soci_v1] and [pull_modes.soci_v2] are disabled; with explicit_index = true in \
+         [trust] an index that the client names would be used"
+    )]
     Disabled,
     /// The image has no index of an allowed kind, or a dangling or unreadable one.
     #[error("{reason}")]

@@ -49,6 +49,15 @@ pub enum LayerRefusal {
         /// The configured limit in bytes.
         minimum: u64,
     },
+    /// Images of this repository are not mounted lazily.
+    #[error(
+        "no prefix in lazy_registries of [trust] covers {repository}: its layers are verified and \
+         unpacked before they are used"
+    )]
+    UntrustedRegistry {
+        /// Registry and repository of the image.
+        repository: String,
+    },
     /// The client did not send a label that is needed.
     #[error(
         "the label {label} is missing: the client must pass snapshot annotations \
@@ -82,12 +91,13 @@ pub enum LayerRefusal {
 
 impl LayerRefusal {
     /// All codes, in the order of the variants.
-    pub const CODES: [&'static str; 9] = [
+    pub const CODES: [&'static str; 10] = [
         "disabled",
         "no-index",
         "index-unavailable",
         "no-ztoc",
         "below-min-size",
+        "untrusted-registry",
         "missing-label",
         "invalid-label",
         "unpack-failed",
@@ -103,6 +113,7 @@ impl LayerRefusal {
             Self::IndexUnavailable { .. } => "index-unavailable",
             Self::NoZtoc { .. } => "no-ztoc",
             Self::BelowMinSize { .. } => "below-min-size",
+            Self::UntrustedRegistry { .. } => "untrusted-registry",
             Self::MissingLabel { .. } => "missing-label",
             Self::InvalidLabel { .. } => "invalid-label",
             Self::UnpackFailed { .. } => "unpack-failed",
@@ -185,6 +196,9 @@ mod tests {
             LayerRefusal::BelowMinSize {
                 size: 1,
                 minimum: 2,
+            },
+            LayerRefusal::UntrustedRegistry {
+                repository: String::new(),
             },
             LayerRefusal::missing_label(""),
             LayerRefusal::invalid_label("", ""),

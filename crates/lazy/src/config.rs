@@ -37,6 +37,8 @@ pub struct Components {
 pub struct LazyConfig {
     /// Which kinds of SOCI index are looked for.
     pub policy: soci_discovery::Policy,
+    /// The registries whose images may be lazy.
+    pub lazy_registries: soci_discovery::LazyRegistries,
     /// Compressed size in bytes below which layers are not mounted lazily.
     pub min_layer_size: u64,
     /// Longest time for finding the index and for fetching a layer's zTOC, together.
@@ -72,7 +74,9 @@ impl Default for LazyConfig {
             policy: soci_discovery::Policy {
                 soci_v1: false,
                 soci_v2: true,
+                explicit_index: false,
             },
+            lazy_registries: soci_discovery::LazyRegistries::default(),
             min_layer_size: 0,
             mount_timeout: Duration::from_secs(30),
             attr_timeout: Duration::from_secs(1),

@@ -40,4 +40,4 @@ pub use inherited::InheritedError;
 pub use lazy_layers::LazyLayers;
 pub use preflight::{PreflightError, preflight};
 pub use report::MountReport;
-pub use soci_discovery::Policy;
+pub use soci_discovery::{LazyRegistries, Policy};

@@ -11,6 +11,17 @@ use crate::index_files::FoundIndex;
 use crate::lower_tree::LowerTree;
 use crate::mount_table::MountTable;
 
+/// The layers of an image that cannot be lazy, as far as that is known.
+#[derive(Clone, Copy)]
+pub(crate) enum LayersToUnpack<'a> {
+    /// None of them can.
+    All,
+    /// Those below the least size; no index was looked up.
+    Small,
+    /// Those, and the ones that the index does not list.
+    SmallOrNotIn(&'a FoundIndex),
+}
+
 /// Unpacks layers, also on top of lazy ones.
 pub(crate) struct LocalUnpack {
     pub(crate) unpacker: Unpacker,
@@ -58,18 +69,23 @@ impl LocalUnpack {
         Ok(())
     }
 
-    /// Begins to fetch the layers above that cannot be lazy, because their Prepares follow: those
-    /// that are too small, and those that the index, if it is known, does not list.
+    /// Begins to fetch the layers above that cannot be lazy, because their Prepares follow.
     pub(crate) fn fetch_above(
         &self,
         namespace: &str,
         below: &ImageLayer,
-        found: Option<&FoundIndex>,
+        which: LayersToUnpack<'_>,
     ) {
         for above in &below.above {
             let too_small = above.size.is_some_and(|size| size < self.min_layer_size);
-            let unlisted = found.is_some_and(|found| found.index.ztoc_for(&above.layer).is_none());
-            if too_small || unlisted {
+            let unpacked = match which {
+                LayersToUnpack::All => true,
+                LayersToUnpack::Small => too_small,
+                LayersToUnpack::SmallOrNotIn(found) => {
+                    too_small || found.index.ztoc_for(&above.layer).is_none()
+                }
+            };
+            if unpacked {
                 self.unpacker.fetch_ahead(LayerOfImage {
                     namespace: namespace.to_owned(),
                     reference: below.image.reference.clone(),

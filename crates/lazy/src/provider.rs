@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use soci_discovery::NoIndex;
 use soci_layer::{
     LayerProvider, LayerRefusal, LayerRequest, MountedInfo, OverlayXattr, ProviderError, Purpose,
     Restored, UnpackRequest,
@@ -21,6 +22,7 @@ use crate::index_files::FoundIndex;
 use crate::inherited::InheritedConnection;
 use crate::layer_loader::layer_key;
 use crate::lease::Lease;
+use crate::local_unpack::LayersToUnpack;
 use crate::mount_table::{Mount, ReadyLayer};
 use crate::open_layer::OpenLayer;
 use crate::view::ViewOptions;
@@ -110,13 +112,14 @@ impl LazyLayers {
         let prepare = request.purpose == Purpose::ImageLayer;
         // A layer that was mounted before stays lazy, whatever the configuration is now.
         if prepare {
-            self.check_size(&request.namespace, layer)?;
+            self.check_allowed(&request.namespace, layer)?;
         }
         let (found, ztoc) = self.ztoc_of(layer, prepare).await?;
         if prepare {
             self.opener.open_above(layer, &found);
             let namespace = &request.namespace;
-            self.unpack.fetch_above(namespace, layer, Some(&found));
+            let unlisted = LayersToUnpack::SmallOrNotIn(&found);
+            self.unpack.fetch_above(namespace, layer, unlisted);
         }
         let mount = async {
             let lease = self.open(layer, &ztoc, deadline).await?;
@@ -145,12 +148,27 @@ impl LazyLayers {
         opener.leaving_nothing_new(layer_key(&ztoc), mount).await
     }
 
-    /// Refuses a layer that is too small, and begins to fetch those above it that are so, too.
-    fn check_size(&self, namespace: &str, layer: &ImageLayer) -> Result<(), LayerRefusal> {
+    /// Refuses a layer that the configuration does not allow to be lazy, and begins to fetch those
+    /// above it that will be unpacked as well.
+    fn check_allowed(&self, namespace: &str, layer: &ImageLayer) -> Result<(), LayerRefusal> {
+        // First: if nothing may be lazy, no label causes a request.
+        if !self
+            .config
+            .policy
+            .allows_look_up(layer.image.explicit_index.is_some())
+        {
+            return Err(NoIndex::Disabled.into());
+        }
+        let trusted = self.config.lazy_registries.check(&layer.image.reference);
+        trusted.inspect_err(|_| {
+            self.unpack
+                .fetch_above(namespace, layer, LayersToUnpack::All);
+        })?;
         let minimum = self.config.min_layer_size;
         match layer.size {
             Some(size) if size < minimum => {
-                self.unpack.fetch_above(namespace, layer, None);
+                self.unpack
+                    .fetch_above(namespace, layer, LayersToUnpack::Small);
                 Err(LayerRefusal::BelowMinSize { size, minimum })
             }
             _ => Ok(()),

@@ -82,7 +82,9 @@ pub(crate) fn lazy(config: &Config) -> LazyConfig {
         policy: soci_lazy::Policy {
             soci_v1: config.pull_modes.soci_v1.enable,
             soci_v2: config.pull_modes.soci_v2.enable,
+            explicit_index: config.trust.explicit_index,
         },
+        lazy_registries: soci_lazy::LazyRegistries::new(config.trust.lazy_registries.clone()),
         min_layer_size: config.snapshotter.min_layer_size,
         mount_timeout: config.mount_timeout,
         attr_timeout: config.fuse.attr_timeout,

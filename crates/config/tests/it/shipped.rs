@@ -78,6 +78,7 @@ fn changed(key: &Key) -> String {
         ("enable" | "experimental_parallel_pull_as_fallback", _) if table.contains("parallel") => {
             "true\ndiscard_unpacked_layers = true"
         }
+        (_, "[]") => "['registry.example']",
         (_, "true") => "false",
         (_, "false") => "true",
         (_, text) if text.starts_with('"') => "'/x'",

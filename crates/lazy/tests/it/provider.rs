@@ -389,11 +389,12 @@ fn an_index_of_version_1_is_found_among_the_referrers_where_that_is_enabled() {
         check_contents(request.mountpoint.clone()).await;
         unmount(&lazy, &request.mountpoint).await;
 
-        // A client that names the index itself gets it with both switched off.
+        // A client that names the index itself gets it with both switched off, where that is allowed.
         let lazy = world.lazy(LazyConfig {
             policy: Policy {
                 soci_v1: false,
                 soci_v2: false,
+                explicit_index: true,
             },
             ..LazyConfig::default()
         });

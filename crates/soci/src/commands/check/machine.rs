@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use soci_config::Config;
-use soci_discovery::Policy;
+use soci_discovery::{LazyRegistries, Policy};
 
 /// Default address of the daemon.
 const SOCKET: &str = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock";
@@ -37,7 +37,13 @@ impl Machine {
         Policy {
             soci_v1: modes.soci_v1.enable,
             soci_v2: modes.soci_v2.enable,
+            explicit_index: self.config.trust.explicit_index,
         }
+    }
+
+    /// Returns the registries whose images may be lazy.
+    pub(super) fn lazy_registries(&self) -> LazyRegistries {
+        LazyRegistries::new(self.config.trust.lazy_registries.clone())
     }
 
     /// Returns the compressed size in bytes from which layers are lazy.

@@ -1,7 +1,7 @@
 //! The report of `soci check` about an image and its layers.
 
 use serde::Serialize;
-use soci_discovery::reason_without_ztoc;
+use soci_discovery::{NoIndex, reason_without_ztoc};
 use soci_layer::LayerRefusal;
 use soci_oci::media_types::{LayerCompression, layer_compression};
 use soci_oci::{Descriptor, Digest};
@@ -68,8 +68,14 @@ impl Report {
         lookup: &Lookup,
         machine: &Machine,
     ) -> anyhow::Result<Self> {
-        let refusal = lookup.used.as_ref().err().cloned();
-        let refusal = refusal.map(LayerRefusal::from);
+        let refusal = match lookup.used.as_ref().err().cloned() {
+            Some(NoIndex::Disabled) => Some(NoIndex::Disabled.into()),
+            // No index is looked up then.
+            none => match machine.lazy_registries().check(&image.reference) {
+                Err(refusal) => Some(refusal),
+                Ok(()) => none.map(LayerRefusal::from),
+            },
+        };
         let mut layers = Vec::new();
         for layer in &image.manifest.layers {
             let minimum = machine.min_layer_size();
@@ -156,7 +162,13 @@ impl Layer {
         let ztoc = lookup.shown();
         let ztoc = ztoc.and_then(|found| found.index.ztoc_for(&layer.digest));
         // In the order in which the daemon decides.
-        let why_not = if layer.size < minimum {
+        let not_allowed = refusal.filter(|refusal| {
+            use LayerRefusal::{Disabled, UntrustedRegistry};
+            matches!(refusal, Disabled { .. } | UntrustedRegistry { .. })
+        });
+        let why_not = if let Some(refusal) = not_allowed {
+            Some((refusal.code(), without_index(lookup, refusal).to_owned()))
+        } else if layer.size < minimum {
             let reason = format!(
                 "smaller than min_layer_size = {minimum} of the snapshotter's configuration"
             );
@@ -200,6 +212,9 @@ impl Layer {
 fn without_index(lookup: &Lookup, refusal: &LayerRefusal) -> &'static str {
     match refusal {
         LayerRefusal::IndexUnavailable { .. } => "the image's index cannot be looked up",
+        LayerRefusal::UntrustedRegistry { .. } => {
+            "[trust] lazy_registries does not list the registry"
+        }
         _ if lookup.unused.is_some() => "the image's index is not used on this machine",
         _ => "the image has no index",
     }
