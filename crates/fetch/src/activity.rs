@@ -1,4 +1,4 @@
-//! When the fetcher was last in use: by readers, by registries, and by the layer store.
+//! When the fetcher was last in use: by readers and by the layer store.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,8 +15,6 @@ pub(crate) struct Activity {
     silence_period: Duration,
     /// The last mount, or read that needed the network.
     last_use: AtomicU64,
-    /// The last bytes from a registry.
-    last_arrival: AtomicU64,
     /// End of the pause after a failure of the store.
     store_pause: AtomicU64,
 }
@@ -28,7 +26,6 @@ impl Activity {
             started: Instant::now(),
             silence_period,
             last_use: AtomicU64::new(0),
-            last_arrival: AtomicU64::new(0),
             store_pause: AtomicU64::new(0),
         }
     }
@@ -40,16 +37,6 @@ impl Activity {
     /// Records a mount, or a read that needs the network.
     pub(crate) fn note_use(&self) {
         self.last_use.store(self.millis(), Ordering::Relaxed);
-    }
-
-    /// Records that bytes arrived from a registry.
-    pub(crate) fn note_arrival(&self) {
-        self.last_arrival.store(self.millis(), Ordering::Relaxed);
-    }
-
-    /// When bytes last arrived from a registry, or the fetcher was started.
-    pub(crate) fn last_arrival(&self) -> Instant {
-        self.started + Duration::from_millis(self.last_arrival.load(Ordering::Relaxed))
     }
 
     /// Whether there has been no use for long enough to allow background work.

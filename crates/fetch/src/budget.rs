@@ -1,7 +1,10 @@
-//! The memory budget: a semaphore over bytes that grants the most urgent request first.
+//! The memory budget: a semaphore over bytes that grants the most urgent request first, and shares
+//! between origins.
 //!
-//! A quarter is reserved for demand. A request larger than the whole budget is granted when nothing
-//! else is in use, so that a span of any size can be handled, alone.
+//! A quarter is reserved for demand. An origin may use at most twice what then remains free, so
+//! that some is left whatever one of them does. A request larger than the whole budget is granted
+//! when nothing else is in use, so that a span of any size can be handled, alone; some smaller ones
+//! may pass it while it waits.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,8 +12,11 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::priority::Priority;
-use crate::span_key::{LayerId, SpanKey};
+use crate::span_key::{LayerId, OriginId, SpanKey};
 use crate::sync::Mutex;
+
+/// Number of requests of the same priority that may pass one that does not fit.
+const MOST_PASSES: u32 = 8;
 
 /// The memory budget.
 #[derive(Debug)]
@@ -22,6 +28,7 @@ pub(crate) struct Budget {
 #[derive(Debug, Default)]
 struct State {
     used: u64,
+    by_origin: BTreeMap<OriginId, u64>,
     peak: u64,
     next: u64,
     waiting: BTreeMap<(Priority, u64), Waiter>,
@@ -30,20 +37,33 @@ struct State {
 #[derive(Debug)]
 struct Waiter {
     bytes: u64,
+    origin: OriginId,
     key: SpanKey,
+    /// Number of later requests that were granted before it, because they are smaller.
+    passed: u32,
     grant: oneshot::Sender<()>,
+}
+
+/// Why a request has to wait.
+#[derive(Debug, PartialEq, Eq)]
+enum Obstacle {
+    /// Too little is free.
+    Room,
+    /// Its origin has its share.
+    Share,
 }
 
 /// Bytes of the budget. Dropping it returns them.
 #[derive(Debug)]
 pub(crate) struct Permit {
     budget: Arc<Budget>,
+    origin: OriginId,
     bytes: u64,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.budget.release(self.bytes);
+        self.budget.release(self.origin, self.bytes);
     }
 }
 
@@ -51,6 +71,7 @@ impl Drop for Permit {
 struct QueueTicket {
     budget: Arc<Budget>,
     number: u64,
+    origin: OriginId,
     bytes: u64,
     taken: bool,
 }
@@ -62,7 +83,8 @@ impl Drop for QueueTicket {
         }
         let left = self.budget.state.lock().leave(self.number);
         // The waiters behind it may fit now.
-        self.budget.release(if left { 0 } else { self.bytes });
+        let bytes = if left { 0 } else { self.bytes };
+        self.budget.release(self.origin, bytes);
     }
 }
 
@@ -94,38 +116,38 @@ impl Budget {
 
     /// Raises the priority of the request that waits for a span, unless it is as urgent already.
     pub(crate) fn raise_priority(&self, key: SpanKey, priority: Priority) {
-        let raised = self.state.lock().raise_priority(key, priority);
-        if raised {
-            self.release(0);
+        let mut state = self.state.lock();
+        if state.raise_priority(key, priority) {
+            self.grant(&mut state);
         }
     }
 
-    /// Waits until `bytes` bytes are granted for a span.
+    /// Waits until `bytes` bytes are granted for a span that comes from `origin`.
     pub(crate) async fn acquire(
         self: &Arc<Self>,
         bytes: u64,
         priority: Priority,
         key: SpanKey,
+        origin: OriginId,
     ) -> Permit {
         let (granted, mut ticket) = {
             let mut state = self.state.lock();
-            let more_urgent = state
-                .waiting
-                .first_key_value()
-                .is_some_and(|((first, _), _)| *first <= priority);
-            if !more_urgent && self.fits(&state, bytes, priority) {
-                state.take(bytes);
-                let budget = self.clone();
-                return Permit { budget, bytes };
-            }
             let number = state.next;
             state.next += 1;
             let (grant, granted) = oneshot::channel();
-            let waiter = Waiter { bytes, key, grant };
+            let waiter = Waiter {
+                bytes,
+                origin,
+                key,
+                passed: 0,
+                grant,
+            };
             state.waiting.insert((priority, number), waiter);
+            self.grant(&mut state);
             let ticket = QueueTicket {
                 budget: self.clone(),
                 number,
+                origin,
                 bytes,
                 taken: false,
             };
@@ -136,31 +158,79 @@ impl Budget {
         ticket.taken = true;
         Permit {
             budget: self.clone(),
+            origin,
             bytes,
         }
     }
 
-    fn fits(&self, state: &State, bytes: u64, priority: Priority) -> bool {
+    fn obstacle(&self, state: &State, waiter: &Waiter, priority: Priority) -> Option<Obstacle> {
         let limit = match priority {
             Priority::Demand => self.total,
             _ => self.total - self.total / 4,
         };
-        state.used == 0 || state.used.saturating_add(bytes) <= limit
+        if state.used == 0 {
+            return None;
+        }
+        let used = state.used.saturating_add(waiter.bytes);
+        if used > limit {
+            return Some(Obstacle::Room);
+        }
+        let by_origin = state.by_origin.get(&waiter.origin).copied().unwrap_or(0);
+        let left = self.total.saturating_sub(used);
+        let share = by_origin.saturating_add(waiter.bytes) <= left.saturating_mul(2);
+        (by_origin > 0 && !share).then_some(Obstacle::Share)
     }
 
-    fn release(&self, bytes: u64) {
+    fn release(&self, origin: OriginId, bytes: u64) {
         let mut state = self.state.lock();
         state.used = state.used.saturating_sub(bytes);
-        // In order: a large request must not starve behind small ones.
-        while let Some((key, waiter)) = state.waiting.first_key_value() {
-            let (key, bytes) = (*key, waiter.bytes);
-            if !self.fits(&state, bytes, key.0) {
-                break;
+        if let Some(used) = state.by_origin.get_mut(&origin) {
+            *used = used.saturating_sub(bytes);
+            if *used == 0 {
+                state.by_origin.remove(&origin);
             }
-            state.take(bytes);
-            if let Some(waiter) = state.waiting.remove(&key) {
-                // If the receiver is gone, its ticket returns the bytes.
-                let _ = waiter.grant.send(());
+        }
+        self.grant(&mut state);
+    }
+
+    /// Grants what fits, in order. A request that does not fit lets some smaller ones of its
+    /// priority pass, but is not starved by them; one whose origin has its share holds up none.
+    fn grant(&self, state: &mut State) {
+        let mut held_up: Vec<(Priority, u64)> = Vec::new();
+        let mut after = None;
+        loop {
+            let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
+            let mut rest = state.waiting.range((from, std::ops::Bound::Unbounded));
+            let Some((key, waiter)) = rest.next() else {
+                return;
+            };
+            let key = *key;
+            after = Some(key);
+            if held_up.first().is_some_and(|first| first.0 < key.0) {
+                return;
+            }
+            match self.obstacle(state, waiter, key.0) {
+                None => {
+                    if let Some(waiter) = state.waiting.remove(&key) {
+                        state.take(waiter.origin, waiter.bytes);
+                        // If the receiver is gone, its ticket returns the bytes.
+                        let _ = waiter.grant.send(());
+                    }
+                    for passed in &held_up {
+                        if let Some(waiter) = state.waiting.get_mut(passed) {
+                            waiter.passed += 1;
+                        }
+                    }
+                }
+                Some(Obstacle::Share) => {}
+                Some(Obstacle::Room) => held_up.push(key),
+            }
+            let starved = |key: &(Priority, u64)| {
+                let waiter = state.waiting.get(key);
+                waiter.is_some_and(|waiter| waiter.passed >= MOST_PASSES)
+            };
+            if held_up.iter().any(starved) {
+                return;
             }
         }
     }
@@ -185,8 +255,10 @@ impl State {
         true
     }
 
-    fn take(&mut self, bytes: u64) {
+    fn take(&mut self, origin: OriginId, bytes: u64) {
         self.used = self.used.saturating_add(bytes);
+        let used = self.by_origin.entry(origin).or_default();
+        *used = used.saturating_add(bytes);
         self.peak = self.peak.max(self.used);
     }
 }
@@ -198,6 +270,9 @@ mod tests {
     use super::*;
 
     const FIRST: SpanKey = key(0, 0);
+    const ORIGIN: OriginId = OriginId(0);
+    const OTHER: OriginId = OriginId(1);
+    const THIRD: OriginId = OriginId(2);
 
     const fn key(layer: u64, span: u32) -> SpanKey {
         let layer = LayerId(layer);
@@ -213,11 +288,13 @@ mod tests {
     fn demand_comes_first_and_has_a_reserve() {
         check(|| async {
             let budget = Budget::new(100);
-            let first = budget.acquire(75, Priority::Background, FIRST).await;
-            let mut background = Box::pin(budget.acquire(10, Priority::Background, FIRST));
+            let first = budget
+                .acquire(75, Priority::Background, FIRST, ORIGIN)
+                .await;
+            let mut background = Box::pin(budget.acquire(10, Priority::Background, FIRST, ORIGIN));
             assert!((&mut background).now_or_never().is_none());
-            let reserve = budget.acquire(25, Priority::Demand, FIRST).await;
-            let mut demand = Box::pin(budget.acquire(60, Priority::Demand, FIRST));
+            let reserve = budget.acquire(25, Priority::Demand, FIRST, OTHER).await;
+            let mut demand = Box::pin(budget.acquire(60, Priority::Demand, FIRST, THIRD));
             assert!((&mut demand).now_or_never().is_none());
             drop(first);
             let demand = demand.now_or_never().unwrap();
@@ -232,11 +309,15 @@ mod tests {
     fn what_is_larger_than_the_budget_is_served_alone() {
         check(|| async {
             let budget = Budget::new(100);
-            let small = budget.acquire(1, Priority::Demand, FIRST).await;
-            let mut large = Box::pin(budget.acquire(1000, Priority::Demand, FIRST));
+            let mut small = budget.acquire(1, Priority::Demand, FIRST, ORIGIN).await;
+            let mut large = Box::pin(budget.acquire(1000, Priority::Demand, FIRST, ORIGIN));
             assert!((&mut large).now_or_never().is_none());
-            // Smaller ones do not overtake it for ever.
-            let mut other = Box::pin(budget.acquire(1, Priority::Demand, FIRST));
+            // Smaller ones pass it, but not for ever.
+            for _ in 0..MOST_PASSES {
+                let next = budget.acquire(1, Priority::Demand, FIRST, OTHER);
+                small = next.now_or_never().unwrap();
+            }
+            let mut other = Box::pin(budget.acquire(1, Priority::Demand, FIRST, OTHER));
             assert!((&mut other).now_or_never().is_none());
             drop(small);
             let large = large.now_or_never().unwrap();
@@ -247,12 +328,46 @@ mod tests {
     }
 
     #[test]
+    fn an_origin_that_holds_what_it_has_leaves_room_for_others() {
+        check(|| async {
+            let budget = Budget::new(100);
+            let mut held = Vec::new();
+            for origin in 0..3 {
+                loop {
+                    let next = budget.acquire(5, Priority::Demand, FIRST, OriginId(origin));
+                    let Some(permit) = next.now_or_never() else {
+                        break;
+                    };
+                    held.push(permit);
+                }
+            }
+            // Each leaves at least half of what it has.
+            let of = |origin| {
+                let held = held
+                    .iter()
+                    .filter(|permit| permit.origin == OriginId(origin));
+                held.count()
+            };
+            assert_eq!([of(0), of(1), of(2)], [13, 4, 2]);
+            let mut waits = Box::pin(budget.acquire(5, Priority::Demand, FIRST, ORIGIN));
+            assert!((&mut waits).now_or_never().is_none());
+            // It waits for its own bytes, and holds up none of the others.
+            let other = budget.acquire(1, Priority::Readahead, FIRST, OriginId(9));
+            assert!(other.now_or_never().is_none(), "the reserve is for demand");
+            let other = budget.acquire(1, Priority::Demand, FIRST, OriginId(9));
+            other.now_or_never().unwrap();
+            held.retain(|permit| permit.origin == OriginId(1));
+            waits.now_or_never().unwrap();
+        });
+    }
+
+    #[test]
     fn what_a_reader_begins_to_wait_for_overtakes() {
         check(|| async {
             let budget = Budget::new(100);
-            let first = budget.acquire(75, Priority::Demand, FIRST).await;
-            let mut ahead = Box::pin(budget.acquire(20, Priority::Readahead, key(1, 7)));
-            let mut demand = Box::pin(budget.acquire(50, Priority::Demand, key(1, 8)));
+            let first = budget.acquire(75, Priority::Demand, FIRST, ORIGIN).await;
+            let mut ahead = Box::pin(budget.acquire(20, Priority::Readahead, key(1, 7), OTHER));
+            let mut demand = Box::pin(budget.acquire(50, Priority::Demand, key(1, 8), THIRD));
             assert!((&mut ahead).now_or_never().is_none());
             assert!((&mut demand).now_or_never().is_none());
             budget.raise_priority(key(1, 7), Priority::Demand);
@@ -269,10 +384,14 @@ mod tests {
     fn waiters_behind_one_that_goes_away_move_up() {
         check(|| async {
             let budget = Budget::new(100);
-            let first = budget.acquire(50, Priority::Demand, FIRST).await;
-            let mut gone = Box::pin(budget.acquire(100, Priority::Demand, key(1, 1)));
-            let mut behind = Box::pin(budget.acquire(10, Priority::Demand, key(1, 2)));
+            let first = budget.acquire(50, Priority::Demand, FIRST, ORIGIN).await;
+            let mut gone = Box::pin(budget.acquire(100, Priority::Demand, key(1, 1), ORIGIN));
+            let mut behind = Box::pin(budget.acquire(10, Priority::Demand, key(1, 2), OTHER));
             assert!((&mut gone).now_or_never().is_none());
+            for _ in 0..MOST_PASSES {
+                let passing = budget.acquire(1, Priority::Demand, FIRST, THIRD);
+                drop(passing.now_or_never().unwrap());
+            }
             assert!((&mut behind).now_or_never().is_none());
             drop(gone);
             drop(behind.now_or_never().unwrap());
@@ -285,11 +404,12 @@ mod tests {
     fn a_waiter_that_goes_away_takes_nothing_with_it() {
         check(|| async {
             let budget = Budget::new(100);
-            let first = budget.acquire(100, Priority::Demand, FIRST).await;
-            let mut gone = Box::pin(budget.acquire(100, Priority::Demand, FIRST));
+            let first = budget.acquire(100, Priority::Demand, FIRST, ORIGIN).await;
+            let mut gone = Box::pin(budget.acquire(100, Priority::Demand, FIRST, ORIGIN));
             assert!((&mut gone).now_or_never().is_none());
             drop(gone);
-            let mut granted_and_gone = Box::pin(budget.acquire(100, Priority::Demand, FIRST));
+            let mut granted_and_gone =
+                Box::pin(budget.acquire(100, Priority::Demand, FIRST, ORIGIN));
             assert!((&mut granted_and_gone).now_or_never().is_none());
             drop(first);
             drop(granted_and_gone);

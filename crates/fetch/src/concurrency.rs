@@ -17,10 +17,11 @@ use crate::budget::Budget;
 use crate::delivery::deliver;
 use crate::pending_read::PendingRead;
 use crate::priority::Priority;
+use crate::read_error::Cause;
 use crate::schedule::{
-    Conditions, Effect, Outcome, Schedule, ScheduleConfig, SpanLayout, WantResult,
+    Conditions, Effect, Health, Outcome, Schedule, ScheduleConfig, SpanLayout, WantResult,
 };
-use crate::span_key::{LayerId, SpanKey};
+use crate::span_key::{LayerId, OriginId, SpanKey};
 use crate::sync::Mutex;
 
 fn check(test: impl Fn() + Send + Sync + 'static) {
@@ -74,14 +75,15 @@ fn the_budget_is_never_exceeded_and_every_waiter_gets_its_turn() {
         let budget = Budget::new(100);
         let used = Arc::new(AtomicU64::new(0));
         let takers = [
-            (60, Priority::Demand),
-            (70, Priority::Readahead),
-            (30, Priority::Background),
+            (60, Priority::Demand, OriginId(0)),
+            (70, Priority::Readahead, OriginId(1)),
+            (30, Priority::Background, OriginId(0)),
         ];
-        let takers = takers.map(|(bytes, priority)| {
+        let takers = takers.map(|(bytes, priority, origin)| {
             let (budget, used) = (budget.clone(), used.clone());
             thread::spawn(move || {
-                let permit = shuttle::future::block_on(budget.acquire(bytes, priority, KEY));
+                let permit =
+                    shuttle::future::block_on(budget.acquire(bytes, priority, KEY, origin));
                 let before = used.fetch_add(bytes, Ordering::SeqCst);
                 assert!(before + bytes <= 100);
                 thread::yield_now();
@@ -94,7 +96,7 @@ fn the_budget_is_never_exceeded_and_every_waiter_gets_its_turn() {
         // A waiter that goes away, before or after it was granted its bytes.
         let leaving = budget.clone();
         let leaver = thread::spawn(move || {
-            let mut waiting = Box::pin(leaving.acquire(50, Priority::Demand, KEY));
+            let mut waiting = Box::pin(leaving.acquire(50, Priority::Demand, KEY, OriginId(1)));
             let now = futures::FutureExt::now_or_never(&mut waiting);
             thread::yield_now();
             drop((now, waiting));
@@ -121,6 +123,14 @@ impl SpanLayout for OneSpan {
     fn ignores_ranges(&self) -> bool {
         false
     }
+
+    fn origin(&self) -> String {
+        "registry.example".to_owned()
+    }
+
+    fn origin_failing(&self, _: u32, _: &str, error: &Cause) -> ReadError {
+        ReadError::Store(error.clone())
+    }
 }
 
 /// Counts the answers to one reader.
@@ -140,8 +150,8 @@ impl Fetching {
             read_timeout: Duration::from_secs(60),
             negative_backoff: Duration::ZERO,
         };
-        let mut schedule = Schedule::new(config, Instant::now());
-        schedule.add_layer(LAYER, OneSpan);
+        let mut schedule = Schedule::new(config);
+        schedule.add_layer(LAYER, OneSpan, Instant::now());
         Arc::new(Self {
             schedule: Mutex::new(schedule),
             stored: AtomicBool::new(false),
@@ -173,7 +183,6 @@ impl Fetching {
         let now = Instant::now();
         let conditions = Conditions {
             now,
-            last_arrival: now,
             background_allowed: true,
         };
         let effects = self.schedule.lock().start_requests(conditions);
@@ -187,6 +196,7 @@ impl Fetching {
             if breaks {
                 outcome = Outcome::Broken {
                     transient: true,
+                    health: Health::Unknown,
                     error: &|_| ReadError::Abandoned,
                 };
             } else if receiving.is_some() {
@@ -211,7 +221,7 @@ fn answer_all(effects: Vec<Effect<OneSpan, Reader>>) {
         match effect {
             Effect::Fail(failed) => failed.waiters.into_iter().for_each(answer),
             Effect::AnswerClosed(waiters) => waiters.into_iter().for_each(answer),
-            Effect::Start(_) | Effect::Abort(_) => {}
+            Effect::Start(_) | Effect::Abort(_) | Effect::Circuit(_) => {}
         }
     }
 }

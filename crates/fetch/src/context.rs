@@ -14,7 +14,7 @@ use crate::pending_read::PendingRead;
 use crate::priority::Priority;
 use crate::schedule::{Conditions, Schedule, ScheduleConfig};
 use crate::served_layer::ServedLayer;
-use crate::span_key::{LayerId, SpanKey};
+use crate::span_key::{LayerId, OriginId, SpanKey};
 use crate::stats::Counters;
 use crate::sync::Mutex;
 use crate::unsaved::UnsavedSpans;
@@ -43,7 +43,7 @@ impl Context {
             negative_backoff: config.negative_backoff,
         };
         Self {
-            schedule: Mutex::new(Schedule::new(schedule, Instant::now())),
+            schedule: Mutex::new(Schedule::new(schedule)),
             budget: Budget::new(config.memory_budget),
             unsaved: UnsavedSpans::new(config.memory_budget / 4),
             activity: Activity::new(config.background.silence_period),
@@ -56,15 +56,20 @@ impl Context {
     pub(crate) fn conditions(&self) -> Conditions {
         Conditions {
             now: Instant::now(),
-            last_arrival: self.activity.last_arrival(),
             background_allowed: self.activity.is_quiet(),
         }
     }
 
-    /// Waits for memory for a span. Spans that are kept only because they could not be stored make
-    /// room.
-    pub(crate) async fn memory(&self, bytes: u64, priority: Priority, key: SpanKey) -> Permit {
-        let mut permit = pin!(self.budget.acquire(bytes, priority, key));
+    /// Waits for memory for a span of an origin. Spans that are kept only because they could not be
+    /// stored make room.
+    pub(crate) async fn memory(
+        &self,
+        bytes: u64,
+        priority: Priority,
+        key: SpanKey,
+        origin: OriginId,
+    ) -> Permit {
+        let mut permit = pin!(self.budget.acquire(bytes, priority, key, origin));
         if let Some(permit) = permit.as_mut().now_or_never() {
             return permit;
         }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures::future::{AbortHandle, Abortable};
@@ -18,8 +18,9 @@ use crate::context::{Context, LayerSchedule};
 use crate::inflate_pool::InflatePool;
 use crate::pending_read::PendingRead;
 use crate::priority::Priority;
-use crate::request::{LayerRequest, fetch_span, receive};
-use crate::schedule::{Effect, FailedSpan, Outcome, RequestId};
+use crate::read_error::Cause;
+use crate::request::{LayerRequest, fetch_span, read_error, receive};
+use crate::schedule::{CircuitChange, Effect, FailedSpan, Health, Outcome, RequestId};
 use crate::served_layer::ServedLayer;
 use crate::span_work::{SpanFailure, SpanWork};
 use crate::{FetchConfig, ReadError};
@@ -34,8 +35,6 @@ pub(crate) struct Driver {
     runtime: Handle,
     pool: InflatePool,
     tasks: Mutex<HashMap<RequestId, AbortHandle>>,
-    /// Number of retries inside the registry client when it was last looked at.
-    retries: AtomicU64,
 }
 
 /// Reports the end of a request to the schedule when its task is dropped: aborted because the layer
@@ -58,6 +57,7 @@ impl Drop for EndGuard {
         }
         let abandoned = Outcome::Broken {
             transient: false,
+            health: Health::Unknown,
             error: &|_| ReadError::Abandoned,
         };
         self.driver.ended(request, &abandoned);
@@ -105,7 +105,6 @@ impl Driver {
             runtime,
             pool: InflatePool::new(threads),
             tasks: Mutex::default(),
-            retries: AtomicU64::new(0),
         })
     }
 
@@ -122,6 +121,10 @@ impl Driver {
             effects.extend(schedule.start_requests(conditions));
             effects
         };
+        self.carry_out(effects);
+    }
+
+    pub(crate) fn carry_out(self: &Arc<Self>, effects: Vec<LayerEffect>) {
         for effect in effects {
             match effect {
                 Effect::Start(request) => self.start(request),
@@ -130,6 +133,7 @@ impl Driver {
                 Effect::AnswerClosed(waiters) => waiters
                     .into_iter()
                     .for_each(|waiter| waiter.fail(ReadError::Closed)),
+                Effect::Circuit(change) => self.report_circuit(&change),
             }
         }
     }
@@ -199,12 +203,16 @@ impl Driver {
         self.apply(|schedule, now| schedule.ended(request, outcome, now));
     }
 
-    /// Lowers the request limit if the registry client had to retry since the last look.
+    /// Lowers the request limit of the origin if the registry client had to retry.
     fn note_retries(&self, layer: &ServedLayer) {
-        let retries = layer.source.retry_count();
-        if self.retries.fetch_max(retries, Ordering::Relaxed) < retries {
-            self.context.schedule.lock().overloaded(Instant::now());
+        if layer.was_retried() {
+            self.overloaded(layer);
         }
+    }
+
+    fn overloaded(&self, layer: &ServedLayer) {
+        let mut schedule = self.context.schedule.lock();
+        schedule.overloaded(layer.id, Instant::now());
     }
 
     /// Has a span verified and delivered by the threads that inflate.
@@ -242,6 +250,19 @@ impl Driver {
         }
         for waiter in failed.waiters {
             waiter.fail(error.clone());
+        }
+    }
+
+    fn report_circuit(&self, change: &CircuitChange) {
+        let Some(held_back) = self.context.log_limit.pass() else {
+            return;
+        };
+        let origin = &change.origin;
+        match &change.opened {
+            Some((failures, error)) => {
+                tracing::warn!(%origin, failures, %error, held_back, "origin does not answer, its readers get errors immediately");
+            }
+            None => tracing::info!(%origin, held_back, "origin answers again"),
         }
     }
 
@@ -286,14 +307,17 @@ async fn transfer(mut guard: EndGuard, request: LayerRequest) {
         return driver.ended(request.id, &Outcome::Completed);
     };
     if error.is_overload() {
-        driver.context.schedule.lock().overloaded(Instant::now());
+        driver.overloaded(layer);
     }
     if let Some(held_back) = driver.context.log_limit.pass() {
         tracing::warn!(brought, error = %error, held_back, "range request failed");
     }
+    let (transient, health) = (error.is_transient(), error.health());
+    let cause: Cause = Arc::new(error);
     let broken = Outcome::Broken {
-        transient: error.is_transient(),
-        error: &error.into_read_error(layer.source.describe()),
+        transient,
+        health: health(&cause),
+        error: &read_error(cause, layer.source.describe()),
     };
     driver.ended(request.id, &broken);
 }
@@ -313,8 +337,8 @@ async fn refetch(driver: Arc<Driver>, mut guard: SpanGuard) {
             driver.inflate(guard, bytes);
         }
         Err(error) => {
-            let read_error = error.into_read_error(layer.source.describe());
-            guard.fail(read_error(guard.work.span));
+            let error = read_error(Arc::new(error), layer.source.describe());
+            guard.fail(error(guard.work.span));
         }
     }
 }

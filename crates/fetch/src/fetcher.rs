@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use soci_registry::BlobSource;
 use soci_store::StoredLayer;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 use crate::driver::Driver;
 use crate::served_layer::ServedLayer;
@@ -48,7 +49,8 @@ impl SpanFetcher {
         let id = LayerId(self.next_layer.fetch_add(1, Ordering::Relaxed));
         let layer = Arc::new(ServedLayer::new(id, layer, source));
         let context = &self.driver.context;
-        let added = context.schedule.lock().add_layer(id, layer.clone());
+        let now = Instant::now();
+        let added = context.schedule.lock().add_layer(id, layer.clone(), now);
         if !added {
             self.driver.close(&layer);
         }
@@ -67,6 +69,7 @@ impl SpanFetcher {
                 queued_spans,
                 requests,
                 request_limit: schedule.request_limit(),
+                origins: schedule.origins(),
                 memory: context.budget.usage(),
                 background: self.driver.background.load(),
             }

@@ -8,6 +8,7 @@
 mod activity;
 mod background;
 mod background_queue;
+mod body;
 mod budget;
 #[cfg(test)]
 mod concurrency;
@@ -21,6 +22,7 @@ mod inflate_pool;
 mod inflight_limit;
 mod layer_data;
 mod lazy_layer;
+mod pace;
 mod pending_read;
 mod priority;
 mod read_error;

@@ -72,6 +72,17 @@ pub(crate) struct SpansLost {
     pub(crate) blob: String,
 }
 
+/// The circuit of an origin is open: no request was made.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{origin} failed several times in a row and is not asked again for a few seconds; \
+     last failure: {source}"
+)]
+pub(crate) struct OriginFailing {
+    pub(crate) origin: String,
+    pub(crate) source: Cause,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

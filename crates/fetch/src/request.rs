@@ -5,24 +5,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::{Buf as _, Bytes, BytesMut};
-use futures::StreamExt as _;
-use soci_registry::{ByteStream, Deadline, ErrorKind, RegistryError};
+use bytes::Bytes;
+use soci_registry::{ErrorKind, RegistryError};
 use soci_ztoc::{Span, SpanId};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::Instant;
 
 use crate::ReadError;
+use crate::body::Body;
 use crate::context::Context;
+use crate::pace::FLOOR;
 use crate::read_error::Cause;
-use crate::schedule::Request;
+use crate::schedule::{Health, Request};
 use crate::served_layer::ServedLayer;
 use crate::span_work::SpanWork;
-
-/// Longest time for the end of a body after its last byte, so that its connection can be reused.
-const END_OF_BODY: Duration = Duration::from_secs(1);
-/// A body that breaks after this many bytes is resumed, in bytes: on another connection, or from
-/// another repository.
-const HEADWAY: u64 = 64 << 10;
 
 /// A request for spans of a served layer.
 pub(crate) type LayerRequest = Request<Arc<ServedLayer>>;
@@ -36,13 +31,15 @@ pub(crate) enum RequestError {
     Stalled(Duration),
     #[error("the body ended before its last byte")]
     EndedEarly,
+    #[error("less than {} KiB/s arrived for {} s", FLOOR >> 10, .0.as_secs_f32())]
+    TooSlow(Duration),
 }
 
 impl RequestError {
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Registry(error) => error.is_transient(),
-            Self::Stalled(_) | Self::EndedEarly => true,
+            Self::Stalled(_) | Self::EndedEarly | Self::TooSlow(_) => true,
         }
     }
 
@@ -54,19 +51,35 @@ impl RequestError {
                     ErrorKind::TooManyRequests | ErrorKind::Timeout
                 )
             }
-            Self::Stalled(_) => true,
+            Self::Stalled(_) | Self::TooSlow(_) => true,
             Self::EndedEarly => false,
         }
     }
 
-    /// The error for the readers of spans that are missing because of this one.
-    pub(crate) fn into_read_error(self, blob: String) -> impl Fn(u32) -> ReadError {
-        let source: Cause = Arc::new(self);
-        move |span| ReadError::Source {
-            blob: blob.clone(),
-            span,
-            source: source.clone(),
+    /// What the error says about the origin. Refusals are answers: they concern the blob.
+    pub(crate) fn health(&self) -> fn(&Cause) -> Health {
+        let failing = |cause: &Cause| Health::Failing(cause.clone());
+        let error = match self {
+            Self::Registry(error) => error,
+            Self::Stalled(_) | Self::EndedEarly | Self::TooSlow(_) => return failing,
+        };
+        match error.kind() {
+            ErrorKind::Timeout
+            | ErrorKind::Unreachable
+            | ErrorKind::ServerError
+            | ErrorKind::BadBody => failing,
+            _ if error.status().is_some() => |_| Health::Answering,
+            _ => |_| Health::Unknown,
         }
+    }
+}
+
+/// The error for the readers of spans that are missing because of a request's error.
+pub(crate) fn read_error(source: Cause, blob: String) -> impl Fn(u32) -> ReadError {
+    move |span| ReadError::Source {
+        blob: blob.clone(),
+        span,
+        source: source.clone(),
     }
 }
 
@@ -95,10 +108,13 @@ pub(crate) async fn receive(
         };
         let compressed = length(&span.compressed);
         let cost = compressed.saturating_add(length(&span.uncompressed));
+        // Memory is taken once bytes are there: a silent origin takes none.
+        body.begin(&span).await?;
         let waiting = Instant::now();
-        let permit = context.memory(cost, priority, layer.key(id)).await;
-        // The registry is not to blame for waits for memory.
-        body.deadline += waiting.elapsed();
+        let permit = context
+            .memory(cost, priority, layer.key(id), request.origin)
+            .await;
+        body.pause(waiting.elapsed());
         let bytes = body.span(&span).await?;
         context
             .counters
@@ -115,8 +131,7 @@ pub(crate) async fn receive(
         *brought += 1;
         deliver(SpanWork::new(layer.clone(), id, priority, permit), bytes);
     }
-    // Read to its end, so that the connection can be reused.
-    let _ = timeout(END_OF_BODY, body.stream.next()).await;
+    body.finish().await;
     Ok(())
 }
 
@@ -128,123 +143,12 @@ pub(crate) async fn fetch_span(
 ) -> Result<Bytes, RequestError> {
     let deadline = Instant::now() + context.config.read_timeout;
     let mut body = Body::open(context, layer, span.compressed.clone(), deadline).await?;
+    body.begin(span).await?;
     let bytes = body.span(span).await?;
-    let _ = timeout(END_OF_BODY, body.stream.next()).await;
+    body.finish().await;
     Ok(bytes)
 }
 
-fn length(range: &Range<u64>) -> u64 {
+pub(crate) fn length(range: &Range<u64>) -> u64 {
     range.end.saturating_sub(range.start)
-}
-
-/// A body that is cut into spans.
-struct Body<'a> {
-    context: &'a Context,
-    layer: &'a ServedLayer,
-    stream: ByteStream,
-    /// Moves on with each byte that arrives.
-    deadline: Instant,
-    /// Bytes since the stream was opened.
-    since_open: u64,
-    arrived: Bytes,
-    /// Blob offsets from the first byte that has not been passed on to the end of the request.
-    rest: Range<u64>,
-    /// The byte before `rest`: neighbouring spans may share one.
-    last: Option<u8>,
-}
-
-impl<'a> Body<'a> {
-    async fn open(
-        context: &'a Context,
-        layer: &'a ServedLayer,
-        rest: Range<u64>,
-        deadline: Instant,
-    ) -> Result<Self, RequestError> {
-        Ok(Self {
-            context,
-            layer,
-            stream: open_stream(context, layer, rest.clone(), deadline).await?,
-            deadline,
-            since_open: 0,
-            arrived: Bytes::new(),
-            rest,
-            last: None,
-        })
-    }
-
-    /// Returns the compressed bytes of the next span.
-    async fn span(&mut self, span: &Span) -> Result<Bytes, RequestError> {
-        let len = usize::try_from(length(&span.compressed)).unwrap_or(usize::MAX);
-        let shared = self
-            .last
-            .filter(|_| span.compressed.start < self.rest.start);
-        if shared.is_none() {
-            while self.arrived.is_empty() && len > 0 {
-                self.arrived = self.next().await?;
-            }
-            // Mostly not copied.
-            if self.arrived.len() >= len {
-                return Ok(self.take(len));
-            }
-        }
-        let mut bytes = BytesMut::with_capacity(len);
-        bytes.extend(shared);
-        while bytes.len() < len {
-            if self.arrived.is_empty() {
-                self.arrived = self.next().await?;
-                continue;
-            }
-            let part = self.take(self.arrived.len().min(len - bytes.len()));
-            bytes.extend_from_slice(&part);
-        }
-        Ok(bytes.freeze())
-    }
-
-    /// Waits for more bytes. Resumes the body if it breaks after some headway.
-    async fn next(&mut self) -> Result<Bytes, RequestError> {
-        loop {
-            let stalled = RequestError::Stalled(self.context.config.read_timeout);
-            let error = match timeout_at(self.deadline, self.stream.next()).await {
-                Ok(Some(Ok(bytes))) => {
-                    self.context.activity.note_arrival();
-                    self.since_open = self.since_open.saturating_add(bytes.len() as u64);
-                    self.deadline = Instant::now() + self.context.config.read_timeout;
-                    return Ok(bytes);
-                }
-                Ok(Some(Err(error))) => error.into(),
-                Ok(None) => RequestError::EndedEarly,
-                Err(_) => return Err(stalled),
-            };
-            if !error.is_transient() || self.since_open < HEADWAY {
-                return Err(error);
-            }
-            tracing::debug!(%error, "resuming response body");
-            self.stream =
-                open_stream(self.context, self.layer, self.rest.clone(), self.deadline).await?;
-            self.since_open = 0;
-        }
-    }
-
-    fn take(&mut self, len: usize) -> Bytes {
-        let part = self.arrived.slice(..len);
-        self.arrived.advance(len);
-        self.rest.start = self.rest.start.saturating_add(len as u64);
-        self.last = part.last().copied().or(self.last);
-        part
-    }
-}
-
-async fn open_stream(
-    context: &Context,
-    layer: &ServedLayer,
-    range: Range<u64>,
-    deadline: Instant,
-) -> Result<ByteStream, RequestError> {
-    let stalled = RequestError::Stalled(context.config.read_timeout);
-    if deadline <= Instant::now() {
-        return Err(stalled);
-    }
-    let opened = layer.source.stream_range(range, Deadline::at(deadline));
-    let stream = timeout_at(deadline, opened).await.map_err(|_| stalled)?;
-    Ok(stream?)
 }

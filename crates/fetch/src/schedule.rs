@@ -3,10 +3,14 @@
 //! The schedule is pure bookkeeping: it does no I/O, never waits, and takes the time from its caller.
 //! What has to be done is returned as [`Effect`]s, which the driver carries out.
 
+mod circuit;
 mod effect;
+mod health;
+mod origins;
 #[cfg(test)]
 mod reference;
 mod requests;
+mod turns;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
@@ -15,11 +19,15 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::ReadError;
-use crate::inflight_limit::InflightLimit;
 use crate::priority::{PerPriority, Priority};
-use crate::span_key::{LayerId, SpanKey};
+use crate::read_error::Cause;
+use crate::span_key::{LayerId, OriginId, SpanKey};
+use origins::Origins;
+use turns::Turns;
 
-pub(crate) use effect::{Effect, FailedSpan, Outcome, Request, RequestId, WantResult};
+pub(crate) use effect::{
+    CircuitChange, Effect, FailedSpan, Health, Outcome, Request, RequestId, WantResult,
+};
 pub(crate) use requests::Conditions;
 
 /// A span this far behind the position of a less urgent request is taken out of that request, in
@@ -33,6 +41,12 @@ pub(crate) trait SpanLayout {
 
     /// Whether each request transfers the blob from its start.
     fn ignores_ranges(&self) -> bool;
+
+    /// The name of the origin that serves the blob.
+    fn origin(&self) -> String;
+
+    /// The error for readers of a span while the circuit of its origin is open.
+    fn origin_failing(&self, span: u32, origin: &str, error: &Cause) -> ReadError;
 }
 
 /// Limits of a [`Schedule`].
@@ -48,16 +62,23 @@ pub(crate) struct ScheduleConfig {
 pub(crate) struct Schedule<L, W> {
     config: ScheduleConfig,
     layers: BTreeMap<LayerId, LayerQueue<L, W>>,
-    /// Spans in the order in which they were wanted; entries may be outdated.
-    queues: PerPriority<VecDeque<SpanKey>>,
+    /// The layers with queued spans.
+    turns: PerPriority<Turns>,
+    origins: Origins,
     requests: HashMap<RequestId, InFlight>,
     next_request: u64,
-    limit: InflightLimit,
+    /// Effects of arrivals, for the next time that requests are started.
+    pending: Vec<Effect<L, W>>,
     stopped: bool,
 }
 
 struct LayerQueue<L, W> {
     layer: L,
+    origin: OriginId,
+    /// Whether its last request failed because of its origin.
+    failing: bool,
+    /// Spans in the order in which they were wanted; entries may be outdated.
+    queued: PerPriority<VecDeque<u32>>,
     wanted: BTreeMap<u32, Wanted<W>>,
     /// Spans that failed, until when that is remembered, and the error.
     failed: HashMap<u32, (Instant, ReadError)>,
@@ -80,6 +101,7 @@ enum Stage {
 
 struct InFlight {
     layer: LayerId,
+    origin: OriginId,
     priority: Priority,
     deadline: Instant,
     /// The spans that have not arrived.
@@ -87,29 +109,34 @@ struct InFlight {
 }
 
 impl<L: SpanLayout + Clone, W> Schedule<L, W> {
-    pub(crate) fn new(config: ScheduleConfig, now: Instant) -> Self {
+    pub(crate) fn new(config: ScheduleConfig) -> Self {
         Self {
             config,
             layers: BTreeMap::new(),
-            queues: PerPriority::default(),
+            turns: PerPriority::default(),
+            origins: Origins::new(config.max_inflight),
             requests: HashMap::new(),
             next_request: 0,
-            limit: InflightLimit::new(config.max_inflight, now),
+            pending: Vec::new(),
             stopped: false,
         }
     }
 
     /// Adds a layer; `false` if the schedule has been stopped.
-    pub(crate) fn add_layer(&mut self, id: LayerId, layer: L) -> bool {
+    pub(crate) fn add_layer(&mut self, id: LayerId, layer: L, now: Instant) -> bool {
+        if self.stopped {
+            return false;
+        }
         let queue = LayerQueue {
+            origin: self.origins.join(&layer.origin(), now),
             layer,
+            failing: false,
+            queued: PerPriority::default(),
             wanted: BTreeMap::new(),
             failed: HashMap::new(),
         };
-        if !self.stopped {
-            self.layers.insert(id, queue);
-        }
-        !self.stopped
+        self.layers.insert(id, queue);
+        true
     }
 
     /// Wants a span. The waiter is kept if the result is [`WantResult::Pending`].
@@ -136,8 +163,17 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
             }
             queue.failed.remove(&key.span);
         }
+        if queue.failing
+            && !queue.wanted.contains_key(&key.span)
+            && let Some(origin) = self.origins.get(queue.origin)
+            && let Some(error) = origin.circuit.refusal(now)
+        {
+            let error = queue.layer.origin_failing(key.span, &origin.name, error);
+            return WantResult::Failed(error);
+        }
         let wanted = queue.wanted.entry(key.span).or_insert_with(|| {
-            self.queues.get_mut(priority).push_back(key);
+            queue.queued.get_mut(priority).push_back(key.span);
+            self.turns.get_mut(priority).join(key.layer);
             Wanted {
                 priority,
                 stage: Stage::Queued,
@@ -154,7 +190,10 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         if priority < wanted.priority {
             wanted.priority = priority;
             match wanted.stage {
-                Stage::Queued => self.queues.get_mut(priority).push_back(key),
+                Stage::Queued => {
+                    queue.queued.get_mut(priority).push_back(key.span);
+                    self.turns.get_mut(priority).join(key.layer);
+                }
                 Stage::Requested(request) => self.raise_priority(request, key, priority),
                 Stage::Arrived => {}
             }
@@ -188,10 +227,8 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         for (span, wanted) in queue.wanted.range_mut(cut_off) {
             if wanted.stage == Stage::Requested(id) {
                 wanted.stage = Stage::Queued;
-                self.queues.get_mut(wanted.priority).push_back(SpanKey {
-                    layer: key.layer,
-                    span: *span,
-                });
+                queue.queued.get_mut(wanted.priority).push_back(*span);
+                self.turns.get_mut(wanted.priority).join(key.layer);
             }
         }
     }
@@ -251,6 +288,10 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
     pub(crate) fn close(&mut self, layer: LayerId) -> Vec<Effect<L, W>> {
         let mut effects = Vec::new();
         if let Some(queue) = self.layers.remove(&layer) {
+            self.origins.leave(queue.origin);
+            for priority in Priority::ALL {
+                self.turns.get_mut(priority).forget(layer);
+            }
             let waiters = queue.wanted.into_values().flat_map(|wanted| wanted.waiters);
             effects.push(Effect::AnswerClosed(waiters.collect()));
         }
@@ -276,14 +317,34 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         (queued, self.requests.len())
     }
 
-    /// The current limit on requests in flight.
-    pub(crate) const fn request_limit(&self) -> usize {
-        self.limit.get()
+    /// The lowest limit on requests in flight to one origin.
+    pub(crate) fn request_limit(&self) -> usize {
+        let limits = self.origins.all().map(|origin| origin.limit.get());
+        limits.min().unwrap_or(self.config.max_inflight)
     }
 
-    /// Lowers the limit on requests in flight: the registry or the link is overloaded.
-    pub(crate) fn overloaded(&mut self, now: Instant) {
-        self.limit.overloaded(now);
+    /// Number of origins, and of those whose circuit is open.
+    pub(crate) fn origins(&self) -> (usize, usize) {
+        let open = self.origins.all().filter(|origin| origin.circuit.is_open());
+        (self.origins.all().count(), open.count())
+    }
+
+    /// Lowers the limit on requests in flight to the origin of a layer: it is overloaded.
+    pub(crate) fn overloaded(&mut self, layer: LayerId, now: Instant) {
+        if let Some(origin) = self.origin_of(layer) {
+            origin.limit.overloaded(now);
+        }
+    }
+
+    /// Records that bytes of a layer arrived.
+    pub(crate) fn progressed(&mut self, layer: LayerId, now: Instant) {
+        if let Some(origin) = self.origin_of(layer) {
+            origin.last_arrival = Some(now);
+        }
+    }
+
+    fn origin_of(&mut self, layer: LayerId) -> Option<&mut origins::Origin> {
+        self.origins.get_mut(self.layers.get(&layer)?.origin)
     }
 
     /// Whether background spans are still being fetched.

@@ -2,14 +2,16 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use soci_registry::BlobSource;
 use soci_store::StoredLayer;
 use soci_ztoc::{SpanId, SpanTable};
 
+use crate::ReadError;
 use crate::fill_progress::FillProgress;
+use crate::read_error::{Cause, OriginFailing};
 use crate::readahead::Streams;
 use crate::schedule::SpanLayout;
 use crate::span_key::{LayerId, SpanKey};
@@ -22,6 +24,8 @@ pub(crate) struct ServedLayer {
     pub(crate) source: Arc<dyn BlobSource>,
     pub(crate) streams: Mutex<Streams>,
     pub(crate) fill_progress: FillProgress,
+    /// Number of retries inside its registry client when it was last looked at.
+    retries: AtomicU64,
     closed: AtomicBool,
     /// The last error, until a fetch succeeds.
     error: Mutex<Option<String>>,
@@ -36,6 +40,7 @@ impl ServedLayer {
             source,
             streams: Mutex::default(),
             fill_progress: FillProgress::default(),
+            retries: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             error: Mutex::default(),
         }
@@ -53,6 +58,12 @@ impl ServedLayer {
     /// The range of a span in the uncompressed tar.
     pub(crate) fn uncompressed(&self, span: u32) -> Option<Range<u64>> {
         self.spans.get(SpanId(span)).map(|span| span.uncompressed)
+    }
+
+    /// Whether the registry client retried requests for the layer since the last call.
+    pub(crate) fn was_retried(&self) -> bool {
+        let retries = self.source.retry_count();
+        self.retries.fetch_max(retries, Ordering::Relaxed) < retries
     }
 
     /// Marks the layer as closed; `false` if it already was.
@@ -91,5 +102,18 @@ impl SpanLayout for Arc<ServedLayer> {
 
     fn ignores_ranges(&self) -> bool {
         self.source.ignores_ranges()
+    }
+
+    fn origin(&self) -> String {
+        self.source.origin()
+    }
+
+    fn origin_failing(&self, span: u32, origin: &str, error: &Cause) -> ReadError {
+        let (origin, source) = (origin.to_owned(), error.clone());
+        ReadError::Source {
+            blob: self.source.describe(),
+            span,
+            source: Arc::new(OriginFailing { origin, source }),
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Keys of layers and spans within one fetcher.
+//! Keys of layers, spans and origins within one fetcher.
 
 /// Number of a layer within one fetcher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -10,3 +10,7 @@ pub(crate) struct SpanKey {
     pub(crate) layer: LayerId,
     pub(crate) span: u32,
 }
+
+/// Number of an origin within one fetcher.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct OriginId(pub(crate) u64);

@@ -27,8 +27,12 @@ pub struct Stats {
     pub queued_spans: u64,
     /// Number of requests in flight.
     pub requests_in_flight: u64,
-    /// Current limit on requests in flight.
+    /// Lowest current limit on requests in flight to one origin.
     pub request_limit: u64,
+    /// Number of origins that layers are fetched from.
+    pub origins: u64,
+    /// Number of origins that failed in a row, whose readers get errors immediately.
+    pub origins_failing: u64,
     /// Memory in use, in bytes of the memory budget.
     pub memory_in_use: u64,
     /// Largest memory in use so far, in bytes.
@@ -96,6 +100,8 @@ impl Counters {
             queued_spans: load.queued_spans as u64,
             requests_in_flight: load.requests as u64,
             request_limit: load.request_limit as u64,
+            origins: load.origins.0 as u64,
+            origins_failing: load.origins.1 as u64,
             memory_in_use: load.memory.0,
             memory_peak: load.memory.1,
             background_layers: load.background.0 as u64,
@@ -109,6 +115,8 @@ pub(crate) struct Load {
     pub(crate) queued_spans: usize,
     pub(crate) requests: usize,
     pub(crate) request_limit: usize,
+    /// Number of origins, and of failing ones.
+    pub(crate) origins: (usize, usize),
     /// Bytes in use, and the most so far.
     pub(crate) memory: (u64, u64),
     /// Number of waiting layers, and of dropped ones.

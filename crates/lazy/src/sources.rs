@@ -137,7 +137,12 @@ impl BlobSource for Sources {
     }
 
     fn retry_count(&self) -> u64 {
-        self.current().map_or(0, |source| source.retry_count())
+        let known = self.known.read();
+        known.iter().map(|source| source.blob.retry_count()).sum()
+    }
+
+    fn gave_up(&self) {
+        self.next.fetch_add(1, Ordering::Relaxed);
     }
 
     fn describe(&self) -> String {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -62,7 +63,7 @@ impl BlobSource for RemoteBlob {
     }
 
     fn retry_count(&self) -> u64 {
-        self.locator.engine.retry_count()
+        self.locator.retries.load(Ordering::Relaxed)
     }
 
     fn describe(&self) -> String {

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
 
 use http::header::{ACCEPT_ENCODING, CONTENT_RANGE, RANGE};
@@ -27,6 +28,8 @@ pub(crate) struct BlobLocator {
     reference: Reference,
     pub(crate) digest: Digest,
     pub(crate) size: u64,
+    /// Number of requests that were retried.
+    pub(crate) retries: Arc<AtomicU64>,
     location: Mutex<Option<Location>>,
 }
 
@@ -64,6 +67,7 @@ impl BlobLocator {
             reference,
             digest,
             size,
+            retries: Arc::default(),
             location: Mutex::default(),
         }
     }

@@ -2,7 +2,7 @@
 //! and retries.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use futures::future::BoxFuture;
 
@@ -47,11 +47,6 @@ impl Engine {
     /// The retry budget of one operation, which ends at `deadline`.
     pub(crate) fn backoff(&self, deadline: Deadline) -> Backoff {
         Backoff::new(self.config().retries, Arc::clone(&self.retries), deadline)
-    }
-
-    /// Number of retries so far.
-    pub(crate) fn retry_count(&self) -> u64 {
-        self.retries.load(Ordering::Relaxed)
     }
 
     /// Sends a request with the authorization that the endpoint wants. Retries once with fresh

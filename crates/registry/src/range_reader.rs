@@ -36,7 +36,8 @@ pub(crate) struct RangeReader {
 impl RangeReader {
     /// Creates a reader of `range`, which must lie within the blob.
     pub(crate) fn new(locator: Arc<BlobLocator>, range: Range<u64>, deadline: Deadline) -> Self {
-        let backoff = locator.engine.backoff(deadline);
+        let policy = locator.engine.config().retries;
+        let backoff = Backoff::new(policy, Arc::clone(&locator.retries), deadline);
         Self {
             locator,
             rest: range,

@@ -11,7 +11,7 @@ use crate::{Deadline, RegistryError, RetryPolicy};
 #[derive(Debug)]
 pub(crate) struct Backoff {
     policy: RetryPolicy,
-    /// Counts the retries of the whole client; callers adapt how much they request at a time.
+    /// Counts the retries; callers adapt how much they request at a time.
     retries: Arc<AtomicU64>,
     deadline: Deadline,
     used: u32,

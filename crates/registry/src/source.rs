@@ -68,11 +68,26 @@ pub trait BlobSource: Send + Sync + 'static {
         false
     }
 
-    /// Number of requests that failed and were retried so far, of all blobs of the same client (for
-    /// example because of 429 or a time-out). Growth means that fewer bytes should be requested at
-    /// a time.
+    /// Number of requests for this blob that failed and were retried so far (for example because of
+    /// 429 or a time-out). Growth means that fewer bytes should be requested at a time.
     fn retry_count(&self) -> u64 {
         0
+    }
+
+    /// Notes that the caller gave up on a response, because it was too slow: where the blob has
+    /// several places, the next request goes to another one.
+    fn gave_up(&self) {}
+
+    /// Names the host that is responsible for the blob. Blobs of one origin share limits and
+    /// failures; what one origin does, does not concern the others. By default the part of
+    /// [`describe`](Self::describe) before the first slash.
+    ///
+    /// It is the name of the registry, not of the host that a registry redirects to: an origin must
+    /// not be able to pass for another one.
+    fn origin(&self) -> String {
+        let blob = self.describe();
+        let registry = blob.split('/').next().unwrap_or_default();
+        registry.to_owned()
     }
 
     /// Names the blob for logs, as `host/repository@digest`, without secrets.

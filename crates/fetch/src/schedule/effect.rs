@@ -1,11 +1,14 @@
 //! What the schedule returns: results, requests, and effects for the driver.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use crate::ReadError;
 use crate::priority::Priority;
+use crate::read_error::Cause;
+use crate::span_key::OriginId;
 
 /// Number of a request within one schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,6 +19,7 @@ pub(crate) struct RequestId(pub(super) u64);
 pub(crate) struct Request<L> {
     pub(crate) id: RequestId,
     pub(crate) layer: L,
+    pub(crate) origin: OriginId,
     pub(crate) priority: Priority,
     pub(crate) spans: Range<u32>,
     /// When it ends unless bytes arrive, retries included.
@@ -41,9 +45,22 @@ pub(crate) enum Outcome<'a> {
     Broken {
         /// Whether another request may succeed.
         transient: bool,
+        /// What the end says about the origin.
+        health: Health,
         /// The error for the readers of a span.
         error: &'a dyn Fn(u32) -> ReadError,
     },
+}
+
+/// What a broken request says about its origin.
+#[derive(Debug, Clone)]
+pub(crate) enum Health {
+    /// It answered, with a refusal.
+    Answering,
+    /// It did not answer, failed, or was too slow.
+    Failing(Cause),
+    /// Nothing: the request ended for another reason.
+    Unknown,
 }
 
 /// An action of the driver.
@@ -57,6 +74,16 @@ pub(crate) enum Effect<L, W> {
     Fail(FailedSpan<L, W>),
     /// Answer readers of a layer that was closed.
     AnswerClosed(Vec<W>),
+    /// Report that the circuit of an origin opened or closed.
+    Circuit(CircuitChange),
+}
+
+/// A change of a circuit.
+#[derive(Debug)]
+pub(crate) struct CircuitChange {
+    pub(crate) origin: Arc<str>,
+    /// The number of failures in a row and the last error if it opened; `None` if it closed.
+    pub(crate) opened: Option<(u32, Cause)>,
 }
 
 /// A span that cannot be had.

@@ -7,15 +7,20 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tokio::time::Instant;
 
+use super::circuit::FAILURES;
+use super::origins::DEMAND_RESERVE;
 use super::{
-    Conditions, Effect, Outcome, Request, RequestId, Schedule, ScheduleConfig, SpanLayout,
+    Conditions, Effect, Health, Outcome, Request, RequestId, Schedule, ScheduleConfig, SpanLayout,
     WantResult,
 };
 use crate::ReadError;
 use crate::priority::Priority;
+use crate::read_error::Cause;
 use crate::span_key::{LayerId, SpanKey};
 
-const LAYERS: u64 = 3;
+/// Layers 0 and 1 come from one origin, 2 and 3 from another.
+const LAYERS: u64 = 4;
+const ORIGINS: u64 = 2;
 const SPANS: u32 = 24;
 const SPAN_SIZE: u64 = 1 << 20;
 const CONFIG: ScheduleConfig = ScheduleConfig {
@@ -40,6 +45,22 @@ impl SpanLayout for Blob {
     fn ignores_ranges(&self) -> bool {
         self.ignores_ranges
     }
+
+    fn origin(&self) -> String {
+        origin_of(self.layer).to_string()
+    }
+
+    fn origin_failing(&self, _: u32, _: &str, error: &Cause) -> ReadError {
+        ReadError::Store(error.clone())
+    }
+}
+
+fn origin_of(layer: LayerId) -> u64 {
+    layer.0 * ORIGINS / LAYERS
+}
+
+fn unreachable() -> Cause {
+    std::sync::Arc::new(std::io::Error::other("unreachable"))
 }
 
 /// One event. The indices of requests and arrived spans wrap around.
@@ -53,10 +74,21 @@ enum Step {
     Deliver(usize, bool),
     /// An arrived span cannot be used.
     Damage(usize),
-    Break(usize, bool),
+    Break(usize, Break),
     Close(LayerId),
     Advance(u64),
-    Overload,
+    Overload(LayerId),
+}
+
+/// How a request breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Break {
+    /// Another one may succeed.
+    Transient,
+    /// The origin refuses the blob.
+    Refused,
+    /// The origin does not answer.
+    Unreachable,
 }
 
 fn key() -> impl Strategy<Value = SpanKey> {
@@ -75,10 +107,18 @@ fn step() -> impl Strategy<Value = Step> {
         10 => any::<usize>().prop_map(Step::Receive),
         6 => (any::<usize>(), any::<bool>()).prop_map(|(which, late)| Step::Deliver(which, late)),
         1 => any::<usize>().prop_map(Step::Damage),
-        2 => (any::<usize>(), any::<bool>()).prop_map(|(which, again)| Step::Break(which, again)),
+        4 => (any::<usize>(), how()).prop_map(|(which, how)| Step::Break(which, how)),
         1 => (0..LAYERS).prop_map(|layer| Step::Close(LayerId(layer))),
         3 => (0..100_000_u64).prop_map(Step::Advance),
-        1 => Just(Step::Overload),
+        1 => (0..LAYERS).prop_map(|layer| Step::Overload(LayerId(layer))),
+    ]
+}
+
+fn how() -> impl Strategy<Value = Break> {
+    prop_oneof![
+        2 => Just(Break::Transient),
+        1 => Just(Break::Refused),
+        3 => Just(Break::Unreachable),
     ]
 }
 
@@ -106,11 +146,22 @@ struct Flight {
     end: u32,
 }
 
+/// What the reference knows of an origin.
+#[derive(Default)]
+struct Source {
+    last_arrival: Option<Instant>,
+    /// Failures in a row.
+    failures: u32,
+    open: bool,
+}
+
 /// The schedule, and the reference beside it.
 struct Pair {
     schedule: Schedule<Blob, u32>,
     now: Instant,
-    last_arrival: Instant,
+    origins: BTreeMap<u64, Source>,
+    /// Layers whose last request failed because of their origin.
+    failing: BTreeSet<LayerId>,
     quiet: bool,
     open: BTreeSet<LayerId>,
     stored: BTreeSet<SpanKey>,
@@ -124,19 +175,20 @@ struct Pair {
 impl Pair {
     fn new(ignores_ranges: bool) -> Self {
         let now = Instant::now();
-        let mut schedule = Schedule::new(CONFIG, now);
+        let mut schedule = Schedule::new(CONFIG);
         let open: BTreeSet<_> = (0..LAYERS).map(LayerId).collect();
         for layer in &open {
             let blob = Blob {
                 layer: *layer,
                 ignores_ranges,
             };
-            assert!(schedule.add_layer(*layer, blob));
+            assert!(schedule.add_layer(*layer, blob, now));
         }
         Self {
             schedule,
             now,
-            last_arrival: now,
+            origins: (0..ORIGINS).map(|id| (id, Source::default())).collect(),
+            failing: BTreeSet::new(),
             quiet: true,
             open,
             stored: BTreeSet::new(),
@@ -158,13 +210,13 @@ impl Pair {
             Step::Receive(which) => self.receive(*which),
             Step::Deliver(which, late) => self.deliver(*which, *late),
             Step::Damage(which) => self.damage(*which),
-            Step::Break(which, transient) => self.end(*which, Some(*transient)),
+            Step::Break(which, how) => self.end(*which, Some(*how)),
             Step::Close(layer) => self.close(*layer),
             Step::Advance(millis) => {
                 self.now += Duration::from_millis(*millis);
                 self.quiet = *millis > 30_000;
             }
-            Step::Overload => self.schedule.overloaded(self.now),
+            Step::Overload(layer) => self.schedule.overloaded(*layer, self.now),
         }
         self.start_requests();
     }
@@ -183,6 +235,17 @@ impl Pair {
                 assert!(self.open.contains(&key.layer));
             }
             WantResult::Failed(ReadError::Closed) => assert!(!self.open.contains(&key.layer)),
+            WantResult::Failed(ReadError::Store(_)) => {
+                assert!(
+                    self.origins[&origin_of(key.layer)].open,
+                    "the circuit is closed"
+                );
+                assert!(
+                    self.failing.contains(&key.layer),
+                    "a layer that did not fail"
+                );
+                assert!(!stored && !self.wanted.contains_key(&key));
+            }
             WantResult::Failed(_) => assert!(remembered && !stored),
             WantResult::Pending => {
                 assert!(self.open.contains(&key.layer) && !remembered);
@@ -230,31 +293,76 @@ impl Pair {
     fn start_requests(&mut self) {
         let conditions = Conditions {
             now: self.now,
-            last_arrival: self.last_arrival,
             background_allowed: self.quiet,
         };
         for effect in self.schedule.start_requests(conditions) {
-            let Effect::Start(request) = effect else {
-                panic!("{effect:?} without an event");
-            };
-            self.check_start(request);
+            match effect {
+                Effect::Start(request) => self.check_start(request),
+                Effect::Circuit(change) => assert!(change.opened.is_none()),
+                other => panic!("{other:?} without an event"),
+            }
         }
-        let limit = self.schedule.request_limit();
         assert_eq!(self.schedule.load().1, self.flights.len());
-        self.check_idle(limit);
+        let in_use =
+            |id: u64| self.running(id) > 0 || self.open.iter().any(|layer| origin_of(*layer) == id);
+        let open = self
+            .origins
+            .iter()
+            .filter(|(id, origin)| origin.open && in_use(**id));
+        assert_eq!(self.schedule.origins().1, open.count());
+        self.check_idle();
+    }
+
+    fn running(&self, origin: u64) -> usize {
+        let flights = self.flights.values();
+        flights
+            .filter(|flight| origin_of(flight.request.layer.layer) == origin)
+            .count()
+    }
+
+    /// Whether an origin may have one more request, as far as the others are concerned.
+    fn has_share(&self, origin: u64) -> bool {
+        let slots = 2 * (CONFIG.max_inflight + DEMAND_RESERVE);
+        let (running, all) = (self.running(origin), self.flights.len());
+        running == 0 || running < slots.saturating_sub(all)
+    }
+
+    fn limit(&self, layer: LayerId) -> usize {
+        let origin = self.schedule.layers[&layer].origin;
+        self.schedule
+            .origins
+            .get(origin)
+            .expect("known")
+            .limit
+            .get()
+    }
+
+    /// Whether a span of a layer must have been requested by now, unless it is background.
+    fn could_start(&self, layer: LayerId, priority: Priority) -> bool {
+        let origin = origin_of(layer);
+        // Whether a probe is due is the matter of the circuit's own tests.
+        let refused = self.origins[&origin].open && self.failing.contains(&layer);
+        let most = match priority {
+            Priority::Demand => self.limit(layer) + DEMAND_RESERVE,
+            Priority::Readahead => self.limit(layer),
+            _ => self.limit(layer) - 1,
+        };
+        let free = self.running(origin) < most;
+        free && self.has_share(origin) && !refused
     }
 
     /// A span that waits although a request could be made is never left waiting.
-    fn check_idle(&self, limit: usize) {
-        let queued = |expected: &&Expected| expected.stage == Stage::Queue;
-        let demand = |expected: &Expected| expected.priority == Priority::Demand;
-        if self.flights.len() < limit + 2 {
-            assert!(!self.wanted.values().filter(queued).any(demand));
-        }
-        if self.flights.is_empty() {
-            let foreground = |expected: &Expected| expected.priority < Priority::Background;
-            let mut waiting = self.wanted.values().filter(queued);
-            assert!(!waiting.any(|expected| self.quiet || foreground(expected)));
+    fn check_idle(&self) {
+        let waiting = self.wanted.iter();
+        for (key, expected) in waiting.filter(|(_, expected)| expected.stage == Stage::Queue) {
+            let foreground = expected.priority < Priority::Background;
+            if foreground {
+                assert!(!self.could_start(key.layer, expected.priority), "{key:?}");
+            }
+            if self.flights.is_empty() && (self.quiet || foreground) {
+                let refused = self.origins[&origin_of(key.layer)].open;
+                assert!(refused && self.failing.contains(&key.layer), "{key:?}");
+            }
         }
     }
 
@@ -271,12 +379,20 @@ impl Pair {
             expected.stage = Stage::Request(request.id);
             earliest = earliest.into_iter().chain(expected.deadline).min();
         }
-        let moved = self.last_arrival + CONFIG.read_timeout;
+        let origin = &self.origins[&origin_of(layer)];
+        let moved = origin.last_arrival.map(|at| at + CONFIG.read_timeout);
         let expected = earliest.unwrap_or(self.now + CONFIG.read_timeout);
-        assert_eq!(request.deadline, expected.max(moved));
-        for expected in self.wanted.values() {
+        let expected = expected.max(moved.unwrap_or(expected));
+        if origin.open && self.failing.contains(&layer) {
+            assert!(request.deadline <= expected, "a probe");
+        } else {
+            assert_eq!(request.deadline, expected);
+        }
+        assert!(self.has_share(origin_of(layer)), "more than its share");
+        for (key, expected) in &self.wanted {
             let waits = expected.stage == Stage::Queue && expected.priority < request.priority;
-            assert!(!waits, "something more urgent waits");
+            let could = waits && self.could_start(key.layer, expected.priority);
+            assert!(!could, "something more urgent waits");
         }
         if request.priority == Priority::Background {
             let urgent = |flight: &Flight| flight.request.priority <= Priority::Readahead;
@@ -288,7 +404,8 @@ impl Pair {
             request,
         };
         self.flights.insert(flight.request.id, flight);
-        assert!(self.flights.len() <= self.schedule.request_limit() + 2);
+        let most = self.limit(layer) + DEMAND_RESERVE;
+        assert!(self.running(origin_of(layer)) <= most);
     }
 
     fn flight(&self, which: usize) -> Option<RequestId> {
@@ -309,7 +426,12 @@ impl Pair {
         }
         assert!(span < flight.end && self.open.contains(&layer));
         flight.next += 1;
-        self.last_arrival = self.now;
+        let origin = self.origins.entry(origin_of(layer)).or_default();
+        *origin = Source {
+            last_arrival: Some(self.now),
+            ..Source::default()
+        };
+        self.failing.remove(&layer);
         let arrived = self.schedule.arrived(id, span, SPAN_SIZE, self.now);
         assert_eq!(arrived, receiving);
         let key = SpanKey { layer, span };
@@ -360,20 +482,47 @@ impl Pair {
         self.check_failed(effects, &[key]);
     }
 
-    /// Ends a request; `Some`: it broke, and whether another one may succeed.
-    fn end(&mut self, which: usize, broken: Option<bool>) {
+    /// Ends a request; `Some`: it broke.
+    fn end(&mut self, which: usize, broken: Option<Break>) {
         let Some(id) = self.flight(which) else { return };
         let Some(flight) = self.flights.remove(&id) else {
             return;
         };
         let outcome = match broken {
             None => Outcome::Completed,
-            Some(transient) => Outcome::Broken {
-                transient,
+            Some(how) => Outcome::Broken {
+                transient: how != Break::Refused,
+                health: match how {
+                    Break::Transient => Health::Unknown,
+                    Break::Refused => Health::Answering,
+                    Break::Unreachable => Health::Failing(unreachable()),
+                },
                 error: &|_| ReadError::Abandoned,
             },
         };
-        let effects = self.schedule.ended(id, &outcome, self.now);
+        let layer = flight.request.layer.layer;
+        let origin = self.origins.entry(origin_of(layer)).or_default();
+        let mut changes = 0;
+        match broken {
+            Some(Break::Unreachable) => {
+                origin.failures += 1;
+                changes = usize::from(!origin.open && origin.failures >= FAILURES);
+                origin.open |= origin.failures >= FAILURES;
+                if self.open.contains(&layer) {
+                    self.failing.insert(layer);
+                }
+            }
+            Some(Break::Refused) => {
+                origin.failures = 0;
+                changes = usize::from(std::mem::take(&mut origin.open));
+                self.failing.remove(&layer);
+            }
+            Some(Break::Transient) | None => {}
+        }
+        let refused = origin.open;
+        let mut effects = self.schedule.ended(id, &outcome, self.now);
+        let is_change = |effect: &mut Effect<_, _>| matches!(effect, Effect::Circuit(_));
+        assert_eq!(effects.extract_if(.., is_change).count(), changes);
         let mut given_up = Vec::new();
         for span in flight.next..flight.end {
             let key = SpanKey {
@@ -390,9 +539,19 @@ impl Pair {
                 .deadline
                 .is_some_and(|deadline| deadline > flight.request.deadline);
             match broken {
-                Some(transient) if !(transient && has_time) => given_up.push(key),
+                Some(how) if how == Break::Refused || !has_time => given_up.push(key),
                 _ => expected.stage = Stage::Queue,
             }
+        }
+        if refused {
+            // Nothing that only a failing origin can bring is left waiting.
+            let of_origin = |key: &SpanKey| origin_of(key.layer) == origin_of(layer);
+            let queued = self.wanted.iter().filter(|(key, expected)| {
+                expected.stage == Stage::Queue
+                    && of_origin(key)
+                    && self.failing.contains(&key.layer)
+            });
+            given_up.extend(queued.map(|(key, _)| *key));
         }
         self.check_failed(effects, &given_up);
     }
@@ -405,7 +564,8 @@ impl Pair {
                 panic!("not a failure: {effect:?}");
             };
             let has_readers = !failed.waiters.is_empty();
-            if has_readers || failed.reported {
+            let refused = matches!(failed.error, ReadError::Store(_));
+            if !refused && (has_readers || failed.reported) {
                 self.failed.insert(*key, self.now + CONFIG.negative_backoff);
             }
             self.answer(failed.waiters, *key);
@@ -416,6 +576,7 @@ impl Pair {
     fn close(&mut self, layer: LayerId) {
         let effects = self.schedule.close(layer);
         self.open.remove(&layer);
+        self.failing.remove(&layer);
         let mut aborted = Vec::new();
         for effect in effects {
             match effect {
@@ -453,6 +614,8 @@ impl Pair {
     /// Whatever happened, everything ends once requests succeed.
     fn drain(&mut self) {
         self.quiet = true;
+        // Long enough for a probe of each origin.
+        self.now += Duration::from_secs(10);
         for _ in 0..10_000 {
             self.start_requests();
             if self.flights.is_empty() && self.wanted.is_empty() {
@@ -497,14 +660,14 @@ fn a_request_ends_when_the_first_of_its_readers_gives_up() {
     for span in (0..8).map(|number| number * 2) {
         pair.take(&Step::Want(key(span), 0, Priority::Demand));
     }
-    assert_eq!(pair.flights.len(), pair.schedule.request_limit() + 2);
+    assert_eq!(pair.flights.len(), pair.limit(LayerId(0)) + DEMAND_RESERVE);
     let begin = pair.now;
     pair.take(&Step::Advance(1000));
     pair.take(&Step::Want(key(20), 0, Priority::Demand));
     pair.take(&Step::Advance(10_000));
     pair.take(&Step::Want(key(21), 0, Priority::Demand));
     while pair.wanted[&key(20)].stage == Stage::Queue {
-        pair.take(&Step::Break(0, false));
+        pair.take(&Step::Break(0, Break::Refused));
     }
     let last = pair.flights.values().next_back().unwrap();
     assert_eq!(last.request.spans, 20..22);

@@ -2,26 +2,26 @@
 //! and ended.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::effect::{Effect, FailedSpan, Outcome, Request, RequestId};
+use super::effect::{Effect, FailedSpan, Health, Outcome, Request, RequestId};
+use super::origins::DEMAND_RESERVE;
 use super::{InFlight, Schedule, SpanLayout, Stage};
 use crate::priority::Priority;
-use crate::span_key::{LayerId, SpanKey};
+use crate::span_key::{LayerId, OriginId};
 
 /// Size in bytes of the parts into which urgent ranges are split: several connections are faster
 /// than one.
 const URGENT_PART: u64 = 8 << 20;
-/// Number of requests that demand may have beyond the limit.
-const DEMAND_RESERVE: usize = 2;
+/// Longest time for which a request that probes a failing origin waits for bytes.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What the schedule has to know of the rest of the fetcher to start requests.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Conditions {
     pub(crate) now: Instant,
-    /// When a registry last delivered bytes.
-    pub(crate) last_arrival: Instant,
     /// Whether there has been no reader for long enough.
     pub(crate) background_allowed: bool,
 }
@@ -29,62 +29,83 @@ pub(crate) struct Conditions {
 impl<L: SpanLayout + Clone, W> Schedule<L, W> {
     /// Starts the requests that may be in flight now.
     pub(crate) fn start_requests(&mut self, conditions: Conditions) -> Vec<Effect<L, W>> {
-        let next = || self.next_request(conditions).map(Effect::Start);
-        std::iter::from_fn(next).collect()
+        let mut effects = std::mem::take(&mut self.pending);
+        while let Some(request) = self.next_request(conditions) {
+            effects.push(Effect::Start(request));
+        }
+        effects
     }
 
     fn next_request(&mut self, conditions: Conditions) -> Option<Request<L>> {
         if self.stopped {
             return None;
         }
-        let limit = self.limit.get();
-        let running = self.requests.len();
-        let in_background = self.running(Priority::Background);
-        let urgent = self.running(Priority::Demand) + self.running(Priority::Readahead);
         for priority in Priority::ALL {
-            let Some(first) = self.front(priority) else {
-                continue;
-            };
-            let free = match priority {
-                Priority::Demand => running < limit + DEMAND_RESERVE,
-                Priority::Readahead => running < limit,
-                Priority::Profile => running < limit - 1,
-                Priority::Background => {
-                    conditions.background_allowed
-                        && urgent == 0
-                        && running < limit
-                        && in_background < (limit / 2).max(1)
+            for layer in self.turns.get(priority).in_order() {
+                let Some(span) = self.front(layer, priority) else {
+                    self.turns.get_mut(priority).leave(layer);
+                    continue;
+                };
+                if !self.may_start(layer, priority, conditions) {
+                    continue;
                 }
-            };
-            if !free {
-                if priority != Priority::Background {
-                    self.limit.waited();
+                if let Some(queue) = self.layers.get_mut(&layer) {
+                    queue.queued.get_mut(priority).pop_front();
                 }
-                return None;
+                return self.compose(layer, span, priority, conditions);
             }
-            self.queues.get_mut(priority).pop_front();
-            return self.compose(first, priority, conditions);
         }
         None
     }
 
-    fn running(&self, priority: Priority) -> usize {
-        self.requests
-            .values()
-            .filter(|request| request.priority == priority)
-            .count()
+    /// Whether a request for a layer may be in flight now.
+    fn may_start(&mut self, layer: LayerId, priority: Priority, conditions: Conditions) -> bool {
+        let Some(queue) = self.layers.get(&layer) else {
+            return false;
+        };
+        let (id, failing) = (queue.origin, queue.failing);
+        let in_background = self.running_in_background(id);
+        let urgent = |request: &InFlight| request.priority <= Priority::Readahead;
+        let quiet = conditions.background_allowed && !self.requests.values().any(urgent);
+        let Some(origin) = self.origins.get(id) else {
+            return false;
+        };
+        if failing && origin.circuit.refusal(conditions.now).is_some() {
+            return false;
+        }
+        let limit = origin.limit.get();
+        let most = match priority {
+            Priority::Demand => limit + DEMAND_RESERVE,
+            Priority::Readahead => limit,
+            Priority::Profile | Priority::Background => limit - 1,
+        };
+        let free = origin.running < most;
+        if priority == Priority::Background {
+            let share = (limit / 2).max(1);
+            return free && quiet && in_background < share && self.origins.has_share(origin);
+        }
+        let has_share = self.origins.has_share(origin);
+        if !free && let Some(origin) = self.origins.get_mut(id) {
+            origin.limit.waited();
+        }
+        free && has_share
     }
 
-    /// The first span that waits with this priority.
-    fn front(&mut self, priority: Priority) -> Option<SpanKey> {
-        let queue = self.queues.get_mut(priority);
-        while let Some(key) = queue.front().copied() {
-            let waits = self
-                .layers
-                .get(&key.layer)
-                .and_then(|layer| layer.wanted.get(&key.span));
+    fn running_in_background(&self, origin: OriginId) -> usize {
+        let background = |request: &&InFlight| {
+            request.origin == origin && request.priority == Priority::Background
+        };
+        self.requests.values().filter(background).count()
+    }
+
+    /// The first span of a layer that waits with this priority.
+    fn front(&mut self, layer: LayerId, priority: Priority) -> Option<u32> {
+        let layer = self.layers.get_mut(&layer)?;
+        let queue = layer.queued.get_mut(priority);
+        while let Some(span) = queue.front().copied() {
+            let waits = layer.wanted.get(&span);
             if waits.is_some_and(|w| w.stage == Stage::Queued && w.priority == priority) {
-                return Some(key);
+                return Some(span);
             }
             queue.pop_front();
         }
@@ -94,11 +115,12 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
     /// Makes a request of a span and its neighbours that wait too.
     fn compose(
         &mut self,
-        key: SpanKey,
+        layer_id: LayerId,
+        span: u32,
         priority: Priority,
         conditions: Conditions,
     ) -> Option<Request<L>> {
-        let queue = self.layers.get_mut(&key.layer)?;
+        let queue = self.layers.get_mut(&layer_id)?;
         let layer = queue.layer.clone();
         let most = self.config.max_request_bytes.max(1);
         let most = if priority >= Priority::Profile || layer.ignores_ranges() {
@@ -106,9 +128,9 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         } else {
             most.min(URGENT_PART)
         };
-        let end_of_first = layer.compressed(key.span)?.end;
+        let end_of_first = layer.compressed(span)?.end;
         // Also earlier spans of this urgency: the order in which they were wanted means little.
-        let mut first = key.span;
+        let mut first = span;
         while let Some(before) = first.checked_sub(1) {
             let start = layer.compressed(before)?.start;
             let waits = queue.wanted.get(&before);
@@ -143,21 +165,37 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         }
         let readers = queue.wanted.range(spans.clone());
         let earliest = readers.filter_map(|(_, wanted)| wanted.deadline).min();
+        let origin_id = queue.origin;
+        let origin = self.origins.get_mut(origin_id)?;
         // A read that waited its turn while bytes arrived for others has not run out of time.
         let timeout = self.config.read_timeout;
-        let deadline = earliest
+        let moved = origin.last_arrival.map(|at| at + timeout);
+        let mut deadline = earliest
             .unwrap_or(conditions.now + timeout)
-            .max(conditions.last_arrival + timeout);
+            .max(moved.unwrap_or(conditions.now));
+        if queue.failing && origin.circuit.is_open() {
+            origin.circuit.probes(id);
+            deadline = deadline.min(conditions.now + PROBE_TIMEOUT);
+        }
+        let end_of_last = spans
+            .end
+            .checked_sub(1)
+            .and_then(|last| layer.compressed(last));
+        let bytes = end_of_last.map_or(0, |last| last.end.saturating_sub(start));
+        self.turns.get_mut(priority).charge(layer_id, bytes);
         let in_flight = InFlight {
-            layer: key.layer,
+            layer: layer_id,
+            origin: origin_id,
             priority,
             deadline,
             left: spans.clone(),
         };
         self.requests.insert(id, in_flight);
+        self.origins.started(origin_id);
         Some(Request {
             id,
             layer,
+            origin: origin_id,
             priority,
             spans,
             deadline,
@@ -183,10 +221,16 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         bytes: u64,
         now: Instant,
     ) -> Option<Priority> {
-        self.limit.received(bytes, now);
         let running = self.requests.get_mut(&request)?;
         running.left.start = span.saturating_add(1);
-        let wanted = self.layers.get_mut(&running.layer)?.wanted.get_mut(&span)?;
+        let (layer, origin) = (running.layer, running.origin);
+        if let Some(origin) = self.origins.get_mut(origin) {
+            origin.limit.received(bytes, now);
+            origin.last_arrival = Some(now);
+        }
+        let closed = self.answered(layer, origin);
+        self.pending.extend(closed);
+        let wanted = self.layers.get_mut(&layer)?.wanted.get_mut(&span)?;
         wanted.stage = Stage::Arrived;
         Some(wanted.priority)
     }
@@ -202,46 +246,65 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         let Some(running) = self.requests.remove(&request) else {
             return Vec::new();
         };
-        let missing = self.missing(running.layer, request, running.left.clone());
-        let Some(queue) = self.layers.get_mut(&running.layer) else {
-            return Vec::new();
-        };
-        let mut effects = Vec::new();
-        for span in missing {
-            let Some(wanted) = queue.wanted.get_mut(&span) else {
-                continue;
-            };
-            let error = match outcome {
-                Outcome::Broken { transient, error }
-                    if !transient || wanted.deadline.is_none_or(|at| at <= running.deadline) =>
-                {
-                    error(span)
-                }
-                _ => {
-                    wanted.stage = Stage::Queued;
-                    let layer = running.layer;
-                    self.queues
-                        .get_mut(wanted.priority)
-                        .push_back(SpanKey { layer, span });
-                    continue;
-                }
-            };
-            let Some(wanted) = queue.wanted.remove(&span) else {
-                continue;
-            };
-            if !wanted.waiters.is_empty() {
-                let until = now + self.config.negative_backoff;
-                queue.failed.insert(span, (until, error.clone()));
-            }
-            effects.push(Effect::Fail(FailedSpan {
-                layer: queue.layer.clone(),
-                priority: wanted.priority,
-                reported: !wanted.waiters.is_empty(),
-                waiters: wanted.waiters,
-                error,
-            }));
+        let (id, origin) = (running.layer, running.origin);
+        if let Some(origin) = self.origins.get_mut(origin) {
+            origin.circuit.ended(request);
         }
+        let changed = match outcome {
+            Outcome::Broken { health, .. } => match health {
+                Health::Failing(error) => self.failed(id, origin, error, now),
+                Health::Answering => self.answered(id, origin),
+                Health::Unknown => None,
+            },
+            Outcome::Completed => None,
+        };
+        let mut effects: Vec<_> = changed.into_iter().collect();
+        let missing = self.missing(id, request, running.left.clone());
+        for span in missing {
+            effects.extend(self.missed(id, span, running.deadline, outcome, now));
+        }
+        effects.extend(self.fail_refused(origin));
+        if matches!(outcome, Outcome::Broken { .. }) {
+            self.find_origin(id, now);
+        }
+        self.origins.ended(origin);
         effects
+    }
+
+    /// Fails a span that a request has not brought, or queues it again.
+    fn missed(
+        &mut self,
+        layer: LayerId,
+        span: u32,
+        deadline: Instant,
+        outcome: &Outcome<'_>,
+        now: Instant,
+    ) -> Option<Effect<L, W>> {
+        let queue = self.layers.get_mut(&layer)?;
+        let wanted = queue.wanted.get_mut(&span)?;
+        let error = match outcome {
+            Outcome::Broken {
+                transient, error, ..
+            } if !transient || wanted.deadline.is_none_or(|at| at <= deadline) => error(span),
+            _ => {
+                wanted.stage = Stage::Queued;
+                queue.queued.get_mut(wanted.priority).push_back(span);
+                self.turns.get_mut(wanted.priority).join(layer);
+                return None;
+            }
+        };
+        let wanted = queue.wanted.remove(&span)?;
+        if !wanted.waiters.is_empty() {
+            let until = now + self.config.negative_backoff;
+            queue.failed.insert(span, (until, error.clone()));
+        }
+        Some(Effect::Fail(FailedSpan {
+            layer: queue.layer.clone(),
+            priority: wanted.priority,
+            reported: !wanted.waiters.is_empty(),
+            waiters: wanted.waiters,
+            error,
+        }))
     }
 
     /// The spans of a request that have not arrived.

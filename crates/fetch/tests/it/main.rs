@@ -7,5 +7,6 @@
 
 mod failing;
 mod misbehaving;
+mod neighbours;
 mod reading;
 mod support;
