@@ -12,10 +12,10 @@ use zerocopy::IntoBytes;
 
 use crate::abi::{self, OutHeader};
 use crate::init::Negotiated;
-use crate::interrupt::{InterruptedCount, Waiting};
 use crate::journal::{Journal, Slot};
 use crate::reply::ReplySink;
 use crate::request::Request;
+use crate::waiting::Waiting;
 
 /// The content of a connection, by which a later server checks that it would show the same. Opaque to
 /// this crate.
@@ -83,20 +83,25 @@ pub(crate) struct Channel {
     device: RwLock<Option<OwnedFd>>,
     waiting: Waiting,
     journal: Arc<Journal>,
+    /// Another server served it before.
+    adopted: bool,
 }
 
 impl Channel {
-    pub(crate) fn new(
-        connection: Connection,
-        journal: Arc<Journal>,
-        interrupted: InterruptedCount,
-    ) -> Self {
+    pub(crate) fn new(connection: Connection, journal: Arc<Journal>, adopted: bool) -> Self {
         Self {
             facts: connection.facts,
             device: RwLock::new(Some(connection.device)),
-            waiting: Waiting::new(interrupted),
+            waiting: Waiting::default(),
             journal,
+            adopted,
         }
+    }
+
+    /// Whether another server served it before, so that the kernel may wait for answers to requests which
+    /// this one does not know.
+    pub(crate) const fn is_adopted(&self) -> bool {
+        self.adopted
     }
 
     /// Reads one request into a worker's slot and returns its length. EAGAIN: there is none. ENODEV:
@@ -189,10 +194,9 @@ impl ReplySink for Channel {
     }
 
     fn defer(&self, request: &Request<'_>) {
-        // Without a journal entry, nor a kernel that resends, the request would be lost.
-        let must = !self.facts.negotiated.can_resend();
-        let key = self.facts.key;
-        self.journal.defer(key, request.unique, request.bytes, must);
+        let can_resend = self.facts.negotiated.can_resend();
+        let (key, bytes) = (self.facts.key, request.bytes);
+        self.journal.defer(key, request.unique, bytes, can_resend);
         self.waiting.add(request.unique, request.pid);
     }
 

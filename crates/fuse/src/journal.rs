@@ -5,61 +5,54 @@
 //! again. When the server dies, the next one finds here what was under way: to answer it where the kernel
 //! cannot send it again (before Linux 6.9), and to notice a request that kills every server that handles
 //! it.
+//!
+//! No caller waits for an entry: a connection that has its share, or any when all are in use, gets the
+//! rest of its requests recorded by their ids alone. After a death of the server those are answered EIO.
 
+mod entry;
+mod index;
 pub(crate) mod layout;
+mod numbered;
+mod recovery;
 mod slot;
+mod slot_records;
 mod strikes;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use crate::abi::UNIQUE_RESEND;
 use crate::error::FuseError;
-use crate::shared_memory::SharedMemory;
-use layout::{ENTRIES, ENTRY_ROOM, Entry, JournalLayout};
+use crate::shared_memory::{Extent, SharedMemory};
+pub(crate) use entry::Interrupted;
+use index::{Index, RequestKey, raise};
+use layout::{ENTRY_ROOM, Entry};
 pub(crate) use layout::{SLOT_SIZE, SLOTS};
 pub(crate) use slot::Slot;
 pub use strikes::ExitKind;
 pub(crate) use strikes::Strikes;
 
-const MAGIC: u64 = u64::from_ne_bytes(*b"SOCIjrnl");
-/// Changes with [`layout`].
-const VERSION: u64 = 1;
+/// A connection has at most this part of the entries.
+const SHARE: usize = 8;
+/// But so many at least: the journal of an earlier version is small.
+const SMALLEST_SHARE: usize = 512;
 
-/// How often the kernel is asked to send a request again before it is forgotten: one that it does not
-/// send was answered, or given up by its caller.
-const FORGET_AFTER: u32 = 4;
-
-/// A request whose server died.
-#[derive(Debug)]
-pub(crate) struct Interrupted {
-    /// The request as it was read.
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) strikes: Strikes,
-}
+/// Time between two lines of the log about requests that were not recorded.
+const LOG_PERIOD: Duration = Duration::from_secs(60);
 
 /// The record of requests in flight. One server uses it at a time.
 pub struct Journal {
     memory: SharedMemory,
-    /// All stores to entries are made under this lock.
+    /// All stores to entries are made under this lock, which is held for a copy of a request at most.
     index: Mutex<Index>,
-    /// Entries became free, or the journal was [retired](Journal::retire).
-    freed: Condvar,
+    unrecorded: AtomicU64,
+    logged_at: Mutex<Option<Instant>>,
     slots_taken: [AtomicBool; SLOTS],
-}
-
-/// Which entries are in use.
-#[derive(Default)]
-struct Index {
-    free: Vec<usize>,
-    /// By connection and request id (without [`UNIQUE_RESEND`]).
-    used: HashMap<(u64, u64), usize>,
-    retired: bool,
 }
 
 impl fmt::Debug for Journal {
@@ -74,18 +67,16 @@ impl Journal {
     /// # Errors
     /// If there is no memory or descriptor for it.
     pub fn create() -> Result<Arc<Self>, FuseError> {
-        let memory = SharedMemory::create().map_err(FuseError::Journal)?;
-        memory.layout().magic.set(MAGIC);
-        memory.layout().version.set(VERSION);
-        let index = Index {
-            free: (0..ENTRIES).rev().collect(),
-            ..Index::default()
-        };
+        let memory = SharedMemory::create(Extent::Whole).map_err(FuseError::Journal)?;
+        recovery::begin(&memory);
+        let index = Index::new(&memory);
         Ok(Self::over(memory, index))
     }
 
     /// Adopts the journal of a server that is gone, for the one server of the root folder. `exit` is how
     /// the old one ended; its own record that it left on purpose takes precedence.
+    ///
+    /// A journal of the version before is used as it is: the server that left it may have to resume.
     ///
     /// # Errors
     /// If the descriptor is not that of a journal, or of one of another version.
@@ -94,12 +85,25 @@ impl Journal {
     }
 
     fn adopt(memory: SharedMemory, exit: ExitKind) -> Result<Arc<Self>, FuseError> {
+        recovery::check_version(&memory)?;
         let layout = memory.layout();
-        check_version(layout)?;
         let planned = layout.left_on_purpose.get() == 1;
-        let index = recover(layout, if planned { ExitKind::Planned } else { exit });
+        let index = recovery::recover(&memory, if planned { ExitKind::Planned } else { exit });
         layout.left_on_purpose.set(0);
         Ok(Self::over(memory, index))
+    }
+
+    /// Returns this journal in the current version's format, which has room for more requests. Servers of
+    /// the version before cannot adopt that.
+    ///
+    /// # Errors
+    /// If there is no memory or descriptor for it.
+    pub fn in_current_format(self: Arc<Self>) -> Result<Arc<Self>, FuseError> {
+        if self.memory.extent() == Extent::Whole {
+            return Ok(self);
+        }
+        let memory = recovery::converted(&self.memory).map_err(FuseError::Journal)?;
+        Self::adopt(memory, ExitKind::Planned)
     }
 
     /// Checks whether [`Journal::take_over`] would adopt it. Changes nothing, so that the server that uses
@@ -108,15 +112,15 @@ impl Journal {
     /// # Errors
     /// If it would not.
     pub fn check(file: OwnedFd) -> Result<(), FuseError> {
-        let memory = SharedMemory::open(file).map_err(FuseError::Journal)?;
-        check_version(memory.layout())
+        recovery::check_version(&SharedMemory::open(file).map_err(FuseError::Journal)?)
     }
 
     fn over(memory: SharedMemory, index: Index) -> Arc<Self> {
         Arc::new(Self {
             memory,
             index: Mutex::new(index),
-            freed: Condvar::new(),
+            unrecorded: AtomicU64::new(0),
+            logged_at: Mutex::default(),
             slots_taken: std::array::from_fn(|_| AtomicBool::new(false)),
         })
     }
@@ -137,7 +141,15 @@ impl Journal {
     /// Number of requests that wait for their server's answer, or for a server.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.index.lock().used.len()
+        let index = self.index.lock();
+        index.entries.len() + index.unrecorded.len()
+    }
+
+    /// Number of requests since the start that were deferred without an entry, although the kernel cannot
+    /// send them again.
+    #[must_use]
+    pub fn unrecorded(&self) -> u64 {
+        self.unrecorded.load(Ordering::Relaxed)
     }
 
     /// Takes a worker's slot.
@@ -145,80 +157,130 @@ impl Journal {
         Slot::take(self, number)
     }
 
+    /// Whether a worker handles this request: it is in a slot.
+    pub(crate) fn is_handling(&self, connection: u64, unique: u64) -> bool {
+        slot_records::contains(self.memory.layout(), connection, unique & !UNIQUE_RESEND)
+    }
+
     /// Leaves the entries to the next server: this one does not change them from here on.
     pub(crate) fn retire(&self) {
         self.index.lock().retired = true;
-        self.freed.notify_all();
     }
 
-    /// Records a request that is answered later. Without room it waits for some if the request `must` be
-    /// recorded; otherwise the request is not.
-    pub(crate) fn defer(&self, connection: u64, unique: u64, bytes: &[u8], must: bool) {
-        if bytes.len() > ENTRY_ROOM {
-            return;
-        }
+    /// Records a request that is answered later. Without room, and if the kernel cannot send it again
+    /// (`can_resend`), its id alone is recorded. Never waits.
+    pub(crate) fn defer(&self, connection: u64, unique: u64, bytes: &[u8], can_resend: bool) {
         let request = (connection, unique & !UNIQUE_RESEND);
         let mut index = self.index.lock();
-        let free = loop {
-            if index.retired {
-                return;
-            }
-            // It was in flight before, and has its entry since.
-            if let Some(&used) = index.used.get(&request) {
-                let entry = self.entry(used);
-                entry.age.set(0);
-                entry.state.set(Entry::WAITING);
-                return;
-            }
-            // The others are for what is in the slots at a death.
-            if index.free.len() > SLOTS
-                && let Some(free) = index.free.pop()
-            {
-                break free;
-            }
-            if !must {
-                return;
-            }
-            self.freed.wait(&mut index);
+        if index.retired {
+            return;
+        }
+        // It was in flight before, and has its entry since.
+        if let Some(used) = index.entries.get(request) {
+            let entry = self.entry(used);
+            entry.age.set(0);
+            entry.state.set(Entry::WAITING);
+            return;
+        }
+        let share = (numbered::entries(&self.memory) / SHARE).max(SMALLEST_SHARE);
+        // The last ones are for what is in the slots at a death.
+        let has_room = index.entries.left() > SLOTS
+            && index.shares.of(connection) < share
+            && bytes.len() <= ENTRY_ROOM;
+        let free = has_room.then(|| index.take_entry(&self.memory, request));
+        if let Some(free) = free.flatten() {
+            let strikes = Strikes::default();
+            self.entry(free)
+                .fill(Entry::WAITING, request, strikes, bytes);
+            index.shares.add(connection);
+        } else if !can_resend {
+            self.record_id(&mut index, request);
+            drop(index);
+            self.count_unrecorded();
+        }
+    }
+
+    fn record_id(&self, index: &mut Index, request: RequestKey) {
+        let Some(extension) = self.memory.extension() else {
+            return;
         };
-        let strikes = Strikes::default();
-        self.entry(free)
-            .fill(Entry::WAITING, request, strikes, bytes);
-        index.used.insert(request, free);
+        if index.unrecorded.get(request).is_some() {
+            return;
+        }
+        if let Some(number) = index.unrecorded.take(request) {
+            raise(&self.memory.layout().unrecorded_used, number + 1);
+            let id = &extension.unrecorded[number];
+            id.connection.set(request.0);
+            id.unique.set(request.1);
+        }
+    }
+
+    fn count_unrecorded(&self) {
+        let total = self.unrecorded.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut logged_at = self.logged_at.lock();
+        if logged_at.is_none_or(|at| at.elapsed() >= LOG_PERIOD) {
+            *logged_at = Some(Instant::now());
+            drop(logged_at);
+            tracing::warn!(
+                total,
+                "more FUSE requests wait than the journal has room for; if the server died now, the rest \
+                 would be answered EIO"
+            );
+        }
     }
 
     /// Whether a request has an entry, because it was in flight before.
     pub(crate) fn knows(&self, connection: u64, unique: u64) -> bool {
         let request = (connection, unique & !UNIQUE_RESEND);
-        self.index.lock().used.contains_key(&request)
+        self.index.lock().entries.get(request).is_some()
     }
 
     /// Ends the record of a deferred request: it was answered.
     pub(crate) fn settle(&self, connection: u64, unique: u64) {
         let request = (connection, unique & !UNIQUE_RESEND);
-        self.free(|index| index.used.remove(&request).into_iter().collect());
-    }
-
-    /// Ends the records of a connection that has ended.
-    pub(crate) fn forget_connection(&self, connection: u64) {
-        self.free(|index| {
-            let gone = |request: &(u64, u64), _: &mut usize| request.0 == connection;
-            let gone = index.used.extract_if(gone);
-            gone.map(|(_, entry)| entry).collect()
-        });
-    }
-
-    fn free(&self, take: impl FnOnce(&mut Index) -> Vec<usize>) {
         let mut index = self.index.lock();
         if index.retired {
             return;
         }
-        for entry in take(&mut index) {
+        if let Some(entry) = index.entries.free(request) {
             self.entry(entry).state.set(Entry::FREE);
-            index.free.push(entry);
+            index.shares.subtract(connection, 1);
+        } else if let Some(number) = index.unrecorded.free(request) {
+            self.clear_id(number);
         }
-        // There are as few threads as slots, and they wait only when the journal is full.
-        self.freed.notify_all();
+    }
+
+    /// Ends the records of a connection that has ended.
+    pub(crate) fn forget_connection(&self, connection: u64) {
+        let mut index = self.index.lock();
+        if index.retired {
+            return;
+        }
+        for entry in index.entries.free_connection(connection) {
+            self.entry(entry).state.set(Entry::FREE);
+        }
+        index.shares.subtract(connection, usize::MAX);
+        for number in index.unrecorded.free_connection(connection) {
+            self.clear_id(number);
+        }
+    }
+
+    fn clear_id(&self, number: usize) {
+        if let Some(extension) = self.memory.extension() {
+            extension.unrecorded[number].unique.set(0);
+        }
+    }
+
+    /// The ids of a connection's requests that an earlier server deferred without an entry.
+    pub(crate) fn left_unrecorded(&self, connection: u64) -> Vec<u64> {
+        let index = self.index.lock();
+        let requests = index.unrecorded.iter().map(|(request, _)| request);
+        let mut ids: Vec<u64> = requests
+            .filter(|request| request.0 == connection)
+            .map(|request| request.1)
+            .collect();
+        ids.sort_unstable();
+        ids
     }
 
     /// The requests of a connection whose server died, oldest id first.
@@ -243,109 +305,16 @@ impl Journal {
         index: &'a Index,
         connection: u64,
     ) -> impl Iterator<Item = &'a Entry> {
-        let of_connection = index
-            .used
-            .iter()
-            .filter(move |(key, _)| key.0 == connection);
+        let of_connection = index.entries.iter();
         of_connection
-            .map(|(_, &entry)| self.entry(entry))
+            .filter(move |(request, _)| request.0 == connection)
+            .map(|(_, number)| self.entry(number))
             .filter(|entry| entry.state.get() == Entry::INTERRUPTED)
     }
 
     fn entry(&self, number: usize) -> &Entry {
-        &self.memory.layout().entries[number]
+        numbered::entry(&self.memory, number)
     }
-}
-
-impl Entry {
-    /// Writes an entry; its state last, so that a death in between leaves a free one.
-    fn fill(&self, state: u32, request: (u64, u64), strikes: Strikes, bytes: &[u8]) {
-        let bytes = &bytes[..bytes.len().min(ENTRY_ROOM)];
-        self.age.set(0);
-        self.connection.set(request.0);
-        self.unique.set(request.1);
-        self.set_strikes(strikes);
-        self.length.set(u32::try_from(bytes.len()).unwrap_or(0));
-        self.bytes.write(bytes);
-        self.state.set(state);
-    }
-
-    fn interrupted(&self) -> Interrupted {
-        let length = usize::try_from(self.length.get()).unwrap_or(0);
-        let mut bytes = vec![0; length.min(ENTRY_ROOM)];
-        self.bytes.read(&mut bytes);
-        Interrupted {
-            bytes,
-            strikes: self.strikes(),
-        }
-    }
-
-    fn strikes(&self) -> Strikes {
-        Strikes {
-            crashes: self.crashes.get(),
-            kills: self.kills.get(),
-        }
-    }
-
-    fn set_strikes(&self, strikes: Strikes) {
-        self.crashes.set(strikes.crashes);
-        self.kills.set(strikes.kills);
-    }
-}
-
-fn check_version(layout: &JournalLayout) -> Result<(), FuseError> {
-    let version = layout.version.get();
-    if (layout.magic.get(), version) == (MAGIC, VERSION) {
-        return Ok(());
-    }
-    Err(FuseError::Journal(std::io::Error::new(
-        std::io::ErrorKind::InvalidData,
-        format!("it is of version {version}, and {VERSION} is known"),
-    )))
-}
-
-/// Turns everything that was in flight into interrupted entries with one more strike.
-fn recover(layout: &JournalLayout, exit: ExitKind) -> Index {
-    let mut index = Index::default();
-    for (number, entry) in layout.entries.iter().enumerate() {
-        match entry.state.get() {
-            Entry::WAITING => entry.set_strikes(entry.strikes().plus(exit)),
-            Entry::INTERRUPTED if entry.age.get() < FORGET_AFTER => {}
-            state => {
-                if state != Entry::FREE {
-                    entry.state.set(Entry::FREE);
-                }
-                index.free.push(number);
-                continue;
-            }
-        }
-        entry.state.set(Entry::INTERRUPTED);
-        let request = (entry.connection.get(), entry.unique.get());
-        if index.used.insert(request, number).is_some() {
-            // Only if a recovery was cut short. Both are the same.
-            tracing::debug!("a request was in the journal twice");
-        }
-    }
-    for slot::Found {
-        connection,
-        unique,
-        bytes,
-    } in slot::left_in_slots(layout)
-    {
-        let request = (connection, unique);
-        // If it was deferred, its entry has counted this death.
-        if !index.used.contains_key(&request)
-            && let Some(free) = index.free.pop()
-        {
-            let strikes = Strikes::default().plus(exit);
-            layout.entries[free].fill(Entry::INTERRUPTED, request, strikes, &bytes);
-            index.used.insert(request, free);
-        }
-    }
-    for slot in &layout.slots {
-        slot.clear_length();
-    }
-    index
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ mod file_system;
 #[doc(hidden)]
 pub mod fuzz;
 mod init;
-mod interrupt;
+mod interrupts;
 mod journal;
 mod mount;
 mod pool;
@@ -24,6 +24,7 @@ mod request;
 mod session;
 mod shared_memory;
 mod stale_mounts;
+mod waiting;
 mod worker;
 
 pub use abi::{ROOT_ID, UNIQUE_RESEND, init_flags, open_flags};

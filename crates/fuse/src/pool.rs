@@ -29,7 +29,7 @@ pub struct Pool {
 
 struct Threads {
     shared: Arc<PoolShared>,
-    workers: Mutex<Vec<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl fmt::Debug for Pool {
@@ -53,18 +53,24 @@ impl Pool {
         let pool = Self {
             inner: Arc::new(Threads {
                 shared: Arc::new(shared),
-                workers: Mutex::default(),
+                threads: Mutex::default(),
             }),
         };
+        let interrupts = pool.inner.shared.interrupts.clone();
+        pool.spawn("fuse-interrupts", move || interrupts.run())?;
         for (number, mut slot) in slots.into_iter().enumerate() {
             let shared = pool.inner.shared.clone();
-            let handle = std::thread::Builder::new()
-                .name(format!("fuse-{number}"))
-                .spawn(move || worker::run(&shared, &mut slot))
-                .map_err(FuseError::Pool)?;
-            pool.inner.workers.lock().push(handle);
+            let run = move || worker::run(&shared, &mut slot);
+            pool.spawn(&format!("fuse-{number}"), run)?;
         }
         Ok(pool)
+    }
+
+    fn spawn(&self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), FuseError> {
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        let handle = thread.spawn(run).map_err(FuseError::Pool)?;
+        self.inner.threads.lock().push(handle);
+        Ok(())
     }
 
     /// Serves a new connection until it is unmounted or [`Served::release`]d.
@@ -77,12 +83,16 @@ impl Pool {
         connection: Connection,
         file_system: Arc<dyn FileSystem>,
     ) -> Result<Served, FuseError> {
-        let session = self.inner.shared.new_session(connection, file_system);
+        let session = self
+            .inner
+            .shared
+            .new_session(connection, file_system, false);
         self.watch(session)
     }
 
     /// Resumes a connection that another server left, beginning with the requests that it left unanswered.
-    /// Requests during which servers died repeatedly are answered EIO.
+    /// Requests during which servers died repeatedly are answered EIO, and so are those of which only the id
+    /// was recorded, unless the kernel sends them again.
     ///
     /// # Errors
     /// As [`Pool::serve`].
@@ -92,7 +102,7 @@ impl Pool {
         file_system: Arc<dyn FileSystem>,
     ) -> Result<Served, FuseError> {
         let shared = &self.inner.shared;
-        let session = shared.new_session(connection, file_system);
+        let session = shared.new_session(connection, file_system, true);
         let channel = &session.channel;
         let interrupted = shared.journal.interrupted(channel.facts.key);
         let (fatal, unanswered): (Vec<_>, Vec<_>) = interrupted
@@ -105,8 +115,10 @@ impl Pool {
         if resent {
             shared.journal.asked_again(channel.facts.key);
         }
+        let unrecorded = shared.journal.left_unrecorded(channel.facts.key);
         let served = self.watch(session.clone())?;
         if !resent {
+            answer_unrecorded(&session, &unrecorded);
             for request in unanswered {
                 worker::serve_again(&session, &request.bytes);
             }
@@ -149,21 +161,21 @@ impl Pool {
 
 impl Threads {
     fn shutdown(&self) {
-        self.shared.stop_workers();
+        self.shared.stop_threads();
         let deadline = Instant::now() + LAST_REQUESTS;
-        for worker in self.workers.lock().drain(..) {
+        for thread in self.threads.lock().drain(..) {
             // The last clone may be dropped by a worker, through a file system that it served.
-            if worker.thread().id() == std::thread::current().id() {
+            if thread.thread().id() == std::thread::current().id() {
                 continue;
             }
-            while !worker.is_finished() && Instant::now() < deadline {
+            while !thread.is_finished() && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_micros(200));
             }
-            if worker.is_finished() {
-                let _ = worker.join();
+            if thread.is_finished() {
+                let _ = thread.join();
             } else {
                 let limit = LAST_REQUESTS.as_secs();
-                tracing::warn!("FUSE worker did not stop within {limit} s; detaching it");
+                tracing::warn!("FUSE thread did not stop within {limit} s; detaching it");
             }
         }
         self.shared.close();
@@ -199,6 +211,23 @@ fn refuse(session: &Session, request: &Interrupted) {
         rustix::io::Errno::IO,
     );
     channel.settle(parsed.unique);
+}
+
+/// Answers requests of which nothing is known but their ids.
+fn answer_unrecorded(session: &Session, ids: &[u64]) {
+    if ids.is_empty() {
+        return;
+    }
+    let channel = &session.channel;
+    tracing::error!(
+        mountpoint = %channel.facts.mountpoint.display(),
+        requests = ids.len(),
+        "a server died while more requests waited than the journal has room for; answering EIO"
+    );
+    for &unique in ids {
+        worker::answer_error(channel, unique, rustix::io::Errno::IO);
+        channel.settle(unique);
+    }
 }
 
 /// A connection that is being served. Dropping it changes nothing: the mount stays served.

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use crate::connection::{Channel, Connection, ConnectionFacts};
 use crate::error::FuseError;
 use crate::file_system::FileSystem;
-use crate::interrupt::InterruptedCount;
+use crate::interrupts::Interrupts;
 use crate::journal::Journal;
 
 /// The epoll key of the descriptor that ends the workers.
@@ -56,7 +56,7 @@ pub(crate) struct PoolShared {
     stopping: AtomicBool,
     next_id: AtomicU64,
     sessions: RwLock<HashMap<u64, Arc<Session>>>,
-    interrupted: InterruptedCount,
+    pub(crate) interrupts: Arc<Interrupts>,
     pub(crate) journal: Arc<Journal>,
     on_end: OnceLock<Box<EndCallback>>,
 }
@@ -80,7 +80,7 @@ impl PoolShared {
             stopping: AtomicBool::new(false),
             next_id: AtomicU64::new(STOP + 1),
             sessions: RwLock::default(),
-            interrupted: InterruptedCount::default(),
+            interrupts: Arc::default(),
             journal,
             on_end: OnceLock::new(),
         })
@@ -90,8 +90,9 @@ impl PoolShared {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Has the workers end after the request that they are handling.
-    pub(crate) fn stop_workers(&self) {
+    /// Has the threads end after the request that they are handling.
+    pub(crate) fn stop_threads(&self) {
+        self.interrupts.stop();
         self.stopping.store(true, Ordering::Release);
         let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
     }
@@ -121,16 +122,17 @@ impl PoolShared {
         self.sessions.read().values().cloned().collect()
     }
 
-    /// A session that is not served yet.
+    /// A session that is not served yet; `adopted` from another server, or new.
     pub(crate) fn new_session(
         &self,
         connection: Connection,
         file_system: Arc<dyn FileSystem>,
+        adopted: bool,
     ) -> Arc<Session> {
-        let (journal, interrupted) = (self.journal.clone(), self.interrupted.clone());
+        let journal = self.journal.clone();
         Arc::new(Session {
             id: self.next_id.fetch_add(1, Ordering::Relaxed),
-            channel: Arc::new(Channel::new(connection, journal, interrupted)),
+            channel: Arc::new(Channel::new(connection, journal, adopted)),
             file_system,
             ended: Mutex::new(false),
             end: Condvar::new(),
@@ -152,22 +154,6 @@ impl PoolShared {
             });
         }
         Ok(())
-    }
-
-    /// Whether any connection has interrupted requests: [`PoolShared::abandoned`] is to be asked from time
-    /// to time.
-    pub(crate) fn any_interrupted(&self) -> bool {
-        !self.interrupted.is_zero()
-    }
-
-    /// The requests whose callers are dying. They wait no longer.
-    pub(crate) fn abandoned(&self) -> Vec<(Arc<Session>, u64)> {
-        let mut abandoned = Vec::new();
-        for session in self.all() {
-            let requests = session.channel.waiting().abandoned();
-            abandoned.extend(requests.into_iter().map(|unique| (session.clone(), unique)));
-        }
-        abandoned
     }
 
     /// Stops serving a connection that no server can serve any longer.

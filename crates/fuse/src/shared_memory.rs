@@ -1,10 +1,10 @@
 //! Memory that outlives its process: a memfd, mapped and held in RAM.
 //!
-//! The kernel copies requests straight into it. A process that is killed inside a read into a page
-//! that is not resident makes the caller get EIO, so that all pages are touched and (where the limit
-//! allows it) locked.
+//! The kernel copies requests straight into its first part. A process that is killed inside a read into a
+//! page that is not resident makes the caller get EIO, so that those pages are touched and (where the limit
+//! allows it) locked. The second part takes memory as far as it is used.
 //!
-//! This is sound because the memory is only accessed through [`JournalLayout`], which is all atomics:
+//! This is sound because the memory is only accessed through [`WholeLayout`], which is all atomics:
 //! while another thread, another process or the kernel writes, a load returns some value. That the values
 //! are consistent follows from the protocol between processes: only the server writes, which has the lock
 //! of the root folder (`daemon.lock`) and alone reads requests; a program that is about to take over reads
@@ -20,13 +20,39 @@ use std::sync::atomic::AtomicU64;
 
 use rustix::io::Errno;
 
-use crate::journal::layout::JournalLayout;
+use crate::journal::layout::{Extension, JournalLayout, WholeLayout};
 
 /// Mapped memory with the journal's layout.
 #[derive(Debug)]
 pub(crate) struct SharedMemory {
     start: NonNull<JournalLayout>,
+    extent: Extent,
     origin: Origin,
+}
+
+/// How much of [`WholeLayout`] there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// The first part, as version 1 of the format has it.
+    First,
+    /// All of it.
+    Whole,
+}
+
+impl Extent {
+    const fn bytes(self) -> usize {
+        match self {
+            Self::First => size_of::<JournalLayout>(),
+            Self::Whole => size_of::<WholeLayout>(),
+        }
+    }
+
+    fn of(bytes: u64) -> Option<Self> {
+        let extents = [Self::First, Self::Whole].into_iter();
+        extents
+            .into_iter()
+            .find(|extent| extent.bytes() as u64 == bytes)
+    }
 }
 
 /// The origin of the memory: a memfd, or the heap for Miri, which has neither memfds nor shared mappings.
@@ -35,14 +61,28 @@ type Origin = OwnedFd;
 #[cfg(miri)]
 type Origin = std::sync::Arc<heap::Heap>;
 
-// SAFETY: the memory stays mapped until this value is dropped, and is used through `&JournalLayout` only,
-// which is `Sync`; nothing about it belongs to a thread.
+// SAFETY: the memory stays mapped until this value is dropped, and is used through `&WholeLayout` or a
+// part of it only, which is `Sync`; nothing about it belongs to a thread.
 unsafe impl Send for SharedMemory {}
 // SAFETY: as above.
 unsafe impl Sync for SharedMemory {}
 
 impl SharedMemory {
-    /// The memory in its types.
+    /// How much there is.
+    pub(crate) const fn extent(&self) -> Extent {
+        self.extent
+    }
+
+    /// The second part, unless the memory is that of version 1.
+    pub(crate) fn extension(&self) -> Option<&Extension> {
+        if self.extent != Extent::Whole {
+            return None;
+        }
+        // SAFETY: as in `layout`; the memory is as long as a `WholeLayout`, which begins where it does.
+        Some(&unsafe { self.start.cast::<WholeLayout>().as_ref() }.extension)
+    }
+
+    /// The first part in its types.
     pub(crate) fn layout(&self) -> &JournalLayout {
         // SAFETY: `start` is page-aligned and valid for the size of a `JournalLayout` for as long as `self`
         // lives. The memfd is as long and cannot shrink: it is sealed, or from the version before, which
@@ -67,49 +107,51 @@ pub(crate) fn read_into(device: BorrowedFd<'_>, target: &[AtomicU64]) -> Result<
 #[cfg(not(miri))]
 mod memfd {
     use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
-    use rustix::mm::{MapFlags, ProtFlags, mlock, mmap, munmap};
+    use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap, munmap};
 
     use super::*;
 
-    const LENGTH: usize = size_of::<JournalLayout>();
-
     impl SharedMemory {
         /// New memory of zero bytes, in a memfd whose length cannot change.
-        pub(crate) fn create() -> io::Result<Self> {
+        pub(crate) fn create(extent: Extent) -> io::Result<Self> {
             let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
             let file = memfd_create("soci-requests", flags)?;
-            ftruncate(&file, LENGTH as u64)?;
+            ftruncate(&file, extent.bytes() as u64)?;
             let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
             fcntl_add_seals(&file, seals)?;
-            Self::map(file)
+            Self::map(file, extent)
         }
 
         /// The memory of an earlier process.
         pub(crate) fn open(file: OwnedFd) -> io::Result<Self> {
             let size = fstat(&file)?.st_size;
-            if u64::try_from(size) != Ok(LENGTH as u64) {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!("it has {size} bytes, not {LENGTH}"),
-                ));
-            }
-            Self::map(file)
+            let extent = u64::try_from(size).ok().and_then(Extent::of);
+            let extent = extent.ok_or_else(|| {
+                let [first, whole] = [Extent::First, Extent::Whole].map(Extent::bytes);
+                let reason = format!("it has {size} bytes, not {first} or {whole}");
+                io::Error::new(io::ErrorKind::InvalidData, reason)
+            })?;
+            Self::map(file, extent)
         }
 
-        fn map(file: OwnedFd) -> io::Result<Self> {
+        fn map(file: OwnedFd, extent: Extent) -> io::Result<Self> {
             // SAFETY: a new mapping at an address of the kernel's choice, of a file that is as long.
             let start = unsafe {
                 mmap(
                     std::ptr::null_mut(),
-                    LENGTH,
+                    extent.bytes(),
                     ProtFlags::READ | ProtFlags::WRITE,
-                    MapFlags::SHARED | MapFlags::POPULATE,
+                    MapFlags::SHARED,
                     &file,
                     0,
                 )
             }?;
-            // SAFETY: the range is the mapping just made.
-            if let Err(error) = unsafe { mlock(start, LENGTH) } {
+            let resident = Extent::First.bytes();
+            // SAFETY: the range is part of the mapping just made. Before Linux 5.14 it fails, and mlock does
+            // the same.
+            let _ = unsafe { madvise(start, resident, Advice::LinuxPopulateWrite) };
+            // SAFETY: as above.
+            if let Err(error) = unsafe { mlock(start, resident) } {
                 tracing::warn!(
                     error = %error,
                     "cannot lock the memory for FUSE requests: a server killed while memory is short may \
@@ -120,6 +162,7 @@ mod memfd {
                 .ok_or_else(|| io::Error::other("the kernel mapped memory at address 0"))?;
             Ok(Self {
                 start,
+                extent,
                 origin: file,
             })
         }
@@ -133,8 +176,8 @@ mod memfd {
     impl Drop for SharedMemory {
         fn drop(&mut self) {
             // SAFETY: the mapping was made by `map` with this length, and nothing refers to it any more:
-            // what `layout` returns borrows `self`.
-            let unmapped = unsafe { munmap(self.start.as_ptr().cast(), LENGTH) };
+            // what `layout` and `extension` return borrows `self`.
+            let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.extent.bytes()) };
             if let Err(error) = unmapped {
                 tracing::debug!(error = %error, "munmap of the memory for FUSE requests failed");
             }
@@ -151,16 +194,21 @@ mod heap {
 
     /// Zeroed memory, freed with its last user.
     #[derive(Debug)]
-    pub(super) struct Heap(NonNull<JournalLayout>);
+    pub(super) struct Heap(NonNull<JournalLayout>, Layout);
 
     impl SharedMemory {
-        pub(crate) fn create() -> io::Result<Self> {
+        pub(crate) fn create(extent: Extent) -> io::Result<Self> {
+            let layout = match extent {
+                Extent::First => Layout::new::<JournalLayout>(),
+                Extent::Whole => Layout::new::<WholeLayout>(),
+            };
             // SAFETY: the layout is not empty.
-            let start = unsafe { alloc_zeroed(Layout::new::<JournalLayout>()) };
+            let start = unsafe { alloc_zeroed(layout) };
             let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
             Ok(Self {
                 start,
-                origin: Arc::new(Heap(start)),
+                extent,
+                origin: Arc::new(Heap(start, layout)),
             })
         }
 
@@ -176,7 +224,7 @@ mod heap {
     impl Drop for Heap {
         fn drop(&mut self) {
             // SAFETY: allocated by `create` with this layout; no `SharedMemory` refers to it any more.
-            unsafe { dealloc(self.0.as_ptr().cast(), Layout::new::<JournalLayout>()) }
+            unsafe { dealloc(self.0.as_ptr().cast(), self.1) }
         }
     }
 }
@@ -190,15 +238,18 @@ impl SharedMemory {
         #[cfg(miri)]
         return Self {
             start: self.start,
+            extent: self.extent,
             origin: self.origin.clone(),
         };
     }
 
     /// Returns a copy of the current content. No other thread may write concurrently.
     pub(crate) fn copy(&self) -> Self {
-        let copy = Self::create().unwrap();
-        // SAFETY: both are valid for the size of a layout, and do not overlap.
-        unsafe { std::ptr::copy_nonoverlapping(self.start.as_ptr(), copy.start.as_ptr(), 1) };
+        let copy = Self::create(self.extent).unwrap();
+        let bytes = self.extent.bytes();
+        let (from, to) = (self.start.as_ptr(), copy.start.as_ptr());
+        // SAFETY: both are valid for this many bytes, and do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(from.cast::<u8>(), to.cast(), bytes) };
         copy
     }
 }
@@ -209,15 +260,20 @@ mod tests {
     use std::os::fd::AsFd as _;
 
     use super::*;
+    use crate::journal::layout::MORE_ENTRIES;
 
     #[test]
     fn a_second_mapping_sees_what_the_first_wrote() {
-        let first = SharedMemory::create().unwrap();
+        let first = SharedMemory::create(Extent::Whole).unwrap();
         first.layout().version.set(7);
         first.layout().entries[1023].bytes.write(b"hello");
         first.layout().slots[15].write(&[9; 16]);
+        let entries = &first.extension().unwrap().entries;
+        entries[MORE_ENTRIES - 1].length.set(3);
         let second = first.second_mapping();
         drop(first);
+        let entries = &second.extension().unwrap().entries;
+        assert_eq!(entries[MORE_ENTRIES - 1].length.get(), 3);
         let layout = second.layout();
         assert_eq!((layout.magic.get(), layout.version.get()), (0, 7));
         let mut bytes = [0; 6];
@@ -231,7 +287,7 @@ mod tests {
 
     #[test]
     fn the_kernel_writes_a_request_into_a_slot_and_nothing_beside_it() {
-        let memory = SharedMemory::create().unwrap();
+        let memory = SharedMemory::create(Extent::Whole).unwrap();
         let slots = &memory.layout().slots;
         let (reader, mut writer) = io::pipe().unwrap();
         writer.write_all(&[7; 20]).unwrap();
@@ -252,7 +308,7 @@ mod tests {
 
     #[test]
     fn threads_share_it() {
-        let memory = SharedMemory::create().unwrap();
+        let memory = SharedMemory::create(Extent::Whole).unwrap();
         std::thread::scope(|scope| {
             for thread in 0..4 {
                 let layout = memory.layout();
@@ -283,7 +339,7 @@ mod tests {
 
         #[test]
         fn its_length_cannot_change() {
-            let memory = SharedMemory::create().unwrap();
+            let memory = SharedMemory::create(Extent::Whole).unwrap();
             let file = memory.descriptor().unwrap();
             assert_eq!(ftruncate(&file, 0), Err(Errno::PERM));
             assert_eq!(ftruncate(&file, 1 << 30), Err(Errno::PERM));
@@ -295,12 +351,15 @@ mod tests {
         fn memory_of_the_version_before_which_is_not_sealed_is_adopted() {
             let file = memfd_create("soci-requests", MemfdFlags::CLOEXEC).unwrap();
             ftruncate(&file, size_of::<JournalLayout>() as u64).unwrap();
-            SharedMemory::open(file).unwrap().layout().version.set(1);
+            let memory = SharedMemory::open(file).unwrap();
+            memory.layout().version.set(1);
+            assert!(memory.extension().is_none());
         }
 
         #[test]
         fn memory_of_another_length_is_refused() {
-            for length in [0, 4096, size_of::<JournalLayout>() as u64 + 1] {
+            let whole = size_of::<WholeLayout>() as u64;
+            for length in [0, 4096, size_of::<JournalLayout>() as u64 + 1, whole - 1] {
                 let file = memfd_create("other", MemfdFlags::CLOEXEC).unwrap();
                 ftruncate(&file, length).unwrap();
                 let refused = SharedMemory::open(file).unwrap_err().to_string();

@@ -3,26 +3,18 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::io::Errno;
 
 use crate::abi::UNIQUE_RESEND;
 use crate::connection::Channel;
-use crate::interrupt::Verdict;
 use crate::journal::Slot;
-use crate::reply::{Reply, ReplySink as _};
+use crate::reply::Reply;
 use crate::request::{Operation, Request};
 use crate::session::{PoolShared, STOP, Session, watch_flags};
 
 /// How many requests of one connection are taken before the others get their turn.
 const TURN: usize = 32;
-
-/// How often interrupted requests are looked at again.
-const RECHECK: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 100_000_000,
-};
 
 /// Serves until the pool stops.
 pub(crate) fn run(shared: &PoolShared, slot: &mut Slot) {
@@ -31,9 +23,7 @@ pub(crate) fn run(shared: &PoolShared, slot: &mut Slot) {
             flags: EventFlags::empty(),
             data: EventData::new_u64(STOP),
         }];
-        let interrupted = shared.any_interrupted();
-        let limit = interrupted.then_some(&RECHECK);
-        match epoll::wait(&shared.epoll, &mut events, limit) {
+        match epoll::wait(&shared.epoll, &mut events, None) {
             Ok(0) => {}
             Ok(_) => {
                 let [event] = events;
@@ -51,11 +41,6 @@ pub(crate) fn run(shared: &PoolShared, slot: &mut Slot) {
                 return;
             }
         }
-        if interrupted {
-            for (session, unique) in shared.abandoned() {
-                give_up(&session.channel, unique);
-            }
-        }
     }
 }
 
@@ -66,7 +51,7 @@ fn serve_turn(shared: &PoolShared, session: &Arc<Session>, slot: &mut Slot) {
         }
         match session.channel.read(slot) {
             Ok(length) => {
-                serve_one(session, slot.request(length));
+                serve_one(shared, session, slot.request(length));
                 if !session.channel.done(slot) {
                     return;
                 }
@@ -98,7 +83,7 @@ fn serve_turn(shared: &PoolShared, session: &Arc<Session>, slot: &mut Slot) {
         .with_device(|device| epoll::modify(&shared.epoll, device, id, watch_flags()));
 }
 
-fn serve_one(session: &Session, bytes: &[u8]) {
+fn serve_one(shared: &PoolShared, session: &Session, bytes: &[u8]) {
     let channel = &session.channel;
     let request = match Request::parse(bytes) {
         Ok(request) => request,
@@ -116,13 +101,8 @@ fn serve_one(session: &Session, bytes: &[u8]) {
     };
     match request.operation {
         Operation::Forget => {}
-        Operation::Interrupt { unique } => match channel.waiting().interrupt(unique) {
-            Verdict::GiveUp => give_up(channel, unique),
-            Verdict::KeepWaiting => {}
-            // Another worker may be handling it: after EAGAIN the kernel sends the interrupt again,
-            // unless the request is answered by then.
-            Verdict::NotWaiting => answer_error(channel, request.unique, Errno::AGAIN),
-        },
+        // The kernel expects no answer to it.
+        Operation::Interrupt { unique } => shared.interrupts.add(channel.clone(), unique),
         Operation::Destroy => reply_to(channel, &request).ok(),
         // INIT was answered before the connection came to the pool, and is sent once.
         Operation::Init(_) => reply_to(channel, &request).error(Errno::IO),
@@ -169,10 +149,4 @@ fn reply_to(channel: &Arc<Channel>, request: &Request<'_>) -> Reply {
 
 pub(crate) fn answer_error(channel: &Arc<Channel>, unique: u64, errno: Errno) {
     Reply::new(unique, channel.clone()).error(errno);
-}
-
-/// Answers a deferred request whose caller is dying.
-pub(crate) fn give_up(channel: &Arc<Channel>, unique: u64) {
-    answer_error(channel, unique, Errno::INTR);
-    channel.settle(unique);
 }

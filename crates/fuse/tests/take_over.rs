@@ -225,6 +225,34 @@ fn the_same_from_the_journal() {
     a_fatal_read_ends(false);
 }
 
+/// Has more requests in flight than the journal has entries for one connection.
+fn more_readers_than_entries(at: &Mountpoint) -> Vec<JoinHandle<std::io::Result<Vec<u8>>>> {
+    (0..2100).map(|_| reader(at)).collect()
+}
+
+#[test]
+fn requests_that_had_no_entry_are_answered_eio_after_a_crash_and_the_others_as_ever() {
+    let _beside_others = ALONE.read();
+    let at = Mountpoint(tempfile::tempdir().unwrap());
+    let (first, held) = begin(&at.path(), false);
+    let readers = more_readers_than_entries(&at);
+    while first.file_system.kept.lock().len() < readers.len() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let second = held.successor(first, ExitKind::Killed, false);
+    let results = readers.into_iter().map(|reader| reader.join().unwrap());
+    let (read, failed): (Vec<_>, Vec<_>) = results.partition(Result::is_ok);
+    assert_eq!((read.len(), failed.len()), (2048, 2100 - 2048));
+    let eio = Some(Errno::IO.raw_os_error());
+    assert!(
+        failed
+            .iter()
+            .all(|it| it.as_ref().unwrap_err().raw_os_error() == eio)
+    );
+    assert_eq!(std::fs::read(at.path().join("file")).unwrap(), b"yes");
+    drop(second);
+}
+
 fn a_planned_end_blames_nobody(resend: bool) {
     let _beside_others = ALONE.read();
     let at = Mountpoint(tempfile::tempdir().unwrap());

@@ -43,7 +43,13 @@ pub(crate) fn open(
         }
     }
     let journal = match journal {
-        Some(memory) => Journal::take_over(memory, exit_kind(predecessor)),
+        Some(memory) => Journal::take_over(memory, exit_kind(predecessor)).and_then(|journal| {
+            // A server that hands over has to read it again if this one fails.
+            match predecessor {
+                Predecessor::Serving => Ok(journal),
+                _ => journal.in_current_format(),
+            }
+        }),
         None => Journal::create(),
     };
     let journal = journal.context(

@@ -8,6 +8,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use soci_fetch::{PriorityStats, SpanFetcher};
+use soci_fuse::Journal;
 use soci_lazy::LazyLayers;
 use soci_snapshotter::{Snapshotter, SnapshotterError};
 use soci_store::LayerStore;
@@ -29,6 +30,7 @@ pub(crate) struct Metrics {
     pub(crate) lazy: Arc<LazyLayers>,
     pub(crate) fetcher: Arc<SpanFetcher>,
     pub(crate) store: LayerStore,
+    pub(crate) journal: Arc<Journal>,
     /// Held while a scrape collects counts: one at a time.
     pub(crate) scraping: Mutex<()>,
 }
@@ -66,6 +68,7 @@ impl Metrics {
         let mut samples = self.mounts();
         samples.extend(self.snapshots().await?);
         samples.extend(self.fetching());
+        samples.extend(self.requests());
         samples.extend(process());
         Ok(self.meters.text(&samples)?)
     }
@@ -104,6 +107,14 @@ impl Metrics {
             samples.push(Sample::of(&catalog::NOT_LAZY, number).labelled([reason]));
         }
         Ok(samples)
+    }
+
+    fn requests(&self) -> [Sample; 2] {
+        let waiting = self.journal.in_flight() as u64;
+        [
+            Sample::of(&catalog::FUSE_WAITING, waiting),
+            Sample::of(&catalog::FUSE_UNRECORDED, self.journal.unrecorded()),
+        ]
     }
 
     fn fetching(&self) -> Vec<Sample> {

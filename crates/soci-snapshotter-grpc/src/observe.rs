@@ -93,6 +93,7 @@ impl Sockets {
                 lazy: subsystems.lazy.clone(),
                 fetcher: subsystems.fetcher.clone(),
                 store: subsystems.store.clone(),
+                journal: subsystems.journal.clone(),
                 scraping: Mutex::default(),
             });
             tracing::info!(address = socket.address(), "serving /metrics");

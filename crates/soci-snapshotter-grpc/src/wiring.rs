@@ -34,7 +34,7 @@ pub(crate) struct Subsystems {
     pub(crate) meters: Arc<soci_telemetry::Meters>,
     /// The holder, which keeps the connections when this process ends.
     pub(crate) keeper: Option<Arc<Keeper>>,
-    journal: Arc<Journal>,
+    pub(crate) journal: Arc<Journal>,
 }
 
 impl Subsystems {

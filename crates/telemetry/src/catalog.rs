@@ -116,6 +116,10 @@ catalog! {
         "Snapshots that are image layers.";
     BROKEN_LAYERS = "soci_snapshot_broken_layers", Gauge, [], "snapshots",
         "Lazy layers that cannot be served at present.";
+    FUSE_WAITING = "soci_fuse_waiting_requests", Gauge, [], "requests",
+        "FUSE requests that wait for an answer: reads of what is not stored.";
+    FUSE_UNRECORDED = "soci_fuse_unrecorded_requests_total", Counter, [], "requests",
+        "Requests that waited without an entry in the journal, which was full, on a kernel that cannot resend them.";
     BUILD = "soci_build_info", Gauge, ["version", "revision"], "1",
         "Always 1; says which program runs.";
     CPU = "process_cpu_seconds_total", Counter, [], "seconds",

@@ -2,24 +2,32 @@
 //! server and the next server share it, and any bytes are valid values.
 //!
 //! Numbers are native-endian: the memory never leaves the machine, nor survives a boot. The offsets are
-//! version 1 of the journal's format (see the test below).
+//! version 2 of the journal's format (see the test below). Version 1 is [`JournalLayout`] alone.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
 use zerocopy::FromBytes;
 
+pub(crate) const MAGIC: u64 = u64::from_ne_bytes(*b"SOCIjrnl");
+/// The version of the format; changes with this file.
+pub(crate) const VERSION: u64 = 2;
+
 /// Number of slots, and with it of workers at most.
 pub(crate) const SLOTS: usize = 16;
 /// Bytes of a slot. The kernel refuses to read a request into less than 8192 bytes
 /// (`FUSE_MIN_READ_BUFFER`); the largest request of a read-only mount is a page of forgets.
 pub(crate) const SLOT_SIZE: usize = 16 << 10;
-/// Number of entries.
-pub(crate) const ENTRIES: usize = 1024;
+/// Number of entries in the first part.
+pub(crate) const FIRST_ENTRIES: usize = 1024;
+/// Number of entries in the second part.
+pub(crate) const MORE_ENTRIES: usize = 15 << 10;
+/// Number of requests of which only the id is recorded.
+pub(crate) const UNRECORDED: usize = 32 << 10;
 /// Bytes of a request that an entry has room for: a name has at most 255.
 pub(crate) const ENTRY_ROOM: usize = 472;
 
-/// The whole memory.
+/// The first part of the memory, which stays resident.
 #[derive(FromBytes)]
 #[repr(C)]
 pub(crate) struct JournalLayout {
@@ -27,12 +35,43 @@ pub(crate) struct JournalLayout {
     pub(crate) version: SharedU64,
     /// 1 if the last server left on purpose.
     pub(crate) left_on_purpose: SharedU32,
-    _unused_in_first_page: [AtomicU8; 4076],
+    /// Number of entries of [`Extension::entries`] that were ever used: those behind them are not read,
+    /// so that they take no memory.
+    pub(crate) more_used: SharedU32,
+    /// The same of [`Extension::unrecorded`].
+    pub(crate) unrecorded_used: SharedU32,
+    _unused_in_first_page: [AtomicU8; 4068],
     pub(crate) slot_headers: [SlotHeader; SLOTS],
     _unused_in_second_page: [AtomicU8; 3072],
-    pub(crate) entries: [Entry; ENTRIES],
+    pub(crate) entries: [Entry; FIRST_ENTRIES],
     /// Each holds one request, which begins with its own length (`struct fuse_in_header`); 0: none.
     pub(crate) slots: [SharedBytes<{ SLOT_SIZE / 8 }>; SLOTS],
+}
+
+/// The second part. Its pages take memory once they are used.
+#[derive(FromBytes)]
+#[repr(C)]
+pub(crate) struct Extension {
+    pub(crate) entries: [Entry; MORE_ENTRIES],
+    pub(crate) unrecorded: [UnrecordedId; UNRECORDED],
+}
+
+/// Both parts: version 2.
+#[derive(FromBytes)]
+#[repr(C)]
+pub(crate) struct WholeLayout {
+    pub(crate) first: JournalLayout,
+    pub(crate) extension: Extension,
+}
+
+/// A request for which there was no entry.
+#[derive(FromBytes)]
+#[repr(C)]
+pub(crate) struct UnrecordedId {
+    /// Key of its connection.
+    pub(crate) connection: SharedU64,
+    /// Its id, without [`crate::UNIQUE_RESEND`]; 0: none. Stored last.
+    pub(crate) unique: SharedU64,
 }
 
 /// What is recorded of the request in a slot in addition to its bytes.
@@ -183,11 +222,13 @@ mod tests {
 
     /// Servers of different versions hand this memory to each other: a change needs another version number.
     #[test]
-    fn the_offsets_are_those_of_version_1() {
-        assert_eq!(super::super::VERSION, 1);
+    fn the_offsets_are_those_of_version_2() {
+        assert_eq!(VERSION, 2);
         assert_eq!(offset_of!(JournalLayout, magic), 0);
         assert_eq!(offset_of!(JournalLayout, version), 8);
         assert_eq!(offset_of!(JournalLayout, left_on_purpose), 16);
+        assert_eq!(offset_of!(JournalLayout, more_used), 20);
+        assert_eq!(offset_of!(JournalLayout, unrecorded_used), 24);
         assert_eq!(offset_of!(JournalLayout, slot_headers), 4096);
         assert_eq!(offset_of!(SlotHeader, connection), 0);
         assert_eq!(size_of::<SlotHeader>(), 64);
@@ -204,6 +245,15 @@ mod tests {
         let slots = 8192 + 1024 * 512;
         assert_eq!(offset_of!(JournalLayout, slots), slots);
         assert_eq!(size_of::<JournalLayout>(), slots + 16 * (16 << 10));
+        let first = slots + 16 * (16 << 10);
+        assert_eq!(offset_of!(WholeLayout, extension), first);
+        let unrecorded = 15 * 1024 * 512;
+        assert_eq!(offset_of!(Extension, unrecorded), unrecorded);
+        assert_eq!(offset_of!(UnrecordedId, unique), 8);
+        assert_eq!(
+            size_of::<WholeLayout>(),
+            first + unrecorded + 16 * (32 << 10)
+        );
         assert_eq!(SLOT_SIZE, size_of::<SharedBytes<{ SLOT_SIZE / 8 }>>());
         assert_eq!(ENTRY_ROOM, size_of::<SharedBytes<{ ENTRY_ROOM / 8 }>>());
     }

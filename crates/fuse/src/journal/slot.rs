@@ -6,11 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use rustix::io::Errno;
-use zerocopy::FromBytes as _;
 
 use super::Journal;
-use super::layout::{JournalLayout, SLOT_SIZE, SLOTS};
-use crate::abi::{InHeader, UNIQUE_RESEND, opcode};
+use super::layout::SLOT_SIZE;
 use crate::shared_memory;
 
 /// A slot of the journal, in the hands of one worker.
@@ -78,38 +76,6 @@ impl Drop for Slot {
     fn drop(&mut self) {
         self.journal.slots_taken[self.number].store(false, Release);
     }
-}
-
-/// A request that a dead worker had in its slot.
-pub(super) struct Found {
-    pub(super) connection: u64,
-    /// Without [`UNIQUE_RESEND`].
-    pub(super) unique: u64,
-    pub(super) bytes: Vec<u8>,
-}
-
-/// The requests in the slots whose callers wait for an answer.
-pub(super) fn left_in_slots(layout: &JournalLayout) -> impl Iterator<Item = Found> + '_ {
-    (0..SLOTS).filter_map(|number| {
-        let mut header = [0; size_of::<InHeader>()];
-        layout.slots[number].read(&mut header);
-        let header = InHeader::read_from_bytes(&header).ok()?;
-        let length = usize::try_from(header.len).ok()?;
-        let is_answered = !matches!(
-            header.opcode,
-            opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT | opcode::DESTROY
-        );
-        if !is_answered || !(size_of::<InHeader>()..=SLOT_SIZE).contains(&length) {
-            return None;
-        }
-        let mut bytes = vec![0; length];
-        layout.slots[number].read(&mut bytes);
-        Some(Found {
-            connection: layout.slot_headers[number].connection.get(),
-            unique: header.unique & !UNIQUE_RESEND,
-            bytes,
-        })
-    })
 }
 
 #[cfg(test)]

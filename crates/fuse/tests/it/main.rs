@@ -7,4 +7,5 @@
 )]
 
 mod codec;
+mod crowd;
 mod pool;
