@@ -165,7 +165,12 @@ impl Scene {
         }
         assert_eq!(ctr.output(["tasks", "ls", "-q"]).unwrap(), "", "tasks stay");
         assert_eq!(lazy_mounts(&self.stack), self.layers);
-        // And the image can be removed without a trace.
+        // And the image can be removed without a trace. containerd collects a snapshotter's
+        // snapshots once per removal: its connection, which lost its server, must be back.
+        super::wait_until("containerd reaches the server", PATIENCE, || {
+            let listed = ctr.output(["snapshots", "--snapshotter", "soci", "ls"]);
+            listed.map(drop).map_err(|error| error.to_string())
+        });
         ctr.output(["images", "rm", "--sync", &self.reference])
             .unwrap();
         let deadline = Instant::now() + Duration::from_secs(30);

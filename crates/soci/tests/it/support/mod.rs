@@ -122,6 +122,15 @@ impl Bench {
         lines(&self.ctr().output(["content", "ls", "-q"]).unwrap())
     }
 
+    /// Runs containerd's garbage collection to its end.
+    pub(crate) fn collect_garbage(&self) {
+        let ctr = self.ctr();
+        ctr.output(["leases", "create", "--id", "collect-garbage"])
+            .unwrap();
+        ctr.output(["leases", "delete", "--sync", "collect-garbage"])
+            .unwrap();
+    }
+
     /// Removes an image and runs the collector.
     pub(crate) fn remove_image(&self, name: &str) {
         self.ctr().output(["images", "rm", "--sync", name]).unwrap();
