@@ -158,6 +158,12 @@ impl Visitor for Writer {
         self.key(key, value.to_string());
     }
 
+    fn added_flag(&mut self, key: &'static str, value: &mut bool) {
+        if *value {
+            self.flag(key, value);
+        }
+    }
+
     fn text(&mut self, key: &'static str, value: &mut String) {
         self.key(key, quoted(value));
     }
@@ -179,8 +185,12 @@ impl Visitor for Writer {
         self.key(key, value.to_string());
     }
 
-    fn count(&mut self, key: &'static str, value: &mut u64) {
-        self.key(key, value.to_string());
+    fn retries(&mut self, key: &'static str, value: &mut u64) {
+        let shown = match *value {
+            0 => "-1".to_owned(),
+            retries => retries.to_string(),
+        };
+        self.key(key, shown);
     }
 
     fn limit(&mut self, key: &'static str, value: &mut Option<u64>) {

@@ -263,6 +263,10 @@ impl Visitor for Reader<'_, '_> {
         }
     }
 
+    fn added_flag(&mut self, key: &'static str, value: &mut bool) {
+        self.flag(key, value);
+    }
+
     fn text(&mut self, key: &'static str, value: &mut String) {
         if let Some(v) = self.get(key, "a string", |v| v.as_str().map(str::to_owned)) {
             *value = v;
@@ -315,9 +319,12 @@ impl Visitor for Reader<'_, '_> {
         }
     }
 
-    fn count(&mut self, key: &'static str, value: &mut u64) {
-        if let Some(n @ 1..) = self.integer(key, "a whole number (0 for the default)", |n| n >= 0) {
-            *value = n.unsigned_abs();
+    fn retries(&mut self, key: &'static str, value: &mut u64) {
+        let says = "a whole number (-1 for none, 0 for the default)";
+        match self.integer(key, says, |_| true) {
+            Some(n @ 1..) => *value = n.unsigned_abs(),
+            Some(..0) => *value = 0,
+            Some(0) | None => {}
         }
     }
 

@@ -55,6 +55,8 @@ pub(crate) trait Section {
 /// What is done with each key.
 pub(crate) trait Visitor {
     fn flag(&mut self, key: &'static str, value: &mut bool);
+    /// A flag that a table of v0.15 did not have: printed only where it is set.
+    fn added_flag(&mut self, key: &'static str, value: &mut bool);
     fn text(&mut self, key: &'static str, value: &mut String);
     /// A text, where an empty one in the file means the default.
     fn text_or_default(&mut self, key: &'static str, value: &mut String);
@@ -62,8 +64,8 @@ pub(crate) trait Visitor {
     fn choice<T: Choice>(&mut self, key: &'static str, value: &mut T);
     /// A whole number; 0 is an ordinary value.
     fn number(&mut self, key: &'static str, value: &mut u64, allowed: RangeInclusive<u64>);
-    /// A whole number, where 0 in the file means the default.
-    fn count(&mut self, key: &'static str, value: &mut u64);
+    /// Attempts after the first: negative in the file means none, 0 the default.
+    fn retries(&mut self, key: &'static str, value: &mut u64);
     /// A limit: negative in the file means none, 0 means the default.
     fn limit(&mut self, key: &'static str, value: &mut Option<u64>);
     /// A length of time, where 0 in the file means the default.

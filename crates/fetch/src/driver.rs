@@ -23,7 +23,7 @@ use crate::request::{LayerRequest, fetch_span, read_error, receive};
 use crate::schedule::{CircuitChange, Effect, FailedSpan, Health, Outcome, RequestId};
 use crate::served_layer::ServedLayer;
 use crate::span_work::{SpanFailure, SpanWork};
-use crate::{FetchConfig, ReadError};
+use crate::{FetchConfig, LayerFailure, ReadError};
 
 /// An effect of the schedule of served layers.
 type LayerEffect = Effect<Arc<ServedLayer>, Arc<PendingRead>>;
@@ -242,7 +242,7 @@ impl Driver {
         if failed.reported {
             let counters = &self.context.counters;
             counters.spans_failed.fetch_add(1, Ordering::Relaxed);
-            if layer.set_error(error.to_string())
+            if layer.set_error(LayerFailure::of(&error))
                 && let Some(held_back) = self.context.log_limit.pass()
             {
                 tracing::error!(layer = %layer.stored.digest(), error = %error, held_back, "cannot serve span");

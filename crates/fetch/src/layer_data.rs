@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use soci_oci::Digest;
 
-use crate::ReadError;
+use crate::{LayerFailure, ReadError};
 
 /// State of a layer, as its state file shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub struct LayerStatus {
     /// Number of compressed bytes that have been fetched, verified and stored.
     pub fetched_size: u64,
     /// The last error, until a fetch succeeds.
-    pub error: Option<String>,
+    pub error: Option<LayerFailure>,
 }
 
 /// Receives the answer to a [`LayerData::read`].

@@ -9,12 +9,12 @@ use soci_registry::BlobSource;
 use soci_store::StoredLayer;
 use soci_ztoc::{SpanId, SpanTable};
 
-use crate::ReadError;
 use crate::fill_progress::FillProgress;
 use crate::read_error::{Cause, OriginFailing};
 use crate::readahead::Streams;
 use crate::schedule::SpanLayout;
 use crate::span_key::{LayerId, SpanKey};
+use crate::{LayerFailure, ReadError};
 
 /// A layer that is being served.
 pub(crate) struct ServedLayer {
@@ -28,7 +28,7 @@ pub(crate) struct ServedLayer {
     retries: AtomicU64,
     closed: AtomicBool,
     /// The last error, until a fetch succeeds.
-    error: Mutex<Option<String>>,
+    error: Mutex<Option<LayerFailure>>,
 }
 
 impl ServedLayer {
@@ -75,12 +75,12 @@ impl ServedLayer {
         self.closed.load(Ordering::Acquire)
     }
 
-    pub(crate) fn error(&self) -> Option<String> {
+    pub(crate) fn error(&self) -> Option<LayerFailure> {
         self.error.lock().clone()
     }
 
     /// Records an error; `true` if it differs from the last one, and so is worth a log line.
-    pub(crate) fn set_error(&self, error: String) -> bool {
+    pub(crate) fn set_error(&self, error: LayerFailure) -> bool {
         let mut last = self.error.lock();
         let new = last.as_ref() != Some(&error);
         *last = Some(error);

@@ -6,12 +6,12 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use soci_ztoc::{SpanError, SpanId};
 
-use crate::ReadError;
 use crate::budget::Permit;
 use crate::context::Context;
 use crate::delivery::deliver;
 use crate::priority::Priority;
 use crate::served_layer::ServedLayer;
+use crate::{LayerFailure, ReadError};
 
 /// Work on one span, with the memory that it uses.
 pub(crate) struct SpanWork {
@@ -133,7 +133,7 @@ fn store(
         .store_failures
         .fetch_add(1, Ordering::Relaxed);
     context.activity.note_store_failure();
-    if layer.set_error(error.to_string())
+    if layer.set_error(LayerFailure::local(&error))
         && let Some(held_back) = context.log_limit.pass()
     {
         tracing::error!(layer = %layer.stored.digest(), error = %error, held_back, "cannot store span");

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use soci_oci::Digest;
 
-use crate::{LayerData, LayerStatus, ReadDone, ReadError};
+use crate::{LayerData, LayerFailure, LayerStatus, ReadDone, ReadError};
 
 /// How a [`MemoryLayer`] answers.
 #[derive(Debug, Clone, Default)]
@@ -34,7 +34,7 @@ pub struct MemoryLayer {
 #[derive(Default)]
 struct State {
     answer: Answer,
-    error: Option<String>,
+    error: Option<LayerFailure>,
     reads: Vec<(u64, usize)>,
     held: Vec<(u64, usize, ReadDone)>,
 }
@@ -53,7 +53,7 @@ impl MemoryLayer {
     pub fn script(&self, answer: Answer) {
         let mut state = self.state.lock();
         if let Answer::Fail(error) = &answer {
-            state.error = Some(error.to_string());
+            state.error = Some(LayerFailure::of(error));
         }
         state.answer = answer;
     }

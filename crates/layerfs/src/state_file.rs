@@ -26,11 +26,13 @@ pub(crate) struct StateFile {
     shown: Mutex<Option<Vec<u8>>>,
 }
 
+/// A container reads this: why a fetch failed is only classified, since the details name hosts and
+/// repeat what they say. Those are in the log.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Content<'a> {
+struct Content {
     #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<&'a str>,
+    error: Option<&'static str>,
     digest: String,
     size: u64,
     fetched_size: u64,
@@ -133,7 +135,7 @@ fn content(status: &LayerStatus) -> Vec<u8> {
         percent(status.fetched_size, status.size)
     };
     let content = Content {
-        error: status.error.as_deref(),
+        error: status.error.as_ref().map(|failure| failure.class.code()),
         digest: status.digest.to_string(),
         size: status.size,
         fetched_size: status.fetched_size,

@@ -20,9 +20,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use soci_fetch::ReadError;
 use soci_fetch::testing::Answer;
+use soci_fetch::{LayerData, ReadError};
 use soci_layerfs::MountOptions;
+use soci_registry::RegistryError;
 use support::{Layer, Mount, noise, run, until, ztoc_of};
 
 /// Tests that count descriptors or threads run alone; the others may run beside each other.
@@ -295,11 +296,19 @@ fn the_state_file_is_hidden_and_never_stale() {
     let mut open = File::open(&path).unwrap();
     let mut text = String::new();
     open.read_to_string(&mut text).unwrap();
-    mount.data.script(failing());
+    let body = "admin api of node-7, key-hint=AKIA1234";
+    mount.data.script(Answer::Fail(ReadError::Source {
+        blob: "registry.example/app".to_owned(),
+        span: 0,
+        source: Arc::new(RegistryError::TooLarge {
+            what: body.to_owned(),
+            limit: 1,
+        }),
+    }));
     std::fs::read(mount.path("f")).unwrap_err();
     let after = read();
-    let error = ReadError::Closed.to_string();
-    assert_eq!(after["error"], error.as_str());
+    // What hosts say, and which, is not the container's: only the class.
+    assert_eq!(after["error"], "refused");
     rustix::fs::seek(&open, rustix::fs::SeekFrom::Start(0)).unwrap();
     text.clear();
     open.read_to_string(&mut text).unwrap();
@@ -307,14 +316,15 @@ fn the_state_file_is_hidden_and_never_stale() {
         serde_json::from_str::<serde_json::Value>(&text).unwrap(),
         after
     );
-    let same_length = "x".repeat(error.len());
-    mount
-        .data
-        .script(Answer::Fail(ReadError::store(std::io::Error::other(
-            same_length.clone(),
-        ))));
+    mount.data.script(Answer::Fail(ReadError::Verification {
+        blob: body.to_owned(),
+        span: 0,
+        source: Arc::new(std::io::Error::other(body)),
+    }));
     std::fs::read(mount.path("f")).unwrap_err();
-    assert_eq!(read()["error"], same_length.as_str());
+    assert_eq!(read()["error"], "damaged");
+    let detail = LayerData::status(&mount.data).error.unwrap().detail;
+    assert!(detail.contains(body), "{detail}");
 }
 
 /// A program that reads the file and waits.

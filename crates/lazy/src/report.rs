@@ -50,7 +50,7 @@ impl MountTable {
                     ztoc: key.ztoc,
                     size: status.size,
                     fetched: status.fetched_size,
-                    error: status.error,
+                    error: status.error.map(|failure| failure.detail),
                     is_served: mount.mounted.is_served(),
                 }
             })

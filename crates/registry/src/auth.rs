@@ -5,13 +5,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue};
+use http::HeaderValue;
 use parking_lot::Mutex;
 use soci_oci::Reference;
 use tokio::time::Instant;
 
+use crate::bounded::Bounded;
 use crate::challenge::{Challenge, choose};
 use crate::endpoint::Endpoint;
+use crate::reach::Reach;
+use crate::response::Incoming;
 use crate::token::{self, TokenRequest, basic_header, bearer_header};
 use crate::transport::Transport;
 use crate::{Credential, CredentialError, Credentials, RegistryError};
@@ -45,13 +48,20 @@ struct Grant {
     until: Instant,
 }
 
+/// A challenge, and how far its realm may lead.
+#[derive(Clone)]
+struct Known {
+    challenge: Challenge,
+    reach: Reach,
+}
+
 /// The grant of one scope; its lock is held while it is fetched.
 type Slot = Arc<tokio::sync::Mutex<Option<Grant>>>;
 
 pub(crate) struct Authorizer {
     credentials: Arc<dyn Credentials>,
     /// By the endpoint's base URL.
-    challenges: Mutex<HashMap<String, Challenge>>,
+    challenges: Mutex<Bounded<String, Known>>,
     /// By the endpoint's base URL and scope.
     grants: Mutex<HashMap<(String, String), Slot>>,
 }
@@ -95,7 +105,7 @@ impl Authorizer {
     pub(crate) fn new(credentials: Arc<dyn Credentials>) -> Self {
         Self {
             credentials,
-            challenges: Mutex::default(),
+            challenges: Mutex::new(Bounded::new(MANY_GRANTS)),
             grants: Mutex::default(),
         }
     }
@@ -123,14 +133,18 @@ impl Authorizer {
         &self,
         transport: &Transport,
         target: &AuthTarget<'_>,
-        headers: &HeaderMap,
+        response: &Incoming,
         refused: Option<&Authorization>,
     ) -> Result<Option<Authorization>, RegistryError> {
-        let Some(challenge) = choose(headers) else {
+        let Some(challenge) = choose(response.headers()) else {
             return Ok(None);
         };
+        let challenge = Known {
+            challenge,
+            reach: response.names(),
+        };
         let mut remembered = challenge.clone();
-        if let Challenge::Bearer { scope, .. } = &mut remembered {
+        if let Challenge::Bearer { scope, .. } = &mut remembered.challenge {
             // The scope was for this request.
             *scope = None;
         }
@@ -165,7 +179,7 @@ impl Authorizer {
         &self,
         transport: &Transport,
         target: &AuthTarget<'_>,
-        challenge: &Challenge,
+        known: &Known,
         refused: Option<&Authorization>,
     ) -> Result<Option<Authorization>, RegistryError> {
         let slot = self.slot(target);
@@ -181,7 +195,7 @@ impl Authorizer {
         }
         *slot = None;
         let credential = self.lookup(target).await?;
-        let grant = match (challenge, credential) {
+        let grant = match (&known.challenge, credential) {
             (_, Some(Credential::BearerToken(secret))) => {
                 made(bearer_header(&secret), secret, KEEP_CREDENTIAL)
             }
@@ -202,6 +216,7 @@ impl Authorizer {
                     realm,
                     service: service.as_deref(),
                     scope: &scope,
+                    reach: known.reach,
                 };
                 let token =
                     token::fetch(transport, target.endpoint, &wanted, credential.as_ref()).await?;

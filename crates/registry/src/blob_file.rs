@@ -3,15 +3,16 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, TryStreamExt};
 use soci_oci::{Digest, Hasher};
 
 use crate::blob_locator::BlobLocator;
 use crate::range_reader::RangeReader;
 use crate::whole_blob::{CONCURRENCY, parts, verify};
-use crate::{Deadline, RegistryError};
+use crate::{Deadline, DownloadLimits, RegistryError};
 
 /// Number of bytes that are collected before they are written.
 const PIECE: usize = 1 << 20;
@@ -20,16 +21,29 @@ const PIECE: usize = 1 << 20;
 pub(crate) async fn fill(
     locator: &Arc<BlobLocator>,
     file: &Arc<File>,
+    limits: Option<DownloadLimits>,
 ) -> Result<(), RegistryError> {
+    let arrived = AtomicU64::new(0);
     let mut backoff = locator.engine.backoff(Deadline::far());
     loop {
-        let writes = parts(locator)
-            .await?
-            .map(|(offset, reader)| copy(locator, reader, offset, file));
-        futures::stream::iter(writes)
-            .buffer_unordered(CONCURRENCY)
-            .try_collect::<()>()
-            .await?;
+        let download = Box::pin(async {
+            let writes = parts(locator, limits)
+                .await?
+                .map(|(offset, reader)| copy(locator, reader, offset, file, &arrived));
+            futures::stream::iter(writes)
+                .buffer_unordered(CONCURRENCY)
+                .try_collect::<()>()
+                .await
+        });
+        match &limits {
+            None => download.await?,
+            Some(limits) => {
+                arrived.store(0, Ordering::Relaxed);
+                limits
+                    .watch(|| locator.describe(), &arrived, download)
+                    .await?;
+            }
+        }
         match verify(locator, digest_of(locator, file).await?) {
             Ok(()) => return Ok(()),
             Err(error) => backoff.wait_after(error).await?,
@@ -43,11 +57,14 @@ async fn copy(
     mut reader: RangeReader,
     mut offset: u64,
     file: &Arc<File>,
+    arrived: &AtomicU64,
 ) -> Result<(), RegistryError> {
     let mut collected = BytesMut::with_capacity(PIECE);
     loop {
         let bytes = reader.next().await.transpose()?;
         let ended = bytes.is_none();
+        let length = bytes.as_ref().map_or(0, Bytes::len) as u64;
+        arrived.fetch_add(length, Ordering::Relaxed);
         collected.extend_from_slice(&bytes.unwrap_or_default());
         if ended || collected.len() >= PIECE {
             let (mut piece, file) = (std::mem::take(&mut collected), Arc::clone(file));

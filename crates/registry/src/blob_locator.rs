@@ -18,6 +18,7 @@ use crate::endpoint::Endpoint;
 use crate::engine::Engine;
 use crate::error::ErrorKind;
 use crate::range::parse_content_range;
+use crate::reach::Reach;
 use crate::request::RequestSpec;
 use crate::response::Incoming;
 use crate::signed_url;
@@ -38,6 +39,8 @@ pub(crate) struct BlobLocator {
 struct Location {
     endpoint: Arc<Endpoint>,
     url: Url,
+    /// How far the URL may lead.
+    reach: Reach,
     /// When a signed URL expires.
     until: Option<Instant>,
 }
@@ -100,7 +103,10 @@ impl BlobLocator {
     pub(crate) async fn open(&self, range: &Range<u64>) -> Result<OpenBody, RegistryError> {
         let known = self.location.lock().clone();
         if let Some(known) = known.filter(|l| l.until.is_none_or(|until| until > Instant::now())) {
-            match self.request(&known.endpoint, known.url, range).await {
+            match self
+                .request(&known.endpoint, (known.url, known.reach), range)
+                .await
+            {
                 Ok(body) => return Ok(body),
                 Err(error) => {
                     let busy = matches!(
@@ -124,14 +130,16 @@ impl BlobLocator {
                 self.reference.repository(),
                 &["blobs", &self.digest.to_string()],
             );
-            match self.request(&endpoint, url, range).await {
+            match self.request(&endpoint, (url, Reach::Anywhere), range).await {
                 Ok(body) => {
                     let url = body.response.url().clone();
+                    let reach = body.response.reach();
                     let until = signed_url::usable_for(&url, SystemTime::now())
                         .and_then(|left| Instant::now().checked_add(left));
                     *self.location.lock() = Some(Location {
                         endpoint,
                         url,
+                        reach,
                         until,
                     });
                     return Ok(body);
@@ -151,7 +159,7 @@ impl BlobLocator {
     async fn request(
         &self,
         endpoint: &Endpoint,
-        url: Url,
+        (url, reach): (Url, Reach),
         range: &Range<u64>,
     ) -> Result<OpenBody, RegistryError> {
         let mut headers = HeaderMap::new();
@@ -164,7 +172,7 @@ impl BlobLocator {
             headers.insert(RANGE, value);
         }
         let target = AuthTarget::pull(endpoint, &self.reference);
-        let spec = RequestSpec::get(url, headers);
+        let spec = RequestSpec::get(url, headers).within(reach);
         let response = self.engine.exchange(&target, spec).await?;
         self.accept(response, range)
     }

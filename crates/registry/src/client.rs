@@ -17,8 +17,8 @@ use crate::source::ByteStream;
 use crate::transport::Transport;
 use crate::upload::{self, BlobUpload};
 use crate::{
-    BlobBody, ClientConfig, Credentials, ManifestKey, PushOutcome, RegistryError, RemoteBlob,
-    blob_file, manifest, referrers, whole_blob,
+    BlobBody, ClientConfig, Credentials, DownloadLimits, ManifestKey, PushOutcome, RegistryError,
+    RemoteBlob, blob_file, manifest, referrers, whole_blob,
 };
 
 /// The registry client. Clones share connections, tokens and what was learnt about hosts.
@@ -163,7 +163,23 @@ impl Client {
         descriptor: &Descriptor,
         file: Arc<File>,
     ) -> Result<(), RegistryError> {
-        blob_file::fill(&self.locator(reference, descriptor), &file).await
+        blob_file::fill(&self.locator(reference, descriptor), &file, None).await
+    }
+
+    /// As [`Client::blob_to_file`], given up when it is slower than `limits`, or the server asks to
+    /// wait for longer than they allow.
+    ///
+    /// # Errors
+    /// As there, or [`RegistryError::TooSlow`].
+    pub async fn blob_to_file_within(
+        &self,
+        reference: &Reference,
+        descriptor: &Descriptor,
+        file: Arc<File>,
+        limits: DownloadLimits,
+    ) -> Result<(), RegistryError> {
+        let locator = self.locator(reference, descriptor);
+        blob_file::fill(&locator, &file, Some(limits)).await
     }
 
     /// Uploads a blob unless the registry has it. `mount_from` is another repository of the same

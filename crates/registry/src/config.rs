@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::HostHeaders;
@@ -28,12 +30,12 @@ pub struct ClientConfig {
     pub origins: BTreeMap<String, Origin>,
     /// Whether plain HTTP is used for the registry itself.
     pub plain_http: bool,
-    /// Whether TLS certificates are not verified.
-    pub skip_verify: bool,
-    /// Additional certificate authorities, PEM.
-    pub extra_ca: Vec<Vec<u8>>,
-    /// Client certificate for TLS.
-    pub identity: Option<ClientIdentity>,
+    /// TLS settings of hosts that have none of their own.
+    pub tls: Arc<TlsSettings>,
+    /// Whether a registry or mirror with TLS may redirect to a host without.
+    pub plain_http_redirects: bool,
+    /// Longest time for the retries of one manifest, index or list; `None` is the retry budget.
+    pub document_patience: Option<Duration>,
     /// Largest manifest in bytes.
     pub max_manifest_size: u64,
     /// Largest blob, in bytes, that is read into memory as a whole.
@@ -52,9 +54,9 @@ impl Default for ClientConfig {
             hosts: HostsConfig::new(),
             origins: BTreeMap::new(),
             plain_http: false,
-            skip_verify: false,
-            extra_ca: Vec::new(),
-            identity: None,
+            tls: Arc::default(),
+            plain_http_redirects: false,
+            document_patience: None,
             max_manifest_size: 8 << 20,
             max_blob_in_memory: 1 << 30,
         }
@@ -108,8 +110,31 @@ pub struct Origin {
     pub headers: HostHeaders,
 }
 
+/// How the certificates of servers are verified, and what a server sees of ours.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct TlsSettings {
+    /// Whether certificates are not verified.
+    pub skip_verify: bool,
+    /// Additional certificate authorities, PEM.
+    pub extra_ca: Vec<Vec<u8>>,
+    /// Client certificate.
+    pub identity: Option<ClientIdentity>,
+}
+
+impl TlsSettings {
+    /// Returns a number that differs for different settings.
+    pub(crate) fn id(&self) -> u64 {
+        if !self.skip_verify && self.extra_ca.is_empty() && self.identity.is_none() {
+            return 0;
+        }
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
 /// A client certificate with its key, PEM. `Debug` does not show the key.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ClientIdentity {
     /// The certificate chain followed by the private key.
     pub pem: Vec<u8>,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use soci_errors::chain;
 
+use crate::reach::OutOfReach;
 use crate::{RegistryError, RequestLine};
 
 /// Maps an error of reqwest to ours, without the URL that reqwest puts into its messages.
@@ -28,6 +29,12 @@ pub(crate) fn connection_error(
     if error.is_body() || error.is_decode() {
         return RegistryError::BadBody { request, reason };
     }
+    if let Some(refusal) = find::<OutOfReach>(&error) {
+        return RegistryError::Misdirected {
+            request,
+            reason: refusal.to_string(),
+        };
+    }
     match tls_advice(&error) {
         Some(advice) => RegistryError::Tls {
             request,
@@ -40,6 +47,21 @@ pub(crate) fn connection_error(
 
 /// The remedy for a handshake that will fail again; `None` if TLS is not the cause.
 fn tls_advice(error: &reqwest::Error) -> Option<&'static str> {
+    match find::<rustls::Error>(error)? {
+        rustls::Error::InvalidCertificate(_) => Some(
+            "check the certificate's name and dates, and that the system trusts its authority \
+             (soci also takes --tlscacert, and --skip-verify to skip the verification)",
+        ),
+        rustls::Error::InvalidMessage(_) => Some(
+            "the server does not seem to use TLS: check the port (soci takes --plain-http \
+             for a registry without TLS)",
+        ),
+        _ => None,
+    }
+}
+
+/// Returns the first cause of this type.
+fn find<T: Error + 'static>(error: &reqwest::Error) -> Option<&T> {
     let mut cause: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(mut error) = cause {
         // The source of an I/O error is that of the error in it, not the error itself.
@@ -50,19 +72,8 @@ fn tls_advice(error: &reqwest::Error) -> Option<&'static str> {
             error = inner;
         }
         match error.downcast_ref() {
-            Some(rustls::Error::InvalidCertificate(_)) => {
-                return Some(
-                    "check the certificate's name and dates, and that the system trusts its authority \
-                     (soci also takes --tlscacert, and --skip-verify to skip the verification)",
-                );
-            }
-            Some(rustls::Error::InvalidMessage(_)) => {
-                return Some(
-                    "the server does not seem to use TLS: check the port (soci takes --plain-http \
-                     for a registry without TLS)",
-                );
-            }
-            _ => cause = error.source(),
+            Some(found) => return Some(found),
+            None => cause = error.source(),
         }
     }
     None

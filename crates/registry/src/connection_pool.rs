@@ -1,23 +1,42 @@
 //! Connection pools by kind of connection, and their TLS settings.
 
+use std::collections::HashMap;
 use std::error::Error;
-use std::sync::OnceLock;
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use soci_errors::chain;
 use url::Url;
 
-use crate::endpoint::is_loopback;
-use crate::{ClientConfig, RegistryError};
+use crate::endpoint::{Endpoint, is_loopback};
+use crate::reach::{GuardedResolver, Proxies, Reach};
+use crate::{ClientConfig, RegistryError, TlsSettings};
 
-/// Pools that differ in how they connect.
-#[derive(Debug, Clone, Copy)]
+/// Most pools of a client; a client with more registries with settings of their own starts over.
+const MAX_POOLS: usize = 256;
+
+/// What pools differ in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct PoolKey {
+    kind: PoolKind,
+    /// Which addresses it connects to.
+    reach: Reach,
+    /// The TLS settings, by [`TlsSettings::id`].
+    tls: u64,
+    dial_timeout: Duration,
+}
+
+/// How the connections of a pool are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum PoolKind {
-    /// Plain HTTP to this machine: never through a proxy.
-    Loopback,
-    /// Plain HTTP.
+    /// Plain HTTP, never through a proxy.
+    PlainDirect,
+    /// Plain HTTP, through a proxy if the environment has one.
     Plain,
-    /// TLS.
+    /// TLS, never through a proxy.
+    TlsDirect,
+    /// TLS, through a proxy if the environment has one.
     Tls,
 }
 
@@ -25,46 +44,77 @@ enum PoolKind {
 /// machine without any must still reach its local registry.
 #[derive(Default)]
 pub(crate) struct ConnectionPools {
-    loopback: OnceLock<Result<reqwest::Client, RegistryError>>,
-    plain: OnceLock<Result<reqwest::Client, RegistryError>>,
-    tls: OnceLock<Result<reqwest::Client, RegistryError>>,
+    pools: Mutex<HashMap<PoolKey, Result<reqwest::Client, RegistryError>>>,
+    proxies: Proxies,
 }
 
 impl ConnectionPools {
-    /// Returns the pool for connections to the host of `url`.
+    /// Whether requests for `url` go through a proxy.
+    pub(crate) fn uses_proxy(&self, url: &Url) -> bool {
+        !(url.scheme() == "http" && is_loopback(url)) && self.proxies.serve(url)
+    }
+
+    /// Returns the pool for connections to the host of `url`, which `reach` allows.
     pub(crate) fn for_url(
         &self,
         url: &Url,
+        endpoint: &Endpoint,
+        reach: Reach,
         config: &ClientConfig,
-    ) -> Result<&reqwest::Client, RegistryError> {
-        let (cell, kind) = match url.scheme() {
-            "http" if is_loopback(url) => (&self.loopback, PoolKind::Loopback),
-            "http" => (&self.plain, PoolKind::Plain),
-            _ => (&self.tls, PoolKind::Tls),
+    ) -> Result<reqwest::Client, RegistryError> {
+        let proxied = self.uses_proxy(url);
+        let plain = url.scheme() == "http";
+        // Only addresses that this process resolves can be checked; a proxy's own is configured.
+        let reach = if proxied { Reach::Anywhere } else { reach };
+        let key = PoolKey {
+            kind: match (plain, proxied || reach == Reach::Anywhere) {
+                (true, _) if is_loopback(url) => PoolKind::PlainDirect,
+                (true, true) => PoolKind::Plain,
+                (true, false) => PoolKind::PlainDirect,
+                (false, true) => PoolKind::Tls,
+                (false, false) => PoolKind::TlsDirect,
+            },
+            reach,
+            tls: if plain { 0 } else { endpoint.tls.id() },
+            dial_timeout: endpoint.dial_timeout,
         };
-        cell.get_or_init(|| build(kind, config))
-            .as_ref()
-            .map_err(Clone::clone)
+        let mut pools = self.pools.lock();
+        if pools.len() >= MAX_POOLS && !pools.contains_key(&key) {
+            pools.clear();
+        }
+        pools
+            .entry(key)
+            .or_insert_with(|| build(key, &endpoint.tls, config))
+            .clone()
     }
 }
 
-fn build(kind: PoolKind, config: &ClientConfig) -> Result<reqwest::Client, RegistryError> {
+fn build(
+    key: PoolKey,
+    tls: &TlsSettings,
+    config: &ClientConfig,
+) -> Result<reqwest::Client, RegistryError> {
     // Fails only when a provider is installed already, which then is the one to use.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let builder = reqwest::Client::builder()
+    let mut builder = reqwest::Client::builder()
         .user_agent(&config.user_agent)
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .referer(false)
-        .connect_timeout(config.dial_timeout)
+        .connect_timeout(key.dial_timeout)
         .pool_idle_timeout(Duration::from_secs(60))
         .tcp_nodelay(true)
         .tcp_keepalive(Duration::from_secs(30));
-    match kind {
+    if matches!(key.kind, PoolKind::PlainDirect | PoolKind::TlsDirect) {
+        builder = builder.no_proxy();
+    }
+    if key.reach != Reach::Anywhere {
+        builder = builder.dns_resolver(Arc::new(GuardedResolver(key.reach)));
+    }
+    match key.kind {
         // No certificates: these pools never use TLS.
-        PoolKind::Loopback => builder.tls_certs_only([]).no_proxy(),
-        PoolKind::Plain => builder.tls_certs_only([]),
-        PoolKind::Tls => with_tls(builder, config)?,
+        PoolKind::PlainDirect | PoolKind::Plain => builder.tls_certs_only([]),
+        PoolKind::TlsDirect | PoolKind::Tls => with_tls(builder, tls)?,
     }
     .build()
     .map_err(|error| refused("cannot set up HTTP and TLS", &error.without_url()))
@@ -72,7 +122,7 @@ fn build(kind: PoolKind, config: &ClientConfig) -> Result<reqwest::Client, Regis
 
 fn with_tls(
     builder: reqwest::ClientBuilder,
-    config: &ClientConfig,
+    tls: &TlsSettings,
 ) -> Result<reqwest::ClientBuilder, RegistryError> {
     // h2's default windows hold a fast link back. The keep-alive notices a connection that died
     // silently before request after request is sent over it.
@@ -80,9 +130,9 @@ fn with_tls(
         .http2_adaptive_window(true)
         .http2_keep_alive_interval(Duration::from_secs(10))
         .http2_keep_alive_timeout(Duration::from_secs(10))
-        .tls_danger_accept_invalid_certs(config.skip_verify);
+        .tls_danger_accept_invalid_certs(tls.skip_verify);
     let mut authorities = Vec::new();
-    for pem in &config.extra_ca {
+    for pem in &tls.extra_ca {
         let found = reqwest::Certificate::from_pem_bundle(pem)
             .map_err(|error| refused("certificate authority", &error))?;
         if found.is_empty() {
@@ -95,7 +145,7 @@ fn with_tls(
     if !authorities.is_empty() {
         builder = builder.tls_certs_merge(authorities);
     }
-    if let Some(identity) = &config.identity {
+    if let Some(identity) = &tls.identity {
         let identity = reqwest::Identity::from_pem(&identity.pem)
             .map_err(|error| refused("client certificate", &error))?;
         builder = builder.identity(identity);

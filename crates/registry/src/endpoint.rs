@@ -1,11 +1,12 @@
 //! The endpoints of a registry: its mirrors and its origin, as base URLs.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use url::Url;
 
-use crate::{ClientConfig, HostHeaders, Mirror, RegistryError};
+use crate::{ClientConfig, HostHeaders, Mirror, RegistryError, TlsSettings};
 
 /// One server of a registry.
 #[derive(Debug, Clone)]
@@ -18,6 +19,10 @@ pub(crate) struct Endpoint {
     namespace: Option<String>,
     /// Longest time for a whole request.
     pub(crate) request_timeout: Duration,
+    /// Longest wait for a connection.
+    pub(crate) dial_timeout: Duration,
+    /// TLS settings for this server and those that it redirects to.
+    pub(crate) tls: Arc<TlsSettings>,
     /// Headers of every request to this server, and to no other.
     pub(crate) headers: HostHeaders,
 }
@@ -72,6 +77,8 @@ pub(crate) fn origin(config: &ClientConfig, registry: &str) -> Result<Endpoint, 
             credential_host: registry.to_owned(),
             namespace: None,
             request_timeout: config.request_timeout,
+            dial_timeout: config.dial_timeout,
+            tls: Arc::clone(&config.tls),
             headers: origin.headers.clone(),
         });
     }
@@ -86,6 +93,8 @@ pub(crate) fn origin(config: &ClientConfig, registry: &str) -> Result<Endpoint, 
         credential_host: registry.to_owned(),
         namespace: None,
         request_timeout: config.request_timeout,
+        dial_timeout: config.dial_timeout,
+        tls: Arc::clone(&config.tls),
         headers: HostHeaders::default(),
     })
 }
@@ -132,6 +141,8 @@ fn mirror_endpoint(
         credential_host: host.to_owned(),
         namespace: Some(registry.to_owned()),
         request_timeout: mirror.request_timeout.unwrap_or(config.request_timeout),
+        dial_timeout: config.dial_timeout,
+        tls: Arc::clone(&config.tls),
         headers: mirror.headers.clone(),
     })
 }

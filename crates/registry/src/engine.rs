@@ -49,6 +49,13 @@ impl Engine {
         Backoff::new(self.config().retries, Arc::clone(&self.retries), deadline)
     }
 
+    /// When the retries for a manifest, an index or a list end.
+    pub(crate) fn document_deadline(&self) -> Deadline {
+        self.config()
+            .document_patience
+            .map_or_else(Deadline::far, Deadline::after)
+    }
+
     /// Sends a request with the authorization that the endpoint wants. Retries once with fresh
     /// credentials after a 401; if those came from a concurrent request's cache, retries again
     /// with its own. A status that is not 2xx is an error.
@@ -72,9 +79,8 @@ impl Engine {
             }
             let fresh = match response.status().as_u16() {
                 401 => {
-                    let headers = response.headers();
                     self.authorizer
-                        .challenged(&self.transport, target, headers, authorization.as_ref())
+                        .challenged(&self.transport, target, &response, authorization.as_ref())
                         .await?
                 }
                 // Some registries answer an expired password or token like this.
@@ -102,7 +108,7 @@ impl Engine {
         }
         let mut secrets = endpoint.headers.secrets();
         secrets.extend(authorization.map(|a| a.secret));
-        Err(response.into_error(&secrets).await)
+        Err(response.into_error(endpoint, &secrets).await)
     }
 
     /// The endpoints of a registry that may be asked now, mirrors first.
@@ -141,7 +147,7 @@ impl Engine {
         registry: &str,
         operation: impl Fn(Arc<Endpoint>) -> BoxFuture<'a, Result<T, RegistryError>> + Send + Sync,
     ) -> Result<T, RegistryError> {
-        let mut backoff = self.backoff(Deadline::far());
+        let mut backoff = self.backoff(self.document_deadline());
         loop {
             let mut failure = None;
             for endpoint in self.endpoints(registry)? {

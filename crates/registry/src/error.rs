@@ -89,6 +89,18 @@ pub enum RegistryError {
         /// The limit.
         after: Duration,
     },
+    /// A download that its limits end.
+    #[error("{what}: {bytes} bytes came within {} s, fewer than {least}", .period.as_secs_f32())]
+    TooSlow {
+        /// The blob.
+        what: String,
+        /// The bytes that came.
+        bytes: u64,
+        /// The fewest allowed.
+        least: u64,
+        /// The time that was waited.
+        period: Duration,
+    },
     /// The caller's deadline passed before the response came.
     #[error("{what}: no response before the deadline of the read{}", last_failure(.last))]
     DeadlineExceeded {
@@ -144,6 +156,14 @@ pub enum RegistryError {
         /// The request.
         request: RequestLine,
         /// The violation.
+        reason: String,
+    },
+    /// A server named a place that requests must not be led to.
+    #[error("{request}: {reason}")]
+    Misdirected {
+        /// The request.
+        request: RequestLine,
+        /// The rule that the place breaks.
         reason: String,
     },
     /// The body exceeds the configured limit.
@@ -237,11 +257,13 @@ impl RegistryError {
                 500.. => ErrorKind::ServerError,
                 _ => ErrorKind::Protocol,
             },
-            Self::Timeout { .. } | Self::DeadlineExceeded { .. } => ErrorKind::Timeout,
+            Self::Timeout { .. } | Self::TooSlow { .. } | Self::DeadlineExceeded { .. } => {
+                ErrorKind::Timeout
+            }
             Self::Unreachable { .. } | Self::Tls { .. } => ErrorKind::Unreachable,
             Self::BadBody { .. } => ErrorKind::BadBody,
             Self::DigestMismatch { .. } => ErrorKind::DigestMismatch,
-            Self::Protocol { .. } => ErrorKind::Protocol,
+            Self::Protocol { .. } | Self::Misdirected { .. } => ErrorKind::Protocol,
             Self::TooLarge { .. } => ErrorKind::TooLarge,
             Self::Credentials { .. } => ErrorKind::Unauthorized,
             Self::OutOfRange { .. } | Self::Config(_) | Self::Sink { .. } | Self::Source { .. } => {
@@ -258,6 +280,7 @@ impl RegistryError {
                 matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504 | 520..=527)
             }
             Self::Timeout { .. }
+            | Self::TooSlow { .. }
             | Self::DeadlineExceeded { .. }
             | Self::Unreachable { .. }
             | Self::BadBody { .. } => true,

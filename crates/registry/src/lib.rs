@@ -9,6 +9,7 @@ mod blob;
 mod blob_file;
 mod blob_locator;
 mod body;
+mod bounded;
 mod challenge;
 mod client;
 mod config;
@@ -18,6 +19,7 @@ mod credentials;
 mod deadline;
 mod docker_config;
 mod docker_helper;
+mod download_limits;
 mod dump;
 mod endpoint;
 mod engine;
@@ -31,6 +33,7 @@ mod mirror_cooldown;
 mod range;
 mod range_reader;
 mod range_support;
+mod reach;
 mod redirect;
 mod referrers;
 mod request;
@@ -48,12 +51,15 @@ mod whole_blob;
 pub use blob::RemoteBlob;
 pub use body::BlobBody;
 pub use client::Client;
-pub use config::{ClientConfig, ClientIdentity, HostsConfig, Mirror, Origin, RetryPolicy};
+pub use config::{
+    ClientConfig, ClientIdentity, HostsConfig, Mirror, Origin, RetryPolicy, TlsSettings,
+};
 pub use credentials::{
     ChainedCredentials, Credential, CredentialError, Credentials, NoCredentials, StaticCredentials,
 };
 pub use deadline::Deadline;
 pub use docker_config::{DockerConfigCredentials, same_registry};
+pub use download_limits::DownloadLimits;
 pub use error::{ErrorKind, RegistryError, RequestLine};
 pub use host_headers::{HeaderError, HostHeaders};
 pub use hosts_dir::HostsDirError;

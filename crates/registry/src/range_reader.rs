@@ -51,6 +51,12 @@ impl RangeReader {
         }
     }
 
+    /// The same reader, which takes a server's request to wait for longer as its answer.
+    pub(crate) fn waiting_at_most(mut self, longest: Option<Duration>) -> Self {
+        self.backoff.longest_wait = longest;
+        self
+    }
+
     /// The number of bytes that have not come yet.
     pub(crate) fn remaining(&self) -> u64 {
         self.rest.end.saturating_sub(self.rest.start)

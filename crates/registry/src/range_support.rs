@@ -1,13 +1,21 @@
 //! Which hosts honour range requests, as far as their responses have shown.
 
-use std::collections::HashMap;
-
 use parking_lot::Mutex;
 use url::Url;
 
+use crate::bounded::Bounded;
+
+/// Most hosts that are remembered: redirects name them, and names may be without number.
+const MAX_HOSTS: usize = 1024;
+
 /// Whether hosts honour ranges, by origin.
-#[derive(Default)]
-pub(crate) struct RangeSupport(Mutex<HashMap<String, bool>>);
+pub(crate) struct RangeSupport(Mutex<Bounded<String, bool>>);
+
+impl Default for RangeSupport {
+    fn default() -> Self {
+        Self(Mutex::new(Bounded::new(MAX_HOSTS)))
+    }
+}
 
 impl RangeSupport {
     /// Whether the host of `url` honours ranges; `None` if that is not known yet.

@@ -35,12 +35,35 @@ pub(crate) async fn send_following(
         if !follow {
             return Ok(response);
         }
-        spec.url = location(&response)?;
+        (spec.url, spec.reach) = (location(&response)?, response.names());
+        if response.url().scheme() == "https" && spec.url.scheme() == "http" {
+            allow_downgrade(transport, endpoint, &response)?;
+        }
         response.drain().await;
     }
     Err(RegistryError::Protocol {
         request: spec.line(endpoint),
         reason: format!("redirected more than {MAX_HOPS} times"),
+    })
+}
+
+/// Refuses to leave TLS: the content is checked, but others on the way would see it. A registry that
+/// is reached without TLS, or without verification, has not promised that.
+fn allow_downgrade(
+    transport: &Transport,
+    endpoint: &Endpoint,
+    response: &Incoming,
+) -> Result<(), RegistryError> {
+    let secure = endpoint.base().scheme() == "https" && !endpoint.tls.skip_verify;
+    if !secure || transport.config().plain_http_redirects {
+        return Ok(());
+    }
+    Err(RegistryError::Misdirected {
+        request: response.line().clone(),
+        reason:
+            "refused to follow a redirect to a host without TLS; set plain_http_redirects = true \
+                 in [resolver] to allow them"
+                .to_owned(),
     })
 }
 

@@ -8,6 +8,7 @@ use url::Url;
 use crate::body::BlobBody;
 use crate::endpoint::Endpoint;
 use crate::error::RequestLine;
+use crate::reach::{Reach, Zone};
 
 /// Receives the number of bytes sent so far.
 pub(crate) type Progress<'a> = &'a (dyn Fn(u64) + Send + Sync);
@@ -19,6 +20,8 @@ pub(crate) struct RequestSpec<'a> {
     pub(crate) url: Url,
     pub(crate) headers: HeaderMap,
     pub(crate) payload: Payload<'a>,
+    /// How far the URL may lead, if it is not the endpoint's own.
+    pub(crate) reach: Reach,
 }
 
 /// The body of a request.
@@ -40,6 +43,7 @@ impl RequestSpec<'_> {
             url,
             headers,
             payload: Payload::Empty,
+            reach: Reach::NamedFrom(Zone::Network),
         }
     }
 
@@ -48,6 +52,12 @@ impl RequestSpec<'_> {
             method: Method::HEAD,
             ..Self::get(url, headers)
         }
+    }
+
+    /// The same request, whose URL a server in another zone may have named.
+    pub(crate) fn within(mut self, reach: Reach) -> Self {
+        self.reach = reach;
+        self
     }
 
     /// Whether the request reads only, so that a healthy server answers without delay.

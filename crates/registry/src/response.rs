@@ -11,6 +11,8 @@ use tokio::time::Instant;
 use url::Url;
 
 use crate::connection_error::connection_error;
+use crate::endpoint::Endpoint;
+use crate::reach::{Reach, Zone};
 use crate::retry::parse_retry_after;
 use crate::{RegistryError, RequestLine};
 
@@ -20,6 +22,8 @@ const ERROR_BODY: u64 = 8 << 10;
 const SHOWN: usize = 300;
 
 pub(crate) struct Incoming {
+    zone: Zone,
+    reach: Reach,
     response: reqwest::Response,
     line: RequestLine,
     idle: Duration,
@@ -29,12 +33,15 @@ pub(crate) struct Incoming {
 
 impl Incoming {
     pub(crate) fn new(
+        (zone, reach): (Zone, Reach),
         response: reqwest::Response,
         line: RequestLine,
         idle: Duration,
         whole: Duration,
     ) -> Self {
         Self {
+            zone,
+            reach,
             response,
             line,
             idle: idle.min(whole),
@@ -62,6 +69,16 @@ impl Incoming {
 
     pub(crate) fn url(&self) -> &Url {
         self.line.url().expose()
+    }
+
+    /// How far the URL of this response was allowed to lead.
+    pub(crate) const fn reach(&self) -> Reach {
+        self.reach
+    }
+
+    /// How far the URLs that this response names may lead.
+    pub(crate) const fn names(&self) -> Reach {
+        Reach::NamedFrom(self.zone)
     }
 
     pub(crate) fn line(&self) -> &RequestLine {
@@ -121,14 +138,21 @@ impl Incoming {
     }
 
     /// Converts a response with an error status to an error. `secrets` are redacted from its
-    /// message, should the server repeat them.
-    pub(crate) async fn into_error(self, secrets: &[String]) -> RegistryError {
+    /// message, should the server repeat them. The text of a server that is not the registry itself is
+    /// only logged: who sees the error may not be allowed to read there.
+    pub(crate) async fn into_error(self, endpoint: &Endpoint, secrets: &[String]) -> RegistryError {
         let request = self.line.clone();
         let status = self.status().as_u16();
         let retry_after = self
             .header(RETRY_AFTER)
             .and_then(|value| parse_retry_after(value, SystemTime::now()));
-        let message = message(&self.error_body().await, secrets);
+        let foreign = !endpoint.owns(self.url());
+        let body = self.error_body().await;
+        let mut message = message(&body, secrets);
+        if foreign && !message.is_empty() {
+            tracing::debug!(%request, status, text = message, "another server refused a request");
+            message = code(&body).unwrap_or_default();
+        }
         RegistryError::Status {
             request,
             status,
@@ -195,11 +219,7 @@ fn message(body: &[u8], secrets: &[String]) -> String {
             .to_owned()
     } else if text.trim_start().starts_with('<') {
         // The other elements of an S3 error repeat what was signed.
-        let element = |name: &str| {
-            let (_, after) = text.split_once(&format!("<{name}>"))?;
-            Some(after.split_once("</")?.0.to_owned())
-        };
-        [element("Code"), element("Message")]
+        [element(&text, "Code"), element(&text, "Message")]
             .into_iter()
             .flatten()
             .collect::<Vec<_>>()
@@ -208,6 +228,24 @@ fn message(body: &[u8], secrets: &[String]) -> String {
         text.lines().next().unwrap_or_default().to_owned()
     };
     clean(&text_found, secrets)
+}
+
+/// The error code in the body of another server: a plain word such as `SignatureDoesNotMatch`.
+fn code(body: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(body);
+    let code = match serde_json::from_str::<Errors>(&text) {
+        Ok(errors) => errors.errors.into_iter().next()?.code,
+        Err(_) => element(&text, "Code")?,
+    };
+    let plain =
+        (3..=40).contains(&code.len()) && code.chars().all(|c| c.is_ascii_alphabetic() || c == '_');
+    plain.then_some(code)
+}
+
+/// The text of an XML element.
+fn element(text: &str, name: &str) -> Option<String> {
+    let (_, after) = text.split_once(&format!("<{name}>"))?;
+    Some(after.split_once("</")?.0.to_owned())
 }
 
 /// Redacts secrets and signed queries, removes control characters, and shortens the text.

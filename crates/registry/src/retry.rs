@@ -14,6 +14,8 @@ pub(crate) struct Backoff {
     /// Counts the retries; callers adapt how much they request at a time.
     retries: Arc<AtomicU64>,
     deadline: Deadline,
+    /// A longer wait is not begun.
+    pub(crate) longest_wait: Option<Duration>,
     used: u32,
     damaged: bool,
 }
@@ -24,6 +26,7 @@ impl Backoff {
             policy,
             retries,
             deadline,
+            longest_wait: None,
             used: 0,
             damaged: false,
         }
@@ -39,7 +42,8 @@ impl Backoff {
         }
         self.damaged |= damaged;
         let wait = delay(self.policy, self.used, error.retry_after(), fastrand::f64());
-        if wait >= self.deadline.remaining() {
+        let too_long = self.longest_wait.is_some_and(|longest| wait > longest);
+        if too_long || wait >= self.deadline.remaining() {
             return Err(error);
         }
         self.used += 1;

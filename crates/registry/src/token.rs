@@ -11,6 +11,7 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::endpoint::{Endpoint, is_loopback};
+use crate::reach::Reach;
 use crate::redirect::send_following;
 use crate::request::{Payload, RequestSpec};
 use crate::transport::Transport;
@@ -27,6 +28,8 @@ pub(crate) struct TokenRequest<'a> {
     pub(crate) service: Option<&'a str>,
     /// Scopes separated by spaces.
     pub(crate) scope: &'a str,
+    /// How far the realm may lead.
+    pub(crate) reach: Reach,
 }
 
 /// An access token and its lifetime.
@@ -131,7 +134,7 @@ async fn get(
         })?),
         None => None,
     };
-    let spec = RequestSpec::get(url, headers());
+    let spec = RequestSpec::get(url, headers()).within(wanted.reach);
     let secret = basic.map(|(_, password)| password);
     exchange(transport, endpoint, spec, authorization.as_ref(), secret).await
 }
@@ -154,6 +157,7 @@ async fn post(
         url,
         headers,
         payload: Payload::Bytes(form(wanted, grant)),
+        reach: wanted.reach,
     };
     exchange(transport, endpoint, spec, None, Some(secret)).await
 }
@@ -186,7 +190,7 @@ async fn exchange(
         transport.send(endpoint, &spec, authorization).await?
     };
     if !response.status().is_success() {
-        return Err(response.into_error(&secrets).await);
+        return Err(response.into_error(endpoint, &secrets).await);
     }
     let line = response.line().clone();
     let body = response.bytes(MAX_ANSWER).await?;

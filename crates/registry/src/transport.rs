@@ -9,11 +9,13 @@ use http::HeaderValue;
 use http::header::{CONTENT_LENGTH, RANGE};
 use reqwest::{RequestBuilder, Response};
 use tokio::time::{Instant, timeout};
+use url::Url;
 
 use crate::body::{BlobBody, Meter};
 use crate::connection_error::connection_error;
 use crate::connection_pool::ConnectionPools;
 use crate::endpoint::Endpoint;
+use crate::reach::{Reach, Zone};
 use crate::request::{Payload, Progress, RequestSpec};
 use crate::response::Incoming;
 use crate::{ClientConfig, RegistryError, RequestLine, dump};
@@ -49,10 +51,21 @@ impl Transport {
         let line = spec.line(endpoint);
         let headers = spec.headers_for(endpoint, authorization);
         let limit = self.head_limit(endpoint, spec);
+        let reach = if endpoint.owns(&spec.url) {
+            Reach::Anywhere
+        } else {
+            spec.reach
+        };
+        reach
+            .check(&spec.url)
+            .map_err(|error| RegistryError::Misdirected {
+                request: line.clone(),
+                reason: error.to_string(),
+            })?;
         let started = Instant::now();
         let mut request = self
             .pools
-            .for_url(&spec.url, &self.config)?
+            .for_url(&spec.url, endpoint, reach, &self.config)?
             .request(spec.method.clone(), spec.url.clone())
             .headers(headers.clone());
         let response = match &spec.payload {
@@ -60,11 +73,11 @@ impl Transport {
                 if !spec.is_read() {
                     request = request.header(CONTENT_LENGTH, 0);
                 }
-                self.head(request, &line, limit).await?
+                self.head(endpoint, request, &line, limit).await?
             }
             Payload::Bytes(bytes) => {
                 let request = request.body(bytes.clone());
-                self.head(request, &line, limit).await?
+                self.head(endpoint, request, &line, limit).await?
             }
             Payload::Blob {
                 body,
@@ -72,7 +85,7 @@ impl Transport {
                 progress,
             } => {
                 let request = request.header(CONTENT_LENGTH, *size);
-                self.upload(request, &line, limit, (body, *size), *progress)
+                self.upload(endpoint, request, &line, limit, (body, *size), *progress)
                     .await?
             }
         };
@@ -85,18 +98,30 @@ impl Transport {
             "request"
         );
         dump::exchange(&line, &headers, &response);
-        let idle = self.config.idle_timeout;
         Ok(Incoming::new(
+            (self.zone(&spec.url, &response), reach),
             response,
             line,
-            idle,
+            self.config.idle_timeout,
             endpoint.request_timeout,
         ))
+    }
+
+    /// The zone of the server that a response came from: of the peer, not of what its name resolves
+    /// to now. Behind a proxy only a stated address counts.
+    fn zone(&self, url: &Url, response: &Response) -> Zone {
+        Zone::stated(url)
+            .or_else(|| {
+                let peer = response.remote_addr()?;
+                (!self.pools.uses_proxy(url)).then(|| Zone::of(peer.ip()))
+            })
+            .unwrap_or(Zone::Network)
     }
 
     /// Sends a request whose payload is in memory.
     async fn head(
         &self,
+        endpoint: &Endpoint,
         request: RequestBuilder,
         line: &RequestLine,
         limit: Duration,
@@ -104,7 +129,7 @@ impl Transport {
         match timeout(limit, request.send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
-                let dial_timeout = self.config.dial_timeout;
+                let dial_timeout = endpoint.dial_timeout;
                 Err(connection_error(line.clone(), error, dial_timeout))
             }
             Err(_) => Err(no_response(line, limit)),
@@ -114,6 +139,7 @@ impl Transport {
     /// Sends a request with a streamed body. Each piece that is sent restarts the time limit.
     async fn upload(
         &self,
+        endpoint: &Endpoint,
         request: RequestBuilder,
         line: &RequestLine,
         limit: Duration,
@@ -138,7 +164,7 @@ impl Transport {
             match outcome {
                 Ok(Ok(response)) => return Ok(response),
                 Ok(Err(error)) => {
-                    let dial_timeout = self.config.dial_timeout;
+                    let dial_timeout = endpoint.dial_timeout;
                     return Err(meter
                         .take_failure()
                         .unwrap_or_else(|| connection_error(line.clone(), error, dial_timeout)));
@@ -154,7 +180,7 @@ impl Transport {
     fn head_limit(&self, endpoint: &Endpoint, spec: &RequestSpec<'_>) -> Duration {
         let config = &self.config;
         let head = if spec.is_read() {
-            config.dial_timeout + config.response_header_timeout
+            endpoint.dial_timeout + config.response_header_timeout
         } else {
             config.request_timeout
         };

@@ -11,6 +11,7 @@ use crate::auth::AuthTarget;
 use crate::endpoint::Endpoint;
 use crate::engine::Engine;
 use crate::manifest::{check_digest, content_digest};
+use crate::reach::Reach;
 use crate::redirect::location;
 use crate::request::{Payload, Progress, RequestSpec};
 use crate::response::Incoming;
@@ -72,12 +73,13 @@ async fn run_session(
     } = target;
     let digest = upload.descriptor.digest;
     let size = upload.descriptor.size;
-    let write = async |method, url, headers, payload| {
+    let write = async |method, (url, reach), headers, payload| {
         let spec = RequestSpec {
             method,
             url,
             headers,
             payload,
+            reach,
         };
         engine.exchange(target, spec).await
     };
@@ -87,7 +89,8 @@ async fn run_session(
             .append_pair("mount", &digest.to_string())
             .append_pair("from", from);
     }
-    let started = write(Method::POST, url, HeaderMap::new(), Payload::Empty).await?;
+    let start = (url, Reach::Anywhere);
+    let started = write(Method::POST, start, HeaderMap::new(), Payload::Empty).await?;
     if started.status().as_u16() == 201 {
         return Ok(PushOutcome::Mounted);
     }
@@ -109,8 +112,8 @@ async fn run_session(
         let sent = write(Method::PATCH, session, headers, payload).await?;
         let session = session_url(endpoint, &sent)?;
         sent.drain().await;
-        let url = commit_url(session, digest);
-        write(Method::PUT, url, HeaderMap::new(), Payload::Empty).await?
+        let session = commit_url(session, digest);
+        write(Method::PUT, session, HeaderMap::new(), Payload::Empty).await?
     };
     last.drain().await;
     Ok(PushOutcome::Uploaded)
@@ -137,6 +140,7 @@ pub(crate) async fn put_manifest(
         url: endpoint.url(reference.repository(), &["manifests", key]),
         headers,
         payload: Payload::Bytes(bytes.clone()),
+        reach: Reach::Anywhere,
     };
     let response = engine
         .retry(|| engine.exchange(target, spec.clone()).boxed())
@@ -151,7 +155,7 @@ pub(crate) async fn put_manifest(
 
 /// The URL of the next request of an upload. A registry behind a TLS proxy may name itself by
 /// `http`.
-fn session_url(endpoint: &Endpoint, response: &Incoming) -> Result<Url, RegistryError> {
+fn session_url(endpoint: &Endpoint, response: &Incoming) -> Result<(Url, Reach), RegistryError> {
     let mut url = location(response)?;
     let base = endpoint.base();
     if base.scheme() == "https" && url.scheme() == "http" && url.host() == base.host() {
@@ -160,13 +164,13 @@ fn session_url(endpoint: &Endpoint, response: &Incoming) -> Result<Url, Registry
             let _ = url.set_port(port);
         }
     }
-    Ok(url)
+    Ok((url, response.names()))
 }
 
 /// The URL that commits an upload, with the query that the registry gave it.
-fn commit_url(mut session: Url, digest: Digest) -> Url {
+fn commit_url((mut session, reach): (Url, Reach), digest: Digest) -> (Url, Reach) {
     session
         .query_pairs_mut()
         .append_pair("digest", &digest.to_string());
-    session
+    (session, reach)
 }

@@ -9,7 +9,7 @@ use soci_oci::{Digest, Hasher};
 use crate::blob_locator::BlobLocator;
 use crate::range_reader::RangeReader;
 use crate::source::ByteStream;
-use crate::{Deadline, RegistryError};
+use crate::{Deadline, DownloadLimits, RegistryError};
 
 /// Bytes per request of a large blob.
 const PART: u64 = 8 << 20;
@@ -78,16 +78,20 @@ pub(crate) fn verify(locator: &BlobLocator, actual: Digest) -> Result<(), Regist
 /// blob is small or its host ignores ranges.
 pub(crate) async fn parts(
     locator: &Arc<BlobLocator>,
+    limits: Option<DownloadLimits>,
 ) -> Result<impl Iterator<Item = (u64, RangeReader)> + Send, RegistryError> {
-    let reader = |range| RangeReader::new(Arc::clone(locator), range, Deadline::far());
+    let longest_wait = limits.map(|limits| limits.period);
+    let reader = move |locator: &Arc<BlobLocator>, range| {
+        RangeReader::new(Arc::clone(locator), range, Deadline::far()).waiting_at_most(longest_wait)
+    };
     let size = locator.size;
-    let mut first = reader(0..PART.min(size));
+    let mut first = reader(locator, 0..PART.min(size));
     let mut step = PART;
     if size > PART {
         // The first part shows where the blob is and whether ranges are honoured.
         first.open().await?;
         if locator.honours_ranges() == Some(false) {
-            first = reader(0..size);
+            first = reader(locator, 0..size);
             step = size;
         }
     }
@@ -97,7 +101,7 @@ pub(crate) async fn parts(
         let rest = start..size.min(start.saturating_add(step));
         let part = first.take().or_else(|| {
             let more = !rest.is_empty();
-            more.then(|| RangeReader::new(Arc::clone(&locator), rest.clone(), Deadline::far()))
+            more.then(|| reader(&locator, rest.clone()))
         })?;
         start = rest.end;
         Some((rest.start, part))
@@ -121,7 +125,7 @@ async fn gather(locator: &Arc<BlobLocator>) -> Result<Bytes, RegistryError> {
         limit: usize::MAX as u64,
     })?;
     let mut buffer = BytesMut::zeroed(size);
-    let reads: Vec<_> = parts(locator)
+    let reads: Vec<_> = parts(locator, None)
         .await?
         .map(|(_, reader)| {
             let length = usize::try_from(reader.remaining()).unwrap_or(usize::MAX);

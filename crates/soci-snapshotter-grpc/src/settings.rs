@@ -25,6 +25,7 @@ pub(crate) fn client(config: &Config) -> ClientConfig {
         response_header_timeout: http.response_header_timeout,
         request_timeout: http.request_timeout,
         hosts: hosts(config),
+        plain_http_redirects: config.resolver.plain_http_redirects,
         ..ClientConfig::default()
     }
 }

@@ -222,14 +222,15 @@ impl RegistryArgs {
         };
         let mut config = ClientConfig {
             plain_http: self.plain_http,
-            skip_verify: self.skip_verify,
             ..ClientConfig::default()
         };
+        let tls = Arc::make_mut(&mut config.tls);
+        tls.skip_verify = self.skip_verify;
         if let Some(path) = &self.tlscacert {
-            config.extra_ca.push(read(path)?);
+            tls.extra_ca.push(read(path)?);
         }
         match (&self.tlscert, &self.tlskey) {
-            (Some(certificate), Some(key)) => config.identity = Some(identity(certificate, key)?),
+            (Some(certificate), Some(key)) => tls.identity = Some(identity(certificate, key)?),
             (None, None) => {}
             _ => bail!("--tlscert and --tlskey belong together"),
         }
@@ -262,12 +263,13 @@ fn apply(
         };
         config.origins.insert(registry.to_owned(), origin);
     }
-    config.skip_verify |= origin.skip_verify;
+    let tls = Arc::make_mut(&mut config.tls);
+    tls.skip_verify |= origin.skip_verify;
     for path in &origin.ca {
-        config.extra_ca.push(read(path)?);
+        tls.extra_ca.push(read(path)?);
     }
-    if let (None, Some((certificate, key))) = (&config.identity, &origin.client) {
-        config.identity = Some(identity(certificate, key)?);
+    if let (None, Some((certificate, key))) = (&tls.identity, &origin.client) {
+        tls.identity = Some(identity(certificate, key)?);
     }
     if purpose == Use::Push {
         return Ok(());

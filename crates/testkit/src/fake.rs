@@ -1,7 +1,7 @@
 //! An HTTP server with scripted responses that records its requests: a registry, a token server or
 //! an object store for tests. Unlike the rest of this crate it does not need root.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,7 +69,18 @@ impl Fake {
     pub async fn start(
         answer: impl Fn(usize, &Received) -> Option<Response> + Send + Sync + 'static,
     ) -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), answer).await
+    }
+
+    /// As [`Fake::start`], at another address of this machine.
+    ///
+    /// # Panics
+    /// No port can be bound.
+    pub async fn start_at(
+        address: IpAddr,
+        answer: impl Fn(usize, &Received) -> Option<Response> + Send + Sync + 'static,
+    ) -> Self {
+        let listener = tokio::net::TcpListener::bind((address, 0))
             .await
             .expect("a free port");
         let address = listener.local_addr().expect("a bound socket");
@@ -132,6 +143,32 @@ impl Fake {
     pub fn requests(&self) -> Vec<Received> {
         self.log.lock().clone()
     }
+}
+
+/// Returns an address of this machine that is not a loopback address: what a server in the network
+/// has. On a machine without a network the loopback interface gets one, which needs root.
+///
+/// # Panics
+/// There is no such address, and none can be added.
+#[must_use]
+pub fn network_address() -> IpAddr {
+    // Connecting a datagram socket sends nothing.
+    let routed = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+        socket.connect("198.51.100.1:9")?;
+        socket.local_addr()
+    });
+    if let Ok(address) = routed
+        && !address.ip().is_loopback()
+    {
+        return address.ip();
+    }
+    let added = "198.18.0.1";
+    let _ = std::process::Command::new("ip")
+        .args(["address", "add", "198.18.0.1/32", "dev", "lo"])
+        .output();
+    let address = added.parse().expect("an address");
+    UdpSocket::bind((address, 0)).expect("an address beside loopback");
+    address
 }
 
 /// Returns bytes without a pattern that a misplaced range could hide in.

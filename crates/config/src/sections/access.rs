@@ -53,9 +53,10 @@ impl Section for Http {
             Unit::Milliseconds,
             &mut self.request_timeout,
         );
-        v.count("MaxRetries", &mut self.max_retries);
+        v.retries("MaxRetries", &mut self.max_retries);
         v.duration("MinWaitMsec", Unit::Milliseconds, &mut self.min_wait);
         v.duration("MaxWaitMsec", Unit::Milliseconds, &mut self.max_wait);
+        lower_default(&mut self.min_wait, Self::default().min_wait, self.max_wait);
     }
 
     fn check(&self) -> Vec<Broken> {
@@ -108,9 +109,10 @@ impl Section for Blob {
             Unit::Seconds,
             &mut self.fetching_timeout,
         );
-        v.count("max_retries", &mut self.max_retries);
+        v.retries("max_retries", &mut self.max_retries);
         v.duration("min_wait_msec", Unit::Milliseconds, &mut self.min_wait);
         v.duration("max_wait_msec", Unit::Milliseconds, &mut self.max_wait);
+        lower_default(&mut self.min_wait, Self::default().min_wait, self.max_wait);
         v.flag("check_always", &mut self.check_always);
         v.flag("force_single_range_mode", &mut self.force_single_range_mode);
         v.number(
@@ -122,6 +124,13 @@ impl Section for Blob {
 
     fn check(&self) -> Vec<Broken> {
         waits("min_wait_msec", self.min_wait, self.max_wait)
+    }
+}
+
+/// A longest wait below the shortest one that is not set lowers that, as in v0.15.
+fn lower_default(min: &mut Duration, default: Duration, max: Duration) {
+    if *min == default {
+        *min = default.min(max);
     }
 }
 
@@ -140,6 +149,8 @@ pub struct Resolver {
     pub auth_client_ttl_sec: Option<u64>,
     /// Share authorised clients between images.
     pub enable_auth_client_sharing: bool,
+    /// Let a registry or mirror with TLS redirect to a host without.
+    pub plain_http_redirects: bool,
     /// `[resolver.host."NAME"]`, by registry name.
     pub host: BTreeMap<String, Host>,
 }
@@ -149,6 +160,7 @@ impl Default for Resolver {
         Self {
             auth_client_ttl_sec: Some(3600),
             enable_auth_client_sharing: false,
+            plain_http_redirects: false,
             host: BTreeMap::new(),
         }
     }
@@ -161,6 +173,7 @@ impl Section for Resolver {
             "enable_auth_client_sharing",
             &mut self.enable_auth_client_sharing,
         );
+        v.added_flag("plain_http_redirects", &mut self.plain_http_redirects);
         v.named_tables("host", &mut self.host);
     }
 }

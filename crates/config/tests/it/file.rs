@@ -79,6 +79,9 @@ fn everything() -> String {
         };
         text.push_str(&changed);
         text.push('\n');
+        if line.trim() == "[resolver]" {
+            text.push_str("plain_http_redirects = true\n");
+        }
     }
     text + r#"
 [pull_modes.parallel_pull_unpack.decompress_streams.gzip]
@@ -133,6 +136,7 @@ fn no_key_is_read_and_then_forgotten() {
     let host = &config.resolver.host["docker.io"];
     assert_eq!(host.mirrors[0].request_timeout_sec, None);
     assert_eq!(host.mirrors[1].request_timeout_sec, Some(0));
+    assert!(config.resolver.plain_http_redirects);
     let gzip = &config.pull_modes.parallel_pull_unpack.decompress_streams["gzip"];
     assert_eq!(gzip.args, ["-c", "it's \"quoted\""]);
 }
@@ -185,6 +189,18 @@ fn zero_and_empty_mean_the_default_where_v0_15_says_so() {
                  [http]\nMaxRetries = 0\nRequestTimeoutMsec = 0\n[fuse]\nattr_timeout = 0\n\
                  [background_fetch]\nmax_queue_size = 0\nfetch_period_msec = 0\ndrop_policy = ''\n";
     assert_eq!(parse(zeros), Config::default());
+}
+
+#[test]
+fn no_retries_are_asked_for_by_minus_one_and_a_low_maximum_lowers_the_minimum() {
+    let text =
+        "[http]\nMaxRetries = -1\nMaxWaitMsec = 10\n[blob]\nmax_retries = -1\nmax_wait_msec = 20\n";
+    let config = parse(text);
+    assert_eq!((config.http.max_retries, config.blob.max_retries), (0, 0));
+    assert_eq!(config.http.min_wait, Duration::from_millis(10));
+    assert_eq!(config.blob.min_wait, Duration::from_millis(20));
+    assert!(config.to_toml().contains("MaxRetries = -1"));
+    assert_eq!(parse(&config.to_toml()), config);
 }
 
 #[test]
@@ -553,7 +569,7 @@ fn v0_15s_special_values_are_understood() {
 #[test]
 fn all_bad_values_are_said_at_once_in_the_order_of_their_lines() {
     let all = problems(
-        "[http]\nMaxRetries = -3\n[background_fetch]\ndisable = 1\n[blob]\nmin_wait_msec = 'x'",
+        "[http]\nMinWaitMsec = -3\n[background_fetch]\ndisable = 1\n[blob]\nmin_wait_msec = 'x'",
     );
     assert_eq!(all.iter().map(|p| p.line).collect::<Vec<_>>(), [2, 4, 6]);
 }

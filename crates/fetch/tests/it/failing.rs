@@ -82,7 +82,7 @@ fn bytes_that_stay_corrupt_are_an_error_until_they_are_right() {
         "{error}"
     );
     assert_eq!(source.requests().len(), 4);
-    assert!(layer.status().error.unwrap().contains("digest"));
+    assert!(layer.status().error.unwrap().detail.contains("digest"));
     assert!(!layer.stored().has(SpanId(2)));
     // Other spans are not affected, and the same one gets another try.
     let other = layer.stored().spans().span(SpanId(5)).uncompressed;
@@ -395,7 +395,7 @@ fn readers_are_served_although_the_disk_is_full() {
     let source = MemoryBlob::new(sample.blob.clone());
     let layer = rig.open(&sample, source);
     check_all(&layer, &sample.tar, 10_000);
-    let error = layer.status().error.unwrap();
+    let error = layer.status().error.unwrap().detail;
     assert!(error.contains("no space"), "{error}");
     let stats = rig.fetcher.stats();
     assert!(stats.store_failures > 0);

@@ -11,6 +11,7 @@ mod faults;
 mod host_headers;
 mod manifests;
 mod mirrors;
+mod reach;
 mod redirects;
 mod referrers;
 mod secrets;

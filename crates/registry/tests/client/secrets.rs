@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use soci_registry::{
     ChainedCredentials, Client, ClientIdentity, Credential, NoCredentials, StaticCredentials,
+    TlsSettings,
 };
 
 use crate::fake::{Fake, With, basic, client_with, config, descriptor, redirect, status};
@@ -24,7 +25,10 @@ async fn debug_and_display_show_no_secret() {
         let chain = ChainedCredentials::new(vec![Arc::new(NoCredentials), Arc::new(fixed)]);
         assert!(!format!("{chain:?}").contains(SECRET));
         let mut config = config();
-        config.identity = Some(ClientIdentity { pem: SECRET.into() });
+        config.tls = Arc::new(TlsSettings {
+            identity: Some(ClientIdentity { pem: SECRET.into() }),
+            ..TlsSettings::default()
+        });
         assert!(!format!("{config:?}").contains(SECRET));
         let client = Client::new(config, Arc::new(chain)).unwrap();
         assert!(!format!("{client:?}").contains(SECRET));

@@ -8,11 +8,19 @@ use axum::http::Version;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use soci_registry::{
-    BlobSource, Client, ClientConfig, Deadline, ErrorKind, NoCredentials, RemoteBlob,
+    BlobSource, Client, ClientConfig, Deadline, ErrorKind, NoCredentials, RemoteBlob, TlsSettings,
 };
 use soci_testkit::Https;
 
 use crate::fake::{Fake, With, config, descriptor, noise, redirect, status};
+
+/// Settings with these authorities beside the system's.
+fn trusting_too(extra_ca: Vec<Vec<u8>>) -> Arc<TlsSettings> {
+    Arc::new(TlsSettings {
+        extra_ca,
+        ..TlsSettings::default()
+    })
+}
 
 /// Serves the whole of `data` at `https://localhost:<port>`, offering `protocols`.
 struct Secure {
@@ -58,7 +66,7 @@ async fn a_configured_authority_is_trusted_and_h2_used_where_offered() {
     ] {
         let server = Secure::start(data.clone(), protocols).await;
         let mut config = config();
-        config.extra_ca = vec![server.authority()];
+        config.tls = trusting_too(vec![server.authority()]);
         let (_fake, blob) = server.blob(&data, config).await;
         assert_eq!(
             blob.read_range(0..1000, Deadline::far()).await.unwrap(),
@@ -74,7 +82,7 @@ async fn an_unknown_authority_is_refused_unless_verification_is_off() {
     let server = Secure::start(data.clone(), &["h2"]).await;
     let other = Secure::start(data.clone(), &["h2"]).await;
     let mut wrong = config();
-    wrong.extra_ca = vec![other.authority()];
+    wrong.tls = trusting_too(vec![other.authority()]);
     let (_fake, blob) = server.blob(&data, wrong).await;
     let error = blob.read_range(0..1000, Deadline::far()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
@@ -82,7 +90,10 @@ async fn an_unknown_authority_is_refused_unless_verification_is_off() {
     assert!(!error.is_transient(), "{error}");
     assert!(server.versions.lock().is_empty());
     let mut trusting = config();
-    trusting.skip_verify = true;
+    trusting.tls = Arc::new(TlsSettings {
+        skip_verify: true,
+        ..TlsSettings::default()
+    });
     let (_fake, blob) = server.blob(&data, trusting).await;
     assert_eq!(
         blob.read_range(0..1000, Deadline::far()).await.unwrap(),
@@ -95,13 +106,14 @@ async fn a_broken_certificate_file_is_a_configuration_error() {
     let data = noise(10);
     let server = Secure::start(data.clone(), &["h2"]).await;
     let mut broken = config();
-    broken.extra_ca =
-        vec![b"-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n".to_vec()];
+    broken.tls = trusting_too(vec![
+        b"-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n".to_vec(),
+    ]);
     let (_fake, blob) = server.blob(&data, broken).await;
     let error = blob.read_range(0..10, Deadline::far()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
     let mut none = config();
-    none.extra_ca = vec![b"root:x:0:0\n".to_vec()];
+    none.tls = trusting_too(vec![b"root:x:0:0\n".to_vec()]);
     let (_fake, blob) = server.blob(&data, none).await;
     let error = blob.read_range(0..10, Deadline::far()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
