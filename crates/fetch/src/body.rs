@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::context::Context;
 use crate::pace::{FLOOR, Pace};
 use crate::request::{RequestError, length};
+use crate::schedule::RequestId;
 use crate::served_layer::ServedLayer;
 
 /// Longest time for the end of a body after its last byte, so that its connection can be reused.
@@ -29,6 +30,8 @@ const NOTE_EVERY: Duration = Duration::from_millis(100);
 pub(crate) struct Body<'a> {
     context: &'a Context,
     layer: &'a ServedLayer,
+    /// The request of the schedule; `None` if a span is fetched again.
+    request: Option<RequestId>,
     stream: ByteStream,
     /// End of the wait for bytes. Moves on with each byte that arrives.
     deadline: Instant,
@@ -36,6 +39,8 @@ pub(crate) struct Body<'a> {
     span_deadline: Instant,
     pace: Pace,
     noted: Option<Instant>,
+    /// Bytes of which the schedule has not been notified.
+    unnoted: u64,
     /// Bytes since the stream was opened.
     since_open: u64,
     /// Pieces that have not been passed on, none of them empty.
@@ -50,17 +55,20 @@ impl<'a> Body<'a> {
     pub(crate) async fn open(
         context: &'a Context,
         layer: &'a ServedLayer,
+        request: Option<RequestId>,
         rest: Range<u64>,
         deadline: Instant,
     ) -> Result<Self, RequestError> {
         Ok(Self {
             context,
             layer,
+            request,
             stream: open_stream(context, layer, rest.clone(), deadline).await?,
             deadline,
             span_deadline: deadline,
             pace: Pace::default(),
             noted: None,
+            unnoted: 0,
             since_open: 0,
             arrived: VecDeque::new(),
             rest,
@@ -182,9 +190,12 @@ impl<'a> Body<'a> {
         self.since_open = self.since_open.saturating_add(bytes);
         self.deadline = now + self.context.config.read_timeout;
         self.pace.arrived(bytes, now);
+        self.unnoted = self.unnoted.saturating_add(bytes);
         if self.noted.is_none_or(|noted| now >= noted + NOTE_EVERY) {
             self.noted = Some(now);
-            self.context.schedule.lock().progressed(self.layer.id, now);
+            let mut schedule = self.context.schedule.lock();
+            let bytes = std::mem::take(&mut self.unnoted);
+            schedule.progressed(self.layer.id, self.request, bytes, now);
         }
     }
 

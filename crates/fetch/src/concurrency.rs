@@ -48,7 +48,7 @@ fn a_read_is_answered_once_by_its_last_part_or_by_the_first_failure() {
                 Err(error) => assert!(matches!(error, ReadError::Closed), "{error}"),
             }
         };
-        let read = Arc::new(PendingRead::new(0, 6, Box::new(done)));
+        let read = Arc::new(PendingRead::new(0, 6, None, Box::new(done)));
         let parts = [(0, "ab"), (2, "cd"), (4, "ef")].map(|(at, text)| {
             read.expect();
             let read = read.clone();
@@ -221,7 +221,7 @@ fn answer_all(effects: Vec<Effect<OneSpan, Reader>>) {
         match effect {
             Effect::Fail(failed) => failed.waiters.into_iter().for_each(answer),
             Effect::AnswerClosed(waiters) => waiters.into_iter().for_each(answer),
-            Effect::Start(_) | Effect::Abort(_) | Effect::Circuit(_) => {}
+            Effect::Start(_) | Effect::Abort(_) | Effect::Forget(_) | Effect::Circuit(_) => {}
         }
     }
 }

@@ -133,6 +133,7 @@ impl Driver {
                 Effect::AnswerClosed(waiters) => waiters
                     .into_iter()
                     .for_each(|waiter| waiter.fail(ReadError::Closed)),
+                Effect::Forget(waiters) => drop(waiters),
                 Effect::Circuit(change) => self.report_circuit(&change),
             }
         }

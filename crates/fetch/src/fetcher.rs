@@ -12,7 +12,7 @@ use crate::driver::Driver;
 use crate::served_layer::ServedLayer;
 use crate::span_key::LayerId;
 use crate::stats::Load;
-use crate::{FetchConfig, LazyLayer, Stats, background};
+use crate::{FetchConfig, LazyLayer, Stats, abandoned, background};
 
 /// The span fetcher of a daemon.
 pub struct SpanFetcher {
@@ -34,6 +34,7 @@ impl SpanFetcher {
     pub fn new(config: FetchConfig, runtime: Handle) -> Arc<Self> {
         let driver = Driver::new(config, runtime.clone());
         runtime.spawn(background::run(Arc::downgrade(&driver)));
+        runtime.spawn(abandoned::run(Arc::downgrade(&driver)));
         Arc::new(Self {
             driver,
             next_layer: AtomicU64::new(0),

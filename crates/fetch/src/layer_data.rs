@@ -18,6 +18,9 @@ pub struct LayerStatus {
     pub error: Option<LayerFailure>,
 }
 
+/// Whether the reader of a [`LayerData::read_while`] still waits.
+pub type StillWanted = Box<dyn Fn() -> bool + Send + Sync>;
+
 /// Receives the answer to a [`LayerData::read`].
 pub type ReadDone = Box<dyn FnOnce(Result<Bytes, ReadError>) + Send>;
 
@@ -34,6 +37,13 @@ pub trait LayerData: Send + Sync + 'static {
     /// possibly before this returns; also when the layer is closed or the fetch fails. `Ok` holds
     /// exactly `len` bytes.
     fn read(&self, offset: u64, len: usize, done: ReadDone);
+
+    /// As [`LayerData::read`], for a reader that may go away: what is fetched for such readers only
+    /// is given up once `wanted` returns `false`, which is asked from time to time.
+    fn read_while(&self, offset: u64, len: usize, wanted: StillWanted, done: ReadDone) {
+        let _ = wanted;
+        self.read(offset, len, done);
+    }
 
     /// Returns how much is stored, and the last error.
     fn status(&self) -> LayerStatus;

@@ -6,19 +6,32 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use soci_store::{ReadOutcome, StoreError, StoredLayer};
+use soci_ztoc::SpanId;
 use tokio::time::Instant;
 
 use crate::driver::Driver;
 use crate::pending_read::PendingRead;
 use crate::priority::Priority;
 use crate::read_error::SpansLost;
+use crate::request::length;
 use crate::schedule::WantResult;
 use crate::served_layer::ServedLayer;
-use crate::{BackgroundCounts, LayerData, LayerStatus, ReadDone, ReadError};
+use crate::{BackgroundCounts, LayerData, LayerStatus, ReadDone, ReadError, StillWanted};
 
 /// How often a read looks again for spans that leave the store while it waits: because they are
 /// damaged, or reclaimed.
 const ROUNDS: usize = 8;
+
+/// A span that needs more memory than one span should have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Oversized {
+    /// Number of the span.
+    pub span: u32,
+    /// Memory that it needs, compressed and inflated, in bytes.
+    pub bytes: u64,
+    /// A quarter of the memory budget, in bytes.
+    pub limit: u64,
+}
 
 /// A layer whose missing spans are fetched when they are read. Dropping it closes it.
 pub struct LazyLayer {
@@ -61,6 +74,25 @@ impl LazyLayer {
     #[must_use]
     pub fn stored(&self) -> &Arc<StoredLayer> {
         &self.layer.stored
+    }
+
+    /// Returns the largest span, if it needs more than a quarter of the memory budget: such a layer
+    /// would hold up others, and is better not served lazily. A layer that is stored needs none.
+    #[must_use]
+    pub fn oversized(&self) -> Option<Oversized> {
+        let limit = self.driver.context.config.memory_budget / 4;
+        let spans = &self.layer.spans;
+        let costs = (0..spans.len()).filter_map(|number| {
+            let span = spans.get(SpanId(number))?;
+            let bytes = length(&span.compressed).saturating_add(length(&span.uncompressed));
+            Some(Oversized {
+                span: number,
+                bytes,
+                limit,
+            })
+        });
+        let largest = costs.max_by_key(|span| span.bytes)?;
+        (largest.bytes > limit && !self.layer.stored.is_complete()).then_some(largest)
     }
 
     /// Number of spans that background filling handled so far.
@@ -107,10 +139,10 @@ impl LazyLayer {
     }
 
     /// Reads a range and fetches what is missing.
-    fn fetch(&self, range: Range<u64>, done: ReadDone) {
+    fn fetch(&self, range: Range<u64>, wanted: Option<StillWanted>, done: ReadDone) {
         let context = &self.driver.context;
         let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-        let read = Arc::new(PendingRead::new(range.start, len, done));
+        let read = Arc::new(PendingRead::new(range.start, len, wanted, done));
         let mut needed: Vec<u32> = self.layer.spans.covering(range).collect();
         for _ in 0..ROUNDS {
             let stored = match self.want_for(&read, needed) {
@@ -185,15 +217,11 @@ impl LayerData for LazyLayer {
     }
 
     fn read(&self, offset: u64, len: usize, done: ReadDone) {
-        let range = match self.range(offset, len as u64) {
-            Ok(range) if range.is_empty() => return done(Ok(Bytes::new())),
-            Ok(range) => range,
-            Err(error) => return done(Err(error)),
-        };
-        self.fetch(range.clone(), done);
-        if !self.is_complete() {
-            self.note_read(range);
-        }
+        self.read_or_fetch(offset, len, None, done);
+    }
+
+    fn read_while(&self, offset: u64, len: usize, wanted: StillWanted, done: ReadDone) {
+        self.read_or_fetch(offset, len, Some(wanted), done);
     }
 
     fn status(&self) -> LayerStatus {
@@ -202,6 +230,20 @@ impl LayerData for LazyLayer {
             size: self.layer.stored.size(),
             fetched_size: self.layer.stored.fetched_bytes(),
             error: self.layer.error(),
+        }
+    }
+}
+
+impl LazyLayer {
+    fn read_or_fetch(&self, offset: u64, len: usize, wanted: Option<StillWanted>, done: ReadDone) {
+        let range = match self.range(offset, len as u64) {
+            Ok(range) if range.is_empty() => return done(Ok(Bytes::new())),
+            Ok(range) => range,
+            Err(error) => return done(Err(error)),
+        };
+        self.fetch(range.clone(), wanted, done);
+        if !self.is_complete() {
+            self.note_read(range);
         }
     }
 }

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod abandoned;
 mod activity;
 mod background;
 mod background_queue;
@@ -42,8 +43,8 @@ mod unsaved;
 pub use config::{BackgroundConfig, DropPolicy, FetchConfig};
 pub use fetcher::SpanFetcher;
 pub use fill_progress::BackgroundCounts;
-pub use layer_data::{LayerData, LayerStatus, ReadDone};
+pub use layer_data::{LayerData, LayerStatus, ReadDone, StillWanted};
 pub use layer_failure::{FailureClass, LayerFailure};
-pub use lazy_layer::LazyLayer;
+pub use lazy_layer::{LazyLayer, Oversized};
 pub use read_error::{Cause, ReadError};
 pub use stats::{PriorityStats, Stats};

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicUsize, Ordering};
-use crate::{ReadDone, ReadError};
+use crate::{ReadDone, ReadError, StillWanted};
 
 /// A read of a range of the uncompressed tar.
 ///
@@ -17,17 +17,30 @@ pub(crate) struct PendingRead {
     offset: u64,
     buffer: Mutex<Vec<u8>>,
     parts: AtomicUsize,
+    /// Whether its reader still waits; `None`: it never goes away.
+    wanted: Option<StillWanted>,
     done: Mutex<Option<ReadDone>>,
 }
 
 impl PendingRead {
-    pub(crate) fn new(offset: u64, len: usize, done: ReadDone) -> Self {
+    pub(crate) fn new(
+        offset: u64,
+        len: usize,
+        wanted: Option<StillWanted>,
+        done: ReadDone,
+    ) -> Self {
         Self {
             offset,
             buffer: Mutex::new(vec![0; len]),
             parts: AtomicUsize::new(1),
+            wanted,
             done: Mutex::new(Some(done)),
         }
+    }
+
+    /// Whether its reader still waits.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted.as_ref().is_none_or(|wanted| wanted())
     }
 
     /// Announces one more part.
@@ -106,7 +119,12 @@ mod tests {
     fn read(offset: u64, len: usize) -> (PendingRead, Answers) {
         let answers = Answers::default();
         let to = answers.clone();
-        let read = PendingRead::new(offset, len, Box::new(move |answer| to.lock().push(answer)));
+        let read = PendingRead::new(
+            offset,
+            len,
+            None,
+            Box::new(move |answer| to.lock().push(answer)),
+        );
         (read, answers)
     }
 

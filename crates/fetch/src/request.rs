@@ -99,7 +99,7 @@ pub(crate) async fn receive(
         return Ok(());
     };
     let range = first.compressed.start..last.compressed.end;
-    let mut body = Body::open(context, layer, range, request.deadline).await?;
+    let mut body = Body::open(context, layer, Some(request.id), range, request.deadline).await?;
     for id in request.spans.clone() {
         let receiving = context.schedule.lock().receiving(request.id, id);
         // Cut off: a reader could not wait for this request to get that far.
@@ -142,7 +142,7 @@ pub(crate) async fn fetch_span(
     span: &Span,
 ) -> Result<Bytes, RequestError> {
     let deadline = Instant::now() + context.config.read_timeout;
-    let mut body = Body::open(context, layer, span.compressed.clone(), deadline).await?;
+    let mut body = Body::open(context, layer, None, span.compressed.clone(), deadline).await?;
     body.begin(span).await?;
     let bytes = body.span(span).await?;
     body.finish().await;

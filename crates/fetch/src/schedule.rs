@@ -5,7 +5,7 @@
 
 mod circuit;
 mod effect;
-mod health;
+mod giving_up;
 mod origins;
 #[cfg(test)]
 mod reference;
@@ -104,6 +104,9 @@ struct InFlight {
     origin: OriginId,
     priority: Priority,
     deadline: Instant,
+    started: Instant,
+    /// Number of bytes that it has brought.
+    bytes: u64,
     /// The spans that have not arrived.
     left: Range<u32>,
 }
@@ -336,8 +339,17 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         }
     }
 
-    /// Records that bytes of a layer arrived.
-    pub(crate) fn progressed(&mut self, layer: LayerId, now: Instant) {
+    /// Records that bytes of a layer arrived, through a request unless a span is fetched again.
+    pub(crate) fn progressed(
+        &mut self,
+        layer: LayerId,
+        request: Option<RequestId>,
+        bytes: u64,
+        now: Instant,
+    ) {
+        if let Some(request) = request.and_then(|id| self.requests.get_mut(&id)) {
+            request.bytes = request.bytes.saturating_add(bytes);
+        }
         if let Some(origin) = self.origin_of(layer) {
             origin.last_arrival = Some(now);
         }

@@ -208,6 +208,10 @@ impl ReplySink for Channel {
         self.is_open()
     }
 
+    fn waits(&self, unique: u64) -> bool {
+        self.waiting.caller(unique).is_some()
+    }
+
     fn settle(&self, unique: u64) {
         // The reply to a closed channel was dropped: the next server answers.
         if self.is_open() {

@@ -35,6 +35,12 @@ pub trait ReplySink: Send + Sync {
         true
     }
 
+    /// Whether a deferred request still waits: not answered, nor given up.
+    fn waits(&self, unique: u64) -> bool {
+        let _ = unique;
+        true
+    }
+
     /// Records that the deferred request was answered.
     fn settle(&self, unique: u64) {
         let _ = unique;
@@ -85,6 +91,24 @@ impl Reply {
     #[must_use]
     pub fn reaches(&self) -> bool {
         self.sink.as_ref().is_some_and(|sink| sink.reaches())
+    }
+
+    /// Whether the caller still waits for the reply. False: it was killed.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.sink
+            .as_ref()
+            .is_some_and(|sink| sink.waits(self.unique))
+    }
+
+    /// Returns a check of [`Reply::is_wanted`] that may outlive the reply.
+    #[must_use]
+    pub fn watch(&self) -> impl Fn() -> bool + Send + Sync + 'static {
+        let (sink, unique) = (self.sink.as_ref().map(Arc::downgrade), self.unique);
+        move || {
+            let sink = sink.as_ref().and_then(std::sync::Weak::upgrade);
+            sink.is_some_and(|sink| sink.waits(unique))
+        }
     }
 
     /// Answers with an error.

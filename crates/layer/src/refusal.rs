@@ -58,6 +58,19 @@ pub enum LayerRefusal {
         /// Registry and repository of the image.
         repository: String,
     },
+    /// A span of the layer needs more memory than one span may have.
+    #[error(
+        "span {span} of the layer needs {bytes} bytes of memory, more than {limit}, a quarter of \
+         [fetch] memory_budget_bytes: index the image with a smaller span size, or raise the budget"
+    )]
+    SpanTooLarge {
+        /// Number of the span.
+        span: u32,
+        /// Compressed and inflated size in bytes.
+        bytes: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
     /// The client did not send a label that is needed.
     #[error(
         "the label {label} is missing: the client must pass snapshot annotations \
@@ -91,13 +104,14 @@ pub enum LayerRefusal {
 
 impl LayerRefusal {
     /// All codes, in the order of the variants.
-    pub const CODES: [&'static str; 10] = [
+    pub const CODES: [&'static str; 11] = [
         "disabled",
         "no-index",
         "index-unavailable",
         "no-ztoc",
         "below-min-size",
         "untrusted-registry",
+        "span-too-large",
         "missing-label",
         "invalid-label",
         "unpack-failed",
@@ -114,6 +128,7 @@ impl LayerRefusal {
             Self::NoZtoc { .. } => "no-ztoc",
             Self::BelowMinSize { .. } => "below-min-size",
             Self::UntrustedRegistry { .. } => "untrusted-registry",
+            Self::SpanTooLarge { .. } => "span-too-large",
             Self::MissingLabel { .. } => "missing-label",
             Self::InvalidLabel { .. } => "invalid-label",
             Self::UnpackFailed { .. } => "unpack-failed",
@@ -199,6 +214,11 @@ mod tests {
             },
             LayerRefusal::UntrustedRegistry {
                 repository: String::new(),
+            },
+            LayerRefusal::SpanTooLarge {
+                span: 0,
+                bytes: 2,
+                limit: 1,
             },
             LayerRefusal::missing_label(""),
             LayerRefusal::invalid_label("", ""),

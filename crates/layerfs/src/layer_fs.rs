@@ -270,6 +270,7 @@ impl LayerFs {
         count(&self.counters.read_waited);
         let (ino, failures) = (request.node, Arc::clone(&self.failures));
         let reply = reply.defer(request);
+        let waits = reply.watch();
         let done = move |result: Result<bytes::Bytes, ReadError>| match result {
             Ok(bytes) if bytes.len() == wanted => {
                 let served = &failures.counters.bytes_served;
@@ -284,13 +285,14 @@ impl LayerFs {
                 reply.error(Errno::IO);
             }
             Err(error) => {
-                if reply.reaches() {
+                if reply.reaches() && reply.is_wanted() {
                     failures.report(ino, &error);
                 }
                 reply.error(Errno::IO);
             }
         };
-        self.data.read(at, wanted, Box::new(done));
+        self.data
+            .read_while(at, wanted, Box::new(waits), Box::new(done));
     }
 
     fn served(&self, bytes: usize) {

@@ -123,6 +123,13 @@ impl LazyLayers {
         }
         let mount = async {
             let lease = self.open(layer, &ztoc, deadline).await?;
+            if prepare && let Some(largest) = lease.layer().data.oversized() {
+                return Err(LayerRefusal::SpanTooLarge {
+                    span: largest.span,
+                    bytes: largest.bytes,
+                    limit: largest.limit,
+                });
+            }
             let mut ready = ReadyLayer {
                 lease,
                 image: layer.image.clone(),

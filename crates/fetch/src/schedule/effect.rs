@@ -74,6 +74,8 @@ pub(crate) enum Effect<L, W> {
     Fail(FailedSpan<L, W>),
     /// Answer readers of a layer that was closed.
     AnswerClosed(Vec<W>),
+    /// Drop these readers, which are gone.
+    Forget(Vec<W>),
     /// Report that the circuit of an origin opened or closed.
     Circuit(CircuitChange),
 }

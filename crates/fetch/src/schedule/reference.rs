@@ -78,6 +78,8 @@ enum Step {
     Close(LayerId),
     Advance(u64),
     Overload(LayerId),
+    /// Some readers go away: those whose number leaves no rest.
+    Leave(u32),
 }
 
 /// How a request breaks.
@@ -111,6 +113,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..LAYERS).prop_map(|layer| Step::Close(LayerId(layer))),
         3 => (0..100_000_u64).prop_map(Step::Advance),
         1 => (0..LAYERS).prop_map(|layer| Step::Overload(LayerId(layer))),
+        2 => (1..4_u32).prop_map(Step::Leave),
     ]
 }
 
@@ -216,6 +219,7 @@ impl Pair {
                 self.now += Duration::from_millis(*millis);
                 self.quiet = *millis > 30_000;
             }
+            Step::Leave(every) => self.leave(*every),
             Step::Overload(layer) => self.schedule.overloaded(*layer, self.now),
         }
         self.start_requests();
@@ -571,6 +575,52 @@ impl Pair {
             self.answer(failed.waiters, *key);
             self.wanted.remove(key);
         }
+    }
+
+    /// Readers go away. What only they wanted is neither requested nor brought, unless it moves.
+    fn leave(&mut self, every: u32) {
+        let stays = |reader: &u32| !reader.is_multiple_of(every);
+        let effects = self.schedule.abandon(stays, self.now);
+        let mut gone = BTreeSet::new();
+        let mut unwanted = Vec::new();
+        for (key, expected) in &mut self.wanted {
+            let before = expected.readers.len();
+            gone.extend(
+                expected
+                    .readers
+                    .iter()
+                    .copied()
+                    .filter(|reader| !stays(reader)),
+            );
+            expected.readers.retain(stays);
+            let left = expected.readers.is_empty() && before > 0;
+            if left && expected.stage == Stage::Queue {
+                unwanted.push(*key);
+            }
+        }
+        for key in unwanted {
+            self.wanted.remove(&key);
+        }
+        for effect in effects {
+            match effect {
+                Effect::Forget(waiters) => {
+                    assert!(!waiters.is_empty());
+                    assert!(waiters.into_iter().all(|waiter| gone.remove(&waiter)));
+                }
+                Effect::Abort(id) => {
+                    let flight = self.flights.remove(&id).expect("in flight");
+                    assert_eq!(flight.request.priority, Priority::Demand);
+                    let of_flight = |_: &SpanKey, expected: &mut Expected| {
+                        let found = expected.stage == Stage::Request(id);
+                        assert!(!found || expected.readers.is_empty(), "a reader is left");
+                        !found
+                    };
+                    self.wanted.retain(of_flight);
+                }
+                other => panic!("{other:?} because readers left"),
+            }
+        }
+        assert!(gone.is_empty(), "not forgotten: {gone:?}");
     }
 
     fn close(&mut self, layer: LayerId) {

@@ -170,9 +170,8 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         // A read that waited its turn while bytes arrived for others has not run out of time.
         let timeout = self.config.read_timeout;
         let moved = origin.last_arrival.map(|at| at + timeout);
-        let mut deadline = earliest
-            .unwrap_or(conditions.now + timeout)
-            .max(moved.unwrap_or(conditions.now));
+        let earliest = earliest.unwrap_or(conditions.now + timeout);
+        let mut deadline = moved.map_or(earliest, |moved| moved.max(earliest));
         if queue.failing && origin.circuit.is_open() {
             origin.circuit.probes(id);
             deadline = deadline.min(conditions.now + PROBE_TIMEOUT);
@@ -188,6 +187,8 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
             origin: origin_id,
             priority,
             deadline,
+            started: conditions.now,
+            bytes: 0,
             left: spans.clone(),
         };
         self.requests.insert(id, in_flight);

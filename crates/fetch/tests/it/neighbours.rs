@@ -10,7 +10,7 @@ use crate::support::{Rig, Sample, eventually, finish, quick, read, start};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use parking_lot::Mutex;
-use soci_fetch::{FetchConfig, LazyLayer, ReadError};
+use soci_fetch::{FetchConfig, LayerData as _, LazyLayer, ReadError};
 use soci_registry::testing::MemoryBlob;
 use soci_registry::{BlobSource, ByteStream, Deadline, RegistryError};
 use soci_store::LayerStoreConfig;
@@ -304,6 +304,57 @@ fn an_origin_that_fails_is_left_alone_until_it_answers_again() {
         rig.fetcher.stats().requests_in_flight == 0
     });
     assert_eq!(finish(&answers).unwrap(), other_sample.tar[..10]);
+}
+
+/// A reader that goes away takes its request with it, and its memory; others keep theirs.
+#[test]
+fn a_request_without_readers_is_given_up() {
+    let sample = Sample::gzip(30, 20_000);
+    let rig = Rig::paused(
+        FetchConfig {
+            max_readahead: 0,
+            ..FetchConfig::default()
+        },
+        LayerStoreConfig::default(),
+    );
+    let _time = rig.enter();
+    for behaviour in [Behaviour::Silent, Behaviour::Trickling] {
+        let source = Hosted::new("slow.example", &sample, behaviour);
+        let layer = rig.open(&sample, source.clone());
+        let waits = Arc::new(AtomicUsize::new(1));
+        let spans = layer.stored().spans().len();
+        let at = |span| layer.stored().spans().span(SpanId(span)).uncompressed.start;
+        let read_while = |span| {
+            let (waits, (send, answers)) = (waits.clone(), std::sync::mpsc::channel());
+            let wanted = move || waits.load(Ordering::Relaxed) > 0;
+            let done = move |answer| send.send(answer).unwrap_or_default();
+            layer.read_while(at(span), 1, Box::new(wanted), Box::new(done));
+            answers
+        };
+        let gone: Vec<_> = (0..spans).step_by(2).map(read_while).collect();
+        let stays = start(&layer, at(1), 1);
+        rig.pass(Duration::from_secs(5));
+        let before = rig.fetcher.stats();
+        assert!(
+            before.requests_in_flight > 1 && before.queued_spans > 1,
+            "{before:?}"
+        );
+        waits.store(0, Ordering::Relaxed);
+        rig.pass(Duration::from_secs(2));
+        let after = rig.fetcher.stats();
+        assert_eq!((after.requests_in_flight, after.queued_spans), (1, 0));
+        assert!(gone.iter().all(|answers| answers.try_recv().is_ok()));
+        assert!(stays.try_recv().is_err());
+        // A new reader of what was given up starts again.
+        source.becomes(Behaviour::Healthy);
+        let again = start(&layer, at(0), 1);
+        eventually("answered", || {
+            rig.pass(Duration::from_millis(1));
+            rig.fetcher.stats().requests_in_flight == 1
+        });
+        assert_eq!(finish(&again).unwrap().len(), 1);
+        layer.close();
+    }
 }
 
 /// One tenant's broken repository opens the circuit of the registry that all share.

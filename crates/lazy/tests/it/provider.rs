@@ -129,11 +129,16 @@ impl World {
     }
 
     fn lazy_and_fetcher(&self, config: LazyConfig) -> (Arc<LazyLayers>, Arc<SpanFetcher>) {
+        self.lazy_fetching(config, soci_fetch::FetchConfig::default())
+    }
+
+    fn lazy_fetching(
+        &self,
+        config: LazyConfig,
+        fetch: soci_fetch::FetchConfig,
+    ) -> (Arc<LazyLayers>, Arc<SpanFetcher>) {
         let root = self.root.dir("daemon").unwrap();
-        let fetcher = SpanFetcher::new(
-            soci_fetch::FetchConfig::default(),
-            tokio::runtime::Handle::current(),
-        );
+        let fetcher = SpanFetcher::new(fetch, tokio::runtime::Handle::current());
         let components = Components {
             client: Self::client(),
             layers: LayerStore::open(&root.join("soci/layers"), LayerStoreConfig::default())
@@ -526,6 +531,79 @@ fn a_layer_of_two_repositories_is_read_from_the_one_that_is_there() {
         check_contents(first.mountpoint.clone()).await;
         unmount(&lazy, &first.mountpoint).await;
         unmount(&lazy, &second.mountpoint).await;
+    });
+}
+
+#[test]
+fn a_layer_whose_spans_need_much_memory_is_refused_unless_it_was_mounted_before() {
+    World::new("kinds", "soci-v2").test(async |world| {
+        let fetch = soci_fetch::FetchConfig {
+            memory_budget: 1000,
+            ..soci_fetch::FetchConfig::default()
+        };
+        let (lazy, _) = world.lazy_fetching(LazyConfig::default(), fetch);
+        let mut request = world.request(0, "a");
+        // Nothing else is opened ahead.
+        request
+            .labels
+            .remove("containerd.io/snapshot/cri.image-layers");
+        let refusal = lazy.mount(request.clone()).await.unwrap_err();
+        assert_eq!(refusal.code(), "span-too-large");
+        assert!(
+            refusal.to_string().contains("memory_budget_bytes"),
+            "{refusal}"
+        );
+        assert!(!refusal.leaves_to_client());
+        assert_eq!(world.stored(), 0);
+        // What a container uses stays.
+        request.purpose = Purpose::Restore;
+        lazy.restore(request.clone()).await.unwrap();
+        check_contents(request.mountpoint.clone()).await;
+        unmount(&lazy, &request.mountpoint).await;
+    });
+}
+
+#[test]
+fn a_request_whose_reader_was_killed_is_given_up() {
+    World::new("kinds", "soci-v2").test(async |world| {
+        let (lazy, fetcher) = world.lazy_and_fetcher(LazyConfig::default());
+        let request = world.request(0, "a");
+        lazy.mount(request.clone()).await.unwrap();
+        world.proxy.inject(Rule::always(Fault::Hang).method("GET"));
+        let sums = fs::read_to_string(golden("kinds").join("unpacked/layer-1.sha256")).unwrap();
+        let largest = sums
+            .lines()
+            .filter_map(|line| line.split_once("  ")?.1.strip_prefix("./"))
+            .filter(|name| !name.contains('\\'))
+            .map(|name| request.mountpoint.join(name))
+            .max_by_key(|path| fs::metadata(path).map_or(0, |file| file.len()))
+            .unwrap();
+        // Reads through the page cache are the kernel's own: it does not report that their readers
+        // are gone.
+        let mut reader = std::process::Command::new("dd")
+            .arg(format!("if={}", largest.display()))
+            .args(["of=/dev/null", "iflag=direct", "bs=4096", "count=1"])
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let in_flight = async |some: bool| {
+            while (fetcher.stats().requests_in_flight > 0) != some {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let patience = Duration::from_secs(40);
+        tokio::time::timeout(patience, in_flight(true))
+            .await
+            .unwrap();
+        reader.kill().unwrap();
+        blocking(move || reader.wait().unwrap()).await;
+        tokio::time::timeout(patience, in_flight(false))
+            .await
+            .unwrap();
+        assert_eq!(fetcher.stats().spans_failed, 0, "it ended by itself");
+        world.proxy.clear_faults();
+        check_contents(request.mountpoint.clone()).await;
+        unmount(&lazy, &request.mountpoint).await;
     });
 }
 
