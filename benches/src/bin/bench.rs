@@ -55,6 +55,8 @@ enum Part {
     Start,
     /// The command line tool.
     Cli,
+    /// Reading an image beside one whose registry misbehaves.
+    Neighbours,
     /// Starting the daemon on what is there, and its memory when idle.
     Restart,
 }
@@ -83,6 +85,9 @@ fn bench(options: &Options) -> Result<()> {
     }
     if wanted(Part::Cli) {
         println!("{}", cli(options)?);
+    }
+    if wanted(Part::Neighbours) {
+        println!("{}", soci_benches::neighbours::measure()?);
     }
     if wanted(Part::Restart) {
         println!("{}", soci_benches::restart::measure(options.runs)?);
