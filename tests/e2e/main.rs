@@ -6,8 +6,9 @@
     clippy::indexing_slicing,
     clippy::panic,
     clippy::print_stdout,
+    clippy::disallowed_methods,
     clippy::unwrap_used,
-    reason = "a test fails by panicking, its helpers too"
+    reason = "a test fails by panicking, its helpers too, and removes what it made"
 )]
 
 mod abort_mounts;

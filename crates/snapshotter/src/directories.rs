@@ -113,7 +113,7 @@ impl Directories {
             Ok(())
         };
         fill().inspect_err(|_| {
-            if let Err(error) = fs::remove_dir_all(&directory) {
+            if let Err(error) = soci_dirtree::remove_path(&directory) {
                 tracing::warn!(path = %directory.display(), %error, "cannot remove directory");
             }
         })
@@ -133,7 +133,7 @@ impl Directories {
     pub(crate) fn empty_fs(&self, id: u64, owner: Option<Owner>) -> Result<(), FileError> {
         let path = self.fs(id);
         if fs::remove_dir(&path).is_err() {
-            fs::remove_dir_all(&path).map_err(FileError::at("empty", &path))?;
+            soci_dirtree::remove_path(&path).map_err(FileError::at("empty", &path))?;
         }
         soci_faults::point("directory-fs-removed");
         make(&path, FS_MODE, owner)
@@ -142,7 +142,7 @@ impl Directories {
     /// Deletes the directories of a snapshot. Nothing may be mounted below them.
     pub(crate) fn remove(&self, dir: impl Into<SnapshotDir>) -> Result<(), FileError> {
         let directory = self.snapshot(dir);
-        match fs::remove_dir_all(&directory) {
+        match soci_dirtree::remove_path(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(FileError::at("remove", &directory)(error))
             }

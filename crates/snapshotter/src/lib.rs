@@ -32,6 +32,7 @@ mod mounts;
 mod prepare;
 mod prepare_log;
 mod refusal;
+mod removals;
 mod restore;
 mod service;
 mod snapshot_dir;

@@ -13,6 +13,7 @@ use crate::layer_mounts::LayerMounts;
 use crate::layer_states::{self, CountCache, LayerCounts, LayerState};
 use crate::lost_mounts::{LostMounts, Severed};
 use crate::prepare::LayerPreparer;
+use crate::removals::Removals;
 use crate::restore;
 use crate::store::SnapshotStore;
 use crate::sweep::Sweeper;
@@ -60,9 +61,10 @@ impl Snapshotter {
         let allow_invalid = config.allow_invalid_mounts_on_restart;
         let opened = soci_task::blocking(move || -> Result<_, SnapshotterError> {
             let store = SnapshotStore::open(&config.root, config.userxattr)?;
-            Ok((store, LostMounts::open(&config.root)))
+            let removals = Removals::open(&config.root);
+            Ok((store, LostMounts::open(&config.root), removals))
         });
-        let (store, lost) = opened.await?;
+        let (store, lost, removals) = opened.await?;
         let (store, lost) = (Arc::new(store), Arc::new(lost));
         let mounts = Arc::new(LayerMounts::new(Arc::clone(&store), provider));
         let layers = restore::restore_all(&mounts, allow_invalid).await?;
@@ -72,7 +74,7 @@ impl Snapshotter {
         };
         recorded.await?;
         let calls = CallGate::default();
-        let sweeper = Arc::new(Sweeper::new(Arc::clone(&mounts)));
+        let sweeper = Arc::new(Sweeper::new(Arc::clone(&mounts), removals));
         let background = tokio::spawn(Arc::clone(&sweeper).run());
         store.removed.notify_one();
         Ok(Self {

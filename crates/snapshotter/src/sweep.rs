@@ -1,7 +1,6 @@
 //! Deletion of directories that belong to no snapshot: those of removed snapshots, and those that a
 //! crash left behind.
 
-use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use tokio::sync::Mutex;
 use crate::directories::read_mountinfo;
 use crate::error::SnapshotterError;
 use crate::layer_mounts::LayerMounts;
+use crate::removals::Removals;
 use crate::snapshot_dir::SnapshotDir;
 use crate::store::SnapshotStore;
 
@@ -19,33 +19,40 @@ const DELAY: Duration = Duration::from_secs(5);
 /// Deletes directories without a snapshot.
 pub(crate) struct Sweeper {
     mounts: Arc<LayerMounts>,
+    removals: Arc<Removals>,
     /// Held during a sweep.
     sweeping: Mutex<()>,
 }
 
 impl Sweeper {
-    pub(crate) fn new(mounts: Arc<LayerMounts>) -> Self {
+    pub(crate) fn new(mounts: Arc<LayerMounts>, removals: Removals) -> Self {
         Self {
             mounts,
+            removals: Arc::new(removals),
             sweeping: Mutex::default(),
         }
     }
 
-    /// Sweeps whenever directories may have lost their snapshot. Does not return.
+    /// Sweeps whenever directories may have lost their snapshot, and for the first time when the
+    /// server had time to become ready. Does not return.
     pub(crate) async fn run(self: Arc<Self>) {
         loop {
+            tokio::time::sleep(DELAY).await;
             self.mounts.store.removed.notified().await;
-            if let Err(error) = self.sweep().await {
+            if let Err(error) = self.sweep_due(false).await {
                 let error = soci_errors::chain(&error);
                 tracing::warn!(error, "cannot list the directories of removed snapshots");
             }
-            tokio::time::sleep(DELAY).await;
         }
     }
 
-    /// Deletes the directories without a snapshot. One that cannot be deleted is logged and left
-    /// to the next sweep.
+    /// Deletes the directories without a snapshot, those whose deletion failed before as well. One
+    /// that cannot be deleted is logged and left to a later sweep.
     pub(crate) async fn sweep(&self) -> Result<(), SnapshotterError> {
+        self.sweep_due(true).await
+    }
+
+    async fn sweep_due(&self, forced: bool) -> Result<(), SnapshotterError> {
         let _only_one = self.sweeping.lock().await;
         let store = &self.mounts.store;
         for dir in store.blocking(orphans).await? {
@@ -55,9 +62,16 @@ impl Sweeper {
                 continue;
             }
             soci_faults::point("sweep-unmounted");
-            if let Err(error) = store.blocking(move |store| delete(store, dir)).await {
-                let error = soci_errors::chain(&error);
-                tracing::warn!(error, "cannot delete a removed snapshot");
+            let Some(_removal) = self.removals.begin(dir, forced) else {
+                continue;
+            };
+            match store.blocking(move |store| delete(store, dir)).await {
+                Ok(()) => self.removals.succeeded(dir),
+                Err(error) => {
+                    self.removals.failed(dir);
+                    let error = soci_errors::chain(&error);
+                    tracing::warn!(error, "cannot delete a removed snapshot");
+                }
             }
         }
         store.blocking(delete_id_mapped_by_v015).await
@@ -91,7 +105,7 @@ fn delete_id_mapped_by_v015(store: &SnapshotStore) -> Result<(), SnapshotterErro
         if !unused || points.any_under(&store.directories.real_path(&path)) {
             continue;
         }
-        if let Err(error) = fs::remove_dir_all(&path) {
+        if let Err(error) = soci_dirtree::remove_path(&path) {
             tracing::warn!(path = %path.display(), %error, "cannot delete an id-mapped layer");
         }
     }

@@ -21,7 +21,7 @@ pub(crate) fn remove_caches(root: &Path) {
     // Only if it is empty: other files are not v0.15's.
     let _ = fs::remove_dir(&multiple);
     let spans = root.join("soci/spancache");
-    log(&spans, fs::remove_dir_all(&spans));
+    log(&spans, soci_dirtree::remove_path(&spans));
 }
 
 fn log(path: &Path, removed: io::Result<()>) {

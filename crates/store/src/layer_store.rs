@@ -96,10 +96,23 @@ impl LayerStore {
             .mode(0o700)
             .create(dir)
             .map_err(refused)?;
-        match fs::remove_dir_all(&removed) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(refused(error)),
-            _ => fs::create_dir(&removed).map_err(refused)?,
+        match soci_dirtree::remove_path(&removed) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+                ) =>
+            {
+                return Err(refused(error));
+            }
+            // It takes room, nothing else.
+            Err(error) => {
+                tracing::warn!(path = %removed.display(), %error, "cannot delete removed layers");
+            }
+            Ok(()) => {}
         }
+        fs::create_dir_all(&removed).map_err(refused)?;
         let shared = Arc::new(Shared::new(config.budget_bytes));
         let flusher = Flusher::start(shared.clone(), config.sync_interval).map_err(refused)?;
         let store = Self {
@@ -209,16 +222,20 @@ impl LayerStore {
         }
         *place = std::sync::Weak::new();
         let from = self.folder(key);
-        let number = self.inner.removals.fetch_add(1, Ordering::Relaxed);
-        let to = self.inner.dir.join(REMOVED).join(number.to_string());
-        match fs::rename(&from, &to) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(StoreError::io("remove", &from, error)),
-        }
+        let to = loop {
+            let number = self.inner.removals.fetch_add(1, Ordering::Relaxed);
+            let to = self.inner.dir.join(REMOVED).join(number.to_string());
+            match fs::rename(&from, &to) {
+                Ok(()) => break to,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                // An earlier process could not delete what it had moved there.
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                Err(error) => return Err(StoreError::io("remove", &from, error)),
+            }
+        };
         drop(place);
         self.inner.shared.forget(key);
-        fs::remove_dir_all(&to).map_err(|e| StoreError::io("remove", &from, e))
+        soci_dirtree::remove_path(&to).map_err(|e| StoreError::io("remove", &from, e))
     }
 
     /// What is stored.

@@ -6,6 +6,10 @@
 //! killed test run left behind is swept by the next one.
 
 #![forbid(unsafe_code)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "what is removed was made by the tests"
+)]
 
 mod cli;
 mod containerd;

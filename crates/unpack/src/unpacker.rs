@@ -210,13 +210,7 @@ fn empty(scratch: &Path) -> Result<(), UnpackError> {
     let entries = fs::read_dir(scratch).map_err(failed(scratch, "read it"))?;
     for entry in entries {
         let entry = entry.map_err(failed(scratch, "read it"))?;
-        let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        let removed = if is_directory {
-            fs::remove_dir_all(entry.path())
-        } else {
-            fs::remove_file(entry.path())
-        };
-        removed.map_err(failed(scratch, "empty it"))?;
+        soci_dirtree::remove_path(&entry.path()).map_err(failed(scratch, "empty it"))?;
     }
     Ok(())
 }

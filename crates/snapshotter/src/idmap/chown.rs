@@ -1,19 +1,27 @@
 //! Translation of the owners of a whole root file system, in the upper directory of a container
 //! without lazy layers.
 
+use std::ffi::CStr;
 use std::fs::{self, DirBuilder, File};
+use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, statat};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use super::attributes;
+use super::attributes::{self, At};
 use crate::file_error::FileError;
+use soci_dirtree::{Event, Walk};
 use soci_layer::IdMaps;
 
 /// Maximum length of mount options in bytes: mount(2) accepts one page.
 const MAX_OPTIONS: usize = 4000;
+
+/// Limit of folders within each other. Time for copying one up grows with its depth, in the kernel;
+/// image layers have at most 2,048, committed containers any number.
+const MAX_DEPTH: usize = 10_000;
 
 /// An overlay to mount.
 pub(crate) struct Overlay {
@@ -83,36 +91,35 @@ impl Overlay {
     }
 }
 
-fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> FileError {
-    FileError::at("set the owner of", path)
-}
-
 /// Translates the owner of each name exactly once: overlayfs copies up each name of a file as a file
 /// of its own.
 fn chown_tree(root: &Path, maps: &IdMaps) -> Result<(), FileError> {
-    let change = |path: &Path| {
-        let stat = fs::symlink_metadata(path)?;
-        attributes::change_owner(path, &stat, maps)?;
-        Ok(stat.is_dir())
-    };
-    let mut directories = vec![root.to_owned()];
-    change(root).map_err(failed(root))?;
-    while let Some(directory) = directories.pop() {
-        let entries = fs::read_dir(&directory).map_err(FileError::at("read", &directory))?;
-        // Listed before anything is changed: copying up changes the directory.
-        let entries: Vec<PathBuf> = entries
-            .map(|entry| entry.map(|entry| entry.path()))
-            .collect::<Result<_, _>>()
-            .map_err(FileError::at("read", &directory))?;
-        for path in entries {
-            match change(&path) {
-                Ok(true) => directories.push(path),
-                Ok(false) => {}
-                // A whiteout that overlayfs lists without showing it.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed(&path)(error)),
-            }
+    let failed = |error| FileError::at("set the owners below", root)(error);
+    // Directories are listed before anything in them is changed: copying up changes them.
+    let mut walk = Walk::listed(root).map_err(failed)?;
+    change(&walk, c".", maps).map_err(failed)?;
+    while let Some(event) = walk.step().map_err(failed)? {
+        if !matches!(event, Event::Entry(_)) {
+            continue;
+        }
+        if walk.depth() > MAX_DEPTH {
+            let reason = format!("its folders are more than {MAX_DEPTH} levels deep");
+            return Err(failed(io::Error::new(ErrorKind::QuotaExceeded, reason)));
+        }
+        match change(&walk, walk.name(), maps) {
+            // A whiteout that overlayfs lists without showing it.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            changed => changed.map_err(|error| {
+                let name = walk.name().to_string_lossy();
+                failed(io::Error::new(error.kind(), format!("{name:?}: {error}")))
+            })?,
         }
     }
     Ok(())
+}
+
+fn change(walk: &Walk, name: &CStr, maps: &IdMaps) -> io::Result<()> {
+    let directory = walk.directory();
+    let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    attributes::change_owner(At { directory, name }, &stat, maps)
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 use rustix::mount::{UnmountFlags, unmount};
 use soci_layer::MountedInfo;
 use soci_snapshotter::api::v1::snapshots_client::SnapshotsClient;
@@ -24,6 +25,16 @@ pub(crate) struct Machine {
     pub(crate) layers: Arc<Layers>,
 }
 
+/// Makes `levels` folders, each in the one before, more than any path reaches.
+pub(crate) fn nest(top: &Path, levels: usize) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let mut at = openat(CWD, top, flags, Mode::empty()).unwrap();
+    for _ in 0..levels {
+        mkdirat(&at, "d", Mode::RWXU).unwrap();
+        at = openat(&at, "d", flags, Mode::empty()).unwrap();
+    }
+}
+
 /// A running daemon.
 pub(crate) struct Daemon {
     pub(crate) client: SnapshotsClient<Channel>,
@@ -36,6 +47,14 @@ impl Machine {
     pub(crate) fn new() -> Self {
         Self {
             directory: tempfile::tempdir().unwrap(),
+            layers: Arc::default(),
+        }
+    }
+
+    /// As [`Machine::new`], for trees of so many folders that a disk takes minutes to make them.
+    pub(crate) fn in_memory() -> Self {
+        Self {
+            directory: tempfile::tempdir_in("/dev/shm").unwrap(),
             layers: Arc::default(),
         }
     }

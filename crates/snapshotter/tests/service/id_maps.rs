@@ -9,7 +9,7 @@ use tonic::Code;
 
 use crate::client::{Labels, assert_code, labels};
 use crate::double::Behaviour;
-use crate::fixture::Machine;
+use crate::fixture::{Machine, nest};
 
 const UID: &str = "containerd.io/snapshot/uidmapping";
 const GID: &str = "containerd.io/snapshot/gidmapping";
@@ -288,5 +288,47 @@ async fn malformed_maps_are_an_invalid_argument_and_make_nothing() {
             assert!(message.contains(key), "{message}");
         }
     }
+    assert_eq!(machine.directories(), ["1"]);
+}
+
+/// Depth of folders that no recursion survives, and no path reaches.
+const DEEP: usize = 100_000;
+
+/// Depth that no path reaches, and at which overlayfs still copies up in reasonable time.
+const DEEP_IN_OVERLAY: usize = 4_000;
+
+/// The owner of the folder at the end of a way of as many folders.
+fn deepest_owner(top: &Path, depth: usize) -> (u32, u32) {
+    let mut descent = soci_dirtree::Descent::open(top).unwrap();
+    while descent.enter("d").is_ok() {}
+    let stat = rustix::fs::fstat(descent.directory()).unwrap();
+    assert_eq!(descent.depth(), depth);
+    (stat.st_uid, stat.st_gid)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_a_hundred_thousand_folders_deep_get_owners_and_go() {
+    let machine = Machine::in_memory();
+    let daemon = machine.start().await;
+    machine.lazy_layer("one");
+    daemon.pull_lazily("sha256:1", "", "one").await;
+    machine
+        .layer(&daemon, "on-lazy", "sha256:1", |folder| nest(folder, DEEP))
+        .await;
+    machine
+        .layer(&daemon, "alone", "", |folder| nest(folder, DEEP_IN_OVERLAY))
+        .await;
+    let copied = daemon.prepare_with("copied", "on-lazy", maps()).await;
+    copied.unwrap();
+    let copy = machine.snapshots().join("2_4/fs");
+    assert_eq!(deepest_owner(&copy, DEEP), (100_000, 200_000));
+    let merged = daemon.prepare_with("merged", "alone", maps()).await;
+    merged.unwrap();
+    let upper = machine.snapshots().join("5/fs");
+    assert_eq!(deepest_owner(&upper, DEEP_IN_OVERLAY), (100_000, 200_000));
+    for key in ["copied", "merged", "on-lazy", "alone"] {
+        daemon.remove(key).await.unwrap();
+    }
+    daemon.cleanup().await;
     assert_eq!(machine.directories(), ["1"]);
 }

@@ -2,9 +2,10 @@
 //! root and overlayfs (bind and overlay mounts are made below a temporary directory).
 
 #![expect(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::panic,
-    reason = "clippy does not know what helpers of tests are for"
+    reason = "clippy does not know what helpers of tests are for, nor that they remove what they made"
 )]
 
 mod client;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tonic::Code;
 
 use crate::client::assert_code;
-use crate::fixture::{Machine, exists};
+use crate::fixture::{Machine, exists, nest};
 
 #[tokio::test]
 async fn the_disk_is_freed_at_cleanup_and_ids_are_not_used_again() {
@@ -98,4 +98,51 @@ async fn usage_counts_the_upper_directory_and_is_kept_at_the_commit() {
     daemon.view("view", "base").await.unwrap();
     let view = daemon.usage("view").await.unwrap();
     assert_eq!((view.size, view.inodes), (0, 0));
+}
+
+/// Depth of folders that no recursion survives.
+const DEEP: usize = 100_000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_a_hundred_thousand_levels_deep_goes_and_nobody_notices() {
+    let machine = Machine::in_memory();
+    let daemon = machine.start().await;
+    daemon.prepare("deep", "").await.unwrap();
+    nest(&machine.snapshots().join("1/fs"), DEEP);
+    let usage = daemon.usage("deep").await.unwrap();
+    assert_eq!(usage.inodes, 1 + DEEP as i64);
+    daemon.remove("deep").await.unwrap();
+    // A daemon that was stopped, or died, before the removal comes back and serves.
+    daemon.stop(false).await;
+    let daemon = machine.start().await;
+    daemon.prepare("other", "").await.unwrap();
+    daemon.cleanup().await;
+    assert_eq!(machine.directories(), ["2"]);
+    daemon.stat("other").await.unwrap();
+}
+
+#[tokio::test]
+async fn what_cannot_be_deleted_keeps_neither_a_start_nor_other_deletions_up() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    for key in ["a", "b"] {
+        daemon.prepare(key, "").await.unwrap();
+    }
+    // A mount that another mount namespace would not see, below what is deleted.
+    let inner = machine.snapshots().join("1/fs/inner/mounted");
+    fs::create_dir_all(&inner).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("none", &inner, "tmpfs", flags, None).unwrap();
+    for key in ["a", "b"] {
+        daemon.remove(key).await.unwrap();
+    }
+    daemon.cleanup().await;
+    assert_eq!(machine.directories(), ["1"]);
+    daemon.stop(false).await;
+    let daemon = machine.start().await;
+    daemon.prepare("c", "").await.unwrap();
+    daemon.cleanup().await;
+    rustix::mount::unmount(&inner, rustix::mount::UnmountFlags::DETACH).unwrap();
+    daemon.cleanup().await;
+    assert_eq!(machine.directories(), ["3"]);
 }

@@ -80,8 +80,7 @@ pub(super) fn is_directory(stat: Stat) -> bool {
 /// Removes a name and, of a directory, all below it.
 pub(super) fn remove(parent: &Parent, base: &[u8], stat: Stat) -> io::Result<()> {
     if is_directory(stat) {
-        // Follows no links below the directory's descriptor.
-        return std::fs::remove_dir_all(proc_path(parent.fd.as_fd(), base));
+        return soci_dirtree::remove_tree(parent.fd.as_fd(), OsStr::from_bytes(base));
     }
     Ok(unlinkat(
         &parent.fd,
