@@ -11,18 +11,21 @@ use soci_oci::Reference;
 use tokio::time::Instant;
 
 use crate::bounded::Bounded;
+use crate::candidate_memory::{CandidateMemory, Fingerprint};
 use crate::challenge::{Challenge, choose};
 use crate::endpoint::Endpoint;
 use crate::reach::Reach;
 use crate::response::Incoming;
 use crate::token::{self, TokenRequest, basic_header, bearer_header};
 use crate::transport::Transport;
-use crate::{Credential, CredentialError, Credentials, RegistryError};
+use crate::{Candidate, Credential, CredentialError, Credentials, RegistryError};
 
 /// Time after which a credential that is sent unchanged is looked up again.
 const KEEP_CREDENTIAL: Duration = Duration::from_secs(60);
 /// Longest wait for a source of credentials.
 const LOOKUP_LIMIT: Duration = Duration::from_secs(60);
+/// Most credentials that are tried for one request.
+const MAX_ATTEMPTS: usize = 16;
 /// Number of grants at which expired ones are removed.
 const MANY_GRANTS: usize = 1024;
 
@@ -32,15 +35,10 @@ pub(crate) struct Authorization {
     pub(crate) header: HeaderValue,
     /// The secret in it, which must not appear in messages.
     pub(crate) secret: String,
+    /// The credential that it was made with; `None` if it is anonymous.
+    credential: Option<Fingerprint>,
     /// Whether it was kept from an earlier request and may be stale.
     cached: bool,
-}
-
-impl Authorization {
-    /// Whether it was kept from an earlier request.
-    pub(crate) const fn is_cached(&self) -> bool {
-        self.cached
-    }
 }
 
 struct Grant {
@@ -64,7 +62,12 @@ pub(crate) struct Authorizer {
     challenges: Mutex<Bounded<String, Known>>,
     /// By the endpoint's base URL and scope.
     grants: Mutex<HashMap<(String, String), Slot>>,
+    memory: CandidateMemory,
 }
+
+/// The credentials that were refused for one request; `None` stands for anonymous access.
+#[derive(Default)]
+pub(crate) struct Attempts(Vec<Option<Fingerprint>>);
 
 /// The endpoint, the image and the scope that a request needs authorization for.
 pub(crate) struct AuthTarget<'a> {
@@ -93,6 +96,11 @@ impl<'a> AuthTarget<'a> {
         }
     }
 
+    /// Whether it is for reading only.
+    fn is_pull(&self) -> bool {
+        !self.scope.contains("push")
+    }
+
     /// The same, and reading another repository of the endpoint.
     pub(crate) fn and_pull(mut self, repository: &str) -> Self {
         self.scope
@@ -107,6 +115,7 @@ impl Authorizer {
             credentials,
             challenges: Mutex::new(Bounded::new(MANY_GRANTS)),
             grants: Mutex::default(),
+            memory: CandidateMemory::default(),
         }
     }
 
@@ -123,27 +132,68 @@ impl Authorizer {
             .cloned();
         match known {
             None => Ok(None),
-            Some(challenge) => self.grant(transport, target, &challenge, None).await,
+            Some(known) => {
+                let attempts = &mut Attempts::default();
+                self.grant(transport, target, &known, None, attempts).await
+            }
         }
     }
 
-    /// Returns what to send after a 401 in response to `refused`; `None` if we have nothing that
-    /// would help.
-    pub(crate) async fn challenged(
+    /// Returns what to send after `response`, a 401 or 403 in response to `refused`; `None` if nothing
+    /// is left that would help, so that the refusal is final.
+    pub(crate) async fn refused(
         &self,
         transport: &Transport,
         target: &AuthTarget<'_>,
         response: &Incoming,
         refused: Option<&Authorization>,
+        attempts: &mut Attempts,
     ) -> Result<Option<Authorization>, RegistryError> {
-        let Some(challenge) = choose(response.headers()) else {
+        let unauthorized = response.status().as_u16() == 401;
+        let known = if unauthorized {
+            self.challenge(target, response)
+        } else {
+            // Some registries answer an expired password or token with 403.
+            let base = target.endpoint.base().as_str();
+            refused.and_then(|_| self.challenges.lock().get(base).cloned())
+        };
+        let Some(known) = known else {
             return Ok(None);
         };
-        let challenge = Known {
-            challenge,
+        if let Some(refused) = refused.filter(|refused| !refused.cached) {
+            self.failed(target, refused.credential, attempts);
+        }
+        let mut fresh = self
+            .grant(transport, target, &known, refused, attempts)
+            .await?;
+        if let (false, Some(same), Some(before)) = (unauthorized, &fresh, refused)
+            && same.header == before.header
+        {
+            // What was kept has not expired: it lacks the right.
+            self.failed(target, same.credential, attempts);
+            fresh = self
+                .grant(transport, target, &known, refused, attempts)
+                .await?;
+        }
+        Ok(fresh)
+    }
+
+    /// Notes that a request succeeded with this authorization.
+    pub(crate) fn worked(&self, target: &AuthTarget<'_>, authorization: &Authorization) {
+        if let Some(credential) = authorization.credential
+            && !authorization.cached
+        {
+            self.memory.worked(target, credential);
+        }
+    }
+
+    /// Remembers the challenge of a response.
+    fn challenge(&self, target: &AuthTarget<'_>, response: &Incoming) -> Option<Known> {
+        let known = Known {
+            challenge: choose(response.headers())?,
             reach: response.names(),
         };
-        let mut remembered = challenge.clone();
+        let mut remembered = known.clone();
         if let Challenge::Bearer { scope, .. } = &mut remembered.challenge {
             // The scope was for this request.
             *scope = None;
@@ -151,28 +201,19 @@ impl Authorizer {
         self.challenges
             .lock()
             .insert(target.endpoint.base().to_string(), remembered);
-        self.grant(transport, target, &challenge, refused).await
+        Some(known)
     }
 
-    /// Returns what to send after a 403 in response to `refused`; `None` if that was fresh or there
-    /// is nothing else: the refusal is final.
-    pub(crate) async fn renewed(
+    fn failed(
         &self,
-        transport: &Transport,
         target: &AuthTarget<'_>,
-        refused: Option<&Authorization>,
-    ) -> Result<Option<Authorization>, RegistryError> {
-        let Some(refused) = refused.filter(|refused| refused.cached) else {
-            return Ok(None);
-        };
-        let base = target.endpoint.base().as_str();
-        let Some(challenge) = self.challenges.lock().get(base).cloned() else {
-            return Ok(None);
-        };
-        let fresh = self
-            .grant(transport, target, &challenge, Some(refused))
-            .await?;
-        Ok(fresh.filter(|fresh| fresh.secret != refused.secret))
+        credential: Option<Fingerprint>,
+        attempts: &mut Attempts,
+    ) {
+        attempts.0.push(credential);
+        if let Some(credential) = credential {
+            self.memory.refused(target, credential);
+        }
     }
 
     async fn grant(
@@ -181,12 +222,14 @@ impl Authorizer {
         target: &AuthTarget<'_>,
         known: &Known,
         refused: Option<&Authorization>,
+        attempts: &mut Attempts,
     ) -> Result<Option<Authorization>, RegistryError> {
         let slot = self.slot(target);
         let mut slot = slot.lock().await;
         if let Some(grant) = slot.as_ref()
             && grant.until > Instant::now()
-            && refused.is_none_or(|refused| refused.secret != grant.authorization.secret)
+            && refused.is_none_or(|refused| refused.header != grant.authorization.header)
+            && !attempts.0.contains(&grant.authorization.credential)
         {
             return Ok(Some(Authorization {
                 cached: true,
@@ -194,7 +237,64 @@ impl Authorizer {
             }));
         }
         *slot = None;
-        let credential = self.lookup(target).await?;
+        let grant = self.next(transport, target, known, attempts).await?;
+        let authorization = grant.as_ref().map(|grant| grant.authorization.clone());
+        *slot = grant;
+        Ok(authorization)
+    }
+
+    /// Makes a grant of the first candidate that has not been refused, and that the token server takes.
+    /// A token without credentials comes last: wrong ones must not make public images private.
+    async fn next(
+        &self,
+        transport: &Transport,
+        target: &AuthTarget<'_>,
+        known: &Known,
+        attempts: &mut Attempts,
+    ) -> Result<Option<Grant>, RegistryError> {
+        let candidates = self.lookup(target).await?;
+        let anonymous = candidates.is_empty() || target.is_pull();
+        let mut candidates: Vec<_> = self
+            .memory
+            .order(target, candidates)
+            .into_iter()
+            .map(|(fingerprint, credential)| (Some(fingerprint), Some(credential)))
+            .collect();
+        if anonymous && matches!(known.challenge, Challenge::Bearer { .. }) {
+            candidates.push((None, None));
+        }
+        let mut failure = None;
+        for (fingerprint, credential) in candidates {
+            if attempts.0.len() >= MAX_ATTEMPTS {
+                break;
+            }
+            if attempts.0.contains(&fingerprint) {
+                continue;
+            }
+            match self.make(transport, target, known, credential).await {
+                Ok(Some(mut grant)) => {
+                    grant.authorization.credential = fingerprint;
+                    return Ok(Some(grant));
+                }
+                Ok(None) => attempts.0.push(fingerprint),
+                Err(error) if matches!(error.status(), Some(400 | 401 | 403)) => {
+                    self.failed(target, fingerprint, attempts);
+                    failure.get_or_insert(error);
+                }
+                Err(error) => return Err(failure.unwrap_or(error)),
+            }
+        }
+        failure.map_or(Ok(None), Err)
+    }
+
+    /// Makes a grant of one credential; `None` if the challenge does not take its kind.
+    async fn make(
+        &self,
+        transport: &Transport,
+        target: &AuthTarget<'_>,
+        known: &Known,
+        credential: Option<Credential>,
+    ) -> Result<Option<Grant>, RegistryError> {
         let grant = match (&known.challenge, credential) {
             (_, Some(Credential::BearerToken(secret))) => {
                 made(bearer_header(&secret), secret, KEEP_CREDENTIAL)
@@ -233,9 +333,7 @@ impl Authorizer {
             host: target.endpoint.credential_host.clone(),
             source: CredentialError::new("cannot send the credential or token in a header"),
         })?;
-        let authorization = grant.authorization.clone();
-        *slot = Some(grant);
-        Ok(Some(authorization))
+        Ok(Some(grant))
     }
 
     fn slot(&self, target: &AuthTarget<'_>) -> Slot {
@@ -252,9 +350,9 @@ impl Authorizer {
         Arc::clone(grants.entry(key).or_default())
     }
 
-    async fn lookup(&self, target: &AuthTarget<'_>) -> Result<Option<Credential>, RegistryError> {
+    async fn lookup(&self, target: &AuthTarget<'_>) -> Result<Vec<Candidate>, RegistryError> {
         let host = &target.endpoint.credential_host;
-        let looking = self.credentials.lookup(host, Some(target.reference));
+        let looking = self.credentials.candidates(host, Some(target.reference));
         tokio::time::timeout(LOOKUP_LIMIT, looking)
             .await
             .unwrap_or_else(|_| Err(CredentialError::new("no response in time")))
@@ -271,6 +369,7 @@ fn made(header: Option<HeaderValue>, secret: String, lifetime: Duration) -> Opti
         authorization: Authorization {
             header: header?,
             secret,
+            credential: None,
             cached: false,
         },
         // A lifetime that the clock cannot represent counts as an hour.

@@ -11,8 +11,9 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use serde::Deserialize;
 use soci_oci::Reference;
 
+use crate::credential_scope::is_hub;
 use crate::docker_helper;
-use crate::{Credential, CredentialError, Credentials};
+use crate::{Candidate, Credential, CredentialError, CredentialScope, Credentials};
 
 /// The name of Docker's registry in Docker's files.
 const HUB: &str = "https://index.docker.io/v1/";
@@ -39,7 +40,7 @@ impl DockerConfigCredentials {
         }
     }
 
-    /// Returns the credential of a registry from the `auths` of a Docker configuration. For texts
+    /// Returns the candidates for a repository from the `auths` of a Docker configuration. For texts
     /// from elsewhere, such as the secrets of a cluster: no credential helper is run.
     ///
     /// # Errors
@@ -47,8 +48,9 @@ impl DockerConfigCredentials {
     pub fn auths_in(
         json: &[u8],
         registry_host: &str,
-    ) -> Result<Option<Credential>, CredentialError> {
-        File::parse(json)?.entry_for(registry_host)
+        reference: Option<&Reference>,
+    ) -> Result<Vec<Candidate>, CredentialError> {
+        File::parse(json)?.entries_for(registry_host, reference)
     }
 
     fn path(&self) -> Option<PathBuf> {
@@ -71,30 +73,32 @@ fn path_by(environment: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
 
 #[async_trait]
 impl Credentials for DockerConfigCredentials {
-    async fn lookup(
+    async fn candidates(
         &self,
         registry_host: &str,
-        _: Option<&Reference>,
-    ) -> Result<Option<Credential>, CredentialError> {
+        reference: Option<&Reference>,
+    ) -> Result<Vec<Candidate>, CredentialError> {
         let Some(path) = self.path() else {
-            return Ok(None);
+            return Ok(Vec::new());
         };
         let shown = path.display();
         let file = match tokio::fs::read(&path).await {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Vec::new());
+            }
             Err(error) => Err(CredentialError::new(error.to_string())),
             Ok(text) => File::parse(&text),
         };
         match file {
             Ok(file) => file
-                .lookup(registry_host)
+                .candidates(registry_host, reference)
                 .await
                 .map_err(|error| CredentialError::new(format!("{shown}: {error}"))),
             // As in v0.15, a file that cannot be read means anonymous access: public images must
             // not depend on it.
             Err(error) => {
                 tracing::warn!(file = %shown, %error, "ignoring unreadable Docker configuration");
-                Ok(None)
+                Ok(Vec::new())
             }
         }
     }
@@ -133,7 +137,11 @@ impl File {
         })
     }
 
-    async fn lookup(&self, host: &str) -> Result<Option<Credential>, CredentialError> {
+    async fn candidates(
+        &self,
+        host: &str,
+        reference: Option<&Reference>,
+    ) -> Result<Vec<Candidate>, CredentialError> {
         let helper = self
             .cred_helpers
             .iter()
@@ -142,36 +150,56 @@ impl File {
             .map(|(_, helper)| helper)
             .or(self.creds_store.as_ref())
             .filter(|helper| !helper.is_empty());
-        let mut failure = None;
+        let (mut all, mut failure) = (Vec::new(), None);
         if let Some(helper) = helper {
             let server = if is_hub(host) { HUB } else { host };
             match docker_helper::get(helper, server).await {
-                Ok(Some(credential)) => return Ok(Some(credential)),
-                Ok(None) => {}
+                Ok(found) => all.extend(found.map(|c| Candidate::new(c, CredentialScope::Host))),
                 Err(error) => failure = Some(error),
             }
         }
-        match self.entry_for(host)? {
-            Some(credential) => Ok(Some(credential)),
-            None => failure.map_or(Ok(None), Err),
+        match self.entries_for(host, reference) {
+            Ok(entries) => all.extend(entries),
+            Err(error) => {
+                failure.get_or_insert(error);
+            }
+        }
+        match failure {
+            Some(error) if all.is_empty() => Err(error),
+            _ => Ok(all),
         }
     }
 
-    fn entry_for(&self, host: &str) -> Result<Option<Credential>, CredentialError> {
-        let Some(auths) = &self.auths else {
-            return Ok(None);
-        };
+    /// The entries whose key is for the repository. One that is malformed is an error if there is no
+    /// other.
+    fn entries_for(
+        &self,
+        host: &str,
+        reference: Option<&Reference>,
+    ) -> Result<Vec<Candidate>, CredentialError> {
         let exact = if is_hub(host) { HUB } else { host };
-        let others = auths
-            .iter()
-            .filter(|(key, _)| key.as_str() != exact && same_registry(key, host))
-            .map(|(_, entry)| entry);
-        for entry in auths.get(exact).into_iter().chain(others) {
-            if let Some(credential) = entry.credential(host)? {
-                return Ok(Some(credential));
+        let (mut all, mut failure) = (Vec::new(), None);
+        for (key, entry) in self.auths.iter().flatten() {
+            let Some(scope) = CredentialScope::of_key(key, host, reference) else {
+                continue;
+            };
+            match entry.credential(host) {
+                Ok(None) => {}
+                Ok(Some(credential)) => {
+                    let candidate = Candidate::new(credential, scope);
+                    // The name that Docker itself writes comes before its other forms.
+                    let at = if key == exact { 0 } else { all.len() };
+                    all.insert(at, candidate);
+                }
+                Err(error) => {
+                    failure.get_or_insert(error);
+                }
             }
         }
-        Ok(None)
+        match failure {
+            Some(error) if all.is_empty() => Err(error),
+            _ => Ok(all),
+        }
     }
 }
 
@@ -210,13 +238,6 @@ impl Entry {
     }
 }
 
-fn is_hub(host: &str) -> bool {
-    matches!(
-        host,
-        "docker.io" | "index.docker.io" | "registry-1.docker.io"
-    )
-}
-
 /// Returns whether a key of the file (a host, or a URL as older versions wrote) names `host`. All
 /// names of Docker's registry are the same.
 #[must_use]
@@ -234,7 +255,8 @@ mod tests {
     use super::*;
 
     async fn lookup_in(json: &str, host: &str) -> Result<Option<Credential>, CredentialError> {
-        File::parse(json.as_bytes())?.lookup(host).await
+        let found = File::parse(json.as_bytes())?.candidates(host, None).await?;
+        Ok(found.into_iter().next().map(|found| found.credential))
     }
 
     async fn look(json: &str, host: &str) -> Option<Credential> {
@@ -283,9 +305,10 @@ mod tests {
     fn a_text_from_elsewhere_runs_no_helper() {
         let json = br#"{"credHelpers":{"a":"there-is-none"},"credsStore":"there-is-none",
             "auths":{"b":{"username":"u","password":"p"}}}"#;
-        let auths = |host| DockerConfigCredentials::auths_in(json, host);
-        assert_eq!(auths("a"), Ok(None));
-        assert_eq!(auths("b"), Ok(basic("u", "p")));
+        let auths = |host| DockerConfigCredentials::auths_in(json, host, None).unwrap();
+        assert_eq!(auths("a"), []);
+        let expected = Candidate::new(basic("u", "p").unwrap(), CredentialScope::Host);
+        assert_eq!(auths("b"), [expected]);
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 
 use futures::future::BoxFuture;
 
-use crate::auth::{AuthTarget, Authorizer};
+use crate::auth::{Attempts, AuthTarget, Authorizer};
 use crate::endpoint::{Endpoint, endpoints, origin};
 use crate::mirror_cooldown::MirrorCooldown;
 use crate::range_support::RangeSupport;
@@ -18,7 +18,7 @@ use crate::transport::Transport;
 use crate::{ClientConfig, Deadline, RegistryError};
 
 /// Most repetitions of a request with other credentials.
-const RENEWALS: usize = 4;
+const RENEWALS: usize = 20;
 
 /// The request engine: what all clones of a client share.
 pub(crate) struct Engine {
@@ -56,9 +56,9 @@ impl Engine {
             .map_or_else(Deadline::far, Deadline::after)
     }
 
-    /// Sends a request with the authorization that the endpoint wants. Retries once with fresh
-    /// credentials after a 401; if those came from a concurrent request's cache, retries again
-    /// with its own. A status that is not 2xx is an error.
+    /// Sends a request with the authorization that the endpoint wants. After a 401 or 403
+    /// it is repeated with fresh credentials, and with the next candidate, until one is taken. A status
+    /// that is not 2xx is an error.
     pub(crate) async fn exchange(
         &self,
         target: &AuthTarget<'_>,
@@ -73,37 +73,36 @@ impl Engine {
         }
         let header = authorization.as_ref().map(|a| &a.header);
         let mut response = send_following(&self.transport, endpoint, spec.clone(), header).await?;
+        let mut attempts = Attempts::default();
         for _ in 0..RENEWALS {
-            if !(ours && endpoint.owns(response.url())) {
+            let refused = matches!(response.status().as_u16(), 401 | 403);
+            if !(ours && refused && endpoint.owns(response.url())) {
                 break;
             }
-            let fresh = match response.status().as_u16() {
-                401 => {
-                    self.authorizer
-                        .challenged(&self.transport, target, &response, authorization.as_ref())
-                        .await?
+            let refused = authorization.as_ref();
+            let next = self
+                .authorizer
+                .refused(&self.transport, target, &response, refused, &mut attempts)
+                .await;
+            let fresh = match next {
+                Ok(Some(fresh)) => fresh,
+                Ok(None) => break,
+                // The registry's own refusal says more than that nothing else could be tried.
+                Err(error) if refused.is_some() => {
+                    tracing::debug!(%error, "no other credentials");
+                    break;
                 }
-                // Some registries answer an expired password or token like this.
-                403 => {
-                    self.authorizer
-                        .renewed(&self.transport, target, authorization.as_ref())
-                        .await?
-                }
-                _ => None,
+                Err(error) => return Err(error),
             };
-            let Some(fresh) = fresh else { break };
             response.drain().await;
             response = send_following(&self.transport, endpoint, spec.clone(), Some(&fresh.header))
                 .await?;
-            // What was made for this request is final. What another request had made in the
-            // meantime may have expired like the one before.
-            let last = !fresh.is_cached();
             authorization = Some(fresh);
-            if last {
-                break;
-            }
         }
         if response.status().is_success() {
+            if let Some(authorization) = &authorization {
+                self.authorizer.worked(target, authorization);
+            }
             return Ok(response);
         }
         let mut secrets = endpoint.headers.secrets();

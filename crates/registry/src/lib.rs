@@ -10,11 +10,13 @@ mod blob_file;
 mod blob_locator;
 mod body;
 mod bounded;
+mod candidate_memory;
 mod challenge;
 mod client;
 mod config;
 mod connection_error;
 mod connection_pool;
+mod credential_scope;
 mod credentials;
 mod deadline;
 mod docker_config;
@@ -54,8 +56,10 @@ pub use client::Client;
 pub use config::{
     ClientConfig, ClientIdentity, HostsConfig, Mirror, Origin, RetryPolicy, TlsSettings,
 };
+pub use credential_scope::CredentialScope;
 pub use credentials::{
-    ChainedCredentials, Credential, CredentialError, Credentials, NoCredentials, StaticCredentials,
+    Candidate, ChainedCredentials, Credential, CredentialError, Credentials, NoCredentials,
+    StaticCredentials,
 };
 pub use deadline::Deadline;
 pub use docker_config::{DockerConfigCredentials, same_registry};

@@ -10,7 +10,9 @@ use base64::engine::general_purpose::STANDARD;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use soci_oci::Reference;
-use soci_registry::{Credential, CredentialError, Credentials, same_registry};
+use soci_registry::{
+    Candidate, Credential, CredentialError, CredentialScope, Credentials, same_registry,
+};
 
 use super::messages::AuthConfig;
 
@@ -176,24 +178,47 @@ impl fmt::Debug for CriKeychain {
 
 #[async_trait]
 impl Credentials for CriKeychain {
-    async fn lookup(
+    /// The credential of the image's own pull, then those of other images of its repository: another tag
+    /// has the same layers.
+    async fn candidates(
         &self,
         registry_host: &str,
         reference: Option<&Reference>,
-    ) -> Result<Option<Credential>, CredentialError> {
+    ) -> Result<Vec<Candidate>, CredentialError> {
         let Some(reference) = reference else {
-            return Ok(None);
+            return Ok(Vec::new());
+        };
+        let (own, name) = (key(reference), reference.name());
+        let of_repository = |image: &str| {
+            let rest = image.strip_prefix(&name);
+            rest.is_some_and(|rest| rest.starts_with(['@', ':']) && !rest.contains('/'))
         };
         let seen = self.0.lock();
-        let Some(entry) = seen.remembered.images.get(&key(reference)) else {
-            return Ok(None);
+        let mut found: Vec<(bool, u64, &Credential)> = seen
+            .remembered
+            .images
+            .iter()
+            .filter(|(image, _)| **image == own || of_repository(image))
+            .filter(|(_, entry)| {
+                let server = match entry.server.as_str() {
+                    // Not for a mirror of the image's registry, for example.
+                    "" => reference.registry(),
+                    server => server,
+                };
+                same_registry(server, registry_host)
+            })
+            .map(|(image, entry)| (*image == own, entry.pull, &entry.credential))
+            .collect();
+        // The latest pull first: its credentials are the freshest.
+        found.sort_by_key(|(own, pull, _)| std::cmp::Reverse((*own, *pull)));
+        let scope = |own| match own {
+            true => CredentialScope::Image,
+            false => CredentialScope::Path(reference.repository().len()),
         };
-        let server = match entry.server.as_str() {
-            // Not for a mirror of the image's registry, for example.
-            "" => reference.registry(),
-            server => server,
-        };
-        Ok(same_registry(server, registry_host).then(|| entry.credential.clone()))
+        let candidates = found
+            .into_iter()
+            .map(|(own, _, credential)| Candidate::new(credential.clone(), scope(own)));
+        Ok(candidates.collect())
     }
 }
 
@@ -260,7 +285,10 @@ mod tests {
         keychain.remember("r.example/b", &elsewhere);
         for (host, image, expected) in [
             ("docker.io", "docker.io/library/busybox:latest", Some("hub")),
-            ("docker.io", "busybox:1", None),
+            // Another tag may have the same layers.
+            ("docker.io", "busybox:1", Some("hub")),
+            ("docker.io", "busybox2:1", None),
+            ("docker.io", "busybox/x:1", None),
             ("r.example", "r.example/a:1", Some("a")),
             ("mirror.example", "r.example/a:1", None),
             ("r.example", "r.example/b", None),

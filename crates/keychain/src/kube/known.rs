@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use parking_lot::RwLock;
-use soci_registry::{Credential, DockerConfigCredentials};
+use soci_oci::Reference;
+use soci_registry::{Candidate, DockerConfigCredentials};
 use tokio::sync::watch;
 
 use super::api::{Change, Secret};
@@ -55,17 +56,22 @@ impl Known {
         let _ = self.tried.subscribe().wait_for(|tried| *tried).await;
     }
 
-    /// Returns the credential of a registry from the first secret that has one.
-    pub(super) fn credential(&self, registry_host: &str) -> Option<Credential> {
+    /// Returns the candidates for a repository from all secrets, whatever their namespace: which of them
+    /// are right, the registry knows.
+    pub(super) fn candidates(
+        &self,
+        registry_host: &str,
+        reference: Option<&Reference>,
+    ) -> Vec<Candidate> {
         let configs = self.configs.read();
-        configs.iter().find_map(|(name, config)| {
-            DockerConfigCredentials::auths_in(config, registry_host)
+        let of_secret = |(name, config): (&String, &Vec<u8>)| {
+            DockerConfigCredentials::auths_in(config, registry_host, reference)
                 .inspect_err(|error| {
                     tracing::debug!(secret = name, %error, "ignoring malformed image pull secret");
                 })
-                .ok()
-                .flatten()
-        })
+                .unwrap_or_default()
+        };
+        configs.iter().flat_map(of_secret).collect()
     }
 
     /// Returns the number of secrets with a Docker configuration.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use soci_oci::Reference;
-use soci_registry::{Credential, CredentialError, Credentials};
+use soci_registry::{Candidate, CredentialError, Credentials};
 
 use super::known::Known;
 use super::settings::KubeSettings;
@@ -46,13 +46,13 @@ impl fmt::Debug for KubeSecrets {
 
 #[async_trait]
 impl Credentials for KubeSecrets {
-    async fn lookup(
+    async fn candidates(
         &self,
         registry_host: &str,
-        _: Option<&Reference>,
-    ) -> Result<Option<Credential>, CredentialError> {
+        reference: Option<&Reference>,
+    ) -> Result<Vec<Candidate>, CredentialError> {
         // Layers are mounted again right after the start: without the wait, anonymously.
         let _ = tokio::time::timeout(FIRST_LIST_WAIT, self.known.first_list()).await;
-        Ok(self.known.credential(registry_host))
+        Ok(self.known.candidates(registry_host, reference))
     }
 }

@@ -12,8 +12,9 @@ use axum::http::{HeaderMap, Response};
 use axum::routing::get;
 use futures::StreamExt as _;
 use soci_keychain::{KubeSecrets, KubeSettings};
-use soci_registry::{Credential, Credentials as _};
+use soci_registry::{Client, ClientConfig, Credential, Credentials as _};
 use soci_testkit::Https;
+use soci_testkit::fake::{Fake, With as _, status};
 use tokio::sync::broadcast;
 
 const TOKEN: &str = "correct-token";
@@ -337,4 +338,50 @@ async fn an_api_server_with_another_certificate_gets_no_token() {
     let secrets = server.follow();
     assert_eq!(user(&secrets, "a.example").await, None);
     assert!(server.cluster.state.lock().asked.is_empty());
+}
+
+/// A tenant's secret with a wrong password stands before the right one in every order.
+#[tokio::test]
+async fn a_wrong_secret_of_another_namespace_hides_no_right_one() {
+    let registry = Fake::start(|_, request| {
+        let right = format!("Basic {}", base64(&format!("right:{PASSWORD}")));
+        Some(if request.header("authorization") == Some(&right) {
+            status(200).body("{}")
+        } else {
+            status(401).with("www-authenticate", "Basic realm=x")
+        })
+    })
+    .await;
+    let server = Server::start().await;
+    for (name, key, user) in [
+        ("aaa", registry.host(), "wrong"),
+        ("bbb", format!("{}/team", registry.host()), "tenant"),
+        (
+            "ccc",
+            "127.*.0.1".to_owned() + &registry.host()["127.0.0.1".len()..],
+            "right",
+        ),
+        ("ddd", "other.example".to_owned(), "other"),
+    ] {
+        server
+            .cluster
+            .set(name, &data_of(&docker_config(&key, user)));
+    }
+    server.kubeconfig(&format!("{{token: {TOKEN}}}"));
+    let secrets = server.follow();
+    let reference = registry.reference("team/app:1");
+    let found = secrets
+        .candidates(&registry.host(), Some(&reference))
+        .await
+        .unwrap();
+    assert_eq!(found.len(), 3);
+    let client = Client::new(ClientConfig::default(), Arc::new(secrets)).unwrap();
+    client.manifest(&reference, "1").await.unwrap();
+    let users = registry.requests().len();
+    client.manifest(&reference, "1").await.unwrap();
+    assert_eq!(
+        registry.requests().len(),
+        users + 1,
+        "what worked is remembered"
+    );
 }

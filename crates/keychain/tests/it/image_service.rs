@@ -219,7 +219,9 @@ async fn credentials_of_a_pull_are_remembered_until_the_image_is_removed() {
     stack.start_backend().await;
     stack.call("PullImage", &pull("r.example/a:1", "me")).await;
     assert_eq!(stack.user("r.example/a:1").await.as_deref(), Some("me"));
-    assert_eq!(stack.user("r.example/a:2").await, None);
+    // Another image of the repository may have the same layers.
+    assert_eq!(stack.user("r.example/a:2").await.as_deref(), Some("me"));
+    assert_eq!(stack.user("r.example/b:1").await, None);
     let remove = field(1, &field(1, b"r.example/a:1"));
     stack.call("RemoveImage", &remove).await;
     assert_eq!(stack.user("r.example/a:1").await, None);

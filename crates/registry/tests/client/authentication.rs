@@ -9,7 +9,8 @@ use axum::response::Response;
 use bytes::Bytes;
 use soci_oci::Reference;
 use soci_registry::{
-    BlobSource, Credential, CredentialError, Credentials, Deadline, ErrorKind, StaticCredentials,
+    BlobSource, Candidate, Credential, CredentialError, CredentialScope, Credentials, Deadline,
+    ErrorKind, StaticCredentials,
 };
 
 use crate::fake::{
@@ -99,16 +100,17 @@ struct Rotating(Arc<AtomicUsize>);
 
 #[async_trait]
 impl Credentials for Rotating {
-    async fn lookup(
+    async fn candidates(
         &self,
         _: &str,
         reference: Option<&Reference>,
-    ) -> Result<Option<Credential>, CredentialError> {
+    ) -> Result<Vec<Candidate>, CredentialError> {
         assert!(reference.is_some());
-        Ok(Some(basic(
-            "me",
-            ["one", "two"][self.0.load(Ordering::SeqCst)],
-        )))
+        let password = ["one", "two"][self.0.load(Ordering::SeqCst)];
+        Ok(vec![Candidate::new(
+            basic("me", password),
+            CredentialScope::Host,
+        )])
     }
 }
 
@@ -353,11 +355,11 @@ struct Failing;
 
 #[async_trait]
 impl Credentials for Failing {
-    async fn lookup(
+    async fn candidates(
         &self,
         _: &str,
         _: Option<&Reference>,
-    ) -> Result<Option<Credential>, CredentialError> {
+    ) -> Result<Vec<Candidate>, CredentialError> {
         Err(CredentialError::new("the keychain is locked"))
     }
 }
@@ -377,4 +379,129 @@ async fn a_failing_place_of_credentials_is_an_error_that_names_the_host() {
             fake.host()
         )
     );
+}
+
+/// Candidates for every host, in this order.
+struct Several(Vec<Candidate>);
+
+#[async_trait]
+impl Credentials for Several {
+    async fn candidates(
+        &self,
+        _: &str,
+        _: Option<&Reference>,
+    ) -> Result<Vec<Candidate>, CredentialError> {
+        Ok(self.0.clone())
+    }
+}
+
+fn several(names: &[(&str, CredentialScope)]) -> Several {
+    let candidate =
+        |(name, scope): &(&str, CredentialScope)| Candidate::new(basic(name, "hunter2"), *scope);
+    Several(names.iter().map(candidate).collect())
+}
+
+/// The user of a `Basic` header.
+fn user_of(request: &Received) -> Option<String> {
+    use base64::Engine as _;
+    let encoded = request.header("authorization")?.strip_prefix("Basic ")?;
+    let text = base64::engine::general_purpose::STANDARD
+        .decode(encoded)
+        .unwrap();
+    let text = String::from_utf8(text).unwrap();
+    Some(text.split(':').next().unwrap().to_owned())
+}
+
+#[tokio::test]
+async fn every_candidate_is_tried_and_what_worked_is_remembered_for_its_repository() {
+    use CredentialScope::{Host, Image, Path};
+    for refusal in [401, 403] {
+        let data = noise(100);
+        let served = data.clone();
+        let fake = Fake::start(move |_, request| {
+            // Each repository has a user of its own.
+            let right = request.path.split('/').nth(2).map(str::to_owned);
+            Some(match user_of(request) {
+                None => status(401).with("www-authenticate", "Basic realm=x"),
+                user if user == right => serve(request, &served),
+                Some(_) => {
+                    let challenge = "Basic realm=x";
+                    status(refusal).with("www-authenticate", challenge)
+                }
+            })
+        })
+        .await;
+        let client = client_with(several(&[
+            ("host1", Host),
+            ("usera", Host),
+            ("deep", Path(9)),
+            ("userb", Host),
+            ("image", Image),
+        ]));
+        let read = async |repository: &str| {
+            let before = fake.requests().len();
+            let blob = client.blob(&fake.reference(repository), &descriptor(&data));
+            let got = blob.read_range(1..9, Deadline::far()).await;
+            let requests = fake.requests();
+            let users: Vec<_> = requests[before..].iter().map(user_of).collect();
+            let users = users.into_iter().map(Option::unwrap_or_default);
+            (got, users.collect::<Vec<_>>())
+        };
+        let (got, users) = read("usera/x:t").await;
+        assert_eq!(got.unwrap(), data.slice(1..9));
+        // The most specific first.
+        assert_eq!(users, ["", "image", "deep", "host1", "usera"]);
+        let (got, users) = read("userb/x:t").await;
+        assert_eq!(got.unwrap(), data.slice(1..9));
+        assert_eq!(users.last().unwrap(), "userb");
+        for repository in ["usera", "userb"] {
+            let (got, users) = read(&format!("{repository}/x:t")).await;
+            got.unwrap();
+            assert_eq!(users, [repository]);
+        }
+        let (got, users) = read("other/x:t").await;
+        let error = got.unwrap_err();
+        assert_eq!(error.status(), Some(refusal), "{error}");
+        assert_eq!(users.len(), 5, "{users:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_password_neither_hides_a_right_one_nor_a_public_image() {
+    let data = noise(100);
+    for public in [false, true] {
+        let served = data.clone();
+        let fake = Fake::start(move |_, request| {
+            if request.path != "/token" {
+                return Some(bearer(request, "good", &served));
+            }
+            Some(match user_of(request).as_deref() {
+                Some("right") if !public => status(200).body(r#"{"token":"good"}"#),
+                None if public => status(200).body(r#"{"token":"good"}"#),
+                _ => status(401).body(r#"{"details":"incorrect username or password"}"#),
+            })
+        })
+        .await;
+        let credentials = several(&[
+            ("wrong", CredentialScope::Image),
+            ("bad", CredentialScope::Host),
+            ("right", CredentialScope::Host),
+        ]);
+        let client = client_with(credentials);
+        let blob = client.blob(&fake.reference("a/b:t"), &descriptor(&data));
+        let got = blob.read_range(1..9, Deadline::far()).await.unwrap();
+        assert_eq!(got, data.slice(1..9));
+    }
+    let fake = Fake::start(move |_, request| {
+        Some(if request.path == "/token" {
+            status(401).body(r#"{"details":"incorrect username or password"}"#)
+        } else {
+            bearer(request, "good", &noise(1))
+        })
+    })
+    .await;
+    let client = client_with(several(&[("wrong", CredentialScope::Host)]));
+    let error = client.manifest(&fake.reference("a/b:t"), "t").await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("incorrect username"), "{error}");
 }
