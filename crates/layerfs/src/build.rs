@@ -2,20 +2,22 @@
 //! unpacks a layer into an empty upper directory (containerd pkg/archive, `applyNaive` and
 //! `OverlayConvertWhiteout`).
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, DefaultHasher};
-
 use soci_fuse::encode_device;
+use soci_meter::{Limits, Meter};
 use soci_ztoc::path_walk::{PathWalk, TooManyLinks};
 use soci_ztoc::tar_path::{parts, split};
-use soci_ztoc::{FileMetadata, FileType};
+use soci_ztoc::{Entry, FileMetadata, FileType, LayerIndex};
 
-use crate::flatten::flatten;
+use crate::flatten::{Grown, Metas, flatten};
+use crate::header_check::{Header, HeaderChecks};
+use crate::inode::{
+    Inode, Meta, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, nanoseconds,
+};
+use crate::name_table::{NameTable, to_index};
 use crate::options::{TreeError, TreeOptions};
 use crate::tar_path::{check_name, printable};
-use crate::tree::{
-    Inode, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, Tree, XattrSet,
-};
+use crate::tree::Tree;
+use crate::xattr_sets::Record;
 
 /// Longest name of an extended attribute (XATTR_NAME_MAX in linux/limits.h).
 const XATTR_NAME_MAX: usize = 255;
@@ -26,26 +28,21 @@ const TARGET_MAX: usize = 4095;
 const IMPLIED_PER_ENTRY: usize = 8;
 /// Implied directories beyond that limit, for small layers; more than any path has.
 const IMPLIED_MORE: usize = 4096;
+/// Steps of following paths and links that a layer may take per entry; they may take one more per byte of
+/// its name and link target. Builders of images write paths of some ten parts.
+const STEPS_PER_ENTRY: u64 = 100;
+/// Steps beyond that limit, for small layers.
+const STEPS_MORE: u64 = 1_000_000;
+/// Size of a tar block, in bytes.
+const BLOCK: u64 = 512;
 const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
 const ROOT: u32 = 0;
 
-/// A file of the growing tree. Names are kept apart, because a file may have several.
-pub(crate) struct Node<'a> {
-    pub(crate) inode: Inode,
-    /// Target of a symbolic link.
-    pub(crate) target: &'a [u8],
-    pub(crate) xattrs: XattrSet,
-}
-
 /// Directory and name, the key of an entry.
-pub(crate) type Key<'a> = (u32, &'a [u8]);
-
-/// All entries by directory and name. The hasher has fixed keys: a hostile layer can make its own
-/// mount slow, nothing else.
-type Names<'a> = HashMap<Key<'a>, u32, BuildHasherDefault<DefaultHasher>>;
+type Key<'a> = (u32, &'a [u8]);
 
 struct Whiteout<'a> {
     key: Key<'a>,
@@ -56,16 +53,31 @@ struct Whiteout<'a> {
 struct Builder<'a> {
     options: &'a TreeOptions,
     tar_size: u64,
-    nodes: Vec<Node<'a>>,
-    names: Names<'a>,
+    meter: Meter,
+    nodes: Vec<Inode>,
+    metas: Metas,
+    /// Targets of symbolic links.
+    targets: Vec<&'a [u8]>,
+    names: NameTable<'a>,
+    records: Vec<Record<'a>>,
     whiteouts: Vec<Whiteout<'a>>,
+    headers: HeaderChecks,
+    link_headers: Vec<(u32, Header)>,
+    /// Number of entries of the layer, and of those applied so far.
     entries: usize,
+    applied: usize,
+    /// Steps that the entries so far may have taken.
+    steps: u64,
     /// Directories without an entry of their own, so far.
     implied: usize,
+    /// Where the content of the last entry ends in the tar, with what fills up its block.
+    content_end: u64,
     /// The parent directory of the last entry, by its path in the tar: neighbours share it.
     last_parent: Option<(&'a [u8], u32)>,
     /// The last time that was parsed: neighbours share it too.
-    last_time: Option<(&'a str, (i64, u32))>,
+    last_time: Option<(&'a str, Option<(i64, u32)>)>,
+    /// The latest time of an entry, in nanoseconds.
+    latest: u64,
 }
 
 impl Tree {
@@ -84,60 +96,131 @@ impl Tree {
         tar_size: u64,
         options: TreeOptions,
     ) -> Result<Self, TreeError> {
-        let mut builder = Builder::new(&options, tar_size, toc.len());
-        for entry in toc {
-            builder.apply(entry)?;
+        let entries = toc.iter().map(FileMetadata::as_entry);
+        Self::of_entries(entries, toc.len(), tar_size, &options)
+    }
+
+    /// The tree of a layer, as [`Tree::build`], from a zTOC whose entries are not copied.
+    ///
+    /// # Errors
+    /// As [`Tree::build`].
+    pub fn of_index(index: &LayerIndex, options: TreeOptions) -> Result<Self, TreeError> {
+        let count = usize::try_from(index.len()).map_err(|_| TreeError::TooLarge)?;
+        let tar_size = index.spans.uncompressed_size();
+        Self::of_entries(index.entries(), count, tar_size, &options)
+    }
+
+    fn of_entries<'a>(
+        entries: impl Iterator<Item = Entry<'a>>,
+        count: usize,
+        tar_size: u64,
+        options: &'a TreeOptions,
+    ) -> Result<Self, TreeError> {
+        let mut builder = Builder::new(options, tar_size, count)?;
+        for entry in entries {
+            builder.apply(&entry)?;
         }
-        builder.add_whiteouts()?;
-        flatten(builder.nodes, builder.names, tar_size)
+        builder.finish()
     }
 }
 
 impl<'a> Builder<'a> {
-    fn new(options: &'a TreeOptions, tar_size: u64, entries: usize) -> Self {
+    fn new(options: &'a TreeOptions, tar_size: u64, entries: usize) -> Result<Self, TreeError> {
+        let limits = Limits {
+            bytes: options.memory,
+            steps: 0,
+        };
+        let mut meter = Meter::new("the file tree", limits);
+        if let Some(key) = options.memory_key {
+            meter = meter.memory_set_by(key);
+        }
+        let steps = (entries as u64)
+            .saturating_mul(STEPS_PER_ENTRY)
+            .saturating_add(STEPS_MORE);
+        meter.limit_steps(steps);
+        meter.charge_values::<Inode>(entries + 1)?;
+        let mut names = NameTable::default();
+        names.reserve(entries, &mut meter)?;
         let mut builder = Self {
             options,
             tar_size,
+            meter,
             nodes: Vec::with_capacity(entries + 1),
-            names: Names::with_capacity_and_hasher(entries, BuildHasherDefault::default()),
+            metas: Metas::default(),
+            targets: Vec::new(),
+            names,
+            records: Vec::new(),
             whiteouts: Vec::new(),
+            headers: HeaderChecks::default(),
+            link_headers: Vec::new(),
             entries,
+            applied: 0,
+            steps,
             implied: 0,
+            content_end: 0,
             last_parent: None,
             last_time: None,
+            latest: 0,
         };
-        builder.nodes.push(builder.implied_directory());
-        builder
+        builder.add_implied_directory()?;
+        Ok(builder)
     }
 
-    /// A directory without an entry of its own. Its time is 1970: it has none in the tar.
-    fn implied_directory(&self) -> Node<'a> {
-        let (uid, gid) = self.options.owner(0, 0);
-        Node {
-            inode: Inode {
-                mode: S_IFDIR | 0o755,
-                uid,
-                gid,
-                ..Inode::default()
-            },
-            target: &[],
-            xattrs: Vec::new(),
+    fn finish(mut self) -> Result<Tree, TreeError> {
+        self.add_whiteouts()?;
+        // What no entry describes is as old as the newest entry: unpacking would make it then.
+        for node in &mut self.nodes {
+            if self.metas.of(node).is_implied() {
+                node.mtime = self.latest;
+            }
+        }
+        let grown = Grown {
+            nodes: self.nodes,
+            metas: self.metas,
+            targets: self.targets,
+            names: self.names.into_sorted(),
+            records: self.records,
+            tar_size: self.tar_size,
+            headers: self.headers,
+            link_headers: self.link_headers,
+        };
+        flatten(grown, &mut self.meter)
+    }
+
+    /// Adds a directory without an entry of its own.
+    fn add_implied_directory(&mut self) -> Result<u32, TreeError> {
+        let meta = self.metas.number(Meta::implied(), &mut self.meter)?;
+        self.add_node(Inode::new(meta))
+    }
+
+    /// Looks whether the tree is still wanted, every so often.
+    fn check_wanted(&mut self) -> Result<(), TreeError> {
+        self.applied += 1;
+        match self.applied.is_multiple_of(64) && self.options.cancelled.is_set() {
+            true => Err(TreeError::Cancelled),
+            false => Ok(()),
         }
     }
 
-    fn apply(&mut self, entry: &'a FileMetadata) -> Result<(), TreeError> {
-        let path = &entry.name;
+    fn apply(&mut self, entry: &Entry<'a>) -> Result<(), TreeError> {
+        self.check_wanted()?;
+        let text = (entry.name.len() + entry.linkname.len()) as u64;
+        self.steps = self.steps.saturating_add(text);
+        self.meter.limit_steps(self.steps);
+        self.meter.step(1)?;
+        let header_from = self.content_end;
+        let content_end = entry
+            .uncompressed_offset
+            .saturating_add(entry.content_len());
+        self.content_end = content_end.div_ceil(BLOCK).saturating_mul(BLOCK);
+        let path = entry.name;
         if path.len() > TARGET_MAX || entry.linkname.len() > TARGET_MAX {
             return Err(TreeError::BadName {
                 name: printable(path.get(..64).unwrap_or(path)),
             });
         }
         let Some((parent_path, base)) = split(path) else {
-            // The root's own entry.
-            if entry.file_type == FileType::Dir {
-                let inode = self.inode(entry)?;
-                self.set_metadata(ROOT, &inode, entry);
-            }
+            // containerd passes over an entry for the root.
             return Ok(());
         };
         check_name(base, path)?;
@@ -153,197 +236,223 @@ impl<'a> Builder<'a> {
         if let Some(hidden) = base.strip_prefix(WHITEOUT)
             && entry.file_type != FileType::Dir
         {
-            self.apply_whiteout(key, hidden, entry);
+            self.apply_whiteout(key, hidden, entry)?;
             // A file of AUFS (`.wh..wh.`) may be the target of hard links; it is left out at the end.
             if !base.starts_with(WHITEOUT_META) || base == OPAQUE {
                 return Ok(());
             }
         }
-        match entry.file_type {
-            FileType::Hardlink => self.link(key, entry),
-            FileType::Dir if self.is_directory(key) => {
-                let inode = self.inode(entry)?;
-                if let Some(&node) = self.names.get(&key) {
-                    self.set_metadata(node, &inode, entry);
-                }
-                Ok(())
+        let (inode, meta) = self.inode(entry, header_from)?;
+        let existing = self.names.get(key.0, key.1);
+        match (entry.file_type, existing) {
+            (FileType::Hardlink, _) => self.link(key, entry, &inode, meta, header_from),
+            (FileType::Dir, Some(node)) if self.kind(node) == S_IFDIR => {
+                self.set_metadata(node, &inode, meta)?;
+                self.add_xattrs(node, entry)
             }
             _ => {
-                let inode = self.inode(entry)?;
-                let target = match entry.file_type {
-                    FileType::Symlink => entry.linkname.as_slice(),
-                    _ => &[],
-                };
-                let node = self.add_node(Node {
-                    inode,
-                    target,
-                    xattrs: self.xattrs(entry),
-                })?;
-                self.put(key, node);
-                Ok(())
+                let node = self.add_node(inode)?;
+                self.add_xattrs(node, entry)?;
+                self.put(key, node)
             }
         }
     }
 
-    /// The inode that an entry describes.
-    fn inode(&mut self, entry: &'a FileMetadata) -> Result<Inode, TreeError> {
-        let (uid, gid) = self.options.owner(entry.uid, entry.gid);
-        let mut inode = Inode {
-            mode: (entry.mode & 0o7777) | kind_bits(entry.file_type),
-            uid,
-            gid,
-            ..Inode::default()
-        };
-        (inode.mtime, inode.mtime_nanos) = self.time(entry);
+    /// The inode that an entry describes, and its metadata.
+    fn inode(&mut self, entry: &Entry<'a>, from: u64) -> Result<(Inode, Meta), TreeError> {
+        let name = || printable(entry.name);
+        let mut mode = (entry.mode & 0o7777) | kind_bits(entry.file_type);
+        let mut inode = Inode::default();
+        let time = self.time(entry);
+        inode.mtime = nanoseconds(time);
+        self.latest = self.latest.max(inode.mtime);
         match entry.file_type {
             FileType::Reg => {
                 inode.start = entry.uncompressed_offset;
                 inode.size = entry.uncompressed_size;
                 let end = inode.start.checked_add(inode.size);
                 if end.is_none_or(|end| end > self.tar_size) {
-                    return Err(TreeError::BadExtent {
-                        name: printable(&entry.name),
-                    });
+                    return Err(TreeError::BadExtent { name: name() });
                 }
+                let header = self.headers.header(entry, from, time);
+                let packed = header.packed();
+                inode.check = packed.ok_or_else(|| TreeError::LongHeader { name: name() })?;
             }
             FileType::Symlink => {
-                inode.mode = S_IFLNK | 0o777;
-                let target = &entry.linkname;
+                mode = S_IFLNK | 0o777;
+                let target = entry.linkname;
                 if target.is_empty() || target.len() > TARGET_MAX || target.contains(&0) {
-                    return Err(TreeError::BadName {
-                        name: printable(&entry.name),
-                    });
+                    return Err(TreeError::BadName { name: name() });
                 }
                 inode.size = target.len() as u64;
+                inode.start = self.targets.len() as u64;
+                self.meter.charge_values::<&[u8]>(1)?;
+                self.targets.push(target);
             }
             FileType::Char | FileType::Block => {
                 let number = |part: i64| u32::try_from(part).ok();
-                inode.aux = number(entry.devmajor)
+                inode.start = number(entry.devmajor)
                     .zip(number(entry.devminor))
                     .and_then(|(major, minor)| encode_device(major, minor))
                     .ok_or_else(|| TreeError::BadDevice {
-                        name: printable(&entry.name),
+                        name: name(),
                         major: entry.devmajor,
                         minor: entry.devminor,
-                    })?;
+                    })?
+                    .into();
             }
             FileType::Dir | FileType::Fifo | FileType::Hardlink => {}
         }
-        Ok(inode)
+        let meta = Meta::new(mode, entry.uid, entry.gid);
+        inode.set_meta(self.metas.number(meta, &mut self.meter)?);
+        Ok((inode, meta))
     }
 
-    /// containerd sets times before 1970, and those that do not fit 64 bits of nanoseconds, to
-    /// 1970 (`boundTime`).
-    fn time(&mut self, entry: &'a FileMetadata) -> (i64, u32) {
-        const LATEST: (i64, u32) = (9_223_372_036, 854_775_807);
-        let text = entry.mod_time.as_str();
+    /// The entry's time as it is written.
+    fn time(&mut self, entry: &Entry<'a>) -> Option<(i64, u32)> {
         match self.last_time {
-            Some((known, time)) if known == text => time,
+            Some((known, time)) if known == entry.mod_time => time,
             _ => {
-                let in_bounds = |time: &(i64, u32)| (0, 0) <= *time && *time <= LATEST;
-                let time = entry.mtime().filter(in_bounds).unwrap_or_default();
-                self.last_time = Some((text, time));
+                let time = entry.mtime();
+                self.last_time = Some((entry.mod_time, time));
                 time
             }
         }
     }
 
-    fn xattrs(&self, entry: &FileMetadata) -> XattrSet {
-        if self.options.disable_xattrs || entry.xattrs.is_empty() {
-            return Vec::new();
+    /// Adds the entry's extended attributes to those that a node has.
+    fn add_xattrs(&mut self, node: u32, entry: &Entry<'a>) -> Result<(), TreeError> {
+        if self.options.disable_xattrs || entry.record_count() == 0 {
+            return Ok(());
         }
         let overlay = self.options.overlay_xattr;
-        entry
+        let attributes = entry
             .posix_xattrs()
             .filter(|(name, _)| {
                 !name.is_empty() && name.len() <= XATTR_NAME_MAX && !name.contains(&0)
             })
-            .filter(|(name, _)| !overlay.is_forged(name))
-            .map(|(name, value)| (name.to_vec(), value.to_vec()))
-            .collect()
-    }
-
-    /// Owner, permissions, time and extended attributes of a node that exists.
-    fn set_metadata(&mut self, node: u32, from: &Inode, entry: &FileMetadata) {
-        let xattrs = self.xattrs(entry);
-        let Some(node) = self.node_mut(node) else {
-            return;
-        };
-        let inode = &mut node.inode;
-        (inode.uid, inode.gid) = (from.uid, from.gid);
-        (inode.mtime, inode.mtime_nanos) = (from.mtime, from.mtime_nanos);
-        // Links have no permissions of their own.
-        if inode.kind() != S_IFLNK {
-            inode.mode = inode.kind() | (from.mode & !S_IFMT);
+            .filter(|(name, _)| !overlay.is_forged(name));
+        for (name, value) in attributes {
+            self.add_xattr(node, name, value)?;
         }
-        for (name, value) in xattrs {
-            node.xattrs.retain(|(known, _)| *known != name);
-            node.xattrs.push((name, value));
-        }
-    }
-
-    fn link(&mut self, key: Key<'a>, entry: &'a FileMetadata) -> Result<(), TreeError> {
-        let missing = || TreeError::LinkTarget {
-            name: printable(&entry.name),
-            target: printable(&entry.linkname),
-        };
-        // An existing file of the link's name is removed first, even if the link then names itself.
-        if self.names.remove(&key).is_some() {
-            self.last_parent = None;
-        }
-        let (parent_path, base) = split(&entry.linkname).ok_or_else(missing)?;
-        let parent = self
-            .walk(parent_path, &entry.name, false)?
-            .ok_or_else(missing)?;
-        let node = *self.names.get(&(parent, base)).ok_or_else(missing)?;
-        if self.kind(node) == S_IFDIR {
-            return Err(TreeError::LinkToDirectory {
-                name: printable(&entry.name),
-                target: printable(&entry.linkname),
-            });
-        }
-        let inode = self.inode(entry)?;
-        self.set_metadata(node, &inode, entry);
-        self.put(key, node);
         Ok(())
     }
 
-    fn apply_whiteout(&mut self, key: Key<'a>, hidden: &'a [u8], entry: &FileMetadata) {
+    fn add_xattr(&mut self, node: u32, name: &'a [u8], value: &'a [u8]) -> Result<(), TreeError> {
+        if self.records.len() == self.records.capacity() {
+            let more = self.records.len() / 2 + 16;
+            self.meter.charge_values::<Record<'_>>(more)?;
+            self.records.reserve_exact(more);
+        }
+        let order = u32::try_from(self.records.len()).map_err(|_| TreeError::TooLarge)?;
+        self.records.push(Record {
+            node,
+            order,
+            name,
+            value,
+        });
+        Ok(())
+    }
+
+    /// Sets owner, permissions and time of a node that exists.
+    fn set_metadata(&mut self, node: u32, from: &Inode, meta: Meta) -> Result<(), TreeError> {
+        let Some(known) = self.node(node).map(|node| self.metas.of(node)) else {
+            return Ok(());
+        };
+        // Links have no permissions of their own.
+        let mode = match known.kind() {
+            S_IFLNK => known.mode(),
+            kind => kind | (meta.mode() & 0o7777),
+        };
+        let meta = Meta::new(mode, meta.uid, meta.gid);
+        let number = self.metas.number(meta, &mut self.meter)?;
+        if let Some(node) = self.nodes.get_mut(to_index(node)) {
+            node.set_meta(number);
+            node.mtime = from.mtime;
+        }
+        Ok(())
+    }
+
+    fn link(
+        &mut self,
+        key: Key<'a>,
+        entry: &Entry<'a>,
+        inode: &Inode,
+        meta: Meta,
+        header_from: u64,
+    ) -> Result<(), TreeError> {
+        let missing = || TreeError::LinkTarget {
+            name: printable(entry.name),
+            target: printable(entry.linkname),
+        };
+        // An existing file of the link's name is removed first, even if the link then names itself.
+        if self.names.remove(key.0, key.1) {
+            self.last_parent = None;
+        }
+        let (parent_path, base) = split(entry.linkname).ok_or_else(missing)?;
+        let parent = self
+            .walk(parent_path, entry.name, false)?
+            .ok_or_else(missing)?;
+        let node = self.names.get(parent, base).ok_or_else(missing)?;
+        if self.kind(node) == S_IFDIR {
+            return Err(TreeError::LinkToDirectory {
+                name: printable(entry.name),
+                target: printable(entry.linkname),
+            });
+        }
+        let before = self.node(node).copied();
+        self.set_metadata(node, inode, meta)?;
+        self.add_xattrs(node, entry)?;
+        let after = self.node(node).copied();
+        let same = before.zip(after).is_some_and(|(before, after)| {
+            before.meta() == after.meta() && before.mtime == after.mtime
+        });
+        let changed = !same || entry.posix_xattrs().next().is_some();
+        if changed && self.kind(node) == S_IFREG {
+            // The file's own header says nothing about what this one changed.
+            let time = self.time(entry);
+            let header = self.headers.header(entry, header_from, time);
+            if header.packed().is_none() {
+                let name = printable(entry.name);
+                return Err(TreeError::LongHeader { name });
+            }
+            self.meter.charge_values::<(u32, Header)>(2)?;
+            self.link_headers.push((node, header));
+        }
+        self.put(key, node)
+    }
+
+    fn apply_whiteout(
+        &mut self,
+        key: Key<'a>,
+        hidden: &'a [u8],
+        entry: &Entry<'a>,
+    ) -> Result<(), TreeError> {
         let (parent, base) = key;
         if base == OPAQUE {
             let name = self.options.overlay_xattr.opaque().as_bytes();
-            if let Some(node) = self.node_mut(parent) {
-                node.xattrs.retain(|(known, _)| known != name);
-                node.xattrs.push((name.to_vec(), b"y".to_vec()));
-            }
+            self.add_xattr(parent, name, b"y")?;
         } else if !base.starts_with(WHITEOUT_META) && !matches!(hidden, b"" | b"." | b"..") {
-            let (uid, gid) = self.options.owner(entry.uid, entry.gid);
+            self.meter.charge_values::<Whiteout<'_>>(2)?;
             self.whiteouts.push(Whiteout {
                 key: (parent, hidden),
-                uid,
-                gid,
+                uid: entry.uid,
+                gid: entry.gid,
             });
         }
+        Ok(())
     }
 
     /// Whiteouts become character devices 0/0, unless the layer has the name itself.
     fn add_whiteouts(&mut self) -> Result<(), TreeError> {
         for Whiteout { key, uid, gid } in std::mem::take(&mut self.whiteouts) {
-            if self.names.contains_key(&key) {
+            if self.names.get(key.0, key.1).is_some() {
                 continue;
             }
-            let inode = Inode {
-                mode: S_IFCHR,
-                uid,
-                gid,
-                ..Inode::default()
-            };
-            let node = self.add_node(Node {
-                inode,
-                target: &[],
-                xattrs: Vec::new(),
-            })?;
-            self.names.insert(key, node);
+            let meta = Meta::new(S_IFCHR, uid, gid);
+            let meta = self.metas.number(meta, &mut self.meter)?;
+            let node = self.add_node(Inode::new(meta))?;
+            self.put(key, node)?;
         }
         Ok(())
     }
@@ -361,21 +470,23 @@ impl<'a> Builder<'a> {
         let mut walk = PathWalk::<&'a [u8], u32>::new(ROOT, parts(path));
         while let Some(name) = walk.next_name() {
             check_name(name, entry)?;
-            let key = (*walk.directory(), name);
-            let Some(&node) = self.names.get(&key) else {
+            self.meter.step(1)?;
+            let directory = *walk.directory();
+            let Some(node) = self.names.get(directory, name) else {
                 if !make {
                     return Ok(None);
                 }
                 self.count_implied()?;
-                let node = self.add_node(self.implied_directory())?;
-                self.names.insert(key, node);
+                let node = self.add_implied_directory()?;
+                self.put((directory, name), node)?;
                 walk.enter(node);
                 continue;
             };
             match self.kind(node) {
                 S_IFDIR => walk.enter(node),
                 S_IFLNK => {
-                    let target = self.node(node).map_or(&[][..], |node| node.target);
+                    let target = self.target(node);
+                    self.meter.step(target.len() as u64 / 8 + 1)?;
                     walk.follow(target)
                         .map_err(|TooManyLinks| TreeError::TooManyLinks {
                             name: printable(entry),
@@ -403,37 +514,43 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    fn add_node(&mut self, node: Node<'a>) -> Result<u32, TreeError> {
+    fn add_node(&mut self, node: Inode) -> Result<u32, TreeError> {
         // Inode numbers are one higher, and the state file takes two more.
         let index = u32::try_from(self.nodes.len()).ok();
         let index = index.filter(|index| *index < u32::MAX - 8);
+        if self.nodes.len() == self.nodes.capacity() {
+            let more = self.nodes.len() / 2 + 16;
+            self.meter.charge_values::<Inode>(more)?;
+            self.nodes.reserve_exact(more);
+        }
         self.nodes.push(node);
         index.ok_or(TreeError::TooLarge)
     }
 
     /// Names a node. A node that had the name before is unreachable then, with all below it.
-    fn put(&mut self, key: Key<'a>, node: u32) {
-        if self.names.insert(key, node).is_some() {
+    fn put(&mut self, key: Key<'a>, node: u32) -> Result<(), TreeError> {
+        if self.names.put(key.0, key.1, node, &mut self.meter)? {
             self.last_parent = None;
         }
-    }
-
-    fn is_directory(&self, key: Key<'a>) -> bool {
-        self.names
-            .get(&key)
-            .is_some_and(|&node| self.kind(node) == S_IFDIR)
+        Ok(())
     }
 
     fn kind(&self, node: u32) -> u32 {
-        self.node(node).map_or(0, |node| node.inode.kind())
+        let node = self.node(node);
+        node.map_or(0, |node| self.metas.of(node).kind())
     }
 
-    fn node(&self, node: u32) -> Option<&Node<'a>> {
-        self.nodes.get(usize::try_from(node).ok()?)
+    /// The target of a symbolic link.
+    fn target(&self, node: u32) -> &'a [u8] {
+        let at = self
+            .node(node)
+            .and_then(|node| usize::try_from(node.start).ok());
+        let target = at.and_then(|at| self.targets.get(at)).copied();
+        target.unwrap_or_default()
     }
 
-    fn node_mut(&mut self, node: u32) -> Option<&mut Node<'a>> {
-        self.nodes.get_mut(usize::try_from(node).ok()?)
+    fn node(&self, node: u32) -> Option<&Inode> {
+        self.nodes.get(to_index(node))
     }
 }
 

@@ -7,18 +7,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use soci_fetch::{LayerData, ReadError};
+use soci_fetch::LayerData;
 use soci_fuse::{
     DirBuffer, Entry, Errno, FileSystem, Negotiated, Operation, Reply, Request, StatFs, open_flags,
 };
 use soci_telemetry::LogLimit;
 
 use crate::counters::{Counters, count};
+use crate::first_read::{self, FirstReadError, Part};
+use crate::header_check::Header;
+use crate::inode::{S_IFCHR, S_IFMT, S_IFREG};
 use crate::nodes::{Content, Nodes};
 use crate::operation_log::log_operation;
 use crate::read_failures::ReadFailures;
 use crate::timers::{Running, Timers};
-use crate::tree::{S_IFCHR, S_IFREG, Tree};
+use crate::tree_view::TreeView;
 
 /// Largest answer to one READ, in bytes. The kernel requests no more than it negotiated.
 const MAX_READ: u64 = 16 << 20;
@@ -65,6 +68,8 @@ pub struct LayerFs {
     counters: Arc<Counters>,
     timers: Timers,
     log_operations: bool,
+    /// Whether the first read of a file compares its tar header with its entry.
+    check_headers: bool,
     failures: Arc<ReadFailures>,
 }
 
@@ -86,22 +91,22 @@ impl LayerFs {
     /// mount of ours; `negotiated` is the outcome of INIT.
     #[must_use]
     pub fn new(
-        tree: Arc<Tree>,
+        view: impl Into<TreeView>,
         data: Arc<dyn LayerData>,
         times: CacheTimes,
         backing: PathBuf,
         negotiated: &Negotiated,
     ) -> Self {
-        let counters: Arc<Counters> = Arc::default();
+        let (view, counters): (TreeView, Arc<Counters>) = (view.into(), Arc::default());
         Self {
-            answer_xattrs: tree.has_xattrs(),
+            answer_xattrs: view.has_xattrs(),
             failures: Arc::new(ReadFailures {
-                tree: Arc::clone(&tree),
+                tree: Arc::clone(view.tree()),
                 data: Arc::clone(&data),
                 counters: Arc::clone(&counters),
                 log_limit: LogLimit::default(),
             }),
-            nodes: Nodes::new(tree, Arc::clone(&data)),
+            nodes: Nodes::new(view, Arc::clone(&data)),
             data,
             times,
             backing,
@@ -110,6 +115,7 @@ impl LayerFs {
             counters,
             timers: Timers::default(),
             log_operations: false,
+            check_headers: true,
         }
     }
 
@@ -131,6 +137,13 @@ impl LayerFs {
     #[must_use]
     pub const fn with_answered_xattrs(mut self, answer: bool) -> Self {
         self.answer_xattrs |= answer;
+        self
+    }
+
+    /// The same, trusting the zTOC about names, modes and owners of files if `check` is false.
+    #[must_use]
+    pub const fn with_header_checks(mut self, check: bool) -> Self {
+        self.check_headers = check;
         self
     }
 
@@ -174,7 +187,7 @@ impl LayerFs {
             count(&self.counters.getattr_failures);
             return reply.error(Errno::STALE);
         };
-        let kind = attr.mode & crate::tree::S_IFMT;
+        let kind = attr.mode & S_IFMT;
         count(match kind {
             S_IFREG => &self.counters.file_getattr,
             S_IFCHR if attr.rdev == 0 => &self.counters.whiteout_getattr,
@@ -239,6 +252,20 @@ impl LayerFs {
         }
         // Cannot overflow: the extent lies in the tar, and `offset` in the extent.
         let at = start.saturating_add(offset);
+        let tree = self.nodes.view().tree();
+        let missing = match self.check_headers && !tree.headers.is_checked(ino) {
+            true => match first_read::check_stored(tree, self.data.as_ref(), ino) {
+                Ok(missing) => missing,
+                Err(error) => {
+                    self.failures.report(ino, &error);
+                    return reply.error(Errno::IO);
+                }
+            },
+            false => Vec::new(),
+        };
+        if !missing.is_empty() {
+            return self.read_later(request, missing, (at, wanted), reply, running);
+        }
         CONTENT.with_borrow_mut(|buffer| {
             if buffer.len() < wanted {
                 buffer.resize(wanted, 0);
@@ -250,7 +277,7 @@ impl LayerFs {
                     reply.data(buffer);
                     running.stop();
                 }
-                Ok(false) => self.read_later(request, at, wanted, reply, running),
+                Ok(false) => self.read_later(request, missing, (at, wanted), reply, running),
                 Err(error) => {
                     self.failures.report(ino, &error);
                     reply.error(Errno::IO);
@@ -262,8 +289,8 @@ impl LayerFs {
     fn read_later(
         &self,
         request: &Request<'_>,
-        at: u64,
-        wanted: usize,
+        missing: Vec<Header>,
+        (at, wanted): (u64, usize),
         reply: Reply,
         running: Running,
     ) {
@@ -271,18 +298,12 @@ impl LayerFs {
         let (ino, failures) = (request.node, Arc::clone(&self.failures));
         let reply = reply.defer(request);
         let waits = reply.watch();
-        let done = move |result: Result<bytes::Bytes, ReadError>| match result {
-            Ok(bytes) if bytes.len() == wanted => {
+        let done = move |result: Result<bytes::Bytes, FirstReadError>| match result {
+            Ok(bytes) => {
                 let served = &failures.counters.bytes_served;
                 served.fetch_add(wanted as u64, Ordering::Relaxed);
                 reply.data(&bytes);
                 running.stop();
-            }
-            Ok(bytes) => {
-                let arrived = bytes.len();
-                let error = format_args!("{arrived} bytes arrived instead of {wanted}");
-                failures.report(ino, &error);
-                reply.error(Errno::IO);
             }
             Err(error) => {
                 if reply.reaches() && reply.is_wanted() {
@@ -291,8 +312,9 @@ impl LayerFs {
                 reply.error(Errno::IO);
             }
         };
-        self.data
-            .read_while(at, wanted, Box::new(waits), Box::new(done));
+        let (tree, data) = (self.nodes.view().tree().clone(), self.data.as_ref());
+        let wanted_part = Part { at, len: wanted };
+        first_read::read(tree, data, ino, missing, wanted_part, Arc::new(waits), done);
     }
 
     fn served(&self, bytes: usize) {
@@ -305,7 +327,7 @@ impl LayerFs {
         if !self.answer_xattrs {
             return reply.error(Errno::NOSYS);
         }
-        match self.nodes.tree().xattr(ino, name) {
+        match self.nodes.view().xattr(ino, name) {
             Some(value) => reply.xattr(value, room),
             None => reply.error(Errno::NODATA),
         }
@@ -317,7 +339,7 @@ impl LayerFs {
             return reply.error(Errno::NOSYS);
         }
         let mut names = Vec::new();
-        for (name, _) in self.nodes.tree().xattrs(ino) {
+        for (name, _) in self.nodes.view().xattrs(ino) {
             names.extend_from_slice(name);
             names.push(0);
         }
@@ -369,7 +391,7 @@ impl FileSystem for LayerFs {
             Operation::GetAttr => self.getattr(node, reply),
             Operation::ReadLink => {
                 count(&self.counters.readlink);
-                match self.nodes.tree().readlink(node) {
+                match self.nodes.view().tree().readlink(node) {
                     Some(target) => reply.data(target),
                     None => {
                         count(&self.counters.other_failures);

@@ -8,9 +8,13 @@
 
 mod build;
 mod counters;
+mod first_read;
 mod flatten;
+mod header_check;
+mod inode;
 mod layer_fs;
 mod mount;
+mod name_table;
 mod nodes;
 mod operation_log;
 mod options;
@@ -20,6 +24,8 @@ mod state_file;
 mod tar_path;
 mod timers;
 mod tree;
+mod tree_view;
+mod xattr_sets;
 
 pub use counters::{CounterSnapshot, Counters};
 pub use layer_fs::{CacheTimes, LayerFs};
@@ -27,8 +33,9 @@ pub use mount::{
     MountError, MountOptions, MountedLayer, TakeUpError, content_identity, mount_layer,
     take_up_layer,
 };
-pub use options::{TreeError, TreeOptions};
+pub use options::{Cancelled, TreeError, TreeOptions};
 pub use resolve::ResolveError;
 pub use state_file::STATE_DIRECTORY;
 pub use timers::{Timer, Timers};
 pub use tree::{DirEntry, NUMBERING_VERSION, Tree};
+pub use tree_view::TreeView;

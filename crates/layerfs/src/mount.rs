@@ -12,6 +12,7 @@ use crate::counters::{CounterSnapshot, Counters};
 use crate::layer_fs::{CacheTimes, LayerFs};
 use crate::timers::Timers;
 use crate::tree::{NUMBERING_VERSION, Tree};
+use crate::tree_view::TreeView;
 
 /// Why a layer cannot be mounted or unmounted.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +63,8 @@ pub struct MountOptions {
     /// Otherwise the first request gets ENOSYS: the kernel sends no more, and programs get
     /// EOPNOTSUPP.
     pub answer_xattrs: bool,
+    /// Compare a file's tar header with its entry in the zTOC at the first read.
+    pub check_headers: bool,
     /// Log every operation, level debug. Shows names of files.
     pub log_operations: bool,
 }
@@ -77,6 +80,7 @@ impl Default for MountOptions {
             limits: Limits::default(),
             timers: Timers::default(),
             answer_xattrs: false,
+            check_headers: true,
             log_operations: false,
         }
     }
@@ -109,20 +113,21 @@ pub struct MountedLayer {
 /// If it cannot be mounted. Nothing stays mounted then.
 pub fn mount_layer(
     pool: &Pool,
-    tree: Arc<Tree>,
+    view: impl Into<TreeView>,
     data: Arc<dyn LayerData>,
     mountpoint: &Path,
     options: MountOptions,
 ) -> Result<MountedLayer, MountError> {
+    let view = view.into();
     let connection = soci_fuse::mount(
         mountpoint,
         &soci_fuse::MountOptions {
             limits: options.limits,
             readahead_kib: Some(options.readahead_kib),
-            content: identity(&tree, data.as_ref()),
+            content: identity(&view, data.as_ref()),
         },
     )?;
-    let (file_system, counters) = file_system(tree, data, connection.facts(), options);
+    let (file_system, counters) = file_system(view, data, connection.facts(), options);
     let served = pool.serve(connection, file_system).inspect_err(|_| {
         let _ = soci_fuse::unmount(mountpoint);
     })?;
@@ -136,12 +141,13 @@ pub fn mount_layer(
 /// closed then, and the connection lives where else it is held), or cannot be watched.
 pub fn take_up_layer(
     pool: &Pool,
-    tree: Arc<Tree>,
+    view: impl Into<TreeView>,
     data: Arc<dyn LayerData>,
     connection: Connection,
     options: MountOptions,
 ) -> Result<MountedLayer, TakeUpError> {
-    let expected = identity(&tree, data.as_ref());
+    let view = view.into();
+    let expected = identity(&view, data.as_ref());
     let facts = connection.facts();
     if facts.content != expected {
         return Err(TakeUpError::OtherContent {
@@ -150,13 +156,13 @@ pub fn take_up_layer(
             found: Box::new(facts.content.clone()),
         });
     }
-    let (file_system, counters) = file_system(tree, data, facts, options);
+    let (file_system, counters) = file_system(view, data, facts, options);
     let served = pool.take_up(connection, file_system)?;
     Ok(MountedLayer { served, counters })
 }
 
-fn identity(tree: &Tree, data: &dyn LayerData) -> ContentIdentity {
-    content_identity(tree, &data.status().digest)
+fn identity(view: &TreeView, data: &dyn LayerData) -> ContentIdentity {
+    content_identity(view.tree(), &data.status().digest)
 }
 
 /// Identity of the content that a mount of the layer shows.
@@ -170,7 +176,7 @@ pub fn content_identity(tree: &Tree, layer: &Digest) -> ContentIdentity {
 }
 
 fn file_system(
-    tree: Arc<Tree>,
+    view: TreeView,
     data: Arc<dyn LayerData>,
     facts: &ConnectionFacts,
     options: MountOptions,
@@ -181,9 +187,10 @@ fn file_system(
         let parent = mountpoint.parent().unwrap_or(mountpoint);
         parent.to_owned()
     });
-    let file_system = LayerFs::new(tree, data, times, backing, &facts.negotiated)
+    let file_system = LayerFs::new(view, data, times, backing, &facts.negotiated)
         .with_timers(options.timers)
         .with_answered_xattrs(options.answer_xattrs)
+        .with_header_checks(options.check_headers)
         .with_operation_log(options.log_operations);
     let counters = file_system.counters().clone();
     (Arc::new(file_system), counters)

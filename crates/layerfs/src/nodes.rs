@@ -7,6 +7,7 @@ use soci_fuse::{Attr, Errno};
 
 use crate::state_file::{STATE_DIRECTORY, StateFile};
 use crate::tree::{DirEntry, Tree};
+use crate::tree_view::TreeView;
 
 /// Where the content of a file is.
 pub(crate) enum Content {
@@ -18,20 +19,24 @@ pub(crate) enum Content {
 
 /// The nodes of a mount.
 pub(crate) struct Nodes {
-    tree: Arc<Tree>,
+    view: TreeView,
     data: Arc<dyn LayerData>,
     state: StateFile,
 }
 
 impl Nodes {
-    pub(crate) fn new(tree: Arc<Tree>, data: Arc<dyn LayerData>) -> Self {
-        let state = StateFile::new(&data.status().digest, tree.len());
-        Self { tree, data, state }
+    pub(crate) fn new(view: TreeView, data: Arc<dyn LayerData>) -> Self {
+        let state = StateFile::new(&data.status().digest, view.tree().len());
+        Self { view, data, state }
     }
 
-    /// The layer's tree.
-    pub(crate) const fn tree(&self) -> &Arc<Tree> {
-        &self.tree
+    /// The layer's tree as this mount shows it.
+    pub(crate) const fn view(&self) -> &TreeView {
+        &self.view
+    }
+
+    fn tree(&self) -> &Tree {
+        self.view.tree()
     }
 
     /// Whether the node's attributes change, so that the kernel must not cache them.
@@ -43,7 +48,7 @@ impl Nodes {
         if self.state.has(ino) {
             Some(self.state.attr(ino, || self.data.status()))
         } else {
-            self.tree.attr(ino)
+            self.view.attr(ino)
         }
     }
 
@@ -52,7 +57,7 @@ impl Nodes {
         if self.state.has(ino) {
             self.state.kind(ino)
         } else {
-            self.tree.inode(ino).map_or(0, |inode| inode.mode)
+            self.tree().mode(ino)
         }
     }
 
@@ -69,10 +74,10 @@ impl Nodes {
         if parent == self.state.directory {
             return self.state.lookup(name).map(Some).ok_or(Errno::NOENT);
         }
-        if !self.tree.is_directory(parent) {
+        if !self.tree().is_directory(parent) {
             return Err(self.not_a_directory(parent));
         }
-        let found = self.tree.lookup(parent, name);
+        let found = self.tree().lookup(parent, name);
         // A layer that has the state directory's name itself shows its own.
         let is_state = parent == soci_fuse::ROOT_ID && name == STATE_DIRECTORY;
         Ok(found.or_else(|| is_state.then_some(self.state.directory)))
@@ -88,7 +93,7 @@ impl Nodes {
         offset: u64,
     ) -> Result<impl Iterator<Item = DirEntry<'_>>, Errno> {
         let state = (ino == self.state.directory).then(|| self.state.readdir(offset));
-        let tree = self.tree.readdir(ino, offset);
+        let tree = self.tree().readdir(ino, offset);
         if state.is_none() && tree.is_none() {
             return Err(self.not_a_directory(ino));
         }
@@ -104,11 +109,11 @@ impl Nodes {
         if ino == self.state.file {
             return Ok(Content::State);
         }
-        if let Some((start, length)) = self.tree.extent(ino) {
+        if let Some((start, length)) = self.tree().extent(ino) {
             return Ok(Content::Tar { start, length });
         }
         Err(match self.attr(ino) {
-            Some(_) if ino == self.state.directory || self.tree.is_directory(ino) => Errno::ISDIR,
+            Some(_) if ino == self.state.directory || self.tree().is_directory(ino) => Errno::ISDIR,
             Some(_) => Errno::INVAL,
             None => Errno::STALE,
         })
@@ -119,12 +124,12 @@ impl Nodes {
         self.state.read(offset, size, || self.data.status())
     }
 
-    /// The node's path, for the log. Searches the whole tree.
+    /// The node's path, for the log.
     pub(crate) fn path(&self, ino: u64) -> Vec<u8> {
         if self.state.has(ino) {
             STATE_DIRECTORY.to_vec()
         } else {
-            self.tree.path(ino)
+            self.tree().path(ino)
         }
     }
 

@@ -1,25 +1,52 @@
 //! Options and errors of building a tree.
 
-use soci_layer::{IdMaps, OverlayXattr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use soci_layer::OverlayXattr;
+use soci_meter::OverLimit;
 
 /// Options of building a tree.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct TreeOptions {
     /// The mark of opaque directories.
     pub overlay_xattr: OverlayXattr,
     /// Leave out all extended attributes but the mark of opaque directories.
     pub disable_xattrs: bool,
-    /// Owners as seen outside of a user namespace.
-    pub id_maps: Option<IdMaps>,
+    /// Most bytes of memory that building the tree takes; the zTOC itself does not count.
+    pub memory: u64,
+    /// The configuration key that sets this limit, for the error.
+    pub memory_key: Option<&'static str>,
+    /// Ends the work when it is set.
+    pub cancelled: Cancelled,
 }
 
-impl TreeOptions {
-    /// Returns the owner that the tree shows for an owner in the layer.
-    pub(crate) fn owner(&self, uid: u32, gid: u32) -> (u32, u32) {
-        match &self.id_maps {
-            Some(maps) => maps.map(uid, gid),
-            None => (uid, gid),
+impl Default for TreeOptions {
+    fn default() -> Self {
+        Self {
+            overlay_xattr: OverlayXattr::default(),
+            disable_xattrs: false,
+            memory: u64::MAX,
+            memory_key: None,
+            cancelled: Cancelled::default(),
         }
+    }
+}
+
+/// A flag that ends work whose result no caller waits for. Clones are the same flag.
+#[derive(Debug, Clone, Default)]
+pub struct Cancelled(Arc<AtomicBool>);
+
+impl Cancelled {
+    /// Ends the work.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the work is to end.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -88,6 +115,26 @@ pub enum TreeError {
         /// How many implied directories such a layer may have.
         most: usize,
     },
+    /// More memory or steps than a layer may take.
+    #[error("cannot build the file tree of the layer")]
+    TooMuch(#[from] OverLimit),
+    /// A file with more extended attributes than any file system keeps.
+    #[error("{name:?} has more than {most} bytes of extended attributes")]
+    TooManyXattrs {
+        /// The file.
+        name: String,
+        /// The limit in bytes.
+        most: usize,
+    },
+    /// A tar header that is far longer than names and PAX records can make it.
+    #[error("{name:?} has a tar header of more than 4 MiB")]
+    LongHeader {
+        /// The entry.
+        name: String,
+    },
+    /// No caller waits for the tree any more.
+    #[error("building the file tree was cancelled: no caller waits for it")]
+    Cancelled,
     /// More than fits 32-bit positions.
     #[error("the layer's names are longer than 4 GiB or it has more than 4 billion entries")]
     TooLarge,

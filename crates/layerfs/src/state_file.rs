@@ -9,7 +9,8 @@ use soci_fetch::LayerStatus;
 use soci_fuse::Attr;
 use soci_oci::Digest;
 
-use crate::tree::{BLOCK, DirEntry, S_IFDIR, S_IFREG};
+use crate::inode::{S_IFDIR, S_IFREG};
+use crate::tree::{BLOCK, DirEntry};
 
 /// The hidden directory in the root of each layer.
 pub const STATE_DIRECTORY: &[u8] = b".soci-snapshotter";

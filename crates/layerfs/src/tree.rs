@@ -1,4 +1,4 @@
-//! The file tree of a layer in compact arrays: about its names plus 64 bytes an entry.
+//! The file tree of a layer in compact arrays: about its names plus 50 bytes an entry.
 //!
 //! Directories are numbered breadth first and the entries of a directory lie side by side, sorted
 //! by name: a lookup is a binary search, and the position in a listing is a plain index. All of it
@@ -7,7 +7,10 @@
 use soci_fuse::Attr;
 use soci_oci::Digest;
 
-use soci_layer::{IdMaps, OverlayXattr};
+use crate::header_check::HeaderChecks;
+use crate::inode::{Inode, Meta, S_IFBLK, S_IFCHR, S_IFDIR, S_IFLNK, S_IFREG};
+use crate::name_table::to_index;
+use crate::xattr_sets::XattrSets;
 
 /// Version of the rule by which nodes are numbered and listings positioned. It changes whenever a
 /// zTOC would give other numbers: a server with another version must not adopt a connection.
@@ -15,41 +18,6 @@ pub const NUMBERING_VERSION: u32 = 1;
 
 /// Space is accounted for in blocks of this size, in bytes.
 pub(crate) const BLOCK: u64 = 4096;
-
-pub(crate) const S_IFMT: u32 = 0o170_000;
-pub(crate) const S_IFDIR: u32 = 0o040_000;
-pub(crate) const S_IFREG: u32 = 0o100_000;
-pub(crate) const S_IFLNK: u32 = 0o120_000;
-pub(crate) const S_IFCHR: u32 = 0o020_000;
-pub(crate) const S_IFBLK: u32 = 0o060_000;
-pub(crate) const S_IFIFO: u32 = 0o010_000;
-
-/// Attributes of one inode.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Inode {
-    /// Files: where the content starts in the tar. Links: where the target starts in the bytes.
-    /// Directories: the first of its entries.
-    pub(crate) start: u64,
-    /// Files and links: length in bytes. Directories: number of entries.
-    pub(crate) size: u64,
-    pub(crate) mtime: i64,
-    pub(crate) mtime_nanos: u32,
-    /// Type and permissions.
-    pub(crate) mode: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) nlink: u32,
-    /// Devices: the device number. Directories: the parent's inode number.
-    pub(crate) aux: u32,
-    /// Which set of extended attributes, plus one; 0: none.
-    pub(crate) xattrs: u32,
-}
-
-impl Inode {
-    pub(crate) const fn kind(&self) -> u32 {
-        self.mode & S_IFMT
-    }
-}
 
 /// One name in a directory.
 #[derive(Debug, Clone, Copy)]
@@ -59,23 +27,26 @@ pub(crate) struct Name {
     pub(crate) ino: u32,
 }
 
-/// Names and values, sorted by name.
-pub(crate) type XattrSet = Vec<(Vec<u8>, Vec<u8>)>;
-
 /// The files of a layer as containerd would unpack them, whiteouts in overlay's form.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Tree {
     /// Inode number `n` is at `n - 1`.
     pub(crate) inodes: Vec<Inode>,
+    pub(crate) metas: Vec<Meta>,
     pub(crate) names: Vec<Name>,
     /// All names in the order of `names`, then all link targets.
     pub(crate) bytes: Vec<u8>,
     /// Where the names end in `bytes`.
     pub(crate) names_end: u32,
-    pub(crate) xattr_sets: Vec<XattrSet>,
+    /// The positions in `names` of further names of files that have one before them, ascending.
+    pub(crate) further_names: Vec<u32>,
+    /// Files with several names, by inode number, and how many they have.
+    pub(crate) link_counts: Vec<(u32, u32)>,
+    pub(crate) xattrs: XattrSets,
     pub(crate) checksum: Digest,
     /// Length of the uncompressed tar.
     pub(crate) tar_size: u64,
+    pub(crate) headers: HeaderChecks,
 }
 
 /// One entry of a listing.
@@ -90,42 +61,6 @@ pub struct DirEntry<'a> {
 }
 
 impl Tree {
-    /// The same tree with translated owners. Numbers and positions stay.
-    #[must_use]
-    pub fn remapped(&self, maps: &IdMaps) -> Self {
-        let mut tree = self.clone();
-        for inode in &mut tree.inodes {
-            (inode.uid, inode.gid) = maps.map(inode.uid, inode.gid);
-        }
-        tree
-    }
-
-    /// The same tree without extended attributes but the mark of opaque directories; `None` if it
-    /// has no others.
-    #[must_use]
-    pub fn without_xattrs(&self, mark: OverlayXattr) -> Option<Self> {
-        let is_mark = |name: &[u8]| name == mark.opaque().as_bytes();
-        let mut all = self.xattr_sets.iter().flatten();
-        if all.all(|(name, _)| is_mark(name)) {
-            return None;
-        }
-        let mut tree = self.clone();
-        for set in &mut tree.xattr_sets {
-            set.retain(|(name, _)| is_mark(name));
-        }
-        if tree.xattr_sets.iter().all(Vec::is_empty) {
-            tree.xattr_sets.clear();
-        }
-        for inode in &mut tree.inodes {
-            let set = usize::try_from(inode.xattrs).ok();
-            let set = set.and_then(|set| tree.xattr_sets.get(set.checked_sub(1)?));
-            if set.is_none_or(Vec::is_empty) {
-                inode.xattrs = 0;
-            }
-        }
-        Some(tree)
-    }
-
     /// How many inodes there are; their numbers are 1 to this.
     #[must_use]
     pub fn len(&self) -> u64 {
@@ -147,13 +82,19 @@ impl Tree {
     /// Memory that the tree holds, in bytes.
     #[must_use]
     pub fn memory(&self) -> usize {
-        let xattrs = self.xattr_sets.iter().flatten();
         self.inodes.capacity() * size_of::<Inode>()
+            + self.metas.capacity() * size_of::<Meta>()
             + self.names.capacity() * size_of::<Name>()
             + self.bytes.capacity()
-            + xattrs
-                .map(|(name, value)| name.capacity() + value.capacity())
-                .sum::<usize>()
+            + self.further_names.capacity() * size_of::<u32>()
+            + self.link_counts.capacity() * size_of::<(u32, u32)>()
+            + self.xattrs.memory()
+            + self.headers.memory()
+    }
+
+    /// Trusts the zTOC about all files: it was verified as a whole.
+    pub fn trust_entries(&self) {
+        self.headers.set_all_checked();
     }
 
     /// Length of the uncompressed tar in bytes.
@@ -167,10 +108,27 @@ impl Tree {
         self.inodes.get(index)
     }
 
+    pub(crate) fn meta(&self, inode: &Inode) -> Meta {
+        let meta = self.metas.get(to_index(inode.meta()));
+        meta.copied().unwrap_or_default()
+    }
+
+    /// The inode if it is of this type.
+    fn of_kind(&self, ino: u64, kind: u32) -> Option<&Inode> {
+        let inode = self.inode(ino)?;
+        (self.meta(inode).kind() == kind).then_some(inode)
+    }
+
+    /// Type and permissions; 0 for an unknown inode.
+    pub(crate) fn mode(&self, ino: u64) -> u32 {
+        let inode = self.inode(ino);
+        inode.map_or(0, |inode| self.meta(inode).mode())
+    }
+
     fn directory(&self, ino: u64) -> Option<(&Inode, usize, usize)> {
-        let inode = self.inode(ino).filter(|inode| inode.kind() == S_IFDIR)?;
+        let inode = self.of_kind(ino, S_IFDIR)?;
         let first = usize::try_from(inode.start).ok()?;
-        let count = usize::try_from(inode.size).ok()?;
+        let count = usize::try_from(inode.counts().0).ok()?;
         Some((inode, first, count))
     }
 
@@ -194,7 +152,7 @@ impl Tree {
         let (inode, first, count) = self.directory(parent)?;
         match name {
             b"." => return Some(parent),
-            b".." => return Some(u64::from(inode.aux)),
+            b".." => return Some(u64::from(inode.parent)),
             _ => {}
         }
         let (mut low, mut high) = (first, first.checked_add(count)?);
@@ -221,26 +179,45 @@ impl Tree {
     #[must_use]
     pub fn attr(&self, ino: u64) -> Option<Attr> {
         let inode = self.inode(ino)?;
-        let kind = inode.kind();
+        let meta = self.meta(inode);
+        let kind = meta.kind();
         // What a directory's size means is up to the file system; one block is what others say.
         let size = if kind == S_IFDIR { BLOCK } else { inode.size };
-        let device = kind == S_IFCHR || kind == S_IFBLK;
+        let nlink = match kind {
+            S_IFDIR => u32::try_from(inode.counts().1.saturating_add(2)).unwrap_or(u32::MAX),
+            _ if inode.is_linked() => self.link_count(ino),
+            _ => 1,
+        };
+        let rdev = match kind {
+            S_IFCHR | S_IFBLK => u32::try_from(inode.start).unwrap_or_default(),
+            _ => 0,
+        };
+        let (mtime, mtime_nanos) = inode.time();
         Some(Attr {
             ino,
             size,
             blocks: size.div_ceil(BLOCK).saturating_mul(BLOCK / 512),
-            mtime: inode.mtime,
-            mtime_nanos: inode.mtime_nanos,
-            mode: inode.mode,
-            nlink: inode.nlink,
-            uid: inode.uid,
-            gid: inode.gid,
-            rdev: if device { inode.aux } else { 0 },
+            mtime,
+            mtime_nanos,
+            mode: meta.mode(),
+            nlink,
+            uid: meta.uid,
+            gid: meta.gid,
+            rdev,
             blksize: 4096,
         })
     }
 
-    /// Attributes of the root directory: the layer's root entry, or 0755 root.
+    /// Number of names of a file that has several.
+    fn link_count(&self, ino: u64) -> u32 {
+        let found = self
+            .link_counts
+            .binary_search_by_key(&ino, |(linked, _)| u64::from(*linked));
+        let count = found.ok().and_then(|at| self.link_counts.get(at));
+        count.map_or(1, |(_, count)| *count)
+    }
+
+    /// Attributes of the root directory: 0755 root, whatever entry the layer has for it.
     #[must_use]
     pub fn root_attr(&self) -> Attr {
         self.attr(soci_fuse::ROOT_ID).unwrap_or_default()
@@ -249,7 +226,7 @@ impl Tree {
     /// The target of a symbolic link.
     #[must_use]
     pub fn readlink(&self, ino: u64) -> Option<&[u8]> {
-        let inode = self.inode(ino).filter(|inode| inode.kind() == S_IFLNK)?;
+        let inode = self.of_kind(ino, S_IFLNK)?;
         let start = usize::try_from(inode.start).ok()?;
         let end = start.checked_add(usize::try_from(inode.size).ok()?)?;
         self.bytes.get(start..end)
@@ -258,7 +235,7 @@ impl Tree {
     /// Where a regular file's content lies in the uncompressed tar: offset and length in bytes.
     #[must_use]
     pub fn extent(&self, ino: u64) -> Option<(u64, u64)> {
-        let inode = self.inode(ino).filter(|inode| inode.kind() == S_IFREG)?;
+        let inode = self.of_kind(ino, S_IFREG)?;
         Some((inode.start, inode.size))
     }
 
@@ -267,7 +244,7 @@ impl Tree {
     #[must_use]
     pub fn readdir(&self, ino: u64, offset: u64) -> Option<impl Iterator<Item = DirEntry<'_>>> {
         let (inode, first, count) = self.directory(ino)?;
-        let parent = u64::from(inode.aux);
+        let parent = u64::from(inode.parent);
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         Some((from..count.saturating_add(2)).filter_map(move |position| {
             let next = position as u64 + 1;
@@ -286,47 +263,55 @@ impl Tree {
 
     /// Whether any inode has extended attributes (the opaque mark is one).
     #[must_use]
-    pub fn has_xattrs(&self) -> bool {
-        !self.xattr_sets.is_empty()
+    pub const fn has_xattrs(&self) -> bool {
+        self.xattrs.len() > 0
     }
 
-    /// The extended attributes of an inode, sorted by name.
-    #[must_use]
-    pub fn xattrs(&self, ino: u64) -> &[(Vec<u8>, Vec<u8>)] {
-        self.inode(ino)
-            .and_then(|inode| usize::try_from(inode.xattrs).ok()?.checked_sub(1))
-            .and_then(|set| self.xattr_sets.get(set))
-            .map_or(&[], Vec::as_slice)
+    /// The names of all extended attributes, some several times.
+    pub(crate) fn xattr_names(&self) -> impl Iterator<Item = &[u8]> {
+        let sets = (1..).take(self.xattrs.len());
+        sets.flat_map(|set| self.xattrs.get(set).map(|(name, _)| name))
+    }
+
+    fn xattr_set(&self, ino: u64) -> u32 {
+        let inode = self.inode(ino);
+        inode.map_or(0, |inode| self.meta(inode).xattrs)
+    }
+
+    /// The extended attributes of an inode, sorted by name; at most 64 KiB of names and values.
+    pub fn xattrs(&self, ino: u64) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.xattrs.get(self.xattr_set(ino))
     }
 
     /// One extended attribute of an inode.
     #[must_use]
     pub fn xattr(&self, ino: u64, name: &[u8]) -> Option<&[u8]> {
-        self.xattrs(ino)
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_slice())
+        self.xattrs.value(self.xattr_set(ino), name)
     }
 
-    /// A path of an inode, for the log. Searches the whole tree.
+    /// The first name of an inode other than the root. The inodes are numbered in the order in which
+    /// the names are, so that all but the further names of a file count.
+    fn first_name(&self, ino: u64) -> Option<&[u8]> {
+        let number = ino.checked_sub(2)?;
+        let before = partition(self.further_names.len(), |at| {
+            let further = self.further_names.get(at).copied().unwrap_or_default();
+            u64::from(further).saturating_sub(at as u64) <= number
+        });
+        self.name(usize::try_from(number).ok()?.checked_add(before)?)
+    }
+
+    /// The path of an inode's first name, for the log. Takes a search per part of the path.
     #[must_use]
     pub fn path(&self, ino: u64) -> Vec<u8> {
         let mut parts: Vec<&[u8]> = Vec::new();
         let mut at = ino;
-        // The depth is bounded by the number of inodes; broken numbers cannot loop for ever.
-        while at != soci_fuse::ROOT_ID && parts.len() <= self.inodes.len() {
-            let Some(index) = self.names.iter().position(|name| u64::from(name.ino) == at) else {
+        while at != soci_fuse::ROOT_ID {
+            let Some((inode, name)) = self.inode(at).zip(self.first_name(at)) else {
                 break;
             };
-            parts.push(self.name(index).unwrap_or_default());
-            let holds = |inode: &Inode| {
-                inode.kind() == S_IFDIR
-                    && (inode.start..inode.start + inode.size).contains(&(index as u64))
-            };
-            let Some(parent) = self.inodes.iter().position(holds) else {
-                break;
-            };
-            at = parent as u64 + 1;
+            parts.push(name);
+            // Parents have smaller numbers, so that this ends.
+            at = u64::from(inode.parent).min(at.saturating_sub(1));
         }
         let mut path = Vec::new();
         for part in parts.iter().rev() {
@@ -338,4 +323,18 @@ impl Tree {
         }
         path
     }
+}
+
+/// The first of the numbers below `len` for which `is_before` is false, where it is true for all
+/// before.
+fn partition(len: usize, is_before: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (0, len);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        match is_before(middle) {
+            true => low = middle + 1,
+            false => high = middle,
+        }
+    }
+    low
 }

@@ -124,13 +124,12 @@ impl LayerLoader {
             let (stored, index) = store.create_or_open_with_index(key, blob)?;
             meters.took(duration_ms::ZTOC_UNMARSHAL, &label, start.elapsed());
             soci_faults::point("lazy-layer-stored");
-            let tar_size = stored.spans().uncompressed_size();
             let options = TreeOptions {
                 overlay_xattr,
                 ..TreeOptions::default()
             };
             let start = Instant::now();
-            let tree = Tree::build(&index.toc(), tar_size, options)?;
+            let tree = Tree::of_index(&index, options)?;
             meters.took(duration_ms::INIT_METADATA_STORE, &label, start.elapsed());
             Ok((stored, tree))
         })

@@ -23,7 +23,7 @@ impl LowerLayer for LowerTree {
         let Some(attributes) = tree.attr(at) else {
             return Ok(Lower::Nothing);
         };
-        let xattrs = tree.xattrs(at).iter();
+        let xattrs = tree.xattrs(at);
         Ok(Lower::Directory(DirectoryAttributes {
             mode: attributes.mode & 0o7777,
             uid: attributes.uid,
@@ -33,7 +33,7 @@ impl LowerLayer for LowerTree {
                 .filter(|(name, _)| {
                     !name.starts_with(b"trusted.") && !name.starts_with(b"user.overlay.")
                 })
-                .cloned()
+                .map(|(name, value)| (name.to_vec(), value.to_vec()))
                 .collect(),
         }))
     }

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use soci_fetch::LayerData;
 use soci_fuse::{Connection, Pool};
 use soci_layer::{LayerRefusal, MountedInfo, ProviderError};
-use soci_layerfs::{CounterSnapshot, MountOptions, MountedLayer, Tree};
+use soci_layerfs::{CounterSnapshot, MountOptions, MountedLayer, Tree, TreeView};
 use soci_oci::Digest;
 use soci_store::LayerKey;
 use soci_telemetry::metrics::duration_ms;
@@ -80,9 +80,9 @@ impl MountTable {
         mountpoint: PathBuf,
     ) -> Result<Mount, LayerRefusal> {
         let (meters, label) = (self.metering.meters.clone(), layer.lease.key().layer);
-        let mount = self.serve(layer, move |pool, tree, data, options| {
+        let mount = self.serve(layer, move |pool, view, data, options| {
             let start = Instant::now();
-            let mounted = soci_layerfs::mount_layer(pool, tree, data, &mountpoint, options)?;
+            let mounted = soci_layerfs::mount_layer(pool, view, data, &mountpoint, options)?;
             meters.took(duration_ms::FUSE_MOUNT, &label.to_string(), start.elapsed());
             Ok::<_, soci_layerfs::MountError>(mounted)
         });
@@ -105,8 +105,8 @@ impl MountTable {
         layer: ReadyLayer,
         connection: Connection,
     ) -> Result<Mount, LayerRefusal> {
-        let adopt = move |pool: &Pool, tree, data, options| {
-            soci_layerfs::take_up_layer(pool, tree, data, connection, options)
+        let adopt = move |pool: &Pool, view, data, options| {
+            soci_layerfs::take_up_layer(pool, view, data, connection, options)
         };
         self.serve(layer, adopt).await
     }
@@ -114,12 +114,7 @@ impl MountTable {
     async fn serve<E>(
         &self,
         layer: ReadyLayer,
-        begin: impl FnOnce(
-            &Pool,
-            Arc<Tree>,
-            Arc<dyn LayerData>,
-            MountOptions,
-        ) -> Result<MountedLayer, E>
+        begin: impl FnOnce(&Pool, TreeView, Arc<dyn LayerData>, MountOptions) -> Result<MountedLayer, E>
         + Send
         + 'static,
     ) -> Result<Mount, LayerRefusal>
@@ -129,9 +124,9 @@ impl MountTable {
         let (pool, options) = (self.pool.clone(), self.options(&layer));
         let serve = move || {
             let open = layer.lease.layer();
-            let tree = layer.view.apply(&open.tree);
-            let root = tree.root_attr();
-            let mounted = begin(&pool, tree, open.data.clone(), options)?;
+            let view = layer.view.apply(&open.tree);
+            let root = view.root_attr();
+            let mounted = begin(&pool, view, open.data.clone(), options)?;
             Ok::<_, E>(Mount {
                 layer,
                 mounted,

@@ -119,14 +119,11 @@ fn same_tree(layers: &Path, note: &ConnectionNote) -> Result<Arc<Tree>, Prefligh
         overlay_xattr: view.mark,
         ..TreeOptions::default()
     };
-    let tree =
-        Tree::build(&index.toc(), index.spans.uncompressed_size(), options).map_err(|source| {
-            PreflightError::Tree {
-                mountpoint: mountpoint(),
-                source,
-            }
-        })?;
-    let tree = view.apply(&Arc::new(tree));
+    let tree = Tree::of_index(&index, options).map_err(|source| PreflightError::Tree {
+        mountpoint: mountpoint(),
+        source,
+    })?;
+    let tree = Arc::new(tree);
     let expected = soci_layerfs::content_identity(&tree, &key.layer);
     if expected == note.facts.content {
         return Ok(tree);

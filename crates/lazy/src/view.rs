@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use soci_layer::{IdMaps, IdRange, OverlayXattr};
-use soci_layerfs::Tree;
+use soci_layerfs::{Tree, TreeView};
 
 /// The options in which mounts of one layer may differ.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,16 +20,12 @@ pub(crate) struct ViewOptions {
 }
 
 impl ViewOptions {
-    /// Returns the layer's file tree as this mount shows it.
-    pub(crate) fn apply(&self, tree: &Arc<Tree>) -> Arc<Tree> {
-        let bare = match self.disable_xattrs {
-            true => tree.without_xattrs(self.mark).map(Arc::new),
-            false => None,
-        };
-        let tree = bare.unwrap_or_else(|| tree.clone());
-        match &self.id_maps {
-            None => tree,
-            Some(maps) => Arc::new(tree.remapped(maps)),
+    /// Returns the layer's file tree as this mount shows it. All mounts share the tree.
+    pub(crate) fn apply(&self, tree: &Arc<Tree>) -> TreeView {
+        let view = TreeView::from(tree.clone()).with_id_maps(self.id_maps.clone());
+        match self.disable_xattrs {
+            true => view.without_xattrs(self.mark),
+            false => view,
         }
     }
 }

@@ -134,17 +134,6 @@ impl Budget {
     }
 }
 
-/// The low 32 bits, which hold all that a mode can mean.
-pub(crate) const fn low_half(value: i64) -> u32 {
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "that is the purpose"
-    )]
-    let low = value as u32;
-    low
-}
-
 fn compression_info(
     info: Table<'_>,
     checkpoints: &[u8],

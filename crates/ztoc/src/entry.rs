@@ -1,9 +1,10 @@
 //! One entry of a table of contents, borrowed from a zTOC or from a [`FileMetadata`].
 
 use crate::ZtocError;
-use crate::decode::low_half;
+use std::hash::{BuildHasher, Hash as _, Hasher as _};
+
 use crate::flatbuffer_read::{References, Table};
-use crate::toc::{FileMetadata, FileType};
+use crate::toc::{FileMetadata, FileType, low_half};
 use crate::ztoc::slots;
 
 const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
@@ -154,6 +155,21 @@ impl<'a> Entry<'a> {
         })
     }
 
+    /// A keyed hash of all that the entry says but its offset: entries with different fields have
+    /// different ones, as far as who does not know the keys can arrange it. `time` is its
+    /// [`mtime`](Self::mtime).
+    #[must_use]
+    pub fn fingerprint(&self, keys: &impl BuildHasher, time: Option<(i64, u32)>) -> u64 {
+        let mut state = keys.build_hasher();
+        (self.name, self.file_type, self.content_len(), self.linkname).hash(&mut state);
+        (self.mode, self.uid, self.gid, self.uname, self.gname).hash(&mut state);
+        (time, self.devmajor, self.devminor).hash(&mut state);
+        if self.record_count() > 0 {
+            self.sorted_records().hash(&mut state);
+        }
+        state.finish()
+    }
+
     /// A copy that does not borrow; its records are sorted by key.
     #[must_use]
     pub fn to_metadata(&self) -> FileMetadata {
@@ -176,6 +192,49 @@ impl<'a> Entry<'a> {
                 .map(|(key, value)| (key.to_vec(), value.to_vec()))
                 .collect(),
         }
+    }
+}
+
+impl FileMetadata {
+    /// The entry that this is.
+    #[must_use]
+    pub fn as_entry(&self) -> Entry<'_> {
+        Entry {
+            name: &self.name,
+            file_type: self.file_type,
+            uncompressed_offset: self.uncompressed_offset,
+            uncompressed_size: self.uncompressed_size,
+            linkname: &self.linkname,
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+            uname: &self.uname,
+            gname: &self.gname,
+            mod_time: &self.mod_time,
+            devmajor: self.devmajor,
+            devminor: self.devminor,
+            records: Records::Owned(&self.xattrs),
+        }
+    }
+
+    /// As [`Entry::content_len`].
+    #[must_use]
+    pub const fn content_len(&self) -> u64 {
+        match self.file_type {
+            FileType::Reg => self.uncompressed_size,
+            _ => 0,
+        }
+    }
+
+    /// As [`Entry::mtime`].
+    #[must_use]
+    pub fn mtime(&self) -> Option<(i64, u32)> {
+        self.as_entry().mtime()
+    }
+
+    /// As [`Entry::posix_xattrs`].
+    pub fn posix_xattrs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.as_entry().posix_xattrs()
     }
 }
 

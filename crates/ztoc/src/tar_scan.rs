@@ -1,10 +1,9 @@
 //! Reading a tar that arrives in pieces into a table of contents.
 
 use crate::BuildError;
-use crate::decode::low_half;
 use crate::pax::{self, Records};
 use crate::tar_header::{BLOCK, Header, text};
-use crate::toc::{FileMetadata, FileType};
+use crate::toc::{FileMetadata, FileType, low_half};
 
 /// How long a GNU long name or a PAX header may be, as in Go: they are held in memory.
 const MAX_METADATA: u64 = 1 << 20;

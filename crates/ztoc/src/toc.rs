@@ -1,7 +1,5 @@
 //! One entry of a layer's table of contents.
 
-use crate::entry::{Entry, Records};
-
 /// What kind of file an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FileType {
@@ -90,45 +88,13 @@ pub struct FileMetadata {
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-impl FileMetadata {
-    /// The entry that this is.
-    #[must_use]
-    pub fn as_entry(&self) -> Entry<'_> {
-        Entry {
-            name: &self.name,
-            file_type: self.file_type,
-            uncompressed_offset: self.uncompressed_offset,
-            uncompressed_size: self.uncompressed_size,
-            linkname: &self.linkname,
-            mode: self.mode,
-            uid: self.uid,
-            gid: self.gid,
-            uname: &self.uname,
-            gname: &self.gname,
-            mod_time: &self.mod_time,
-            devmajor: self.devmajor,
-            devminor: self.devminor,
-            records: Records::Owned(&self.xattrs),
-        }
-    }
-
-    /// As [`Entry::content_len`].
-    #[must_use]
-    pub const fn content_len(&self) -> u64 {
-        match self.file_type {
-            FileType::Reg => self.uncompressed_size,
-            _ => 0,
-        }
-    }
-
-    /// As [`Entry::mtime`].
-    #[must_use]
-    pub fn mtime(&self) -> Option<(i64, u32)> {
-        self.as_entry().mtime()
-    }
-
-    /// As [`Entry::posix_xattrs`].
-    pub fn posix_xattrs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.as_entry().posix_xattrs()
-    }
+/// The low 32 bits, which hold all that a mode can mean.
+pub(crate) const fn low_half(value: i64) -> u32 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "that is the purpose"
+    )]
+    let low = value as u32;
+    low
 }

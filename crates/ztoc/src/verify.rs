@@ -7,7 +7,7 @@ use soci_oci::{Digest, Hasher};
 
 use crate::entry::Entry;
 use crate::tar_scan::TarScanner;
-use crate::{BuildError, LayerIndex};
+use crate::{BuildError, FileMetadata, LayerIndex};
 
 /// Bytes of the stream that are read at a time.
 const STEP: usize = 256 << 10;
@@ -280,4 +280,29 @@ fn records(claimed: &Entry<'_>, actual: &Entry<'_>) -> Option<Difference> {
 
 fn shown(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.get(..SHOWN).unwrap_or(bytes)).into_owned()
+}
+
+/// The entry that a tar header describes. `bytes` are the header block and what belongs to it before
+/// it: PAX records and long names, without what they leave open; they end where the content starts.
+///
+/// # Errors
+/// They are not exactly one entry's header.
+pub fn entry_of_header(bytes: &[u8]) -> Result<FileMetadata, BuildError> {
+    let not_one = BuildError::Tar {
+        reason: "there is not exactly one entry",
+        at: 0,
+    };
+    let mut scanner = TarScanner::new();
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let (used, _) = scanner.take(rest)?;
+        rest = rest.get(used..).unwrap_or_default();
+        if let Some(entry) = scanner.take_entry() {
+            return match rest.is_empty() {
+                true => Ok(entry),
+                false => Err(not_one),
+            };
+        }
+    }
+    Err(not_one)
 }

@@ -6,6 +6,8 @@
     reason = "a test fails by panicking, its helpers too"
 )]
 
+mod first_read;
+mod hostile;
 mod kinds;
 mod requests;
 mod resolve;

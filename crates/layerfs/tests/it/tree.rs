@@ -2,7 +2,8 @@
 
 use crate::support::{Layer, tree_of, ztoc_of};
 use soci_layer::{IdMaps, IdRange};
-use soci_layerfs::{Tree, TreeError, TreeOptions};
+use soci_layerfs::{Tree, TreeError, TreeOptions, TreeView};
+use std::sync::Arc;
 
 fn names(tree: &Tree, path: &str) -> Vec<String> {
     let directory = tree.find(path.as_bytes()).unwrap();
@@ -26,10 +27,23 @@ fn an_empty_layer_is_an_empty_root() {
 }
 
 #[test]
-fn the_roots_own_entry_is_honoured() {
-    let tree = Layer::new().dir("./", 0o700).file("a", b"").tree().unwrap();
-    assert_eq!(tree.root_attr().mode, 0o40700);
-    assert_eq!(names(&tree, ""), ["a"]);
+fn an_entry_for_the_root_has_no_effect() {
+    for root in ["./", ".", "/", "", "a/..", "./."] {
+        let layer = Layer::new().dir(root, 0o700).file("a", b"");
+        let tree = layer.tree().unwrap();
+        let attr = tree.root_attr();
+        assert_eq!((attr.mode, attr.uid, attr.gid), (0o40755, 0, 0), "{root:?}");
+        assert_eq!(names(&tree, ""), ["a"], "{root:?}");
+    }
+}
+
+#[test]
+fn what_no_entry_describes_is_as_old_as_the_newest_entry() {
+    let tree = Layer::new().file("a/b", b"").tree().unwrap();
+    for path in ["", "a"] {
+        let attr = tree.attr(tree.find(path.as_bytes()).unwrap()).unwrap();
+        assert_eq!(attr.mtime, 1_700_000_000, "{path:?}");
+    }
 }
 
 #[test]
@@ -192,20 +206,16 @@ fn ids_are_mapped_where_a_map_is_given() {
             ..range(7)
         }],
     };
-    let options = TreeOptions {
-        id_maps: Some(id_maps.clone()),
-        ..TreeOptions::default()
-    };
-    let built = tree_of(&ztoc_of(&tar), options).unwrap();
-    let plain = tree_of(&ztoc_of(&tar), TreeOptions::default()).unwrap();
-    // A tree that is there already is translated without its zTOC.
-    for tree in [built, plain.remapped(&id_maps)] {
-        let attr = tree.attr(tree.find(b"a").unwrap()).unwrap();
-        assert_eq!((attr.uid, attr.gid), (1000, 65534));
-        let root = tree.root_attr();
-        assert_eq!((root.uid, root.gid), (1000, 65534));
-        assert_eq!(tree.numbering_checksum(), plain.numbering_checksum());
-    }
+    let tree = Arc::new(tree_of(&ztoc_of(&tar), TreeOptions::default()).unwrap());
+    let plain = TreeView::from(tree.clone());
+    let mapped = plain.clone().with_id_maps(Some(id_maps));
+    let file = tree.find(b"a").unwrap();
+    let owner = |attr: soci_fuse::Attr| (attr.uid, attr.gid);
+    assert_eq!(owner(mapped.attr(file).unwrap()), (1000, 65534));
+    assert_eq!(owner(mapped.root_attr()), (1000, 65534));
+    assert_eq!(owner(plain.root_attr()), (0, 0));
+    // All views share the tree.
+    assert!(Arc::ptr_eq(mapped.tree(), &tree));
 }
 
 #[test]

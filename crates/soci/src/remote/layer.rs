@@ -76,7 +76,7 @@ async fn open(
             disable_xattrs,
             ..TreeOptions::default()
         };
-        let tree = Tree::build(&parts.toc(), parts.spans.uncompressed_size(), options)?;
+        let tree = Tree::of_index(&parts, options)?;
         anyhow::Ok((tree, parts.spans))
     })
     .await

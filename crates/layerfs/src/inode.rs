@@ -1,0 +1,131 @@
+//! The attributes of one inode in compact form: 40 bytes, and 16 more that many inodes share.
+
+pub(crate) const S_IFMT: u32 = 0o170_000;
+pub(crate) const S_IFDIR: u32 = 0o040_000;
+pub(crate) const S_IFREG: u32 = 0o100_000;
+pub(crate) const S_IFLNK: u32 = 0o120_000;
+pub(crate) const S_IFCHR: u32 = 0o020_000;
+pub(crate) const S_IFBLK: u32 = 0o060_000;
+pub(crate) const S_IFIFO: u32 = 0o010_000;
+
+/// The file has more names than one; their number is in a table of its own.
+const LINKED: u32 = 1 << 31;
+const NANOS: u64 = 1_000_000_000;
+
+/// One inode.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Inode {
+    /// Files: where the content starts in the tar. Links: where the target starts in the bytes.
+    /// Directories: the first of its entries. Devices: the device number.
+    pub(crate) start: u64,
+    /// Files and links: length in bytes. Directories: number of entries, and in the high half that
+    /// of the directories among them.
+    pub(crate) size: u64,
+    /// Modification time in nanoseconds since 1970.
+    pub(crate) mtime: u64,
+    /// Files: the fingerprint of the entry (48 bits) and the length of its tar header in blocks (16).
+    pub(crate) check: u64,
+    /// Position of its [`Meta`], and [`LINKED`].
+    meta: u32,
+    /// Inode number of the directory that holds its first name.
+    pub(crate) parent: u32,
+}
+
+impl Inode {
+    pub(crate) const fn new(meta: u32) -> Self {
+        Self {
+            start: 0,
+            size: 0,
+            mtime: 0,
+            check: 0,
+            meta,
+            parent: 0,
+        }
+    }
+
+    pub(crate) const fn meta(&self) -> u32 {
+        self.meta & !LINKED
+    }
+
+    pub(crate) const fn set_meta(&mut self, meta: u32) {
+        self.meta = (self.meta & LINKED) | (meta & !LINKED);
+    }
+
+    pub(crate) const fn is_linked(&self) -> bool {
+        self.meta & LINKED != 0
+    }
+
+    pub(crate) const fn set_linked(&mut self) {
+        self.meta |= LINKED;
+    }
+
+    /// Directories: the number of entries and of directories among them.
+    pub(crate) const fn counts(&self) -> (u64, u64) {
+        (self.size & 0xffff_ffff, self.size >> 32)
+    }
+
+    /// The modification time in seconds and nanoseconds.
+    pub(crate) const fn time(&self) -> (i64, u32) {
+        let seconds = (self.mtime / NANOS).cast_signed();
+        (seconds, (self.mtime % NANOS) as u32)
+    }
+}
+
+/// A time since 1970 in nanoseconds. containerd sets times before 1970, and those that do not fit 64
+/// bits of nanoseconds, to 1970 (`boundTime`).
+pub(crate) fn nanoseconds(time: Option<(i64, u32)>) -> u64 {
+    const LATEST: u64 = i64::MAX.unsigned_abs();
+    let (seconds, nanos) = time.unwrap_or_default();
+    u64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| seconds.checked_mul(NANOS)?.checked_add(nanos.into()))
+        .filter(|time| *time <= LATEST)
+        .unwrap_or_default()
+}
+
+/// What many inodes share.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Meta {
+    /// Type and permissions, and [`Meta::IMPLIED`].
+    mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// Which set of extended attributes, plus one; 0: none.
+    pub(crate) xattrs: u32,
+}
+
+impl Meta {
+    /// A directory without an entry of its own.
+    const IMPLIED: u32 = 1 << 31;
+
+    pub(crate) const fn new(mode: u32, uid: u32, gid: u32) -> Self {
+        Self {
+            mode,
+            uid,
+            gid,
+            xattrs: 0,
+        }
+    }
+
+    pub(crate) const fn implied() -> Self {
+        Self::new(S_IFDIR | 0o755 | Self::IMPLIED, 0, 0)
+    }
+
+    /// The same with a set of extended attributes.
+    pub(crate) const fn with_xattrs(mut self, xattrs: u32) -> Self {
+        self.xattrs = xattrs;
+        self
+    }
+
+    pub(crate) const fn is_implied(&self) -> bool {
+        self.mode & Self::IMPLIED != 0
+    }
+
+    pub(crate) const fn mode(&self) -> u32 {
+        self.mode & !Self::IMPLIED
+    }
+
+    pub(crate) const fn kind(&self) -> u32 {
+        self.mode & S_IFMT
+    }
+}
