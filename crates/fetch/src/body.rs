@@ -12,7 +12,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::context::Context;
 use crate::pace::{FLOOR, Pace};
-use crate::request::{RequestError, length};
+use crate::request::length;
+use crate::request_error::RequestError;
 use crate::schedule::RequestId;
 use crate::served_layer::ServedLayer;
 

@@ -6,7 +6,7 @@ use std::error::Error;
 use soci_registry::{ErrorKind, RegistryError};
 
 use crate::ReadError;
-use crate::request::RequestError;
+use crate::request_error::RequestError;
 
 /// The last failure of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use crate::read_error::SpansLost;
 use crate::request::length;
 use crate::schedule::WantResult;
 use crate::served_layer::ServedLayer;
-use crate::{BackgroundCounts, LayerData, LayerStatus, ReadDone, ReadError, StillWanted};
+use crate::{BackgroundCounts, LayerData, LayerStatus, ReadDone, ReadError, ReadLog, StillWanted};
 
 /// How often a read looks again for spans that leave the store while it waits: because they are
 /// damaged, or reclaimed.
@@ -59,9 +60,27 @@ impl LazyLayer {
     }
 
     /// Fetches these spans at the priority of a recorded start-up profile.
-    pub fn prefetch(&self, spans: Range<u32>) {
-        let spans = spans.start..spans.end.min(self.layer.spans.len());
+    pub fn prefetch(&self, spans: impl IntoIterator<Item = u32>) {
+        let most = self.layer.spans.len();
+        let spans = spans.into_iter().filter(|span| *span < most);
         self.want_ahead(spans, Priority::Profile);
+    }
+
+    /// Begins a log of the spans that readers ask for, stored or not.
+    #[must_use]
+    pub fn log_reads(&self) -> Arc<ReadLog> {
+        self.layer.read_logs.begin()
+    }
+
+    /// Notes that a start-up profile is played, or has ended: while one is, sequential readers get
+    /// no readahead of their own.
+    pub fn set_playing(&self, playing: bool) {
+        let profiles = &self.layer.profiles;
+        let change = |count: usize| match playing {
+            true => count.checked_add(1),
+            false => count.checked_sub(1),
+        };
+        let _ = profiles.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
     }
 
     /// Stops all work for the layer. Waiting readers get [`ReadError::Closed`]; stored spans can
@@ -121,6 +140,9 @@ impl LazyLayer {
 
     /// Records the position of a reader, and fetches ahead of it if it is sequential.
     fn note_read(&self, read: Range<u64>) {
+        if self.layer.profiles.load(Ordering::Relaxed) > 0 {
+            return;
+        }
         let ahead = {
             let mut streams = self.layer.streams.lock();
             let most = self.driver.context.config.max_readahead;
@@ -131,8 +153,13 @@ impl LazyLayer {
         }
     }
 
+    fn log_read(&self, range: &Range<u64>) {
+        let layer = &self.layer;
+        layer.read_logs.note(|| layer.spans.covering(range.clone()));
+    }
+
     /// Wants spans that no reader waits for, unless the store cannot take them.
-    fn want_ahead(&self, spans: Range<u32>, priority: Priority) {
+    fn want_ahead(&self, spans: impl IntoIterator<Item = u32>, priority: Priority) {
         if self.driver.context.activity.store_accepts() && !self.layer.is_closed() {
             self.driver.want_all(&self.layer, spans, priority);
         }
@@ -209,6 +236,7 @@ impl LayerData for LazyLayer {
                 false
             }
         };
+        self.log_read(&range);
         // A read that is not filled comes again through `read`.
         if filled && !range.is_empty() && !self.is_complete() {
             self.note_read(range);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use soci_registry::BlobSource;
@@ -11,6 +11,7 @@ use soci_ztoc::{SpanId, SpanTable};
 
 use crate::fill_progress::FillProgress;
 use crate::read_error::{Cause, OriginFailing};
+use crate::read_log::ReadLogs;
 use crate::readahead::Streams;
 use crate::schedule::SpanLayout;
 use crate::span_key::{LayerId, SpanKey};
@@ -23,6 +24,9 @@ pub(crate) struct ServedLayer {
     pub(crate) spans: SpanTable,
     pub(crate) source: Arc<dyn BlobSource>,
     pub(crate) streams: Mutex<Streams>,
+    pub(crate) read_logs: ReadLogs,
+    /// Number of start-up profiles that are played: no other readahead is needed then.
+    pub(crate) profiles: AtomicUsize,
     pub(crate) fill_progress: FillProgress,
     /// Number of retries inside its registry client when it was last looked at.
     retries: AtomicU64,
@@ -39,6 +43,8 @@ impl ServedLayer {
             stored,
             source,
             streams: Mutex::default(),
+            read_logs: ReadLogs::default(),
+            profiles: AtomicUsize::new(0),
             fill_progress: FillProgress::default(),
             retries: AtomicU64::new(0),
             closed: AtomicBool::new(false),

@@ -12,8 +12,8 @@ use super::{InFlight, Schedule, SpanLayout, Stage};
 use crate::priority::Priority;
 use crate::span_key::{LayerId, OriginId};
 
-/// Size in bytes of the parts into which urgent ranges are split: several connections are faster
-/// than one.
+/// Size in bytes of the parts into which ranges are split, unless they are background: several
+/// connections are faster than one.
 const URGENT_PART: u64 = 8 << 20;
 /// Longest time for which a request that probes a failing origin waits for bytes.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -123,7 +123,7 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         let queue = self.layers.get_mut(&layer_id)?;
         let layer = queue.layer.clone();
         let most = self.config.max_request_bytes.max(1);
-        let most = if priority >= Priority::Profile || layer.ignores_ranges() {
+        let most = if priority > Priority::Profile || layer.ignores_ranges() {
             most
         } else {
             most.min(URGENT_PART)

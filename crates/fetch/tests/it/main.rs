@@ -8,5 +8,6 @@
 mod failing;
 mod misbehaving;
 mod neighbours;
+mod playing;
 mod reading;
 mod support;

@@ -1,0 +1,339 @@
+//! Playing a start-up profile: fetching the spans that a start of the image needs, in the order of
+//! their use over all its layers, before they are asked for.
+//!
+//! A profile is a guess. What it fetches is bounded in all, further bounded until a container reads
+//! at all, and held to what readers use of it from then on.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Compressed bytes that are wanted at a time.
+const WINDOW: u64 = 64 << 20;
+/// Compressed bytes that a profile may fetch.
+const MOST: u64 = 1 << 30;
+/// Compressed bytes that it may fetch before a container reads.
+const BEFORE_READS: u64 = 256 << 20;
+/// Compressed bytes that it may fetch although readers use little of it.
+const TRIAL: u64 = 64 << 20;
+/// A reader uses enough if it reads this part of what was fetched.
+const USED_PART: u64 = 4;
+/// Time after the first read from which on use counts.
+const GRACE: Duration = Duration::from_secs(2);
+/// Time without progress after which the rest is given up.
+const STUCK: Duration = Duration::from_secs(60);
+/// Spans of a profile.
+const MOST_SPANS: usize = 8192;
+
+/// A span of one of the layers of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProfileSpan {
+    /// Number of the layer within the profile.
+    pub layer: usize,
+    /// Number of the span within the layer.
+    pub span: u32,
+}
+
+/// What a playback has to know of a layer, and does with it.
+pub trait PlayedLayer {
+    /// Compressed size of a span in bytes; `None`: the layer has no such span.
+    fn size(&self, span: u32) -> Option<u64>;
+    /// Whether a span is stored.
+    fn is_stored(&self, span: u32) -> bool;
+    /// Whether the store has room for a span that no reader waits for.
+    fn has_room(&self, span: u32) -> bool;
+    /// Whether a reader asked for a span.
+    fn was_read(&self, span: u32) -> bool;
+    /// Fetches spans that no reader waits for.
+    fn fetch(&self, spans: &[u32]);
+}
+
+/// How far a playback is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Played {
+    /// Compressed bytes that were fetched, or are being fetched, for it.
+    pub bytes: u64,
+    /// Part of them that readers used.
+    pub used: u64,
+    /// Whether it waits because too little is used.
+    pub held: bool,
+    /// Whether it has ended.
+    pub ended: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Not wanted yet, for example because its layer is not open.
+    Waiting,
+    /// Being fetched.
+    Wanted,
+    /// Fetched.
+    Fetched,
+    /// Stored before, or not to be had.
+    Skipped,
+}
+
+/// The playback of the profile of one image.
+#[derive(Debug)]
+pub struct Playback {
+    spans: Vec<(ProfileSpan, State)>,
+    progress: Option<Instant>,
+    played: Played,
+}
+
+impl Playback {
+    /// Plays these spans, in this order. Repeated ones are dropped, and those above a limit.
+    #[must_use]
+    pub fn new(spans: impl IntoIterator<Item = ProfileSpan>) -> Self {
+        let mut seen = std::collections::HashSet::new();
+        let spans = spans.into_iter().take(MOST_SPANS);
+        Self {
+            spans: spans
+                .filter(|span| seen.insert(*span))
+                .map(|span| (span, State::Waiting))
+                .collect(),
+            progress: None,
+            played: Played::default(),
+        }
+    }
+
+    /// Fetches what may be fetched now. To be called every tenth of a second until it has ended.
+    /// `layers` holds the layers that are open, by their number; `first_read` is when a container
+    /// first read from one of them.
+    pub fn step<L: PlayedLayer>(
+        &mut self,
+        layers: &[Option<L>],
+        first_read: Option<Instant>,
+        now: Instant,
+    ) -> Played {
+        if self.played.ended {
+            return self.played;
+        }
+        let began = *self.progress.get_or_insert(now);
+        let (mut bytes, mut used, mut outstanding, mut progress) = (0, 0, 0_u64, false);
+        for (span, state) in &mut self.spans {
+            let Some(layer) = layers.get(span.layer).and_then(Option::as_ref) else {
+                continue;
+            };
+            let Some(size) = layer.size(span.span) else {
+                *state = State::Skipped;
+                continue;
+            };
+            match *state {
+                State::Wanted if layer.is_stored(span.span) => {
+                    *state = State::Fetched;
+                    progress = true;
+                }
+                State::Wanted => outstanding += size,
+                State::Waiting if layer.is_stored(span.span) => *state = State::Skipped,
+                State::Waiting | State::Fetched | State::Skipped => {}
+            }
+            if matches!(state, State::Wanted | State::Fetched) {
+                bytes += size;
+                used += if layer.was_read(span.span) { size } else { 0 };
+            }
+        }
+        if progress {
+            self.progress = Some(now);
+        }
+        let limit = match first_read {
+            None => BEFORE_READS,
+            Some(at) if now < at + GRACE => MOST,
+            Some(_) => TRIAL.max(used.saturating_mul(USED_PART)).min(MOST),
+        };
+        let mut lists = vec![Vec::new(); layers.len()];
+        let mut held = false;
+        for (span, state) in &mut self.spans {
+            if *state != State::Waiting {
+                continue;
+            }
+            let layer = layers.get(span.layer).and_then(Option::as_ref);
+            let size = layer.and_then(|layer| layer.size(span.span));
+            let (Some(layer), Some(size)) = (layer, size) else {
+                continue;
+            };
+            if bytes + size > limit {
+                held = true;
+                break;
+            }
+            if outstanding > 0 && outstanding + size > WINDOW {
+                break;
+            }
+            if !layer.has_room(span.span) {
+                *state = State::Skipped;
+                continue;
+            }
+            *state = State::Wanted;
+            outstanding += size;
+            bytes += size;
+            self.progress = Some(now);
+            if let Some(list) = lists.get_mut(span.layer) {
+                list.push(span.span);
+            }
+        }
+        for (layer, list) in layers.iter().zip(&lists) {
+            if let Some(layer) = layer.as_ref().filter(|_| !list.is_empty()) {
+                layer.fetch(list);
+            }
+        }
+        let open = |state: State| matches!(state, State::Waiting | State::Wanted);
+        let left = self.spans.iter().any(|(_, state)| open(*state));
+        let since = self.progress.unwrap_or(began);
+        let stuck = first_read.is_some_and(|at| now >= since.max(at) + STUCK);
+        self.played = Played {
+            bytes,
+            used,
+            held,
+            ended: !left || stuck,
+        };
+        self.played
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SPAN: u64 = 2 << 20;
+
+    #[derive(Default)]
+    struct Fake {
+        spans: u32,
+        fetched: RefCell<Vec<u32>>,
+        stored: RefCell<BTreeSet<u32>>,
+        read: RefCell<BTreeSet<u32>>,
+        room: bool,
+    }
+
+    impl Fake {
+        fn new(spans: u32) -> Option<Self> {
+            Some(Self {
+                spans,
+                room: true,
+                ..Self::default()
+            })
+        }
+
+        fn arrive(&self) {
+            self.stored
+                .borrow_mut()
+                .extend(self.fetched.borrow().iter());
+        }
+    }
+
+    impl PlayedLayer for Fake {
+        fn size(&self, span: u32) -> Option<u64> {
+            (span < self.spans).then_some(SPAN)
+        }
+        fn is_stored(&self, span: u32) -> bool {
+            self.stored.borrow().contains(&span)
+        }
+        fn has_room(&self, _: u32) -> bool {
+            self.room
+        }
+        fn was_read(&self, span: u32) -> bool {
+            self.read.borrow().contains(&span)
+        }
+        fn fetch(&self, spans: &[u32]) {
+            self.fetched.borrow_mut().extend(spans);
+        }
+    }
+
+    fn spans(layer: usize, spans: impl IntoIterator<Item = u32>) -> Vec<ProfileSpan> {
+        let of = |span| ProfileSpan { layer, span };
+        spans.into_iter().map(of).collect()
+    }
+
+    #[test]
+    fn layers_are_played_in_one_order_as_they_open_and_each_span_once() {
+        let order = [spans(1, [3, 3, 1]), spans(0, [9, 2]), spans(1, [77, 0])].concat();
+        let mut play = Playback::new(order);
+        let now = Instant::now();
+        let mut layers = [None, Fake::new(5)];
+        assert_eq!(play.step(&layers, None, now).bytes, 3 * SPAN);
+        layers[0] = Fake::new(5);
+        let played = play.step(&layers, None, now);
+        assert_eq!((played.bytes, played.ended), (4 * SPAN, false));
+        let [first, second] = layers.each_ref().map(|layer| layer.as_ref().unwrap());
+        assert_eq!(
+            *first.fetched.borrow(),
+            [2],
+            "9 is not a span of this layer"
+        );
+        assert_eq!(*second.fetched.borrow(), [3, 1, 0]);
+        first.arrive();
+        second.arrive();
+        assert!(play.step(&layers, None, now).ended);
+    }
+
+    #[test]
+    fn a_profile_that_is_not_used_stops() {
+        let mut play = Playback::new(spans(0, 0..2000));
+        let layers = [Fake::new(2000)];
+        let layer = layers[0].as_ref().unwrap();
+        let begin = Instant::now();
+        for step in 0..100 {
+            let played = play.step(&layers, None, begin + GRACE * step);
+            assert!(played.bytes <= BEFORE_READS);
+            layer.arrive();
+        }
+        // The wrong program reads: nothing more is fetched, until it uses what is there.
+        let first = begin + GRACE * 100;
+        let later = first + GRACE;
+        let played = play.step(&layers, Some(first), later);
+        assert!(played.held && !played.ended);
+        assert_eq!(played.bytes, BEFORE_READS);
+        layer.read.borrow_mut().extend(0..60);
+        let played = play.step(&layers, Some(first), later);
+        assert!(played.bytes > BEFORE_READS && !played.ended);
+        layer.arrive();
+        assert!(!play.step(&layers, Some(first), later).ended);
+        assert!(play.step(&layers, Some(first), later + STUCK).ended);
+    }
+
+    proptest! {
+        /// Whatever it lists, and whatever readers do.
+        #[test]
+        fn what_it_fetches_is_bounded(
+            list in prop::collection::vec((0..3_usize, 0..5000_u32), 0..3000),
+            steps in prop::collection::vec((any::<bool>(), 0..5000_u32, 0..5_u64), 1..60),
+        ) {
+            let list = list.into_iter().map(|(layer, span)| ProfileSpan { layer, span });
+            let mut play = Playback::new(list);
+            let layers = [Fake::new(900), Fake::new(900)];
+            let (mut now, mut first) = (Instant::now(), None);
+            for (arrives, reads, seconds) in steps {
+                now += Duration::from_secs(seconds);
+                let before = play.played.bytes;
+                let played = play.step(&layers, first, now);
+                let of = |part: fn(&Fake) -> usize| -> u64 {
+                    layers.iter().flatten().map(|layer| part(layer) as u64).sum()
+                };
+                let fetched = of(|layer| layer.fetched.borrow().len()) * SPAN;
+                let stored = of(|layer| layer.stored.borrow().len()) * SPAN;
+                prop_assert_eq!(played.bytes, fetched);
+                prop_assert!(fetched - stored <= WINDOW.max(SPAN));
+                prop_assert!(first.is_some() || fetched <= BEFORE_READS);
+                let used = TRIAL.max(played.used * USED_PART);
+                let settled = first.is_some_and(|at| now >= at + GRACE);
+                prop_assert!(!settled || fetched <= used || fetched == before);
+                for layer in layers.iter().flatten() {
+                    let fetched = layer.fetched.borrow();
+                    let once: BTreeSet<_> = fetched.iter().collect();
+                    prop_assert_eq!(once.len(), fetched.len());
+                    prop_assert!(fetched.iter().all(|span| *span < 900));
+                    if arrives {
+                        layer.arrive();
+                    }
+                    layer.read.borrow_mut().insert(reads);
+                }
+                first = first.or((reads % 3 == 0).then_some(now));
+            }
+        }
+    }
+}

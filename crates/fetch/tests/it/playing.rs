@@ -1,0 +1,106 @@
+//! Start-up profiles: played through real layers, in their order, in requests that hold up nobody, and
+//! without readahead beside them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::support::{Rig, Sample, eventually, quick, read};
+use soci_fetch::{LayerData as _, LazyLayer, Playback, PlayedLayer, ProfileSpan, ReadLog};
+use soci_registry::testing::MemoryBlob;
+use soci_ztoc::SpanId;
+use tokio::time::Instant;
+
+/// A layer of a playback, as the daemon has it.
+struct Open {
+    layer: Arc<LazyLayer>,
+    log: Arc<ReadLog>,
+}
+
+impl PlayedLayer for Open {
+    fn size(&self, span: u32) -> Option<u64> {
+        let span = self.layer.stored().spans().get(SpanId(span))?;
+        Some(span.compressed.end - span.compressed.start)
+    }
+    fn is_stored(&self, span: u32) -> bool {
+        self.layer.stored().has(SpanId(span))
+    }
+    fn has_room(&self, _: u32) -> bool {
+        true
+    }
+    fn was_read(&self, span: u32) -> bool {
+        self.log.was_read(span)
+    }
+    fn fetch(&self, spans: &[u32]) {
+        self.layer.prefetch(spans.iter().copied());
+    }
+}
+
+#[test]
+fn a_recorded_start_is_played_and_then_needs_no_request() {
+    let samples = [Sample::gzip(40, 50_000), Sample::gzip(30, 50_000)];
+    let record = Rig::new(quick());
+    let mut spans = Vec::new();
+    let mut truth = Vec::new();
+    let open = |rig: &Rig, sample: &Sample, source: &MemoryBlob| {
+        let layer = rig.open(sample, source.clone());
+        let log = layer.log_reads();
+        Open { layer, log }
+    };
+    let sources = samples.each_ref().map(|s| MemoryBlob::new(s.blob.clone()));
+    let layers = [0, 1].map(|n| open(&record, &samples[n], &sources[n]));
+    // A start that jumps about in both layers.
+    for at in [2_500_000, 10, 1_200_000, 700_000] {
+        for (number, layer) in layers.iter().enumerate() {
+            let end = at + 60_000;
+            let got = read(&layer.layer, at as u64, end - at).unwrap();
+            assert!(got == samples[number].tar[at..end]);
+            truth.push((number, at));
+        }
+    }
+    for (number, layer) in layers.iter().enumerate() {
+        let reads = layer.log.first_reads().into_iter();
+        spans.extend(reads.map(|(span, at)| (at, number, span)));
+    }
+    spans.sort_unstable();
+    assert!(spans.len() > 8);
+
+    let rig = Rig::new(quick());
+    let sources = samples.each_ref().map(|s| MemoryBlob::new(s.blob.clone()));
+    let layers = [0, 1].map(|n| Some(open(&rig, &samples[n], &sources[n])));
+    let order = spans.iter().map(|(_, layer, span)| ProfileSpan {
+        layer: *layer,
+        span: *span,
+    });
+    let mut play = Playback::new(order);
+    eventually("played", || rig.fetcher.stats().requests_in_flight == 0);
+    for layer in layers.iter().flatten() {
+        layer.layer.set_playing(true);
+    }
+    let mut ended = false;
+    for _ in 0..6000 {
+        ended = play.step(&layers, None, Instant::now()).ended;
+        if ended {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(ended);
+    let requests = || sources.iter().map(|s| s.requests().len()).sum::<usize>();
+    let before = requests();
+    let demand = rig.fetcher.stats().demand.requests;
+    for (number, at) in truth {
+        let layer = layers[number].as_ref().unwrap();
+        let mut got = vec![0; 60_000];
+        assert!(layer.layer.try_read(at as u64, &mut got).unwrap(), "stored");
+        assert!(got == samples[number].tar[at..at + 60_000]);
+    }
+    assert_eq!(requests(), before);
+    let stats = rig.fetcher.stats();
+    assert_eq!(
+        (demand, stats.demand.requests, stats.readahead.requests),
+        (0, 0, 0)
+    );
+    assert!(stats.profile.bytes > 0);
+    let played = play.step(&layers, None, Instant::now());
+    assert_eq!(played.bytes, stats.profile.bytes);
+}
