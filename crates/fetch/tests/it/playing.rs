@@ -1,4 +1,4 @@
-//! Start-up profiles: played through real layers, in their order, in requests that hold up nobody, and
+//! Start-up profiles: played through real layers, in their order, in short requests, and
 //! without readahead beside them.
 
 use std::sync::Arc;
