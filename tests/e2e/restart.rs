@@ -8,7 +8,7 @@ use soci_testkit::{Fault, Rule, SociDaemonOptions};
 use tonic::Code;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_store_stops_the_start_unless_allowed_and_is_mended_when_the_registry_is_back() {
+async fn a_lost_store_stops_a_strict_start_and_is_mended_when_the_registry_is_back() {
     let hasty =
         format!("[http]\nMaxRetries = 0\nMinWaitMsec = 1\nMaxWaitMsec = 1\n{NO_BACKGROUND}");
     let mut node = Node::start(&hasty);
@@ -24,20 +24,20 @@ async fn a_lost_store_stops_the_start_unless_allowed_and_is_mended_when_the_regi
     }
     node.proxy.inject(Rule::always(Fault::Reset));
 
-    assert!(node.daemon.start_again().is_err());
+    let strict = format!("{hasty}[holder]\nrequire_all_mounts = true\n");
+    let started = node
+        .daemon
+        .start_again_with(SociDaemonOptions::with_config(&strict));
+    assert!(started.is_err());
     let refused = node.daemon.log().all().join("\n");
     assert!(
         refused.contains("cannot mount the lazy snapshot"),
         "{refused}"
     );
-    assert!(
-        refused.contains("allow_invalid_mounts_on_restart"),
-        "{refused}"
-    );
+    assert!(refused.contains("require_all_mounts"), "{refused}");
 
-    let allowed = format!("{hasty}[snapshotter]\nallow_invalid_mounts_on_restart = true\n");
     node.daemon
-        .start_again_with(SociDaemonOptions::with_config(&allowed))
+        .start_again_with(SociDaemonOptions::with_config(&hasty))
         .unwrap();
     let client = node.client().await;
     let refused = client.prepare("box", &image.top()).await;

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use crate::support::survival::Scene;
 use crate::support::{NAMESPACE, NO_BACKGROUND, indexed, pull, run, stack, status, wait_until};
-use soci_testkit::image::small_image;
+use soci_testkit::image::{ImageBuilder, busybox_layer, small_image};
 use soci_testkit::process::Signal;
-use soci_testkit::{Run, Stack, TestRoot};
+use soci_testkit::{Layer, Run, Stack, TestRoot};
 
 /// How long readers read while parts go.
 const TIME: Duration = Duration::from_secs(15);
@@ -63,6 +63,43 @@ fn readers_wait_while_supervisor_and_server_are_killed_and_the_daemon_is_started
     }
     readers.finish();
     scene.nothing_leaks();
+}
+
+/// It holds the sockets and answers nothing.
+#[test]
+fn a_holder_that_hangs_delays_nothing_and_is_replaced() {
+    let (stack, reference) = small_stack("");
+    let root = TestRoot::new().unwrap();
+    let data = Layer::new().dir("data").text("data/hello", "hello\n");
+    let other = ImageBuilder::new()
+        .layer(busybox_layer().unwrap())
+        .layer(data.text("data/other", "it differs"));
+    other.write(root.path(), "other").unwrap();
+    let other = indexed(&stack, root.path(), "other");
+    let holder = stack.daemon.suspend_holder().unwrap();
+    let held = std::fs::read_dir(format!("/proc/{holder}/fd"));
+    let held = held.unwrap().count();
+    pull(&stack, &other);
+    let both_read = || {
+        for reference in [&reference, &other] {
+            let read = run(&stack, reference, &["/bin/cat", "/data/hello"]);
+            assert_eq!(read, "hello\n");
+        }
+    };
+    both_read();
+    stack.daemon.wait_for_holder(holder).unwrap();
+    logs(&stack, "killing a holder that does not respond");
+    wait_until("the holder has everything", PATIENCE, || {
+        let holder = stack.daemon.holder_pid().unwrap();
+        let files = std::fs::read_dir(format!("/proc/{holder}/fd")).unwrap();
+        match files.count() >= held {
+            true => Ok(()),
+            false => Err(format!("fewer than {held} files")),
+        }
+    });
+    let server = stack.daemon.signal_server(Signal::KILL).unwrap();
+    stack.daemon.wait_for_successor(server).unwrap();
+    both_read();
 }
 
 #[test]

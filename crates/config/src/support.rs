@@ -32,6 +32,7 @@ const NO_EFFECT: &[&str] = &[
     "background_fetch.emit_metric_period_sec",
     "resolver.auth_client_ttl_sec",
     "resolver.enable_auth_client_sharing",
+    "snapshotter.allow_invalid_mounts_on_restart",
 ];
 
 impl Config {

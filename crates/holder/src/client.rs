@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
+use crate::holder_process::HolderProcess;
 use crate::protocol::{PROTOCOL, Request, Response};
 use crate::socket::{self, Conn};
 use crate::{CONNECTION_PREFIX, HolderError};
@@ -37,6 +38,7 @@ pub struct HeldFd {
 pub struct Client {
     conn: Conn,
     info: HolderInfo,
+    process: Option<HolderProcess>,
 }
 
 impl Client {
@@ -78,6 +80,7 @@ impl Client {
             server: as_server.is_some(),
             abandon_after: as_server.map(|limit| limit.as_secs()),
         };
+        let process = HolderProcess::of(&conn);
         conn.send(&hello, None)?;
         match conn.receive()? {
             // It is about to end.
@@ -93,6 +96,7 @@ impl Client {
                 _,
             )) => Ok(Some(Self {
                 conn,
+                process: process.filter(|process| process.pid == pid),
                 info: HolderInfo {
                     pid,
                     server,
@@ -197,10 +201,21 @@ impl Client {
         self.request(&Request::Quit, None).map(drop)
     }
 
-    /// Closes the connection, also for copies of its descriptor.
-    pub(crate) fn hang_up(&self) {
+    /// Checks that the holder responds.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub(crate) fn ping(&self) -> Result<(), HolderError> {
+        // A key that nothing is stored under.
+        self.remove("")
+    }
+
+    /// Closes the connection, also for copies of its descriptor. Returns the holder's process, if it is
+    /// known.
+    pub(crate) fn hang_up(self) -> Option<HolderProcess> {
         // Fails only if the other side has hung up.
         let _ = rustix::net::shutdown(&self.conn, rustix::net::Shutdown::Both);
+        self.process
     }
 
     fn request(

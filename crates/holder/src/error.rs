@@ -47,6 +47,12 @@ impl HolderError {
         }
     }
 
+    /// Whether the holder has not responded in time.
+    pub(crate) fn is_silence(&self) -> bool {
+        use io::ErrorKind::{TimedOut, WouldBlock};
+        matches!(self, Self::Talk(error) if [TimedOut, WouldBlock].contains(&error.kind()))
+    }
+
     pub(crate) fn talk(error: impl Into<io::Error>) -> Self {
         Self::Talk(error.into())
     }

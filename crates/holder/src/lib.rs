@@ -11,6 +11,7 @@
 
 mod client;
 mod error;
+mod holder_process;
 mod keeper;
 mod process;
 mod protocol;

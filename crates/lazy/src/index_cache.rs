@@ -62,7 +62,14 @@ impl IndexCache {
     }
 
     async fn look_up(&self, image: &ImageKey) -> Result<FoundIndex, LayerRefusal> {
-        let found = tokio::time::timeout(self.time_limit, self.load_or_fetch(image)).await;
+        // One that was found before is read from disk, so that a restart needs no registry, and without a
+        // limit, which a busy machine could exceed.
+        let (files, key) = (self.files.clone(), image.clone());
+        let loaded = soci_task::run(move || files.load(&key)).await;
+        if let Ok(Some(found)) = loaded {
+            return Ok(found);
+        }
+        let found = tokio::time::timeout(self.time_limit, self.fetch(image)).await;
         found.unwrap_or_else(|_| {
             let seconds = self.time_limit.as_secs();
             let cause = format!("no response within mount_timeout_sec = {seconds}");
@@ -73,14 +80,8 @@ impl IndexCache {
         })
     }
 
-    /// Finds an index. One that was found before is read from disk, so that a restart needs no
-    /// registry.
-    async fn load_or_fetch(&self, image: &ImageKey) -> Result<FoundIndex, LayerRefusal> {
-        let (files, key) = (self.files.clone(), image.clone());
-        let loaded = soci_task::run(move || files.load(&key)).await;
-        if let Ok(Some(found)) = loaded {
-            return Ok(found);
-        }
+    /// Finds an index in the content store or at the registry, and stores it.
+    async fn fetch(&self, image: &ImageKey) -> Result<FoundIndex, LayerRefusal> {
         let start = Instant::now();
         let manifests = Manifests {
             registry: RegistryManifests::new(self.client.clone(), image.reference.clone()),

@@ -2,6 +2,7 @@
 //! the source of its spans.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -34,6 +35,8 @@ pub(crate) struct LayerLoader {
     /// Limits how many layers are loaded at a time; `None`: no limit.
     pub(crate) slots: Option<Semaphore>,
     pub(crate) memory: ZtocMemory,
+    /// Time after which fetching a zTOC is given up.
+    pub(crate) time_limit: Duration,
     /// The attributes in which overlayfs looks for its marks.
     pub(crate) overlay_xattr: OverlayXattr,
     /// Shared while a layer's directory is opened, exclusive while one is removed.
@@ -98,7 +101,13 @@ impl LayerLoader {
         if let Some(blob) = stored {
             return Ok(blob);
         }
-        let fetched = self.client.blob_bytes(&image.reference, ztoc).await;
+        let fetch = self.client.blob_bytes(&image.reference, ztoc);
+        let fetched = tokio::time::timeout(self.time_limit, fetch).await;
+        let seconds = self.time_limit.as_secs();
+        let fetched = fetched.map_err(|_| {
+            let digest = ztoc.digest;
+            LayerRefusal::failed(LoadError::TooSlow { digest, seconds })
+        })?;
         let blob = fetched.map_err(|source| {
             let digest = ztoc.digest;
             LayerRefusal::failed(LoadError::Fetch { digest, source })
@@ -144,6 +153,11 @@ enum LoadError {
     Fetch {
         digest: soci_oci::Digest,
         source: soci_registry::RegistryError,
+    },
+    #[error("zTOC {digest} did not arrive within mount_timeout_sec = {seconds}")]
+    TooSlow {
+        digest: soci_oci::Digest,
+        seconds: u64,
     },
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -75,6 +75,7 @@ impl LazyLayers {
             meters: meters.clone(),
             slots: config.max_concurrency.map(Semaphore::new),
             memory: ZtocMemory::new(config.ztoc_memory),
+            time_limit: config.mount_timeout,
             overlay_xattr: OverlayXattr::for_mount(config.userxattr),
             directories: Arc::default(),
         };

@@ -122,7 +122,8 @@ impl LazyLayers {
             self.unpack.fetch_above(namespace, layer, unlisted);
         }
         let mount = async {
-            let lease = self.open(layer, &ztoc, deadline).await?;
+            let limit = (request.purpose != Purpose::Restore).then_some(deadline);
+            let lease = self.open(layer, &ztoc, limit).await?;
             if prepare && let Some(largest) = lease.layer().data.oversized() {
                 return Err(LayerRefusal::SpanTooLarge {
                     span: largest.span,
@@ -201,13 +202,18 @@ impl LazyLayers {
         }
     }
 
+    /// Opens a layer, until `deadline` if there is one. There is none for what was mounted before: it comes
+    /// from disk, which takes as long as the machine is busy. Requests to the registry have a limit anyway.
     async fn open(
         &self,
         layer: &ImageLayer,
         ztoc: &ZtocDescriptor,
-        deadline: Instant,
+        deadline: Option<Instant>,
     ) -> Result<Lease<OpenLayer>, LayerRefusal> {
         let open = self.opener.open(&layer.image, ztoc);
+        let Some(deadline) = deadline else {
+            return open.await;
+        };
         let opened = tokio::time::timeout_at(deadline, open).await;
         opened.unwrap_or_else(|_| {
             let seconds = self.config.mount_timeout.as_secs();

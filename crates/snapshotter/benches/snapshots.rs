@@ -163,7 +163,8 @@ async fn main() {
     let directory = tempfile::tempdir().unwrap();
     let config = SnapshotterConfig {
         root: directory.path().join("snapshotter"),
-        allow_invalid_mounts_on_restart: false,
+        require_all_mounts: true,
+        restore_patience: Duration::ZERO,
         userxattr: false,
     };
     let opened = Snapshotter::open(config.clone(), Arc::new(Nothing)).await;

@@ -99,7 +99,7 @@ pub enum SnapshotterError {
     /// A lazy snapshot cannot be mounted again at the start.
     #[error(
         "cannot mount the lazy snapshot {name:?} again (to start without it, set \
-         [snapshotter] allow_invalid_mounts_on_restart = true)"
+         [holder] require_all_mounts = false)"
     )]
     Restore {
         /// The committed snapshot.

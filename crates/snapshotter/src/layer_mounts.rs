@@ -1,6 +1,6 @@
 //! The mounts of lazy layers: made, checked, restored and removed through the provider.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use futures::future::try_join_all;
@@ -30,6 +30,8 @@ pub(crate) struct LayerMounts {
     provider: Arc<dyn LayerProvider>,
     /// Mounts that could not be restored, and why.
     broken: Mutex<HashMap<SnapshotDir, LayerRefusal>>,
+    /// Mounts that are being restored.
+    restoring: Mutex<HashSet<SnapshotDir>>,
     /// Locks for mounts that are made again or for one snapshot alone, by directory.
     pub(crate) locks: KeyedLocks,
 }
@@ -40,6 +42,7 @@ impl LayerMounts {
             store,
             provider,
             broken: Mutex::default(),
+            restoring: Mutex::default(),
             locks: KeyedLocks::default(),
         }
     }
@@ -110,8 +113,38 @@ impl LayerMounts {
         Ok(())
     }
 
+    /// Restores a mount for the first time since the start, unless a container that needed it has had that
+    /// done (`None`).
+    pub(crate) async fn restore_first(
+        &self,
+        mount: &LazyMount,
+    ) -> Result<Option<Restoration>, LayerRefusal> {
+        let dir = mount.dir;
+        let _one_at_a_time = self.locks.lock(&dir.to_string()).await;
+        if !self.broken.lock().contains_key(&dir) {
+            return Ok(None);
+        }
+        let restored = self.restore(mount).await;
+        match &restored {
+            Ok(_) => drop(self.broken.lock().remove(&dir)),
+            Err(refusal) => self.set_broken(dir, refusal.clone()),
+        }
+        restored.map(Some)
+    }
+
     /// Restores a mount of an earlier process.
-    pub(crate) async fn restore(&self, mount: &LazyMount) -> Result<Restoration, LayerRefusal> {
+    async fn restore(&self, mount: &LazyMount) -> Result<Restoration, LayerRefusal> {
+        self.restoring.lock().insert(mount.dir);
+        let _restoring = Restoring(self, mount.dir);
+        self.restore_now(mount).await
+    }
+
+    /// Whether a mount is being restored: its directory must not be removed.
+    pub(crate) fn is_restoring(&self, dir: SnapshotDir) -> bool {
+        self.restoring.lock().contains(&dir)
+    }
+
+    async fn restore_now(&self, mount: &LazyMount) -> Result<Restoration, LayerRefusal> {
         let provider = Arc::clone(&self.provider);
         let request = mount.request(Purpose::Restore, self.store.directories.fs(mount.dir));
         let work = async move { provider.restore(request).await };
@@ -154,6 +187,11 @@ impl LayerMounts {
                 Err(error)
             }
         }
+    }
+
+    /// Forgets that a mount could not be restored: its snapshot was removed.
+    pub(crate) fn forget_broken(&self, dir: SnapshotDir) {
+        self.broken.lock().remove(&dir);
     }
 
     /// Records that a mount could not be restored.
@@ -228,6 +266,18 @@ impl LayerMounts {
         self.store
             .blocking(move |store| store.is_mounted(dir))
             .await
+    }
+}
+
+/// A restore under way, which ends also when its caller gives up.
+struct Restoring<'a>(&'a LayerMounts, SnapshotDir);
+
+impl Drop for Restoring<'_> {
+    fn drop(&mut self) {
+        let Self(mounts, dir) = self;
+        mounts.restoring.lock().remove(dir);
+        // A directory whose snapshot was removed had to wait for this.
+        mounts.store.removed.notify_one();
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::call_gate::CallGate;
 use crate::error::SnapshotterError;
@@ -14,7 +15,7 @@ use crate::layer_states::{self, CountCache, LayerCounts, LayerState};
 use crate::lost_mounts::{LostMounts, Severed};
 use crate::prepare::LayerPreparer;
 use crate::removals::Removals;
-use crate::restore;
+use crate::restore::{self, Restores};
 use crate::store::SnapshotStore;
 use crate::sweep::Sweeper;
 use soci_layer::LayerProvider;
@@ -28,8 +29,12 @@ pub struct SnapshotterConfig {
     /// The directory of `metadata.redb` and `snapshots/`: `<daemon root>/snapshotter`. Absolute;
     /// created if it does not exist.
     pub root: PathBuf,
-    /// Start even if a lazy layer cannot be mounted again; snapshots on top of it then fail.
-    pub allow_invalid_mounts_on_restart: bool,
+    /// Do not open if a lazy layer cannot be mounted again. Without this, snapshots on top of it fail until
+    /// it can.
+    pub require_all_mounts: bool,
+    /// How long opening waits for lazy layers to be mounted again. What takes longer is completed in the
+    /// background, and snapshots on top of it wait.
+    pub restore_patience: Duration,
     /// Overlays are mounted with `userxattr`; see [`needs_userxattr`](crate::needs_userxattr).
     pub userxattr: bool,
 }
@@ -44,7 +49,9 @@ pub struct Snapshotter {
     pub(crate) lost: Arc<LostMounts>,
     pub(crate) calls: CallGate,
     layer_counts: CountCache,
-    background: Mutex<Option<JoinHandle<()>>>,
+    background: Mutex<Vec<JoinHandle<()>>>,
+    /// Completed when every lazy layer has been mounted again or was given up.
+    restored: CancellationToken,
 }
 
 impl Snapshotter {
@@ -53,12 +60,12 @@ impl Snapshotter {
     ///
     /// # Errors
     /// The directory or the database cannot be used; or a lazy layer cannot be mounted and
-    /// `allow_invalid_mounts_on_restart` is off.
+    /// `require_all_mounts` is set.
     pub async fn open(
         config: SnapshotterConfig,
         provider: Arc<dyn LayerProvider>,
     ) -> Result<Self, SnapshotterError> {
-        let allow_invalid = config.allow_invalid_mounts_on_restart;
+        let (require_all, patience) = (config.require_all_mounts, config.restore_patience);
         let opened = soci_task::blocking(move || -> Result<_, SnapshotterError> {
             let store = SnapshotStore::open(&config.root, config.userxattr)?;
             let removals = Removals::open(&config.root);
@@ -67,12 +74,9 @@ impl Snapshotter {
         let (store, lost, removals) = opened.await?;
         let (store, lost) = (Arc::new(store), Arc::new(lost));
         let mounts = Arc::new(LayerMounts::new(Arc::clone(&store), provider));
-        let layers = restore::restore_all(&mounts, allow_invalid).await?;
-        let recorded = {
-            let lost = Arc::clone(&lost);
-            store.blocking(move |store| Ok(lost.record(&store.metadata, &layers)?))
-        };
-        recorded.await?;
+        let restores = Restores::new(Arc::clone(&mounts), Arc::clone(&lost));
+        let (restores, restored) = (Arc::new(restores), CancellationToken::new());
+        let restoring = restore(&restores, &restored, require_all, patience).await?;
         let calls = CallGate::default();
         let sweeper = Arc::new(Sweeper::new(Arc::clone(&mounts), removals));
         let background = tokio::spawn(Arc::clone(&sweeper).run());
@@ -85,8 +89,14 @@ impl Snapshotter {
             lost,
             calls,
             layer_counts: CountCache::default(),
-            background: Mutex::new(Some(background)),
+            background: Mutex::new(restoring.into_iter().chain([background]).collect()),
+            restored,
         })
+    }
+
+    /// Waits until every lazy layer of earlier runs has been mounted again or was given up.
+    pub async fn restored(&self) {
+        self.restored.cancelled().await;
     }
 
     /// Refuses further calls and waits (a limited time) for those under way. With `unmount_all`
@@ -94,8 +104,8 @@ impl Snapshotter {
     /// than once.
     pub async fn close(&self, unmount_all: bool) {
         self.calls.close();
-        let background = self.background.lock().take();
-        if let Some(background) = background {
+        let background = std::mem::take(&mut *self.background.lock());
+        for background in background {
             background.abort();
             // The error says that it was aborted.
             let _ = background.await;
@@ -156,9 +166,42 @@ impl Snapshotter {
     }
 }
 
+/// Restores the mounts of earlier runs. What is not done within `patience` continues in the returned task.
+async fn restore(
+    restores: &Arc<Restores>,
+    restored: &CancellationToken,
+    require_all: bool,
+    patience: Duration,
+) -> Result<Option<JoinHandle<()>>, SnapshotterError> {
+    let recorded = restores.begin().await?;
+    if require_all {
+        restores.run_strictly(recorded).await?;
+        restores.record_lost().await?;
+        restored.cancel();
+        return Ok(None);
+    }
+    let count = recorded.len();
+    let (running, done) = (Arc::clone(restores), restored.clone());
+    let mut task = tokio::spawn(async move {
+        running.run(recorded).await;
+        done.cancel();
+    });
+    let waited = tokio::time::timeout(patience, &mut task).await;
+    restores.record_lost().await?;
+    if waited.is_ok() {
+        return Ok(None);
+    }
+    tracing::warn!(
+        restored = restores.restored(),
+        of = count,
+        "lazy snapshots of an earlier run are still being restored; containers that need them wait"
+    );
+    Ok(Some(task))
+}
+
 impl Drop for Snapshotter {
     fn drop(&mut self) {
-        if let Some(background) = self.background.get_mut() {
+        for background in self.background.get_mut() {
             background.abort();
         }
     }

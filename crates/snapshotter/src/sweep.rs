@@ -56,6 +56,10 @@ impl Sweeper {
         let _only_one = self.sweeping.lock().await;
         let store = &self.mounts.store;
         for dir in store.blocking(orphans).await? {
+            if self.mounts.is_restoring(dir) {
+                // The next sweep follows its end.
+                continue;
+            }
             if let Err(error) = self.mounts.unmount(dir).await {
                 let error = soci_errors::chain(&error);
                 tracing::warn!(error, "cannot unmount a removed snapshot");
@@ -73,6 +77,7 @@ impl Sweeper {
                     tracing::warn!(error, "cannot delete a removed snapshot");
                 }
             }
+            self.mounts.forget_broken(dir);
         }
         store.blocking(delete_id_mapped_by_v015).await
     }

@@ -102,6 +102,8 @@ messages! {
     ServerEvent {
         /// It could serve everything that is mounted.
         Checked = "proved",
+        /// It is still starting. Repeated until it serves.
+        Starting = "starting",
         /// It serves.
         Ready = "ready",
         /// It begins to end.

@@ -53,13 +53,12 @@ fn main() -> ExitCode {
     memory::map_large_blocks();
     soci_telemetry::init(args.log_level);
     soci_telemetry::log_panics();
-    match run(&args) {
-        Ok(code) => code,
-        Err(error) => {
-            soci_telemetry::fatal("soci-snapshotter-grpc failed", error.as_ref());
-            ExitCode::FAILURE
-        }
-    }
+    let code = run(&args).unwrap_or_else(|error| {
+        soci_telemetry::fatal("soci-snapshotter-grpc failed", error.as_ref());
+        ExitCode::FAILURE
+    });
+    soci_telemetry::flush();
+    code
 }
 
 fn run(args: &Args) -> anyhow::Result<ExitCode> {

@@ -173,6 +173,7 @@ fn process() -> Vec<Sample> {
         value,
     };
     vec![
+        Sample::of(&catalog::LOG_DROPPED, soci_telemetry::dropped_lines()),
         Sample::of(&catalog::BUILD, 1).labelled([VERSION, REVISION]),
         seconds(&catalog::CPU, facts.cpu_seconds),
         Sample::of(&catalog::RESIDENT, facts.resident_bytes),

@@ -90,10 +90,14 @@ async fn live(
     supervision: &mut Supervision,
 ) -> anyhow::Result<Ended> {
     let (bound, supervised) = (setup.clone(), supervision.is_supervised());
-    let bound = tokio::task::spawn_blocking(move || Bound::bind(&bound, predecessor, supervised))
-        .await
-        .context("taking the root folder panicked")??;
-    let mut serving = bound.restore(setup, predecessor).await?;
+    let start = async {
+        let bind = move || Bound::bind(&bound, predecessor, supervised);
+        let bound = tokio::task::spawn_blocking(bind)
+            .await
+            .context("taking the root folder panicked")??;
+        bound.restore(setup, predecessor).await
+    };
+    let mut serving = supervision.while_starting(start).await?;
     match serving.run(supervision).await {
         Ok(trigger) => Ok(serving.drain(trigger, supervision).await),
         Err(error) => {

@@ -20,6 +20,7 @@ use crate::args::Args;
 use crate::control::{Predecessor, ServerEvent};
 use crate::descriptor_store;
 use crate::listen::PassedSockets;
+use crate::supervision::START_CONTINUES;
 use child::{Program, ServerExit};
 use signals::{SignalAction, Signals};
 
@@ -67,10 +68,14 @@ async fn supervise(args: &Args, passed: PassedSockets) -> anyhow::Result<ExitCod
                 exit = ServerExit::of(&mut server.child) => break exit,
                 event = server.control.receive::<ServerEvent>(), if server.connected => {
                     server.connected = event.is_some();
-                    if event == Some(ServerEvent::Ready) {
-                        has_served = true;
-                        ready = Some(Instant::now());
-                        notify(&[sd_notify::NotifyState::Ready]);
+                    match event {
+                        Some(ServerEvent::Ready) => {
+                            has_served = true;
+                            ready = Some(Instant::now());
+                            notify(&[sd_notify::NotifyState::Ready]);
+                        }
+                        Some(ServerEvent::Starting) => notify(&[START_CONTINUES]),
+                        _ => {}
                     }
                     continue;
                 }

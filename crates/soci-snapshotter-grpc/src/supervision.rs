@@ -1,10 +1,18 @@
 //! What ends a server or makes it hand over: signals, and commands of its supervisor.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::control::{ControlStream, Predecessor, ServerCommand, ServerEvent};
+
+/// Time between two reports of a start that continues.
+const STARTING_PERIOD: Duration = Duration::from_secs(5);
+
+/// Has systemd wait for a start for another minute: layers may have to be restored from a registry.
+pub(crate) const START_CONTINUES: sd_notify::NotifyState<'static> =
+    sd_notify::NotifyState::ExtendTimeoutUsec(60_000_000);
 
 /// How the daemon ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,8 +101,20 @@ impl Supervision {
             None => match event {
                 ServerEvent::Ready => notify_systemd(sd_notify::NotifyState::Ready),
                 ServerEvent::Stopping => notify_systemd(sd_notify::NotifyState::Stopping),
+                ServerEvent::Starting => notify_systemd(START_CONTINUES),
                 ServerEvent::Checked | ServerEvent::HandedOver => {}
             },
+        }
+    }
+
+    /// Reports from time to time that the start continues, until it ends.
+    pub(crate) async fn while_starting<T>(&mut self, start: impl Future<Output = T>) -> T {
+        let mut start = Box::pin(start);
+        loop {
+            tokio::select! {
+                started = &mut start => return started,
+                () = tokio::time::sleep(STARTING_PERIOD) => self.notify(ServerEvent::Starting).await,
+            }
         }
     }
 

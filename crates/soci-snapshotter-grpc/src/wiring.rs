@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use soci_config::Config;
@@ -21,6 +22,10 @@ use crate::credentials::CredentialSources;
 use crate::holder_setup::Inherited;
 use crate::supervision::Stop;
 use crate::{credential_memfd, settings, v015_cleanup};
+
+/// How long layers of an earlier run may delay the start. What takes longer, because it needs a registry, is
+/// completed while the daemon serves.
+const RESTORE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The running subsystems, to be ended in order.
 pub(crate) struct Subsystems {
@@ -114,21 +119,24 @@ pub(crate) async fn wire(
     let lazy = LazyLayers::new(components).context("cannot adopt what an earlier daemon left")?;
     let snapshots = SnapshotterConfig {
         root: root.join("snapshotter"),
-        allow_invalid_mounts_on_restart: config.snapshotter.allow_invalid_mounts_on_restart,
+        require_all_mounts: config.holder.require_all_mounts,
+        restore_patience: RESTORE_PATIENCE,
         userxattr,
     };
     let snapshotter = Snapshotter::open(snapshots, lazy.clone())
         .await
         .context("cannot open the snapshots of earlier runs")?;
+    let snapshotter = Arc::new(snapshotter);
     v015_cleanup::remove_caches(root);
-    // Every layer that a snapshot uses has been asked for by now; the rest only takes room.
-    let sweeping = lazy.clone();
+    let (restoring, sweeping) = (snapshotter.clone(), lazy.clone());
     tokio::spawn(async move {
+        // Every layer that a snapshot uses has been asked for then; the rest only takes room.
+        restoring.restored().await;
         sweeping.serve_rest().await;
         sweeping.sweep().await;
     });
     Ok(Subsystems {
-        snapshotter: Arc::new(snapshotter),
+        snapshotter,
         lazy,
         image_service: credentials.image_service,
         fetcher,

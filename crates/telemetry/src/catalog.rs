@@ -120,6 +120,8 @@ catalog! {
         "FUSE requests that wait for an answer: reads of what is not stored.";
     FUSE_UNRECORDED = "soci_fuse_unrecorded_requests_total", Counter, [], "requests",
         "Requests that waited without an entry in the journal, which was full, on a kernel that cannot resend them.";
+    LOG_DROPPED = "soci_log_dropped_lines_total", Counter, [], "lines",
+        "Log lines that were dropped because stderr was not read.";
     BUILD = "soci_build_info", Gauge, ["version", "revision"], "1",
         "Always 1; says which program runs.";
     CPU = "process_cpu_seconds_total", Counter, [], "seconds",

@@ -2,6 +2,8 @@
 
 use std::error::Error;
 use std::io::Write;
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use jiff::Zoned;
 use parking_lot::Mutex;
@@ -16,6 +18,7 @@ use tracing_subscriber::{Layer, Registry};
 use crate::fields::Fields;
 use crate::level::Level;
 use crate::line::line;
+use crate::line_queue::LineQueue;
 
 /// Targets that give an event a level which `tracing` does not have.
 pub(crate) const FATAL: &str = "soci_telemetry::fatal";
@@ -30,9 +33,37 @@ fn is_ours(target: &str) -> bool {
     krate == "soci" || krate.starts_with("soci_")
 }
 
+/// The lines of the JSON log of this process.
+static QUEUE: OnceLock<LineQueue> = OnceLock::new();
+
+/// Longest wait for the reader of stderr at the end of the process.
+const AT_THE_END: Duration = Duration::from_secs(2);
+
 /// Starts the JSON log on stderr for the whole process. A second call changes nothing.
+///
+/// A thread of its own writes the lines, so that no other waits for the reader of stderr. It is started with
+/// the first line. Lines that it does not read in time are dropped, and a line says how many.
 pub fn init(level: Level) {
-    start(level, &[], JsonLog::new(std::io::stderr()));
+    let queue = QUEUE.get_or_init(|| LineQueue::new(std::io::stderr()));
+    start(level, &[], JsonLog::new(queue.clone()));
+}
+
+/// Waits until the lines of the JSON log are written, for two seconds at most. To be called before the
+/// process ends.
+pub fn flush() {
+    flush_within(AT_THE_END);
+}
+
+pub(crate) fn flush_within(limit: Duration) {
+    if let Some(queue) = QUEUE.get() {
+        queue.flush(limit);
+    }
+}
+
+/// Number of lines of the JSON log that were dropped because stderr was not read.
+#[must_use]
+pub fn dropped_lines() -> u64 {
+    QUEUE.get().map_or(0, LineQueue::all_dropped)
 }
 
 /// Starts a log for people on stderr, as the CLI's `--debug` wants it: `LEVEL message key=value…`.
@@ -106,9 +137,10 @@ pub(crate) fn shown(
 /// Logs why the process cannot go on, with level `fatal`. The caller then exits.
 pub fn fatal(message: &str, error: &(dyn Error + 'static)) {
     tracing::error!(target: FATAL, error = %soci_errors::chain(error), "{message}");
+    flush();
 }
 
-/// A layer that writes each event as a line of JSON to `W`, fields of the spans around it included
+/// A layer that writes each event as a line of JSON to `W`, which should not block, fields of the spans around it included
 /// (an event's own field wins, then the inner span's). What cannot be written is dropped: a log
 /// that cannot be written is no reason to stop.
 #[derive(Debug)]

@@ -1,8 +1,12 @@
 //! A panic is logged as a line of JSON like everything else, level `panic`.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::time::Duration;
 
-use crate::log::PANIC;
+use crate::log::{PANIC, flush_within};
+
+/// Longest wait for the reader of stderr: the panic may be one that the process survives.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Replaces the panic hook by one that logs message, place and thread; with `RUST_BACKTRACE` set
 /// also the backtrace. The panic itself continues.
@@ -25,5 +29,7 @@ pub fn log_panics() {
         } else {
             tracing::error!(target: PANIC, place, thread, "panic: {message}");
         }
+        // It may end the process.
+        flush_within(PATIENCE);
     }));
 }

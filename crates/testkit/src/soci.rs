@@ -232,6 +232,16 @@ impl SociDaemon {
         Ok(pid)
     }
 
+    /// Suspends the holder: it holds its sockets and answers nothing.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn suspend_holder(&self) -> Result<u32> {
+        let pid = self.holder_pid()?;
+        signal_process(pid, Signal::STOP)?;
+        Ok(pid)
+    }
+
     /// Kills the process that was started, and not the server below it.
     ///
     /// # Errors

@@ -249,7 +249,8 @@ impl Section for CriKeychain {
 pub struct Snapshotter {
     /// Layers with fewer compressed bytes are unpacked, not mounted.
     pub min_layer_size: u64,
-    /// Start even if a layer of an earlier run cannot be mounted again.
+    /// (v0.15) Start even if a layer of an earlier run cannot be mounted again. This daemon always does,
+    /// unless [`Holder::require_all_mounts`] is set.
     pub allow_invalid_mounts_on_restart: bool,
 }
 
@@ -320,6 +321,8 @@ pub struct Holder {
     pub abandon_after: Duration,
     /// Have the kernel send again what was in flight when a daemon died, where it can (Linux 6.9).
     pub resend: bool,
+    /// Do not start if a layer of an earlier run cannot be mounted again.
+    pub require_all_mounts: bool,
 }
 
 impl Default for Holder {
@@ -328,6 +331,7 @@ impl Default for Holder {
             enable: true,
             abandon_after: Duration::from_secs(600),
             resend: true,
+            require_all_mounts: false,
         }
     }
 }
@@ -337,6 +341,7 @@ impl Section for Holder {
         v.flag("enable", &mut self.enable);
         v.duration("abandon_after_sec", Unit::Seconds, &mut self.abandon_after);
         v.flag("resend", &mut self.resend);
+        v.flag("require_all_mounts", &mut self.require_all_mounts);
     }
 }
 

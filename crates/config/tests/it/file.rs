@@ -102,6 +102,7 @@ max_size_bytes = 1000
 enable = false
 abandon_after_sec = 5
 resend = false
+require_all_mounts = true
 [trust]
 explicit_index = true
 lazy_registries = ["registry.example.com/team"]

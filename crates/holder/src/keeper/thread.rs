@@ -14,10 +14,14 @@ use tokio::sync::oneshot;
 
 use super::KeeperConfig;
 use crate::client::{Client, HeldFd, HolderInfo};
+use crate::holder_process::HolderProcess;
 use crate::{HolderError, spawn};
 
 /// Time after which a holder that could not be started is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// Time between two checks whether the holder responds, while there is no other request.
+const PING_PERIOD: Duration = Duration::from_secs(60);
 
 /// How long a server that is going away may still be registered with the holder.
 const PREDECESSOR_LEAVES: Duration = Duration::from_secs(3);
@@ -46,6 +50,16 @@ pub(super) struct Stored {
     pub(super) note: String,
 }
 
+/// Why the thread stopped waiting.
+enum Woken {
+    /// There are requests, or it is time to look for a holder, or for no reason.
+    Requested,
+    /// The holder has ended.
+    Ended,
+    /// There was no request for a while.
+    Idle,
+}
+
 /// The state of the thread.
 pub(super) struct HolderThread {
     config: KeeperConfig,
@@ -54,6 +68,8 @@ pub(super) struct HolderThread {
     /// What the handle may know of `holder` without waiting for this thread.
     info: Arc<Mutex<Option<HolderInfo>>>,
     holder: Option<Client>,
+    /// The process of the last holder, which did not respond.
+    silent: Option<HolderProcess>,
     /// The holder, if this process started it: to be waited for.
     child: Option<Child>,
     /// Everything that is to be held, for the next holder.
@@ -76,6 +92,7 @@ impl HolderThread {
             wake,
             info,
             holder: None,
+            silent: None,
             child: None,
             stored: BTreeMap::new(),
             retry_at: Instant::now(),
@@ -99,8 +116,10 @@ impl HolderThread {
     /// Carries out requests, and replaces the holder when it dies, until the handle closes.
     pub(super) fn run(mut self) {
         loop {
-            if self.wait() {
-                self.drop_holder();
+            match self.wait() {
+                Woken::Ended => self.drop_holder(),
+                Woken::Idle => self.ping(),
+                Woken::Requested => {}
             }
             loop {
                 match self.commands.try_recv() {
@@ -125,14 +144,13 @@ impl HolderThread {
         }
     }
 
-    /// Waits for a request, the end of the holder or the time to look for another one. Returns whether the
-    /// holder has ended.
-    fn wait(&self) -> bool {
+    /// Waits for a request, the end of the holder or the time to look for another one.
+    fn wait(&self) -> Woken {
         let mut watched = vec![PollFd::new(&self.wake, PollFlags::IN)];
         let holder = self.holder.as_ref();
         watched.extend(holder.map(|holder| PollFd::new(holder, PollFlags::RDHUP)));
         let limit = match holder {
-            Some(_) => None,
+            Some(_) => Timespec::try_from(PING_PERIOD).ok(),
             None => {
                 let left = self.retry_at.saturating_duration_since(Instant::now());
                 // Rounded up, so that the time has come afterwards.
@@ -140,13 +158,27 @@ impl HolderThread {
             }
         };
         // A signal only shortens it.
-        if poll(&mut watched, limit.as_ref()).is_err() {
-            return false;
-        }
+        let events = match poll(&mut watched, limit.as_ref()) {
+            Ok(events) => events,
+            Err(_) => return Woken::Requested,
+        };
         let ended = watched.get(1).is_some_and(|fd| !fd.revents().is_empty());
         // Nothing to read means that only the holder, or the time, woke us up.
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
-        ended
+        match (ended, events) {
+            (true, _) => Woken::Ended,
+            (false, 0) => Woken::Idle,
+            (false, _) => Woken::Requested,
+        }
+    }
+
+    fn ping(&mut self) {
+        if let Some(holder) = &self.holder
+            && let Err(error) = holder.ping()
+        {
+            tracing::warn!(error = %error, "the holder did not respond to a check");
+            self.drop_holder();
+        }
     }
 
     fn put(&mut self, key: String, stored: Stored) {
@@ -182,7 +214,7 @@ impl HolderThread {
             if quit && let Err(error) = holder.quit() {
                 tracing::warn!(error = %error, "the holder does not end");
             }
-            holder.hang_up();
+            drop(holder.hang_up());
         }
         *self.info.lock() = None;
         if let (true, Some(backup)) = (quit, &self.config.backup) {
@@ -200,7 +232,7 @@ impl HolderThread {
     fn drop_holder(&mut self) {
         *self.info.lock() = None;
         if let Some(holder) = self.holder.take() {
-            holder.hang_up();
+            self.silent = holder.hang_up();
         }
         self.retry_at = Instant::now();
     }
@@ -216,10 +248,32 @@ impl HolderThread {
             descriptors = self.stored.len(),
             "holder lost, starting another one; mounts are still served"
         );
-        if let Err(error) = self.connect_to_holder() {
+        let mut connected = self.connect_to_holder().map(drop);
+        if connected.as_ref().is_err_and(HolderError::is_silence) && self.kill_silent_holder() {
+            connected = self.connect_to_holder().map(drop);
+        }
+        if let Err(error) = connected {
             tracing::error!(error = %error, "no holder: mounts do not survive the daemon");
             self.retry_at = Instant::now() + RETRY_AFTER;
         }
+    }
+
+    /// Kills a holder that is alive and has not responded on two connections, each for ten seconds. This is
+    /// safe because this process has copies of everything that it holds. Returns whether it has ended.
+    fn kill_silent_holder(&mut self) -> bool {
+        let Some(silent) = &self.silent else {
+            return false;
+        };
+        let pid = silent.pid;
+        tracing::error!(pid, "killing a holder that does not respond");
+        let ended = silent.kill();
+        if !ended {
+            tracing::error!(
+                pid,
+                "a holder that does not respond cannot be killed either"
+            );
+        }
+        ended
     }
 
     /// Finds or starts a holder and gives it everything that is to be held.
@@ -235,6 +289,7 @@ impl HolderThread {
         for (key, Stored { descriptor, note }) in &self.stored {
             holder.put(key, note, descriptor.as_fd())?;
         }
+        self.silent = None;
         *self.info.lock() = Some(*holder.info());
         Ok(self.holder.insert(holder))
     }

@@ -87,10 +87,20 @@ impl Machine {
         folder
     }
 
-    pub(crate) async fn open(&self, allow_invalid: bool) -> Result<Snapshotter, SnapshotterError> {
+    pub(crate) async fn open(&self, require_all: bool) -> Result<Snapshotter, SnapshotterError> {
+        self.open_within(require_all, Duration::from_secs(60)).await
+    }
+
+    /// Opens it; waits for lazy layers for at most `patience`.
+    pub(crate) async fn open_within(
+        &self,
+        require_all: bool,
+        restore_patience: Duration,
+    ) -> Result<Snapshotter, SnapshotterError> {
         let config = SnapshotterConfig {
             root: self.root(),
-            allow_invalid_mounts_on_restart: allow_invalid,
+            require_all_mounts: require_all,
+            restore_patience,
             userxattr: false,
         };
         // The database of a daemon that was dropped is closed a moment later.
@@ -108,11 +118,16 @@ impl Machine {
     }
 
     pub(crate) async fn start(&self) -> Daemon {
-        self.start_with(false).await
+        self.start_with(true).await
     }
 
-    pub(crate) async fn start_with(&self, allow_invalid: bool) -> Daemon {
-        let snapshotter = Arc::new(self.open(allow_invalid).await.unwrap());
+    pub(crate) async fn start_with(&self, require_all: bool) -> Daemon {
+        let snapshotter = self.open(require_all).await.unwrap();
+        self.serve(snapshotter).await
+    }
+
+    pub(crate) async fn serve(&self, snapshotter: Snapshotter) -> Daemon {
+        let snapshotter = Arc::new(snapshotter);
         let socket = self.path("socket");
         let _ = fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).unwrap();

@@ -2,9 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::Duration;
 
 use soci_layer::{LayerRefusal, Purpose};
 use soci_snapshotter::{LayerMode, SnapshotterError};
+use tokio::sync::Notify;
+use tokio::time::timeout;
 use tonic::Code;
 
 use crate::client::{assert_code, labels};
@@ -90,7 +94,7 @@ async fn lazy_layers_are_mounted_again_with_the_labels_of_their_prepare() {
 }
 
 #[tokio::test]
-async fn a_layer_that_cannot_be_mounted_again_stops_the_start_unless_allowed() {
+async fn a_layer_that_cannot_be_mounted_again_is_marked_unless_all_are_required() {
     let machine = Machine::new();
     let daemon = machine.start().await;
     for layer in ["good", "bad"] {
@@ -105,7 +109,7 @@ async fn a_layer_that_cannot_be_mounted_again_stops_the_start_unless_allowed() {
         Behaviour::Panic,
     ] {
         machine.layers.set("bad", behaviour);
-        let Err(error) = machine.open(false).await else {
+        let Err(error) = machine.open(true).await else {
             panic!("started with a broken layer");
         };
         assert!(
@@ -114,10 +118,10 @@ async fn a_layer_that_cannot_be_mounted_again_stops_the_start_unless_allowed() {
         );
         let text = error.to_string();
         assert!(text.contains("bad target"), "{text}");
-        assert!(text.contains("allow_invalid_mounts_on_restart"), "{text}");
+        assert!(text.contains("require_all_mounts"), "{text}");
     }
 
-    let daemon = machine.start_with(true).await;
+    let daemon = machine.start_with(false).await;
     assert_eq!(
         machine.mounted(),
         [fs::canonicalize(machine.snapshots()).unwrap().join("2/fs")]
@@ -130,6 +134,79 @@ async fn a_layer_that_cannot_be_mounted_again_stops_the_start_unless_allowed() {
     machine.layers.set("bad", bad);
     assert_eq!(machine.contents(&daemon, "bad target").await, ["bad=bad"]);
     assert_eq!(machine.mounted().len(), 2);
+}
+
+#[tokio::test]
+async fn one_of_two_hundred_layers_that_takes_for_ever_keeps_no_other_down() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    for number in 0..200 {
+        let layer = format!("layer{number}");
+        machine.lazy_layer(&layer);
+        let target = format!("{layer} target");
+        daemon.pull_lazily(&target, "", &layer).await;
+    }
+    daemon.stop(true).await;
+    let good = machine.layers.behaviours.lock().remove("layer7").unwrap();
+    let (requested, proceed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let waits = Behaviour::Wait(requested.clone(), proceed.clone(), Box::new(good));
+    machine.layers.set("layer7", waits);
+
+    let opened = machine.open_within(false, Duration::from_millis(50)).await;
+    let daemon = machine.serve(opened.unwrap()).await;
+    requested.notified().await;
+    for number in (0..200).filter(|&number| number != 7) {
+        let layer = format!("layer{number}");
+        let contents = machine.contents(&daemon, &format!("{layer} target")).await;
+        assert_eq!(contents, [format!("{layer}={layer}")]);
+    }
+    assert_eq!(daemon.snapshotter.broken_layers(), 1);
+    assert!(
+        timeout(Duration::ZERO, daemon.snapshotter.restored())
+            .await
+            .is_err()
+    );
+
+    // A container that needs it waits.
+    let target = "layer7 target";
+    let mut waiting = Box::pin(daemon.prepare("waiting", target));
+    assert!(
+        timeout(Duration::from_millis(100), &mut waiting)
+            .await
+            .is_err()
+    );
+    proceed.notify_one();
+    waiting.await.unwrap();
+    daemon.snapshotter.restored().await;
+    assert_eq!(daemon.snapshotter.broken_layers(), 0);
+    assert_eq!(machine.contents(&daemon, target).await, ["layer7=layer7"]);
+    daemon.stop(true).await;
+}
+
+#[tokio::test]
+async fn a_layer_that_is_removed_while_it_is_being_restored_leaves_nothing() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    machine.lazy_layer("one");
+    daemon.pull_lazily("target", "", "one").await;
+    daemon.stop(true).await;
+    let good = machine.layers.behaviours.lock().remove("one").unwrap();
+    let (requested, proceed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let waits = Behaviour::Wait(requested.clone(), proceed.clone(), Box::new(good));
+    machine.layers.set("one", waits);
+    let opened = machine.open_within(false, Duration::ZERO).await.unwrap();
+    let daemon = machine.serve(opened).await;
+    requested.notified().await;
+    daemon.remove("target").await.unwrap();
+    daemon.cleanup().await;
+    assert!(exists(&machine.snapshots().join("1")));
+    proceed.notify_one();
+    daemon.snapshotter.restored().await;
+    daemon.cleanup().await;
+    assert!(!exists(&machine.snapshots().join("1")));
+    assert_eq!(machine.mounted().len(), 0);
+    assert_eq!(daemon.snapshotter.broken_layers(), 0);
+    daemon.stop(true).await;
 }
 
 #[tokio::test]
@@ -166,7 +243,7 @@ async fn the_reason_why_a_layer_is_not_lazy_survives() {
 async fn a_root_that_cannot_be_used_is_a_clear_error() {
     let machine = Machine::new();
     fs::write(machine.root(), "a file").unwrap();
-    let Err(error) = machine.open(false).await else {
+    let Err(error) = machine.open(true).await else {
         panic!("opened a file as a directory");
     };
     assert!(error.to_string().contains("root/snapshots"), "{error}");
@@ -174,7 +251,7 @@ async fn a_root_that_cannot_be_used_is_a_clear_error() {
 
     fs::create_dir(machine.root()).unwrap();
     fs::write(machine.root().join("metadata.redb"), [7; 5000]).unwrap();
-    let Err(error) = machine.open(false).await else {
+    let Err(error) = machine.open(true).await else {
         panic!("opened garbage as a database");
     };
     assert!(error.to_string().contains("metadata.redb"), "{error}");

@@ -276,7 +276,7 @@ async fn a_database_of_v0_15_that_cannot_be_read_is_reported_and_left_as_it_is()
         Vec::new(),
     ] {
         fs::write(&path, &damaged).unwrap();
-        let Err(error) = machine.open(true).await else {
+        let Err(error) = machine.open(false).await else {
             panic!("started without the snapshots of v0.15");
         };
         assert!(
@@ -301,7 +301,7 @@ async fn a_take_over_that_broke_off_is_done_again() {
     // The layers cannot be mounted: the start fails after the transaction.
     let refusal = LayerRefusal::failed("registry unreachable");
     machine.layers.set(LAZY[0], Behaviour::Refuse(refusal));
-    let Err(error) = machine.open(false).await else {
+    let Err(error) = machine.open(true).await else {
         panic!("started with a broken layer");
     };
     assert!(matches!(error, SnapshotterError::Restore { .. }), "{error}");
@@ -320,7 +320,7 @@ async fn a_running_v0_15_is_not_disturbed() {
         .unwrap();
     for _ in 0..2 {
         rustix::fs::flock(&old, rustix::fs::FlockOperation::LockExclusive).unwrap();
-        let Err(error) = machine.open(true).await else {
+        let Err(error) = machine.open(false).await else {
             panic!("started beside v0.15");
         };
         assert!(error.to_string().contains("in use"), "{error}");

@@ -46,6 +46,46 @@ async fn health_checks_answer_serving() {
     }
 }
 
+/// A pipe that has no room left, and its reader.
+fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
+    use rustix::fs::{OFlags, fcntl_setfl};
+    let (reader, writer) = std::io::pipe().unwrap();
+    fcntl_setfl(&writer, OFlags::NONBLOCK).unwrap();
+    while rustix::io::write(&writer, b"x").is_ok() {}
+    fcntl_setfl(&writer, OFlags::empty()).unwrap();
+    (reader, writer)
+}
+
+#[tokio::test]
+async fn a_daemon_whose_log_is_not_read_starts_serves_and_ends() {
+    let place = Place::new();
+    let (reader, writer) = full_pipe();
+    let mut command = place.command();
+    let mut daemon = command.stderr(writer).spawn().unwrap();
+    let begin = std::time::Instant::now();
+    let mut client = loop {
+        let socket = Endpoint::from_shared(format!("unix://{}", place.socket().display()));
+        match socket.unwrap().connect().await {
+            Ok(channel) => break SnapshotsClient::new(channel),
+            Err(error) => {
+                assert!(begin.elapsed().as_secs() < 60, "{error}");
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        }
+    };
+    for key in 0..200 {
+        let prepare = PrepareSnapshotRequest {
+            key: format!("k{key}"),
+            ..Default::default()
+        };
+        client.prepare(in_namespace(prepare)).await.unwrap();
+    }
+    let pid = rustix::process::Pid::from_child(&daemon);
+    rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    assert!(daemon.wait().unwrap().success());
+    drop(reader);
+}
+
 #[tokio::test]
 async fn snapshots_outlive_the_daemon_and_an_idle_client_does_not_delay_its_end() {
     let place = Place::new();
