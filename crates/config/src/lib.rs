@@ -18,7 +18,7 @@ pub use error::{ConfigError, Problem};
 pub use sections::{
     BackgroundFetch, Blob, Config, ContentStore, CriKeychain, DecompressStream, DirectoryCache,
     Fetch, Fuse, Holder, Host, Http, KubeconfigKeychain, LayerStore, Mirror, ParallelPullUnpack,
-    Prefetch, PullMode, PullModes, Resolver, Snapshotter, Trust,
+    Prefetch, Profile, PullMode, PullModes, Resolver, Snapshotter, Trust,
 };
 pub use values::{ByteSize, ContentStoreType, DropPolicy, MetadataStoreType, MetricsNetwork};
 

@@ -2,11 +2,13 @@
 //! the file means the default, unless the field says otherwise.
 
 mod access;
+mod profile;
 mod pull;
 mod service;
 mod trust;
 
 pub use access::{Blob, Host, Http, Mirror, Resolver};
+pub use profile::Profile;
 pub use pull::{DecompressStream, ParallelPullUnpack, PullMode, PullModes};
 pub use service::{
     BackgroundFetch, ContentStore, CriKeychain, DirectoryCache, Fetch, Fuse, Holder,
@@ -86,6 +88,8 @@ pub struct Config {
     pub layer_store: LayerStore,
     /// `[holder]`, ours
     pub holder: Holder,
+    /// `[profile]`, ours
+    pub profile: Profile,
     /// `[trust]`, ours
     pub trust: Trust,
 }
@@ -124,6 +128,7 @@ impl Default for Config {
             fetch: Fetch::default(),
             layer_store: LayerStore::default(),
             holder: Holder::default(),
+            profile: Profile::default(),
             trust: Trust::default(),
         }
     }
@@ -180,6 +185,7 @@ impl Section for Config {
         v.table("fetch", &mut self.fetch);
         v.table("layer_store", &mut self.layer_store);
         v.table("holder", &mut self.holder);
+        v.table("profile", &mut self.profile);
         v.table("trust", &mut self.trust);
     }
 

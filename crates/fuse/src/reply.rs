@@ -102,7 +102,6 @@ impl Reply {
     }
 
     /// Returns a check of [`Reply::is_wanted`] that may outlive the reply.
-    #[must_use]
     pub fn watch(&self) -> impl Fn() -> bool + Send + Sync + 'static {
         let (sink, unique) = (self.sink.as_ref().map(Arc::downgrade), self.unique);
         move || {

@@ -14,6 +14,8 @@ pub struct Components {
     pub content: soci_store::content::OciLayout,
     /// An existing or new directory that records which index belongs to which image.
     pub index_notes: PathBuf,
+    /// An existing or new directory for start-up profiles.
+    pub profiles: PathBuf,
     /// Unpacks layers that cannot be lazy.
     pub unpacker: soci_unpack::Unpacker,
     /// The store that is searched for indexes and zTOCs before the registry.
@@ -66,6 +68,8 @@ pub struct LazyConfig {
     pub operation_count_wait: Duration,
     /// Logs each FUSE operation, with names of files.
     pub log_fuse_operations: bool,
+    /// Recording and playing of start-up profiles.
+    pub profiles: crate::ProfileConfig,
 }
 
 impl Default for LazyConfig {
@@ -90,6 +94,7 @@ impl Default for LazyConfig {
             userxattr: false,
             operation_count_wait: Duration::from_secs(60),
             log_fuse_operations: false,
+            profiles: crate::ProfileConfig::default(),
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::index_files::FoundIndex;
 use crate::layer_loader::{LayerLoader, layer_key};
 use crate::lease::{Lease, LeaseMap};
 use crate::open_layer::OpenLayer;
+use crate::start_up::StartUps;
 use crate::sweeper::Sweeper;
 
 /// Time for which a layer that was opened ahead waits for its Prepare.
@@ -27,6 +28,7 @@ const PREPARED_FOR: Duration = Duration::from_secs(300);
 /// Opens each layer once for all its users.
 pub(crate) struct LayerOpener {
     pub(crate) loader: LayerLoader,
+    pub(crate) start_ups: Arc<StartUps>,
     pub(crate) leases: Arc<LeaseMap<OpenLayer>>,
     /// Layers opened ahead of their Prepare.
     pub(crate) prepared: Mutex<HashMap<LayerKey, Lease<OpenLayer>>>,
@@ -60,6 +62,8 @@ impl LayerOpener {
         };
         self.meters.count(resolved, &key.layer.to_string(), 1);
         lease.layer().sources.add(&image.reference);
+        let data = &lease.layer().data;
+        self.start_ups.opened(&image.manifest, key, data);
         Ok(lease)
     }
 

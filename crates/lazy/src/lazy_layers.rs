@@ -20,9 +20,10 @@ use crate::lookup_cache::LookupCache;
 use crate::metering::Metering;
 use crate::mount_table::MountTable;
 use crate::open_layer::OpenLayer;
+use crate::start_up::StartUps;
 use crate::sweeper::{Requested, Sweeper};
 use crate::ztoc_memory::ZtocMemory;
-use crate::{Components, InheritedError, LazyConfig, MountReport};
+use crate::{Components, InheritedError, LazyConfig, MountReport, ProfileCounts};
 
 /// The lazy layers of a daemon.
 pub struct LazyLayers {
@@ -31,6 +32,7 @@ pub struct LazyLayers {
     pub(crate) table: Arc<MountTable>,
     pub(crate) sweeper: Arc<Sweeper>,
     pub(crate) unpack: LocalUnpack,
+    pub(crate) start_ups: Arc<StartUps>,
     /// Connections of an earlier process that are not served yet.
     pub(crate) inherited: Arc<InheritedConnections>,
     pub(crate) config: LazyConfig,
@@ -47,6 +49,7 @@ impl LazyLayers {
             layers,
             content,
             index_notes,
+            profiles,
             unpacker,
             artifacts,
             fetcher,
@@ -90,7 +93,9 @@ impl LazyLayers {
                 images: inherited.images().into_iter().collect(),
             })),
         });
+        let start_ups = StartUps::new(profiles, &config.profiles);
         let opener = Arc::new(LayerOpener {
+            start_ups: start_ups.clone(),
             loader,
             leases,
             prepared: Mutex::default(),
@@ -116,6 +121,7 @@ impl LazyLayers {
                 overlay_xattr: OverlayXattr::for_mount(config.userxattr),
                 min_layer_size: config.min_layer_size,
             },
+            start_ups,
             indexes,
             opener,
             table,
@@ -151,6 +157,12 @@ impl LazyLayers {
     #[must_use]
     pub fn mounts(&self) -> Vec<MountReport> {
         self.table.report()
+    }
+
+    /// Returns what start-up profiles have done.
+    #[must_use]
+    pub fn profile_counts(&self) -> ProfileCounts {
+        self.start_ups.counts()
     }
 
     /// Adds what has been counted since the last call to the metrics.

@@ -116,6 +116,7 @@ impl LazyLayers {
         }
         let (found, ztoc) = self.ztoc_of(layer, prepare).await?;
         if prepare {
+            self.start_ups.begin(layer.image.manifest);
             self.opener.open_above(layer, &found);
             let namespace = &request.namespace;
             let unlisted = LayersToUnpack::SmallOrNotIn(&found);

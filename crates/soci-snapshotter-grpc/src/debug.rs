@@ -66,6 +66,8 @@ async fn vars(State(debug): State<Debug>) -> Response {
             "queuedSpans": stats.queued_spans,
             "requestsInFlight": stats.requests_in_flight,
             "requestLimit": stats.request_limit,
+            "origins": stats.origins,
+            "originsFailing": stats.origins_failing,
             "memoryBytes": stats.memory_in_use,
             "memoryPeakBytes": stats.memory_peak,
             "spansVerified": stats.spans_verified,

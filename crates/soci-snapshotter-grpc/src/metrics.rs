@@ -120,6 +120,7 @@ impl Metrics {
     fn fetching(&self) -> Vec<Sample> {
         let stats = self.fetcher.stats();
         let usage = self.store.usage();
+        let profiles = self.lazy.profile_counts();
         self.meters.count_to(
             count::BACKGROUND_FETCH_WORK_QUEUE_EVICTED,
             "",
@@ -151,6 +152,11 @@ impl Metrics {
             Sample::of(&catalog::MISMATCHES, stats.verification_failures),
             Sample::of(&catalog::FAILED_SPANS, stats.spans_failed),
             Sample::of(&catalog::STORE_FAILURES, stats.store_failures),
+            Sample::of(&catalog::ORIGINS_FAILING, stats.origins_failing),
+            Sample::of(&catalog::PROFILES_RECORDED, profiles.recorded),
+            Sample::of(&catalog::PROFILES_PLAYED, profiles.played),
+            Sample::of(&catalog::PROFILE_BYTES, profiles.bytes),
+            Sample::of(&catalog::PROFILE_USED_BYTES, profiles.used_bytes),
         ]);
         samples
     }

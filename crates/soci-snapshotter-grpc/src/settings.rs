@@ -97,6 +97,11 @@ pub(crate) fn lazy(config: &Config) -> LazyConfig {
         resend: config.holder.resend,
         operation_count_wait: config.fuse_metrics_emit_wait_duration,
         log_fuse_operations: config.fuse.log_fuse_operations,
+        profiles: soci_lazy::ProfileConfig {
+            enable: config.profile.enable,
+            max_size_bytes: config.profile.max_size_bytes,
+            ..soci_lazy::ProfileConfig::default()
+        },
         ..LazyConfig::default()
     }
 }

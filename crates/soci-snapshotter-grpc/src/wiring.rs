@@ -105,6 +105,7 @@ pub(crate) async fn wire(
         artifacts: artifacts(config, &content),
         content,
         index_notes: root.join("soci/images"),
+        profiles: root.join("soci/profiles"),
         unpacker,
         fetcher: fetcher.clone(),
         pool: pool.clone(),

@@ -110,6 +110,16 @@ catalog! {
         "Spans that could not be had in spite of all attempts.";
     STORE_FAILURES = "soci_layer_store_failures_total", Counter, [], "spans",
         "Spans that were served but could not be stored.";
+    ORIGINS_FAILING = "soci_fetch_origins_failing", Gauge, [], "registries",
+        "Registries that failed several times in a row and are only probed.";
+    PROFILES_RECORDED = "soci_profiles_recorded_total", Counter, [], "starts",
+        "Starts whose reads were recorded.";
+    PROFILES_PLAYED = "soci_profiles_played_total", Counter, [], "starts",
+        "Starts for which a profile was played.";
+    PROFILE_BYTES = "soci_profile_bytes_total", Counter, [], "bytes",
+        "Compressed bytes that profiles fetched, of starts that have ended.";
+    PROFILE_USED_BYTES = "soci_profile_used_bytes_total", Counter, [], "bytes",
+        "Part of soci_profile_bytes_total that was read.";
     NOT_LAZY = "soci_layers_not_lazy_total", Counter, [REASON], "layers",
         "Prepares of layers that were not mounted lazily.";
     SNAPSHOT_LAYERS = "soci_snapshot_layers", Gauge, [STATE], "snapshots",

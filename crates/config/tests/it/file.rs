@@ -41,7 +41,7 @@ fn the_defaults_print_as_v0_15_prints_them_and_then_our_own_tables() {
     let own: toml::Table = own.parse().unwrap();
     assert_eq!(
         own.keys().collect::<Vec<_>>(),
-        ["fetch", "holder", "layer_store", "trust"],
+        ["fetch", "holder", "layer_store", "profile", "trust"],
         "v0.15 knows no other tables of ours"
     );
 }
@@ -103,6 +103,9 @@ enable = false
 abandon_after_sec = 5
 resend = false
 require_all_mounts = true
+[profile]
+enable = false
+max_size_bytes = 1000
 [trust]
 explicit_index = true
 lazy_registries = ["registry.example.com/team"]

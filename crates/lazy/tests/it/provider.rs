@@ -146,6 +146,7 @@ impl World {
             artifacts: Artifacts::Layout(OciLayout::open(&root.join("content")).unwrap()),
             content: OciLayout::open(&root.join("content")).unwrap(),
             index_notes: root.join("soci/images"),
+            profiles: root.join("soci/profiles"),
             unpacker: soci_unpack::Unpacker::new(
                 Self::client(),
                 soci_unpack::UnpackConfig::new(root.join("unpack")),
@@ -559,6 +560,66 @@ fn a_layer_whose_spans_need_much_memory_is_refused_unless_it_was_mounted_before(
         request.purpose = Purpose::Restore;
         lazy.restore(request.clone()).await.unwrap();
         check_contents(request.mountpoint.clone()).await;
+        unmount(&lazy, &request.mountpoint).await;
+    });
+}
+
+#[test]
+fn a_start_is_recorded_and_the_next_cold_start_plays_it() {
+    World::new("kinds", "soci-v2").test(async |world| {
+        let config = LazyConfig {
+            profiles: soci_lazy::ProfileConfig {
+                quiet: Duration::from_millis(300),
+                ..soci_lazy::ProfileConfig::default()
+            },
+            ..LazyConfig::default()
+        };
+        let patience = Duration::from_secs(60);
+        let request = world.request(0, "a");
+        {
+            let lazy = world.lazy(config.clone());
+            lazy.mount(request.clone()).await.unwrap();
+            check_contents(request.mountpoint.clone()).await;
+            let recorded = async || {
+                while lazy.profile_counts().recorded == 0 {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            tokio::time::timeout(patience, recorded()).await.unwrap();
+            assert_eq!(lazy.profile_counts().played, 0);
+            unmount(&lazy, &request.mountpoint).await;
+        }
+        fs::remove_dir_all(world.root.path().join("daemon/soci/layers")).unwrap();
+
+        let (lazy, fetcher) = world.lazy_and_fetcher(config.clone());
+        lazy.mount(request.clone()).await.unwrap();
+        let played = async || {
+            while fetcher.stats().profile.spans == 0 || fetcher.stats().requests_in_flight > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(patience, played()).await.unwrap();
+        assert_eq!(lazy.profile_counts().played, 1);
+        // Everything that the start reads is there.
+        world.proxy.inject(Rule::always(Fault::status(403)));
+        check_contents(request.mountpoint.clone()).await;
+        assert_eq!(fetcher.stats().demand.requests, 0);
+        world.proxy.clear_faults();
+        unmount(&lazy, &request.mountpoint).await;
+
+        // The switch turns both off.
+        let off = LazyConfig {
+            profiles: soci_lazy::ProfileConfig {
+                enable: false,
+                ..config.profiles.clone()
+            },
+            ..config
+        };
+        let lazy = world.lazy(off);
+        lazy.mount(request.clone()).await.unwrap();
+        check_contents(request.mountpoint.clone()).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(lazy.profile_counts(), soci_lazy::ProfileCounts::default());
         unmount(&lazy, &request.mountpoint).await;
     });
 }

@@ -1,0 +1,29 @@
+//! Start-up profiles: what starts of images read, recorded and fetched ahead of the next start.
+
+use super::MAX;
+use crate::schema::{Section, Visitor};
+
+/// `[profile]`
+#[derive(Debug, Clone, PartialEq)]
+pub struct Profile {
+    /// Record starts, and play what was recorded.
+    pub enable: bool,
+    /// Most bytes of all profiles on disk; the oldest are removed.
+    pub max_size_bytes: u64,
+}
+
+impl Default for Profile {
+    fn default() -> Self {
+        Self {
+            enable: true,
+            max_size_bytes: 8 << 20,
+        }
+    }
+}
+
+impl Section for Profile {
+    fn visit(&mut self, v: &mut impl Visitor) {
+        v.flag("enable", &mut self.enable);
+        v.number("max_size_bytes", &mut self.max_size_bytes, 0..=MAX);
+    }
+}
