@@ -168,6 +168,12 @@ impl Visitor for Writer {
         self.key(key, quoted(value));
     }
 
+    fn added_text(&mut self, key: &'static str, value: &mut String, default: &str) {
+        if value != default {
+            self.text(key, value);
+        }
+    }
+
     fn text_or_default(&mut self, key: &'static str, value: &mut String) {
         self.text(key, value);
     }

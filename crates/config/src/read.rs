@@ -273,6 +273,10 @@ impl Visitor for Reader<'_, '_> {
         }
     }
 
+    fn added_text(&mut self, key: &'static str, value: &mut String, _: &str) {
+        self.text(key, value);
+    }
+
     fn text_or_default(&mut self, key: &'static str, value: &mut String) {
         let mut given = String::new();
         self.text(key, &mut given);

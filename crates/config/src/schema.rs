@@ -58,6 +58,8 @@ pub(crate) trait Visitor {
     /// A flag that a table of v0.15 did not have: printed only where it is set.
     fn added_flag(&mut self, key: &'static str, value: &mut bool);
     fn text(&mut self, key: &'static str, value: &mut String);
+    /// A text that a table of v0.15 did not have: printed only where it is not the default.
+    fn added_text(&mut self, key: &'static str, value: &mut String, default: &str);
     /// A text, where an empty one in the file means the default.
     fn text_or_default(&mut self, key: &'static str, value: &mut String);
     fn texts(&mut self, key: &'static str, value: &mut Vec<String>);

@@ -7,9 +7,6 @@ use crate::Config;
 /// An entry goes when its feature lands.
 const NOT_YET: &[&str] = &[
     "blob.fetching_timeout_sec",
-    "blob.max_retries",
-    "blob.min_wait_msec",
-    "blob.max_wait_msec",
     "prefetch.enable",
     "prefetch.max_concurrency",
     "pull_modes.parallel_pull_unpack.",

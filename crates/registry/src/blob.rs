@@ -53,7 +53,7 @@ impl BlobSource for RemoteBlob {
                 size: self.locator.size,
             });
         }
-        let mut reader = RangeReader::new(Arc::clone(&self.locator), range, deadline);
+        let mut reader = RangeReader::for_readers(Arc::clone(&self.locator), range, deadline);
         reader.open().await?;
         Ok(reader.into_stream().boxed())
     }

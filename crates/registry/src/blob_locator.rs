@@ -3,8 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use futures::FutureExt;
 use http::header::{ACCEPT_ENCODING, CONTENT_RANGE, RANGE};
 use http::{HeaderMap, HeaderValue};
 use parking_lot::Mutex;
@@ -14,14 +15,17 @@ use url::Url;
 
 use crate::RegistryError;
 use crate::auth::AuthTarget;
-use crate::endpoint::Endpoint;
-use crate::engine::Engine;
+use crate::endpoint::{Endpoint, Need};
+use crate::engine::{Engine, note};
 use crate::error::ErrorKind;
 use crate::range::parse_content_range;
 use crate::reach::Reach;
 use crate::request::RequestSpec;
 use crate::response::Incoming;
 use crate::signed_url;
+
+/// Time after which a mirror that did not have a blob is asked for it again.
+const ASK_AGAIN: Duration = Duration::from_secs(300);
 
 /// One blob, and the location that last served it.
 pub(crate) struct BlobLocator {
@@ -43,6 +47,22 @@ struct Location {
     reach: Reach,
     /// When a signed URL expires.
     until: Option<Instant>,
+    /// Mirrors that do not have the blob, by base URL, until they are asked again.
+    without: Vec<Url>,
+    ask_again: Instant,
+}
+
+impl Location {
+    /// Whether no endpoint before this one may have the blob.
+    fn is_best_of(&self, endpoints: &[Arc<Endpoint>], without: &[Url]) -> bool {
+        endpoints
+            .iter()
+            .take_while(|endpoint| endpoint.base() != self.endpoint.base())
+            .all(|endpoint| without.contains(endpoint.base()))
+            && endpoints
+                .iter()
+                .any(|endpoint| endpoint.base() == self.endpoint.base())
+    }
 }
 
 /// A body that holds the wanted bytes, after `skip` others.
@@ -94,19 +114,30 @@ impl BlobLocator {
     /// Forgets the location: it served damaged data.
     pub(crate) fn distrust(&self, error: &RegistryError) {
         if let Some(location) = self.location.lock().take() {
-            let mirrors = &self.engine.mirrors;
-            mirrors.note_failure(&location.endpoint, error);
+            self.engine.health.failed(&location.endpoint, error);
         }
     }
 
     /// Makes one attempt to open a body with the bytes of `range`, or the first of them.
     pub(crate) async fn open(&self, range: &Range<u64>) -> Result<OpenBody, RegistryError> {
+        let engine = &self.engine;
+        let endpoints = engine
+            .endpoints(self.reference.registry(), Need::Pull)
+            .await?;
+        let now = Instant::now();
         let known = self.location.lock().clone();
-        if let Some(known) = known.filter(|l| l.until.is_none_or(|until| until > Instant::now())) {
-            match self
-                .request(&known.endpoint, (known.url, known.reach), range)
-                .await
-            {
+        let mut without = Vec::new();
+        if let Some(known) = &known
+            && known.ask_again > now
+        {
+            without.clone_from(&known.without);
+        }
+        if let Some(known) = known.filter(|known| {
+            known.until.is_none_or(|until| until > now) && known.is_best_of(&endpoints, &without)
+        }) {
+            let (endpoint, place) = (&known.endpoint, (known.url, known.reach));
+            let once = || self.request(endpoint, place.clone(), range).boxed();
+            match engine.ask(endpoint, once).await {
                 Ok(body) => return Ok(body),
                 Err(error) => {
                     let busy = matches!(
@@ -120,17 +151,21 @@ impl BlobLocator {
                     let blob = self.describe();
                     tracing::debug!(blob, %error, "known location failed, trying all endpoints");
                     self.location.lock().take();
-                    self.engine.mirrors.note_failure(&known.endpoint, &error);
                 }
             }
         }
         let mut failure = None;
-        for endpoint in self.engine.endpoints(self.reference.registry())? {
+        for endpoint in endpoints {
+            if without.contains(endpoint.base()) {
+                continue;
+            }
             let url = endpoint.url(
                 self.reference.repository(),
                 &["blobs", &self.digest.to_string()],
             );
-            match self.request(&endpoint, (url, Reach::Anywhere), range).await {
+            let place = (url, Reach::Anywhere);
+            let once = || self.request(&endpoint, place.clone(), range).boxed();
+            match engine.ask(&endpoint, once).await {
                 Ok(body) => {
                     let url = body.response.url().clone();
                     let reach = body.response.reach();
@@ -141,15 +176,22 @@ impl BlobLocator {
                         url,
                         reach,
                         until,
+                        without,
+                        ask_again: now + ASK_AGAIN,
                     });
                     return Ok(body);
                 }
                 Err(error) => {
-                    self.engine.mirrors.note_failure(&endpoint, &error);
-                    failure = Some(error);
+                    if endpoint.is_mirror() && !error.is_transient() {
+                        without.push(endpoint.base().clone());
+                    }
+                    if note(&mut failure, &endpoint, error) {
+                        break;
+                    }
                 }
             }
         }
+        let failure = failure.map(|(error, _)| error);
         Err(failure.unwrap_or_else(|| {
             RegistryError::Config(format!("{} has no endpoint", self.describe()))
         }))

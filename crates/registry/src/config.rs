@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ pub struct ClientConfig {
     pub user_agent: String,
     /// When and how often a failed request is retried.
     pub retries: RetryPolicy,
+    /// The same for parts of layers that readers wait for; `None` is the same.
+    pub span_retries: Option<RetryPolicy>,
     /// Longest wait for a connection.
     pub dial_timeout: Duration,
     /// Longest wait for the head of a response after the request was sent. Each piece of an upload
@@ -26,6 +29,9 @@ pub struct ClientConfig {
     pub request_timeout: Duration,
     /// Mirrors by registry name.
     pub hosts: HostsConfig,
+    /// Folders with registry configuration as containerd has it, for registries without an entry in
+    /// `hosts`.
+    pub hosts_dirs: Vec<PathBuf>,
     /// Locations of registries that are not at their name, by name.
     pub origins: BTreeMap<String, Origin>,
     /// Whether plain HTTP is used for the registry itself.
@@ -47,11 +53,13 @@ impl Default for ClientConfig {
         Self {
             user_agent: concat!("soci-rs/", env!("CARGO_PKG_VERSION")).to_owned(),
             retries: RetryPolicy::default(),
+            span_retries: None,
             dial_timeout: Duration::from_secs(3),
             response_header_timeout: Duration::from_secs(3),
             idle_timeout: Duration::from_secs(30),
             request_timeout: Duration::from_secs(300),
             hosts: HostsConfig::new(),
+            hosts_dirs: Vec::new(),
             origins: BTreeMap::new(),
             plain_http: false,
             tls: Arc::default(),

@@ -41,7 +41,8 @@ pub(crate) fn connection_error(
             reason,
             advice,
         },
-        None => RegistryError::Unreachable { request, reason },
+        None if error.is_connect() => RegistryError::Unreachable { request, reason },
+        None => RegistryError::Dropped { request, reason },
     }
 }
 

@@ -133,13 +133,8 @@ fn with_tls(
         .tls_danger_accept_invalid_certs(tls.skip_verify);
     let mut authorities = Vec::new();
     for pem in &tls.extra_ca {
-        let found = reqwest::Certificate::from_pem_bundle(pem)
-            .map_err(|error| refused("certificate authority", &error))?;
-        if found.is_empty() {
-            return Err(RegistryError::Config(
-                "certificate authority: the file holds no certificate in PEM".to_owned(),
-            ));
-        }
+        let found = parse_authorities(pem)
+            .map_err(|reason| RegistryError::Config(format!("certificate authority: {reason}")))?;
         authorities.extend(found);
     }
     if !authorities.is_empty() {
@@ -151,6 +146,19 @@ fn with_tls(
         builder = builder.identity(identity);
     }
     Ok(builder)
+}
+
+/// Checks that a file of certificate authorities is one.
+pub(crate) fn check_authorities(pem: &[u8]) -> Result<(), String> {
+    parse_authorities(pem).map(|_| ())
+}
+
+fn parse_authorities(pem: &[u8]) -> Result<Vec<reqwest::Certificate>, String> {
+    let found = reqwest::Certificate::from_pem_bundle(pem).map_err(|error| chain(&error))?;
+    if found.is_empty() {
+        return Err("the file holds no certificate in PEM".to_owned());
+    }
+    Ok(found)
 }
 
 fn refused(what: &str, error: &(dyn Error + 'static)) -> RegistryError {

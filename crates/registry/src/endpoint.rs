@@ -1,12 +1,54 @@
 //! The endpoints of a registry: its mirrors and its origin, as base URLs.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use url::Url;
 
-use crate::{ClientConfig, HostHeaders, Mirror, RegistryError, TlsSettings};
+use crate::connection_pool::check_authorities;
+use crate::{
+    ClientConfig, ClientIdentity, HostHeaders, Mirror, RegistryError, RegistryHost, RegistryHosts,
+    TlsSettings,
+};
+
+/// What a server may be asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Capabilities {
+    pub(crate) pull: bool,
+    pub(crate) resolve: bool,
+    pub(crate) push: bool,
+}
+
+impl Capabilities {
+    const ALL: Self = Self {
+        pull: true,
+        resolve: true,
+        push: true,
+    };
+    const MIRROR: Self = Self {
+        push: false,
+        ..Self::ALL
+    };
+
+    /// Whether they include what is needed.
+    pub(crate) const fn include(self, need: Need) -> bool {
+        match need {
+            Need::Pull => self.pull,
+            Need::Resolve => self.resolve,
+        }
+    }
+}
+
+/// What a read needs of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Content that a digest verifies.
+    Pull,
+    /// To be believed which content belongs to a name.
+    Resolve,
+}
 
 /// One server of a registry.
 #[derive(Debug, Clone)]
@@ -17,6 +59,10 @@ pub(crate) struct Endpoint {
     pub(crate) credential_host: String,
     /// The registry name that a mirror receives (containerd's `?ns=`); `None` for an origin.
     namespace: Option<String>,
+    /// Whether it is asked before the registry itself.
+    mirror: bool,
+    /// What it may be asked for.
+    pub(crate) capabilities: Capabilities,
     /// Longest time for a whole request.
     pub(crate) request_timeout: Duration,
     /// Longest wait for a connection.
@@ -51,8 +97,8 @@ impl Endpoint {
         &self.base
     }
 
-    pub(crate) fn is_mirror(&self) -> bool {
-        self.namespace.is_some()
+    pub(crate) const fn is_mirror(&self) -> bool {
+        self.mirror
     }
 }
 
@@ -76,6 +122,8 @@ pub(crate) fn origin(config: &ClientConfig, registry: &str) -> Result<Endpoint, 
             base: moved(&origin.url).ok_or_else(|| bad_host("registry", registry))?,
             credential_host: registry.to_owned(),
             namespace: None,
+            mirror: false,
+            capabilities: Capabilities::ALL,
             request_timeout: config.request_timeout,
             dial_timeout: config.dial_timeout,
             tls: Arc::clone(&config.tls),
@@ -92,6 +140,8 @@ pub(crate) fn origin(config: &ClientConfig, registry: &str) -> Result<Endpoint, 
             .ok_or_else(|| bad_host("registry", registry))?,
         credential_host: registry.to_owned(),
         namespace: None,
+        mirror: false,
+        capabilities: Capabilities::ALL,
         request_timeout: config.request_timeout,
         dial_timeout: config.dial_timeout,
         tls: Arc::clone(&config.tls),
@@ -123,11 +173,12 @@ fn mirror_endpoint(
         Some((scheme, rest)) => (Some(scheme), rest),
         None => (None, mirror.host.as_str()),
     };
-    // The scheme is ignored in favour of `insecure`, as in v0.15's configuration.
-    match scheme {
-        None | Some("https" | "http") => {}
+    // `insecure` decides, as in v0.15, and without it an `https://` that is written out.
+    let secure = match scheme {
+        None | Some("http") => false,
+        Some("https") => !mirror.insecure,
         Some(_) => return Err(bad()),
-    }
+    };
     let (host, path) = match rest.find('/') {
         Some(at) => rest.split_at(at),
         None => (rest, ""),
@@ -137,14 +188,102 @@ fn mirror_endpoint(
         path => path,
     };
     Ok(Endpoint {
-        base: base_url(host, path, mirror.insecure).ok_or_else(bad)?,
+        base: if secure {
+            Url::parse(&format!("https://{host}{path}"))
+                .ok()
+                .filter(|_| is_plain_host(host))
+        } else {
+            base_url(host, path, mirror.insecure)
+        }
+        .ok_or_else(bad)?,
         credential_host: host.to_owned(),
         namespace: Some(registry.to_owned()),
+        mirror: true,
+        capabilities: Capabilities::MIRROR,
         request_timeout: mirror.request_timeout.unwrap_or(config.request_timeout),
         dial_timeout: config.dial_timeout,
         tls: Arc::clone(&config.tls),
         headers: mirror.headers.clone(),
     })
+}
+
+/// Lists the endpoints that a `hosts.toml` gives a registry; the last is the registry itself.
+pub(crate) fn from_hosts_file(
+    config: &ClientConfig,
+    registry: &str,
+    hosts: &RegistryHosts,
+) -> Result<Vec<Arc<Endpoint>>, RegistryError> {
+    let own = origin(config, registry)?;
+    let last = hosts.hosts.len().saturating_sub(1);
+    let mut all = Vec::new();
+    for (position, host) in hosts.hosts.iter().enumerate() {
+        let base = match &host.url {
+            Some(url) => moved(url).ok_or_else(|| bad_host("host", url.as_str()))?,
+            None => own.base.clone(),
+        };
+        let is_origin = position == last;
+        // As containerd: a server with another name learns which registry is meant.
+        let (name, host_name) = (authority(&own.base), authority(&base));
+        let credential_host = if is_origin || name == host_name {
+            registry.to_owned()
+        } else {
+            host_name.clone()
+        };
+        all.push(Arc::new(Endpoint {
+            namespace: (name != host_name).then(|| registry.to_owned()),
+            base,
+            credential_host,
+            mirror: !is_origin,
+            capabilities: Capabilities {
+                pull: host.pull,
+                resolve: host.resolve,
+                push: host.push,
+            },
+            request_timeout: config.request_timeout,
+            dial_timeout: host.dial_timeout.unwrap_or(config.dial_timeout),
+            tls: tls_of(config, host)?,
+            headers: host.headers.clone(),
+        }));
+    }
+    Ok(all)
+}
+
+/// Host and port of a URL.
+fn authority(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    }
+}
+
+/// The TLS settings of a host: those of the client with its own.
+fn tls_of(config: &ClientConfig, host: &RegistryHost) -> Result<Arc<TlsSettings>, RegistryError> {
+    if !host.skip_verify && host.ca.is_empty() && host.client.is_none() {
+        return Ok(Arc::clone(&config.tls));
+    }
+    let read = |path: &Path| {
+        std::fs::read(path).map_err(|error| {
+            RegistryError::Config(format!("cannot read {}: {error}", path.display()))
+        })
+    };
+    let mut tls = TlsSettings::clone(&config.tls);
+    tls.skip_verify |= host.skip_verify;
+    for path in &host.ca {
+        let pem = read(path)?;
+        check_authorities(&pem)
+            .map_err(|reason| RegistryError::Config(format!("{}: {reason}", path.display())))?;
+        tls.extra_ca.push(pem);
+    }
+    if let (None, Some((certificate, key))) = (&tls.identity, &host.client) {
+        let mut pem = read(certificate)?;
+        if certificate != key {
+            pem.push(b'\n');
+            pem.extend(read(key)?);
+        }
+        tls.identity = Some(ClientIdentity { pem });
+    }
+    Ok(Arc::new(tls))
 }
 
 fn bad_host(what: &str, host: &str) -> RegistryError {
@@ -155,8 +294,12 @@ fn bad_host(what: &str, host: &str) -> RegistryError {
     ))
 }
 
+fn is_plain_host(host: &str) -> bool {
+    !host.is_empty() && !host.contains(['@', '?', '#'])
+}
+
 fn base_url(host: &str, path: &str, insecure: bool) -> Option<Url> {
-    if host.is_empty() || host.contains(['@', '?', '#']) {
+    if !is_plain_host(host) {
         return None;
     }
     let url = Url::parse(&format!("https://{host}{path}")).ok()?;
@@ -224,6 +367,9 @@ mod tests {
                 mirror("https://one.example/cache/v2/", false),
                 mirror("two.example:80", true),
                 mirror("http://three.example", false),
+                mirror("https://127.0.0.1:5001", false),
+                mirror("127.0.0.1:5001", false),
+                mirror("https://127.0.0.1:5001", true),
             ],
         );
         assert_eq!(
@@ -232,6 +378,9 @@ mod tests {
                 "https://one.example/cache/v2",
                 "http://two.example/v2",
                 "https://three.example/v2",
+                "https://127.0.0.1:5001/v2",
+                "http://127.0.0.1:5001/v2",
+                "http://127.0.0.1:5001/v2",
                 "https://registry-1.docker.io/v2"
             ]
         );

@@ -7,8 +7,9 @@ use std::sync::atomic::AtomicU64;
 use futures::future::BoxFuture;
 
 use crate::auth::{Attempts, AuthTarget, Authorizer};
-use crate::endpoint::{Endpoint, endpoints, origin};
-use crate::mirror_cooldown::MirrorCooldown;
+use crate::endpoint::{Endpoint, Need, endpoints};
+use crate::host_health::HostHealth;
+use crate::hosts_files::HostsFiles;
 use crate::range_support::RangeSupport;
 use crate::redirect::send_following;
 use crate::request::RequestSpec;
@@ -17,6 +18,9 @@ use crate::retry::Backoff;
 use crate::transport::Transport;
 use crate::{ClientConfig, Deadline, RegistryError};
 
+/// How often a request is made again whose connection broke before the response: servers close idle
+/// connections, and those that have served their number of requests.
+const IMMEDIATE_REPEATS: usize = 3;
 /// Most repetitions of a request with other credentials.
 const RENEWALS: usize = 20;
 
@@ -24,7 +28,8 @@ const RENEWALS: usize = 20;
 pub(crate) struct Engine {
     transport: Transport,
     authorizer: Authorizer,
-    pub(crate) mirrors: MirrorCooldown,
+    pub(crate) health: HostHealth,
+    hosts_files: HostsFiles,
     pub(crate) ranges: RangeSupport,
     retries: Arc<AtomicU64>,
 }
@@ -34,7 +39,8 @@ impl Engine {
         Self {
             transport,
             authorizer,
-            mirrors: MirrorCooldown::default(),
+            health: HostHealth::default(),
+            hosts_files: HostsFiles::default(),
             ranges: RangeSupport::default(),
             retries: Arc::default(),
         }
@@ -110,18 +116,74 @@ impl Engine {
         Err(response.into_error(endpoint, &secrets).await)
     }
 
-    /// The endpoints of a registry that may be asked now, mirrors first.
-    pub(crate) fn endpoints(&self, registry: &str) -> Result<Vec<Arc<Endpoint>>, RegistryError> {
-        let all = endpoints(self.config(), registry)?.into_iter();
-        Ok(all
-            .filter(|endpoint| self.mirrors.allows(endpoint))
+    /// The endpoints of a registry that can do what is needed, in the order in which they are asked:
+    /// mirrors, the registry itself, and last the mirrors that failed lately.
+    pub(crate) async fn endpoints(
+        &self,
+        registry: &str,
+        need: Need,
+    ) -> Result<Vec<Arc<Endpoint>>, RegistryError> {
+        let all = self.all_endpoints(registry).await?;
+        let (mut first, last): (Vec<_>, Vec<_>) = all
+            .into_iter()
+            .filter(|endpoint| endpoint.capabilities.include(need))
+            .partition(|endpoint| self.health.prefers(endpoint));
+        first.extend(last);
+        if first.is_empty() {
+            return Err(RegistryError::Config(format!(
+                "no host of {registry} may be asked for this; see the capabilities in its hosts.toml"
+            )));
+        }
+        Ok(first)
+    }
+
+    async fn all_endpoints(&self, registry: &str) -> Result<Vec<Arc<Endpoint>>, RegistryError> {
+        let config = self.transport.config();
+        if !config.hosts.contains_key(registry)
+            && !config.origins.contains_key(registry)
+            && let Some(found) = self.hosts_files.endpoints(config, registry).await?
+        {
+            return Ok(found.to_vec());
+        }
+        Ok(endpoints(config, registry)?
+            .into_iter()
             .map(Arc::new)
             .collect())
     }
 
-    /// The registry itself, without its mirrors.
-    pub(crate) fn origin(&self, registry: &str) -> Result<Endpoint, RegistryError> {
-        origin(self.config(), registry)
+    /// The server that uploads go to.
+    pub(crate) async fn origin(&self, registry: &str) -> Result<Arc<Endpoint>, RegistryError> {
+        let all = self.all_endpoints(registry).await?;
+        all.into_iter()
+            .find(|endpoint| endpoint.capabilities.push)
+            .ok_or_else(|| {
+                RegistryError::Config(format!(
+                    "no host of {registry} in its hosts.toml may be pushed to"
+                ))
+            })
+    }
+
+    /// Asks one endpoint. A connection that breaks before the response is no answer: it is made again a
+    /// few times, at the same host.
+    pub(crate) async fn ask<'a, T: Send>(
+        &self,
+        endpoint: &Endpoint,
+        mut operation: impl FnMut() -> BoxFuture<'a, Result<T, RegistryError>> + Send,
+    ) -> Result<T, RegistryError> {
+        let mut left = IMMEDIATE_REPEATS;
+        loop {
+            match operation().await {
+                Ok(result) => {
+                    self.health.worked(endpoint);
+                    return Ok(result);
+                }
+                Err(RegistryError::Dropped { .. }) if left > 0 => left -= 1,
+                Err(error) => {
+                    self.health.failed(endpoint, &error);
+                    return Err(error);
+                }
+            }
+        }
     }
 
     /// Performs `attempt` until it succeeds, another one cannot help, or the retry budget is used
@@ -144,23 +206,27 @@ impl Engine {
     pub(crate) async fn read<'a, T: Send>(
         &self,
         registry: &str,
+        need: Need,
         operation: impl Fn(Arc<Endpoint>) -> BoxFuture<'a, Result<T, RegistryError>> + Send + Sync,
     ) -> Result<T, RegistryError> {
         let mut backoff = self.backoff(self.document_deadline());
         loop {
             let mut failure = None;
-            for endpoint in self.endpoints(registry)? {
-                match operation(Arc::clone(&endpoint)).await {
+            for endpoint in self.endpoints(registry, need).await? {
+                match self
+                    .ask(&endpoint, || operation(Arc::clone(&endpoint)))
+                    .await
+                {
                     Ok(result) => return Ok(result),
                     Err(error) => {
-                        self.mirrors.note_failure(&endpoint, &error);
-                        failure = Some(error);
+                        if note(&mut failure, &endpoint, error) {
+                            break;
+                        }
                     }
                 }
             }
-            // The last endpoint is the origin: its error counts.
             match failure {
-                Some(error) => backoff.wait_after(error).await?,
+                Some((error, _)) => backoff.wait_after(error).await?,
                 None => {
                     return Err(RegistryError::Config(format!(
                         "registry {registry:?} has no endpoint"
@@ -169,4 +235,19 @@ impl Engine {
             }
         }
     }
+}
+
+/// The error that counts of those of several endpoints: the registry's own before those of mirrors.
+/// The flag says that it is the registry's.
+pub(crate) type Failure = Option<(RegistryError, bool)>;
+
+/// Adds the failure of an endpoint. Returns whether it is final: what the registry itself says when it
+/// can be reached.
+pub(crate) fn note(failure: &mut Failure, endpoint: &Endpoint, error: RegistryError) -> bool {
+    let own = !endpoint.is_mirror();
+    let last = own && !error.is_transient();
+    if own || !matches!(failure, Some((_, true))) {
+        *failure = Some((error, own));
+    }
+    last
 }

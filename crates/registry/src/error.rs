@@ -110,9 +110,17 @@ pub enum RegistryError {
         #[source]
         last: Option<Arc<RegistryError>>,
     },
-    /// No connection, or it broke before a response came.
+    /// No connection.
     #[error("{request}: {reason}; check the host name and the network")]
     Unreachable {
+        /// The request.
+        request: RequestLine,
+        /// The cause.
+        reason: String,
+    },
+    /// The connection broke after it was made, before a response came.
+    #[error("{request}: the connection broke before the response: {reason}")]
+    Dropped {
         /// The request.
         request: RequestLine,
         /// The cause.
@@ -260,7 +268,9 @@ impl RegistryError {
             Self::Timeout { .. } | Self::TooSlow { .. } | Self::DeadlineExceeded { .. } => {
                 ErrorKind::Timeout
             }
-            Self::Unreachable { .. } | Self::Tls { .. } => ErrorKind::Unreachable,
+            Self::Unreachable { .. } | Self::Dropped { .. } | Self::Tls { .. } => {
+                ErrorKind::Unreachable
+            }
             Self::BadBody { .. } => ErrorKind::BadBody,
             Self::DigestMismatch { .. } => ErrorKind::DigestMismatch,
             Self::Protocol { .. } | Self::Misdirected { .. } => ErrorKind::Protocol,
@@ -283,6 +293,7 @@ impl RegistryError {
             | Self::TooSlow { .. }
             | Self::DeadlineExceeded { .. }
             | Self::Unreachable { .. }
+            | Self::Dropped { .. }
             | Self::BadBody { .. } => true,
             _ => false,
         }

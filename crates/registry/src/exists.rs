@@ -17,7 +17,7 @@ pub(crate) async fn exists(
     path: &[&str],
     headers: &HeaderMap,
 ) -> Result<bool, RegistryError> {
-    let endpoint = engine.origin(reference.registry())?;
+    let endpoint = engine.origin(reference.registry()).await?;
     let target = AuthTarget::pull(&endpoint, reference);
     let url = endpoint.url(reference.repository(), path);
     let (target, url) = (&target, &url);

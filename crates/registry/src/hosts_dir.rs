@@ -29,6 +29,31 @@ pub enum HostsDirError {
 }
 
 impl RegistryHosts {
+    /// Returns the files and folders that decide what [`look_up`](Self::look_up) finds.
+    pub(crate) fn places(dirs: &[PathBuf], registry: &str) -> Vec<PathBuf> {
+        let mut places = Vec::new();
+        for dir in dirs {
+            for name in folder_names(registry) {
+                let folder = dir.join(name);
+                places.push(folder.join("hosts.toml"));
+                places.push(folder);
+            }
+        }
+        places
+    }
+
+    /// Returns the files of certificates and keys that the hosts name.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        let of_host = |host: &RegistryHost| {
+            let client = host
+                .client
+                .iter()
+                .flat_map(|(certificate, key)| [certificate, key]);
+            host.ca.iter().chain(client).cloned().collect::<Vec<_>>()
+        };
+        self.hosts.iter().flat_map(of_host).collect()
+    }
+
     /// Looks a registry up in folders such as `/etc/containerd/certs.d`. The first folder that has
     /// an entry for it counts; `None` if there is none.
     ///
@@ -103,6 +128,7 @@ fn certificates(folder: &Path) -> Result<Option<RegistryHost>, HostsDirError> {
     Ok(found.then_some(RegistryHost {
         pull: true,
         push: true,
+        resolve: true,
         ca,
         client,
         ..RegistryHost::default()

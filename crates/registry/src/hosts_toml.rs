@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use url::Url;
@@ -22,6 +23,8 @@ pub struct RegistryHost {
     pub url: Option<Url>,
     /// Whether it may be pulled from.
     pub pull: bool,
+    /// Whether it may say which manifest a tag is.
+    pub resolve: bool,
     /// Whether it may be pushed to.
     pub push: bool,
     /// Whether its TLS certificate is not verified.
@@ -32,6 +35,8 @@ pub struct RegistryHost {
     pub client: Option<(PathBuf, PathBuf)>,
     /// Headers of every request to it.
     pub headers: HostHeaders,
+    /// Longest wait for a connection to it.
+    pub dial_timeout: Option<Duration>,
 }
 
 /// Why a `hosts.toml` is refused. No message repeats the value of a header.
@@ -47,6 +52,9 @@ pub enum HostsTomlError {
     /// `client` lists more than a certificate and its key.
     #[error("host {0:?}: client must be a certificate, or a certificate and its key")]
     Client(String),
+    /// `dial_timeout` is not a length of time.
+    #[error("host {0:?}: dial_timeout is not a length of time such as \"3s\"")]
+    DialTimeout(String),
     /// `header` is not a table.
     #[error("host {0:?}: header is not a table")]
     HeaderTable(String),
@@ -90,6 +98,7 @@ struct HostTable {
     #[serde(default)]
     override_path: bool,
     header: Option<toml::Value>,
+    dial_timeout: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -113,8 +122,14 @@ pub(crate) fn parse(
     registry: &str,
 ) -> Result<RegistryHosts, HostsTomlError> {
     // One line: the error's own text shows the file's lines.
-    let file: HostsFile = toml::from_str(text)
-        .map_err(|error| HostsTomlError::Syntax(error.message().replace('\n', " ")))?;
+    let file: HostsFile = toml::from_str(text).map_err(|error| {
+        let line = error
+            .span()
+            .and_then(|span| text.get(..span.start))
+            .map(|before| format!("line {}: ", before.matches('\n').count() + 1));
+        let message = error.message().replace('\n', " ");
+        HostsTomlError::Syntax(line.unwrap_or_default() + &message)
+    })?;
     let mut named: Vec<(&String, &HostTable)> = file.host.iter().collect();
     // Hosts are asked in the order of the file, which a map has lost.
     named.sort_by_key(|(name, _)| text.find(&format!("\"{name}\"")).unwrap_or(usize::MAX));
@@ -168,6 +183,7 @@ fn host(name: &str, table: &HostTable, folder: &Path) -> Result<RegistryHost, Ho
     Ok(RegistryHost {
         url: Some(url),
         pull: can("pull"),
+        resolve: can("resolve"),
         push: can("push"),
         skip_verify: table.skip_verify,
         ca: match &table.ca {
@@ -180,7 +196,40 @@ fn host(name: &str, table: &HostTable, folder: &Path) -> Result<RegistryHost, Ho
             None => HostHeaders::default(),
             Some(given) => headers(name, given, folder)?,
         },
+        dial_timeout: match table.dial_timeout.as_deref() {
+            None => None,
+            Some(text) => Some(
+                go_duration(text).ok_or_else(|| HostsTomlError::DialTimeout(name.to_owned()))?,
+            ),
+        },
     })
+}
+
+/// Parses a length of time as Go writes it: `3s`, `1m30s`, `500ms`.
+fn go_duration(text: &str) -> Option<Duration> {
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, after) = rest.split_at(digits);
+        let unit = after
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(after.len());
+        let (unit, after) = after.split_at(unit);
+        let seconds = match unit {
+            "ns" => 1e-9,
+            "us" | "µs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        let part = Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()?;
+        total = total.checked_add(part)?;
+        rest = after;
+    }
+    (!text.is_empty()).then_some(total)
 }
 
 /// The table `header`: names with a string or a list of strings.
@@ -268,6 +317,36 @@ ca = "own.pem"
         assert_eq!(found.hosts[3].ca, [PathBuf::from("/certs/own.pem")]);
         assert!(parse("host = 3", Path::new("/"), "x").is_err());
         assert!(parse("server = \"ftp://x\"", Path::new("/"), "x").is_err());
+    }
+
+    #[test]
+    fn an_error_names_its_line_and_times_are_those_of_go() {
+        let text = "server = \"https://x\"\n\n[host.\"https://m\"]\n  capabilities = 3\n";
+        let error = parse(text, Path::new("/"), "x").unwrap_err().to_string();
+        assert!(error.starts_with("line 4: "), "{error}");
+        let error = parse("server = \n", Path::new("/"), "x").unwrap_err();
+        assert!(error.to_string().starts_with("line 1: "), "{error}");
+        for (text, expected) in [
+            ("3s", Some(3_000)),
+            ("1m30s", Some(90_000)),
+            ("1.5s500ms", Some(2_000)),
+            ("", None),
+            ("3", None),
+            ("s", None),
+            ("3d", None),
+        ] {
+            assert_eq!(
+                go_duration(text),
+                expected.map(Duration::from_millis),
+                "{text}"
+            );
+        }
+        let text = "[host.\"https://m\"]\ndial_timeout = \"200ms\"\n";
+        let found = parse(text, Path::new("/"), "x").unwrap();
+        assert_eq!(
+            found.hosts[0].dial_timeout,
+            Some(Duration::from_millis(200))
+        );
     }
 
     #[test]

@@ -12,7 +12,7 @@ use url::Url;
 
 use crate::RegistryError;
 use crate::auth::AuthTarget;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, Need};
 use crate::engine::Engine;
 use crate::exists::head_refused;
 use crate::request::RequestSpec;
@@ -51,6 +51,16 @@ impl From<&Reference> for ManifestKey {
     }
 }
 
+impl ManifestKey {
+    /// What a server must be trusted with.
+    const fn need(&self) -> Need {
+        match self {
+            Self::Tag(_) => Need::Resolve,
+            Self::Digest(_) => Need::Pull,
+        }
+    }
+}
+
 impl fmt::Display for ManifestKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -82,7 +92,7 @@ pub(crate) async fn resolve(
 ) -> Result<Descriptor, RegistryError> {
     let key = &ManifestKey::from(reference);
     engine
-        .read(reference.registry(), |endpoint| {
+        .read(reference.registry(), key.need(), |endpoint| {
             async move {
                 match head(engine, &endpoint, reference, key).await {
                     Ok(Some(descriptor)) => Ok(descriptor),
@@ -106,7 +116,7 @@ pub(crate) async fn fetch(
     key: &ManifestKey,
 ) -> Result<(Descriptor, Bytes), RegistryError> {
     engine
-        .read(reference.registry(), |endpoint| {
+        .read(reference.registry(), key.need(), |endpoint| {
             async move { get(engine, &endpoint, reference, key).await }.boxed()
         })
         .await

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::blob_locator::{BlobLocator, OpenBody};
 use crate::retry::Backoff;
-use crate::{Deadline, RegistryError};
+use crate::{Deadline, RegistryError, RetryPolicy};
 
 /// Number of bytes that count as progress: they refill the retry budget, and each period of the
 /// request time-out must bring as many.
@@ -37,6 +37,26 @@ impl RangeReader {
     /// Creates a reader of `range`, which must lie within the blob.
     pub(crate) fn new(locator: Arc<BlobLocator>, range: Range<u64>, deadline: Deadline) -> Self {
         let policy = locator.engine.config().retries;
+        Self::with_retries(locator, range, deadline, policy)
+    }
+
+    /// Creates a reader of a part of a layer that readers wait for.
+    pub(crate) fn for_readers(
+        locator: Arc<BlobLocator>,
+        range: Range<u64>,
+        deadline: Deadline,
+    ) -> Self {
+        let config = locator.engine.config();
+        let policy = config.span_retries.unwrap_or(config.retries);
+        Self::with_retries(locator, range, deadline, policy)
+    }
+
+    fn with_retries(
+        locator: Arc<BlobLocator>,
+        range: Range<u64>,
+        deadline: Deadline,
+        policy: RetryPolicy,
+    ) -> Self {
         let backoff = Backoff::new(policy, Arc::clone(&locator.retries), deadline);
         Self {
             locator,

@@ -13,7 +13,7 @@ use url::Url;
 
 use crate::RegistryError;
 use crate::auth::AuthTarget;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, Need};
 use crate::engine::Engine;
 use crate::request::RequestSpec;
 use crate::upload::put_manifest;
@@ -31,7 +31,7 @@ pub(crate) async fn list(
     artifact_type: Option<&str>,
 ) -> Result<Vec<Descriptor>, RegistryError> {
     let all = engine
-        .read(reference.registry(), |endpoint| {
+        .read(reference.registry(), Need::Resolve, |endpoint| {
             async move {
                 let api = from_api(engine, &endpoint, reference, subject, artifact_type);
                 match Box::pin(api).await {
@@ -66,7 +66,7 @@ pub(crate) async fn add_to_tag(
         return Ok(());
     };
     let _locked = update.lock().await;
-    let endpoint = &engine.origin(reference.registry())?;
+    let endpoint = &engine.origin(reference.registry()).await?;
     let known = engine
         .retry(|| from_tag(engine, endpoint, reference, subject).boxed())
         .await?;

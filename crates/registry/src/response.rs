@@ -93,6 +93,7 @@ impl Incoming {
             Ok(Err(error)) => Err(match connection_error(self.line.clone(), error, idle) {
                 // The head has arrived: what broke is the body.
                 RegistryError::Unreachable { request, reason }
+                | RegistryError::Dropped { request, reason }
                 | RegistryError::Tls {
                     request, reason, ..
                 } => RegistryError::BadBody { request, reason },

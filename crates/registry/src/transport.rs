@@ -2,6 +2,7 @@
 //! above, where their meaning is known.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -24,19 +25,19 @@ use crate::{ClientConfig, RegistryError, RequestLine, dump};
 const TICK: Duration = Duration::from_millis(100);
 
 pub(crate) struct Transport {
-    config: ClientConfig,
+    config: Arc<ClientConfig>,
     pools: ConnectionPools,
 }
 
 impl Transport {
     pub(crate) fn new(config: ClientConfig) -> Self {
         Self {
-            config,
+            config: Arc::new(config),
             pools: ConnectionPools::default(),
         }
     }
 
-    pub(crate) fn config(&self) -> &ClientConfig {
+    pub(crate) fn config(&self) -> &Arc<ClientConfig> {
         &self.config
     }
 

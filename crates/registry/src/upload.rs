@@ -49,7 +49,7 @@ pub(crate) async fn push_blob(
     reference: &Reference,
     upload: &BlobUpload<'_>,
 ) -> Result<PushOutcome, RegistryError> {
-    let endpoint = engine.origin(reference.registry())?;
+    let endpoint = engine.origin(reference.registry()).await?;
     let mut target = AuthTarget::push(&endpoint, reference);
     if let Some(from) = upload.mount_from {
         target = target.and_pull(from);
@@ -128,7 +128,7 @@ pub(crate) async fn put_manifest(
     media_type: &str,
     bytes: Bytes,
 ) -> Result<bool, RegistryError> {
-    let endpoint = engine.origin(reference.registry())?;
+    let endpoint = engine.origin(reference.registry()).await?;
     let target = &AuthTarget::push(&endpoint, reference);
     let mut headers = HeaderMap::new();
     let media_type = HeaderValue::from_str(media_type)

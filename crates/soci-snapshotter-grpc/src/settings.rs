@@ -10,6 +10,9 @@ use soci_registry::{ClientConfig, HostHeaders, HostsConfig, Mirror, RetryPolicy}
 use soci_store::LayerStoreConfig;
 use soci_unpack::UnpackConfig;
 
+/// Time after which the retries for a manifest or an index end: a pull waits, and the client can do
+/// without them.
+const DOCUMENT_PATIENCE: Duration = Duration::from_millis(1500);
 /// A request without a time limit: a century.
 const NO_LIMIT: Duration = Duration::from_secs(100 * 365 * 86_400);
 
@@ -17,17 +20,35 @@ pub(crate) fn client(config: &Config) -> ClientConfig {
     let http = &config.http;
     ClientConfig {
         retries: RetryPolicy {
-            max_retries: u32::try_from(http.max_retries).unwrap_or(u32::MAX),
+            max_retries: retries(http.max_retries),
             min_wait: http.min_wait,
             max_wait: http.max_wait,
         },
         dial_timeout: http.dial_timeout,
         response_header_timeout: http.response_header_timeout,
         request_timeout: http.request_timeout,
+        span_retries: Some(RetryPolicy {
+            max_retries: retries(config.blob.max_retries),
+            min_wait: config.blob.min_wait,
+            max_wait: config.blob.max_wait,
+        }),
+        document_patience: Some(DOCUMENT_PATIENCE),
         hosts: hosts(config),
+        hosts_dirs: hosts_dirs(config),
         plain_http_redirects: config.resolver.plain_http_redirects,
         ..ClientConfig::default()
     }
+}
+
+fn retries(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// The folders with containerd's registry configuration that exist.
+pub(crate) fn hosts_dirs(config: &Config) -> Vec<PathBuf> {
+    std::env::split_paths(&config.resolver.config_path)
+        .filter(|folder| folder.is_dir())
+        .collect()
 }
 
 fn hosts(config: &Config) -> HostsConfig {

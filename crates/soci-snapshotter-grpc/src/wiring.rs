@@ -77,7 +77,14 @@ pub(crate) async fn wire(
 ) -> anyhow::Result<Subsystems> {
     let stored = inherited.credentials.and_then(credential_memfd::read);
     let credentials = CredentialSources::new(config, inherited.keeper.as_ref(), stored.as_deref());
-    let client = Client::new(settings::client(config), credentials.chain)?;
+    let registries = settings::client(config);
+    for folder in &registries.hosts_dirs {
+        tracing::info!(
+            folder = %folder.display(),
+            "using containerd's registry configuration (hosts.toml)"
+        );
+    }
+    let client = Client::new(registries, credentials.chain)?;
     let layers = LayerStore::open(&root.join("soci/layers"), settings::layer_store(config))?;
     let content = OciLayout::open(&root.join("content"))?;
 

@@ -10,7 +10,7 @@ use clap::Args;
 use soci_oci::Reference;
 use soci_registry::{
     ChainedCredentials, Client, ClientConfig, ClientIdentity, Credential, Credentials,
-    DockerConfigCredentials, Mirror, Origin, RegistryHosts, StaticCredentials,
+    DockerConfigCredentials, StaticCredentials,
 };
 
 use crate::output;
@@ -86,13 +86,6 @@ impl From<String> for Secret {
     fn from(text: String) -> Self {
         Self(text)
     }
-}
-
-/// What a client is for: mirrors are for reading only.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Use {
-    Read,
-    Push,
 }
 
 /// `USER:PASSWORD`, taken apart only when it is used: a message about a wrong argument would
@@ -189,7 +182,7 @@ impl RegistryArgs {
         reference: &Reference,
         user: Option<&UserPassword>,
     ) -> anyhow::Result<Client> {
-        self.client_for(Use::Read, reference, user)
+        self.client_for(reference, user)
     }
 
     /// The client for writing to the registry of `reference`.
@@ -198,12 +191,11 @@ impl RegistryArgs {
         reference: &Reference,
         user: Option<&UserPassword>,
     ) -> anyhow::Result<Client> {
-        self.client_for(Use::Push, reference, user)
+        self.client_for(reference, user)
     }
 
     fn client_for(
         &self,
-        purpose: Use,
         reference: &Reference,
         user: Option<&UserPassword>,
     ) -> anyhow::Result<Client> {
@@ -234,66 +226,9 @@ impl RegistryArgs {
             (None, None) => {}
             _ => bail!("--tlscert and --tlskey belong together"),
         }
-        if let Some(found) = RegistryHosts::look_up(&self.hosts_dir, reference.registry())? {
-            apply(&mut config, purpose, reference.registry(), &found)?;
-        }
+        config.hosts_dirs.clone_from(&self.hosts_dir);
         Ok(Client::new(config, credentials)?)
     }
-}
-
-/// What `hosts.toml` says becomes part of the client: where the registry is, and its mirrors. TLS
-/// settings are taken over from the registry's own entry only, since they hold for the client as a
-/// whole; mirrors that need settings of their own are left out.
-fn apply(
-    config: &mut ClientConfig,
-    purpose: Use,
-    registry: &str,
-    found: &RegistryHosts,
-) -> anyhow::Result<()> {
-    let origin = match purpose {
-        Use::Push => found.hosts.iter().find(|host| host.push),
-        Use::Read => found.hosts.last(),
-    };
-    let origin =
-        origin.with_context(|| format!("no host of {registry} in --hosts-dir may be pushed to"))?;
-    if let Some(url) = &origin.url {
-        let origin = Origin {
-            url: url.clone(),
-            headers: origin.headers.clone(),
-        };
-        config.origins.insert(registry.to_owned(), origin);
-    }
-    let tls = Arc::make_mut(&mut config.tls);
-    tls.skip_verify |= origin.skip_verify;
-    for path in &origin.ca {
-        tls.extra_ca.push(read(path)?);
-    }
-    if let (None, Some((certificate, key))) = (&tls.identity, &origin.client) {
-        tls.identity = Some(identity(certificate, key)?);
-    }
-    if purpose == Use::Push {
-        return Ok(());
-    }
-    let (_, mirrors) = found.hosts.split_last().unwrap_or((origin, &[]));
-    for mirror in mirrors.iter().filter(|mirror| mirror.pull) {
-        let Some(url) = &mirror.url else { continue };
-        let own_tls = mirror.skip_verify || !mirror.ca.is_empty() || mirror.client.is_some();
-        if own_tls && url.scheme() == "https" {
-            tracing::warn!(mirror = %url, "a mirror with TLS settings of its own is not used");
-            continue;
-        }
-        config
-            .hosts
-            .entry(registry.to_owned())
-            .or_default()
-            .push(Mirror {
-                host: url.to_string(),
-                insecure: url.scheme() == "http",
-                request_timeout: None,
-                headers: mirror.headers.clone(),
-            });
-    }
-    Ok(())
 }
 
 fn identity(certificate: &Path, key: &Path) -> anyhow::Result<ClientIdentity> {

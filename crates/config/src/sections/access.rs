@@ -142,6 +142,9 @@ fn waits(key: &'static str, min: Duration, max: Duration) -> Vec<Broken> {
     vec![Broken::new(key, min.as_millis().to_string(), allowed)]
 }
 
+/// Where containerd's registry configuration usually is.
+const CERTS_D: &str = "/etc/containerd/certs.d";
+
 /// `[resolver]`: which hosts serve a registry name.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Resolver {
@@ -149,6 +152,8 @@ pub struct Resolver {
     pub auth_client_ttl_sec: Option<u64>,
     /// Share authorised clients between images.
     pub enable_auth_client_sharing: bool,
+    /// Folders with containerd's registry configuration, separated by colons; empty: none.
+    pub config_path: String,
     /// Let a registry or mirror with TLS redirect to a host without.
     pub plain_http_redirects: bool,
     /// `[resolver.host."NAME"]`, by registry name.
@@ -160,6 +165,7 @@ impl Default for Resolver {
         Self {
             auth_client_ttl_sec: Some(3600),
             enable_auth_client_sharing: false,
+            config_path: CERTS_D.to_owned(),
             plain_http_redirects: false,
             host: BTreeMap::new(),
         }
@@ -173,6 +179,7 @@ impl Section for Resolver {
             "enable_auth_client_sharing",
             &mut self.enable_auth_client_sharing,
         );
+        v.added_text("config_path", &mut self.config_path, CERTS_D);
         v.added_flag("plain_http_redirects", &mut self.plain_http_redirects);
         v.named_tables("host", &mut self.host);
     }

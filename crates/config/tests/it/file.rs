@@ -80,7 +80,7 @@ fn everything() -> String {
         text.push_str(&changed);
         text.push('\n');
         if line.trim() == "[resolver]" {
-            text.push_str("plain_http_redirects = true\n");
+            text.push_str("plain_http_redirects = true\nconfig_path = '/a:/b'\n");
         }
     }
     text + r#"
@@ -141,6 +141,7 @@ fn no_key_is_read_and_then_forgotten() {
     assert_eq!(host.mirrors[0].request_timeout_sec, None);
     assert_eq!(host.mirrors[1].request_timeout_sec, Some(0));
     assert!(config.resolver.plain_http_redirects);
+    assert_eq!(config.resolver.config_path, "/a:/b");
     let gzip = &config.pull_modes.parallel_pull_unpack.decompress_streams["gzip"];
     assert_eq!(gzip.args, ["-c", "it's \"quoted\""]);
 }

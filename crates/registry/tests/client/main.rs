@@ -9,6 +9,7 @@ mod docker_registry;
 mod fake;
 mod faults;
 mod host_headers;
+mod hosts_files;
 mod manifests;
 mod mirrors;
 mod reach;

@@ -1,10 +1,16 @@
 //! Mirrors are asked before the origin, for everything that is read.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use soci_oci::{Descriptor, Digest, media_types};
-use soci_registry::{BlobSource, Client, Deadline, HostHeaders, Mirror, StaticCredentials};
+use soci_registry::{
+    BlobSource, Client, Deadline, HostHeaders, Mirror, NoCredentials, StaticCredentials,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::fake::{Fake, With, basic, config, descriptor, noise, read_everything, serve, status};
 
@@ -162,4 +168,140 @@ async fn the_origins_credentials_do_not_go_to_its_mirrors() {
             .iter()
             .all(|r| !r.headers.contains_key("authorization"))
     );
+}
+
+/// Passes connections on to a server, and breaks a given number of them, each at its next request.
+struct Front {
+    address: SocketAddr,
+    breaks: Arc<AtomicUsize>,
+    _task: tokio::task::JoinSet<()>,
+}
+
+impl Front {
+    async fn start(behind: String) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let breaks: Arc<AtomicUsize> = Arc::default();
+        let (left, mut task) = (Arc::clone(&breaks), tokio::task::JoinSet::new());
+        task.spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                connections.spawn(pass_on(client, behind.clone(), Arc::clone(&left)));
+            }
+        });
+        Self {
+            address,
+            breaks,
+            _task: task,
+        }
+    }
+
+    fn break_next(&self, count: usize) {
+        self.breaks.store(count, Ordering::SeqCst);
+    }
+}
+
+async fn pass_on(client: TcpStream, behind: String, breaks: Arc<AtomicUsize>) {
+    let server = TcpStream::connect(behind).await.unwrap();
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let answers = async move {
+        let _ = tokio::io::copy(&mut from_server, &mut to_client).await;
+    };
+    let requests = async move {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(length @ 1..) = from_client.read(&mut buffer).await {
+            let left = |left: usize| left.checked_sub(1);
+            if breaks
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, left)
+                .is_ok()
+            {
+                return;
+            }
+            to_server.write_all(&buffer[..length]).await.unwrap();
+        }
+    };
+    tokio::select! { () = answers => {}, () = requests => {} }
+}
+
+/// A registry that cannot be reached.
+async fn nowhere() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+fn only_mirror(registry: &str, mirror: &Front) -> Client {
+    let mut config = config();
+    let mirror = Mirror {
+        host: mirror.address.to_string(),
+        insecure: true,
+        request_timeout: None,
+        headers: HostHeaders::default(),
+    };
+    config.hosts.insert(registry.to_owned(), vec![mirror]);
+    Client::new(config, Arc::new(NoCredentials)).unwrap()
+}
+
+#[tokio::test]
+async fn a_mirror_that_drops_connections_is_asked_again_while_the_registry_is_away() {
+    let data = noise(1000);
+    let served = data.clone();
+    let behind = Fake::start(move |_, request| Some(serve(request, &served))).await;
+    let front = Front::start(behind.host()).await;
+    let registry = nowhere().await;
+    let client = only_mirror(&registry, &front);
+    let reference = format!("{registry}/a/b:t").parse().unwrap();
+    let blob = client.blob(&reference, &descriptor(&data));
+    for breaks in [0, 1, 2, 3] {
+        // What lies where is known from the second round on.
+        front.break_next(breaks);
+        let got = blob.read_range(1..9, Deadline::far()).await.unwrap();
+        assert_eq!(got, data.slice(1..9));
+        front.break_next(breaks);
+        let (_, bytes) = client
+            .manifest(&reference, Digest::of(&data))
+            .await
+            .unwrap();
+        assert_eq!(bytes, data);
+        front.break_next(breaks);
+        let bytes = client.blob_bytes(&reference, &descriptor(&data)).await;
+        assert_eq!(bytes.unwrap(), data);
+    }
+}
+
+#[tokio::test]
+async fn a_mirror_is_preferred_again_soon_after_it_works_again() {
+    let data = noise(1000);
+    let served = data.clone();
+    let serving = move |_: usize, request: &crate::fake::Received| Some(serve(request, &served));
+    let (origin, behind) = (
+        Fake::start(serving.clone()).await,
+        Fake::start(serving).await,
+    );
+    let front = Front::start(behind.host()).await;
+    let client = only_mirror(&origin.host(), &front);
+    let blob = client.blob(&origin.reference("a/b:t"), &descriptor(&data));
+    let read = async || {
+        let got = blob.read_range(1..9, Deadline::far()).await.unwrap();
+        assert_eq!(got, data.slice(1..9));
+    };
+    read().await;
+    assert_eq!((origin.requests().len(), behind.requests().len()), (0, 1));
+    // One broken connection changes nothing.
+    front.break_next(1);
+    read().await;
+    assert_eq!((origin.requests().len(), behind.requests().len()), (0, 2));
+    front.break_next(usize::MAX);
+    read().await;
+    assert_eq!((origin.requests().len(), behind.requests().len()), (1, 2));
+    front.break_next(0);
+    let deadline = Deadline::after(Duration::from_secs(60));
+    while behind.requests().len() == 2 {
+        assert!(deadline.remaining() > Duration::ZERO);
+        read().await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let before = origin.requests().len();
+    read().await;
+    assert_eq!(origin.requests().len(), before);
 }
