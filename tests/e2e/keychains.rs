@@ -61,13 +61,15 @@ impl Node {
         let mut options = SociDaemonOptions::with_config(NO_BACKGROUND);
         let docker = ("DOCKER_CONFIG".to_owned(), docker.display().to_string());
         options.environment.push(docker);
+        let folder = TestRoot::new().unwrap();
+        options.containerd = Some(Containerd::address_in(&folder));
         let mut daemon = SociDaemon::start(options.clone()).unwrap();
-        let containerd = Containerd::start(&ContainerdOptions {
+        let options_of_containerd = ContainerdOptions {
             // No pod is started.
             cri: Some(CriOptions::with_soci("localhost/pause:none")),
             ..ContainerdOptions::with_soci(daemon.socket())
-        })
-        .unwrap();
+        };
+        let containerd = Containerd::start_in(folder, &options_of_containerd).unwrap();
         // Each must know the socket of the other.
         options.config += &format!(
             "[cri_keychain]\nenable_keychain = true\nimage_service_path = {:?}\n",

@@ -26,6 +26,7 @@ mod install;
 mod keychains;
 mod local_layers;
 mod observe;
+mod poisoning;
 mod restart;
 mod support;
 mod survival;

@@ -73,8 +73,13 @@ struct Parts {
 
 fn tour(program: &Path) -> Result<Table> {
     let registry = Registry::start()?;
-    let daemon = SociDaemon::start(SociDaemonOptions::with_config(DAEMON))?;
-    let containerd = Containerd::start(&ContainerdOptions::with_soci(daemon.socket()))?;
+    let folder = TestRoot::new()?;
+    let daemon = SociDaemon::start(SociDaemonOptions {
+        containerd: Some(Containerd::address_in(&folder)),
+        ..SociDaemonOptions::with_config(DAEMON)
+    })?;
+    let soci = ContainerdOptions::with_soci(daemon.socket());
+    let containerd = Containerd::start_in(folder, &soci)?;
     let ours = binary("soci")?;
     let ours = ours.parent().context("our programs are in no folder")?;
     let mut parts = Parts {

@@ -20,7 +20,9 @@ pub use sections::{
     Fetch, Fuse, Holder, Host, Http, KubeconfigKeychain, LayerStore, Mirror, ParallelPullUnpack,
     Prefetch, Profile, PullMode, PullModes, Resolver, Snapshotter, Trust,
 };
-pub use values::{ByteSize, ContentStoreType, DropPolicy, MetadataStoreType, MetricsNetwork};
+pub use values::{
+    ByteSize, ContentStoreType, DropPolicy, MetadataStoreType, MetricsNetwork, WithoutImageStore,
+};
 
 /// The default path of the configuration file; only there may the file be missing.
 pub const DEFAULT_PATH: &str = "/etc/soci-snapshotter-grpc/config.toml";

@@ -68,6 +68,17 @@ choice! {
 }
 
 choice! {
+    /// What is done with layers that are not verified if containerd's image store does not answer.
+    WithoutImageStore {
+        /// They are fetched and verified before they are used.
+        #[default]
+        Verify = "verify" | "",
+        /// They are used.
+        Allow = "allow",
+    }
+}
+
+choice! {
     /// Where SOCI artifacts are kept.
     ContentStoreType {
         /// An OCI layout of our own under the root.

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use containerd_client::services::v1::GetNamespaceRequest;
+use containerd_client::services::v1::namespaces_client::NamespacesClient;
 use containerd_client::tonic::metadata::{Ascii, MetadataValue};
 use containerd_client::tonic::transport::Channel;
-use containerd_client::tonic::{Request, Status};
+use containerd_client::tonic::{Code, Request, Status};
 
 use crate::error::{ContainerdError, Refusal};
 
@@ -43,6 +45,12 @@ impl Containerd {
         }
     }
 
+    /// Address of the socket.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// Returns the namespace of this name; whether it exists is not asked.
     ///
     /// # Errors
@@ -68,6 +76,22 @@ pub struct Namespace {
 }
 
 impl Namespace {
+    /// Whether containerd has this namespace: it has those that hold something.
+    ///
+    /// # Errors
+    /// containerd refuses.
+    pub async fn exists(&self) -> Result<bool, ContainerdError> {
+        let request = GetNamespaceRequest {
+            name: self.name.to_str().unwrap_or_default().to_owned(),
+        };
+        let mut client = NamespacesClient::new(self.channel.clone());
+        match client.get(self.request(request)).await {
+            Ok(_) => Ok(true),
+            Err(status) if status.code() == Code::NotFound => Ok(false),
+            Err(status) => Err(self.failed("look up the namespace")(status)),
+        }
+    }
+
     /// Wraps a message in a request with the headers that containerd needs.
     pub(crate) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);

@@ -15,6 +15,9 @@ use soci_oci::{Descriptor, Reference};
 use crate::client::{Namespace, signed};
 use crate::error::ContainerdError;
 
+/// Greatest size of a list of images in bytes: some hundred thousand images.
+const MAX_LIST: usize = 64 << 20;
+
 /// An image as containerd records it.
 #[derive(Debug, Clone)]
 pub struct ImageRecord {
@@ -24,6 +27,8 @@ pub struct ImageRecord {
     pub target: Descriptor,
     /// Labels of the record.
     pub labels: HashMap<String, String>,
+    /// Time of the last change, in seconds and nanoseconds since 1970.
+    pub updated: (i64, i32),
 }
 
 /// The image records of a namespace.
@@ -86,6 +91,19 @@ impl Images {
         let mut names: Vec<String> = images.map(|image| image.name).collect();
         names.sort();
         Ok(names)
+    }
+
+    /// Lists all images. Records with an unusable target are left out.
+    ///
+    /// # Errors
+    /// containerd refuses.
+    pub async fn list(&self) -> Result<Vec<ImageRecord>, ContainerdError> {
+        let request = self.namespace.request(ListImagesRequest::default());
+        let answer = self.client().max_decoding_message_size(MAX_LIST);
+        let answer = { answer }.list(request).await;
+        let images = answer.map_err(self.namespace.failed("list images"))?;
+        let images = images.into_inner().images.into_iter();
+        Ok(images.filter_map(read).collect())
     }
 
     /// Sets labels of an image; an empty value removes one.
@@ -173,5 +191,6 @@ fn read(image: Image) -> Option<ImageRecord> {
         name: image.name,
         target: descriptor,
         labels: image.labels,
+        updated: image.updated_at.map_or((0, 0), |at| (at.seconds, at.nanos)),
     })
 }

@@ -10,9 +10,11 @@ mod overlay;
 mod provider;
 mod refusal;
 mod request;
+mod use_refusal;
 
 pub use id_maps::{IdMapError, IdMaps, IdRange};
 pub use overlay::OverlayXattr;
 pub use provider::{LayerProvider, MountedInfo, ProviderError, Restoration, Restored};
 pub use refusal::{Cause, LayerRefusal};
-pub use request::{LayerRequest, ParentLayer, Purpose, UnpackRequest, View};
+pub use request::{ChainUse, LayerRequest, ParentLayer, Purpose, UnpackRequest, UsedLayer, View};
+pub use use_refusal::UseRefusal;

@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use crate::refusal::{Cause, LayerRefusal};
-use crate::request::{LayerRequest, UnpackRequest};
+use crate::request::{ChainUse, LayerRequest, UnpackRequest};
+use crate::use_refusal::UseRefusal;
 
 /// Serves the file systems of image layers.
 ///
@@ -39,6 +40,29 @@ pub trait LayerProvider: Send + Sync + 'static {
         mountpoint: &Path,
         labels: &BTreeMap<String, String>,
     ) -> Result<(), ProviderError>;
+
+    /// Returns the labels of a Prepare without those that the image set, as far as that is known.
+    ///
+    /// # Errors
+    /// The labels name another image than the one that the client pulls.
+    async fn vet_labels(
+        &self,
+        request: &LayerRequest,
+    ) -> Result<BTreeMap<String, String>, LayerRefusal> {
+        Ok(request.labels.clone())
+    }
+
+    /// Decides whether a client may use a snapshot on these layers, which are mounted.
+    ///
+    /// A lazy layer is verified as a whole only once all of it is stored. Until then it may be used
+    /// for images whose own index names it; for others it is verified first.
+    ///
+    /// # Errors
+    /// A layer is forged, or cannot be verified now.
+    async fn admit(&self, use_of: ChainUse) -> Result<(), UseRefusal> {
+        let _ = use_of;
+        Ok(())
+    }
 
     /// Restores a layer that an earlier process mounted, with the labels of the Prepare that made it.
     ///

@@ -71,6 +71,19 @@ pub enum LayerRefusal {
         /// The limit in bytes.
         limit: u64,
     },
+    /// The layer was verified before, and is not what its digests say.
+    #[error("the lazy layer is forged: {reason}")]
+    Forged {
+        /// What differs.
+        reason: String,
+    },
+    /// The labels name an image that the client does not have, or one with other layers: they may
+    /// come from the image that is pulled.
+    #[error("the labels disagree with containerd's image store: {reason}")]
+    ForeignLabels {
+        /// What does not agree.
+        reason: String,
+    },
     /// The client did not send a label that is needed.
     #[error(
         "the label {label} is missing: the client must pass snapshot annotations \
@@ -104,7 +117,7 @@ pub enum LayerRefusal {
 
 impl LayerRefusal {
     /// All codes, in the order of the variants.
-    pub const CODES: [&'static str; 11] = [
+    pub const CODES: [&'static str; 13] = [
         "disabled",
         "no-index",
         "index-unavailable",
@@ -112,6 +125,8 @@ impl LayerRefusal {
         "below-min-size",
         "untrusted-registry",
         "span-too-large",
+        "forged",
+        "foreign-labels",
         "missing-label",
         "invalid-label",
         "unpack-failed",
@@ -129,6 +144,8 @@ impl LayerRefusal {
             Self::BelowMinSize { .. } => "below-min-size",
             Self::UntrustedRegistry { .. } => "untrusted-registry",
             Self::SpanTooLarge { .. } => "span-too-large",
+            Self::Forged { .. } => "forged",
+            Self::ForeignLabels { .. } => "foreign-labels",
             Self::MissingLabel { .. } => "missing-label",
             Self::InvalidLabel { .. } => "invalid-label",
             Self::UnpackFailed { .. } => "unpack-failed",
@@ -181,11 +198,12 @@ impl LayerRefusal {
     }
 
     /// Whether the client unpacks the layer, instead of the snapshotter: the image has no index, or
-    /// its registry cannot be reached, so that fetching the layer would fail as well.
+    /// its registry cannot be reached, so that fetching the layer would fail as well, or the labels
+    /// do not say for sure which layer it is.
     #[must_use]
     pub const fn leaves_to_client(&self) -> bool {
         match self {
-            Self::Disabled { .. } | Self::NotIndexed { .. } => true,
+            Self::Disabled { .. } | Self::NotIndexed { .. } | Self::ForeignLabels { .. } => true,
             Self::IndexUnavailable { unreachable, .. } => *unreachable,
             _ => false,
         }
@@ -219,6 +237,12 @@ mod tests {
                 span: 0,
                 bytes: 2,
                 limit: 1,
+            },
+            LayerRefusal::Forged {
+                reason: String::new(),
+            },
+            LayerRefusal::ForeignLabels {
+                reason: String::new(),
             },
             LayerRefusal::missing_label(""),
             LayerRefusal::invalid_label("", ""),

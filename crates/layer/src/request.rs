@@ -18,6 +18,8 @@ pub struct LayerRequest {
     pub labels: BTreeMap<String, String>,
     /// How the mount shows the layer.
     pub view: View,
+    /// Name of the snapshot below, if that is known.
+    pub parent: Option<String>,
 }
 
 /// Why a layer is mounted.
@@ -57,4 +59,24 @@ pub struct ParentLayer {
     pub directory: PathBuf,
     /// Whether the provider has mounted it there.
     pub lazy: bool,
+}
+
+/// A snapshot that a client is about to use: a container's, not an image layer's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChainUse {
+    /// containerd's namespace of the client, if it sent one.
+    pub namespace: Option<String>,
+    /// The layers that the snapshot is stacked on, nearest first.
+    pub layers: Vec<UsedLayer>,
+    /// The snapshot exists: this use was admitted once.
+    pub admitted_before: bool,
+}
+
+/// A layer below a snapshot that is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsedLayer {
+    /// Name of its snapshot, which contains its chain ID.
+    pub name: String,
+    /// Where it is mounted, if it is lazy.
+    pub mountpoint: Option<PathBuf>,
 }

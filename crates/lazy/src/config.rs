@@ -20,6 +20,8 @@ pub struct Components {
     pub unpacker: soci_unpack::Unpacker,
     /// The store that is searched for indexes and zTOCs before the registry.
     pub artifacts: crate::Artifacts,
+    /// The image store of the containerd that uses this snapshotter.
+    pub images: crate::ImageStore,
     /// Fetches spans from registries into the layer store.
     pub fetcher: Arc<soci_fetch::SpanFetcher>,
     /// Serves the FUSE connections.
@@ -41,6 +43,8 @@ pub struct LazyConfig {
     pub policy: soci_discovery::Policy,
     /// The registries whose images may be lazy.
     pub lazy_registries: soci_discovery::LazyRegistries,
+    /// Admits the use of layers that are not verified if containerd's image store does not answer.
+    pub allow_without_image_store: bool,
     /// Compressed size in bytes below which layers are not mounted lazily.
     pub min_layer_size: u64,
     /// Longest time for finding the index and for fetching a layer's zTOC, together.
@@ -81,6 +85,7 @@ impl Default for LazyConfig {
                 explicit_index: false,
             },
             lazy_registries: soci_discovery::LazyRegistries::default(),
+            allow_without_image_store: false,
             min_layer_size: 0,
             mount_timeout: Duration::from_secs(30),
             attr_timeout: Duration::from_secs(1),

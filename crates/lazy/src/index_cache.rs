@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::Artifacts;
 use crate::image_layer::ImageKey;
+use crate::image_store::ImageStore;
 use crate::index_files::{FoundIndex, IndexFiles, Origin};
 use crate::lookup_cache::LookupCache;
 
@@ -27,6 +28,7 @@ const RETRY_RESTORE: Duration = Duration::from_secs(2);
 pub(crate) struct IndexCache {
     pub(crate) client: Client,
     pub(crate) artifacts: Artifacts,
+    pub(crate) images: Arc<ImageStore>,
     pub(crate) files: IndexFiles,
     pub(crate) lookups: LookupCache<FoundIndex>,
     pub(crate) meters: Arc<Meters>,
@@ -37,17 +39,24 @@ pub(crate) struct IndexCache {
 
 impl IndexCache {
     /// Returns the index of an image whose layer is prepared.
-    pub(crate) async fn find(&self, image: &ImageKey) -> Result<Arc<FoundIndex>, LayerRefusal> {
-        self.lookups.get(image, self.look_up(image)).await
+    pub(crate) async fn find(
+        &self,
+        namespace: &str,
+        image: &ImageKey,
+    ) -> Result<Arc<FoundIndex>, LayerRefusal> {
+        self.lookups
+            .get(image, self.look_up(namespace, image))
+            .await
     }
 
     /// Returns the index of an image that was mounted before: the look-up succeeded once, so a
     /// failure is retried soon.
     pub(crate) async fn find_again(
         &self,
+        namespace: &str,
         image: &ImageKey,
     ) -> Result<Arc<FoundIndex>, LayerRefusal> {
-        let find = self.look_up(image);
+        let find = self.look_up(namespace, image);
         let lookups = &self.lookups;
         lookups.get_unless_older(image, RETRY_RESTORE, find).await
     }
@@ -61,7 +70,7 @@ impl IndexCache {
         let _ = soci_task::run(move || files.forget(&image, &index)).await;
     }
 
-    async fn look_up(&self, image: &ImageKey) -> Result<FoundIndex, LayerRefusal> {
+    async fn look_up(&self, namespace: &str, image: &ImageKey) -> Result<FoundIndex, LayerRefusal> {
         // One that was found before is read from disk, so that a restart needs no registry, and without a
         // limit, which a busy machine could exceed.
         let (files, key) = (self.files.clone(), image.clone());
@@ -69,7 +78,7 @@ impl IndexCache {
         if let Ok(Some(found)) = loaded {
             return Ok(found);
         }
-        let found = tokio::time::timeout(self.time_limit, self.fetch(image)).await;
+        let found = tokio::time::timeout(self.time_limit, self.fetch(namespace, image)).await;
         found.unwrap_or_else(|_| {
             let seconds = self.time_limit.as_secs();
             let cause = format!("no response within mount_timeout_sec = {seconds}");
@@ -81,11 +90,13 @@ impl IndexCache {
     }
 
     /// Finds an index in the content store or at the registry, and stores it.
-    async fn fetch(&self, image: &ImageKey) -> Result<FoundIndex, LayerRefusal> {
+    async fn fetch(&self, namespace: &str, image: &ImageKey) -> Result<FoundIndex, LayerRefusal> {
         let start = Instant::now();
         let manifests = Manifests {
             registry: RegistryManifests::new(self.client.clone(), image.reference.clone()),
             artifacts: &self.artifacts,
+            images: &self.images,
+            namespace,
             image,
             fetched: AtomicBool::new(false),
         };
@@ -115,10 +126,13 @@ impl IndexCache {
     }
 }
 
-/// The manifests of an image: SOCI indexes come from the content store if it has them.
+/// The manifests of an image: its own comes from containerd if that has it, SOCI indexes come from the content store if it has them.
 struct Manifests<'a> {
     registry: RegistryManifests,
     artifacts: &'a Artifacts,
+    /// The image store of the client, which has fetched the manifest already.
+    images: &'a ImageStore,
+    namespace: &'a str,
     image: &'a ImageKey,
     /// Whether the index came from the registry.
     fetched: AtomicBool,
@@ -127,6 +141,9 @@ struct Manifests<'a> {
 #[async_trait]
 impl ManifestSource for Manifests<'_> {
     async fn manifest(&self, digest: Digest) -> Result<Bytes, RegistryError> {
+        if let Ok(Some(stored)) = self.images.manifest(self.namespace, digest).await {
+            return Ok(stored);
+        }
         self.registry.manifest(digest).await
     }
 

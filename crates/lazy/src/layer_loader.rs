@@ -23,6 +23,7 @@ use crate::Artifacts;
 use crate::image_layer::ImageKey;
 use crate::open_layer::OpenLayer;
 use crate::sources::Sources;
+use crate::verdict::Verification;
 use crate::ztoc_memory::ZtocMemory;
 
 /// Loads layers.
@@ -66,7 +67,7 @@ impl LayerLoader {
         };
         let _memory = self.memory.acquire(ztoc.descriptor.size).await?;
         let key = layer_key(ztoc);
-        let (stored, tree) = match self.open_directory(key, None).await {
+        let (stored, tree, verification) = match self.open_directory(key, None).await {
             Ok(opened) => opened,
             Err(LoadError::Store(_)) => {
                 let start = Instant::now();
@@ -90,6 +91,7 @@ impl LayerLoader {
             data: self.fetcher.add_layer(stored, Arc::new(sources.clone())),
             sources,
             tree: Arc::new(tree),
+            verification,
             counted: Mutex::default(),
         })
     }
@@ -121,7 +123,7 @@ impl LayerLoader {
         &self,
         key: LayerKey,
         blob: Option<Bytes>,
-    ) -> Result<(Arc<StoredLayer>, Tree), LoadError> {
+    ) -> Result<(Arc<StoredLayer>, Tree, Verification), LoadError> {
         let shared = self.directories.clone().read_owned().await;
         let (store, overlay_xattr) = (self.store.clone(), self.overlay_xattr);
         let meters = self.meters.clone();
@@ -140,7 +142,8 @@ impl LayerLoader {
             let start = Instant::now();
             let tree = Tree::of_index(&index, options)?;
             meters.took(duration_ms::INIT_METADATA_STORE, &label, start.elapsed());
-            Ok((stored, tree))
+            let verification = Verification::of(&stored);
+            Ok((stored, tree, verification))
         })
         .await
     }

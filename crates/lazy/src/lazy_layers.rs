@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 
 use crate::holder_link::HolderLink;
 use crate::image_counts::ImageCounts;
+use crate::image_store::ImageStore;
 use crate::index_cache::IndexCache;
 use crate::index_files::IndexFiles;
 use crate::inherited::InheritedConnections;
@@ -22,6 +23,7 @@ use crate::mount_table::MountTable;
 use crate::open_layer::OpenLayer;
 use crate::start_up::StartUps;
 use crate::sweeper::{Requested, Sweeper};
+use crate::verifier::Verifier;
 use crate::ztoc_memory::ZtocMemory;
 use crate::{Components, InheritedError, LazyConfig, MountReport, ProfileCounts};
 
@@ -33,13 +35,15 @@ pub struct LazyLayers {
     pub(crate) sweeper: Arc<Sweeper>,
     pub(crate) unpack: LocalUnpack,
     pub(crate) start_ups: Arc<StartUps>,
+    pub(crate) images: Arc<ImageStore>,
+    pub(crate) verifier: Arc<Verifier>,
     /// Connections of an earlier process that are not served yet.
     pub(crate) inherited: Arc<InheritedConnections>,
     pub(crate) config: LazyConfig,
 }
 
 impl LazyLayers {
-    /// Connects the components.
+    /// Connects the components. Must be called on a tokio runtime.
     ///
     /// # Errors
     /// A note that an earlier process left with the holder is malformed or of another version.
@@ -52,6 +56,7 @@ impl LazyLayers {
             profiles,
             unpacker,
             artifacts,
+            images,
             fetcher,
             pool,
             keeper,
@@ -60,9 +65,11 @@ impl LazyLayers {
             config,
         } = components;
         let inherited = Arc::new(InheritedConnections::new(held)?);
+        let images = Arc::new(images);
         let indexes = Arc::new(IndexCache {
             client: client.clone(),
             artifacts: artifacts.clone(),
+            images: images.clone(),
             files: IndexFiles::new(content, index_notes),
             lookups: LookupCache::new(config.retry_after),
             meters: meters.clone(),
@@ -114,7 +121,11 @@ impl LazyLayers {
             leaving: AtomicBool::new(false),
             config: config.clone(),
         });
+        let verifier = Arc::<Verifier>::default();
+        tokio::spawn(verifier.clone().run_in_background(Arc::downgrade(&table)));
         Ok(Arc::new(Self {
+            images,
+            verifier,
             unpack: LocalUnpack {
                 unpacker,
                 table: table.clone(),

@@ -7,14 +7,18 @@
 
 #![forbid(unsafe_code)]
 
+mod admission;
 mod artifacts;
+mod chain_position;
 mod config;
 mod holder_link;
 mod image_counts;
 mod image_layer;
+mod image_store;
 mod index_cache;
 mod index_files;
 mod inherited;
+mod label_check;
 mod layer_loader;
 mod layer_opener;
 mod lazy_layers;
@@ -34,11 +38,14 @@ mod restore;
 mod sources;
 mod start_up;
 mod sweeper;
+mod verdict;
+mod verifier;
 mod view;
 mod ztoc_memory;
 
 pub use artifacts::Artifacts;
 pub use config::{Components, LazyConfig};
+pub use image_store::ImageStore;
 pub use inherited::InheritedError;
 pub use lazy_layers::LazyLayers;
 pub use preflight::{PreflightError, preflight};

@@ -260,6 +260,16 @@ impl MountTable {
             .mount(&layer, mount.mounted.counters(), &mut counted);
     }
 
+    /// Lists the layers that are mounted, each once.
+    pub(crate) fn open_layers(&self) -> Vec<Arc<OpenLayer>> {
+        let mounts = self.mounts.lock();
+        let layers = mounts
+            .values()
+            .map(|mount| (mount.key(), mount.layer.lease.layer().clone()));
+        let layers: HashMap<LayerKey, Arc<OpenLayer>> = layers.collect();
+        layers.into_values().collect()
+    }
+
     /// Returns the file tree of the layer mounted at `mountpoint`.
     pub(crate) fn tree_at(&self, mountpoint: &Path) -> Option<Arc<Tree>> {
         let mounts = self.mounts.lock();

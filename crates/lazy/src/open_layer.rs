@@ -7,6 +7,7 @@ use soci_fetch::{BackgroundCounts, LazyLayer};
 use soci_layerfs::Tree;
 
 use crate::sources::Sources;
+use crate::verdict::Verification;
 
 /// A layer that can be mounted. Dropping it ends its fetches.
 pub(crate) struct OpenLayer {
@@ -15,6 +16,8 @@ pub(crate) struct OpenLayer {
     pub(crate) tree: Arc<Tree>,
     pub(crate) data: Arc<LazyLayer>,
     pub(crate) sources: Sources,
+    /// Whether the layer is what its digests say.
+    pub(crate) verification: Verification,
     /// The part of the background fetcher's counts that is in the metrics.
     pub(crate) counted: Mutex<BackgroundCounts>,
 }

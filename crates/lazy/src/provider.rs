@@ -5,10 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use soci_containerd::labels::{INDEX_DIGEST, TARGET};
 use soci_discovery::NoIndex;
 use soci_layer::{
-    LayerProvider, LayerRefusal, LayerRequest, MountedInfo, OverlayXattr, ProviderError, Purpose,
-    Restored, UnpackRequest,
+    ChainUse, LayerProvider, LayerRefusal, LayerRequest, MountedInfo, OverlayXattr, ProviderError,
+    Purpose, Restored, UnpackRequest, UseRefusal,
 };
 use soci_telemetry::metrics::{count, duration_ms};
 use soci_ztoc::soci_index::ZtocDescriptor;
@@ -17,9 +18,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::LazyLayers;
+use crate::chain_position::ChainPosition;
 use crate::image_layer::ImageLayer;
 use crate::index_files::FoundIndex;
 use crate::inherited::InheritedConnection;
+use crate::label_check::check_labels;
 use crate::layer_loader::layer_key;
 use crate::lease::Lease;
 use crate::local_unpack::LayersToUnpack;
@@ -50,6 +53,17 @@ impl LayerProvider for LazyLayers {
             return Ok(());
         }
         self.unmount_inherited(mountpoint).await
+    }
+
+    async fn vet_labels(
+        &self,
+        request: &LayerRequest,
+    ) -> Result<BTreeMap<String, String>, LayerRefusal> {
+        self.check_labels(request).await
+    }
+
+    async fn admit(&self, use_of: ChainUse) -> Result<(), UseRefusal> {
+        self.admit_use(use_of).await
     }
 
     async fn check(
@@ -114,7 +128,7 @@ impl LazyLayers {
         if prepare {
             self.check_allowed(&request.namespace, layer)?;
         }
-        let (found, ztoc) = self.ztoc_of(layer, prepare).await?;
+        let (found, ztoc) = self.ztoc_of(&request.namespace, layer, prepare).await?;
         if prepare {
             self.start_ups.begin(layer.image.manifest);
             self.opener.open_above(layer, &found);
@@ -131,6 +145,10 @@ impl LazyLayers {
                     bytes: largest.bytes,
                     limit: largest.limit,
                 });
+            }
+            let position = claim(&request, lease.layer());
+            if prepare {
+                refuse_forged(lease.layer(), position)?;
             }
             let mut ready = ReadyLayer {
                 lease,
@@ -155,6 +173,24 @@ impl LazyLayers {
         };
         let opener = &self.opener;
         opener.leaving_nothing_new(layer_key(&ztoc), mount).await
+    }
+
+    /// Returns the labels of a Prepare, without an index that the image's annotations set.
+    async fn check_labels(
+        &self,
+        request: &LayerRequest,
+    ) -> Result<BTreeMap<String, String>, LayerRefusal> {
+        let mut labels = request.labels.clone();
+        let mut layer = ImageLayer::from_labels(&labels)?;
+        let explicit = layer.image.explicit_index.is_some();
+        if self.config.policy.allows_look_up(explicit) {
+            let target = labels.get(TARGET).and_then(|target| target.parse().ok());
+            check_labels(&self.images, &request.namespace, target, &mut layer).await?;
+        }
+        if explicit && layer.image.explicit_index.is_none() {
+            labels.remove(INDEX_DIGEST);
+        }
+        Ok(labels)
     }
 
     /// Refuses a layer that the configuration does not allow to be lazy, and begins to fetch those
@@ -187,12 +223,13 @@ impl LazyLayers {
     /// Finds the index of an image and the zTOC of one of its layers.
     async fn ztoc_of(
         &self,
+        namespace: &str,
         layer: &ImageLayer,
         prepare: bool,
     ) -> Result<(Arc<FoundIndex>, ZtocDescriptor), LayerRefusal> {
         let found = match prepare {
-            true => self.indexes.find(&layer.image).await?,
-            false => self.indexes.find_again(&layer.image).await?,
+            true => self.indexes.find(namespace, &layer.image).await?,
+            false => self.indexes.find_again(namespace, &layer.image).await?,
         };
         match found.index.ztoc_for(&layer.layer) {
             Some(ztoc) => Ok((found.clone(), ztoc.clone())),
@@ -223,4 +260,18 @@ impl LazyLayers {
             )))
         })
     }
+}
+
+/// Has a layer remember the position in an image for which it is mounted.
+fn claim(request: &LayerRequest, layer: &OpenLayer) -> Option<ChainPosition> {
+    let position = ChainPosition::of(request.labels.get(TARGET)?, request.parent.as_deref()?)?;
+    layer.verification.claim(position);
+    Some(position)
+}
+
+/// Refuses a layer that was verified before, and is forged or belongs to another chain of layers.
+fn refuse_forged(layer: &OpenLayer, position: Option<ChainPosition>) -> Result<(), LayerRefusal> {
+    let verdict = layer.verification.verdict();
+    let objection = verdict.and_then(|verdict| verdict.objection(position.as_ref()));
+    objection.map_or(Ok(()), |reason| Err(LayerRefusal::Forged { reason }))
 }

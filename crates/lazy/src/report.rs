@@ -6,6 +6,7 @@ use soci_fetch::LayerData as _;
 use soci_oci::{Digest, Reference};
 
 use crate::mount_table::MountTable;
+use crate::verdict::Verdict;
 
 /// One mounted layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +29,10 @@ pub struct MountReport {
     pub fetched: u64,
     /// The last failure, until the next success.
     pub error: Option<String>,
+    /// Why it is forged, if it is.
+    pub forged: Option<String>,
+    /// Whether it was verified as a whole.
+    pub verified: bool,
     /// Whether it is served: not after its FUSE connection was aborted.
     pub is_served: bool,
 }
@@ -41,6 +46,7 @@ impl MountTable {
             .map(|(mountpoint, mount)| {
                 let (key, layer) = (mount.key(), &mount.layer);
                 let status = layer.lease.layer().data.status();
+                let verdict = layer.lease.layer().verification.verdict();
                 MountReport {
                     mountpoint: mountpoint.clone(),
                     image: layer.image.reference.clone(),
@@ -51,6 +57,11 @@ impl MountTable {
                     size: status.size,
                     fetched: status.fetched_size,
                     error: status.error.map(|failure| failure.detail),
+                    verified: verdict.is_some(),
+                    forged: match verdict {
+                        Some(Verdict::Forged { reason }) => Some(reason),
+                        _ => None,
+                    },
                     is_served: mount.mounted.is_served(),
                 }
             })

@@ -32,7 +32,9 @@ impl Snapshotter {
     ) -> Result<Vec<Mount>, SnapshotterError> {
         let target = labels.get(labels::TARGET).cloned().unwrap_or_default();
         if target.is_empty() {
-            return self.create(Kind::Active, key, parent, labels).await;
+            return self
+                .create(namespace, Kind::Active, key, parent, labels)
+                .await;
         }
         let layer = ImageLayer::new(namespace, key, parent, target, labels)?;
         let call = self.calls.enter()?;
@@ -51,15 +53,18 @@ impl Snapshotter {
     /// Creates a read-only snapshot of `parent`, or of nothing if that is empty.
     pub(crate) async fn view(
         &self,
+        namespace: Option<String>,
         key: String,
         parent: String,
         labels: Labels,
     ) -> Result<Vec<Mount>, SnapshotterError> {
-        self.create(Kind::View, key, parent, labels).await
+        self.create(namespace, Kind::View, key, parent, labels)
+            .await
     }
 
     async fn create(
         &self,
+        namespace: Option<String>,
         kind: Kind,
         key: String,
         parent: String,
@@ -71,11 +76,15 @@ impl Snapshotter {
             parent,
             labels,
         };
-        create(&self.layer_mounts, self.calls.enter()?, new).await
+        create(&self.layer_mounts, self.calls.enter()?, namespace, new).await
     }
 
     /// Returns the mounts of an active snapshot or a view.
-    pub(crate) async fn mounts(&self, key: String) -> Result<Vec<Mount>, SnapshotterError> {
+    pub(crate) async fn mounts(
+        &self,
+        namespace: Option<String>,
+        key: String,
+    ) -> Result<Vec<Mount>, SnapshotterError> {
         let _call = self.calls.enter()?;
         let name = key.clone();
         let lost = Arc::clone(&self.lost);
@@ -99,6 +108,7 @@ impl Snapshotter {
             lowerdirs = tokio::spawn(work).await??;
         }
         self.layer_mounts.check(&lowerdirs, parents).await?;
+        self.layer_mounts.admit(namespace, parents, true).await?;
         if was_lost {
             // The client is about to start the container, on the present mounts.
             let lost = Arc::clone(&self.lost);

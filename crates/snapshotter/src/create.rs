@@ -16,6 +16,7 @@ use crate::{compare, idmap, labels, snapshot_name};
 pub(crate) async fn create(
     mounts: &Arc<LayerMounts>,
     call: Call,
+    namespace: Option<String>,
     mut new: Creation,
 ) -> Result<Vec<Mount>, SnapshotterError> {
     snapshot_name::check(&new.key)?;
@@ -33,6 +34,7 @@ pub(crate) async fn create(
         .await?;
     // Before anything is made: a container must not be left on a layer that is not there.
     mounts.check(&LowerDirs::Shared, &parents).await?;
+    mounts.admit(namespace, &parents, false).await?;
     // The longer ones are tasks of their own, which end consistently even if the client cancels.
     if let Some(maps) = maps {
         let mounts = Arc::clone(mounts);

@@ -11,7 +11,7 @@ use crate::filter::FilterError;
 use crate::labels::InvalidLabel;
 use crate::metadata::MetadataError;
 use crate::v015::OldMetadataError;
-use soci_layer::{LayerRefusal, ProviderError};
+use soci_layer::{LayerRefusal, ProviderError, UseRefusal};
 
 /// The failure of a call to the snapshotter, or of opening it.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +61,9 @@ pub enum SnapshotterError {
         /// The cause.
         source: ProviderError,
     },
+    /// A lazy layer below the snapshot must not be used.
+    #[error(transparent)]
+    UseRefused(#[from] UseRefusal),
     /// The snapshotter is being closed.
     #[error("the snapshotter is shutting down")]
     Closed,
@@ -146,7 +149,10 @@ impl SnapshotterError {
             | Self::Label(_)
             | Self::MissingField { .. }
             | Self::Filter(_) => Code::InvalidArgument,
-            Self::LayerUnavailable { .. } | Self::Closed => Code::Unavailable,
+            Self::UseRefused(UseRefusal::Forged { .. }) => Code::FailedPrecondition,
+            Self::UseRefused(UseRefusal::Unverified { .. })
+            | Self::LayerUnavailable { .. }
+            | Self::Closed => Code::Unavailable,
             Self::File(error) => file_code(error),
             Self::NoDirectoryTypes { .. }
             | Self::UnusableRoot { .. }

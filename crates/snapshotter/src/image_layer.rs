@@ -9,6 +9,7 @@ use crate::labels::{self, Labels};
 use crate::snapshot_name;
 
 /// A Prepare with a target.
+#[derive(Clone)]
 pub(crate) struct ImageLayer {
     pub(crate) key: String,
     pub(crate) parent: String,
@@ -61,6 +62,7 @@ impl ImageLayer {
             mountpoint,
             labels: self.labels.clone(),
             view: View::default(),
+            parent: Some(self.parent.clone()),
         }
     }
 

@@ -11,14 +11,15 @@ use tracing::Instrument;
 
 use crate::error::SnapshotterError;
 use crate::keyed_lock::KeyedLocks;
+use crate::labels::Labels;
 use crate::lowerdirs::{LazyMount, LowerDirs};
 use crate::metadata::Link;
 use crate::refusal::RefusalReason;
 use crate::snapshot_dir::SnapshotDir;
 use crate::store::SnapshotStore;
 use soci_layer::{
-    LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError, Purpose, Restoration,
-    UnpackRequest,
+    ChainUse, LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError, Purpose,
+    Restoration, UnpackRequest, UsedLayer,
 };
 
 /// Number of layers that are mounted or unmounted at the same time.
@@ -52,6 +53,37 @@ impl LayerMounts {
         let provider = Arc::clone(&self.provider);
         let work = async move { provider.mount(request).await };
         isolated(work, LayerRefusal::failed).await
+    }
+
+    /// Returns the labels of a Prepare without those that the image set.
+    pub(crate) async fn vet_labels(&self, request: &LayerRequest) -> Result<Labels, LayerRefusal> {
+        self.provider.vet_labels(request).await
+    }
+
+    /// Checks that a client may use a snapshot on these layers. `exists`: it was admitted when it was
+    /// made.
+    pub(crate) async fn admit(
+        &self,
+        namespace: Option<String>,
+        parents: &[Link],
+        exists: bool,
+    ) -> Result<(), SnapshotterError> {
+        if parents.iter().all(|parent| parent.lazy.is_none()) {
+            return Ok(());
+        }
+        let layers = parents.iter().map(|parent| UsedLayer {
+            name: parent.name.clone(),
+            mountpoint: parent
+                .lazy
+                .is_some()
+                .then(|| self.store.directories.fs(parent.id)),
+        });
+        let use_of = ChainUse {
+            namespace,
+            layers: layers.collect(),
+            admitted_before: exists,
+        };
+        Ok(self.provider.admit(use_of).await?)
     }
 
     /// Mounts a layer once more, in a new directory of its own.

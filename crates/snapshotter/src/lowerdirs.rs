@@ -47,6 +47,7 @@ impl LowerDirs {
         Some(LazyMount {
             dir: self.dir(parent),
             name: parent.name.clone(),
+            parent: None,
             lazy: parent.lazy.clone()?,
             view: View {
                 id_maps: match self {
@@ -71,6 +72,8 @@ pub(crate) struct LazyMount {
     pub(crate) dir: SnapshotDir,
     /// Name of the layer's snapshot.
     pub(crate) name: String,
+    /// Name of the snapshot below, if that is known.
+    pub(crate) parent: Option<String>,
     pub(crate) lazy: LazyRecord,
     pub(crate) view: View,
 }
@@ -96,6 +99,7 @@ impl LazyMount {
             mountpoint,
             labels: self.lazy.labels.clone(),
             view: self.view.clone(),
+            parent: self.parent.clone(),
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::refusal::{RefusalCounts, RefusalReason};
 use crate::snapshot_dir::SnapshotDir;
 use crate::store::SnapshotStore;
 use crate::{labels, local_layer, prepare_log};
-use soci_layer::LayerRefusal;
+use soci_layer::{LayerRefusal, LayerRequest, MountedInfo};
 
 /// The result of the checks before anything is made.
 enum Plan {
@@ -64,7 +64,7 @@ impl LayerPreparer {
         client: &CancellationToken,
     ) -> Result<Vec<Mount>, SnapshotterError> {
         let _only_one = self.targets.lock(&layer.target).await;
-        let layer = Arc::new(layer);
+        let mut layer = Arc::new(layer);
         let plan = {
             let layer = Arc::clone(&layer);
             let planned = self.mounts.store.blocking(move |store| plan(store, &layer));
@@ -78,8 +78,7 @@ impl LayerPreparer {
             }
         };
         let id = reservation.id;
-        let request = layer.request(self.mounts.store.directories.fs(id));
-        let refusal = match self.mounts.mount(request).await {
+        let refusal = match self.mount(&mut layer, id).await {
             Ok(root) => {
                 soci_faults::point("prepare-layer-mounted");
                 let lazy = LazyRecord::new(layer.namespace.clone(), layer.labels.clone(), root);
@@ -113,6 +112,18 @@ impl LayerPreparer {
             self.mounts.discard(SnapshotDir::Snapshot(id)).await;
         }
         deferred
+    }
+
+    /// Mounts a layer lazily. Drops the labels that the image set.
+    async fn mount(
+        &self,
+        layer: &mut Arc<ImageLayer>,
+        id: u64,
+    ) -> Result<MountedInfo, LayerRefusal> {
+        let request = layer.request(self.mounts.store.directories.fs(id));
+        let labels = self.mounts.vet_labels(&request).await?;
+        Arc::make_mut(layer).labels.clone_from(&labels);
+        self.mounts.mount(LayerRequest { labels, ..request }).await
     }
 
     /// Unpacks a layer until the client cancels or the snapshotter is closed.

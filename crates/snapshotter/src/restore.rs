@@ -214,9 +214,10 @@ fn prepare_mountpoints(store: &SnapshotStore) -> Result<Vec<LazyMount>, Snapshot
 fn recorded_mounts(store: &SnapshotStore) -> Result<Vec<LazyMount>, SnapshotterError> {
     let lazy = store.metadata.lazy()?.into_iter();
     let mut mounts: Vec<LazyMount> = lazy
-        .map(|(id, name, lazy)| LazyMount {
-            dir: SnapshotDir::Snapshot(id),
-            name,
+        .map(|(record, lazy)| LazyMount {
+            dir: SnapshotDir::Snapshot(record.id),
+            name: record.info.name,
+            parent: Some(record.info.parent),
             lazy,
             view: View::default(),
         })

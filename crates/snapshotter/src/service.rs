@@ -78,10 +78,16 @@ impl Snapshots for SnapshotService {
         &self,
         request: Request<ViewSnapshotRequest>,
     ) -> Result<Response<ViewSnapshotResponse>, Status> {
+        let request_namespace = namespace(request.metadata(), &request.get_ref().key);
         let request = request.into_inner();
         let mounts = self
             .snapshotter
-            .view(request.key, request.parent, request.labels)
+            .view(
+                request_namespace,
+                request.key,
+                request.parent,
+                request.labels,
+            )
             .await?;
         Ok(Response::new(ViewSnapshotResponse { mounts }))
     }
@@ -90,7 +96,9 @@ impl Snapshots for SnapshotService {
         &self,
         request: Request<MountsRequest>,
     ) -> Result<Response<MountsResponse>, Status> {
-        let mounts = self.snapshotter.mounts(request.into_inner().key).await?;
+        let request_namespace = namespace(request.metadata(), &request.get_ref().key);
+        let key = request.into_inner().key;
+        let mounts = self.snapshotter.mounts(request_namespace, key).await?;
         Ok(Response::new(MountsResponse { mounts }))
     }
 

@@ -83,11 +83,18 @@ fn chain<'a>(
 
 fn layer_of(layer: &LayerState, mount: Option<&MountReport>) -> Layer {
     let broken = broken(layer, mount);
-    let health = match broken {
-        Some(_) => Health::Broken,
-        None => Health::Healthy,
+    let forged = mount.and_then(|mount| mount.forged.clone());
+    let forged = forged.map(|text| RefusalReason {
+        code: "forged".to_owned(),
+        text,
+    });
+    let health = match (&broken, &forged) {
+        (_, Some(_)) => Health::Forged,
+        (Some(_), None) => Health::Broken,
+        (None, None) => Health::Healthy,
     };
-    let (reason_code, reason) = broken
+    let (reason_code, reason) = forged
+        .or(broken)
         .or_else(|| layer.reason.clone())
         .map_or((None, None), |reason| {
             (Some(reason.code), Some(reason.text))

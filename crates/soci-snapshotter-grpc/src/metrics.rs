@@ -90,6 +90,13 @@ impl Metrics {
         let broken = self.snapshotter.broken_layers().saturating_add(aborted);
         let mut samples: Vec<_> = mounts.iter().flat_map(of_mount).collect();
         samples.push(Sample::of(&catalog::BROKEN_LAYERS, broken));
+        let forged = mounts.iter().filter(|mount| mount.forged.is_some());
+        samples.push(Sample::of(&catalog::FORGED_LAYERS, forged.count() as u64));
+        let unverified = mounts.iter().filter(|mount| !mount.verified);
+        samples.push(Sample::of(
+            &catalog::UNVERIFIED_LAYERS,
+            unverified.count() as u64,
+        ));
         samples
     }
 

@@ -107,6 +107,8 @@ pub(crate) fn lazy(config: &Config) -> LazyConfig {
             explicit_index: config.trust.explicit_index,
         },
         lazy_registries: soci_lazy::LazyRegistries::new(config.trust.lazy_registries.clone()),
+        allow_without_image_store: config.trust.without_image_store
+            == soci_config::WithoutImageStore::Allow,
         min_layer_size: config.snapshotter.min_layer_size,
         mount_timeout: config.mount_timeout,
         attr_timeout: config.fuse.attr_timeout,

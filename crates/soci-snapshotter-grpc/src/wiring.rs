@@ -10,7 +10,7 @@ use soci_fetch::SpanFetcher;
 use soci_fuse::Journal;
 use soci_holder::Keeper;
 use soci_keychain::ImageServiceProxy;
-use soci_lazy::{Artifacts, LazyLayers};
+use soci_lazy::{Artifacts, ImageStore, LazyLayers};
 use soci_registry::Client;
 use soci_snapshotter::{Snapshotter, SnapshotterConfig};
 use soci_store::LayerStore;
@@ -110,6 +110,7 @@ pub(crate) async fn wire(
         client,
         layers: layers.clone(),
         artifacts: artifacts(config, &content),
+        images: ImageStore::new(&config.content_store.containerd_address),
         content,
         index_notes: root.join("soci/images"),
         profiles: root.join("soci/profiles"),

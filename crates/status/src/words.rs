@@ -25,6 +25,7 @@ impl Health {
             Self::Unspecified => "",
             Self::Healthy => "healthy",
             Self::Broken => "broken",
+            Self::Forged => "forged",
         }
     }
 }

@@ -22,6 +22,9 @@ use crate::{LayerKey, StoreError};
 /// How much is read at once when a checksum is compared.
 const CHECK_CHUNK: usize = 256 << 10;
 
+/// The file with the result of verifying the layer.
+const VERDICT: &str = "verdict";
+
 /// What a read found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
@@ -121,6 +124,21 @@ impl StoredLayer {
             });
         }
         Ok(blob)
+    }
+
+    /// Returns what [`StoredLayer::set_verdict`] recorded.
+    #[must_use]
+    pub fn verdict(&self) -> Option<String> {
+        std::fs::read_to_string(self.dir.join(VERDICT)).ok()
+    }
+
+    /// Records the result of verifying the layer. It stays as long as the layer is stored: layer and
+    /// zTOC are named by their digests, so that the result never changes.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn set_verdict(&self, verdict: &str) -> Result<(), StoreError> {
+        crate::atomic_file::write_file(&self.dir.join(VERDICT), verdict.as_bytes())
     }
 
     /// Is the span here?

@@ -126,6 +126,10 @@ catalog! {
         "Snapshots that are image layers.";
     BROKEN_LAYERS = "soci_snapshot_broken_layers", Gauge, [], "snapshots",
         "Lazy layers that cannot be served at present.";
+    FORGED_LAYERS = "soci_snapshot_forged_layers", Gauge, [], "mounts",
+        "Mounted layers that were verified and are not what their digests say.";
+    UNVERIFIED_LAYERS = "soci_snapshot_unverified_layers", Gauge, [], "mounts",
+        "Mounted layers that have not been verified as a whole yet.";
     FUSE_WAITING = "soci_fuse_waiting_requests", Gauge, [], "requests",
         "FUSE requests that wait for an answer: reads of what is not stored.";
     FUSE_UNRECORDED = "soci_fuse_unrecorded_requests_total", Counter, [], "requests",

@@ -46,8 +46,21 @@ impl Containerd {
     /// # Errors
     /// When containerd is not installed or does not start; the message holds the end of its log.
     pub fn start(options: &ContainerdOptions) -> Result<Self> {
-        let root = TestRoot::new()?;
-        let address = root.path().join("c.sock");
+        Self::start_in(TestRoot::new()?, options)
+    }
+
+    /// The socket that a containerd in this folder will have.
+    #[must_use]
+    pub fn address_in(root: &TestRoot) -> PathBuf {
+        root.path().join("c.sock")
+    }
+
+    /// Starts containerd in this folder and waits until it answers.
+    ///
+    /// # Errors
+    /// As [`Containerd::start`].
+    pub fn start_in(root: TestRoot, options: &ContainerdOptions) -> Result<Self> {
+        let address = Self::address_in(&root);
         let config = root.path().join("containerd.toml");
         std::fs::write(&config, config_text(root.path(), &address, options))
             .context("write containerd's configuration")?;

@@ -19,6 +19,9 @@ const STARTED: &str = "soci-snapshotter-grpc successfully started";
 pub struct SociDaemonOptions {
     /// The text of its configuration file.
     pub config: String,
+    /// The socket of the containerd that uses the daemon. Without one, layers are used although no
+    /// image store vouches for them, unless `config` says otherwise.
+    pub containerd: Option<PathBuf>,
     /// The value of `--log-level`.
     pub log_level: String,
     /// More environment.
@@ -35,6 +38,7 @@ impl Default for SociDaemonOptions {
     fn default() -> Self {
         Self {
             config: String::new(),
+            containerd: None,
             log_level: "debug".to_owned(),
             environment: Vec::new(),
             program: None,
@@ -51,6 +55,25 @@ impl SociDaemonOptions {
         Self {
             config: config.to_owned(),
             ..Self::default()
+        }
+    }
+
+    /// The text of the configuration file: `config`, and how the image store is found.
+    fn config_text(&self) -> String {
+        let (table, key, value) = match &self.containerd {
+            Some(socket) => {
+                let socket = socket.display().to_string();
+                ("content_store", "containerd_address", format!("{socket:?}"))
+            }
+            None => ("trust", "without_image_store", "\"allow\"".to_owned()),
+        };
+        if self.config.contains(key) {
+            return self.config.clone();
+        }
+        let header = format!("[{table}]\n");
+        match self.config.split_once(&header) {
+            Some((before, after)) => format!("{before}{header}{key} = {value}\n{after}"),
+            None => format!("{}\n{header}{key} = {value}\n", self.config),
         }
     }
 }
@@ -334,12 +357,14 @@ impl SociDaemon {
         ready(&mut self.daemon, &self.socket)
     }
 
-    /// Starts it again with another configuration.
+    /// Starts it again with another configuration, for the same containerd.
     ///
     /// # Errors
     /// When it does not start.
     pub fn start_again_with(&mut self, options: SociDaemonOptions) -> Result<()> {
+        let containerd = self.options.containerd.take();
         self.options = options;
+        self.options.containerd = self.options.containerd.take().or(containerd);
         self.start_again()
     }
 
@@ -362,7 +387,8 @@ impl SociDaemon {
 
     fn spawn(root: &TestRoot, socket: &Path, options: &SociDaemonOptions) -> Result<Daemon> {
         let config = root.path().join("config.toml");
-        std::fs::write(&config, &options.config).context("write the daemon's configuration")?;
+        std::fs::write(&config, options.config_text())
+            .context("write the daemon's configuration")?;
         let program = match &options.program {
             Some(program) => program.clone(),
             None => binary("soci-snapshotter-grpc")?,

@@ -48,7 +48,10 @@ impl Stack {
         let registry = Registry::start()?;
         let proxy = Proxy::start(registry.address())?;
         proxy.throttle(options.throttle);
-        let daemon = SociDaemon::start(options.daemon)?;
+        let folder = TestRoot::new()?;
+        let mut of_daemon = options.daemon;
+        of_daemon.containerd = Some(Containerd::address_in(&folder));
+        let daemon = SociDaemon::start(of_daemon)?;
         let mut containerd = ContainerdOptions::with_soci(daemon.socket());
         if options.cri {
             let images = TestRoot::new()?;
@@ -57,7 +60,7 @@ impl Stack {
             let sandbox_image = registry.reference("pause:pause");
             containerd.cri = Some(CriOptions::with_soci(&sandbox_image));
         }
-        let containerd = Containerd::start(&containerd)?;
+        let containerd = Containerd::start_in(folder, &containerd)?;
         Ok(Self {
             containerd,
             daemon,

@@ -86,10 +86,26 @@ impl VerifyError {
 /// # Errors
 /// The layer is another one, or the stream cannot be read.
 pub fn verify_layer(
-    mut stream: impl Read,
+    stream: impl Read,
     index: &LayerIndex,
     diff_id: &Digest,
 ) -> Result<(), VerifyError> {
+    let actual = verify_entries(stream, index)?.finish();
+    if actual != *diff_id {
+        return Err(VerifyError::DiffId {
+            expected: *diff_id,
+            actual,
+        });
+    }
+    Ok(())
+}
+
+/// Verifies the entries only, as [`verify_layer`] does, and returns the hasher of the bytes that were
+/// read. `stream` may end with the tar: what follows it can be added to the hasher.
+///
+/// # Errors
+/// The layer is another one, or the stream cannot be read.
+pub fn verify_entries(mut stream: impl Read, index: &LayerIndex) -> Result<Hasher, VerifyError> {
     let mut comparison = Comparison {
         claimed: index.entries(),
         listed: index.len(),
@@ -123,14 +139,7 @@ pub fn verify_layer(
             actual: tar_size,
         });
     }
-    let actual = hasher.finish();
-    if actual != *diff_id {
-        return Err(VerifyError::DiffId {
-            expected: *diff_id,
-            actual,
-        });
-    }
-    Ok(())
+    Ok(hasher)
 }
 
 /// The entries of a zTOC beside those of a tar.

@@ -1,6 +1,7 @@
 //! Which images may be lazy, and what is done about layers that have not been verified.
 
 use crate::schema::{Broken, Section, Visitor};
+use crate::values::WithoutImageStore;
 
 /// `[trust]`
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -9,12 +10,15 @@ pub struct Trust {
     pub explicit_index: bool,
     /// Prefixes of the registries and repositories whose images may be lazy; empty: all.
     pub lazy_registries: Vec<String>,
+    /// What is done with layers that are not verified if containerd's image store does not answer.
+    pub without_image_store: WithoutImageStore,
 }
 
 impl Section for Trust {
     fn visit(&mut self, v: &mut impl Visitor) {
         v.flag("explicit_index", &mut self.explicit_index);
         v.texts("lazy_registries", &mut self.lazy_registries);
+        v.choice("without_image_store", &mut self.without_image_store);
     }
 
     fn check(&self) -> Vec<Broken> {

@@ -109,6 +109,7 @@ max_size_bytes = 1000
 [trust]
 explicit_index = true
 lazy_registries = ["registry.example.com/team"]
+without_image_store = "allow"
 "#
 }
 

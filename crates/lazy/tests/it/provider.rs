@@ -144,6 +144,7 @@ impl World {
             layers: LayerStore::open(&root.join("soci/layers"), LayerStoreConfig::default())
                 .unwrap(),
             artifacts: Artifacts::Layout(OciLayout::open(&root.join("content")).unwrap()),
+            images: soci_lazy::ImageStore::default(),
             content: OciLayout::open(&root.join("content")).unwrap(),
             index_notes: root.join("soci/images"),
             profiles: root.join("soci/profiles"),
@@ -201,6 +202,7 @@ impl World {
             mountpoint: self.root.dir(mountpoint).unwrap(),
             labels: labels.map(|(key, value)| (key.to_owned(), value)).into(),
             view: View::default(),
+            parent: None,
         }
     }
 

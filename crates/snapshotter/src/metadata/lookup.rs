@@ -97,8 +97,8 @@ impl Metadata {
         self.read(|tables| find_target(&tables.targets, &tables.snapshots, target, parent))
     }
 
-    /// Lists all lazy snapshots: id, name, and what is needed to mount them again.
-    pub(crate) fn lazy(&self) -> Result<Vec<(u64, String, LazyRecord)>, MetadataError> {
+    /// Lists all lazy snapshots, with what is needed to mount them again.
+    pub(crate) fn lazy(&self) -> Result<Vec<(Record, LazyRecord)>, MetadataError> {
         self.read(|tables| {
             if tables.lazy.is_empty()? {
                 return Ok(Vec::new());
@@ -106,7 +106,8 @@ impl Metadata {
             let mut found = Vec::new();
             each(tables, |name, record| {
                 if let Some(bytes) = tables.lazy.get(record.id)? {
-                    found.push((record.id, name.to_owned(), decode(name, bytes.value())?));
+                    let lazy = decode(name, bytes.value())?;
+                    found.push((record, lazy));
                 }
                 Ok(())
             })?;

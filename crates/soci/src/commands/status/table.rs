@@ -102,7 +102,7 @@ fn row(layer: &Layer, style: Style) -> [String; 5] {
         digest => digest,
     };
     let state = match layer.health() {
-        Health::Broken => Health::Broken.word(),
+        health @ (Health::Broken | Health::Forged) => health.word(),
         Health::Healthy | Health::Unspecified => layer.state().word(),
     };
     let cells = [

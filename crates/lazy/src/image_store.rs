@@ -1,0 +1,290 @@
+//! The images that containerd has: which of them are made of a chain of layers.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt as _, stream};
+use parking_lot::Mutex;
+use soci_containerd::{
+    Containerd, ContainerdError, Content, ImageRecord, Images, Namespace, within,
+};
+use soci_oci::{Digest, ImageConfig, Index, Manifest, Reference};
+
+/// Greatest size of a manifest or configuration in bytes; containerd's clients have the same limit.
+const MOST: u64 = 8 << 20;
+/// Greatest number of manifests of one image that are looked at.
+const MAX_MANIFESTS: usize = 256;
+/// Greatest number of images whose layers are prepared at a time. Forgetting one costs two reads.
+const MAX_IMAGES: usize = 64;
+/// Blobs that are read at the same time.
+const AT_ONCE: usize = 16;
+/// Time limit of one question: containerd may hang, and itself waits for our answer.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Why containerd's image store does not answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ImageStoreError {
+    #[error("[content_store] containerd_address is empty")]
+    NoAddress,
+    #[error(transparent)]
+    Containerd(#[from] ContainerdError),
+    #[error(
+        "the containerd at {address} has no namespace {namespace:?}: the client is another one, whose \
+         address belongs into [content_store] containerd_address"
+    )]
+    OtherContainerd { address: String, namespace: String },
+}
+
+/// An image manifest that containerd has, with its configuration.
+#[derive(Debug)]
+pub(crate) struct StoredImage {
+    pub(crate) digest: Digest,
+    pub(crate) manifest: Manifest,
+    /// The chain ID of each layer, lowest first.
+    pub(crate) chain_ids: Vec<Digest>,
+}
+
+/// An image by its name.
+#[derive(Debug, Clone)]
+pub(crate) struct NamedImage {
+    pub(crate) name: String,
+    pub(crate) image: Arc<StoredImage>,
+}
+
+/// What an image record led to, as long as it is the same record.
+struct Resolved {
+    target: Digest,
+    updated: (i64, i32),
+    images: Arc<Vec<Arc<StoredImage>>>,
+}
+
+/// The image store of the containerd that uses this snapshotter.
+#[derive(Default)]
+pub struct ImageStore {
+    containerd: Option<Containerd>,
+    /// Images whose layers were prepared, by namespace and digest of the manifest.
+    images: Mutex<HashMap<(String, Digest), Arc<StoredImage>>>,
+    /// By namespace and name.
+    records: Mutex<HashMap<(String, String), Resolved>>,
+}
+
+impl ImageStore {
+    /// The image store behind a socket; none with an empty address. Connects on first use.
+    #[must_use]
+    pub fn new(address: &str) -> Self {
+        Self {
+            containerd: (!address.is_empty()).then(|| Containerd::new(address)),
+            images: Mutex::default(),
+            records: Mutex::default(),
+        }
+    }
+
+    fn namespace(&self, name: &str) -> Result<Namespace, ImageStoreError> {
+        let containerd = self.containerd.as_ref().ok_or(ImageStoreError::NoAddress)?;
+        Ok(containerd.namespace(name)?)
+    }
+
+    /// Returns an image by the digest of its manifest, if containerd has manifest and configuration.
+    pub(crate) async fn image(
+        &self,
+        namespace: &str,
+        manifest: Digest,
+    ) -> Result<Option<Arc<StoredImage>>, ImageStoreError> {
+        let space = self.namespace(namespace)?;
+        let key = (namespace.to_owned(), manifest);
+        if let Some(known) = self.images.lock().get(&key) {
+            return Ok(Some(known.clone()));
+        }
+        let read = within(LIMIT, Box::pin(read_image(Content::new(&space), manifest)));
+        if let Some(image) = read.await? {
+            let image = Arc::new(image);
+            let mut images = self.images.lock();
+            if images.len() >= MAX_IMAGES {
+                images.clear();
+            }
+            images.insert(key, image.clone());
+            return Ok(Some(image));
+        }
+        if within(LIMIT, space.exists()).await? {
+            return Ok(None);
+        }
+        let address = self.containerd.as_ref().map_or("", Containerd::address);
+        Err(ImageStoreError::OtherContainerd {
+            address: address.to_owned(),
+            namespace: namespace.to_owned(),
+        })
+    }
+
+    /// Reads a manifest, if containerd has it.
+    pub(crate) async fn manifest(
+        &self,
+        namespace: &str,
+        digest: Digest,
+    ) -> Result<Option<bytes::Bytes>, ImageStoreError> {
+        let content = Content::new(&self.namespace(namespace)?);
+        Ok(within(LIMIT, Box::pin(read(&content, digest))).await?)
+    }
+
+    /// Whether containerd has a manifest from the repository of `reference`: it was fetched from
+    /// there, or is the target of an image of that name.
+    pub(crate) async fn is_from(
+        &self,
+        namespace: &str,
+        manifest: Digest,
+        reference: &Reference,
+    ) -> Result<bool, ImageStoreError> {
+        let space = self.namespace(namespace)?;
+        let content = Content::new(&space);
+        let info = within(LIMIT, Box::pin(content.info(&manifest))).await?;
+        if info.is_none() {
+            return Ok(false);
+        }
+        let (key, repository) = soci_containerd::labels::source(reference);
+        let sources = info.and_then(|info| info.labels.get(&key).cloned());
+        let sources = sources.unwrap_or_default();
+        if sources.split(',').any(|source| source == repository) {
+            return Ok(true);
+        }
+        let name = reference.name();
+        let same_name = |record: &ImageRecord| {
+            record
+                .name
+                .parse::<Reference>()
+                .is_ok_and(|other| other.name() == name)
+        };
+        let named = self.resolve(namespace, same_name).await?;
+        Ok(named.iter().any(|named| named.image.digest == manifest))
+    }
+
+    /// Lists the images of a namespace whose layers are exactly this chain.
+    pub(crate) async fn with_chain(
+        &self,
+        namespace: &str,
+        chain: Digest,
+    ) -> Result<Vec<NamedImage>, ImageStoreError> {
+        let mut images = self.resolve(namespace, |_| true).await?;
+        images.retain(|named| named.image.chain_ids.last() == Some(&chain));
+        Ok(images)
+    }
+
+    /// Reads the manifests of images. What was read of a record is kept until the record changes.
+    async fn resolve(
+        &self,
+        namespace: &str,
+        wanted: impl Fn(&ImageRecord) -> bool,
+    ) -> Result<Vec<NamedImage>, ImageStoreError> {
+        let space = self.namespace(namespace)?;
+        let records = within(LIMIT, Box::pin(Images::new(&space).list())).await?;
+        self.forget_others(namespace, &records);
+        let content = Content::new(&space);
+        let records = records.into_iter().filter(wanted);
+        // Collected: the compiler cannot follow borrowing futures across a spawn.
+        let resolved: Vec<_> = records
+            .map(|record| self.resolve_one(namespace, content.clone(), record))
+            .collect();
+        let resolved = stream::iter(resolved).buffer_unordered(AT_ONCE);
+        let resolved = async { Ok(resolved.collect::<Vec<_>>().await) };
+        let mut named = Vec::new();
+        for of_record in within(LIMIT, resolved).await? {
+            let (name, images) = of_record?;
+            named.extend(images.iter().map(|image| NamedImage {
+                name: name.clone(),
+                image: image.clone(),
+            }));
+        }
+        Ok(named)
+    }
+
+    async fn resolve_one(
+        &self,
+        namespace: &str,
+        content: Content,
+        record: ImageRecord,
+    ) -> Result<(String, Arc<Vec<Arc<StoredImage>>>), ImageStoreError> {
+        let key = (namespace.to_owned(), record.name.clone());
+        let (target, updated) = (record.target.digest, record.updated);
+        if let Some(known) = self.records.lock().get(&key)
+            && known.target == target
+            && known.updated == updated
+        {
+            return Ok((record.name, known.images.clone()));
+        }
+        // Boxed: calls of containerd are large futures.
+        let images = Box::pin(read_target(content, target)).await?;
+        let images = Arc::new(images.into_iter().map(Arc::new).collect::<Vec<_>>());
+        if !images.is_empty() {
+            let resolved = Resolved {
+                target,
+                updated,
+                images: images.clone(),
+            };
+            self.records.lock().insert(key, resolved);
+        }
+        Ok((record.name, images))
+    }
+
+    fn forget_others(&self, namespace: &str, records: &[ImageRecord]) {
+        let names: std::collections::HashSet<&str> =
+            records.iter().map(|record| record.name.as_str()).collect();
+        let mut known = self.records.lock();
+        known.retain(|(of, name), _| of != namespace || names.contains(name.as_str()));
+    }
+}
+
+/// Reads the images that are stored of a target: an image manifest, or an index of some.
+async fn read_target(
+    content: Content,
+    target: Digest,
+) -> Result<Vec<StoredImage>, ContainerdError> {
+    let Some(bytes) = read(&content, target).await? else {
+        return Ok(Vec::new());
+    };
+    let index = serde_json::from_slice::<Index>(&bytes).ok();
+    let mut manifests: Vec<Digest> = match index {
+        Some(index) if !index.manifests.is_empty() => {
+            let images = index
+                .manifests
+                .iter()
+                .filter(|one| one.artifact_type.is_none());
+            images.map(|one| one.digest).collect()
+        }
+        _ => vec![target],
+    };
+    manifests.truncate(MAX_MANIFESTS);
+    let mut images = Vec::new();
+    for manifest in manifests {
+        images.extend(read_image(content.clone(), manifest).await?);
+    }
+    Ok(images)
+}
+
+/// Reads an image manifest and its configuration; `None` if they are not stored, or something else.
+async fn read_image(
+    content: Content,
+    digest: Digest,
+) -> Result<Option<StoredImage>, ContainerdError> {
+    let Some(bytes) = read(&content, digest).await? else {
+        return Ok(None);
+    };
+    let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) else {
+        return Ok(None);
+    };
+    let Some(bytes) = read(&content, manifest.config.digest).await? else {
+        return Ok(None);
+    };
+    let config = serde_json::from_slice::<ImageConfig>(&bytes);
+    Ok(config.ok().map(|config| StoredImage {
+        digest,
+        chain_ids: config.rootfs.chain_ids(),
+        manifest,
+    }))
+}
+
+/// Reads a blob. A large or damaged one counts as not stored: it is not an image that can be run.
+async fn read(content: &Content, digest: Digest) -> Result<Option<bytes::Bytes>, ContainerdError> {
+    match content.get(&digest, MOST).await {
+        Err(ContainerdError::TooLarge { .. } | ContainerdError::Damaged { .. }) => Ok(None),
+        result => result,
+    }
+}
