@@ -2,12 +2,14 @@
 //! the file means the default, unless the field says otherwise.
 
 mod access;
+mod limits;
 mod profile;
 mod pull;
 mod service;
 mod trust;
 
 pub use access::{Blob, Host, Http, Mirror, Resolver};
+pub use limits::Limits;
 pub use profile::Profile;
 pub use pull::{DecompressStream, ParallelPullUnpack, PullMode, PullModes};
 pub use service::{
@@ -88,6 +90,8 @@ pub struct Config {
     pub layer_store: LayerStore,
     /// `[holder]`, ours
     pub holder: Holder,
+    /// `[limits]`, ours
+    pub limits: Limits,
     /// `[profile]`, ours
     pub profile: Profile,
     /// `[trust]`, ours
@@ -128,6 +132,7 @@ impl Default for Config {
             fetch: Fetch::default(),
             layer_store: LayerStore::default(),
             holder: Holder::default(),
+            limits: Limits::default(),
             profile: Profile::default(),
             trust: Trust::default(),
         }
@@ -185,6 +190,7 @@ impl Section for Config {
         v.table("fetch", &mut self.fetch);
         v.table("layer_store", &mut self.layer_store);
         v.table("holder", &mut self.holder);
+        v.table("limits", &mut self.limits);
         v.table("profile", &mut self.profile);
         v.table("trust", &mut self.trust);
     }

@@ -85,6 +85,23 @@ impl Descent {
         Ok(())
     }
 
+    /// Makes the directory so many levels below the root, on the way to the current one, the current
+    /// one.
+    ///
+    /// # Errors
+    /// As [`Descent::leave`].
+    pub fn return_to(&mut self, depth: usize) -> io::Result<()> {
+        if depth <= KEPT && depth < self.depth {
+            self.deep = None;
+            self.kept.truncate(depth);
+            self.depth = depth;
+        }
+        while self.depth > depth {
+            self.leave()?;
+        }
+        Ok(())
+    }
+
     /// Makes the deepest directory that is kept open the current one.
     pub(crate) fn return_to_kept(&mut self) {
         self.deep = None;

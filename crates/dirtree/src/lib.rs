@@ -10,9 +10,11 @@ mod descent;
 mod measure;
 mod open;
 mod remove;
+mod space;
 mod walk;
 
 pub use descent::Descent;
 pub use measure::{Usage, measure};
 pub use remove::{remove_path, remove_tree};
+pub use space::{Reserve, Space};
 pub use walk::{Event, Walk};

@@ -140,6 +140,14 @@ impl Walk {
         &self.name
     }
 
+    /// Passes over what the directory that is the last entry holds, for instance because the caller
+    /// removed it.
+    pub fn skip(&mut self) {
+        if matches!(self.next, Next::Enter) {
+            self.next = Next::Visit;
+        }
+    }
+
     /// Goes to the next entry, or into or out of a directory; `None` at the end.
     ///
     /// # Errors

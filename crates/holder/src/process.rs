@@ -61,6 +61,20 @@ struct Holder {
     ending: bool,
 }
 
+/// Replaces a file by one that only its owner may read.
+fn write_private(path: &Path, text: &[u8]) -> std::io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    // It may have another mode.
+    let _ = std::fs::remove_file(path);
+    let file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
+    file?.write_all(text)
+}
+
 /// Holds descriptors for the servers of `root` until a server or SIGINT ends it, or no server comes for too
 /// long. Returns immediately if the root has a holder already.
 ///
@@ -198,7 +212,7 @@ impl Holder {
             };
             // Without it the next server logs only that the connections are gone.
             let _ = serde_json::to_vec(&note)
-                .map(|note| std::fs::write(self.root.join(ABANDONED_FILE), note));
+                .map(|note| write_private(&self.root.join(ABANDONED_FILE), &note));
         }
         connections
     }

@@ -49,6 +49,7 @@ impl LocalUnpack {
             options: ApplyOptions {
                 overlay_xattr: self.overlay_xattr,
                 lower,
+                ..ApplyOptions::default()
             },
         };
         let layer = LayerOfImage {

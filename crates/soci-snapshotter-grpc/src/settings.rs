@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use soci_config::Config;
+use soci_dirtree::Reserve;
 use soci_fetch::{BackgroundConfig, DropPolicy, FetchConfig};
 use soci_lazy::LazyConfig;
 use soci_registry::{ClientConfig, HostHeaders, HostsConfig, Mirror, RetryPolicy};
 use soci_store::LayerStoreConfig;
-use soci_unpack::UnpackConfig;
+use soci_unpack::{DownloadConfig, UnpackConfig, UnpackLimits};
 
 /// Time after which the retries for a manifest or an index end: a pull waits, and the client can do
 /// without them.
@@ -95,6 +96,7 @@ pub(crate) fn layer_store(config: &Config) -> LayerStoreConfig {
     let most = config.layer_store.max_size_bytes;
     LayerStoreConfig {
         budget_bytes: (most > 0).then_some(most),
+        reserve: reserve(config),
         ..LayerStoreConfig::default()
     }
 }
@@ -131,9 +133,29 @@ pub(crate) fn lazy(config: &Config) -> LazyConfig {
 
 pub(crate) fn unpack(config: &Config, scratch: PathBuf) -> UnpackConfig {
     let address = &config.content_store.containerd_address;
+    let limits = &config.limits;
+    let defaults = UnpackConfig::new(scratch);
     UnpackConfig {
+        downloads: DownloadConfig {
+            first_byte: limits.unpack_first_byte,
+            floor: limits.unpack_floor_bytes_per_sec,
+            ..defaults.downloads
+        },
+        limits: UnpackLimits {
+            memory: limits.unpack_memory_bytes,
+            output: limits.unpack_output_bytes,
+            reserve: reserve(config),
+            ..defaults.limits
+        },
         containerd: (!address.is_empty()).then(|| address.clone()),
-        ..UnpackConfig::new(scratch)
+        ..defaults
+    }
+}
+
+fn reserve(config: &Config) -> Reserve {
+    let percent = config.layer_store.min_free_percent;
+    Reserve {
+        percent: u8::try_from(percent).unwrap_or(u8::MAX),
     }
 }
 

@@ -2,6 +2,8 @@
 //! for the outcome.
 
 use std::io::ErrorKind;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -33,11 +35,22 @@ pub(crate) fn report(root: &Path, outcome: Result<(), String>) {
     let (path, unfinished) = (file(root), file(root).with_extension("new"));
     let written = serde_json::to_vec(&outcome)
         .map_err(std::io::Error::from)
-        .and_then(|text| std::fs::write(&unfinished, text))
+        .and_then(|text| write_private(&unfinished, &text))
         .and_then(|()| std::fs::rename(&unfinished, &path));
     if let Err(error) = written {
         tracing::warn!(path = %path.display(), error = %error, "cannot write the outcome of a hand-over");
     }
+}
+
+fn write_private(path: &Path, text: &[u8]) -> std::io::Result<()> {
+    // An unfinished file of another mode may be left.
+    let _ = std::fs::remove_file(path);
+    let file = std::fs::File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
+    file?.write_all(text)
 }
 
 /// Requests a hand-over of the daemon of `root` and waits for its outcome.

@@ -86,7 +86,7 @@ pub(crate) async fn wire(
     }
     let client = Client::new(registries, credentials.chain)?;
     let layers = LayerStore::open(&root.join("soci/layers"), settings::layer_store(config))?;
-    let content = OciLayout::open(&root.join("content"))?;
+    let content = OciLayout::open_private(&root.join("content"))?;
 
     let fetch = settings::fetch(config);
     tracing::info!(

@@ -103,7 +103,7 @@ impl Global {
     pub(crate) fn layout(&self) -> anyhow::Result<Option<OciLayout>> {
         match self.content_store {
             ContentStore::Containerd => Ok(None),
-            ContentStore::Soci => Ok(Some(OciLayout::open(&self.content_dir())?)),
+            ContentStore::Soci => Ok(Some(OciLayout::open_private(&self.content_dir())?)),
         }
     }
 

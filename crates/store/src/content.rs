@@ -15,6 +15,7 @@ use soci_oci::{Descriptor, Digest, Index, annotations, media_types};
 
 use crate::StoreError;
 use crate::atomic_file::{UNFINISHED, write_file};
+use crate::private;
 
 pub use blob_writer::BlobWriter;
 
@@ -60,6 +61,17 @@ impl OciLayout {
         }
         clear_abandoned(&blobs);
         Self::open_existing(dir)
+    }
+
+    /// As [`OciLayout::open`], for a folder that only its owner may read.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_private(dir: &Path) -> Result<Self, StoreError> {
+        let layout = Self::open(dir)?;
+        private::restrict(dir, private::FOLDER)
+            .map_err(|source| StoreError::io("set the mode of", dir, source))?;
+        Ok(layout)
     }
 
     /// Opens a layout that must be there, and writes nothing.

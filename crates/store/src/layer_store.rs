@@ -8,9 +8,11 @@ use std::time::Duration;
 use std::{fs, io};
 
 use bytes::Bytes;
+use soci_dirtree::Reserve;
 use soci_oci::Digest;
 use soci_ztoc::LayerIndex;
 
+use crate::disk::Disk;
 use crate::flusher::Flusher;
 use crate::layer_folder::{self, Opened};
 use crate::shared::Shared;
@@ -29,6 +31,9 @@ pub struct LayerStoreConfig {
     /// left are layers of snapshots that could not be mounted again. Their spans are kept, because
     /// they may be all that the next start has.
     pub budget_bytes: Option<u64>,
+    /// The part of the disk that is kept free. Below half as much again nothing is fetched in the
+    /// background.
+    pub reserve: Reserve,
     /// How long a span may wait before it is made durable.
     pub sync_interval: Duration,
 }
@@ -37,6 +42,7 @@ impl Default for LayerStoreConfig {
     fn default() -> Self {
         Self {
             budget_bytes: None,
+            reserve: Reserve::default(),
             sync_interval: Duration::from_secs(1),
         }
     }
@@ -113,7 +119,8 @@ impl LayerStore {
             Ok(()) => {}
         }
         fs::create_dir_all(&removed).map_err(refused)?;
-        let shared = Arc::new(Shared::new(config.budget_bytes));
+        let disk = Disk::new(dir, config.reserve);
+        let shared = Arc::new(Shared::new(config.budget_bytes, disk));
         let flusher = Flusher::start(shared.clone(), config.sync_interval).map_err(refused)?;
         let store = Self {
             inner: Arc::new(Inner {

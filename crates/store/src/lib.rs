@@ -6,6 +6,7 @@
 pub mod artifacts;
 mod atomic_file;
 pub mod content;
+mod disk;
 mod durability;
 mod error;
 mod flusher;
@@ -13,6 +14,7 @@ mod layer_folder;
 mod layer_key;
 mod layer_store;
 mod page_cache;
+mod private;
 mod reclaim;
 mod root_lock;
 mod shared;

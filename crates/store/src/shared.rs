@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::disk::Disk;
 use crate::{LayerKey, StoredLayer};
 
 /// A place for one open layer; its lock is held while the layer is being opened or removed.
@@ -16,6 +17,7 @@ pub(crate) type Place = Arc<Mutex<Weak<StoredLayer>>>;
 pub(crate) struct Shared {
     pub(crate) layers: Mutex<HashMap<LayerKey, Place>>,
     pub(crate) budget: Option<u64>,
+    pub(crate) disk: Disk,
     /// Uncompressed bytes in the spans of open layers.
     pub(crate) stored: AtomicU64,
     /// One reclaims at a time.
@@ -36,10 +38,11 @@ pub(crate) struct Dirty {
 }
 
 impl Shared {
-    pub(crate) fn new(budget: Option<u64>) -> Self {
+    pub(crate) fn new(budget: Option<u64>, disk: Disk) -> Self {
         Self {
             layers: Mutex::default(),
             budget,
+            disk,
             stored: AtomicU64::new(0),
             reclaiming: Mutex::default(),
             clock: AtomicU32::new(0),

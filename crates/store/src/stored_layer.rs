@@ -210,6 +210,13 @@ impl StoredLayer {
         if !self.states.change(id.0, State::Missing, State::Busy) {
             return Ok(());
         }
+        if !self.shared.disk.has_room(len) {
+            self.states.change(id.0, State::Busy, State::Missing);
+            let action =
+                "store a span above the reserve, which layer_store.min_free_percent sets, in";
+            let path = self.dir.join("data");
+            return Err(StoreError::NoSpace { action, path });
+        }
         if !self.shared.take_room(len) {
             self.states.change(id.0, State::Busy, State::Missing);
             let action = "store a span within the budget in";
@@ -372,13 +379,15 @@ impl StoredLayer {
     }
 
     /// How many uncompressed bytes can be stored before something must make room, less an eighth of
-    /// the budget, which is left for readers. Without a budget, all there are.
+    /// the budget, which is left for readers, and before the disk has less than one and a half times
+    /// the reserve. Without both, all there are.
     #[must_use]
     pub fn spare_room(&self) -> u64 {
-        self.shared.budget.map_or(u64::MAX, |budget| {
+        let budget = self.shared.budget.map_or(u64::MAX, |budget| {
             let stored = self.shared.stored.load(Ordering::Relaxed);
             (budget - budget / 8).saturating_sub(stored)
-        })
+        });
+        budget.min(self.shared.disk.room_for_background())
     }
 
     fn known(&self, id: SpanId) -> Result<Span, StoreError> {

@@ -2,6 +2,7 @@
 //! names the layers above.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +17,22 @@ const KEPT_FOR: Duration = Duration::from_secs(300);
 /// Limit of waiting layers, because their files take disk space.
 const MOST: usize = 16;
 
-type Download = AbortOnDropHandle<Result<Fetched, UnpackError>>;
+/// A download of a layer that was not requested yet.
+pub(crate) struct Download {
+    task: AbortOnDropHandle<Result<Fetched, UnpackError>>,
+    started: Arc<AtomicBool>,
+}
+
+impl Download {
+    /// Waits for its end; `None` if it failed, or still waits for its turn, which a layer that is
+    /// needed now does not.
+    pub(crate) async fn fetched(self) -> Option<Fetched> {
+        if !self.started.load(Ordering::Acquire) {
+            return None;
+        }
+        self.task.await.ok()?.ok()
+    }
+}
 
 /// Downloads of layers that were not requested yet. Clones share the map.
 #[derive(Clone, Default)]
@@ -25,16 +41,22 @@ pub(crate) struct Ahead {
 }
 
 impl Ahead {
-    /// Starts a download unless the layer has one, or too many wait.
-    pub(crate) fn begin<D>(&self, layer: LayerOfImage, number: u64, download: D)
-    where
+    /// Starts a download, which notes that it has a slot, unless the layer has one, or too many wait.
+    pub(crate) fn begin<D>(
+        &self,
+        layer: LayerOfImage,
+        number: u64,
+        download: impl FnOnce(Arc<AtomicBool>) -> D,
+    ) where
         D: Future<Output = Result<Fetched, UnpackError>> + Send + 'static,
     {
         let mut layers = self.layers();
         if layers.len() >= MOST || layers.contains_key(&layer) {
             return;
         }
-        let download = AbortOnDropHandle::new(tokio::spawn(download));
+        let started = Arc::new(AtomicBool::new(false));
+        let task = AbortOnDropHandle::new(tokio::spawn(download(Arc::clone(&started))));
+        let download = Download { task, started };
         layers.insert(layer.clone(), (number, download));
         let waiting = Arc::downgrade(&self.layers);
         tokio::spawn(async move {

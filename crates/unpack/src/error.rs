@@ -2,9 +2,12 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use soci_oci::Digest;
 use soci_registry::RegistryError;
+
+use crate::keys::{FIRST_BYTE_KEY, OUTPUT_KEY};
 
 /// Why a tar cannot be applied to a directory.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +69,44 @@ pub enum ApplyError {
         /// Its cause.
         source: io::Error,
     },
+    /// A path, a part of one or a link target that no file system can hold, or no path reach.
+    #[error(
+        "{name:?}: paths of more than 4095 bytes, or with parts of more than 255, cannot be unpacked"
+    )]
+    TooLong {
+        /// The beginning of the entry's name.
+        name: String,
+    },
+    /// The layer needs more memory or steps than it may take.
+    #[error(transparent)]
+    OverLimit(#[from] soci_meter::OverLimit),
+    /// The uncompressed layer is larger than the limit.
+    #[error("the uncompressed layer has more than {limit} bytes; {OUTPUT_KEY} sets the limit")]
+    TooLarge {
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// The compressed layer is a bomb.
+    #[error(
+        "the layer decompresses to more than {ratio} times its size, and more than {least} bytes"
+    )]
+    Bomb {
+        /// The limit of the ratio.
+        ratio: u64,
+        /// Output below which the ratio does not matter.
+        least: u64,
+    },
+    /// The disk is nearly full.
+    #[error(
+        "the disk has {free} bytes left, and {percent} percent are reserved; \
+         layer_store.min_free_percent sets the reserve"
+    )]
+    Reserve {
+        /// The reserve.
+        percent: u8,
+        /// Free bytes.
+        free: u64,
+    },
     /// The caller cancelled.
     #[error("unpacking was cancelled")]
     Cancelled,
@@ -114,12 +155,32 @@ pub enum UnpackError {
         /// Its cause.
         source: io::Error,
     },
+    /// Others hold all slots.
+    #[error("no slot to {what} was free for {} seconds{}", waited.as_secs(), set_by(*key))]
+    Slot {
+        /// What the slot is for.
+        what: &'static str,
+        /// Longest wait.
+        waited: Duration,
+        /// The configuration key that sets it.
+        key: Option<&'static str>,
+    },
+    /// The registry did not say in time what the layer is.
+    #[error("the image's manifest did not come within {} seconds; {FIRST_BYTE_KEY} sets the limit", waited.as_secs())]
+    Slow {
+        /// Longest wait.
+        waited: Duration,
+    },
     /// The caller cancelled.
     #[error("unpacking was cancelled")]
     Cancelled,
     /// A task of ours panicked.
     #[error("unpacking panicked: {0}")]
     Task(#[from] tokio::task::JoinError),
+}
+
+fn set_by(key: Option<&str>) -> String {
+    key.map_or(String::new(), |key| format!("; {key} sets the limit"))
 }
 
 /// A name as text for an error.

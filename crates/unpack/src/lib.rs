@@ -8,14 +8,19 @@
 mod ahead;
 mod apply;
 mod decompress;
+mod downloads;
 mod error;
 mod image;
+mod keys;
 mod unpacker;
 
+pub use apply::limits::UnpackLimits;
 pub use apply::lower::{DirectoryAttributes, Lower, LowerLayer};
 pub use apply::lower_directory::LowerDirectory;
 pub use apply::{ApplyOptions, apply};
 pub use decompress::{Compression, decompress};
+pub use downloads::DownloadConfig;
 pub use error::{ApplyError, UnpackError};
 pub use image::LayerOfImage;
+pub use keys::FIRST_BYTE_KEY;
 pub use unpacker::{Target, UnpackConfig, Unpacked, Unpacker};

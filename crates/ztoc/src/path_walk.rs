@@ -46,6 +46,11 @@ impl<N: AsRef<[u8]>, D> PathWalk<N, D> {
         self.entered.last().unwrap_or(&self.root)
     }
 
+    /// Number of directories between the root and the current one.
+    pub const fn depth(&self) -> usize {
+        self.entered.len()
+    }
+
     /// The next name to look up in the current directory; `None` at the end of the path.
     pub fn next_name(&mut self) -> Option<N> {
         loop {

@@ -298,16 +298,28 @@ impl Section for Fetch {
 }
 
 /// `[layer_store]`, not in v0.15: fetched layer data on disk.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LayerStore {
     /// Most uncompressed bytes on disk of the layers that are served; 0 is no limit. Layers that could
     /// not be mounted again at the start are kept and do not count.
     pub max_size_bytes: u64,
+    /// Percentage of the disk that is kept free of layers, 16 GiB per 10 percent at most; 0 is none.
+    pub min_free_percent: u64,
+}
+
+impl Default for LayerStore {
+    fn default() -> Self {
+        Self {
+            max_size_bytes: 0,
+            min_free_percent: 10,
+        }
+    }
 }
 
 impl Section for LayerStore {
     fn visit(&mut self, v: &mut impl Visitor) {
         v.number("max_size_bytes", &mut self.max_size_bytes, 0..=MAX);
+        v.number("min_free_percent", &mut self.min_free_percent, 0..=60);
     }
 }
 

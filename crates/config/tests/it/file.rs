@@ -41,7 +41,14 @@ fn the_defaults_print_as_v0_15_prints_them_and_then_our_own_tables() {
     let own: toml::Table = own.parse().unwrap();
     assert_eq!(
         own.keys().collect::<Vec<_>>(),
-        ["fetch", "holder", "layer_store", "profile", "trust"],
+        [
+            "fetch",
+            "holder",
+            "layer_store",
+            "limits",
+            "profile",
+            "trust"
+        ],
         "v0.15 knows no other tables of ours"
     );
 }
@@ -98,6 +105,12 @@ memory_budget_bytes = 33554432
 max_readahead_bytes = 1048576
 [layer_store]
 max_size_bytes = 1000
+min_free_percent = 7
+[limits]
+unpack_memory_bytes = 1
+unpack_output_bytes = 2
+unpack_first_byte_sec = 3
+unpack_floor_bytes_per_sec = 4
 [holder]
 enable = false
 abandon_after_sec = 5

@@ -15,6 +15,8 @@ mod record;
 mod search;
 mod tables;
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -47,6 +49,9 @@ impl Metadata {
             .set_cache_size(CACHE)
             .create(path)
             .map_err(|error| at(path)(error.into()))?;
+        // An earlier version made it readable to all.
+        std::fs::set_permissions(path, Permissions::from_mode(0o600))
+            .map_err(|error| at(path)(redb::StorageError::Io(error).into()))?;
         let metadata = Self {
             database,
             path: path.to_owned(),

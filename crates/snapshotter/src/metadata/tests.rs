@@ -237,3 +237,16 @@ fn a_commit_of_a_key_that_was_made_anew_is_refused() {
     });
     assert!(matches!(commit, Err(MetadataError::NotFound { .. })));
 }
+
+#[test]
+fn the_database_is_readable_to_its_owner_only_also_if_it_was_not() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("metadata.redb");
+    let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777;
+    drop(Metadata::open(&path).unwrap());
+    assert_eq!(mode(), 0o600);
+    std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+    drop(Metadata::open(&path).unwrap());
+    assert_eq!(mode(), 0o600);
+}

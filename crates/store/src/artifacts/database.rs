@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use redb::{Database, DatabaseError, Table, TableDefinition, TableError};
 
 use super::{ArtifactDb, entry, old};
-use crate::StoreError;
+use crate::{StoreError, private};
 
 /// Digest → [`entry`].
 pub(super) const ARTIFACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("artifacts");
@@ -105,7 +105,11 @@ impl ArtifactDb {
         }
         self.patiently(
             || match Database::builder().set_cache_size(CACHE).create(&self.path) {
-                Ok(database) => Ok(Some(database)),
+                Ok(database) => {
+                    private::restrict(&self.path, private::FILE)
+                        .map_err(|error| StoreError::io("set the mode of", &self.path, error))?;
+                    Ok(Some(database))
+                }
                 Err(DatabaseError::DatabaseAlreadyOpen) => Ok(None),
                 Err(error) => Err(self.failed(error.into())),
             },

@@ -210,3 +210,17 @@ fn one_that_keeps_it_for_too_long_is_named() {
     );
     assert!(error.to_string().contains(FILE_NAME), "{error}");
 }
+
+#[test]
+fn the_database_is_readable_to_its_owner_only_also_if_it_was_not() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("artifacts.redb");
+    let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777;
+    let database = ArtifactDb::new(root.path());
+    database.add(&[ztoc("a", 1)]).unwrap();
+    assert_eq!(mode(), 0o600);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    database.add(&[ztoc("b", 1)]).unwrap();
+    assert_eq!(mode(), 0o600);
+}

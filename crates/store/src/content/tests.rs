@@ -15,6 +15,18 @@ fn files(layout: &OciLayout) -> usize {
 }
 
 #[test]
+fn a_private_layout_is_read_by_its_owner_only_also_if_it_was_open() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("content");
+    OciLayout::open(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    OciLayout::open_private(&path).unwrap();
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o700);
+}
+
+#[test]
 fn a_blob_is_stored_once_and_comes_back() {
     let (_dir, layout) = layout();
     let descriptor = Descriptor::of("text/plain", b"hello");

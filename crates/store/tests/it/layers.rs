@@ -454,6 +454,80 @@ fn a_span_larger_than_the_budget_is_an_error_of_space() {
     assert!(!layer.has(SpanId(1)));
 }
 
+/// Needs root: mounts a tmpfs of 4 MiB.
+#[test]
+fn a_reserve_of_the_disk_is_not_touched() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("tmpfs", dir.path(), "tmpfs", flags, c"size=4m")
+        .expect("this test needs root");
+    let result = std::panic::catch_unwind(|| {
+        let free = || soci_dirtree::Space::at(dir.path()).unwrap();
+        fs::write(dir.path().join("other"), vec![7; 2 << 20]).unwrap();
+        let sample = Sample::new(150_000);
+        let reserve = soci_dirtree::Reserve { percent: 30 };
+        let config = LayerStoreConfig {
+            reserve,
+            ..Default::default()
+        };
+        let store = LayerStore::open(dir.path(), config).unwrap();
+        let layer = sample.open(&store);
+        let results: Vec<_> = (0..layer.spans().len())
+            .map(|id| layer.write_span(SpanId(id), sample.truth(&layer, id)))
+            .collect();
+        let refused = results
+            .iter()
+            .filter(|result| matches!(result, Err(StoreError::NoSpace { .. })))
+            .count();
+        assert!(refused > 0 && refused < results.len(), "{results:?}");
+        let refusal = results
+            .iter()
+            .find_map(|result| result.as_ref().err())
+            .unwrap();
+        assert!(
+            refusal.to_string().contains("min_free_percent"),
+            "{refusal}"
+        );
+        let space = free();
+        assert!(space.free >= space.total / 100 * 30, "{space:?}");
+        assert_eq!(layer.spare_room(), 0);
+        assert_eq!(sample.check(&layer), results.len() - refused);
+        // What is deleted makes room again.
+        fs::remove_file(dir.path().join("other")).unwrap();
+        while layer.spare_room() == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        sample.fill(&layer);
+    });
+    rustix::mount::unmount(dir.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+#[test]
+fn a_removed_folder_a_hundred_thousand_levels_deep_goes_at_the_start() {
+    // In memory: a disk takes minutes to make as many folders.
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let removed = dir.path().join(".removed/0");
+    fs::create_dir_all(&removed).unwrap();
+    let open = |at: std::os::fd::BorrowedFd<'_>, name: &str| {
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;
+        rustix::fs::openat(at, name, flags, rustix::fs::Mode::empty()).unwrap()
+    };
+    let mut at = open(rustix::fs::CWD, removed.to_str().unwrap());
+    for _ in 0..100_000 {
+        rustix::fs::mkdirat(&at, "d", rustix::fs::Mode::RWXU).unwrap();
+        at = open(std::os::fd::AsFd::as_fd(&at), "d");
+    }
+    drop(at);
+    self::open(dir.path());
+    assert_eq!(
+        fs::read_dir(dir.path().join(".removed")).unwrap().count(),
+        0
+    );
+}
+
 /// Needs root: mounts a tmpfs of 1 MiB.
 #[test]
 fn a_full_disk_is_an_error_and_harms_nothing_that_is_stored() {

@@ -28,6 +28,11 @@ impl Applier<'_> {
         let existing = look(parent.fd.as_fd(), base).map_err(failed(name, "look at it"))?;
         let merge = entry.file_type == FileType::Dir && existing.is_some_and(is_directory);
         if let Some(stat) = existing.filter(|_| !merge) {
+            if is_directory(stat) {
+                self.pending
+                    .forget(parent, base, &mut self.walker.meter)
+                    .map_err(failed(name, "look at it"))?;
+            }
             remove(parent, base, stat).map_err(failed(name, "replace it"))?;
             self.walker.forget();
         }
@@ -64,9 +69,11 @@ impl Applier<'_> {
         metadata::set(parent, base, &entry, self.overlay_xattr)
             .map_err(failed(name, "set its attributes"))?;
         if entry.file_type == FileType::Dir {
-            self.pending
-                .directory(parent, base, &entry)
-                .map_err(failed(name, "look at it"))?;
+            let stat = look(parent.fd.as_fd(), base).map_err(failed(name, "look at it"))?;
+            if let Some(stat) = stat {
+                let meter = &mut self.walker.meter;
+                self.pending.directory(stat.st_ino, &entry, meter)?;
+            }
         }
         Ok(())
     }
@@ -77,7 +84,12 @@ impl Applier<'_> {
             .map_err(failed(&open.entry.name, "set its attributes"))
     }
 
-    fn link(&self, parent: &Parent, base: &[u8], entry: &FileMetadata) -> Result<(), ApplyError> {
+    fn link(
+        &mut self,
+        parent: &Parent,
+        base: &[u8],
+        entry: &FileMetadata,
+    ) -> Result<(), ApplyError> {
         let missing = || ApplyError::LinkTarget {
             name: printable(&entry.name),
             target: printable(&entry.linkname),

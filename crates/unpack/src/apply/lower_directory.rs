@@ -4,10 +4,15 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use soci_meter::{Limits, Meter};
+
 use super::directory::proc_path;
 use super::lower::{DirectoryAttributes, Lower, LowerLayer};
 use super::walk::Walker;
 use crate::ApplyError;
+
+/// Limit of names that are looked up for one path.
+const MAX_STEPS: u64 = 100_000;
 
 /// An unpacked layer, by its directory.
 #[derive(Debug, Clone)]
@@ -15,7 +20,12 @@ pub struct LowerDirectory(pub PathBuf);
 
 impl LowerLayer for LowerDirectory {
     fn look(&self, path: &[u8]) -> io::Result<Lower> {
-        let walker = Walker::open(&self.0, &[]).map_err(io::Error::other)?;
+        let limits = Limits {
+            bytes: 0,
+            steps: MAX_STEPS,
+        };
+        let meter = Meter::new("looking at a layer below", limits);
+        let mut walker = Walker::open(&self.0, &[], meter).map_err(io::Error::other)?;
         let directory = match walker.find(path, path) {
             Ok(Some(directory)) => directory,
             Ok(None) => return Ok(Lower::Nothing),

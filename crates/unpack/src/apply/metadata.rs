@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use soci_layer::OverlayXattr;
 use soci_ztoc::FileMetadata;
 
-use super::directory::{Directory, Parent, look, proc_path};
+use super::directory::{Parent, look, proc_path};
 use super::lower::DirectoryAttributes;
 
 /// Sets the attributes of an open file.
@@ -75,8 +75,11 @@ pub(super) fn set(
 }
 
 /// Copies the attributes that an implied directory has in a layer below.
-pub(super) fn copy_attributes(directory: &Directory, from: &DirectoryAttributes) -> io::Result<()> {
-    let path = proc_path(directory.fd.as_fd(), b"");
+pub(super) fn copy_attributes(
+    directory: BorrowedFd<'_>,
+    from: &DirectoryAttributes,
+) -> io::Result<()> {
+    let path = proc_path(directory, b"");
     std::os::unix::fs::chown(&path, Some(from.uid), Some(from.gid))?;
     for (name, value) in &from.xattrs {
         let set = rustix::fs::setxattr(&path, OsStr::from_bytes(name), value, XattrFlags::empty());

@@ -5,6 +5,7 @@
 mod create;
 mod directory;
 mod finish;
+pub(crate) mod limits;
 pub(crate) mod lower;
 pub(crate) mod lower_directory;
 mod metadata;
@@ -15,11 +16,13 @@ use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use soci_layer::OverlayXattr;
+use soci_meter::Meter;
 use soci_oci::{Digest, Hasher};
 use soci_ztoc::{FileMetadata, TarPart, TarStream};
 
 use crate::ApplyError;
-use finish::{Pending, WHITEOUT, Whiteout};
+use finish::{Pending, WHITEOUT};
+use limits::{Output, UnpackLimits, check_path, check_target};
 use lower::LowerLayer;
 use walk::Walker;
 
@@ -37,6 +40,8 @@ pub struct ApplyOptions {
     /// The layers below, nearest first. A directory without an entry of its own gets the attributes
     /// that it has there.
     pub lower: Vec<Box<dyn LowerLayer>>,
+    /// What unpacking may take.
+    pub limits: UnpackLimits,
 }
 
 /// Applies an uncompressed tar to the empty directory `root`, and returns the digest of the tar.
@@ -48,15 +53,29 @@ pub struct ApplyOptions {
 /// by the kernel. No other process may use `root` during the call.
 ///
 /// # Errors
-/// The tar is damaged, or an entry cannot be made. The content of `root` is then undefined.
+/// The tar is damaged, an entry cannot be made, or a limit is exceeded. The content of `root` is then
+/// undefined.
 pub fn apply(
-    mut tar: impl Read,
+    tar: impl Read,
     root: &Path,
     options: &ApplyOptions,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Digest, ApplyError> {
+    apply_metered(tar, root, options, options.limits.meter(), cancelled)
+}
+
+/// As [`apply`], with a meter that may hold memory for the tar already.
+pub(crate) fn apply_metered(
+    mut tar: impl Read,
+    root: &Path,
+    options: &ApplyOptions,
+    meter: Meter,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Digest, ApplyError> {
+    let mut output = Output::new(options.limits);
     let mut applier = Applier {
-        walker: Walker::open(root, &options.lower)?,
+        walker: Walker::open(root, &options.lower, meter)?,
+        cancelled,
         overlay_xattr: options.overlay_xattr,
         pending: Pending::default(),
         open: None,
@@ -74,6 +93,7 @@ pub fn apply(
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(error) => return Err(ApplyError::Decompress(error)),
         };
+        output.add(bytes.len(), applier.walker.directory())?;
         hasher.update(bytes);
         stream.write(bytes, |part| match part {
             TarPart::Entry(entry) => applier.entry(*entry),
@@ -88,6 +108,7 @@ pub fn apply(
 /// A layer that is being applied.
 struct Applier<'a> {
     walker: Walker<'a>,
+    cancelled: &'a dyn Fn() -> bool,
     overlay_xattr: OverlayXattr,
     /// Work that waits for the last entry.
     pending: Pending,
@@ -105,6 +126,11 @@ impl Applier<'_> {
     fn entry(&mut self, entry: FileMetadata) -> Result<(), ApplyError> {
         // Content that follows is ignored unless this entry opens a file.
         self.open = None;
+        if (self.cancelled)() {
+            return Err(ApplyError::Cancelled);
+        }
+        check_path(&entry.name)?;
+        check_target(&entry.linkname, &entry.name)?;
         let Some((parent_path, base)) = soci_ztoc::tar_path::split(&entry.name) else {
             // containerd ignores the root's entry.
             return Ok(());
@@ -116,16 +142,13 @@ impl Applier<'_> {
         match base.strip_prefix(WHITEOUT) {
             Some(b"" | b"." | b"..") => return Ok(()),
             Some(hidden) if !base.starts_with(WHITEOUT_META) => {
-                self.pending.whiteouts.push(Whiteout {
-                    name: hidden.to_vec(),
-                    directory: parent.id.clone(),
-                    uid: entry.uid,
-                    gid: entry.gid,
-                });
-                return Ok(());
+                let owner = (entry.uid, entry.gid);
+                let meter = &mut self.walker.meter;
+                return Ok(self.pending.whiteout(&parent, hidden, owner, meter)?);
             }
             // Other entries may be hard links to a file of AUFS: it is removed at the end.
-            _ => self.pending.reserve(&parent.id.path, base),
+            Some(_) => self.pending.reserve(),
+            None => {}
         }
         let base = base.to_vec();
         self.create(&parent, &base, entry)
@@ -144,8 +167,11 @@ impl Applier<'_> {
         Ok(())
     }
 
-    fn finish(self, root: &Path) -> Result<(), ApplyError> {
-        self.pending.finish(&self.walker)?;
+    fn finish(mut self, root: &Path) -> Result<(), ApplyError> {
+        if self.walker.implied_reserved {
+            self.pending.reserve();
+        }
+        self.pending.finish(root)?;
         self.walker.sync(root)
     }
 }

@@ -2,15 +2,20 @@
 //! in this module, as if the layer's root were `/`; the kernel never follows one.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, chmodat, mkdirat, openat};
+use rustix::fs::{FileType as Kind, Mode, mkdirat, readlinkat};
 use rustix::io::Errno;
+use soci_dirtree::Descent;
+use soci_meter::Meter;
 use soci_ztoc::path_walk::{PathWalk, TooManyLinks};
 use soci_ztoc::tar_path::parts;
 
-use super::directory::{Directory, DirectoryId, Step, step};
+use super::directory::{Directory, Parent, look};
+use super::finish::WHITEOUT;
+use super::limits::{PATH_MAX, check_path, too_long};
 use super::lower::{LowerLayer, attributes_below};
 use super::metadata::copy_attributes;
 use crate::ApplyError;
@@ -18,64 +23,68 @@ use crate::error::{failed, printable};
 
 /// Finds directories below a root.
 pub(super) struct Walker<'a> {
-    root: Arc<Directory>,
     lower: &'a [Box<dyn LowerLayer>],
+    /// Memory and steps of the whole layer.
+    pub(super) meter: Meter,
+    descent: Descent,
+    /// The path of the descent's directory, without links and without a slash at either end.
+    path: Vec<u8>,
     /// The parent of the last entry, by its path in the tar: neighbours share it.
-    last: Option<(Vec<u8>, Arc<Directory>)>,
+    last: Option<(Vec<u8>, Parent)>,
+    /// A directory was made whose name AUFS keeps for itself.
+    pub(super) implied_reserved: bool,
+}
+
+/// What a name stands for.
+enum Step {
+    Directory,
+    Link(Vec<u8>),
+    Other,
+    Nothing,
 }
 
 impl<'a> Walker<'a> {
-    pub(super) fn open(root: &Path, lower: &'a [Box<dyn LowerLayer>]) -> Result<Self, ApplyError> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = openat(CWD, root, flags, Mode::empty())
-            .and_then(|fd| Ok((rustix::fs::fstat(&fd)?.st_ino, fd)));
-        let (inode, fd) = opened.map_err(|error| ApplyError::Root {
+    pub(super) fn open(
+        root: &Path,
+        lower: &'a [Box<dyn LowerLayer>],
+        meter: Meter,
+    ) -> Result<Self, ApplyError> {
+        let descent = Descent::open(root).map_err(|source| ApplyError::Root {
             path: root.to_owned(),
             action: "open it",
-            source: error.into(),
+            source,
         })?;
-        let id = DirectoryId {
-            path: Vec::new(),
-            inode,
-        };
         Ok(Self {
-            root: Arc::new(Directory { fd, id }),
             lower,
+            meter,
+            descent,
+            path: Vec::new(),
             last: None,
+            implied_reserved: false,
         })
     }
 
     /// The directory that a path leads to. Missing ones are made.
-    pub(super) fn parent(
-        &mut self,
-        path: &[u8],
-        entry: &[u8],
-    ) -> Result<Arc<Directory>, ApplyError> {
+    pub(super) fn parent(&mut self, path: &[u8], entry: &[u8]) -> Result<Parent, ApplyError> {
         if let Some((known, directory)) = &self.last
             && known == path
         {
             return Ok(Arc::clone(directory));
         }
-        let directory = self
-            .walk(path, entry, true)?
-            .ok_or_else(|| not_a_directory(entry))?;
+        if !self.walk(path, entry, true)? {
+            return Err(not_a_directory(entry));
+        }
+        let directory = self.current(entry)?;
         self.last = Some((path.to_vec(), Arc::clone(&directory)));
         Ok(directory)
     }
 
     /// The directory that a path leads to, if it exists.
-    pub(super) fn find(
-        &self,
-        path: &[u8],
-        entry: &[u8],
-    ) -> Result<Option<Arc<Directory>>, ApplyError> {
-        self.walk(path, entry, false)
-    }
-
-    /// Opens a directory again, if its path still leads to it.
-    pub(super) fn reopen(&self, id: &DirectoryId) -> Option<Arc<Directory>> {
-        let found = self.walk(&id.path, &id.path, false).ok()??;
-        (found.id == *id).then_some(found)
+    pub(super) fn find(&mut self, path: &[u8], entry: &[u8]) -> Result<Option<Parent>, ApplyError> {
+        match self.walk(path, entry, false)? {
+            true => Ok(Some(self.current(entry)?)),
+            false => Ok(None),
+        }
     }
 
     /// Drops the cached parent, after something was replaced or removed.
@@ -83,60 +92,130 @@ impl<'a> Walker<'a> {
         self.last = None;
     }
 
-    /// Waits until everything is on disk.
-    pub(super) fn sync(&self, root: &Path) -> Result<(), ApplyError> {
-        // syncfs(2) takes no O_PATH descriptor.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        openat(&self.root.fd, c".", flags, Mode::empty())
-            .and_then(rustix::fs::syncfs)
-            .map_err(|error| ApplyError::Root {
-                path: root.to_owned(),
-                action: "write it to disk",
-                source: error.into(),
-            })
+    /// A directory on the file system that is written to.
+    pub(super) fn directory(&self) -> BorrowedFd<'_> {
+        self.descent.directory()
     }
 
-    fn walk(
-        &self,
-        path: &[u8],
-        entry: &[u8],
-        make: bool,
-    ) -> Result<Option<Arc<Directory>>, ApplyError> {
-        let mut walk = PathWalk::<Vec<u8>, _>::new(Arc::clone(&self.root), parts(path));
+    /// Waits until everything is on disk.
+    pub(super) fn sync(&self, root: &Path) -> Result<(), ApplyError> {
+        rustix::fs::syncfs(self.descent.directory()).map_err(|error| ApplyError::Root {
+            path: root.to_owned(),
+            action: "write it to disk",
+            source: error.into(),
+        })
+    }
+
+    /// The directory that a walk led to.
+    fn current(&self, entry: &[u8]) -> Result<Parent, ApplyError> {
+        let opened = || -> io::Result<Directory> {
+            let fd = self.descent.directory().try_clone_to_owned()?;
+            let inode = rustix::fs::fstat(&fd)?.st_ino;
+            Ok(Directory { fd, inode })
+        };
+        Ok(Arc::new(
+            opened().map_err(failed(entry, "open its parent"))?,
+        ))
+    }
+
+    /// Makes the directory that a path leads to the descent's; `false` if there is none.
+    fn walk(&mut self, path: &[u8], entry: &[u8], make: bool) -> Result<bool, ApplyError> {
+        self.return_to(0)
+            .map_err(failed(entry, "look at its parents"))?;
+        let mut walk = PathWalk::<Vec<u8>, ()>::new((), parts(path));
         while let Some(name) = walk.next_name() {
-            let at = walk.directory();
-            match step(at, &name).map_err(failed(entry, "look at its parents"))? {
-                Step::Directory(next) => walk.enter(Arc::new(next)),
+            self.return_to(walk.depth())
+                .map_err(failed(entry, "look at its parents"))?;
+            self.meter.step(1)?;
+            match self
+                .step(&name)
+                .map_err(failed(entry, "look at its parents"))?
+            {
+                Step::Directory => walk.enter(()),
                 Step::Link(target) => {
                     walk.follow(&target)
                         .map_err(|TooManyLinks| ApplyError::TooManyLinks {
                             name: printable(entry),
                         })?;
                 }
-                Step::Nothing if !make => return Ok(None),
+                Step::Nothing if !make => return Ok(false),
                 Step::Nothing => {
-                    let made = self.imply(at, &name);
-                    let made = made.map_err(failed(entry, "make its parents"))?;
-                    walk.enter(Arc::new(made));
+                    self.imply(&name, entry)?;
+                    walk.enter(());
                 }
                 Step::Other => return Err(not_a_directory(entry)),
             }
         }
-        Ok(Some(walk.into_directory()))
+        self.return_to(walk.depth())
+            .map_err(failed(entry, "look at its parents"))?;
+        Ok(true)
     }
 
-    /// Makes a directory that has no entry of its own: as it is in the layers below, or 0755 of root
-    /// and, below a directory with the setgid bit, of that one's group, as for containerd.
-    fn imply(&self, at: &Directory, part: &[u8]) -> io::Result<Directory> {
-        mkdirat(&at.fd, part, Mode::from_raw_mode(0o700))?;
-        let Step::Directory(made) = step(at, part)? else {
-            return Err(Errno::NOTDIR.into());
-        };
-        match attributes_below(self.lower, &made.id.path)? {
-            Some(below) => copy_attributes(&made, &below)?,
-            None => chmodat(&at.fd, part, Mode::from_raw_mode(0o755), AtFlags::empty())?,
+    /// Enters a directory, or finds out what else a name in the current one stands for. Links are not
+    /// followed.
+    fn step(&mut self, name: &[u8]) -> io::Result<Step> {
+        match self.enter(name) {
+            Ok(()) => Ok(Step::Directory),
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::NOENT) => Ok(Step::Nothing),
+                Some(Errno::NOTDIR | Errno::LOOP) => {
+                    let at = self.descent.directory();
+                    match look(at, name)? {
+                        Some(stat) if Kind::from_raw_mode(stat.st_mode) == Kind::Symlink => {
+                            Ok(Step::Link(readlinkat(at, name, Vec::new())?.into_bytes()))
+                        }
+                        Some(_) => Ok(Step::Other),
+                        None => Ok(Step::Nothing),
+                    }
+                }
+                _ => Err(error),
+            },
         }
-        Ok(made)
+    }
+
+    fn enter(&mut self, name: &[u8]) -> io::Result<()> {
+        self.descent.enter(name)?;
+        if !self.path.is_empty() {
+            self.path.push(b'/');
+        }
+        self.path.extend_from_slice(name);
+        Ok(())
+    }
+
+    fn return_to(&mut self, depth: usize) -> io::Result<()> {
+        while self.descent.depth() > depth {
+            let slash = self.path.iter().rposition(|byte| *byte == b'/');
+            self.path.truncate(slash.unwrap_or(0));
+            if depth == 0 {
+                self.path.clear();
+                return self.descent.return_to(0);
+            }
+            self.descent.leave()?;
+        }
+        Ok(())
+    }
+
+    /// Makes and enters a directory that has no entry of its own: as it is in the layers below, or
+    /// 0755 of root and, below a directory with the setgid bit, of that one's group, as for containerd.
+    fn imply(&mut self, part: &[u8], entry: &[u8]) -> Result<(), ApplyError> {
+        // Links can lead further down than any path of the tar.
+        if check_path(part).is_err() || self.path.len() + 1 + part.len() > PATH_MAX {
+            return Err(too_long(entry));
+        }
+        self.implied_reserved |= part.starts_with(WHITEOUT);
+        let layers = self.lower.len() as u64;
+        self.meter
+            .step(layers.saturating_mul(1 + self.descent.depth() as u64))?;
+        let mut make = || -> io::Result<()> {
+            mkdirat(self.descent.directory(), part, Mode::from_raw_mode(0o700))?;
+            self.enter(part)?;
+            let at = self.descent.directory();
+            match attributes_below(self.lower, &self.path)? {
+                Some(below) => copy_attributes(at, &below),
+                None => Ok(rustix::fs::fchmod(at, Mode::from_raw_mode(0o755))?),
+            }
+        };
+        make().map_err(failed(entry, "make its parents"))
     }
 }
 

@@ -8,4 +8,6 @@
 
 mod apply;
 mod containerd;
+mod downloads;
+mod hostile;
 mod unpacker;

@@ -18,18 +18,18 @@ use soci_unpack::{
 };
 use tokio_util::sync::CancellationToken;
 
-struct World {
-    image: OciImage,
-    proxy: Proxy,
+pub(crate) struct World {
+    pub(crate) image: OciImage,
+    pub(crate) proxy: Proxy,
     registry: Registry,
-    root: TestRoot,
+    pub(crate) root: TestRoot,
 }
 
 /// More than one part of a download, of bytes that do not compress.
 const LARGE: u64 = 20 << 20;
 
 impl World {
-    fn new(image: ImageBuilder) -> Self {
+    pub(crate) fn new(image: ImageBuilder) -> Self {
         let root = TestRoot::new().unwrap();
         let image = image.write(&root.dir("layout").unwrap(), "t").unwrap();
         Self::with(root, image)
@@ -61,19 +61,28 @@ impl World {
     }
 
     fn unpacker(&self, containerd: Option<&Containerd>) -> Unpacker {
+        self.unpacker_with(containerd, |_| {})
+    }
+
+    pub(crate) fn unpacker_with(
+        &self,
+        containerd: Option<&Containerd>,
+        change: impl FnOnce(&mut UnpackConfig),
+    ) -> Unpacker {
         let mut config = ClientConfig::default();
         config.retries.max_retries = 2;
         config.retries.min_wait = Duration::from_millis(5);
         config.retries.max_wait = Duration::from_millis(20);
         let client = Client::new(config, Arc::new(NoCredentials)).unwrap();
-        let config = UnpackConfig {
+        let mut config = UnpackConfig {
             containerd: containerd.map(|c| c.address().display().to_string()),
             ..UnpackConfig::new(self.root.path().join("unpack"))
         };
+        change(&mut config);
         Unpacker::new(client, config).unwrap()
     }
 
-    fn layer(&self, number: usize) -> LayerOfImage {
+    pub(crate) fn layer(&self, number: usize) -> LayerOfImage {
         LayerOfImage {
             namespace: "default".to_owned(),
             reference: self.proxy.reference("image:t").parse().unwrap(),
@@ -83,7 +92,7 @@ impl World {
     }
 
     /// Nothing is left of what was on its way.
-    fn scratch_is_empty(&self) -> bool {
+    pub(crate) fn scratch_is_empty(&self) -> bool {
         fs::read_dir(self.root.path().join("unpack"))
             .unwrap()
             .next()
@@ -91,14 +100,14 @@ impl World {
     }
 }
 
-fn target(directory: &Path) -> Target {
+pub(crate) fn target(directory: &Path) -> Target {
     Target {
         directory: directory.to_owned(),
         options: ApplyOptions::default(),
     }
 }
 
-fn run<T>(work: impl Future<Output = T>) -> T {
+pub(crate) fn run<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
