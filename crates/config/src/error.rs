@@ -8,7 +8,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file is missing or cannot be read as UTF-8 text.
-    #[error("cannot read the config file {}: {source}", path.display())]
+    #[error("failed to open config file {}: {source}", path.display())]
     Read {
         /// The file as it was asked for.
         path: PathBuf,

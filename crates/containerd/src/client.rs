@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use containerd_client::services::v1::GetNamespaceRequest;
 use containerd_client::services::v1::namespaces_client::NamespacesClient;
+use containerd_client::services::v1::{GetNamespaceRequest, ListNamespacesRequest};
 use containerd_client::tonic::metadata::{Ascii, MetadataValue};
 use containerd_client::tonic::transport::Channel;
 use containerd_client::tonic::{Code, Request, Status};
@@ -49,6 +49,20 @@ impl Containerd {
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Returns the names of all namespaces.
+    ///
+    /// # Errors
+    /// containerd refuses or fails.
+    pub async fn namespaces(&self) -> Result<Vec<String>, ContainerdError> {
+        let any = self.namespace("default")?;
+        let mut client = NamespacesClient::new(self.channel.clone());
+        let listed = client.list(ListNamespacesRequest::default()).await;
+        let listed = listed
+            .map_err(any.failed("list the namespaces"))?
+            .into_inner();
+        Ok(listed.namespaces.into_iter().map(|of| of.name).collect())
     }
 
     /// Returns the namespace of this name; whether it exists is not asked.
@@ -116,6 +130,17 @@ impl Namespace {
                 namespace: self.name.to_str().unwrap_or_default().to_owned(),
                 status,
             }))
+        }
+    }
+}
+
+impl Namespace {
+    /// Returns the connection that it belongs to.
+    #[must_use]
+    pub fn containerd(&self) -> Containerd {
+        Containerd {
+            channel: self.channel.clone(),
+            address: Arc::clone(&self.address),
         }
     }
 }

@@ -12,7 +12,7 @@ use soci_ztoc::soci_index::SociIndex;
 
 use crate::image::{Content, Image};
 use crate::layer::{LayerResult, LayerWork, process};
-use crate::options::ConvertOptions;
+use crate::options::{ConvertOptions, Platforms};
 use crate::sink::ImageSink;
 use crate::source::{ImageSource, SharedSource};
 use crate::transfer::{Cancel, CancelOnDrop, Meter};
@@ -61,6 +61,17 @@ pub(crate) struct Indexed {
     pub(crate) prefetch: Vec<Option<PrefetchSpan>>,
 }
 
+/// Skipped layers that an error names.
+const SKIPPED_SHOWN: usize = 3;
+
+/// What came of the layers.
+#[derive(Debug, Default)]
+pub(crate) struct Brought {
+    pub(crate) indexed: BTreeMap<Digest, Indexed>,
+    /// Why the first of the others have no zTOC.
+    pub(crate) skipped: Vec<String>,
+}
+
 /// Converts the image of `source` into `sink`. When the future is dropped, its threads stop and
 /// nothing is left at the destination.
 ///
@@ -72,12 +83,9 @@ pub async fn convert(
     options: &ConvertOptions,
     progress: Arc<dyn Progress>,
 ) -> Result<Converted, IndexError> {
-    options.check()?;
+    let (image, selected) = load(&**source, options).await?;
     let cancel = Cancel::new();
     let _guard = CancelOnDrop(cancel.clone());
-    let image = Image::load(&**source).await?;
-    let selected: BTreeSet<usize> = image.select(&options.platforms)?.into_iter().collect();
-
     let layers = layers_of(&image, &**source, &selected, options);
     let blobs: Vec<Descriptor> = layers
         .iter()
@@ -85,7 +93,8 @@ pub async fn convert(
         .map(|work| work.layer.clone())
         .collect();
     sink.plan(&blobs)?;
-    let indexed = bring_layers(layers, source, &*sink, options, &progress, &cancel).await?;
+    let Brought { indexed, skipped } =
+        bring_layers(layers, source, &*sink, options, &progress, &cancel).await?;
 
     let mut writer = Writer {
         source,
@@ -93,6 +102,7 @@ pub async fn convert(
         options,
         progress: &*progress,
         indexed,
+        skipped,
         written: BTreeSet::new(),
     };
     writer.check_prefetch_files();
@@ -105,6 +115,20 @@ pub async fn convert(
         index: descriptor,
         images,
     })
+}
+
+/// Reads the image, and which of its entries get an index.
+pub(crate) async fn load(
+    source: &dyn ImageSource,
+    options: &ConvertOptions,
+) -> Result<(Image, BTreeSet<usize>), IndexError> {
+    options.check()?;
+    let image = Image::load(source).await?;
+    if options.platforms == Platforms::All {
+        image.check_all_present(source)?;
+    }
+    let selected = image.select(&options.platforms)?.into_iter().collect();
+    Ok((image, selected))
 }
 
 /// The distinct layers of the image in a fixed order, with the zTOCs that the source has of them.
@@ -129,12 +153,13 @@ pub(crate) fn layers_of(
     let mut layers: Vec<LayerWork> = Vec::new();
     let mut seen: BTreeMap<Digest, usize> = BTreeMap::new();
     for (at, entry) in image.entries.iter().enumerate() {
-        let manifest = match &entry.content {
-            Content::Image { manifest, .. } | Content::Other { manifest, .. } => manifest,
-            Content::SociIndex { .. } => continue,
+        let blobs = match &entry.content {
+            Content::Image { manifest, .. } | Content::Other { manifest, .. } => &manifest.layers,
+            Content::Nested { blobs, .. } => blobs,
+            Content::SociIndex { .. } | Content::Unread { .. } => continue,
         };
         let selected = selected.contains(&at);
-        for layer in &manifest.layers {
+        for layer in blobs {
             match seen.get(&layer.digest).and_then(|at| layers.get_mut(*at)) {
                 Some(work) => work.selected |= selected,
                 None => {
@@ -164,7 +189,7 @@ pub(crate) async fn bring_layers(
     options: &ConvertOptions,
     progress: &Arc<dyn Progress>,
     cancel: &Cancel,
-) -> Result<BTreeMap<Digest, Indexed>, IndexError> {
+) -> Result<Brought, IndexError> {
     let prefetch: Vec<Vec<u8>> = options
         .prefetch_files
         .iter()
@@ -188,7 +213,7 @@ pub(crate) async fn bring_layers(
         Ok::<_, IndexError>(())
     };
     let writing = async {
-        let mut indexed = BTreeMap::new();
+        let mut brought = Brought::default();
         while let Some(result) = queue.next().await {
             let LayerResult {
                 layer,
@@ -197,6 +222,9 @@ pub(crate) async fn bring_layers(
             } = result;
             if let Some(outcome) = outcome {
                 progress.layer(&layer, &outcome);
+                if ztoc.is_none() && brought.skipped.len() < SKIPPED_SHOWN {
+                    brought.skipped.push(outcome.line(&layer));
+                }
             }
             if let Some(ztoc) = ztoc {
                 let descriptor = ztoc.descriptor();
@@ -206,11 +234,11 @@ pub(crate) async fn bring_layers(
                     plain: ztoc.plain,
                     prefetch: ztoc.prefetch,
                 };
-                indexed.insert(layer.digest, facts);
+                brought.indexed.insert(layer.digest, facts);
             }
         }
-        Ok(indexed)
+        Ok(brought)
     };
-    let ((), indexed) = futures::future::try_join(working, writing).await?;
-    Ok(indexed)
+    let ((), brought) = futures::future::try_join(working, writing).await?;
+    Ok(brought)
 }

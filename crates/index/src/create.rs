@@ -8,12 +8,12 @@ use bytes::Bytes;
 use soci_oci::{Descriptor, Platform};
 use soci_ztoc::soci_index::IndexVersion;
 
-use crate::convert::{WrittenIndex, bring_layers, layers_of};
-use crate::image::{Content, Image};
+use crate::convert::{Brought, WrittenIndex, bring_layers, layers_of, load};
+use crate::image::Content;
 use crate::options::ConvertOptions;
-use crate::sink::{BlobWriter, ImageSink};
+use crate::sink::ImageSink;
 use crate::source::SharedSource;
-use crate::transfer::{Cancel, CancelOnDrop, Meter};
+use crate::transfer::{Cancel, CancelOnDrop};
 use crate::writer::Writer;
 use crate::{IndexError, Progress};
 
@@ -39,23 +39,23 @@ pub async fn create(
     options: &ConvertOptions,
     progress: Arc<dyn Progress>,
 ) -> Result<Vec<CreatedIndex>, IndexError> {
-    options.check()?;
+    let (image, selected) = load(&**source, options).await?;
     let cancel = Cancel::new();
     let _guard = CancelOnDrop(cancel.clone());
-    let image = Image::load(&**source).await?;
-    let selected: BTreeSet<usize> = image.select(&options.platforms)?.into_iter().collect();
     let layers = layers_of(&image, &**source, &selected, options)
         .into_iter()
         .filter(|work| work.selected)
         .collect();
     let artifacts = ArtifactsOnly(sink);
-    let indexed = bring_layers(layers, source, &artifacts, options, &progress, &cancel).await?;
+    let Brought { indexed, skipped } =
+        bring_layers(layers, source, &artifacts, options, &progress, &cancel).await?;
     let mut writer = Writer {
         source,
         sink,
         options,
         progress: &*progress,
         indexed,
+        skipped,
         written: BTreeSet::new(),
     };
     writer.check_prefetch_files();
@@ -85,7 +85,9 @@ pub async fn create(
         }
     }
     if created.is_empty() {
-        return Err(IndexError::EmptyIndex);
+        return Err(IndexError::EmptyIndex {
+            skipped: writer.skipped,
+        });
     }
     Ok(created)
 }
@@ -97,18 +99,6 @@ struct ArtifactsOnly<'a>(&'a dyn ImageSink);
 impl ImageSink for ArtifactsOnly<'_> {
     fn describe(&self) -> String {
         self.0.describe()
-    }
-
-    fn plan(&self, _: &[Descriptor]) -> Result<(), IndexError> {
-        Ok(())
-    }
-
-    fn tee(&self, _: &Descriptor) -> Result<Option<Box<dyn BlobWriter>>, IndexError> {
-        Ok(None)
-    }
-
-    async fn copy(&self, _: &Descriptor, _: &SharedSource, _: &Meter) -> Result<(), IndexError> {
-        Ok(())
     }
 
     async fn put_blob(&self, blob: &Descriptor, bytes: Bytes) -> Result<(), IndexError> {

@@ -18,7 +18,7 @@ pub enum IndexError {
         reason: String,
     },
     /// There is nothing at the path of the source.
-    #[error("there is no file or folder {}{}", path.display(), registry_hint(path))]
+    #[error("failed to access input {0}: there is no file or folder {0}{1}", path.display(), registry_hint(path))]
     NoSuchPath {
         /// The source.
         path: PathBuf,
@@ -107,11 +107,26 @@ pub enum IndexError {
         /// The platforms that the image has.
         have: String,
     },
+    /// A platform of the image is listed, but was not pulled.
+    #[error(
+        "{place} lacks platform {platform}: manifest {digest}: not found (pull all platforms, or leave --all-platforms out)"
+    )]
+    AbsentPlatform {
+        /// The platform.
+        platform: String,
+        /// Its manifest.
+        digest: Digest,
+        /// The image source.
+        place: String,
+    },
     /// No zTOC came out at all.
     #[error(
-        "empty index: no zTOC was made because every layer was skipped (see the lines above; --min-layer-size 0 takes small layers too)"
+        "empty index: no zTOC was made because every layer was skipped (--min-layer-size 0 takes small layers too){}", skipped.iter().map(|line| format!("; {line}")).collect::<String>()
     )]
-    EmptyIndex,
+    EmptyIndex {
+        /// Why the first layers were skipped.
+        skipped: Vec<String>,
+    },
     /// The destination directory holds something.
     #[error("destination {} is not empty: give a path that does not exist, or an empty directory", path.display())]
     DestinationNotEmpty {
@@ -141,16 +156,16 @@ pub enum IndexError {
     #[error(transparent)]
     Registry(#[from] soci_registry::RegistryError),
     /// A content store refused or failed.
-    #[error("{place}: {reason}")]
+    #[error("{place}: {source}")]
     Store {
         /// The store.
         place: String,
         /// What it said.
-        reason: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The work was interrupted.
-    #[error("interrupted")]
-    Interrupted,
+    /// Work on the disk did not finish.
+    #[error(transparent)]
+    Interrupted(#[from] soci_task::Interrupted),
 }
 
 /// A path that could be a reference may have been meant as one.

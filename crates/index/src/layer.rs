@@ -13,7 +13,7 @@ use crate::options::ConvertOptions;
 use crate::progress::{LayerOutcome, Step};
 use crate::sink::{BlobWriter, ImageSink};
 use crate::source::SharedSource;
-use crate::transfer::{Meter, Tee, blocking};
+use crate::transfer::{Meter, Tee};
 use crate::{IndexError, Progress};
 
 /// The file that makes a directory opaque (OCI image spec, `layer.md`, whiteouts).
@@ -191,7 +191,7 @@ async fn build(
     let (layer, meter, prefetch) = (layer.clone(), meter.clone(), prefetch.to_vec());
     let build = options.build();
     let destination = sink.describe();
-    blocking(move || {
+    soci_task::blocking(move || {
         let mut tee = Tee {
             reader,
             writer,

@@ -1,6 +1,6 @@
 //! Source and destination as they stand on the command line: `docker://REFERENCE` or a path.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -60,20 +60,34 @@ impl Source {
                 Arc::new(RegistrySource::new(client()?, reference.clone()))
             }
             Self::Path(path) => {
+                let (path, name) = path_and_name(path);
                 let found = std::fs::metadata(path).map_err(|source| {
                     if source.kind() == std::io::ErrorKind::NotFound {
-                        IndexError::NoSuchPath { path: path.clone() }
+                        IndexError::NoSuchPath {
+                            path: path.to_owned(),
+                        }
                     } else {
                         IndexError::io("open", path)(source)
                     }
                 })?;
                 if found.is_dir() {
-                    Arc::new(LayoutSource::open(path)?)
+                    Arc::new(LayoutSource::open(path)?.named(name))
                 } else {
-                    Arc::new(ArchiveSource::open(path)?)
+                    Arc::new(ArchiveSource::open(path)?.named(name))
                 }
             }
         })
+    }
+}
+
+/// Splits `PATH:NAME`, unless it is itself a path that exists.
+fn path_and_name(path: &Path) -> (&Path, Option<&str>) {
+    let split = path.to_str().and_then(|text| text.rsplit_once(':'));
+    match split {
+        Some((before, name)) if !path.exists() && Path::new(before).exists() => {
+            (Path::new(before), Some(name))
+        }
+        _ => (path, None),
     }
 }
 

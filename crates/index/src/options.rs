@@ -10,8 +10,8 @@ use crate::IndexError;
 /// Layers smaller than this get no zTOC unless told otherwise, in bytes.
 pub const DEFAULT_MIN_LAYER_SIZE: u64 = 10 << 20;
 
-/// Span sizes up to this are accepted (the format counts in signed 64 bits), in bytes.
-const MAX_SPAN_SIZE: u64 = 1 << 40;
+/// Span sizes up to this are accepted, in bytes: the format counts in signed 64 bits.
+const MAX_SPAN_SIZE: u64 = i64::MAX.cast_unsigned();
 
 /// Which images of a multi-platform image get an index.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -28,7 +28,8 @@ pub enum Platforms {
 /// How to convert an image.
 #[derive(Debug, Clone)]
 pub struct ConvertOptions {
-    /// The least number of uncompressed bytes between two checkpoints.
+    /// The least number of uncompressed bytes between two checkpoints. 0: each block of a gzip layer begins
+    /// a span; layers that are plain tars get the default.
     pub span_size: u64,
     /// Layers with fewer compressed bytes get no zTOC.
     pub min_layer_size: u64,
@@ -64,9 +65,9 @@ impl Default for ConvertOptions {
 
 impl ConvertOptions {
     pub(crate) fn check(&self) -> Result<(), IndexError> {
-        if self.span_size == 0 || self.span_size > MAX_SPAN_SIZE {
+        if self.span_size > MAX_SPAN_SIZE {
             return Err(IndexError::Options(format!(
-                "the span size must be between 1 and {MAX_SPAN_SIZE} bytes, not {}",
+                "the span size must be at most {MAX_SPAN_SIZE} bytes, not {}",
                 self.span_size
             )));
         }

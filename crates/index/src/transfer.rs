@@ -124,7 +124,7 @@ pub(crate) async fn copy_into(
     let reader = source.open(blob).await?;
     let place = source.describe();
     let (blob, meter) = (blob.clone(), meter.clone());
-    blocking(move || {
+    soci_task::blocking(move || {
         let mut tee = Tee {
             reader,
             writer: Some(writer),
@@ -164,16 +164,5 @@ fn copy(reader: &mut impl Read, writer: &mut impl Write) -> io::Result<()> {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
-    }
-}
-
-/// Runs blocking work; a panic in it stays a panic.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, IndexError> + Send + 'static,
-) -> Result<T, IndexError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
-        Err(_) => Err(IndexError::Interrupted),
     }
 }

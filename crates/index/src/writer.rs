@@ -26,6 +26,8 @@ pub(crate) struct Writer<'a> {
     pub(crate) options: &'a ConvertOptions,
     pub(crate) progress: &'a dyn Progress,
     pub(crate) indexed: BTreeMap<Digest, Indexed>,
+    /// Why the first of the other layers have no zTOC.
+    pub(crate) skipped: Vec<String>,
     pub(crate) written: BTreeSet<Digest>,
 }
 
@@ -49,6 +51,18 @@ impl Writer<'_> {
             } = entry;
             match content {
                 Content::SociIndex { index, bytes } => old_indexes.push((descriptor, index, bytes)),
+                Content::Nested { documents, .. } => {
+                    for (document, bytes) in documents {
+                        self.put_manifest(&document, bytes).await?;
+                    }
+                    manifests.push(descriptor);
+                }
+                // Where a part of an image may be stored, the rest stays listed.
+                Content::Unread { .. } if self.sink.holds_parts() => manifests.push(descriptor),
+                Content::Unread { reason, .. } => self.progress.warn(&format!(
+                    "{} is left out of the converted image: it {reason}",
+                    listed_as(&descriptor)
+                )),
                 Content::Other { manifest, bytes } => {
                     // Keeps its place in the list; what it is about may yet be renamed.
                     manifests.push(descriptor.clone());
@@ -96,14 +110,17 @@ impl Writer<'_> {
                             indexed_layers: written.index.ztocs.len(),
                             written,
                         });
-                        listed.platform = Some(platform.clone());
+                        // As the image's own descriptor has it, its variant included.
+                        listed.platform = manifests.last().and_then(|of| of.platform.clone());
                         new_indexes.push((platform, listed));
                     }
                 }
             }
         }
         if images.is_empty() {
-            return Err(IndexError::EmptyIndex);
+            return Err(IndexError::EmptyIndex {
+                skipped: std::mem::take(&mut self.skipped),
+            });
         }
         for (mut descriptor, manifest, bytes) in others {
             let old = descriptor.digest;
@@ -318,6 +335,14 @@ impl Writer<'_> {
             self.sink.put_manifest(descriptor, bytes).await?;
         }
         Ok(())
+    }
+}
+
+/// Names an entry of an index for a message.
+fn listed_as(descriptor: &Descriptor) -> String {
+    match &descriptor.platform {
+        Some(platform) => format!("{} ({platform})", descriptor.digest),
+        None => descriptor.digest.to_string(),
     }
 }
 

@@ -20,7 +20,7 @@ pub enum LayerRefusal {
         reason: String,
     },
     /// The image has no SOCI index, or a dangling or unreadable one.
-    #[error("the image has no usable SOCI index: {reason}")]
+    #[error("no valid SOCI index found: {reason}")]
     NotIndexed {
         /// Where it was looked for and what was found.
         reason: String,

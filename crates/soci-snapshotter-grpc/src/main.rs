@@ -54,11 +54,19 @@ fn main() -> ExitCode {
     soci_telemetry::init(args.log_level);
     soci_telemetry::log_panics();
     let code = run(&args).unwrap_or_else(|error| {
-        soci_telemetry::fatal("soci-snapshotter-grpc failed", error.as_ref());
+        soci_telemetry::fatal(last_words(&error), error.as_ref());
         ExitCode::FAILURE
     });
     soci_telemetry::flush();
     code
+}
+
+/// The message under which the error is logged. Scripts for v0.15 look for the first one.
+fn last_words(error: &anyhow::Error) -> &'static str {
+    match error.downcast_ref() {
+        Some(soci_config::ConfigError::Read { .. }) => "failed to open config file",
+        _ => "soci-snapshotter-grpc failed",
+    }
 }
 
 fn run(args: &Args) -> anyhow::Result<ExitCode> {

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use soci_oci::{Descriptor, Digest, Platform, media_types};
 use soci_store::StoreError;
 use soci_store::artifacts::{Artifact, ArtifactDb, ArtifactKind, IndexedImage};
@@ -15,8 +15,7 @@ pub(crate) async fn with_db<T: Send + 'static>(
     operation: impl FnOnce(&ArtifactDb) -> Result<T, StoreError> + Send + 'static,
 ) -> anyhow::Result<T> {
     let db = db.clone();
-    let done = tokio::task::spawn_blocking(move || operation(&db)).await;
-    Ok(done.context("the artifact database was not asked to the end")??)
+    soci_task::blocking(move || Ok(operation(&db)?)).await
 }
 
 /// All entries, of one kind if given.
@@ -36,6 +35,25 @@ pub(crate) async fn entry(db: &ArtifactDb, digest: Digest) -> anyhow::Result<Art
         .with_context(|| {
             format!("{digest} is not in the artifact database: not found (try soci rebuild-db)")
         })
+}
+
+/// The entry of a digest, which must be of this kind.
+pub(crate) async fn entry_of(
+    db: &ArtifactDb,
+    digest: Digest,
+    kind: ArtifactKind,
+) -> anyhow::Result<Artifact> {
+    let name = |kind| match kind {
+        ArtifactKind::Index => ("SOCI index", "index"),
+        ArtifactKind::Ztoc => ("zTOC", "ztoc"),
+        ArtifactKind::Prefetch => ("prefetch artifact", "prefetch"),
+    };
+    let found = entry(db, digest).await?;
+    let ((is, command), (wanted, _)) = (name(found.kind), name(kind));
+    if found.kind != kind {
+        bail!("{digest} is a {is}, not a {wanted}: see `soci {command} info`");
+    }
+    Ok(found)
 }
 
 /// The zTOCs that were made before; of several for one layer the newest.

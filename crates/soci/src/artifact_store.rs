@@ -1,6 +1,8 @@
 //! Where SOCI artifacts are read from: containerd's content store or the snapshotter's own.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
@@ -9,6 +11,7 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use soci_containerd::Content;
 use soci_oci::{Descriptor, Digest};
+use soci_store::StoredZtocs;
 use soci_store::content::OciLayout;
 
 /// No artifact is larger: zTOCs end at 2 GiB.
@@ -18,8 +21,8 @@ const MAX_ARTIFACT: u64 = 2 << 30;
 pub(crate) enum ArtifactStore {
     /// containerd's.
     Containerd(Content),
-    /// The snapshotter's own.
-    Layout(OciLayout),
+    /// The snapshotter's own, and the zTOCs of the layers that it has stored.
+    Layout(OciLayout, StoredZtocs),
 }
 
 /// A blob in a store.
@@ -35,7 +38,10 @@ impl ArtifactStore {
     pub(crate) async fn size(&self, digest: &Digest) -> anyhow::Result<Option<u64>> {
         match self {
             Self::Containerd(content) => Ok(content.info(digest).await?.map(|info| info.size)),
-            Self::Layout(layout) => Ok(layout.size(digest)),
+            Self::Layout(layout, stored) => Ok(layout.size(digest).or_else(|| {
+                let file = std::fs::metadata(stored.path(digest)?).ok()?;
+                Some(file.len())
+            })),
         }
     }
 
@@ -51,7 +57,10 @@ impl ArtifactStore {
             Self::Containerd(content) => {
                 Ok(content.bytes(&Descriptor::new("", *digest, size)).await?)
             }
-            Self::Layout(layout) => Ok(layout.get(digest)?),
+            Self::Layout(layout, _) if layout.contains(digest) => Ok(layout.get(digest)?),
+            Self::Layout(_, stored) => stored
+                .get(digest)?
+                .with_context(|| format!("{digest} is not in the {self}: not found")),
         }
     }
 
@@ -62,7 +71,7 @@ impl ArtifactStore {
     ) -> anyhow::Result<BoxStream<'static, io::Result<Bytes>>> {
         match self {
             Self::Containerd(content) => Ok(content.stream(digest, 0, 0).await?),
-            Self::Layout(_) => {
+            Self::Layout(..) => {
                 let bytes = self.bytes(digest).await?;
                 Ok(futures::stream::once(async { Ok(bytes) }).boxed())
             }
@@ -73,7 +82,7 @@ impl ArtifactStore {
     pub(crate) async fn delete(&self, digest: &Digest) -> anyhow::Result<()> {
         match self {
             Self::Containerd(content) => Ok(content.delete(digest).await?),
-            Self::Layout(layout) => {
+            Self::Layout(layout, _) => {
                 layout.delete(digest)?;
                 Ok(())
             }
@@ -94,19 +103,20 @@ impl ArtifactStore {
                     })
                     .collect())
             }
-            Self::Layout(layout) => {
-                let mut all = Vec::new();
-                for digest in layout.list()? {
+            Self::Layout(layout, stored) => {
+                let blobs = layout.list()?.into_iter();
+                let mut files: BTreeMap<Digest, PathBuf> = stored.list().into_iter().collect();
+                files.extend(blobs.map(|digest| (digest, layout.path(&digest))));
+                let all = files.into_iter().filter_map(|(digest, path)| {
                     // A blob that vanishes in between counts as missing.
-                    if let Ok(metadata) = std::fs::metadata(layout.path(&digest)) {
-                        all.push(Stored {
-                            digest,
-                            size: metadata.len(),
-                            created_at: metadata.modified().unwrap_or_else(|_| SystemTime::now()),
-                        });
-                    }
-                }
-                Ok(all)
+                    let metadata = std::fs::metadata(path).ok()?;
+                    Some(Stored {
+                        digest,
+                        size: metadata.len(),
+                        created_at: metadata.modified().unwrap_or_else(|_| SystemTime::now()),
+                    })
+                });
+                Ok(all.collect())
             }
         }
     }
@@ -116,7 +126,7 @@ impl std::fmt::Display for ArtifactStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Containerd(_) => f.write_str("content store of containerd"),
-            Self::Layout(layout) => write!(f, "content store {}", layout.dir().display()),
+            Self::Layout(layout, _) => write!(f, "content store {}", layout.dir().display()),
         }
     }
 }

@@ -26,9 +26,10 @@ use crate::commands::rebuild_db::RebuildDb;
 use crate::commands::status::Status;
 use crate::commands::ztoc::ZtocCommand;
 use crate::global::Global;
+use crate::index_args::IndexingArgs;
 use crate::interrupt::limited;
 use crate::remote::RemoteArgs;
-use crate::{go_flags, output};
+use crate::{go_flags, output, usage_error};
 
 /// As `soci --version` prints it: `soci version v<x.y.z> <revision>`.
 const VERSION: &str = concat!(
@@ -125,8 +126,14 @@ impl Command {
     /// Reads what the flags refer to (a password on stdin). The command begins when it is polled.
     fn prepare(self, global: &Global) -> anyhow::Result<Work<'_>> {
         let http_log = match &self {
-            Self::Convert(Convert { registry, .. })
-            | Self::Create(Create { registry, .. })
+            Self::Convert(Convert {
+                indexing: IndexingArgs { registry, .. },
+                ..
+            })
+            | Self::Create(Create {
+                indexing: IndexingArgs { registry, .. },
+                ..
+            })
             | Self::Push(Push { registry, .. })
             | Self::Pull(Pull { registry, .. })
             | Self::Check(Check {
@@ -190,9 +197,7 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Resu
             return Ok(());
         }
         Err(error) => {
-            let text = error.render().to_string();
-            let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
-            return Err(output::Lines::of(text).into());
+            return Err(output::Lines::of(&usage_error::text(&error)).into());
         }
     };
     let Some(command) = cli.command else {

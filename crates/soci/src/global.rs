@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use soci_containerd::{Content, Namespace};
+use soci_store::StoredZtocs;
 use soci_store::artifacts::ArtifactDb;
 use soci_store::content::OciLayout;
 
@@ -123,6 +124,7 @@ impl Global {
                     OciLayout::open_existing(&dir).context(
                         "there is no content store of the snapshotter (is --root right?)",
                     )?,
+                    StoredZtocs::below(&self.root),
                 ))
             }
         }

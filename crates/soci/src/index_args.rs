@@ -7,6 +7,8 @@ use clap::{Args, ValueEnum};
 use soci_index::{ConvertOptions, Platforms};
 use soci_oci::Platform;
 
+use crate::registry_args::RegistryArgs;
+
 /// Which platforms are meant.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Platform options")]
@@ -37,17 +39,41 @@ impl PlatformArgs {
     }
 }
 
+/// What `soci convert` and `soci create` have in common.
+#[derive(Debug, Args)]
+pub(crate) struct IndexingArgs {
+    /// Print neither progress nor a line per layer
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+
+    #[command(flatten)]
+    platforms: PlatformArgs,
+
+    #[command(flatten)]
+    ztoc: ZtocArgs,
+
+    #[command(flatten)]
+    pub(crate) registry: RegistryArgs,
+}
+
+impl IndexingArgs {
+    pub(crate) fn options(&self) -> anyhow::Result<ConvertOptions> {
+        self.ztoc.options(self.platforms.chosen())
+    }
+}
+
 /// How zTOCs are built.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Index options")]
-pub(crate) struct ZtocArgs {
-    /// Bytes of uncompressed data between two points that reading can start from
-    #[arg(long, value_name = "BYTES", value_parser = bytes, allow_negative_numbers = true,
+struct ZtocArgs {
+    /// Bytes of uncompressed data between two points that reading can start from (0: as near to each other
+    /// as the layer allows)
+    #[arg(long, value_name = "BYTES", value_parser = span_size, allow_negative_numbers = true,
         default_value_t = ConvertOptions::default().span_size)]
     span_size: u64,
 
     /// Build no zTOC for layers with fewer compressed bytes
-    #[arg(long, value_name = "BYTES", value_parser = bytes, allow_negative_numbers = true,
+    #[arg(long, value_name = "BYTES", value_parser = min_layer_size, allow_negative_numbers = true,
         default_value_t = soci_index::DEFAULT_MIN_LAYER_SIZE)]
     min_layer_size: u64,
 
@@ -66,6 +92,11 @@ pub(crate) struct ZtocArgs {
     /// A JSON file with an array of paths to prefetch
     #[arg(long, value_name = "FILE")]
     prefetch_files_json: Option<PathBuf>,
+
+    /// What zTOCs and indexes name as their builder ("AWS SOCI CLI v0.2" makes the bytes that v0.15 makes)
+    #[arg(long, value_name = "TEXT", default_value_t = ConvertOptions::default().build_tool_identifier,
+        hide_default_value = true)]
+    build_tool_identifier: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -75,7 +106,7 @@ enum Optimization {
 }
 
 impl ZtocArgs {
-    pub(crate) fn options(&self, platforms: Platforms) -> anyhow::Result<ConvertOptions> {
+    fn options(&self, platforms: Platforms) -> anyhow::Result<ConvertOptions> {
         let mut prefetch_files = self.prefetch_files.clone();
         if let Some(path) = &self.prefetch_files_json {
             prefetch_files.extend(read_list(path)?);
@@ -92,15 +123,29 @@ impl ZtocArgs {
             force: self.force,
             platforms,
             prefetch_files,
+            build_tool_identifier: self.build_tool_identifier.clone(),
             ..ConvertOptions::default()
         })
     }
 }
 
-/// A number of bytes.
-fn bytes(text: &str) -> Result<u64, String> {
-    text.parse()
-        .map_err(|_| "expected a number of bytes, such as 4194304".to_owned())
+fn span_size(text: &str) -> Result<u64, String> {
+    bytes(text, "span-size")
+}
+
+fn min_layer_size(text: &str) -> Result<u64, String> {
+    bytes(text, "min-layer-size")
+}
+
+/// A number of bytes that fits into 64 bits with a sign, as zTOCs have it; refused in v0.15's words.
+fn bytes(text: &str, flag: &str) -> Result<u64, String> {
+    match text.parse::<i128>() {
+        Ok(number) if number < 0 => Err(format!("{} must be >= 0", flag.replace('-', " "))),
+        Ok(number) => i64::try_from(number)
+            .map(i64::cast_unsigned)
+            .map_err(|_| format!("invalid value {text:?} for flag -{flag}: value out of range")),
+        Err(_) => Err("expected a number of bytes, such as 4194304".to_owned()),
+    }
 }
 
 /// The paths in a JSON array of strings.

@@ -23,6 +23,7 @@ mod registry_args;
 mod remote;
 mod style;
 mod table;
+mod usage_error;
 
 use std::process::ExitCode;
 

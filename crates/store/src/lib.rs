@@ -10,6 +10,9 @@ mod disk;
 mod durability;
 mod error;
 mod flusher;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzz;
 mod layer_folder;
 mod layer_key;
 mod layer_store;
@@ -21,9 +24,11 @@ mod shared;
 mod span_states;
 mod spans_file;
 mod stored_layer;
+mod stored_ztocs;
 
 pub use error::StoreError;
 pub use layer_key::LayerKey;
 pub use layer_store::{LayerStore, LayerStoreConfig, Usage};
 pub use root_lock::{Owner, RootLock};
 pub use stored_layer::{ReadOutcome, StoredLayer};
+pub use stored_ztocs::StoredZtocs;

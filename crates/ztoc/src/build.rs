@@ -136,11 +136,18 @@ impl Output {
 }
 
 impl Assembly {
-    pub(crate) fn new(compression: Compression, options: BuildOptions) -> Result<Self, BuildError> {
-        if options.span_size == 0 || i64::try_from(options.span_size).is_err() {
+    pub(crate) fn new(
+        compression: Compression,
+        mut options: BuildOptions,
+    ) -> Result<Self, BuildError> {
+        if i64::try_from(options.span_size).is_err() {
             return Err(BuildError::Options(
-                "the span size must be at least one byte",
+                "the span size must be at most 9223372036854775807 bytes",
             ));
+        }
+        // A plain tar has no blocks that its spans could follow.
+        if options.span_size == 0 && compression == Compression::Uncompressed {
+            options.span_size = DEFAULT_SPAN_SIZE;
         }
         let stream = match compression {
             Compression::Gzip => Stream::Gzip(Box::new(GzipScanner::new(options.span_size)?)),

@@ -18,8 +18,6 @@ use tempfile::NamedTempFile;
 use super::dir::beside;
 use super::{BlobWriter, ImageSink, OCI_LAYOUT, index_json};
 use crate::IndexError;
-use crate::source::SharedSource;
-use crate::transfer::{Meter, copy_into};
 
 /// Bytes of a tar block.
 const BLOCK: u64 = 512;
@@ -193,24 +191,11 @@ impl ImageSink for ArchiveSink {
         Ok(Some(Box::new(self.begin(blob)?)))
     }
 
-    async fn copy(
-        &self,
-        blob: &Descriptor,
-        source: &SharedSource,
-        meter: &Meter,
-    ) -> Result<(), IndexError> {
-        copy_into(Box::new(self.begin(blob)?), blob, source, meter).await
-    }
-
     async fn put_blob(&self, blob: &Descriptor, bytes: Bytes) -> Result<(), IndexError> {
         let mut writer = self.begin(blob)?;
         writer
             .write_all(&bytes)
             .map_err(IndexError::io("write", &self.destination))
-    }
-
-    async fn put_manifest(&self, manifest: &Descriptor, bytes: Bytes) -> Result<(), IndexError> {
-        self.put_blob(manifest, bytes).await
     }
 
     async fn finish(self: Box<Self>, index: &Descriptor, bytes: Bytes) -> Result<(), IndexError> {

@@ -12,8 +12,6 @@ use tempfile::TempDir;
 
 use super::{BlobWriter, ImageSink, OCI_LAYOUT, index_json};
 use crate::IndexError;
-use crate::source::SharedSource;
-use crate::transfer::{Meter, copy_into};
 
 /// Writes an OCI layout directory: in a hidden folder beside the destination, renamed at the end.
 #[derive(Debug)]
@@ -123,31 +121,13 @@ impl ImageSink for DirSink {
         self.destination.display().to_string()
     }
 
-    fn plan(&self, _: &[Descriptor]) -> Result<(), IndexError> {
-        Ok(())
-    }
-
     fn tee(&self, blob: &Descriptor) -> Result<Option<Box<dyn BlobWriter>>, IndexError> {
         Ok(Some(Box::new(self.begin(blob.digest)?)))
-    }
-
-    async fn copy(
-        &self,
-        blob: &Descriptor,
-        source: &SharedSource,
-        meter: &Meter,
-    ) -> Result<(), IndexError> {
-        let writer = Box::new(self.begin(blob.digest)?);
-        copy_into(writer, blob, source, meter).await
     }
 
     async fn put_blob(&self, blob: &Descriptor, bytes: Bytes) -> Result<(), IndexError> {
         let path = self.path(blob.digest);
         fs::write(&path, bytes).map_err(IndexError::io("write", &path))
-    }
-
-    async fn put_manifest(&self, manifest: &Descriptor, bytes: Bytes) -> Result<(), IndexError> {
-        self.put_blob(manifest, bytes).await
     }
 
     async fn finish(self: Box<Self>, index: &Descriptor, bytes: Bytes) -> Result<(), IndexError> {

@@ -19,7 +19,7 @@ pub use self::registry::RegistrySink;
 
 use crate::IndexError;
 use crate::source::SharedSource;
-use crate::transfer::Meter;
+use crate::transfer::{Meter, copy_into};
 
 /// The fixed content of a layout's `oci-layout` file (OCI image spec, `image-layout.md`).
 pub(crate) const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -44,14 +44,20 @@ pub trait ImageSink: Send + Sync {
     ///
     /// # Errors
     /// When there is no room for them.
-    fn plan(&self, blobs: &[Descriptor]) -> Result<(), IndexError>;
+    fn plan(&self, blobs: &[Descriptor]) -> Result<(), IndexError> {
+        let _ = blobs;
+        Ok(())
+    }
 
     /// A writer for a blob that is being read anyway. `None`: the sink wants
-    /// [`copy`](Self::copy) instead.
+    /// [`copy`](Self::copy) instead, or no such blob at all.
     ///
     /// # Errors
     /// When the blob cannot be begun.
-    fn tee(&self, blob: &Descriptor) -> Result<Option<Box<dyn BlobWriter>>, IndexError>;
+    fn tee(&self, blob: &Descriptor) -> Result<Option<Box<dyn BlobWriter>>, IndexError> {
+        let _ = blob;
+        Ok(None)
+    }
 
     /// Brings a blob over from the source, size and digest checked.
     ///
@@ -62,7 +68,18 @@ pub trait ImageSink: Send + Sync {
         blob: &Descriptor,
         source: &SharedSource,
         meter: &Meter,
-    ) -> Result<(), IndexError>;
+    ) -> Result<(), IndexError> {
+        match self.tee(blob)? {
+            Some(writer) => copy_into(writer, blob, source, meter).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the destination may hold a part of an image only, so that an entry without content can stay
+    /// listed.
+    fn holds_parts(&self) -> bool {
+        false
+    }
 
     /// Writes a small blob.
     ///
@@ -74,7 +91,9 @@ pub trait ImageSink: Send + Sync {
     ///
     /// # Errors
     /// When the destination refuses it.
-    async fn put_manifest(&self, manifest: &Descriptor, bytes: Bytes) -> Result<(), IndexError>;
+    async fn put_manifest(&self, manifest: &Descriptor, bytes: Bytes) -> Result<(), IndexError> {
+        self.put_blob(manifest, bytes).await
+    }
 
     /// Writes the image's index and makes the image visible.
     ///

@@ -6,7 +6,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use soci_oci::{Descriptor, Reference};
 use soci_registry::{BlobBody, Client};
 
-use super::{BlobWriter, ImageSink};
+use super::ImageSink;
 use crate::IndexError;
 use crate::source::SharedSource;
 use crate::transfer::Meter;
@@ -46,14 +46,6 @@ impl RegistrySink {
 impl ImageSink for RegistrySink {
     fn describe(&self) -> String {
         self.reference.to_string()
-    }
-
-    fn plan(&self, _: &[Descriptor]) -> Result<(), IndexError> {
-        Ok(())
-    }
-
-    fn tee(&self, _: &Descriptor) -> Result<Option<Box<dyn BlobWriter>>, IndexError> {
-        Ok(None)
     }
 
     async fn copy(

@@ -13,7 +13,7 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use soci_oci::{Descriptor, Digest};
 
-use super::{ImageSource, MAX_DOCUMENT, Root, check_document_size, root_of_index_json, verify};
+use super::{ImageSource, MAX_DOCUMENT, Root, root_of_index_json, verify};
 use crate::IndexError;
 
 /// Reads a tar of an OCI layout in place: its entries are located once, nothing is unpacked.
@@ -23,6 +23,8 @@ pub struct ArchiveSource {
     file: Arc<File>,
     blobs: BTreeMap<Digest, Extent>,
     index: Extent,
+    /// The image that is meant, if the archive has several.
+    name: Option<String>,
 }
 
 /// Where an entry's data lies in the archive, in bytes.
@@ -114,7 +116,17 @@ impl ArchiveSource {
             file: Arc::new(file),
             blobs,
             index,
+            name: None,
         })
+    }
+
+    /// Chooses the image with this name.
+    #[must_use]
+    pub fn named(self, name: Option<&str>) -> Self {
+        Self {
+            name: name.map(ToOwned::to_owned),
+            ..self
+        }
     }
 
     fn reader(&self, descriptor: &Descriptor) -> Result<ExtentReader, IndexError> {
@@ -201,16 +213,11 @@ impl ImageSource for ArchiveSource {
         }
         .read_to_end(&mut bytes)
         .map_err(IndexError::io("read", &self.path))?;
-        root_of_index_json(&bytes).map_err(not)
+        root_of_index_json(&bytes, self.name.as_deref()).map_err(not)
     }
 
     async fn contains(&self, descriptor: &Descriptor) -> Result<bool, IndexError> {
         Ok(self.blobs.contains_key(&descriptor.digest))
-    }
-
-    async fn manifest(&self, descriptor: &Descriptor) -> Result<Bytes, IndexError> {
-        check_document_size(descriptor, &self.describe())?;
-        self.bytes(descriptor).await
     }
 
     async fn bytes(&self, descriptor: &Descriptor) -> Result<Bytes, IndexError> {
@@ -236,14 +243,13 @@ impl ImageSource for ArchiveSource {
                 if reader.left == 0 {
                     return Ok(None);
                 }
-                tokio::task::spawn_blocking(move || {
+                soci_task::blocking(move || {
                     let want = usize::try_from(reader.left.min(CHUNK)).unwrap_or(0);
                     let mut chunk = BytesMut::zeroed(want);
                     reader.read_exact(&mut chunk)?;
                     Ok(Some((chunk.freeze(), reader)))
                 })
                 .await
-                .map_err(io::Error::other)?
             })
             .boxed(),
         )

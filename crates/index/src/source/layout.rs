@@ -10,13 +10,15 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use soci_oci::{Descriptor, Digest};
 
-use super::{ImageSource, Root, check_document_size, root_of_index_json, verify};
+use super::{ImageSource, Root, root_of_index_json, verify};
 use crate::IndexError;
 
 /// Reads an OCI layout directory.
 #[derive(Debug)]
 pub struct LayoutSource {
     dir: PathBuf,
+    /// The image that is meant, if the layout has several.
+    name: Option<String>,
 }
 
 impl LayoutSource {
@@ -44,7 +46,17 @@ impl LayoutSource {
         }
         Ok(Self {
             dir: dir.to_owned(),
+            name: None,
         })
+    }
+
+    /// Chooses the image with this name.
+    #[must_use]
+    pub fn named(self, name: Option<&str>) -> Self {
+        Self {
+            name: name.map(ToOwned::to_owned),
+            ..self
+        }
     }
 
     fn path(&self, digest: Digest) -> PathBuf {
@@ -85,7 +97,7 @@ impl ImageSource for LayoutSource {
     async fn root(&self) -> Result<Root, IndexError> {
         let path = self.dir.join("index.json");
         let bytes = std::fs::read(&path).map_err(IndexError::io("read", &path))?;
-        root_of_index_json(&bytes).map_err(|reason| IndexError::NotALayout {
+        root_of_index_json(&bytes, self.name.as_deref()).map_err(|reason| IndexError::NotALayout {
             path: self.dir.clone(),
             reason,
         })
@@ -94,11 +106,6 @@ impl ImageSource for LayoutSource {
     async fn contains(&self, descriptor: &Descriptor) -> Result<bool, IndexError> {
         let path = self.path(descriptor.digest);
         path.try_exists().map_err(IndexError::io("read", &path))
-    }
-
-    async fn manifest(&self, descriptor: &Descriptor) -> Result<Bytes, IndexError> {
-        check_document_size(descriptor, &self.describe())?;
-        self.bytes(descriptor).await
     }
 
     async fn bytes(&self, descriptor: &Descriptor) -> Result<Bytes, IndexError> {

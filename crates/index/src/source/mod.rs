@@ -55,6 +55,7 @@ pub trait ImageSource: Send + Sync + 'static {
     /// # Errors
     /// When it is missing, damaged or too large.
     async fn manifest(&self, descriptor: &Descriptor) -> Result<Bytes, IndexError> {
+        check_document_size(descriptor, &self.describe())?;
         self.bytes(descriptor).await
     }
 
@@ -85,6 +86,11 @@ pub trait ImageSource: Send + Sync + 'static {
     fn known_ztoc(&self, layer: Digest, span_size: u64) -> Option<Descriptor> {
         let _ = (layer, span_size);
         None
+    }
+
+    /// Whether the source may hold a part of an image only: what it lacks was not pulled.
+    fn holds_parts(&self) -> bool {
+        false
     }
 
     /// The repository that the image comes from, when it comes from a registry: its blobs can be
@@ -137,24 +143,48 @@ pub(crate) fn check_document_size(descriptor: &Descriptor, place: &str) -> Resul
     Ok(())
 }
 
-/// The top of an image from the bytes of an `index.json`.
-pub(crate) fn root_of_index_json(bytes: &[u8]) -> Result<Root, String> {
+/// The name of an image in a layout.
+fn ref_name(descriptor: &Descriptor) -> Option<&str> {
+    let name = descriptor.annotations.get(soci_oci::annotations::REF_NAME);
+    name.map(String::as_str)
+}
+
+/// The top of an image from the bytes of an `index.json`, or of the image with this name in it.
+pub(crate) fn root_of_index_json(bytes: &[u8], name: Option<&str>) -> Result<Root, String> {
     let mut index: Index =
         serde_json::from_slice(bytes).map_err(|e| format!("its index.json cannot be read: {e}"))?;
+    if let Some(name) = name {
+        index.manifests.retain(|d| ref_name(d) == Some(name));
+        if index.manifests.is_empty() {
+            return Err(format!(
+                "its index.json lists no image with the name {name:?}"
+            ));
+        }
+    }
     match index.manifests.as_slice() {
         [] => Err("its index.json lists no manifest".to_owned()),
         [_] => Ok(Root::Descriptor(index.manifests.swap_remove(0))),
         many => {
-            if many
+            let is_index = |d: &&Descriptor| soci_oci::media_types::is_index(&d.media_type);
+            let indexes: Vec<&Descriptor> = many.iter().filter(is_index).collect();
+            let an_image = many
                 .iter()
-                .any(|d| soci_oci::media_types::is_index(&d.media_type))
-            {
-                return Err(format!(
-                    "its index.json lists {} images; a layout with one image is needed",
-                    many.len()
-                ));
+                .any(|d| soci_oci::media_types::is_manifest(&d.media_type));
+            match indexes.as_slice() {
+                // Images of several platforms, and perhaps an index beside them.
+                _ if an_image => Ok(Root::List(index)),
+                [one] => Ok(Root::Descriptor((*one).clone())),
+                [] => Ok(Root::List(index)),
+                several => Err(format!(
+                    "its index.json lists {} image indexes ({}); name one of them: PATH:NAME",
+                    several.len(),
+                    several
+                        .iter()
+                        .map(|d| ref_name(d).unwrap_or("without a name"))
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                )),
             }
-            Ok(Root::List(index))
         }
     }
 }
@@ -177,7 +207,7 @@ mod tests {
         };
         let manifest = entry(soci_oci::media_types::OCI_MANIFEST);
         let index = entry(soci_oci::media_types::OCI_INDEX);
-        let read = |entries: &[String]| root_of_index_json(json(entries).as_bytes());
+        let read = |entries: &[String]| root_of_index_json(json(entries).as_bytes(), None);
         assert!(matches!(
             read(std::slice::from_ref(&manifest)),
             Ok(Root::Descriptor(_))
@@ -190,8 +220,27 @@ mod tests {
             read(&[manifest.clone(), manifest.clone()]),
             Ok(Root::List(_))
         ));
-        assert!(read(&[manifest, index]).unwrap_err().contains("2 images"));
+        assert!(matches!(
+            read(&[manifest, index.clone()]),
+            Ok(Root::List(_))
+        ));
+        let named = |name: &str| {
+            index.replace(
+                "\"size\"",
+                &format!(
+                    r#""annotations":{{"org.opencontainers.image.ref.name":"{name}"}},"size""#
+                ),
+            )
+        };
+        let two = json(&[named("one"), named("two")]);
+        let several = root_of_index_json(two.as_bytes(), None).unwrap_err();
+        assert!(several.contains("one, two"), "{several}");
+        assert!(matches!(
+            root_of_index_json(two.as_bytes(), Some("two")),
+            Ok(Root::Descriptor(_))
+        ));
+        assert!(root_of_index_json(two.as_bytes(), Some("three")).is_err());
         assert!(read(&[]).unwrap_err().contains("no manifest"));
-        assert!(root_of_index_json(b"{").is_err());
+        assert!(root_of_index_json(b"{", None).is_err());
     }
 }

@@ -245,7 +245,7 @@ fn what_is_written_has_the_permissions_of_ordinary_files() {
 fn senseless_options_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let options = soci_index::ConvertOptions {
-        span_size: 0,
+        span_size: u64::MAX,
         ..every_layer()
     };
     let error = dir_to_dir(

@@ -265,7 +265,7 @@ fn an_image_whose_every_layer_is_skipped_is_an_error_and_leaves_nothing() {
     let image = two_layers(dir.path());
     let out = dir.path().join("out");
     let error = dir_to_dir(&image, &out, &ConvertOptions::default()).unwrap_err();
-    assert!(matches!(error, IndexError::EmptyIndex));
+    assert!(matches!(error, IndexError::EmptyIndex { .. }));
     assert!(error.to_string().starts_with("empty index"), "{error}");
     assert_eq!(names(dir.path()), ["image"]);
 }

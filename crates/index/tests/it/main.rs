@@ -11,5 +11,6 @@ mod bad_input;
 mod convert;
 mod golden;
 mod images;
+mod odd_entries;
 mod registry;
 mod sinks;

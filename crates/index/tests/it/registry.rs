@@ -163,7 +163,7 @@ fn the_tag_comes_last() {
     )
     .unwrap_err();
     assert!(
-        matches!(error, soci_index::IndexError::EmptyIndex),
+        matches!(error, soci_index::IndexError::EmptyIndex { .. }),
         "{error}"
     );
     let resolved = tokio::runtime::Runtime::new()

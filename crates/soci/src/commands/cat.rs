@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 
 use crate::output;
-use crate::remote::{ImagePath, Node, RemoteArgs, RemoteImage, View, open_all};
+use crate::remote::{ImagePath, Node, RemoteArgs, View, open_image};
 
 /// Print a file of an image at a registry, without pulling the image
 ///
@@ -33,9 +33,7 @@ impl Cat {
                 self.image.reference
             );
         };
-        let image = RemoteImage::open(&self.remote, &self.image.reference).await?;
-        let index = image.any_index(self.remote.soci_index_digest).await;
-        let layers = open_all(&image, index.as_ref()).await?;
+        let layers = open_image(&self.remote, &self.image.reference).await?;
         let view = View::new(&layers);
         let Node::File(at) = view.find(path.as_bytes(), true)? else {
             bail!("{path}: it is a directory (soci ls lists it)");

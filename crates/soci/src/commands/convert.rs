@@ -8,11 +8,11 @@ use clap::{Args, ValueEnum};
 use soci_index::{ConvertOptions, Destination, IndexError, Source};
 
 use crate::global::Global;
-use crate::index_args::{PlatformArgs, ZtocArgs};
+use crate::index_args::IndexingArgs;
 use crate::interrupt::limited;
 use crate::output;
 use crate::progress::{ClearAtEnd, ConvertProgress};
-use crate::registry_args::{RegistryArgs, UserPassword};
+use crate::registry_args::UserPassword;
 
 /// Convert an image to a SOCI-enabled image
 ///
@@ -48,18 +48,8 @@ pub(crate) struct Convert {
     #[arg(long, value_enum, default_value_t)]
     format: Format,
 
-    /// Print neither progress nor a line per layer
-    #[arg(short, long)]
-    quiet: bool,
-
     #[command(flatten)]
-    platforms: PlatformArgs,
-
-    #[command(flatten)]
-    ztoc: ZtocArgs,
-
-    #[command(flatten)]
-    pub(crate) registry: RegistryArgs,
+    pub(crate) indexing: IndexingArgs,
 
     /// Credentials for SRC when DST is at another registry (--user is for DST then)
     #[arg(long, value_name = "USER:PASSWORD", help_heading = "Registry options")]
@@ -78,13 +68,13 @@ enum Format {
 
 impl Convert {
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let options = self.ztoc.options(self.platforms.chosen())?;
+        let options = self.indexing.options()?;
         let elsewhere = |text: &str| text.starts_with("docker://");
         if self.standalone || elsewhere(&self.source) || elsewhere(&self.destination) {
             return limited(global.timeout, Box::pin(self.without_containerd(&options))).await;
         }
         let (source, destination) = (&self.source, &self.destination);
-        let work = in_containerd::run(source, destination, &options, self.quiet, global);
+        let work = in_containerd::run(source, destination, &options, self.indexing.quiet, global);
         Box::pin(work).await
     }
 
@@ -95,7 +85,8 @@ impl Convert {
         let client = |reference: Option<&soci_oci::Reference>, user: Option<&UserPassword>| {
             let reference = reference
                 .ok_or_else(|| IndexError::Options("no registry is involved".to_owned()))?;
-            self.registry
+            self.indexing
+                .registry
                 .client(reference, user)
                 .map_err(|e| IndexError::Options(output::reason(&e)))
         };
@@ -106,12 +97,12 @@ impl Convert {
         };
         let sink =
             destination.create(format, || client(destination.reference(), destination_user))?;
-        let progress = Arc::new(ConvertProgress::new(self.quiet));
+        let progress = Arc::new(ConvertProgress::new(self.indexing.quiet));
         let clear = ClearAtEnd(Arc::clone(&progress));
         let converted =
             soci_index::convert(&image, sink, options, Arc::clone(&progress) as Arc<_>).await?;
         drop(clear);
-        if !self.quiet {
+        if !self.indexing.quiet {
             output::line(format!("{} {}", self.destination, converted.index.digest));
         }
         Ok(())
@@ -124,7 +115,7 @@ impl Convert {
         source: &Source,
         destination: &Destination,
     ) -> (Option<&UserPassword>, Option<&UserPassword>) {
-        let user = self.registry.user.as_ref();
+        let user = self.indexing.registry.user.as_ref();
         let for_both = match (source.reference(), destination.reference()) {
             (Some(from), Some(to)) => from.registry() == to.registry(),
             (_, to) => to.is_none(),

@@ -12,11 +12,10 @@ use soci_store::artifacts::{ArtifactDb, ArtifactKind};
 use crate::artifact_records::{add_index, known_ztocs, list};
 use crate::containerd::{self, ContainerdSink, ContainerdSource};
 use crate::global::Global;
-use crate::index_args::{PlatformArgs, ZtocArgs};
+use crate::index_args::IndexingArgs;
 use crate::interrupt::{committing, limited};
 use crate::output;
 use crate::progress::{ClearAtEnd, ConvertProgress};
-use crate::registry_args::RegistryArgs;
 
 /// Create a SOCI index (version 1) of an image
 ///
@@ -33,30 +32,20 @@ pub(crate) struct Create {
     #[arg(value_name = "REF")]
     reference: String,
 
-    /// Print neither progress nor a line per layer
-    #[arg(short, long)]
-    quiet: bool,
-
     #[command(flatten)]
-    platforms: PlatformArgs,
-
-    #[command(flatten)]
-    ztoc: ZtocArgs,
-
-    #[command(flatten)]
-    pub(crate) registry: RegistryArgs,
+    pub(crate) indexing: IndexingArgs,
 }
 
 impl Create {
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let options = self.ztoc.options(self.platforms.chosen())?;
+        let options = self.indexing.options()?;
         if self.reference.starts_with("docker://") {
             return limited(global.timeout, Box::pin(self.at_registry(&options))).await;
         }
         let db = global.artifacts();
         let layout = global.layout()?;
         let known = known_ztocs(&db).await?;
-        let (reference, quiet) = (self.reference.as_str(), self.quiet);
+        let (reference, quiet) = (self.reference.as_str(), self.indexing.quiet);
         global
             .leased(async |containerd| {
                 let image = containerd::image(&containerd, reference).await?;
@@ -96,19 +85,21 @@ impl Create {
             .reference()
             .ok_or_else(|| IndexError::Options("docker://REFERENCE is expected".to_owned()))?;
         let client = self
+            .indexing
             .registry
-            .client(reference, self.registry.user.as_ref())?;
+            .client(reference, self.indexing.registry.user.as_ref())?;
         let image = source.open(|| Ok(client.clone()))?;
         let pusher = self
+            .indexing
             .registry
-            .push_client(reference, self.registry.user.as_ref())?;
+            .push_client(reference, self.indexing.registry.user.as_ref())?;
         let sink = RegistrySink::beside(pusher, reference.clone());
-        let progress = Arc::new(ConvertProgress::new(self.quiet));
+        let progress = Arc::new(ConvertProgress::new(self.indexing.quiet));
         let clear = ClearAtEnd(Arc::clone(&progress));
         let created =
             soci_index::create(&image, &sink, options, Arc::clone(&progress) as Arc<_>).await?;
         drop(clear);
-        if !self.quiet {
+        if !self.indexing.quiet {
             for created in created {
                 output::line(format!(
                     "{} {} {}",

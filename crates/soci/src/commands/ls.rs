@@ -4,7 +4,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::output;
-use crate::remote::{ImagePath, Node, RemoteArgs, RemoteImage, View, open_all};
+use crate::remote::{ImagePath, Node, RemoteArgs, View, open_image};
 use crate::remote::{kind_word, mode_text};
 use crate::style::Style;
 
@@ -59,9 +59,7 @@ struct File {
 
 impl Ls {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let image = RemoteImage::open(&self.remote, &self.image.reference).await?;
-        let index = image.any_index(self.remote.soci_index_digest).await;
-        let layers = open_all(&image, index.as_ref()).await?;
+        let layers = open_image(&self.remote, &self.image.reference).await?;
         let view = View::new(&layers);
         let path = self.image.path.as_deref().unwrap_or("/");
         let node = view.find(path.as_bytes(), path.ends_with('/'))?;

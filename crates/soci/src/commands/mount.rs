@@ -187,9 +187,7 @@ impl Mounted {
         let result = self.unmount();
         self.fetcher.shutdown().await;
         let pool = self.pool.clone();
-        tokio::task::spawn_blocking(move || pool.shutdown())
-            .await
-            .context("the threads that serve file systems did not end")?;
+        soci_task::run(move || pool.shutdown()).await?;
         result
     }
 

@@ -155,16 +155,21 @@ impl Push {
             .await?;
         let what = match found.as_slice() {
             [] => return Ok(true),
-            [one] => format!("the registry has a SOCI index of the image: {}", one.digest),
-            many => format!("the registry has {} SOCI indexes of the image", many.len()),
+            [one] => format!(
+                "soci index found in remote repository with digest: {}",
+                one.digest
+            ),
+            _ => "multiple soci indices found in remote repository".to_owned(),
         };
         if self.existing_index == ExistingIndex::Skip {
             if !self.quiet {
-                output::line(format!("{what}: nothing is pushed for manifest {manifest}"));
+                output::line(format!(
+                    "{what}: skipping pushing artifacts for image manifest: {manifest}"
+                ));
             }
             return Ok(false);
         }
-        output::line(format!("[WARN] {what}: pushing another"));
+        output::line(format!("[WARN] {what}: pushing index anyway"));
         Ok(true)
     }
 }

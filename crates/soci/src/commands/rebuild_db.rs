@@ -54,7 +54,7 @@ impl RebuildDb {
             }
         }
         let store = global.artifact_store().await?;
-        if let ArtifactStore::Layout(_) = store {
+        if let ArtifactStore::Layout(..) = store {
             indexes.clear();
             for blob in store.list().await? {
                 if let Some(bytes) = document(&store, &blob).await

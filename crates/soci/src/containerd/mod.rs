@@ -4,7 +4,7 @@ mod layer_blob;
 mod sink;
 mod source;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{anyhow, bail};
 use soci_containerd::{Code, ContainerdError, ImageRecord, Images, Namespace};
 
 pub(crate) use layer_blob::LayerBlob;
@@ -22,12 +22,34 @@ pub(crate) async fn connect(address: &str, namespace: &str) -> anyhow::Result<Na
 
 /// Looks up an image that must exist.
 pub(crate) async fn image(containerd: &Namespace, name: &str) -> anyhow::Result<ImageRecord> {
-    Images::new(containerd).get(name).await?.with_context(|| {
-        format!(
-            "image {name:?}: not found in containerd; pull it first, or list the images with \
-             `ctr images ls` (is --namespace right?)"
-        )
-    })
+    if let Some(image) = Images::new(containerd).get(name).await? {
+        return Ok(image);
+    }
+    let elsewhere = namespaces_with(containerd, name).await;
+    if elsewhere.is_empty() {
+        bail!(
+            "image {name:?}: not found in containerd; pull it first, or list the images with `ctr images \
+             ls` (is --namespace right?)"
+        );
+    }
+    bail!(
+        "image {name:?}: not found in this namespace of containerd; it is in namespace {}: give --namespace",
+        elsewhere.join(", ")
+    )
+}
+
+/// The other namespaces that have the image, for an error message: further failures do not matter.
+async fn namespaces_with(containerd: &Namespace, name: &str) -> Vec<String> {
+    let all = containerd.containerd();
+    let mut found = Vec::new();
+    for namespace in all.namespaces().await.unwrap_or_default() {
+        if let Ok(other) = all.namespace(&namespace)
+            && let Ok(Some(_)) = Images::new(&other).get(name).await
+        {
+            found.push(namespace);
+        }
+    }
+    found
 }
 
 /// Adds advice to the error of a snapshotter that cannot be reached at all.

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use soci_containerd::labels::gc;
 use soci_containerd::{Content, Images, Namespace};
-use soci_index::{BlobWriter, ImageSink, IndexError, Meter, SharedSource};
+use soci_index::{ImageSink, IndexError, Meter, SharedSource};
 use soci_oci::{Descriptor, Index, Manifest, media_types};
 use soci_store::content::OciLayout;
 
@@ -40,10 +40,10 @@ impl ContainerdSink {
         }
     }
 
-    fn failed(&self, error: &dyn std::error::Error) -> IndexError {
+    fn failed(&self, error: impl std::error::Error + Send + Sync + 'static) -> IndexError {
         IndexError::Store {
             place: self.describe(),
-            reason: error.to_string(),
+            source: error.into(),
         }
     }
 
@@ -55,7 +55,13 @@ impl ContainerdSink {
         bytes: Bytes,
     ) -> Result<(), IndexError> {
         let written = self.content.write_bytes(kind, descriptor, labels, bytes);
-        written.await.map_err(|error| self.failed(&error))
+        written.await.map_err(|error| self.failed(error))
+    }
+
+    async fn put_index(&self, index: &Descriptor, bytes: Bytes) -> Result<(), IndexError> {
+        let parsed: Index =
+            serde_json::from_slice(&bytes).map_err(|error| invalid(index, &error))?;
+        self.put("index", index, gc::of_index(&parsed), bytes).await
     }
 
     /// Writes into the snapshotter's own store; says whether that is all.
@@ -68,12 +74,9 @@ impl ContainerdSink {
             return Ok(false);
         };
         let (descriptor, bytes) = (descriptor.clone(), bytes.clone());
-        let put = tokio::task::spawn_blocking(move || layout.put(&descriptor, &bytes)).await;
-        match put {
-            Ok(Ok(_)) => Ok(self.image.is_none()),
-            Ok(Err(error)) => Err(self.failed(&error)),
-            Err(_) => Err(IndexError::Interrupted),
-        }
+        let put = soci_task::run(move || layout.put(&descriptor, &bytes)).await?;
+        put.map_err(|error| self.failed(error))?;
+        Ok(self.image.is_none())
     }
 }
 
@@ -101,23 +104,19 @@ impl ImageSink for ContainerdSink {
         }
     }
 
-    fn plan(&self, _: &[Descriptor]) -> Result<(), IndexError> {
-        Ok(())
-    }
-
-    fn tee(&self, _: &Descriptor) -> Result<Option<Box<dyn BlobWriter>>, IndexError> {
-        Ok(None)
-    }
-
     /// The layers are there: they must only stay until the new image holds them. One that is not
     /// belongs to a platform that was not pulled.
     async fn copy(&self, blob: &Descriptor, _: &SharedSource, _: &Meter) -> Result<(), IndexError> {
         let info = self.content.info(&blob.digest).await;
-        if info.map_err(|error| self.failed(&error))?.is_some() {
+        if info.map_err(|error| self.failed(error))?.is_some() {
             let held = self.containerd.hold_content(&blob.digest).await;
-            held.map_err(|error| self.failed(&error))?;
+            held.map_err(|error| self.failed(error))?;
         }
         Ok(())
+    }
+
+    fn holds_parts(&self) -> bool {
+        true
     }
 
     async fn put_blob(&self, blob: &Descriptor, bytes: Bytes) -> Result<(), IndexError> {
@@ -128,6 +127,9 @@ impl ImageSink for ContainerdSink {
     }
 
     async fn put_manifest(&self, manifest: &Descriptor, bytes: Bytes) -> Result<(), IndexError> {
+        if media_types::is_index(&manifest.media_type) {
+            return self.put_index(manifest, bytes).await;
+        }
         let parsed: Manifest =
             serde_json::from_slice(&bytes).map_err(|error| invalid(manifest, &error))?;
         if matches!(
@@ -142,13 +144,10 @@ impl ImageSink for ContainerdSink {
     }
 
     async fn finish(self: Box<Self>, index: &Descriptor, bytes: Bytes) -> Result<(), IndexError> {
-        let parsed: Index =
-            serde_json::from_slice(&bytes).map_err(|error| invalid(index, &error))?;
-        let labels = gc::of_index(&parsed);
-        self.put("index", index, labels, bytes).await?;
+        self.put_index(index, bytes).await?;
         if let Some(name) = &self.image {
             let recorded = Images::new(&self.containerd).record(name, index).await;
-            recorded.map_err(|error| self.failed(&error))?;
+            recorded.map_err(|error| self.failed(error))?;
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! An image in containerd's content store, to be indexed.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::io::{self, Read};
 
 use async_trait::async_trait;
@@ -37,10 +38,10 @@ impl ContainerdSource {
         }
     }
 
-    fn failed(&self, error: &dyn std::error::Error) -> IndexError {
+    fn failed(&self, error: impl Into<Box<dyn Error + Send + Sync>>) -> IndexError {
         IndexError::Store {
             place: self.describe(),
-            reason: error.to_string(),
+            source: error.into(),
         }
     }
 
@@ -50,13 +51,13 @@ impl ContainerdSource {
         descriptor: &Descriptor,
     ) -> Result<BoxStream<'static, io::Result<Bytes>>, IndexError> {
         let stream = self.content.stream(&descriptor.digest, 0, 0).await;
-        stream.map_err(|error| self.failed(&error))
+        stream.map_err(|error| self.failed(error))
     }
 
     /// The blob must be there in its full size.
     async fn check(&self, descriptor: &Descriptor) -> Result<(), IndexError> {
         let info = self.content.info(&descriptor.digest).await;
-        match info.map_err(|error| self.failed(&error))? {
+        match info.map_err(|error| self.failed(error))? {
             Some(info) if info.size == descriptor.size => Ok(()),
             Some(info) => Err(IndexError::Size {
                 digest: descriptor.digest,
@@ -64,15 +65,11 @@ impl ContainerdSource {
                 expected: descriptor.size,
                 found: info.size,
             }),
-            None => Err(IndexError::Store {
-                place: self.describe(),
-                reason: format!(
-                    "{} is not in containerd's content store: the image was pulled in part or \
-                     lazily; pull the whole of it with another snapshotter, or index it at its \
-                     registry (docker://…)",
-                    descriptor.digest
-                ),
-            }),
+            None => Err(self.failed(format!(
+                "{} is not in containerd's content store: the image was pulled in part or lazily; pull \
+                 the whole of it with another snapshotter, or index it at its registry (docker://…)",
+                descriptor.digest
+            ))),
         }
     }
 }
@@ -89,22 +86,7 @@ impl ImageSource for ContainerdSource {
 
     async fn contains(&self, descriptor: &Descriptor) -> Result<bool, IndexError> {
         let info = self.content.info(&descriptor.digest).await;
-        Ok(info.map_err(|error| self.failed(&error))?.is_some())
-    }
-
-    async fn manifest(&self, descriptor: &Descriptor) -> Result<Bytes, IndexError> {
-        if descriptor.size > soci_index::MAX_DOCUMENT {
-            return Err(IndexError::Store {
-                place: self.describe(),
-                reason: format!(
-                    "manifest {} has {} bytes, more than the limit of {}",
-                    descriptor.digest,
-                    descriptor.size,
-                    soci_index::MAX_DOCUMENT
-                ),
-            });
-        }
-        self.bytes(descriptor).await
+        Ok(info.map_err(|error| self.failed(error))?.is_some())
     }
 
     async fn bytes(&self, descriptor: &Descriptor) -> Result<Bytes, IndexError> {
@@ -113,11 +95,11 @@ impl ImageSource for ContainerdSource {
         {
             return layout
                 .get(&descriptor.digest)
-                .map_err(|error| self.failed(&error));
+                .map_err(|error| self.failed(error));
         }
         self.check(descriptor).await?;
         let bytes = self.content.bytes(descriptor).await;
-        bytes.map_err(|error| self.failed(&error))
+        bytes.map_err(|error| self.failed(error))
     }
 
     async fn open(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send>, IndexError> {
@@ -136,6 +118,10 @@ impl ImageSource for ContainerdSource {
     ) -> Result<BoxStream<'static, io::Result<Bytes>>, IndexError> {
         self.check(descriptor).await?;
         self.whole(descriptor).await
+    }
+
+    fn holds_parts(&self) -> bool {
+        true
     }
 
     fn known_ztoc(&self, layer: Digest, span_size: u64) -> Option<Descriptor> {

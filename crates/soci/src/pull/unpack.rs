@@ -158,9 +158,8 @@ impl Unpack<'_> {
                  [pull_modes.soci_v1] enable = true"
                     .to_owned()
             }
-            Ok(_) => {
-                "it has a zTOC, but the snapshotter did not mount it; its log says why".to_owned()
-            }
+            Ok(_) => "it has a zTOC, but the snapshotter did not mount it; `soci status` shows why"
+                .to_owned(),
         })
     }
 

@@ -8,13 +8,13 @@ use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use soci_discovery::Found;
 use soci_layerfs::{Tree, TreeOptions};
-use soci_oci::{Descriptor, Digest};
+use soci_oci::{Descriptor, Digest, Reference};
 use soci_registry::BlobSource;
 use soci_ztoc::Ztoc;
 use soci_ztoc::soci_index::ZtocDescriptor;
 
 use super::local_layer::LocalLayer;
-use super::{RemoteImage, SpanReader};
+use super::{RemoteArgs, RemoteImage, SpanReader};
 
 /// Layers opened at a time.
 const AT_ONCE: usize = 4;
@@ -29,6 +29,16 @@ pub(crate) struct RemoteLayer {
     pub(crate) source: Arc<dyn BlobSource>,
     /// It has a zTOC at the registry.
     pub(crate) indexed: bool,
+}
+
+/// Opens an image at a registry and all its layers, lowest first, with or without an index.
+pub(crate) async fn open_image(
+    args: &RemoteArgs,
+    reference: &Reference,
+) -> anyhow::Result<Vec<RemoteLayer>> {
+    let image = RemoteImage::open(args, reference).await?;
+    let index = image.any_index(args.soci_index_digest).await;
+    open_all(&image, index.as_ref()).await
 }
 
 /// Opens all layers, lowest first. Those without a zTOC are downloaded.
@@ -70,7 +80,7 @@ async fn open(
         }
     };
     let parsed = blob.clone();
-    let (tree, spans) = tokio::task::spawn_blocking(move || {
+    let (tree, spans) = soci_task::blocking(move || {
         let parts = Ztoc::parse_index(parsed)?;
         let options = TreeOptions {
             disable_xattrs,
@@ -79,8 +89,7 @@ async fn open(
         let tree = Tree::of_index(&parts, options)?;
         anyhow::Ok((tree, parts.spans))
     })
-    .await
-    .context("reading the zTOC was interrupted")??;
+    .await?;
     anyhow::ensure!(
         ztoc.is_none() || spans.compressed_size() == layer.size,
         "its zTOC is of a layer of {} bytes, not {}",

@@ -37,15 +37,14 @@ impl LocalLayer {
         let file = Arc::new(tempfile::tempfile().context("cannot make a temporary file")?);
         let kept = Arc::clone(&file);
         let reader = StreamReader::new(stream);
-        let (built, digest) = tokio::task::spawn_blocking(move || match compression {
+        let (built, digest) = soci_task::blocking(move || match compression {
             LayerCompression::Gzip => keep(reader, kept, Compression::Gzip),
             LayerCompression::Zstd => keep_tar_of_zstd(reader, kept),
             LayerCompression::None | LayerCompression::Unknown => {
                 keep(reader, kept, Compression::Uncompressed)
             }
         })
-        .await
-        .context("reading the layer was interrupted")??;
+        .await?;
         if digest != layer.digest {
             bail!("its bytes have the digest {digest}");
         }
@@ -136,15 +135,12 @@ impl BlobSource for LocalLayer {
         let length = usize::try_from(range.end.saturating_sub(range.start))
             .map_err(|error| failed(error.to_string()))?;
         let file = Arc::clone(&self.file);
-        let read = tokio::task::spawn_blocking(move || {
+        let read = soci_task::blocking(move || {
             let mut bytes = vec![0; length];
             file.read_exact_at(&mut bytes, range.start)?;
             Ok::<_, io::Error>(Bytes::from(bytes))
-        })
-        .await;
-        let bytes = read
-            .map_err(|error| failed(error.to_string()))?
-            .map_err(|error| failed(error.to_string()))?;
+        });
+        let bytes = read.await.map_err(|error| failed(error.to_string()))?;
         Ok(futures::stream::once(async { Ok(bytes) }).boxed())
     }
 

@@ -9,7 +9,7 @@ mod span_reader;
 mod view;
 
 pub(crate) use image::{ImagePath, RemoteArgs, RemoteImage, reason};
-pub(crate) use layer::{RemoteLayer, open_all};
+pub(crate) use layer::{RemoteLayer, open_all, open_image};
 pub(crate) use node::Node;
 pub(crate) use span_reader::SpanReader;
 pub(crate) use view::{View, kind_word, mode_text};

@@ -98,9 +98,7 @@ impl SpanReader {
             .read_range(start..last.compressed.end.max(start), Deadline::far())
             .await?;
         let this = self.clone();
-        tokio::task::spawn_blocking(move || this.inflate(group, start, &compressed, &range))
-            .await
-            .context("inflating was interrupted")?
+        soci_task::blocking(move || this.inflate(group, start, &compressed, &range)).await
     }
 
     fn inflate(

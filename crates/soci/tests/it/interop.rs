@@ -220,7 +220,6 @@ fn what_cannot_be_indexed_is_told_in_one_line() {
         (vec!["convert", &image, "untagged/ref"], "tagged"),
         (vec!["convert", &image, &at_digest], "digest"),
         (vec!["convert", &image, ""], "destination"),
-        (vec!["create", "--span-size", "0", &image], "span size"),
         (
             vec!["create", "--platform", "linux/s390x", &image],
             "linux/s390x",

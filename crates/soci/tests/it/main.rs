@@ -16,6 +16,7 @@ mod lazy_pull;
 mod nerdctl;
 mod pull;
 mod push;
+mod reference_suite;
 mod remote;
 mod support;
 mod surroundings;

@@ -206,7 +206,7 @@ fn an_index_of_version_1_is_found_through_the_referrers() {
         check["reason"]
             .as_str()
             .unwrap()
-            .contains("no usable SOCI index"),
+            .contains("no valid SOCI index found"),
         "{check}"
     );
     assert_eq!(check["lazyLayers"], 0);
@@ -350,4 +350,51 @@ fn what_cannot_be_looked_at_is_told_in_one_line() {
         );
         assert_eq!(error.lines().count(), 1, "{error}");
     }
+}
+
+#[test]
+fn a_person_at_a_terminal_reads_units_and_short_digests() {
+    let remote = Remote::start();
+    let image = remote.image("v2");
+    let on_terminal = |arguments: &str| {
+        let command = format!("{} {arguments}", env!("CARGO_BIN_EXE_soci"));
+        let output = Command::new("script")
+            .args(["--quiet", "--return", "--command", &command, "/dev/null"])
+            .env("HOME", remote.root.path())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let config = remote.root.path().join("none.toml");
+    std::fs::write(&config, "").unwrap();
+    let check = format!("check --no-estimate --config {} {image}", config.display());
+    let shown = on_terminal(&check);
+    let digests = |text: &str| -> Vec<usize> {
+        let layers = text.lines().filter(|line| line.starts_with("sha256:"));
+        let first = layers.filter_map(|line| line.split_whitespace().next());
+        first.map(str::len).collect()
+    };
+    assert_eq!(digests(&shown), [19; 3], "{shown}");
+    assert!(
+        shown.contains("MiB") && !shown.contains(" bytes"),
+        "{shown}"
+    );
+    let listed = on_terminal(&format!("ls -l {image}:/data"));
+    assert!(listed.contains("2.86 MiB"), "{listed}");
+    // Programs get exact values.
+    let arguments: Vec<&str> = check.split(' ').collect();
+    let exact = String::from_utf8(remote.ok(&arguments)).unwrap();
+    assert_eq!(digests(&exact), [71; 3], "{exact}");
+    assert!(
+        exact.contains(" bytes") && !exact.contains("MiB"),
+        "{exact}"
+    );
+    let listed = remote.ok(&["ls", "-l", &format!("{image}:/data")]);
+    assert!(String::from_utf8(listed).unwrap().contains(" 3000000 "));
+    let warned = on_terminal(&format!("ls --user me:pw {image}"));
+    assert!(
+        warned.contains("--password-stdin") && !warned.contains("pw:"),
+        "{warned}"
+    );
 }

@@ -1,11 +1,11 @@
 //! `soci index info`.
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Args;
 use soci_oci::Digest;
 use soci_store::artifacts::ArtifactKind;
 
-use crate::artifact_records::entry;
+use crate::artifact_records::entry_of;
 use crate::global::Global;
 use crate::output;
 
@@ -19,18 +19,7 @@ pub(crate) struct Info {
 
 impl Info {
     pub(super) async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let entry = entry(&global.artifacts(), self.digest).await?;
-        match entry.kind {
-            ArtifactKind::Index => {}
-            ArtifactKind::Ztoc => bail!(
-                "{} is a zTOC, not a SOCI index: see `soci ztoc info`",
-                self.digest
-            ),
-            ArtifactKind::Prefetch => bail!(
-                "{} is a prefetch artifact, not a SOCI index: see `soci prefetch info`",
-                self.digest
-            ),
-        }
+        entry_of(&global.artifacts(), self.digest, ArtifactKind::Index).await?;
         let store = global.artifact_store().await?;
         let bytes = store.bytes(&self.digest).await?;
         output::document(&indented(&bytes).with_context(|| format!("SOCI index {}", self.digest))?);

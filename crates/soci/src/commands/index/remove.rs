@@ -67,7 +67,7 @@ impl Remove {
 /// The content goes first: should that fail, the entry still names what is to be removed.
 async fn remove(db: &ArtifactDb, store: &ArtifactStore, digest: Digest) -> anyhow::Result<()> {
     let mut gone = vec![digest];
-    if let ArtifactStore::Layout(_) = store {
+    if let ArtifactStore::Layout(..) = store {
         let alone = parts_of_no_other(db, store, digest).await?;
         for part in &alone {
             store.delete(part).await?;

@@ -1,13 +1,13 @@
 //! `soci ztoc info`.
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 use soci_oci::Digest;
 use soci_store::artifacts::ArtifactKind;
 use soci_ztoc::{FileMetadata, SpanTable, Ztoc};
 
-use crate::artifact_records::entry;
+use crate::artifact_records::entry_of;
 use crate::global::Global;
 use crate::output;
 
@@ -45,18 +45,7 @@ struct File {
 
 impl Info {
     pub(super) async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let entry = entry(&global.artifacts(), self.digest).await?;
-        match entry.kind {
-            ArtifactKind::Ztoc => {}
-            ArtifactKind::Index => bail!(
-                "{} is a SOCI index, not a zTOC: see `soci index info`",
-                self.digest
-            ),
-            ArtifactKind::Prefetch => bail!(
-                "{} is a prefetch artifact, not a zTOC: see `soci prefetch info`",
-                self.digest
-            ),
-        }
+        entry_of(&global.artifacts(), self.digest, ArtifactKind::Ztoc).await?;
         let store = global.artifact_store().await?;
         let blob = store.bytes(&self.digest).await?;
         output::document(&shown(&blob).with_context(|| format!("zTOC {}", self.digest))?);
