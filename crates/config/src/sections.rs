@@ -35,8 +35,8 @@ pub struct Config {
     pub resolve_result_entry: u64,
     /// v0.15's log of FUSE traffic. Without effect; see [`Fuse::log_fuse_operations`].
     pub debug: bool,
-    /// v0.15's comparison of tar headers with the TOC. Without effect: span digests, which are
-    /// always checked, make sure of more.
+    /// Trust zTOCs about names, modes and owners: the first read of a file does not compare its tar
+    /// header with its entry.
     pub disable_verification: bool,
     /// How many layers may be prepared at once; `None` is no limit.
     pub max_concurrency: Option<u64>,
@@ -90,12 +90,12 @@ pub struct Config {
     pub layer_store: LayerStore,
     /// `[holder]`, ours
     pub holder: Holder,
-    /// `[limits]`, ours
-    pub limits: Limits,
     /// `[profile]`, ours
     pub profile: Profile,
     /// `[trust]`, ours
     pub trust: Trust,
+    /// `[limits]`, ours
+    pub limits: Limits,
 }
 
 impl Default for Config {
@@ -132,9 +132,9 @@ impl Default for Config {
             fetch: Fetch::default(),
             layer_store: LayerStore::default(),
             holder: Holder::default(),
-            limits: Limits::default(),
             profile: Profile::default(),
             trust: Trust::default(),
+            limits: Limits::default(),
         }
     }
 }
@@ -190,9 +190,9 @@ impl Section for Config {
         v.table("fetch", &mut self.fetch);
         v.table("layer_store", &mut self.layer_store);
         v.table("holder", &mut self.holder);
-        v.table("limits", &mut self.limits);
         v.table("profile", &mut self.profile);
         v.table("trust", &mut self.trust);
+        v.table("limits", &mut self.limits);
     }
 
     fn check(&self) -> Vec<Broken> {

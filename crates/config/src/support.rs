@@ -18,7 +18,6 @@ const NO_EFFECT: &[&str] = &[
     "filesystem_cache_type",
     "resolve_result_entry",
     "debug",
-    "disable_verification",
     "metadata_store",
     "metadata_db_no_sync",
     "metadata_insertion_chunk_size",

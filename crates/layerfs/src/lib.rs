@@ -33,7 +33,7 @@ pub use mount::{
     MountError, MountOptions, MountedLayer, TakeUpError, content_identity, mount_layer,
     take_up_layer,
 };
-pub use options::{Cancelled, TreeError, TreeOptions};
+pub use options::{CancelOnDrop, Cancelled, TreeError, TreeOptions};
 pub use resolve::ResolveError;
 pub use state_file::STATE_DIRECTORY;
 pub use timers::{Timer, Timers};

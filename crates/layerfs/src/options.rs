@@ -43,10 +43,26 @@ impl Cancelled {
         self.0.store(true, Ordering::Relaxed);
     }
 
+    /// Returns a guard that ends the work when it is dropped.
+    #[must_use]
+    pub fn on_drop(&self) -> CancelOnDrop {
+        CancelOnDrop(self.clone())
+    }
+
     /// Whether the work is to end.
     #[must_use]
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Sets a [`Cancelled`] when it is dropped.
+#[derive(Debug)]
+pub struct CancelOnDrop(Cancelled);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.set();
     }
 }
 

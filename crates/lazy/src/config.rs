@@ -59,6 +59,10 @@ pub struct LazyConfig {
     pub retry_after: Duration,
     /// Bytes of zTOCs that are fetched and read at a time; a larger zTOC is handled alone.
     pub ztoc_memory: u64,
+    /// Limits of memory that layers of images take.
+    pub limits: crate::Limits,
+    /// Compare a file's tar header with its entry in the zTOC at the first read.
+    pub check_headers: bool,
     /// Number of layers that are opened at a time; `None`: no limit.
     pub max_concurrency: Option<usize>,
     /// Disables the background fetch of spans that no reader has requested.
@@ -93,6 +97,8 @@ impl Default for LazyConfig {
             negative_timeout: Duration::from_secs(1),
             retry_after: Duration::from_secs(60),
             ztoc_memory: 64 << 20,
+            limits: crate::Limits::default(),
+            check_headers: true,
             max_concurrency: Some(100),
             disable_background: false,
             resend: true,

@@ -122,6 +122,10 @@ impl IndexCache {
         let (files, key) = (self.files.clone(), image.clone());
         // Failures are logged there.
         let _ = soci_task::run(move || files.save(&key, digest, &bytes, origin)).await;
+        let ignored = index.unused_ztocs();
+        if ignored > 0 {
+            tracing::warn!(index = %digest, ignored, "an index lists layers more than once");
+        }
         Ok(FoundIndex { digest, index })
     }
 }

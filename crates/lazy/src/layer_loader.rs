@@ -8,21 +8,22 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use soci_fetch::SpanFetcher;
 use soci_layer::{LayerRefusal, OverlayXattr};
-use soci_layerfs::{Tree, TreeError, TreeOptions};
+use soci_layerfs::{Cancelled, Tree, TreeError};
 use soci_oci::{Descriptor, media_types};
 use soci_registry::Client;
 use soci_store::{LayerKey, LayerStore, StoreError, StoredLayer};
-use soci_task::Interrupted;
+use soci_task::{Interrupted, KeyedLocks};
 use soci_telemetry::Meters;
 use soci_telemetry::metrics::duration_ms;
 use soci_ztoc::soci_index::ZtocDescriptor;
-use tokio::sync::{RwLock, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::Artifacts;
 use crate::image_layer::ImageKey;
 use crate::open_layer::OpenLayer;
 use crate::sources::Sources;
+use crate::tree_memory::TreeMemory;
 use crate::verdict::Verification;
 use crate::ztoc_memory::ZtocMemory;
 
@@ -40,8 +41,9 @@ pub(crate) struct LayerLoader {
     pub(crate) time_limit: Duration,
     /// The attributes in which overlayfs looks for its marks.
     pub(crate) overlay_xattr: OverlayXattr,
-    /// Shared while a layer's directory is opened, exclusive while one is removed.
-    pub(crate) directories: Arc<RwLock<()>>,
+    pub(crate) trees: TreeMemory,
+    /// Held while a layer's directory is opened, and while it is removed.
+    pub(crate) directories: Arc<KeyedLocks<LayerKey>>,
 }
 
 /// Returns the key of the layer that a zTOC describes.
@@ -65,9 +67,9 @@ impl LayerLoader {
             Some(slots) => slots.acquire().await.ok(),
             None => None,
         };
-        let _memory = self.memory.acquire(ztoc.descriptor.size).await?;
+        let memory = Arc::new(self.memory.acquire(ztoc.descriptor.size).await?);
         let key = layer_key(ztoc);
-        let (stored, tree, verification) = match self.open_directory(key, None).await {
+        let (stored, tree, verification) = match self.open_directory(key, None, &memory).await {
             Ok(opened) => opened,
             Err(LoadError::Store(_)) => {
                 let start = Instant::now();
@@ -75,7 +77,7 @@ impl LayerLoader {
                 let label = key.layer.to_string();
                 self.meters
                     .took(duration_ms::ZTOC_FETCH, &label, start.elapsed());
-                self.open_directory(key, Some(blob))
+                self.open_directory(key, Some(blob), &memory)
                     .await
                     .map_err(LayerRefusal::failed)?
             }
@@ -87,7 +89,9 @@ impl LayerLoader {
             stored.spans().compressed_size(),
         );
         let sources = Sources::new(self.client.clone(), self.meters.clone(), layer, reference);
+        let held = self.trees.take(image.manifest, tree.memory());
         Ok(OpenLayer {
+            _memory: held.map_err(LayerRefusal::failed)?,
             data: self.fetcher.add_layer(stored, Arc::new(sources.clone())),
             sources,
             tree: Arc::new(tree),
@@ -123,22 +127,23 @@ impl LayerLoader {
         &self,
         key: LayerKey,
         blob: Option<Bytes>,
+        memory: &Arc<OwnedSemaphorePermit>,
     ) -> Result<(Arc<StoredLayer>, Tree, Verification), LoadError> {
-        let shared = self.directories.clone().read_owned().await;
-        let (store, overlay_xattr) = (self.store.clone(), self.overlay_xattr);
+        let alone = self.directories.lock(key).await;
+        let cancelled = Cancelled::default();
+        // A caller that has waited long enough drops this future: the work ends as well.
+        let _wanted = cancelled.on_drop();
+        let options = self.trees.options(self.overlay_xattr, cancelled);
+        let (store, memory) = (self.store.clone(), memory.clone());
         let meters = self.meters.clone();
         soci_task::blocking(move || {
             // Held to the end of the work, even if the caller is dropped.
-            let _shared = shared;
+            let _held = (alone, memory);
             let label = key.layer.to_string();
             let start = Instant::now();
             let (stored, index) = store.create_or_open_with_index(key, blob)?;
             meters.took(duration_ms::ZTOC_UNMARSHAL, &label, start.elapsed());
             soci_faults::point("lazy-layer-stored");
-            let options = TreeOptions {
-                overlay_xattr,
-                ..TreeOptions::default()
-            };
             let start = Instant::now();
             let tree = Tree::of_index(&index, options)?;
             meters.took(duration_ms::INIT_METADATA_STORE, &label, start.elapsed());

@@ -1,6 +1,6 @@
 //! Opens layers for their users, and those of later Prepares ahead of time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +24,9 @@ use crate::sweeper::Sweeper;
 
 /// Time for which a layer that was opened ahead waits for its Prepare.
 const PREPARED_FOR: Duration = Duration::from_secs(300);
+
+/// Longest time that a failed opening waits for its traces to be removed.
+const CLEAN_UP: Duration = Duration::from_secs(1);
 
 /// Opens each layer once for all its users.
 pub(crate) struct LayerOpener {
@@ -76,17 +79,23 @@ impl LayerOpener {
         let stored = self.sweeper.is_stored(key).await;
         let result = work.await;
         if result.is_err() && !stored {
-            self.sweeper.remove_unused(key).await;
+            let sweeper = self.sweeper.clone();
+            let removal = tokio::spawn(async move { sweeper.remove_unused(key).await });
+            // What still uses the layer must not hold this caller as well.
+            let _ = tokio::time::timeout(CLEAN_UP, removal).await;
         }
         result
     }
 
     /// Opens the layers above the one that is prepared: their Prepares follow.
     pub(crate) fn open_above(self: &Arc<Self>, below: &ImageLayer, found: &FoundIndex) {
-        for ztoc in &found.index.ztocs {
+        let mut begun = HashSet::new();
+        for above in &below.above {
+            let Some(ztoc) = found.index.ztoc_for(&above.layer) else {
+                continue;
+            };
             let key = layer_key(ztoc);
-            let is_above = below.above.iter().any(|above| above.layer == key.layer);
-            if !is_above || self.leases.in_use(&key) {
+            if !begun.insert(key) || self.leases.in_use(&key) {
                 continue;
             }
             let image = &below.image;

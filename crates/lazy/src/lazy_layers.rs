@@ -23,6 +23,7 @@ use crate::mount_table::MountTable;
 use crate::open_layer::OpenLayer;
 use crate::start_up::StartUps;
 use crate::sweeper::{Requested, Sweeper};
+use crate::tree_memory::TreeMemory;
 use crate::verifier::Verifier;
 use crate::ztoc_memory::ZtocMemory;
 use crate::{Components, InheritedError, LazyConfig, MountReport, ProfileCounts};
@@ -84,8 +85,9 @@ impl LazyLayers {
             fetcher,
             meters: meters.clone(),
             slots: config.max_concurrency.map(Semaphore::new),
-            memory: ZtocMemory::new(config.ztoc_memory),
+            memory: ZtocMemory::new(config.ztoc_memory, config.limits.ztoc),
             time_limit: config.mount_timeout,
+            trees: TreeMemory::new(config.limits),
             overlay_xattr: OverlayXattr::for_mount(config.userxattr),
             directories: Arc::default(),
         };

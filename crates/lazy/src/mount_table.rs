@@ -153,6 +153,7 @@ impl MountTable {
             },
             timers: self.metering.timers(&layer.lease.key().layer),
             answer_xattrs: layer.view.answer_xattrs,
+            check_headers: self.config.check_headers,
             log_operations: self.config.log_fuse_operations,
             ..MountOptions::default()
         }

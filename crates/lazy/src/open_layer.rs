@@ -7,6 +7,7 @@ use soci_fetch::{BackgroundCounts, LazyLayer};
 use soci_layerfs::Tree;
 
 use crate::sources::Sources;
+use crate::tree_memory::TreePermit;
 use crate::verdict::Verification;
 
 /// A layer that can be mounted. Dropping it ends its fetches.
@@ -18,6 +19,8 @@ pub(crate) struct OpenLayer {
     pub(crate) sources: Sources,
     /// Whether the layer is what its digests say.
     pub(crate) verification: Verification,
+    /// The memory of the tree.
+    pub(crate) _memory: TreePermit,
     /// The part of the background fetcher's counts that is in the metrics.
     pub(crate) counted: Mutex<BackgroundCounts>,
 }

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use soci_oci::Digest;
 use soci_store::{LayerKey, LayerStore, StoreError};
-use soci_task::Interrupted;
+use soci_task::{Interrupted, KeyedLocks};
 use soci_telemetry::Meters;
-use tokio::sync::RwLock;
 
 use crate::image_layer::{ImageKey, ImageLayer};
 use crate::index_files::IndexFiles;
@@ -21,8 +20,8 @@ pub(crate) struct Sweeper {
     pub(crate) leases: Arc<LeaseMap<OpenLayer>>,
     pub(crate) indexes: IndexFiles,
     pub(crate) meters: Arc<Meters>,
-    /// Shared while a layer's directory is opened, exclusive while one is removed.
-    pub(crate) directories: Arc<RwLock<()>>,
+    /// Held while a layer's directory is opened, and while it is removed.
+    pub(crate) directories: Arc<KeyedLocks<LayerKey>>,
     /// Layers and images requested since start-up, so that the sweep spares them. `None` after it.
     pub(crate) requested: Mutex<Option<Requested>>,
 }
@@ -61,7 +60,7 @@ impl Sweeper {
 
     /// Removes what is stored of a layer unless the layer is in use.
     pub(crate) async fn remove_unused(&self, key: LayerKey) {
-        let _alone = self.directories.write().await;
+        let _alone = self.directories.lock(key).await;
         if self.leases.in_use(&key) {
             return;
         }

@@ -43,7 +43,7 @@ pub(crate) async fn mount_parents(
     parents: &[Link],
 ) -> Result<LowerDirs, SnapshotterError> {
     let lowerdirs = LowerDirs::Compared { snapshot: id };
-    let _one_at_a_time = mounts.locks.lock(&format!("compared {id}")).await;
+    let _one_at_a_time = mounts.locks.lock(format!("compared {id}")).await;
     let missing = {
         let all = lowerdirs.mounts(parents);
         let missing = mounts.store.blocking(move |store| {

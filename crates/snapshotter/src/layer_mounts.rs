@@ -10,7 +10,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::error::SnapshotterError;
-use crate::keyed_lock::KeyedLocks;
 use crate::labels::Labels;
 use crate::lowerdirs::{LazyMount, LowerDirs};
 use crate::metadata::Link;
@@ -34,7 +33,7 @@ pub(crate) struct LayerMounts {
     /// Mounts that are being restored.
     restoring: Mutex<HashSet<SnapshotDir>>,
     /// Locks for mounts that are made again or for one snapshot alone, by directory.
-    pub(crate) locks: KeyedLocks,
+    pub(crate) locks: soci_task::KeyedLocks<String>,
 }
 
 impl LayerMounts {
@@ -44,7 +43,7 @@ impl LayerMounts {
             provider,
             broken: Mutex::default(),
             restoring: Mutex::default(),
-            locks: KeyedLocks::default(),
+            locks: soci_task::KeyedLocks::default(),
         }
     }
 
@@ -199,7 +198,7 @@ impl LayerMounts {
         if !self.broken.lock().contains_key(&dir) {
             return Ok(());
         }
-        let _one_at_a_time = self.locks.lock(&dir.to_string()).await;
+        let _one_at_a_time = self.locks.lock(dir.to_string()).await;
         if !self.broken.lock().contains_key(&dir) {
             return Ok(());
         }

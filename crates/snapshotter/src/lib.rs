@@ -20,7 +20,6 @@ mod idmap;
 mod ids;
 mod image_layer;
 mod info_batch;
-mod keyed_lock;
 pub mod labels;
 mod layer_mounts;
 mod layer_states;

@@ -11,7 +11,6 @@ use crate::api::v1::Kind;
 use crate::error::SnapshotterError;
 use crate::ids::Reservation;
 use crate::image_layer::ImageLayer;
-use crate::keyed_lock::KeyedLocks;
 use crate::layer_mounts::LayerMounts;
 use crate::lowerdirs::LowerDirs;
 use crate::metadata::{
@@ -37,7 +36,7 @@ enum Plan {
 /// Prepares image layers, one at a time per target.
 pub(crate) struct LayerPreparer {
     mounts: Arc<LayerMounts>,
-    targets: KeyedLocks,
+    targets: soci_task::KeyedLocks<String>,
     pub(crate) refusals: RefusalCounts,
     /// Cancelled when the snapshotter is closed.
     closing: CancellationToken,
@@ -47,7 +46,7 @@ impl LayerPreparer {
     pub(crate) fn new(mounts: Arc<LayerMounts>, closing: CancellationToken) -> Self {
         Self {
             mounts,
-            targets: KeyedLocks::default(),
+            targets: soci_task::KeyedLocks::default(),
             refusals: RefusalCounts::default(),
             closing,
         }

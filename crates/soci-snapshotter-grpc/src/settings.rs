@@ -117,6 +117,13 @@ pub(crate) fn lazy(config: &Config) -> LazyConfig {
         entry_timeout: config.fuse.entry_timeout,
         negative_timeout: config.fuse.negative_timeout,
         ztoc_memory: config.fetch.memory_budget_bytes,
+        limits: soci_lazy::Limits {
+            ztoc: config.limits.ztoc_bytes,
+            tree: config.limits.tree_bytes,
+            image_trees: config.limits.image_tree_bytes,
+            total_trees: config.limits.total_tree_bytes,
+        },
+        check_headers: !config.disable_verification,
         max_concurrency: config.max_concurrency.map(size),
         disable_background: config.background_fetch.disable,
         resend: config.holder.resend,

@@ -2,6 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+mod keyed_locks;
+
+pub use keyed_locks::KeyedLocks;
+
 use std::io;
 
 /// Runs work that blocks (on the disk, on `/proc`) on tokio's pool for such work, and returns its

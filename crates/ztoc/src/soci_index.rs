@@ -1,6 +1,6 @@
 //! The SOCI index: an OCI manifest that lists the zTOCs of an image's layers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use soci_oci::{Descriptor, Digest, Manifest, annotations, media_types};
 
@@ -164,7 +164,15 @@ impl SociIndex {
         }
     }
 
-    /// The zTOC of a layer.
+    /// Number of zTOCs that are never used, because one before them describes the same layer.
+    #[must_use]
+    pub fn unused_ztocs(&self) -> usize {
+        let mut seen = HashSet::new();
+        let again = |ztoc: &&ZtocDescriptor| !seen.insert(ztoc.layer_digest);
+        self.ztocs.iter().filter(again).count()
+    }
+
+    /// The zTOC of a layer: of several the first.
     #[must_use]
     pub fn ztoc_for(&self, layer: &Digest) -> Option<&ZtocDescriptor> {
         self.ztocs.iter().find(|ztoc| ztoc.layer_digest == *layer)

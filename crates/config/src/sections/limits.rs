@@ -16,6 +16,14 @@ pub struct Limits {
     pub unpack_first_byte: Duration,
     /// Fewest bytes per second after that, over 15 seconds.
     pub unpack_floor_bytes_per_sec: u64,
+    /// Size of the largest zTOC that is used.
+    pub ztoc_bytes: u64,
+    /// Memory in which the file tree of one layer is built.
+    pub tree_bytes: u64,
+    /// Memory of the file trees of one image's layers.
+    pub image_tree_bytes: u64,
+    /// Memory of the file trees of all layers in use.
+    pub total_tree_bytes: u64,
 }
 
 impl Default for Limits {
@@ -25,6 +33,10 @@ impl Default for Limits {
             unpack_output_bytes: 64 << 30,
             unpack_first_byte: Duration::from_secs(20),
             unpack_floor_bytes_per_sec: 64 << 10,
+            ztoc_bytes: 128 << 20,
+            tree_bytes: 256 << 20,
+            image_tree_bytes: 512 << 20,
+            total_tree_bytes: 1 << 30,
         }
     }
 }
@@ -51,5 +63,9 @@ impl Section for Limits {
             &mut self.unpack_floor_bytes_per_sec,
             0..=MAX,
         );
+        v.number("ztoc_bytes", &mut self.ztoc_bytes, 0..=MAX);
+        v.number("tree_bytes", &mut self.tree_bytes, 0..=MAX);
+        v.number("image_tree_bytes", &mut self.image_tree_bytes, 0..=MAX);
+        v.number("total_tree_bytes", &mut self.total_tree_bytes, 0..=MAX);
     }
 }

@@ -111,6 +111,10 @@ unpack_memory_bytes = 1
 unpack_output_bytes = 2
 unpack_first_byte_sec = 3
 unpack_floor_bytes_per_sec = 4
+ztoc_bytes = 1000
+tree_bytes = 2000
+image_tree_bytes = 3000
+total_tree_bytes = 4000
 [holder]
 enable = false
 abandon_after_sec = 5

@@ -23,19 +23,19 @@ use soci_testkit::{Fault, Proxy, Registry, Rule, TestRoot};
 use tokio_util::sync::CancellationToken;
 
 /// A golden image in a registry, and a daemon's worth of lazy layers.
-struct World {
-    root: TestRoot,
-    registry: Registry,
-    proxy: Proxy,
-    reference: Reference,
-    image: GoldenImage,
+pub(crate) struct World {
+    pub(crate) root: TestRoot,
+    pub(crate) registry: Registry,
+    pub(crate) proxy: Proxy,
+    pub(crate) reference: Reference,
+    pub(crate) image: GoldenImage,
 }
 
 /// What the labels of a Prepare say about an image.
-struct GoldenImage {
-    manifest: Digest,
-    layers: Vec<Digest>,
-    sizes: Vec<u64>,
+pub(crate) struct GoldenImage {
+    pub(crate) manifest: Digest,
+    pub(crate) layers: Vec<Digest>,
+    pub(crate) sizes: Vec<u64>,
 }
 
 fn golden(case: &str) -> PathBuf {
@@ -107,7 +107,7 @@ impl World {
     }
 
     /// Runs a test in a runtime that is gone before registry and proxy (which have their own) are.
-    fn test(mut self, test: impl AsyncFnOnce(&mut Self)) {
+    pub(crate) fn test(mut self, test: impl AsyncFnOnce(&mut Self)) {
         tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -124,7 +124,7 @@ impl World {
         Client::new(config, Arc::new(NoCredentials)).unwrap()
     }
 
-    fn lazy(&self, config: LazyConfig) -> Arc<LazyLayers> {
+    pub(crate) fn lazy(&self, config: LazyConfig) -> Arc<LazyLayers> {
         self.lazy_and_fetcher(config).0
     }
 
@@ -166,7 +166,7 @@ impl World {
         (LazyLayers::new(components).unwrap(), fetcher)
     }
 
-    fn request(&self, layer: usize, mountpoint: &str) -> LayerRequest {
+    pub(crate) fn request(&self, layer: usize, mountpoint: &str) -> LayerRequest {
         let list = |values: Vec<String>| values.join(",");
         let above = self.image.layers[layer..].iter().map(ToString::to_string);
         let sizes = self.image.sizes[layer..].iter().map(ToString::to_string);
@@ -206,7 +206,7 @@ impl World {
         }
     }
 
-    fn stored(&self) -> usize {
+    pub(crate) fn stored(&self) -> usize {
         fs::read_dir(self.root.path().join("daemon/soci/layers"))
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())

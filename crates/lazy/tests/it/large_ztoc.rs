@@ -1,0 +1,249 @@
+//! Layers whose zTOC is large or hostile: what they cost is limited, and they hold up no other.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use soci_layer::{LayerProvider, LayerRequest};
+use soci_lazy::{LazyConfig, LazyLayers, Limits};
+use soci_oci::{Descriptor, Digest, annotations, media_types};
+use soci_testkit::{Proxy, Registry, TestRoot};
+use soci_ztoc::soci_index::{IndexVersion, SociIndex, ZtocDescriptor};
+use soci_ztoc::{BuildOptions, Checkpoints, Compression, TarZinfo, Ztoc, build};
+
+use crate::provider::{GoldenImage, World};
+
+const SPAN: u64 = 4 << 20;
+
+/// A tar of one file, and its zTOC.
+fn small(name: &str) -> (Vec<u8>, Ztoc) {
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(4);
+    header.set_mode(0o644);
+    builder
+        .append_data(&mut header, name, &b"data"[..])
+        .unwrap();
+    let tar = builder.into_inner().unwrap();
+    let options = BuildOptions::default();
+    let ztoc = build(&tar[..], Compression::Uncompressed, options)
+        .unwrap()
+        .ztoc;
+    (tar, ztoc)
+}
+
+/// The zTOC of a tar of empty files that takes long to read. The layer itself is never read.
+fn large(files: u64) -> (Vec<u8>, Ztoc) {
+    let (tar, mut ztoc) = small("file");
+    let entry = ztoc.toc[0].clone();
+    ztoc.toc = (0..files)
+        .map(|at| {
+            let mut entry = entry.clone();
+            entry.name = format!("folder{}/file{at}", at % 1000).into_bytes();
+            entry.uncompressed_offset = (at + 1) * 512;
+            entry.uncompressed_size = 0;
+            entry
+        })
+        .collect();
+    let size = (files + 2) * 512;
+    ztoc.uncompressed_archive_size = size;
+    ztoc.compressed_archive_size = size;
+    ztoc.compression.span_digests = (0..size.div_ceil(SPAN))
+        .map(|at| Digest::of(&at.to_le_bytes()))
+        .collect();
+    ztoc.compression.checkpoints = Checkpoints::Tar(TarZinfo {
+        version: 2,
+        span_size: SPAN,
+        size,
+    });
+    (tar, ztoc)
+}
+
+/// An image of these layers, with a SOCI index of these zTOCs, in a registry.
+fn world(layers: Vec<(Vec<u8>, Ztoc)>) -> World {
+    let root = TestRoot::new().unwrap();
+    let layout = root.dir("layout").unwrap();
+    let blobs = layout.join("blobs/sha256");
+    fs::create_dir_all(&blobs).unwrap();
+    let put = |media_type: &str, bytes: &[u8]| {
+        let descriptor = Descriptor::of(media_type, bytes);
+        fs::write(blobs.join(descriptor.digest.hex()), bytes).unwrap();
+        descriptor
+    };
+    const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
+    let (mut descriptors, mut ztocs) = (Vec::new(), Vec::new());
+    for (tar, ztoc) in layers {
+        let layer = put(TAR, &tar);
+        let blob = ztoc.encode();
+        put(media_types::ZTOC, &blob);
+        ztocs.push(ZtocDescriptor::new(&blob, layer.digest, TAR, SPAN, false));
+        descriptors.push(layer);
+    }
+    // A second zTOC of a layer is ignored.
+    let mut again = ztocs[0].clone();
+    again.descriptor.digest = Digest::of(b"nowhere");
+    let listed = ztocs.iter().cloned().chain([again]).collect();
+    let index = SociIndex::new(IndexVersion::V2, listed, Vec::new(), None, [].into());
+    assert_eq!(index.unused_ztocs(), 1);
+    put("application/vnd.amazon.soci.index.v2+json", b"{}");
+    // The registry would not take an index of a blob that it does not have.
+    put(media_types::ZTOC, b"nowhere");
+    let index = put(media_types::OCI_MANIFEST, &index.encode());
+    let config =
+        br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
+    let config = put("application/vnd.oci.image.config.v1+json", config);
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": media_types::OCI_MANIFEST,
+        "config": config,
+        "layers": descriptors,
+        "annotations": {annotations::INDEX_DIGEST: index.digest.to_string()},
+    });
+    let manifest = put(media_types::OCI_MANIFEST, manifest.to_string().as_bytes());
+    let list = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [manifest, index],
+    });
+    let list = put(
+        "application/vnd.oci.image.index.v1+json",
+        list.to_string().as_bytes(),
+    );
+    let top = serde_json::json!({"schemaVersion": 2, "manifests": [list]});
+    fs::write(layout.join("index.json"), top.to_string()).unwrap();
+    let registry = Registry::start().unwrap();
+    registry.push_layout(&layout, "large", "large").unwrap();
+    let proxy = Proxy::start(registry.address()).unwrap();
+    World {
+        reference: proxy.reference("large:large").parse().unwrap(),
+        root,
+        registry,
+        proxy,
+        image: GoldenImage {
+            manifest: manifest.digest,
+            sizes: descriptors.iter().map(|layer| layer.size).collect(),
+            layers: descriptors.iter().map(|layer| layer.digest).collect(),
+        },
+    }
+}
+
+/// The request of one layer, which names none above it.
+fn alone(world: &World, layer: usize, mountpoint: &str) -> LayerRequest {
+    let mut request = world.request(layer, mountpoint);
+    let own = world.image.layers[layer].to_string();
+    let key = "containerd.io/snapshot/cri.image-layers".to_owned();
+    request.labels.insert(key, own);
+    let key = "containerd.io/snapshot/remote/image.layers.size".to_owned();
+    let own = world.image.sizes[layer].to_string();
+    request.labels.insert(key, own);
+    request
+}
+
+#[test]
+fn a_layer_that_takes_long_to_build_holds_up_no_other() {
+    let layers = vec![large(200_000), small("b"), small("c")];
+    world(layers).test(async |world| {
+        let lazy = world.lazy(LazyConfig {
+            mount_timeout: Duration::from_secs(600),
+            ..LazyConfig::default()
+        });
+        let before = alone(world, 2, "before");
+        lazy.mount(before.clone()).await.unwrap();
+        let mount = |lazy: &Arc<LazyLayers>, request: LayerRequest| {
+            let lazy = lazy.clone();
+            tokio::spawn(async move { lazy.mount(request).await })
+        };
+        let slow = mount(&lazy, alone(world, 0, "slow"));
+        // Its folder is there before its tree is built.
+        while world.stored() < 2 {
+            assert!(!slow.is_finished());
+            tokio::task::yield_now().await;
+        }
+        // A removal and an opening beside it.
+        lazy.unmount(&before.mountpoint).await.unwrap();
+        let quick = alone(world, 1, "quick");
+        lazy.mount(quick.clone()).await.unwrap();
+        assert!(!slow.is_finished(), "the others waited for it");
+        slow.await.unwrap().unwrap();
+        for mountpoint in [quick.mountpoint, world.root.path().join("slow")] {
+            lazy.unmount(&mountpoint).await.unwrap();
+        }
+        assert_eq!(world.stored(), 0);
+    });
+}
+
+#[test]
+fn a_mount_that_is_given_up_ends_its_work_and_leaves_nothing_stored() {
+    world(vec![large(200_000)]).test(async |world| {
+        let lazy = world.lazy(LazyConfig::default());
+        {
+            let mount = lazy.mount(alone(world, 0, "slow"));
+            tokio::pin!(mount);
+            while world.stored() == 0 {
+                tokio::select! {
+                    biased;
+                    _ = &mut mount => panic!("it was too quick"),
+                    () = tokio::task::yield_now() => {}
+                }
+            }
+        }
+        // A layer of another kind of failure is opened at the same place afterwards.
+        lazy.mount(alone(world, 0, "again")).await.unwrap();
+        lazy.unmount(&world.root.path().join("again"))
+            .await
+            .unwrap();
+        assert_eq!(world.stored(), 0);
+    });
+}
+
+#[test]
+fn a_layer_over_a_limit_is_refused_with_the_key_and_leaves_nothing() {
+    world(vec![large(20_000)]).test(async |world| {
+        let limits = Limits::default();
+        for (limits, key) in [
+            (
+                Limits {
+                    ztoc: 1 << 20,
+                    ..limits
+                },
+                "limits.ztoc_bytes",
+            ),
+            (
+                Limits {
+                    tree: 1 << 20,
+                    ..limits
+                },
+                "limits.tree_bytes",
+            ),
+            (
+                Limits {
+                    image_trees: 1 << 20,
+                    ..limits
+                },
+                "limits.image_tree_bytes",
+            ),
+            (
+                Limits {
+                    total_trees: 1 << 20,
+                    ..limits
+                },
+                "limits.total_tree_bytes",
+            ),
+        ] {
+            let lazy = world.lazy(LazyConfig {
+                limits,
+                ..LazyConfig::default()
+            });
+            let request = alone(world, 0, "a");
+            let refusal = lazy.mount(request.clone()).await.unwrap_err();
+            let why = soci_errors::chain(&refusal);
+            assert_eq!(refusal.code(), "failed", "{why}");
+            assert!(why.contains(key), "{why}");
+            assert_eq!(world.stored(), 0, "{key}");
+        }
+        let lazy = world.lazy(LazyConfig::default());
+        let request = alone(world, 0, "a");
+        lazy.mount(request.clone()).await.unwrap();
+        lazy.unmount(&request.mountpoint).await.unwrap();
+    });
+}
