@@ -60,9 +60,15 @@ impl LazyLayer {
     }
 
     /// Fetches these spans at the priority of a recorded start-up profile.
-    pub fn prefetch(&self, spans: impl IntoIterator<Item = u32>) {
+    pub fn prefetch(&self, spans: Range<u32>) {
+        let spans = spans.start..spans.end.min(self.layer.spans.len());
+        self.want_ahead(spans, Priority::Profile);
+    }
+
+    /// As [`LazyLayer::prefetch`], for single spans.
+    pub fn prefetch_each(&self, spans: &[u32]) {
         let most = self.layer.spans.len();
-        let spans = spans.into_iter().filter(|span| *span < most);
+        let spans = spans.iter().copied().filter(|span| *span < most);
         self.want_ahead(spans, Priority::Profile);
     }
 
@@ -143,12 +149,13 @@ impl LazyLayer {
         if self.layer.profiles.load(Ordering::Relaxed) > 0 {
             return;
         }
-        let ahead = {
-            let mut streams = self.layer.streams.lock();
-            let most = self.driver.context.config.max_readahead;
-            streams.note(read, &self.layer.spans, most)
-        };
-        if let Some(ahead) = ahead {
+        let (layer, most) = (&self.layer, self.driver.context.config.max_readahead);
+        if most == 0 {
+            return;
+        }
+        let before = layer.walks.lock().note(&read, &layer.spans, most);
+        let after = layer.streams.lock().note(read, &layer.spans, most);
+        for ahead in [before, after].into_iter().flatten() {
             self.want_ahead(ahead, Priority::Readahead);
         }
     }

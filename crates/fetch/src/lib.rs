@@ -28,6 +28,7 @@ mod pace;
 mod pending_read;
 mod playback;
 mod priority;
+mod read_backwards;
 mod read_error;
 mod read_log;
 mod readahead;

@@ -112,6 +112,10 @@ impl Streams {
     }
 }
 
+/// A plain tar of a hundred spans of 1 MiB, whose compressed bytes are its uncompressed ones.
+#[cfg(test)]
+pub(crate) use tests::spans as sample_spans;
+
 #[cfg(test)]
 mod tests {
     use soci_ztoc::{BuildOptions, Builder, Compression};
@@ -121,8 +125,7 @@ mod tests {
     const SPAN: u64 = 1 << 20;
     const MOST: u64 = 32 << 20;
 
-    /// A plain tar of a hundred spans, whose compressed bytes are its uncompressed ones.
-    fn spans() -> SpanTable {
+    pub(crate) fn spans() -> SpanTable {
         let mut header = tar::Header::new_gnu();
         header.set_path("file").unwrap();
         header.set_size(99 * SPAN);

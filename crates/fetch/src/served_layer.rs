@@ -10,6 +10,7 @@ use soci_store::StoredLayer;
 use soci_ztoc::{SpanId, SpanTable};
 
 use crate::fill_progress::FillProgress;
+use crate::read_backwards::BackwardWalks;
 use crate::read_error::{Cause, OriginFailing};
 use crate::read_log::ReadLogs;
 use crate::readahead::Streams;
@@ -24,6 +25,7 @@ pub(crate) struct ServedLayer {
     pub(crate) spans: SpanTable,
     pub(crate) source: Arc<dyn BlobSource>,
     pub(crate) streams: Mutex<Streams>,
+    pub(crate) walks: Mutex<BackwardWalks>,
     pub(crate) read_logs: ReadLogs,
     /// Number of start-up profiles that are played: no other readahead is needed then.
     pub(crate) profiles: AtomicUsize,
@@ -43,6 +45,7 @@ impl ServedLayer {
             stored,
             source,
             streams: Mutex::default(),
+            walks: Mutex::default(),
             read_logs: ReadLogs::default(),
             profiles: AtomicUsize::new(0),
             fill_progress: FillProgress::default(),

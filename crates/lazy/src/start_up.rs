@@ -176,7 +176,7 @@ impl PlayedLayer for Played {
     }
 
     fn fetch(&self, spans: &[u32]) {
-        self.data.prefetch(spans.iter().copied());
+        self.data.prefetch_each(spans);
     }
 }
 

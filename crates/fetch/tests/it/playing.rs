@@ -31,7 +31,7 @@ impl PlayedLayer for Open {
         self.log.was_read(span)
     }
     fn fetch(&self, spans: &[u32]) {
-        self.layer.prefetch(spans.iter().copied());
+        self.layer.prefetch_each(spans);
     }
 }
 
