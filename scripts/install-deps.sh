@@ -20,6 +20,8 @@ skopeo                                      skopeo
 busybox                                     busybox-static
 mmdebstrap                                  mmdebstrap
 mandoc                                      mandoc
+openssl                                     openssl
+nginx                                       nginx-light
 setpriv                                     util-linux
 mount                                       mount
 systemd-analyze                             systemd

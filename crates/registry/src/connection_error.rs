@@ -6,6 +6,7 @@ use std::time::Duration;
 use soci_errors::chain;
 
 use crate::reach::OutOfReach;
+use crate::tls_failure::explain;
 use crate::{RegistryError, RequestLine};
 
 /// Maps an error of reqwest to ours, without the URL that reqwest puts into its messages.
@@ -35,29 +36,14 @@ pub(crate) fn connection_error(
             reason: refusal.to_string(),
         };
     }
-    match tls_advice(&error) {
-        Some(advice) => RegistryError::Tls {
+    match find::<rustls::Error>(&error).and_then(explain) {
+        Some((reason, advice)) => RegistryError::Tls {
             request,
             reason,
             advice,
         },
         None if error.is_connect() => RegistryError::Unreachable { request, reason },
         None => RegistryError::Dropped { request, reason },
-    }
-}
-
-/// The remedy for a handshake that will fail again; `None` if TLS is not the cause.
-fn tls_advice(error: &reqwest::Error) -> Option<&'static str> {
-    match find::<rustls::Error>(error)? {
-        rustls::Error::InvalidCertificate(_) => Some(
-            "check the certificate's name and dates, and that the system trusts its authority \
-             (soci also takes --tlscacert, and --skip-verify to skip the verification)",
-        ),
-        rustls::Error::InvalidMessage(_) => Some(
-            "the server does not seem to use TLS: check the port (soci takes --plain-http \
-             for a registry without TLS)",
-        ),
-        _ => None,
     }
 }
 

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustls::crypto::CryptoProvider;
 use soci_errors::chain;
 use url::Url;
 
 use crate::endpoint::{Endpoint, is_loopback};
 use crate::reach::{GuardedResolver, Proxies, Reach};
+use crate::tls_verifier::{authorities, client_config};
 use crate::{ClientConfig, RegistryError, TlsSettings};
 
 /// Most pools of a client; a client with more registries with settings of their own starts over.
@@ -95,7 +97,7 @@ fn build(
     config: &ClientConfig,
 ) -> Result<reqwest::Client, RegistryError> {
     // Fails only when a provider is installed already, which then is the one to use.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    let _ = CryptoProvider::install_default(CryptoProvider::clone(&crate::p521::provider()));
     let mut builder = reqwest::Client::builder()
         .user_agent(&config.user_agent)
         .redirect(reqwest::redirect::Policy::none())
@@ -126,39 +128,25 @@ fn with_tls(
 ) -> Result<reqwest::ClientBuilder, RegistryError> {
     // h2's default windows hold a fast link back. The keep-alive notices a connection that died
     // silently before request after request is sent over it.
-    let mut builder = builder
+    let builder = builder
         .http2_adaptive_window(true)
         .http2_keep_alive_interval(Duration::from_secs(10))
-        .http2_keep_alive_timeout(Duration::from_secs(10))
-        .tls_danger_accept_invalid_certs(tls.skip_verify);
-    let mut authorities = Vec::new();
-    for pem in &tls.extra_ca {
-        let found = parse_authorities(pem)
-            .map_err(|reason| RegistryError::Config(format!("certificate authority: {reason}")))?;
-        authorities.extend(found);
+        .http2_keep_alive_timeout(Duration::from_secs(10));
+    if !tls.skip_verify {
+        return Ok(builder.tls_backend_preconfigured(client_config(tls)?));
     }
-    if !authorities.is_empty() {
-        builder = builder.tls_certs_merge(authorities);
-    }
-    if let Some(identity) = &tls.identity {
-        let identity = reqwest::Identity::from_pem(&identity.pem)
-            .map_err(|error| refused("client certificate", &error))?;
-        builder = builder.identity(identity);
-    }
-    Ok(builder)
+    let builder = builder.tls_danger_accept_invalid_certs(true);
+    let Some(identity) = &tls.identity else {
+        return Ok(builder);
+    };
+    let identity = reqwest::Identity::from_pem(&identity.pem)
+        .map_err(|error| refused("client certificate", &error))?;
+    Ok(builder.identity(identity))
 }
 
 /// Checks that a file of certificate authorities is one.
 pub(crate) fn check_authorities(pem: &[u8]) -> Result<(), String> {
-    parse_authorities(pem).map(|_| ())
-}
-
-fn parse_authorities(pem: &[u8]) -> Result<Vec<reqwest::Certificate>, String> {
-    let found = reqwest::Certificate::from_pem_bundle(pem).map_err(|error| chain(&error))?;
-    if found.is_empty() {
-        return Err("the file holds no certificate in PEM".to_owned());
-    }
-    Ok(found)
+    authorities(pem).map(|_| ())
 }
 
 fn refused(what: &str, error: &(dyn Error + 'static)) -> RegistryError {

@@ -127,7 +127,7 @@ pub enum RegistryError {
         reason: String,
     },
     /// The TLS handshake failed.
-    #[error("{request}: {reason}; {advice}")]
+    #[error("{request}: TLS: {reason}; {advice}")]
     Tls {
         /// The request.
         request: RequestLine,

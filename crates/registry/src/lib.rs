@@ -33,6 +33,7 @@ mod hosts_dir;
 mod hosts_files;
 mod hosts_toml;
 mod manifest;
+mod p521;
 mod range;
 mod range_reader;
 mod range_support;
@@ -46,6 +47,8 @@ mod signed_url;
 mod source;
 #[cfg(feature = "test-doubles")]
 pub mod testing;
+mod tls_failure;
+mod tls_verifier;
 mod token;
 mod transport;
 mod upload;

@@ -5,6 +5,7 @@
 
 mod authentication;
 mod blobs;
+mod certificates;
 mod docker_registry;
 mod fake;
 mod faults;
