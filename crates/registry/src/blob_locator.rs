@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
-use http::header::{ACCEPT_ENCODING, CONTENT_RANGE, RANGE};
+use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, RANGE};
 use http::{HeaderMap, HeaderValue};
 use parking_lot::Mutex;
 use soci_oci::{Digest, Reference};
@@ -19,6 +19,7 @@ use crate::endpoint::{Endpoint, Need};
 use crate::engine::{Engine, note};
 use crate::error::ErrorKind;
 use crate::range::parse_content_range;
+use crate::range_support::Ranges;
 use crate::reach::Reach;
 use crate::request::RequestSpec;
 use crate::response::Incoming;
@@ -108,7 +109,8 @@ impl BlobLocator {
     /// Whether the host that serves the blob honours ranges; `None` if that is not known yet.
     pub(crate) fn honours_ranges(&self) -> Option<bool> {
         let location = self.location.lock().clone()?;
-        self.engine.ranges.of(&location.url)
+        let ranges = self.engine.ranges.of(&location.url)?;
+        Some(ranges == Ranges::Honoured)
     }
 
     /// Forgets the location: it served damaged data.
@@ -197,38 +199,70 @@ impl BlobLocator {
         }))
     }
 
-    /// Requests the bytes from one URL.
+    /// Requests the bytes from one URL; everything, if the answers of its host to ranges cannot be used.
     async fn request(
         &self,
         endpoint: &Endpoint,
         (url, reach): (Url, Reach),
         range: &Range<u64>,
     ) -> Result<OpenBody, RegistryError> {
-        let mut headers = HeaderMap::new();
-        // A proxy that compresses on its own would break offsets and digests.
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if *range != (0..self.size) {
-            let last = range.end.saturating_sub(1);
-            let value = HeaderValue::try_from(format!("bytes={}-{last}", range.start))
-                .map_err(|error| RegistryError::Config(error.to_string()))?;
-            headers.insert(RANGE, value);
-        }
+        let ranges = &self.engine.ranges;
         let target = AuthTarget::pull(endpoint, &self.reference);
-        let spec = RequestSpec::get(url, headers).within(reach);
-        let response = self.engine.exchange(&target, spec).await?;
-        self.accept(response, range)
+        let mut ranged = *range != (0..self.size) && ranges.of(&url) != Some(Ranges::Unusable);
+        loop {
+            let mut headers = HeaderMap::new();
+            // A proxy that compresses on its own would break offsets and digests.
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            if ranged {
+                let last = range.end.saturating_sub(1);
+                let value = HeaderValue::try_from(format!("bytes={}-{last}", range.start))
+                    .map_err(|error| RegistryError::Config(error.to_string()))?;
+                headers.insert(RANGE, value);
+            }
+            let spec = RequestSpec::get(url.clone(), headers).within(reach);
+            let response = self.engine.exchange(&target, spec).await?;
+            let place = response.url().clone();
+            match self.accept(response, range, ranged) {
+                Ok(body) => return Ok(body),
+                Err(error) if ranged => {
+                    ranged = false;
+                    ranges.note(&place, Ranges::Unusable);
+                    tracing::warn!(
+                        host = %place.origin().ascii_serialization(),
+                        %error,
+                        "answers to range requests cannot be used; requesting whole blobs"
+                    );
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Checks that the head of the response announces what was requested.
-    fn accept(&self, response: Incoming, range: &Range<u64>) -> Result<OpenBody, RegistryError> {
+    fn accept(
+        &self,
+        response: Incoming,
+        range: &Range<u64>,
+        ranged: bool,
+    ) -> Result<OpenBody, RegistryError> {
         let protocol = |reason: String| {
             Err(RegistryError::Protocol {
                 request: response.line().clone(),
                 reason,
             })
         };
-        let length = response.content_length();
-        let size = self.size;
+        let (length, size, wanted) = (
+            response.content_length(),
+            self.size,
+            range.end - range.start,
+        );
+        if let Some(encoding) = response.header(CONTENT_ENCODING)
+            && encoding != "identity"
+        {
+            return protocol(format!(
+                "the body is encoded as {encoding:?} although identity was requested"
+            ));
+        }
         match response.status().as_u16() {
             200 => {
                 if length.is_some_and(|length| length != size) {
@@ -237,40 +271,49 @@ impl BlobLocator {
                         length.unwrap_or_default()
                     ));
                 }
-                if *range != (0..size) {
-                    self.engine.ranges.note(response.url(), false);
+                if ranged {
+                    self.engine.ranges.note(response.url(), Ranges::Ignored);
                 }
                 Ok(OpenBody {
                     response,
                     skip: range.start,
-                    left: range.end - range.start,
+                    left: wanted,
                     overlong: range.end < size,
                     surplus: false,
                 })
             }
             206 => {
                 let given = response.header(CONTENT_RANGE).unwrap_or_default();
-                let Some(content) = parse_content_range(given) else {
-                    return protocol(format!("a 206 response with Content-Range {given:?}"));
+                let multipart = response
+                    .header(CONTENT_TYPE)
+                    .is_some_and(|kind| kind.starts_with("multipart/"));
+                let left = match parse_content_range(given) {
+                    // As long as what was asked for, if nothing says otherwise: the digest decides.
+                    None if !multipart && length == Some(wanted) => wanted,
+                    Some(content)
+                        if content.bytes.start == range.start && content.bytes.end <= range.end =>
+                    {
+                        content.bytes.end - content.bytes.start
+                    }
+                    None if multipart => return protocol("a 206 response in parts".to_owned()),
+                    None => {
+                        return protocol(format!("a 206 response with Content-Range {given:?}"));
+                    }
+                    Some(_) => {
+                        return protocol(format!(
+                            "requested bytes {}-{} of {size}, got Content-Range {given:?}",
+                            range.start,
+                            range.end.saturating_sub(1)
+                        ));
+                    }
                 };
-                if content.bytes.start != range.start
-                    || content.bytes.end > range.end
-                    || content.total.is_some_and(|total| total != size)
-                {
-                    return protocol(format!(
-                        "requested bytes {}-{} of {size}, got Content-Range {given:?}",
-                        range.start,
-                        range.end.saturating_sub(1)
-                    ));
-                }
-                let left = content.bytes.end - content.bytes.start;
                 if length.is_some_and(|length| length != left) {
                     return protocol(format!(
                         "Content-Range {given:?} with {} bytes",
                         length.unwrap_or_default()
                     ));
                 }
-                self.engine.ranges.note(response.url(), true);
+                self.engine.ranges.note(response.url(), Ranges::Honoured);
                 Ok(OpenBody {
                     response,
                     skip: 0,

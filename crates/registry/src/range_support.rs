@@ -8,8 +8,19 @@ use crate::bounded::Bounded;
 /// Most hosts that are remembered: redirects name them, and names may be without number.
 const MAX_HOSTS: usize = 1024;
 
-/// Whether hosts honour ranges, by origin.
-pub(crate) struct RangeSupport(Mutex<Bounded<String, bool>>);
+/// What a host does with a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ranges {
+    /// It sends the range.
+    Honoured,
+    /// It sends everything; a cache may send ranges later.
+    Ignored,
+    /// Its answers to ranges cannot be used: it is asked for everything.
+    Unusable,
+}
+
+/// What hosts do with ranges, by origin.
+pub(crate) struct RangeSupport(Mutex<Bounded<String, Ranges>>);
 
 impl Default for RangeSupport {
     fn default() -> Self {
@@ -18,8 +29,8 @@ impl Default for RangeSupport {
 }
 
 impl RangeSupport {
-    /// Whether the host of `url` honours ranges; `None` if that is not known yet.
-    pub(crate) fn of(&self, url: &Url) -> Option<bool> {
+    /// What the host of `url` does; `None` if that is not known yet.
+    pub(crate) fn of(&self, url: &Url) -> Option<Ranges> {
         self.0
             .lock()
             .get(&url.origin().ascii_serialization())
@@ -27,9 +38,9 @@ impl RangeSupport {
     }
 
     /// Notes what a response of the host of `url` showed.
-    pub(crate) fn note(&self, url: &Url, honoured: bool) {
+    pub(crate) fn note(&self, url: &Url, ranges: Ranges) {
         self.0
             .lock()
-            .insert(url.origin().ascii_serialization(), honoured);
+            .insert(url.origin().ascii_serialization(), ranges);
     }
 }

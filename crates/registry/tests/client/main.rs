@@ -13,6 +13,7 @@ mod host_headers;
 mod hosts_files;
 mod manifests;
 mod mirrors;
+mod nginx;
 mod reach;
 mod redirects;
 mod referrers;
