@@ -23,6 +23,9 @@ CARGO ?= cargo
 TEST_THREADS ?= $(shell n=$$(nproc); echo $$((n > 4 ? 4 : n)))
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 60
+FUZZ_JOBS ?= 1
+# --allow-unchecked-advisories: `make lint` passes where the advisory database cannot be fetched.
+ADVISORIES ?=
 # Seconds of kills in `make soak`; kills without resending, and hand-overs, take a third of it each.
 SOAK_SECONDS ?= 1800
 
@@ -91,10 +94,8 @@ bench: deps ## Print the benchmarks, overlayfs beside them
 	target/release/bench
 
 .PHONY: fuzz
-fuzz: ## Fuzz each parser for FUZZ_SECONDS (nightly Rust and cargo-fuzz)
-	cd fuzz && for target in $$($(CARGO) +nightly fuzz list); do \
-		$(CARGO) +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
-	done
+fuzz: ## Fuzz each target (TARGETS=… for some) for FUZZ_SECONDS, FUZZ_JOBS at a time
+	fuzz/run -s $(FUZZ_SECONDS) -j $(FUZZ_JOBS) $(TARGETS)
 
 .PHONY: lint
 lint: ## Check format, clippy, documentation, promises, architecture, oldest Rust, licences and advisories
@@ -106,7 +107,7 @@ lint: ## Check format, clippy, documentation, promises, architecture, oldest Rus
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
 	scripts/check-msrv.sh
-	scripts/check-dependencies.sh
+	scripts/check-dependencies.sh $(ADVISORIES)
 
 .PHONY: install
 install: ## Install programs, units, completions, manual pages and default configuration (DESTDIR, PREFIX)

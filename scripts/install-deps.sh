@@ -83,14 +83,30 @@ rust_is_here() {
     test "$(printf '%s\n' "$oldest_rust" "$have" | sort -V | head -n1)" = "$oldest_rust"
 }
 
-# Debian 12 has Rust 1.63, which is too old, and no package of rustup: the official installer it is.
+# Debian 12 has Rust 1.63, which is too old, and no package of rustup: the official installer it is, of a
+# version whose checksums are known (https://static.rust-lang.org/rustup/archive/VERSION/TARGET/rustup-init.sha256).
+rustup=1.28.2
+rustup_sums='
+x86_64  20a06e644b0d9bd2fbdbfd52d42540bdde820ea7df86e92e533c073da0cdd43c
+aarch64 e3853c5a252fca15252d07cb23a1bdd9377a8c6f3efa01531109281ae47f841c
+'
 install_rust() {
-    echo "install-deps: installing Rust with rustup (https://rustup.rs)"
-    if ! curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs |
-        sh -s -- -y --no-modify-path --profile minimal --component clippy --component rustfmt; then
+    local machine sum folder
+    machine=$(uname -m)
+    sum=$(awk -v machine="$machine" '$1 == machine { print $2 }' <<<"$rustup_sums")
+    echo "install-deps: installing Rust with rustup $rustup (https://rustup.rs)"
+    folder=$(mktemp -d)
+    if test -z "$sum" ||
+        ! curl --proto '=https' --tlsv1.2 -sSf -o "$folder/rustup-init" \
+            "https://static.rust-lang.org/rustup/archive/$rustup/$machine-unknown-linux-gnu/rustup-init" ||
+        ! sha256sum --check --quiet <<<"$sum  $folder/rustup-init" ||
+        ! chmod 755 "$folder/rustup-init" ||
+        ! "$folder/rustup-init" -y --no-modify-path --profile minimal --component clippy --component rustfmt; then
+        rm -r "$folder"
         echo "install-deps: could not install Rust: get $oldest_rust or newer from https://rustup.rs" >&2
         exit 1
     fi
+    rm -r "$folder"
 }
 
 export PATH="${CARGO_HOME:-${HOME:-/root}/.cargo}/bin:$PATH:/usr/sbin:/sbin"

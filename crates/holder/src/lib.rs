@@ -11,6 +11,9 @@
 
 mod client;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzz;
 mod holder_process;
 mod keeper;
 mod process;

@@ -8,6 +8,9 @@
 
 mod cri;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzz;
 mod kube;
 
 pub use cri::{CriKeychain, ImageServiceProxy, Vault};

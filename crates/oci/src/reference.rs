@@ -99,6 +99,16 @@ impl FromStr for Reference {
             reason,
         };
         let parsed: Parsed = text.parse().map_err(|e| error(format!("{e}")))?;
+        // The parser takes `Upper/name` for a repository of Docker Hub, whose name no registry takes.
+        if parsed
+            .repository()
+            .contains(|c: char| c.is_ascii_uppercase())
+        {
+            return Err(error(format!(
+                "the name of repository {:?} is not in lower case",
+                parsed.repository()
+            )));
+        }
         let digest = match parsed.digest() {
             Some(digest) => Some(digest.parse::<Digest>().map_err(|e| error(e.to_string()))?),
             None => None,
@@ -130,7 +140,7 @@ mod tests {
             r.at(digest).to_string(),
             format!("localhost:5000/a/b@{digest}")
         );
-        for bad in ["", "a/UPPER", "a b", "a@sha256:zz"] {
+        for bad in ["", "a/UPPER", "UPPER/a", "a b", "a@sha256:zz"] {
             assert!(bad.parse::<Reference>().is_err(), "{bad}");
         }
     }

@@ -27,6 +27,9 @@ mod endpoint;
 mod engine;
 mod error;
 mod exists;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzz;
 mod host_headers;
 mod host_health;
 mod hosts_dir;

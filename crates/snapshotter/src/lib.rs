@@ -16,6 +16,9 @@ mod disk_usage;
 mod error;
 mod file_error;
 mod filter;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzz;
 mod idmap;
 mod ids;
 mod image_layer;

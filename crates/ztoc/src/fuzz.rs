@@ -4,7 +4,8 @@ use crate::parallel::Pipeline;
 use crate::prefetch::Prefetch;
 use crate::soci_index::SociIndex;
 use crate::{
-    BuildOptions, Builder, Checkpoints, Compression, GzipCheckpoints, SpanId, TarZinfo, Ztoc,
+    BuildError, BuildOptions, Builder, Checkpoints, Compression, GzipCheckpoints, SpanId, TarPart,
+    TarStream, TarZinfo, Ztoc,
 };
 
 /// A zTOC that is read is written and read again as the same, and garbage is not extracted.
@@ -182,4 +183,41 @@ fn build_one(data: &[u8], compression: Compression) {
         assert!(extracted.is_ok(), "span {id}: {extracted:?}");
     }
     assert_eq!(end, table.uncompressed_size());
+}
+
+/// A tar and its PAX records: entries and content are the same whatever the pieces they arrive in.
+///
+/// # Panics
+/// When that does not hold.
+pub fn tar_scan(data: &[u8]) {
+    let scan = |piece: usize| -> Result<Vec<(crate::FileMetadata, u64)>, BuildError> {
+        let mut entries = Vec::new();
+        let mut stream = TarStream::new();
+        for piece in data.chunks(piece) {
+            stream.write(piece, |part| {
+                match part {
+                    TarPart::Entry(entry) => entries.push((*entry, 0)),
+                    TarPart::Content(bytes) => {
+                        if let Some((_, length)) = entries.last_mut() {
+                            *length += bytes.len() as u64;
+                        }
+                    }
+                }
+                Ok::<_, BuildError>(())
+            })?;
+        }
+        stream.finish()?;
+        Ok(entries)
+    };
+    let whole = scan(usize::MAX);
+    let pieces = scan(7);
+    match (&whole, &pieces) {
+        (Ok(whole), Ok(pieces)) => assert!(whole == pieces, "the pieces matter"),
+        (Err(_), Err(_)) => {}
+        _ => panic!("the pieces matter: {whole:?} {pieces:?}"),
+    }
+    for (entry, length) in whole.into_iter().flatten() {
+        assert_eq!(entry.content_len(), length, "{entry:?}");
+        let _ = (entry.mtime(), entry.posix_xattrs().count());
+    }
 }

@@ -142,6 +142,15 @@ impl Kubeconfig {
         })
     }
 
+    /// Reads the text of a file as a fuzz target does.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn fuzz(text: &str) {
+        if let Ok(mut config) = Self::parse(text) {
+            config.merge(Self::parse(text).unwrap_or_default());
+            let _ = config.current();
+        }
+    }
+
     /// Adds the definitions of another file that this one does not have.
     pub(super) fn merge(&mut self, other: Self) {
         if self.current_context.is_empty() {

@@ -13,3 +13,9 @@ mod sync;
 
 pub use secrets::KubeSecrets;
 pub use settings::KubeSettings;
+
+/// Reads a text as a kubeconfig, for a fuzz target.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz_kubeconfig(text: &str) {
+    kubeconfig::Kubeconfig::fuzz(text);
+}
