@@ -45,6 +45,12 @@ fn under_our_units_readers_notice_no_restart_stop_kill_or_reload() {
     let holder = node.holder();
     assert!(holder.1.ends_with(".scope"), "{holder:?}");
 
+    let status = format!("/proc/{}/status", node.server());
+    let status = node.systemd.run("cat", [status]).unwrap();
+    for limited in ["Seccomp:\t2", "NoNewPrivs:\t1"] {
+        assert!(status.contains(limited), "{limited}: {status}");
+    }
+
     let main = node.systemd.property(SERVICE, "MainPID").unwrap();
     let before = node.server();
     node.install_programs();

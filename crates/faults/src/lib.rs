@@ -45,6 +45,18 @@ pub fn fails(name: &str) -> bool {
     cfg!(debug_assertions) && selected().is_some_and(|selected| selected.is_reached(name))
 }
 
+/// Takes memory until the process is killed, if this name is selected.
+#[inline]
+pub fn hoards(name: &str) {
+    if fails(name) {
+        let mut hoard = Vec::new();
+        loop {
+            hoard.push(vec![1_u8; 16 << 20]);
+            std::hint::black_box(&hoard);
+        }
+    }
+}
+
 /// The selected point.
 #[derive(Debug)]
 struct Selected {

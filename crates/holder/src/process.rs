@@ -85,7 +85,12 @@ pub fn run(root: &Path) -> Result<(), HolderError> {
     let _ = rustix::process::setsid();
     let _ = rustix::thread::set_name(&std::ffi::CString::new(PROCESS_NAME).unwrap_or_default());
     // Losing the holder hurts every container: other processes are to be killed first when memory is short.
-    let _ = std::fs::write("/proc/self/oom_score_adj", "-999");
+    // A server's score is higher; back to an ordinary one needs no privilege.
+    let scores = ["-999", "0"].iter();
+    let _ = scores
+        .map(|score| std::fs::write("/proc/self/oom_score_adj", score))
+        .any(|written| written.is_ok());
+    protect_memory();
     let lock_path = root.join(LOCK);
     let lock = File::options()
         .create(true)
@@ -110,6 +115,22 @@ pub fn run(root: &Path) -> Result<(), HolderError> {
     // No other process creates it while we have the lock.
     let _ = std::fs::remove_file(socket::path(root));
     Ok(())
+}
+
+/// Disables core dumps and access to this process by others: it holds the memory with credentials. Best
+/// effort: the descriptors are more important.
+fn protect_memory() {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    // In tests it is a thread of another program.
+    if crate::root_of_holder().is_none() {
+        return;
+    }
+    let no_core = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    let _ = setrlimit(Resource::Core, no_core);
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
 /// Installs the handlers: SIGINT arrives on the returned stream. Other signals that end programs are

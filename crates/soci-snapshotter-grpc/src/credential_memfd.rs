@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
 use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use soci_holder::{HeldFd, Keeper};
 use soci_keychain::Vault;
 
@@ -20,8 +20,11 @@ struct HeldMemory(Arc<Keeper>);
 impl Vault for HeldMemory {
     fn put(&self, secrets: &[u8]) {
         let put = || -> std::io::Result<()> {
-            let mut memory = File::from(memfd_create("soci-credentials", MemfdFlags::CLOEXEC)?);
+            let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+            let mut memory = File::from(memfd_create("soci-credentials", flags)?);
             memory.write_all(secrets)?;
+            let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+            fcntl_add_seals(&memory, seals)?;
             self.0.put(holder_keys::CREDENTIALS, "", memory.into());
             Ok(())
         };

@@ -12,7 +12,7 @@ use crate::listen::{self, ListenError};
 /// The address of an HTTP server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum HttpAddress {
-    /// `HOST:PORT`; an empty host is every address of this machine.
+    /// `HOST:PORT`; an empty host is this machine alone.
     Tcp(String),
     /// The path of a socket to be created.
     Unix(PathBuf),
@@ -103,13 +103,8 @@ impl HttpSocket {
 
 fn bind_tcp(address: &str) -> io::Result<TcpListener> {
     let socket = match address.strip_prefix(':') {
-        // Both families where the machine has both.
-        Some(port) => {
-            TcpListener::bind(format!("[::]:{port}")).or_else(|error| match error.kind() {
-                io::ErrorKind::AddrInUse => Err(error),
-                _ => TcpListener::bind(format!("0.0.0.0:{port}")),
-            })
-        }
+        // There is no authentication, and the answers name the images of all tenants.
+        Some(port) => TcpListener::bind(format!("127.0.0.1:{port}")),
         None => TcpListener::bind(address),
     }?;
     socket.set_nonblocking(true)?;
@@ -162,9 +157,11 @@ mod tests {
     }
 
     #[test]
-    fn a_port_alone_is_every_address() {
+    fn a_port_alone_is_this_machine_and_every_address_has_to_be_asked_for() {
         let socket = HttpSocket::bind(&HttpAddress::parse(":0"), "metrics_address").unwrap();
-        let port = socket.address().rsplit_once(':').unwrap().1.to_owned();
-        std::net::TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+        assert!(socket.address().starts_with("127.0.0.1:"), "{socket:?}");
+        let place = HttpAddress::parse("0.0.0.0:0");
+        let socket = HttpSocket::bind(&place, "metrics_address").unwrap();
+        assert!(socket.address().starts_with("0.0.0.0:"), "{socket:?}");
     }
 }

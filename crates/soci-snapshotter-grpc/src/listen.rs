@@ -1,9 +1,9 @@
 //! The socket that containerd connects to: created at a path, or passed by systemd.
 
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, Permissions};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt as _};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -287,6 +287,7 @@ pub(crate) fn at_path(path: &Path) -> Result<Listener, ListenError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(failed("look at")(e)),
     }
+    // Created under the umask, which the server sets to 0077; the mode is the same without that.
     let socket = UnixListener::bind(path).map_err(|source| {
         if source.kind() == io::ErrorKind::AddrInUse {
             ListenError::InUse(path.to_owned())
@@ -294,6 +295,8 @@ pub(crate) fn at_path(path: &Path) -> Result<Listener, ListenError> {
             failed("listen on")(source)
         }
     })?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o600))
+        .map_err(failed("set the permissions of"))?;
     socket.set_nonblocking(true).map_err(failed("listen on"))?;
     Ok(Listener {
         socket,

@@ -18,6 +18,7 @@ mod manual_pages;
 mod memory;
 mod metrics;
 mod observe;
+mod own_process;
 mod preflight;
 mod process_facts;
 mod root_lock;

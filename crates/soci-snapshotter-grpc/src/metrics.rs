@@ -63,6 +63,7 @@ async fn answer(State(metrics): State<Arc<Metrics>>) -> Response {
 
 impl Metrics {
     async fn text(&self) -> Result<String, MetricsError> {
+        soci_faults::hoards("metrics-memory");
         let _one_at_a_time = self.scraping.lock().await;
         self.lazy.update_metrics();
         let mut samples = self.mounts();

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use rustix::process::{Pid, Signal, getppid, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, getppid, pidfd_open, pidfd_send_signal};
 use soci_store::{Owner, RootLock, StoreError};
 
 /// How long a server without supervisor may take to end when the next daemon starts.
@@ -35,10 +35,10 @@ pub(crate) fn lock(root: &Path, owner: Owner) -> anyhow::Result<RootLock> {
                         pid = other.server,
                         "asking a server without supervisor to release the root folder"
                     );
-                    signal(other.server, Signal::TERM);
+                    signal(root, other, Receiver::Server, Signal::TERM)?;
                     asked = true;
                 } else if begin.elapsed() > ORPHAN_ENDS / 2 {
-                    signal(other.server, Signal::KILL);
+                    signal(root, other, Receiver::Server, Signal::KILL)?;
                 }
                 std::thread::sleep(Duration::from_millis(10));
             }
@@ -64,10 +64,70 @@ fn exists(pid: u32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }
 
-fn signal(pid: u32, signal: Signal) {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    if let Some(pid) = pid {
-        // It may have ended already.
-        let _ = kill_process(pid, signal);
+/// A process of an owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Receiver {
+    Supervisor,
+    Server,
+}
+
+/// Signals a process of the owner of the root folder, if it still is the owner: another process may have its
+/// number by now, or in this PID namespace.
+///
+/// # Errors
+/// If the owner is another one, or not of this PID namespace, or has ended.
+pub(crate) fn signal(
+    root: &Path,
+    owner: Owner,
+    receiver: Receiver,
+    signal: Signal,
+) -> anyhow::Result<()> {
+    let pid = match receiver {
+        Receiver::Server => Some(owner.server),
+        Receiver::Supervisor => owner.supervisor,
+    };
+    let process = pid.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+    let process = process.context("the root folder names no process")?;
+    let descriptor = pidfd_open(process, PidfdFlags::empty())
+        .with_context(|| format!("cannot open process {process:?}"))?;
+    // The kernel says who has the lock now, so that the descriptor, which is older, is of that process.
+    if RootLock::owner(root)? != Some(owner) {
+        anyhow::bail!(
+            "process {process:?}, which {} names, does not have it as seen from here: is it of another \
+             container or PID namespace?",
+            root.join("daemon.lock").display()
+        );
+    }
+    pidfd_send_signal(&descriptor, signal)
+        .with_context(|| format!("cannot signal process {process:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_does_not_have_the_lock_is_not_signalled() {
+        let root = tempfile::tempdir().unwrap();
+        let mut stranger = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        // As from another PID namespace: the number in the file is that of another process here.
+        let named = Owner {
+            supervisor: None,
+            server: stranger.id(),
+        };
+        let lock = RootLock::acquire(root.path(), named).unwrap();
+        let refused = signal(root.path(), named, Receiver::Server, Signal::KILL).unwrap_err();
+        assert!(refused.to_string().contains("PID namespace"), "{refused}");
+        assert!(stranger.try_wait().unwrap().is_none());
+
+        let us = ourselves(false);
+        lock.set_owner(us);
+        // SIGCONT does nothing to a process that runs.
+        signal(root.path(), us, Receiver::Server, Signal::CONT).unwrap();
+        stranger.kill().unwrap();
+        stranger.wait().unwrap();
     }
 }

@@ -14,6 +14,7 @@ use soci_config::Config;
 use crate::args::{Args, REVISION, VERSION};
 use crate::control::{Predecessor, ServerEvent};
 use crate::listen::{Address, PassedSocket};
+use crate::own_process;
 use crate::preflight;
 use crate::supervision::Supervision;
 use server::{Bound, Ended, Setup};
@@ -23,6 +24,7 @@ const LAST: Duration = Duration::from_secs(2);
 
 /// Serves until a signal, or the supervisor, ends it.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    own_process::of_server();
     let predecessor = Predecessor::from_environment();
     // The supervisor starts us under a name of its own.
     let name = std::ffi::CString::new("soci-snapshotte").unwrap_or_default();

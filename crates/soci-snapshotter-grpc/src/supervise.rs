@@ -20,6 +20,7 @@ use crate::args::Args;
 use crate::control::{Predecessor, ServerEvent};
 use crate::descriptor_store;
 use crate::listen::PassedSockets;
+use crate::own_process;
 use crate::supervision::START_CONTINUES;
 use child::{Program, ServerExit};
 use signals::{SignalAction, Signals};
@@ -43,6 +44,7 @@ const PAUSES: [Duration; 6] = [
 /// If no server can be started.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let passed = PassedSockets::take();
+    own_process::of_supervisor();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

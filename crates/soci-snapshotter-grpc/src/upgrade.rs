@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
-use crate::root_lock;
+use crate::root_lock::{self, Receiver};
 
 /// Longer than all limits of a hand-over together.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -58,10 +58,8 @@ fn write_private(path: &Path, text: &[u8]) -> std::io::Result<()> {
 /// # Errors
 /// If there is no daemon, or the hand-over failed; the error includes the state of the old server.
 pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
-    let supervisor = root_lock::owner(root)?
-        .and_then(|owner| owner.supervisor)
-        .and_then(|pid| i32::try_from(pid).ok())
-        .and_then(Pid::from_raw)
+    let owner = root_lock::owner(root)?
+        .filter(|owner| owner.supervisor.is_some())
         .with_context(|| format!("no daemon runs with --root {}", root.display()))?;
     let path = file(root);
     match std::fs::remove_file(&path) {
@@ -70,7 +68,8 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
         }
         _ => {}
     }
-    kill_process(supervisor, Signal::HUP).context("cannot reach the daemon")?;
+    root_lock::signal(root, owner, Receiver::Supervisor, Signal::HUP)
+        .context("cannot reach the daemon")?;
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         if let Ok(text) = std::fs::read(&path) {

@@ -50,7 +50,7 @@ impl RootLock {
     /// [`StoreError::Locked`] when another process has it, [`StoreError::NotWritable`] when we may not
     /// write there.
     pub fn acquire(root: &Path, owner: Owner) -> Result<Self, StoreError> {
-        use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+        use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
         let refused = |source: io::Error| match source.kind() {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                 StoreError::NotWritable {
@@ -60,11 +60,15 @@ impl RootLock {
             }
             _ => StoreError::io("lock", root, source),
         };
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o711)
-            .create(root)
-            .map_err(refused)?;
+        if !root.exists() {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o711)
+                .create(root)
+                .map_err(refused)?;
+            // Whatever the umask: containers in user namespaces have to get through.
+            fs::set_permissions(root, fs::Permissions::from_mode(0o711)).map_err(refused)?;
+        }
         let file = OpenOptions::new()
             .read(true)
             .write(true)
