@@ -168,8 +168,12 @@ fn verified_ztoc(
     Ok(parts)
 }
 
-/// A span is fetched and inflated in memory as a whole, and its length is only what a zTOC says.
-fn check_span_lengths(layer: Digest, spans: &SpanTable) -> Result<(), StoreError> {
+/// Checks that no span of a layer is longer than any that is handled: a span is fetched and inflated
+/// in memory as a whole, and its length is only what a zTOC says.
+///
+/// # Errors
+/// [`StoreError::LargeSpan`].
+pub fn check_span_lengths(layer: Digest, spans: &SpanTable) -> Result<(), StoreError> {
     for id in (0..spans.len()).map(SpanId) {
         let Some(span) = spans.get(id) else { continue };
         let compressed = span.compressed.end.saturating_sub(span.compressed.start);

@@ -27,6 +27,7 @@ mod stored_layer;
 mod stored_ztocs;
 
 pub use error::StoreError;
+pub use layer_folder::check_span_lengths;
 pub use layer_key::LayerKey;
 pub use layer_store::{LayerStore, LayerStoreConfig, Usage};
 pub use root_lock::{Owner, RootLock};

@@ -665,7 +665,8 @@ fn a_missing_file_is_fine_only_at_the_default_path() {
     let missing = dir.path().join("config.toml");
     let message = Config::load(&missing).unwrap_err().to_string();
     assert!(
-        message.contains(&missing.display().to_string()) && message.contains("cannot read"),
+        message.contains(&missing.display().to_string())
+            && message.contains("failed to open config file"),
         "{message}"
     );
 

@@ -46,8 +46,8 @@ impl Machine {
         LazyRegistries::new(self.config.trust.lazy_registries.clone())
     }
 
-    /// Returns the compressed size in bytes from which layers are lazy.
-    pub(super) fn min_layer_size(&self) -> u64 {
-        self.config.snapshotter.min_layer_size
+    /// The snapshotter's configuration.
+    pub(super) fn config(&self) -> &Config {
+        &self.config
     }
 }

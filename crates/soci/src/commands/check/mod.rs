@@ -4,6 +4,7 @@ mod elf;
 mod machine;
 mod report;
 mod startup;
+mod ztoc;
 
 use std::path::PathBuf;
 

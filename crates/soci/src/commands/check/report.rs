@@ -78,8 +78,8 @@ impl Report {
         };
         let mut layers = Vec::new();
         for layer in &image.manifest.layers {
-            let minimum = machine.min_layer_size();
-            layers.push(Layer::new(image, layer, lookup, refusal.as_ref(), minimum).await?);
+            let config = machine.config();
+            layers.push(Layer::new(image, layer, lookup, refusal.as_ref(), config).await?);
         }
         let lazy = layers.iter().filter(|layer| layer.lazy);
         Ok(Self {
@@ -157,8 +157,9 @@ impl Layer {
         layer: &Descriptor,
         lookup: &Lookup,
         refusal: Option<&LayerRefusal>,
-        minimum: u64,
+        config: &soci_config::Config,
     ) -> anyhow::Result<Self> {
+        let minimum = config.snapshotter.min_layer_size;
         let ztoc = lookup.shown();
         let ztoc = ztoc.and_then(|found| found.index.ztoc_for(&layer.digest));
         // In the order in which the daemon decides.
@@ -177,13 +178,8 @@ impl Layer {
             Some((refusal.code(), without_index(lookup, refusal).to_owned()))
         } else if let Some(ztoc) = ztoc {
             let ztoc = &ztoc.descriptor;
-            let exists = image.client.blob_exists(&image.reference, ztoc).await?;
-            (!exists).then(|| {
-                (
-                    "failed",
-                    format!("the registry lacks its zTOC {}", ztoc.digest),
-                )
-            })
+            let reason = super::ztoc::refusal(image, layer.digest, ztoc, &config.limits).await?;
+            reason.map(|reason| ("failed", reason))
         } else {
             Some((
                 "no-ztoc",
