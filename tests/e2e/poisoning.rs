@@ -454,3 +454,91 @@ async fn labels_that_an_image_sets_lead_to_no_request() {
             .contains_key(annotations::INDEX_DIGEST)
     );
 }
+
+/// A port that accepts no connection and refuses none: its queue is full.
+fn black_hole() -> (std::net::TcpListener, Vec<std::net::TcpStream>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let short = std::time::Duration::from_millis(200);
+    let mut held = Vec::new();
+    while let Ok(stream) = std::net::TcpStream::connect_timeout(&address, short) {
+        held.push(stream);
+    }
+    (listener, held)
+}
+
+/// See `/work/shared/cases/01-unreachable-registry`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preloaded_image_needs_no_registry_that_could_be_reached() {
+    let stack = tokio::task::block_in_place(|| stack(NO_BACKGROUND));
+    let (silent, _held) = tokio::task::block_in_place(black_hole);
+    let reference = format!("{}/app:1", silent.local_addr().unwrap());
+    let layout = TestRoot::new().unwrap();
+    let mut image = ImageBuilder::new();
+    for number in 0..6 {
+        let name = format!("f{number}");
+        image = image.layer(Layer::new().text(&name, &name));
+    }
+    let built = image.write(layout.path(), "image").unwrap();
+    let archive = layout.path().with_extension("tar");
+    let tar = std::process::Command::new("tar")
+        .args(["--create", "--file"])
+        .arg(&archive)
+        .arg("--directory")
+        .arg(layout.path())
+        .arg(".")
+        .status();
+    assert!(tar.unwrap().success());
+    tokio::task::block_in_place(|| {
+        let ctr = stack.containerd.ctr(NAMESPACE);
+        let archive = archive.display().to_string();
+        let import = [
+            "images",
+            "import",
+            "--no-unpack",
+            "--index-name",
+            &reference,
+        ];
+        ctr.output(import.into_iter().chain([archive.as_str()]))
+            .unwrap();
+    });
+    std::fs::remove_file(&archive).unwrap();
+    let client = Client::at(stack.daemon.socket()).await;
+    let mut parent = String::new();
+    let configs = Layout::blobs(layout.path()).into_values();
+    let mut diff_ids = configs.filter_map(|blob| {
+        let config = serde_json::from_slice::<Value>(&blob).ok()?;
+        let ids = config.pointer("/rootfs/diff_ids")?.clone();
+        serde_json::from_value::<Vec<Digest>>(ids).ok()
+    });
+    let diff_ids = diff_ids.next().unwrap();
+    let start = std::time::Instant::now();
+    for (number, layer) in built.layers.iter().enumerate() {
+        let cri = |key: &str| format!("containerd.io/snapshot/cri.{key}");
+        let chain = match parent.as_str() {
+            "" => diff_ids[0].to_string(),
+            below => Digest::of(format!("{below} {}", diff_ids[number]).as_bytes()).to_string(),
+        };
+        let labels = BTreeMap::from([
+            ("containerd.io/snapshot.ref".to_owned(), chain.clone()),
+            (cri("image-ref"), reference.clone()),
+            (cri("manifest-digest"), built.manifest.digest.to_string()),
+            (cri("layer-digest"), layer.digest.to_string()),
+        ]);
+        let key = format!("extract {number}");
+        client.prepare_with(&key, &parent, labels).await.unwrap();
+        client.commit(&chain, &key).await.unwrap();
+        parent = chain;
+    }
+    // One connection attempt alone would take longer; it was 30 s and more for each layer.
+    assert!(
+        start.elapsed() < std::time::Duration::from_secs(50),
+        "{:?}",
+        start.elapsed()
+    );
+    let log = stack.daemon.log().all();
+    let deferred = log
+        .iter()
+        .filter(|line| line.contains("\"reason\":\"no-index\""));
+    assert!(deferred.count() >= 6, "{}", stack.log_tails());
+}

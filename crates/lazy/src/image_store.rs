@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
 use parking_lot::Mutex;
+use soci_containerd::labels::SOURCE_PREFIX;
 use soci_containerd::{
     Containerd, ContainerdError, Content, ImageRecord, Images, Namespace, within,
 };
@@ -140,10 +141,7 @@ impl ImageStore {
         if info.is_none() {
             return Ok(false);
         }
-        let (key, repository) = soci_containerd::labels::source(reference);
-        let sources = info.and_then(|info| info.labels.get(&key).cloned());
-        let sources = sources.unwrap_or_default();
-        if sources.split(',').any(|source| source == repository) {
+        if info.is_some_and(|info| is_source(&info.labels, reference)) {
             return Ok(true);
         }
         let name = reference.name();
@@ -232,6 +230,27 @@ impl ImageStore {
     }
 }
 
+/// Whether the labels of a manifest name the repository of `reference`.
+fn is_source(labels: &HashMap<String, String>, reference: &Reference) -> bool {
+    let keys = source_keys(reference);
+    let sources = keys.iter().filter_map(|key| labels.get(key));
+    let mut sources = sources.flat_map(|sources| sources.split(','));
+    sources.any(|source| source == reference.repository())
+}
+
+/// Returns the keys of the labels that may name the repository of `reference` on a manifest:
+/// containerd's clients leave the port of the registry out, `soci pull` does not.
+fn source_keys(reference: &Reference) -> [String; 2] {
+    let (key, _) = soci_containerd::labels::source(reference);
+    let registry = reference.registry();
+    let host = match registry.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => registry,
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    [key, format!("{SOURCE_PREFIX}{host}")]
+}
+
 /// Reads the images that are stored of a target: an image manifest, or an index of some.
 async fn read_target(
     content: Content,
@@ -286,5 +305,26 @@ async fn read(content: &Content, digest: Digest) -> Result<Option<bytes::Bytes>,
     match content.get(&digest, MOST).await {
         Err(ContainerdError::TooLarge { .. } | ContainerdError::Damaged { .. }) => Ok(None),
         result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_repository_is_found_as_each_client_records_it() {
+        for (reference, host) in [
+            ("registry.example/app:1", "registry.example"),
+            ("127.0.0.1:5000/app:1", "127.0.0.1"),
+            ("localhost:5000/app", "localhost"),
+            ("alpine", "docker.io"),
+        ] {
+            let reference: Reference = reference.parse().unwrap();
+            let [with_port, without] = source_keys(&reference);
+            let registry = reference.registry();
+            assert_eq!(with_port, format!("{SOURCE_PREFIX}{registry}"));
+            assert_eq!(without, format!("{SOURCE_PREFIX}{host}"));
+        }
     }
 }

@@ -17,6 +17,9 @@ const MAX_IMAGES: usize = 512;
 /// Shortest time for which the failure of a registry is cached.
 const MIN_FAILURE: Duration = Duration::from_secs(2);
 
+/// Shortest time for which it is cached that a registry cannot be reached.
+const UNREACHABLE: Duration = Duration::from_secs(30);
+
 /// Look-up results by image.
 pub(crate) struct LookupCache<T> {
     images: Mutex<HashMap<ImageKey, Arc<Cell<T>>>>,
@@ -37,10 +40,14 @@ impl<T> Lookup<T> {
     /// Whether the result may be used: an index always, a failure for `retry_after` at most.
     ///
     /// The failure of a registry is used for as long as the look-up took, so that the layers of one
-    /// image share it, and no more than half of the time is spent waiting for the registry.
+    /// image share it, and no more than half of the time is spent waiting for the registry. That it
+    /// cannot be reached is used longer: the client may take its time between two layers.
     fn is_current(&self, retry_after: Duration) -> bool {
         let lifetime = match &self.result {
             Ok(_) => return true,
+            Err(LayerRefusal::IndexUnavailable {
+                unreachable: true, ..
+            }) => self.took.max(UNREACHABLE),
             Err(LayerRefusal::IndexUnavailable { .. }) => self.took.max(MIN_FAILURE),
             Err(_) => retry_after,
         };
@@ -156,15 +163,22 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_failure_of_a_registry_is_cached_for_as_long_as_the_look_up_took() {
-        let failure = || LayerRefusal::IndexUnavailable {
+        let failure = |unreachable| LayerRefusal::IndexUnavailable {
             source: Arc::new(std::io::Error::other("refused")),
-            unreachable: true,
+            unreachable,
         };
-        for (took, holds_for) in [(0, 2), (30, 30), (100, 60)] {
+        for (took, unreachable, holds_for) in [
+            (0, false, 2),
+            (30, false, 30),
+            (100, false, 60),
+            (0, true, 30),
+            (40, true, 40),
+            (100, true, 60),
+        ] {
             let cache = LookupCache::<u32>::new(Duration::from_secs(60));
             let fail = async {
                 tokio::time::sleep(Duration::from_secs(took)).await;
-                Err(failure())
+                Err(failure(unreachable))
             };
             cache.get(&image(), fail).await.unwrap_err();
             tokio::time::sleep(Duration::from_secs(holds_for) - Duration::from_millis(10)).await;

@@ -121,11 +121,13 @@ impl Snapshotter {
         Ok(self.store.mounts(kind, id, parents, &lowerdirs))
     }
 
-    /// Turns the active snapshot `key` into the committed one `name`.
+    /// Turns the active snapshot `key` into the committed one `name`, on `parent` if that is not
+    /// empty.
     pub(crate) async fn commit(
         &self,
         name: String,
         key: String,
+        parent: String,
         labels: Labels,
     ) -> Result<(), SnapshotterError> {
         let call = self.calls.enter()?;
@@ -145,6 +147,7 @@ impl Snapshotter {
                     id: record.id,
                     key: &key,
                     name: &name,
+                    parent: &parent,
                     labels,
                     usage,
                 })?;

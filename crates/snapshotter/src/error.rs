@@ -64,6 +64,17 @@ pub enum SnapshotterError {
     /// A lazy layer below the snapshot must not be used.
     #[error(transparent)]
     UseRefused(#[from] UseRefusal),
+    /// The owners of a snapshot were translated already by the client.
+    #[error(
+        "snapshot {parent:?} has owners that containerd translated, so that its ids must not be \
+         translated again: add the line `capabilities = [\"remap-ids\", \"multi-remap-ids\"]` to \
+         [proxy_plugins.soci] of containerd's configuration, restart containerd, and remove this \
+         snapshot"
+    )]
+    RemappedTwice {
+        /// The committed snapshot that the client made.
+        parent: String,
+    },
     /// The snapshotter is being closed.
     #[error("the snapshotter is shutting down")]
     Closed,
@@ -144,7 +155,9 @@ impl SnapshotterError {
         match self {
             Self::Metadata(error) => metadata_code(error),
             Self::TargetExists { .. } => Code::AlreadyExists,
-            Self::NotMountable { .. } | Self::NamespaceMissing => Code::FailedPrecondition,
+            Self::NotMountable { .. } | Self::NamespaceMissing | Self::RemappedTwice { .. } => {
+                Code::FailedPrecondition
+            }
             Self::InvalidName { .. }
             | Self::Label(_)
             | Self::MissingField { .. }
@@ -173,9 +186,9 @@ fn metadata_code(error: &MetadataError) -> Code {
         MetadataError::HasChildren { .. } | MetadataError::NotActive { .. } => {
             Code::FailedPrecondition
         }
-        MetadataError::ParentNotCommitted { .. } | MetadataError::ImmutableField { .. } => {
-            Code::InvalidArgument
-        }
+        MetadataError::ParentNotCommitted { .. }
+        | MetadataError::ParentDiffers { .. }
+        | MetadataError::ImmutableField { .. } => Code::InvalidArgument,
         MetadataError::Directory(error) => file_code(error),
         MetadataError::Database { .. }
         | MetadataError::Schema { .. }

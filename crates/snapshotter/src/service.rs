@@ -108,7 +108,7 @@ impl Snapshots for SnapshotService {
     ) -> Result<Response<()>, Status> {
         let request = request.into_inner();
         self.snapshotter
-            .commit(request.name, request.key, request.labels)
+            .commit(request.name, request.key, request.parent, request.labels)
             .await?;
         Ok(Response::new(()))
     }

@@ -168,7 +168,8 @@ fn config_text(root: &Path, address: &Path, options: &ContainerdOptions) -> Stri
     }
     for (name, socket) in &options.snapshotters {
         text.push_str(&format!(
-            "  [proxy_plugins.{name:?}]\n    type = \"snapshot\"\n    address = {:?}\n",
+            "  [proxy_plugins.{name:?}]\n    type = \"snapshot\"\n    address = {:?}\n    \
+             capabilities = [\"remap-ids\", \"multi-remap-ids\"]\n",
             socket.display().to_string()
         ));
     }

@@ -64,6 +64,8 @@ pub(crate) struct Commit<'a> {
     pub(crate) id: u64,
     pub(crate) key: &'a str,
     pub(crate) name: &'a str,
+    /// The parent that the client names, or empty: that of the active snapshot.
+    pub(crate) parent: &'a str,
     pub(crate) labels: Labels,
     pub(crate) usage: Usage,
 }
@@ -170,15 +172,25 @@ impl Metadata {
                 let name = commit.key.to_owned();
                 return Err(MetadataError::NotFound { name }.into());
             }
-            let parents = chain(&tables.snapshots, &tables.lazy, &old.info.parent)?;
-            tables.delete(&old, &parents)?;
+            let prepared = old.info.parent.clone();
+            let parent = match (prepared.as_str(), commit.parent) {
+                (prepared, "") => prepared,
+                ("", named) => named,
+                (prepared, named) if prepared == named => prepared,
+                (prepared, named) => {
+                    return Err(MetadataError::ParentDiffers {
+                        name: commit.key.to_owned(),
+                        prepared: prepared.to_owned(),
+                        named: named.to_owned(),
+                    }
+                    .into());
+                }
+            };
+            let of_active = chain(&tables.snapshots, &tables.lazy, &prepared)?;
+            let parents = chain(&tables.snapshots, &tables.lazy, parent)?;
+            tables.delete(&old, &of_active)?;
             let new = Record {
-                info: info(
-                    commit.name,
-                    Kind::Committed,
-                    &old.info.parent,
-                    commit.labels,
-                ),
+                info: info(commit.name, Kind::Committed, parent, commit.labels),
                 usage: commit.usage,
                 ..old
             };

@@ -47,6 +47,16 @@ pub enum MetadataError {
         /// The name of the parent.
         parent: String,
     },
+    /// A snapshot has a parent since its Prepare, and its Commit names another one.
+    #[error("snapshot {name:?} was prepared on {prepared:?} and cannot be committed on {named:?}")]
+    ParentDiffers {
+        /// The active snapshot.
+        name: String,
+        /// The parent of the Prepare.
+        prepared: String,
+        /// The parent of the Commit.
+        named: String,
+    },
     /// The field mask of an Update names a field that cannot change.
     #[error("cannot update the field {path:?} of snapshot {name:?}; only labels may change")]
     ImmutableField {

@@ -54,6 +54,7 @@ fn committed(metadata: &Metadata, id: u64, name: &str, parent: &str) {
             id,
             key: &key,
             name,
+            parent: "",
             labels: BTreeMap::new(),
             usage: Usage::default(),
         })
@@ -164,6 +165,7 @@ fn indexes_follow_commits_updates_and_removals() {
             id: 2,
             key: "key",
             name: "child",
+            parent: "",
             labels: child_labels,
             usage: Usage::default(),
         })
@@ -232,6 +234,7 @@ fn a_commit_of_a_key_that_was_made_anew_is_refused() {
         id: 1,
         key: "key",
         name: "name",
+        parent: "",
         labels: BTreeMap::new(),
         usage: Usage::default(),
     });

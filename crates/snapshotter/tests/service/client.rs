@@ -100,6 +100,23 @@ impl Daemon {
         Ok(())
     }
 
+    /// Commits a snapshot that was prepared without a parent onto one.
+    pub(crate) async fn commit_onto(
+        &self,
+        parent: &str,
+        name: &str,
+        key: &str,
+    ) -> Result<(), Status> {
+        let request = CommitSnapshotRequest {
+            name: name.to_owned(),
+            key: key.to_owned(),
+            parent: parent.to_owned(),
+            ..Default::default()
+        };
+        self.client.clone().commit(request).await?;
+        Ok(())
+    }
+
     pub(crate) async fn commit(&self, name: &str, key: &str) -> Result<(), Status> {
         self.commit_with(name, key, Labels::new()).await
     }

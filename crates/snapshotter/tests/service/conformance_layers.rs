@@ -4,6 +4,9 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 
+use tonic::Code;
+
+use crate::client::assert_code;
 use crate::fixture::Machine;
 
 #[tokio::test]
@@ -166,4 +169,46 @@ async fn a_snapshot_of_128_layers_can_be_mounted() {
     let (root, _mounted) = machine.mount(&mounts, "container");
     fs::write(root.join("file-0"), "written").unwrap();
     assert_eq!(fs::read_to_string(root.join("latest")).unwrap(), "127");
+}
+
+#[tokio::test]
+async fn layers_that_are_committed_onto_their_parents_show_all_of_them() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    let layers = ["one", "two", "three"];
+    // All at once, without parents, as containerd prepares for a snapshotter that can rebase.
+    for name in layers {
+        let mounts = daemon.prepare(name, "").await.unwrap();
+        fs::write(std::path::Path::new(&mounts[0].source).join(name), name).unwrap();
+    }
+    daemon.commit_onto("", "sha256:one", "one").await.unwrap();
+    // An active parent, one that does not exist, and another than that of the Prepare.
+    let active = daemon.commit_onto("three", "sha256:two", "two").await;
+    assert_code(&active, Code::InvalidArgument);
+    let missing = daemon.commit_onto("sha256:none", "sha256:two", "two").await;
+    assert_code(&missing, Code::NotFound);
+    daemon
+        .commit_onto("sha256:one", "sha256:two", "two")
+        .await
+        .unwrap();
+    daemon.prepare("upper", "sha256:two").await.unwrap();
+    let differs = daemon
+        .commit_onto("sha256:one", "sha256:upper", "upper")
+        .await;
+    assert_code(&differs, Code::InvalidArgument);
+    daemon
+        .commit_onto("sha256:two", "sha256:upper", "upper")
+        .await
+        .unwrap();
+    daemon
+        .commit_onto("sha256:two", "sha256:three", "three")
+        .await
+        .unwrap();
+    assert_eq!(
+        machine.contents(&daemon, "sha256:three").await,
+        ["one=one", "three=three", "two=two"]
+    );
+    let info = daemon.stat("sha256:three").await.unwrap();
+    assert_eq!(info.parent, "sha256:two");
+    assert_code(&daemon.remove("sha256:two").await, Code::FailedPrecondition);
 }

@@ -332,3 +332,33 @@ async fn layers_a_hundred_thousand_folders_deep_get_owners_and_go() {
     daemon.cleanup().await;
     assert_eq!(machine.directories(), ["1"]);
 }
+
+#[tokio::test]
+async fn ids_that_containerd_translated_are_not_translated_again() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    machine.lazy_layer("one");
+    daemon.pull_lazily("sha256:1", "", "one").await;
+    // As containerd 2 does without the capability: a copy with other owners, then the container.
+    let copy = "sha256:1-100000-200000";
+    daemon.prepare("copy-remap", "sha256:1").await.unwrap();
+    daemon.commit(copy, "copy-remap").await.unwrap();
+    let status = daemon
+        .prepare_with("container", copy, maps())
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    let line = "capabilities = [\"remap-ids\", \"multi-remap-ids\"]";
+    assert!(status.message().contains(line), "{}", status.message());
+    // Without maps it is used as it is, and a snapshot of another name is another thing.
+    daemon.prepare("plain", copy).await.unwrap();
+    daemon.prepare("other-remap", "sha256:1").await.unwrap();
+    daemon
+        .commit("sha256:1-100000-7", "other-remap")
+        .await
+        .unwrap();
+    daemon
+        .prepare_with("mapped", "sha256:1-100000-7", maps())
+        .await
+        .unwrap();
+}

@@ -35,6 +35,7 @@ containerd needs the snapshotter as a proxy plugin in its configuration:
   [proxy_plugins.soci]
     type = \"snapshot\"
     address = \"/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock\"
+    capabilities = [\"remap-ids\", \"multi-remap-ids\"]
 
 The snapshotter reads lazy layers with credentials of its own, which are those of `docker login`
 of the user that it runs as: it does not get those of --user.")]
