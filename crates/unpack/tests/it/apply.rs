@@ -9,7 +9,7 @@ use soci_layer::OverlayXattr;
 use soci_oci::{Digest, Index, Manifest};
 use soci_testkit::listing::{self, Listing};
 use soci_testkit::{Layer, TestRoot};
-use soci_unpack::{ApplyError, ApplyOptions, LowerDirectory, apply, decompress};
+use soci_unpack::{ApplyError, ApplyOptions, LowerDirectory, LowerLayer, apply, decompress};
 
 fn golden_layer(number: usize) -> Vec<u8> {
     let image = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/kinds/image");
@@ -38,11 +38,11 @@ fn unpacked(layer: &Layer) -> (TestRoot, PathBuf) {
     (root, folder)
 }
 
-/// Times that the tar does not have are those of the unpacking here, and 1970 in a lazy layer.
+/// Whiteouts have the time of the unpacking here, and 1970 in a lazy layer.
 fn without_new_times(mut listing: Listing, golden: &Listing) -> Listing {
     for (path, file) in &mut listing {
         let known: Vec<&str> = golden[path].line.split('|').collect();
-        if known[4] == "-" {
+        if known[4] == "-" && known[0] != "d" {
             let mut columns: Vec<&str> = file.line.split('|').collect();
             columns[4] = "0.0000000000";
             file.line = columns.join("|");
@@ -283,4 +283,171 @@ fn a_damaged_or_cancelled_tar_is_an_error() {
     assert!(matches!(cut, ApplyError::Tar(_)), "{cut}");
     let cancelled = apply(&tar[..], &folder, &ApplyOptions::default(), &|| true).unwrap_err();
     assert!(matches!(cancelled, ApplyError::Cancelled), "{cancelled}");
+}
+
+/// The layers of a real image that tar(1) and build tools make: the upper ones have no entries for the
+/// directories that hold their files.
+fn implying_layers() -> Vec<Layer> {
+    let note: (&str, &[u8]) = ("user.note", b"from-below");
+    let base = Layer::new()
+        .dir("tmp")
+        .mode(0o1777)
+        .dir("home")
+        .mode(0o750)
+        .owner(7, 8)
+        .dir("home/app")
+        .mode(0o700)
+        .owner(65532, 65532)
+        .dir("home/app/.cache")
+        .mode(0o2770)
+        .owner(65532, 10)
+        .dir("srv")
+        .mode(0o3771)
+        .owner(33, 34)
+        .xattr(note.0, note.1)
+        .dir("srv/deep")
+        .mode(0o711)
+        .owner(35, 36)
+        .xattr(note.0, note.1)
+        .dir("opq")
+        .mode(0o701)
+        .owner(41, 42)
+        .dir("opq/in")
+        .mode(0o702)
+        .owner(43, 44)
+        .text("opq/in/old", "")
+        .dir("gone")
+        .mode(0o703)
+        .owner(45, 46)
+        .text("gone/old", "")
+        .dir("once")
+        .mode(0o704)
+        .owner(47, 48)
+        .text("filethendir", "");
+    let implied = [
+        "tmp/one",
+        "home/app/bin/tool",
+        "home/app/.cache/x",
+        "srv/deep/new/file",
+        "once/a",
+        "brandnew/a/b/c",
+    ];
+    let above = [
+        "gone/new",
+        "opq/in/new",
+        "tmp/two",
+        "once/b",
+        "filethendir/x",
+        "brandnew/a/b/d",
+    ];
+    let files = |names: &[&str]| {
+        names
+            .iter()
+            .fold(Layer::new(), |layer, name| layer.text(name, ""))
+    };
+    let hides = Layer::new()
+        .whiteout("gone")
+        .dir("opq")
+        .mode(0o706)
+        .owner(51, 52)
+        .opaque("opq")
+        .whiteout("filethendir");
+    let real = Layer::new()
+        .dir("once")
+        .mode(0o715)
+        .owner(53, 54)
+        .text("srv/deep/new/file2", "")
+        .dir("brandnew")
+        .mode(0o707)
+        .owner(55, 56)
+        .text("brandnew/a/e", "");
+    vec![base, files(&implied), hides, files(&above), real]
+}
+
+#[test]
+fn directories_that_layers_imply_look_as_under_containerd() {
+    let root = TestRoot::new().unwrap();
+    let mut folders: Vec<PathBuf> = Vec::new();
+    for (number, layer) in implying_layers().iter().enumerate() {
+        let folder = root.dir(&format!("layer-{number}")).unwrap();
+        let lower = folders
+            .iter()
+            .map(|folder| -> Box<dyn LowerLayer> { Box::new(LowerDirectory(folder.clone())) });
+        let options = ApplyOptions {
+            lower: lower.collect(),
+            ..ApplyOptions::default()
+        };
+        apply_to(&folder, &tar(layer), &options).unwrap();
+        folders.insert(0, folder);
+    }
+    let lower: Vec<_> = folders
+        .iter()
+        .map(|folder| folder.display().to_string())
+        .collect();
+    let options = std::ffi::CString::new(format!("lowerdir={}", lower.join(":"))).unwrap();
+    let merged = root.dir("merged").unwrap();
+    let flags = rustix::mount::MountFlags::RDONLY;
+    rustix::mount::mount(
+        "overlay",
+        &merged,
+        "overlay",
+        flags,
+        Some(options.as_c_str()),
+    )
+    .unwrap();
+    let seen = std::panic::catch_unwind(|| listing::of(&merged));
+    let attributes = |name: &str| {
+        let stat = fs::symlink_metadata(merged.join(name)).unwrap();
+        (stat.mode() & 0o7777, stat.uid(), stat.gid())
+    };
+    // As in /work/shared/cases/03-implied-directories: containerd 2.2.7 with overlayfs.
+    let expected = [
+        ("", (0o755, 0, 0)),
+        ("tmp", (0o1777, 0, 0)),
+        ("home", (0o750, 7, 8)),
+        ("home/app", (0o700, 65532, 65532)),
+        ("home/app/.cache", (0o2770, 65532, 10)),
+        ("home/app/bin", (0o755, 0, 0)),
+        ("srv", (0o3771, 33, 34)),
+        ("srv/deep", (0o711, 35, 36)),
+        ("srv/deep/new", (0o755, 0, 0)),
+        ("opq", (0o706, 51, 52)),
+        ("opq/in", (0o702, 43, 44)),
+        ("gone", (0o755, 0, 0)),
+        ("once", (0o715, 53, 54)),
+        ("filethendir", (0o755, 0, 0)),
+        ("brandnew", (0o707, 55, 56)),
+        ("brandnew/a", (0o755, 0, 0)),
+        ("brandnew/a/b", (0o755, 0, 0)),
+    ];
+    let found = std::panic::catch_unwind(|| expected.map(|(name, _)| (name, attributes(name))));
+    let _ = rustix::mount::unmount(&merged, rustix::mount::UnmountFlags::DETACH);
+    assert_eq!(found.unwrap(), expected);
+    let seen = seen.unwrap();
+    for name in ["./srv", "./srv/deep"] {
+        assert_eq!(seen[name].xattrs["user.note"], b"from-below", "{name}");
+    }
+}
+
+#[test]
+fn an_entry_for_the_root_changes_nothing() {
+    use crate::hostile::{file, folder, list};
+    for name in ["./", ".", "/", "a/.."] {
+        let root = TestRoot::new().unwrap();
+        let top = root.dir("fs").unwrap();
+        let before = fs::metadata(&top).unwrap();
+        let mut tar = list(vec![folder(name), file("./app/f")]);
+        let mut bytes = Vec::new();
+        tar.read_to_end(&mut bytes).unwrap();
+        // Mode 0700 of 1000:1000 in 2020, as of a folder that was packed with `tar -C FOLDER -cf - .`.
+        apply_to(&top, &bytes, &ApplyOptions::default()).unwrap();
+        let after = fs::metadata(&top).unwrap();
+        assert_eq!(
+            (after.mode(), after.uid(), after.gid()),
+            (before.mode(), before.uid(), before.gid()),
+            "{name}"
+        );
+        assert!(after.mtime() >= before.mtime(), "{name}");
+        assert!(top.join("app/f").is_file(), "{name}");
+    }
 }
