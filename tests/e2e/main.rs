@@ -19,6 +19,7 @@ mod content_store;
 mod crash;
 mod credentials;
 mod cri;
+mod deep_folders;
 mod faults;
 mod first_light;
 mod hand_over;

@@ -80,7 +80,7 @@ impl Drop for TestRoot {
         // Never remove files below a mount that stayed: they are someone else's.
         if cleared.is_ok() {
             // What cannot be removed now is swept by the next run.
-            let _ = std::fs::remove_dir_all(&self.path);
+            let _ = soci_dirtree::remove_path(&self.path);
         }
     }
 }
@@ -128,7 +128,7 @@ pub fn clean_up_at_signals(then: impl FnOnce() + Send + 'static) -> Result<()> {
             for number in (0..NEXT.load(Ordering::Relaxed)).rev() {
                 let path = own_path(number);
                 if path.exists() && clear(&path).is_ok() {
-                    let _ = std::fs::remove_dir_all(&path);
+                    let _ = soci_dirtree::remove_path(&path);
                 }
             }
             then();
@@ -154,7 +154,7 @@ fn sweep_left_over() {
         let stale = File::open(entry.path().join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok());
         if stale && clear(&entry.path()).is_ok() {
             // What stays is tried again by the next run.
-            let _ = std::fs::remove_dir_all(entry.path());
+            let _ = soci_dirtree::remove_path(&entry.path());
         }
     }
 }
