@@ -1,6 +1,6 @@
 //! A layer in both ways: as a tree for lazy mounting, and unpacked to a folder.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use soci_layerfs::{Tree, TreeOptions};
 use soci_unpack::{ApplyOptions, apply};
-use soci_ztoc::{BuildOptions, Compression, FileMetadata, Ztoc};
+use soci_ztoc::{BuildOptions, Compression, FileMetadata, FileType, Ztoc};
 
 use crate::tar_program::archive;
 
@@ -81,6 +81,11 @@ pub(crate) fn unpack(data: &[u8]) {
     };
     let mut lazy = of_tree(&tree, &tar);
     let mut eager = of_folder(folder.path());
+    let named: BTreeSet<Vec<u8>> = toc
+        .iter()
+        .filter(|entry| entry.file_type == FileType::Dir)
+        .map(|entry| soci_ztoc::tar_path::clean(&entry.name))
+        .collect();
     let setgid: Vec<Vec<u8>> = lazy
         .iter()
         .filter(|(_, file)| file.mode & (KIND | SETGID) == DIRECTORY | SETGID)
@@ -91,7 +96,7 @@ pub(crate) fn unpack(data: &[u8]) {
             continue;
         };
         // A folder without an entry has no time in the layer; a whiteout's is of no use.
-        let implied = file.time == Some((0, 0));
+        let implied = file.mode & KIND == DIRECTORY && !named.contains(&path[1..]);
         if implied || (file.mode & KIND == 0o020_000 && file.device == 0) {
             (file.time, other.time) = (None, None);
         }

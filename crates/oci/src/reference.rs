@@ -98,6 +98,10 @@ impl FromStr for Reference {
             text: text.to_owned(),
             reason,
         };
+        // The parser's `\w` takes letters of any script; the grammar of references has ASCII only.
+        if !text.is_ascii() {
+            return Err(error("invalid reference format".to_owned()));
+        }
         let parsed: Parsed = text.parse().map_err(|e| error(format!("{e}")))?;
         // The parser takes `Upper/name` for a repository of Docker Hub, whose name no registry takes.
         if parsed
@@ -140,7 +144,14 @@ mod tests {
             r.at(digest).to_string(),
             format!("localhost:5000/a/b@{digest}")
         );
-        for bad in ["", "a/UPPER", "UPPER/a", "a b", "a@sha256:zz"] {
+        for bad in [
+            "",
+            "a/UPPER",
+            "UPPER/a",
+            "a:t\u{111}g",
+            "a b",
+            "a@sha256:zz",
+        ] {
             assert!(bad.parse::<Reference>().is_err(), "{bad}");
         }
     }
