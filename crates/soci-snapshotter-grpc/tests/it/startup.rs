@@ -170,7 +170,7 @@ fn a_bad_configuration_is_refused_with_file_line_and_key() {
     std::fs::remove_file(place.path("config.toml")).unwrap();
     let error = refusal(place.command());
     assert!(
-        error.contains(&file) && error.contains("cannot read"),
+        error.contains(&file) && error.contains("failed to open config file"),
         "{error}"
     );
 }
