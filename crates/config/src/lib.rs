@@ -21,7 +21,8 @@ pub use sections::{
     ParallelPullUnpack, Prefetch, Profile, PullMode, PullModes, Resolver, Snapshotter, Trust,
 };
 pub use values::{
-    ByteSize, ContentStoreType, DropPolicy, MetadataStoreType, MetricsNetwork, WithoutImageStore,
+    ByteSize, ContentStoreType, DropPolicy, MetadataStoreType, MetricsNetwork, Sharing,
+    WithoutImageStore,
 };
 
 /// The default path of the configuration file; only there may the file be missing.

@@ -79,6 +79,17 @@ choice! {
 }
 
 choice! {
+    /// Whom a layer on this node serves.
+    Sharing {
+        /// Every image that has the layer.
+        #[default]
+        Shared = "shared" | "",
+        /// Images whose own repository is known to have the layer.
+        Isolated = "isolated",
+    }
+}
+
+choice! {
     /// Where SOCI artifacts are kept.
     ContentStoreType {
         /// An OCI layout of our own under the root.

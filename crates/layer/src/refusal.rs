@@ -58,6 +58,18 @@ pub enum LayerRefusal {
         /// Registry and repository of the image.
         repository: String,
     },
+    /// Layers are isolated, and the image's registry did not say that the image's repository has
+    /// this one.
+    #[error(
+        "{repository} has not confirmed that it has the layer, which [layer_store] sharing = \
+         \"isolated\" requires before what is on this node is used"
+    )]
+    Unconfirmed {
+        /// Registry and repository of the image.
+        repository: String,
+        /// The refusal or failure of the registry; `None`: it does not have the layer.
+        source: Option<Cause>,
+    },
     /// A span of the layer needs more memory than one span may have.
     #[error(
         "span {span} of the layer needs {bytes} bytes of memory, more than {limit}, a quarter of \
@@ -117,13 +129,14 @@ pub enum LayerRefusal {
 
 impl LayerRefusal {
     /// All codes, in the order of the variants.
-    pub const CODES: [&'static str; 13] = [
+    pub const CODES: [&'static str; 14] = [
         "disabled",
         "no-index",
         "index-unavailable",
         "no-ztoc",
         "below-min-size",
         "untrusted-registry",
+        "unconfirmed",
         "span-too-large",
         "forged",
         "foreign-labels",
@@ -143,6 +156,7 @@ impl LayerRefusal {
             Self::NoZtoc { .. } => "no-ztoc",
             Self::BelowMinSize { .. } => "below-min-size",
             Self::UntrustedRegistry { .. } => "untrusted-registry",
+            Self::Unconfirmed { .. } => "unconfirmed",
             Self::SpanTooLarge { .. } => "span-too-large",
             Self::Forged { .. } => "forged",
             Self::ForeignLabels { .. } => "foreign-labels",
@@ -198,12 +212,15 @@ impl LayerRefusal {
     }
 
     /// Whether the client unpacks the layer, instead of the snapshotter: the image has no index, or
-    /// its registry cannot be reached, so that fetching the layer would fail as well, or the labels
-    /// do not say for sure which layer it is.
+    /// its registry cannot be reached or refuses the layer, so that fetching it would fail as well,
+    /// or the labels do not say for sure which layer it is.
     #[must_use]
     pub const fn leaves_to_client(&self) -> bool {
         match self {
-            Self::Disabled { .. } | Self::NotIndexed { .. } | Self::ForeignLabels { .. } => true,
+            Self::Disabled { .. }
+            | Self::NotIndexed { .. }
+            | Self::ForeignLabels { .. }
+            | Self::Unconfirmed { .. } => true,
             Self::IndexUnavailable { unreachable, .. } => *unreachable,
             _ => false,
         }
@@ -232,6 +249,10 @@ mod tests {
             },
             LayerRefusal::UntrustedRegistry {
                 repository: String::new(),
+            },
+            LayerRefusal::Unconfirmed {
+                repository: String::new(),
+                source: None,
             },
             LayerRefusal::SpanTooLarge {
                 span: 0,

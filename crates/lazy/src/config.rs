@@ -45,6 +45,9 @@ pub struct LazyConfig {
     pub lazy_registries: soci_discovery::LazyRegistries,
     /// Admits the use of layers that are not verified if containerd's image store does not answer.
     pub allow_without_image_store: bool,
+    /// A layer serves an image only once the image's registry has confirmed that the image's
+    /// repository has it.
+    pub isolated: bool,
     /// Compressed size in bytes below which layers are not mounted lazily.
     pub min_layer_size: u64,
     /// Longest time for finding the index and for fetching a layer's zTOC, together.
@@ -90,6 +93,7 @@ impl Default for LazyConfig {
             },
             lazy_registries: soci_discovery::LazyRegistries::default(),
             allow_without_image_store: false,
+            isolated: false,
             min_layer_size: 0,
             mount_timeout: Duration::from_secs(30),
             attr_timeout: Duration::from_secs(1),

@@ -61,7 +61,6 @@ impl LayerLoader {
         image: &ImageKey,
         ztoc: &ZtocDescriptor,
     ) -> Result<OpenLayer, LayerRefusal> {
-        let reference = &image.reference;
         let _slot = match &self.slots {
             // The semaphore is never closed.
             Some(slots) => slots.acquire().await.ok(),
@@ -88,7 +87,7 @@ impl LayerLoader {
             key.layer,
             stored.spans().compressed_size(),
         );
-        let sources = Sources::new(self.client.clone(), self.meters.clone(), layer, reference);
+        let sources = Sources::new(self.client.clone(), self.meters.clone(), layer);
         let held = self.trees.take(image.manifest, tree.memory());
         Ok(OpenLayer {
             _memory: held.map_err(LayerRefusal::failed)?,

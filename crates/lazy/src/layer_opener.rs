@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use soci_layer::LayerRefusal;
+use soci_layer::{LayerRefusal, Purpose};
 use soci_store::LayerKey;
 use soci_telemetry::Meters;
 use soci_telemetry::metrics::count;
@@ -31,6 +31,8 @@ const CLEAN_UP: Duration = Duration::from_secs(1);
 /// Opens each layer once for all its users.
 pub(crate) struct LayerOpener {
     pub(crate) loader: LayerLoader,
+    /// A layer that is prepared needs the confirmation of its image's registry.
+    pub(crate) isolated: bool,
     pub(crate) start_ups: Arc<StartUps>,
     pub(crate) leases: Arc<LeaseMap<OpenLayer>>,
     /// Layers opened ahead of their Prepare.
@@ -50,6 +52,7 @@ impl LayerOpener {
         &self,
         image: &ImageKey,
         ztoc: &ZtocDescriptor,
+        purpose: Purpose,
     ) -> Result<Lease<OpenLayer>, LayerRefusal> {
         let key = layer_key(ztoc);
         let missed = AtomicBool::new(false);
@@ -64,7 +67,14 @@ impl LayerOpener {
             false => count::RESOLVE_CACHE_HIT,
         };
         self.meters.count(resolved, &key.layer.to_string(), 1);
-        lease.layer().sources.add(&image.reference);
+        let sources = &lease.layer().sources;
+        // What was mounted before was confirmed then.
+        if self.isolated && purpose == Purpose::ImageLayer {
+            // Boxed: a request to a registry is a large future.
+            Box::pin(sources.add_confirmed(&image.reference)).await?;
+        } else {
+            sources.add(&image.reference);
+        }
         let data = &lease.layer().data;
         self.start_ups.opened(&image.manifest, key, data);
         Ok(lease)
@@ -107,7 +117,10 @@ impl LayerOpener {
 
     async fn open_ahead(self: Arc<Self>, image: ImageKey, ztoc: ZtocDescriptor) {
         let key = layer_key(&ztoc);
-        let open = tokio::time::timeout(self.time_limit, self.open(&image, &ztoc));
+        let open = tokio::time::timeout(
+            self.time_limit,
+            self.open(&image, &ztoc, Purpose::ImageLayer),
+        );
         let open = async { open.await.ok().and_then(Result::ok).ok_or(()) };
         // A failure is reported by the Prepare of that layer, which tries again.
         let Ok(lease) = self.leaving_nothing_new(key, open).await else {

@@ -106,6 +106,7 @@ impl LazyLayers {
         let opener = Arc::new(LayerOpener {
             start_ups: start_ups.clone(),
             loader,
+            isolated: config.isolated,
             leases,
             prepared: Mutex::default(),
             sweeper: sweeper.clone(),

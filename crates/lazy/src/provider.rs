@@ -138,7 +138,7 @@ impl LazyLayers {
         }
         let mount = async {
             let limit = (request.purpose != Purpose::Restore).then_some(deadline);
-            let lease = self.open(layer, &ztoc, limit).await?;
+            let lease = self.open(layer, &ztoc, request.purpose, limit).await?;
             if prepare && let Some(largest) = lease.layer().data.oversized() {
                 return Err(LayerRefusal::SpanTooLarge {
                     span: largest.span,
@@ -246,9 +246,10 @@ impl LazyLayers {
         &self,
         layer: &ImageLayer,
         ztoc: &ZtocDescriptor,
+        purpose: Purpose,
         deadline: Option<Instant>,
     ) -> Result<Lease<OpenLayer>, LayerRefusal> {
-        let open = self.opener.open(&layer.image, ztoc);
+        let open = self.opener.open(&layer.image, ztoc, purpose);
         let Some(deadline) = deadline else {
             return open.await;
         };

@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use futures::{StreamExt as _, TryStreamExt as _};
 use parking_lot::RwLock;
+use soci_layer::{Cause, LayerRefusal};
 use soci_oci::{Descriptor, Reference};
 use soci_registry::{BlobSource, ByteStream, Client, Deadline, RegistryError, RemoteBlob};
+use soci_task::KeyedLocks;
 use soci_telemetry::Meters;
 use soci_telemetry::metrics::duration_ms;
 use tokio::time::Instant;
@@ -24,6 +26,8 @@ pub(crate) struct Sources {
     meters: Arc<Meters>,
     blob: Descriptor,
     known: Arc<RwLock<Vec<Source>>>,
+    /// Held by repository while its registry is asked for the blob.
+    asking: Arc<KeyedLocks<String>>,
     /// Position of the repository for the next request: the last one that worked, or the one after.
     next: Arc<AtomicUsize>,
 }
@@ -35,21 +39,16 @@ struct Source {
 }
 
 impl Sources {
-    pub(crate) fn new(
-        client: Client,
-        meters: Arc<Meters>,
-        blob: Descriptor,
-        first: &Reference,
-    ) -> Self {
-        let sources = Self {
+    /// Creates sources without any repository.
+    pub(crate) fn new(client: Client, meters: Arc<Meters>, blob: Descriptor) -> Self {
+        Self {
             client,
             meters,
             blob,
             known: Arc::default(),
+            asking: Arc::default(),
             next: Arc::default(),
-        };
-        sources.add(first);
-        sources
+        }
     }
 
     /// Adds the repository of an image that uses the layer.
@@ -64,6 +63,32 @@ impl Sources {
                 blob: self.client.blob(reference, &self.blob),
             });
         }
+    }
+
+    /// Adds the repository of an image once its registry has confirmed, to the image's credentials,
+    /// that it has the blob. It is asked once, unless there are too many repositories to remember.
+    ///
+    /// # Errors
+    /// The registry does not confirm it.
+    pub(crate) async fn add_confirmed(&self, reference: &Reference) -> Result<(), LayerRefusal> {
+        let repository = reference.name();
+        let _alone = self.asking.lock(repository.clone()).await;
+        let is_known = |source: &Source| source.repository == repository;
+        if self.known.read().iter().any(is_known) {
+            return Ok(());
+        }
+        let refusal = match self.client.blob_exists(reference, &self.blob).await {
+            Ok(true) => {
+                self.add(reference);
+                return Ok(());
+            }
+            Ok(false) => None,
+            Err(error) => Some(error),
+        };
+        Err(LayerRefusal::Unconfirmed {
+            repository,
+            source: refusal.map(|error| Arc::new(error) as Cause),
+        })
     }
 
     /// Returns the source at a position, counted round the list.

@@ -111,6 +111,7 @@ pub(crate) fn lazy(config: &Config) -> LazyConfig {
         lazy_registries: soci_lazy::LazyRegistries::new(config.trust.lazy_registries.clone()),
         allow_without_image_store: config.trust.without_image_store
             == soci_config::WithoutImageStore::Allow,
+        isolated: config.layer_store.sharing == soci_config::Sharing::Isolated,
         min_layer_size: config.snapshotter.min_layer_size,
         mount_timeout: config.mount_timeout,
         attr_timeout: config.fuse.attr_timeout,
@@ -232,6 +233,12 @@ mod tests {
         assert_eq!(layer_store(&parse("")).budget_bytes, None);
         let config = parse("[layer_store]\nmax_size_bytes = 5");
         assert_eq!(layer_store(&config).budget_bytes, Some(5));
+    }
+
+    #[test]
+    fn layers_are_shared_unless_the_file_says_otherwise() {
+        assert!(!lazy(&parse("")).isolated);
+        assert!(lazy(&parse("[layer_store]\nsharing = 'isolated'")).isolated);
     }
 
     #[test]

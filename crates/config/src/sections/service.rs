@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::MAX;
 use crate::schema::{Broken, Section, Unit, Visitor};
-use crate::values::{ContentStoreType, DropPolicy};
+use crate::values::{ContentStoreType, DropPolicy, Sharing};
 
 const CONTAINERD: &str = "/run/containerd/containerd.sock";
 
@@ -305,6 +305,8 @@ pub struct LayerStore {
     pub max_size_bytes: u64,
     /// Percentage of the disk that is kept free of layers, 16 GiB per 10 percent at most; 0 is none.
     pub min_free_percent: u64,
+    /// Whom a layer on this node serves.
+    pub sharing: Sharing,
 }
 
 impl Default for LayerStore {
@@ -312,6 +314,7 @@ impl Default for LayerStore {
         Self {
             max_size_bytes: 0,
             min_free_percent: 10,
+            sharing: Sharing::Shared,
         }
     }
 }
@@ -320,6 +323,7 @@ impl Section for LayerStore {
     fn visit(&mut self, v: &mut impl Visitor) {
         v.number("max_size_bytes", &mut self.max_size_bytes, 0..=MAX);
         v.number("min_free_percent", &mut self.min_free_percent, 0..=60);
+        v.choice("sharing", &mut self.sharing);
     }
 }
 

@@ -106,6 +106,7 @@ max_readahead_bytes = 1048576
 [layer_store]
 max_size_bytes = 1000
 min_free_percent = 7
+sharing = "isolated"
 [limits]
 unpack_memory_bytes = 1
 unpack_output_bytes = 2

@@ -75,6 +75,7 @@ fn changed(key: &Key) -> String {
         ("drop_policy", _) => "'oldest'",
         ("type", _) => "'containerd'",
         ("without_image_store", _) => "'allow'",
+        ("sharing", _) => "'isolated'",
         ("concurrent_download_chunk_size", _) => "'8mb'",
         ("enable" | "experimental_parallel_pull_as_fallback", _) if table.contains("parallel") => {
             "true\ndiscard_unpacked_layers = true"

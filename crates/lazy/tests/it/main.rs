@@ -8,3 +8,4 @@
 
 mod large_ztoc;
 mod provider;
+mod sharing;

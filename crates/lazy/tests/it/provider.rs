@@ -16,7 +16,7 @@ use soci_layer::{
 };
 use soci_lazy::{Artifacts, Components, LazyConfig, LazyLayers};
 use soci_oci::{Digest, Index, Manifest, Reference, annotations, media_types};
-use soci_registry::{Client, ClientConfig, NoCredentials};
+use soci_registry::{Client, ClientConfig, Credentials, NoCredentials};
 use soci_store::content::OciLayout;
 use soci_store::{LayerStore, LayerStoreConfig};
 use soci_testkit::{Fault, Proxy, Registry, Rule, TestRoot};
@@ -88,7 +88,7 @@ fn image_of(layout: &Path) -> GoldenImage {
 
 impl World {
     /// `part`: `soci-v2` for the SOCI-enabled image, `image` for the one without an index.
-    fn new(case: &str, part: &str) -> Self {
+    pub(crate) fn new(case: &str, part: &str) -> Self {
         let root = TestRoot::new().unwrap();
         let layout = root.dir("layout").unwrap();
         assemble(case, part, &layout);
@@ -117,11 +117,15 @@ impl World {
     }
 
     fn client() -> Client {
+        Self::client_with(Arc::new(NoCredentials))
+    }
+
+    pub(crate) fn client_with(credentials: Arc<dyn Credentials>) -> Client {
         let mut config = ClientConfig::default();
         config.retries.max_retries = 1;
         config.retries.min_wait = Duration::from_millis(5);
         config.retries.max_wait = Duration::from_millis(20);
-        Client::new(config, Arc::new(NoCredentials)).unwrap()
+        Client::new(config, credentials).unwrap()
     }
 
     pub(crate) fn lazy(&self, config: LazyConfig) -> Arc<LazyLayers> {
@@ -137,10 +141,19 @@ impl World {
         config: LazyConfig,
         fetch: soci_fetch::FetchConfig,
     ) -> (Arc<LazyLayers>, Arc<SpanFetcher>) {
+        self.lazy_through(Self::client(), config, fetch)
+    }
+
+    pub(crate) fn lazy_through(
+        &self,
+        client: Client,
+        config: LazyConfig,
+        fetch: soci_fetch::FetchConfig,
+    ) -> (Arc<LazyLayers>, Arc<SpanFetcher>) {
         let root = self.root.dir("daemon").unwrap();
         let fetcher = SpanFetcher::new(fetch, tokio::runtime::Handle::current());
         let components = Components {
-            client: Self::client(),
+            client: client.clone(),
             layers: LayerStore::open(&root.join("soci/layers"), LayerStoreConfig::default())
                 .unwrap(),
             artifacts: Artifacts::Layout(OciLayout::open(&root.join("content")).unwrap()),
@@ -149,7 +162,7 @@ impl World {
             index_notes: root.join("soci/images"),
             profiles: root.join("soci/profiles"),
             unpacker: soci_unpack::Unpacker::new(
-                Self::client(),
+                client,
                 soci_unpack::UnpackConfig::new(root.join("unpack")),
             )
             .unwrap(),
@@ -221,7 +234,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 /// Every file of the first layer of `kinds` has the content that containerd unpacked.
-async fn check_contents(mountpoint: PathBuf) {
+pub(crate) async fn check_contents(mountpoint: PathBuf) {
     blocking(move || {
         let sums = fs::read_to_string(golden("kinds").join("unpacked/layer-1.sha256")).unwrap();
         assert!(sums.lines().count() > 10);
@@ -237,7 +250,7 @@ async fn check_contents(mountpoint: PathBuf) {
     .await;
 }
 
-async fn unmount(lazy: &LazyLayers, mountpoint: &Path) {
+pub(crate) async fn unmount(lazy: &LazyLayers, mountpoint: &Path) {
     lazy.unmount(mountpoint).await.unwrap();
 }
 

@@ -25,6 +25,9 @@ pub enum Auth {
         /// The password.
         password: String,
     },
+    /// HTTP Basic with the user and password of the repository; repositories without an account
+    /// are closed.
+    BasicByRepository(BTreeMap<String, (String, String)>),
     /// A token from the token endpoint. With a user, the endpoint demands it: as HTTP Basic, as an
     /// OAuth2 password grant, or as a refresh token that equals the password.
     Bearer {
@@ -68,6 +71,13 @@ impl AuthState {
             Auth::Open => return None,
             Auth::Basic { user, password } => {
                 if is_basic(given, user, password) {
+                    return None;
+                }
+                format!("Basic realm=\"{SERVICE}\"")
+            }
+            Auth::BasicByRepository(accounts) => {
+                let account = repository(request.word(1)).and_then(|name| accounts.get(name));
+                if account.is_some_and(|(user, password)| is_basic(given, user, password)) {
                     return None;
                 }
                 format!("Basic realm=\"{SERVICE}\"")
@@ -145,18 +155,22 @@ fn is_basic(given: &str, user: &str, password: &str) -> bool {
         .is_some_and(|decoded| decoded == format!("{user}:{password}").into_bytes())
 }
 
-/// The scope that a request needs, as the challenge writes it.
-fn scope(target: &str, method: &str) -> String {
+/// The repository of a request.
+fn repository(target: &str) -> Option<&str> {
     let path = target
         .split('?')
         .next()
         .unwrap_or_default()
         .trim_start_matches("/v2/");
-    let repository = ["/blobs/", "/manifests/", "/tags/", "/referrers/"]
+    ["/blobs/", "/manifests/", "/tags/", "/referrers/"]
         .iter()
         .find_map(|part| path.split_once(part))
-        .map(|(repository, _)| repository);
-    match repository {
+        .map(|(repository, _)| repository)
+}
+
+/// The scope that a request needs, as the challenge writes it.
+fn scope(target: &str, method: &str) -> String {
+    match repository(target) {
         None => String::new(),
         Some(repository) => {
             let actions = if matches!(method, "GET" | "HEAD") {
