@@ -31,16 +31,28 @@ struct LayerInUse {
     height: usize,
 }
 
-impl LazyLayers {
-    /// Admits the use of layers that are verified, or vouched for by every image that consists of
-    /// them. Verifies the others first.
-    pub(crate) async fn admit_use(&self, use_of: ChainUse) -> Result<(), UseRefusal> {
+/// Admits the use of layers that are verified, or vouched for by every image that consists of them.
+/// Verifies the others first.
+pub(crate) async fn admit_use(lazy: &LazyLayers, use_of: ChainUse) -> Result<(), UseRefusal> {
+    let use_of = &use_of;
+    Admission { lazy, use_of }.decide().await
+}
+
+/// The use of a chain of layers that is being decided.
+struct Admission<'a> {
+    lazy: &'a LazyLayers,
+    use_of: &'a ChainUse,
+}
+
+impl Admission<'_> {
+    async fn decide(&self) -> Result<(), UseRefusal> {
+        let use_of = self.use_of;
         let mut unverified = Vec::new();
-        for layer in self.layers_in_use(&use_of) {
+        for layer in self.layers_in_use() {
             match layer.open.verification.verdict() {
                 None => unverified.push(layer),
                 Some(verdict) if verdict.objection(layer.position.as_ref()).is_some() => {
-                    let images = self.images_of(&use_of).await.unwrap_or_default();
+                    let images = self.images().await.unwrap_or_default();
                     return layer.judged(&verdict, &images.iter().collect::<Vec<_>>());
                 }
                 Some(_) => {}
@@ -49,11 +61,11 @@ impl LazyLayers {
         if unverified.is_empty() {
             return Ok(());
         }
-        let images = match self.images_of(&use_of).await {
+        let images = match self.images().await {
             Ok(images) if images.is_empty() && use_of.admitted_before => return Ok(()),
             Ok(images) => images,
             Err(_) if use_of.admitted_before => return Ok(()),
-            Err(error) if self.config.allow_without_image_store => {
+            Err(error) if self.lazy.config.allow_without_image_store => {
                 tracing::warn!(
                     error,
                     "layers are used unverified: containerd's image store does not answer"
@@ -68,11 +80,10 @@ impl LazyLayers {
                 Vec::new()
             }
         };
-        let namespace = use_of.namespace.as_deref().unwrap_or_default();
         let checked = unverified.iter().map(|layer| {
             let images = &images;
             async move {
-                let others = self.not_vouching(namespace, layer, images).await;
+                let others = self.not_vouching(layer, images).await;
                 match images.is_empty() || !others.is_empty() {
                     true => self.verify_for(layer, &others).await,
                     false => Ok(()),
@@ -86,7 +97,8 @@ impl LazyLayers {
 
     /// Returns the lazy ones among the layers. One that is not mounted is left to
     /// [`check`](soci_layer::LayerProvider::check).
-    fn layers_in_use(&self, use_of: &ChainUse) -> Vec<LayerInUse> {
+    fn layers_in_use(&self) -> Vec<LayerInUse> {
+        let use_of = self.use_of;
         let mut found = Vec::new();
         for (at, layer) in use_of.layers.iter().enumerate() {
             let mount = layer.mountpoint.as_deref().and_then(|at| self.mount_at(at));
@@ -110,11 +122,12 @@ impl LazyLayers {
     }
 
     fn mount_at(&self, mountpoint: &Path) -> Option<Arc<Mount>> {
-        self.table.mounts.lock().get(mountpoint).cloned()
+        self.lazy.table.mounts.lock().get(mountpoint).cloned()
     }
 
     /// Asks containerd which images of the client's namespace consist of these layers.
-    async fn images_of(&self, use_of: &ChainUse) -> Result<Vec<NamedImage>, String> {
+    async fn images(&self) -> Result<Vec<NamedImage>, String> {
+        let use_of = self.use_of;
         let namespace = use_of.namespace.as_deref();
         let namespace = namespace.ok_or("the client sends no namespace")?;
         let top = use_of.layers.first().and_then(|top| chain_id(&top.name));
@@ -122,29 +135,27 @@ impl LazyLayers {
         let Some(top) = top else {
             return Ok(Vec::new());
         };
-        let images = self.images.with_chain(namespace, top).await;
+        let images = self.lazy.images.with_chain(namespace, top).await;
         images.map_err(|error| soci_errors::chain(&error))
     }
 
     /// Returns those of the images whose own index does not name the layer's zTOC.
     async fn not_vouching<'a>(
         &self,
-        namespace: &str,
         layer: &LayerInUse,
         images: &'a [NamedImage],
     ) -> Vec<&'a NamedImage> {
         let mut others = Vec::new();
         for named in images {
-            if named.image.digest != layer.image.manifest
-                && !self.vouches(namespace, layer, named).await
-            {
+            if named.image.digest != layer.image.manifest && !self.vouches(layer, named).await {
                 others.push(named);
             }
         }
         others
     }
 
-    async fn vouches(&self, namespace: &str, layer: &LayerInUse, named: &NamedImage) -> bool {
+    async fn vouches(&self, layer: &LayerInUse, named: &NamedImage) -> bool {
+        let namespace = self.use_of.namespace.as_deref().unwrap_or_default();
         let listed = named.image.manifest.layers.get(layer.height);
         if listed.is_none_or(|listed| listed.digest != layer.key.layer) {
             return false;
@@ -152,7 +163,7 @@ impl LazyLayers {
         let Ok(reference) = named.name.parse() else {
             return false;
         };
-        if self.config.lazy_registries.check(&reference).is_err() {
+        if self.lazy.config.lazy_registries.check(&reference).is_err() {
             return false;
         }
         let mut image = ImageKey {
@@ -161,10 +172,10 @@ impl LazyLayers {
             explicit_index: None,
             namespace: String::new(),
         };
-        if self.indexes.artifacts.by_namespace() {
+        if self.lazy.indexes.artifacts.by_namespace() {
             namespace.clone_into(&mut image.namespace);
         }
-        match self.indexes.find(namespace, &image).await {
+        match self.lazy.indexes.find(namespace, &image).await {
             Ok(found) => {
                 let ztoc = found.index.ztoc_for(&layer.key.layer);
                 ztoc.is_some_and(|ztoc| ztoc.descriptor.digest == layer.key.ztoc)
@@ -185,7 +196,7 @@ impl LazyLayers {
             usedBy = names(images),
             "verifying a layer before it is used for an image whose own index does not name it"
         );
-        match self.verifier.verify(&layer.open, Reason::Use).await {
+        match self.lazy.verifier.verify(&layer.open, Reason::Use).await {
             Ok(verdict) => layer.judged(&verdict, images),
             Err(error) => Err(UseRefusal::Unverified {
                 reason: format!(

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::LazyLayers;
+use crate::admission;
 use crate::chain_position::ChainPosition;
 use crate::image_layer::ImageLayer;
 use crate::index_files::FoundIndex;
@@ -63,7 +64,7 @@ impl LayerProvider for LazyLayers {
     }
 
     async fn admit(&self, use_of: ChainUse) -> Result<(), UseRefusal> {
-        self.admit_use(use_of).await
+        admission::admit_use(self, use_of).await
     }
 
     async fn check(
