@@ -27,6 +27,7 @@ mod install;
 mod keychains;
 mod local_layers;
 mod memory;
+mod mirrors;
 mod observe;
 mod poisoning;
 mod privilege;

@@ -61,6 +61,8 @@ pub(crate) struct Endpoint {
     namespace: Option<String>,
     /// Whether it is asked before the registry itself.
     mirror: bool,
+    /// Whether plain HTTP was chosen because the host is a loopback address, not by configuration.
+    assumed_plain: bool,
     /// What it may be asked for.
     pub(crate) capabilities: Capabilities,
     /// Longest time for a whole request.
@@ -93,6 +95,23 @@ impl Endpoint {
         self.base.origin() == url.origin()
     }
 
+    /// The same server with TLS, if plain HTTP is only assumed of it.
+    pub(crate) fn with_tls(&self) -> Option<Self> {
+        if !self.assumed_plain {
+            return None;
+        }
+        // Parsed again, since the default port differs.
+        let rest = self.base.as_str().strip_prefix("http://")?;
+        let port = self.base.port_or_known_default()?;
+        let mut base = Url::parse(&format!("https://{rest}")).ok()?;
+        base.set_port(Some(port)).ok()?;
+        Some(Self {
+            base,
+            assumed_plain: false,
+            ..self.clone()
+        })
+    }
+
     pub(crate) fn base(&self) -> &Url {
         &self.base
     }
@@ -123,6 +142,7 @@ pub(crate) fn origin(config: &ClientConfig, registry: &str) -> Result<Endpoint, 
             credential_host: registry.to_owned(),
             namespace: None,
             mirror: false,
+            assumed_plain: false,
             capabilities: Capabilities::ALL,
             request_timeout: config.request_timeout,
             dial_timeout: config.dial_timeout,
@@ -135,9 +155,11 @@ pub(crate) fn origin(config: &ClientConfig, registry: &str) -> Result<Endpoint, 
         "docker.io" | "index.docker.io" => "registry-1.docker.io",
         other => other,
     };
+    let base =
+        base_url(host, "/v2", config.plain_http).ok_or_else(|| bad_host("registry", registry))?;
     Ok(Endpoint {
-        base: base_url(host, "/v2", config.plain_http)
-            .ok_or_else(|| bad_host("registry", registry))?,
+        assumed_plain: base.scheme() == "http" && !config.plain_http,
+        base,
         credential_host: registry.to_owned(),
         namespace: None,
         mirror: false,
@@ -199,6 +221,7 @@ fn mirror_endpoint(
         credential_host: host.to_owned(),
         namespace: Some(registry.to_owned()),
         mirror: true,
+        assumed_plain: false,
         capabilities: Capabilities::MIRROR,
         request_timeout: mirror.request_timeout.unwrap_or(config.request_timeout),
         dial_timeout: config.dial_timeout,
@@ -234,6 +257,7 @@ pub(crate) fn from_hosts_file(
             base,
             credential_host,
             mirror: !is_origin,
+            assumed_plain: false,
             capabilities: Capabilities {
                 pull: host.pull,
                 resolve: host.resolve,

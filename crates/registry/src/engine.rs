@@ -5,8 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use futures::future::BoxFuture;
+use http::{HeaderMap, Method};
+use parking_lot::Mutex;
 
 use crate::auth::{Attempts, AuthTarget, Authorizer};
+use crate::bounded::Bounded;
 use crate::endpoint::{Endpoint, Need, endpoints};
 use crate::host_health::HostHealth;
 use crate::hosts_files::HostsFiles;
@@ -15,12 +18,15 @@ use crate::redirect::send_following;
 use crate::request::RequestSpec;
 use crate::response::Incoming;
 use crate::retry::Backoff;
+use crate::tls_failure::NOT_TLS;
 use crate::transport::Transport;
-use crate::{ClientConfig, Deadline, RegistryError};
+use crate::{ClientConfig, Deadline, RegistryError, RequestLine};
 
 /// How often a request is made again whose connection broke before the response: servers close idle
 /// connections, and those that have served their number of requests.
 const IMMEDIATE_REPEATS: usize = 3;
+/// Most loopback registries whose TLS is remembered.
+const MAX_LOOPBACK: usize = 256;
 /// Most repetitions of a request with other credentials.
 const RENEWALS: usize = 20;
 
@@ -30,6 +36,8 @@ pub(crate) struct Engine {
     authorizer: Authorizer,
     pub(crate) health: HostHealth,
     hosts_files: HostsFiles,
+    /// Whether loopback registries speak TLS, as far as that was tried, by their assumed base URL.
+    loopback_tls: Mutex<Bounded<String, bool>>,
     pub(crate) ranges: RangeSupport,
     retries: Arc<AtomicU64>,
 }
@@ -41,6 +49,7 @@ impl Engine {
             authorizer,
             health: HostHealth::default(),
             hosts_files: HostsFiles::default(),
+            loopback_tls: Mutex::new(Bounded::new(MAX_LOOPBACK)),
             ranges: RangeSupport::default(),
             retries: Arc::default(),
         }
@@ -147,8 +156,40 @@ impl Engine {
         }
         Ok(endpoints(config, registry)?
             .into_iter()
+            .map(|endpoint| match endpoint.with_tls() {
+                Some(secure) if self.is_known_to_speak_tls(&endpoint) == Some(true) => secure,
+                _ => endpoint,
+            })
             .map(Arc::new)
             .collect())
+    }
+
+    fn is_known_to_speak_tls(&self, endpoint: &Endpoint) -> Option<bool> {
+        let known = self.loopback_tls.lock();
+        known.get(endpoint.base().as_str()).copied()
+    }
+
+    /// Whether an error of a loopback registry comes from plain HTTP to a TLS port. Found out once; the
+    /// next attempt then uses TLS.
+    async fn speaks_tls(&self, endpoint: &Endpoint, error: &RegistryError) -> bool {
+        let hint = error.status() == Some(400) || matches!(error, RegistryError::Dropped { .. });
+        let (true, None, Some(secure)) = (
+            hint,
+            self.is_known_to_speak_tls(endpoint),
+            endpoint.with_tls(),
+        ) else {
+            return false;
+        };
+        let spec = RequestSpec::get(secure.base().clone(), HeaderMap::new());
+        let speaks = match self.transport.send(&secure, &spec, None).await {
+            Ok(_) => true,
+            // A certificate that is refused is one.
+            Err(RegistryError::Tls { reason, .. }) => reason != NOT_TLS,
+            Err(_) => false,
+        };
+        let key = endpoint.base().to_string();
+        self.loopback_tls.lock().insert(key, speaks);
+        speaks
     }
 
     /// The server that uploads go to.
@@ -179,6 +220,16 @@ impl Engine {
                 }
                 Err(RegistryError::Dropped { .. }) if left > 0 => left -= 1,
                 Err(error) => {
+                    if self.speaks_tls(endpoint, &error).await {
+                        return Err(RegistryError::Dropped {
+                            request: RequestLine::new(
+                                &Method::GET,
+                                endpoint.base(),
+                                &endpoint.credential_host,
+                            ),
+                            reason: "the registry speaks TLS".to_owned(),
+                        });
+                    }
                     self.health.failed(endpoint, &error);
                     return Err(error);
                 }

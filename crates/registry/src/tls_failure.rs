@@ -5,6 +5,8 @@ use rustls::{AlertDescription, CertificateError, Error};
 
 use crate::tls_verifier::CertificateRefusal;
 
+/// The cause where something else than TLS answers.
+pub(crate) const NOT_TLS: &str = "the server does not speak TLS on this port";
 const TRUST: &str = "add its authority, or the certificate itself, to the system's trusted certificates, or name it as `ca` \
      in the registry's hosts.toml (soci: --tlscacert, or --skip-verify to skip the verification)";
 const REISSUE: &str = "issue it again";
@@ -17,7 +19,7 @@ pub(crate) fn explain(error: &Error) -> Option<(String, &'static str)> {
     let explained = match error {
         Error::InvalidCertificate(error) => certificate(error),
         Error::InvalidMessage(_) => (
-            "the server does not speak TLS on this port".to_owned(),
+            NOT_TLS.to_owned(),
             "check the port (soci takes --plain-http for a registry without TLS; hosts.toml an http:// URL)",
         ),
         Error::AlertReceived(

@@ -355,3 +355,34 @@ async fn a_download_ends_when_it_is_slower_than_its_limits() {
         assert_eq!(fake.requests().len(), requests, "{kind}");
     }
 }
+
+#[tokio::test]
+async fn what_a_pull_waits_for_ends_soon_when_the_registry_does_not_work() {
+    // A server error again and again; a request to wait for two minutes; nothing there.
+    for kind in 0..3 {
+        let fake = Fake::start(move |_, _| {
+            Some(match kind {
+                0 => status(503),
+                _ => status(429).with("retry-after", "120"),
+            })
+        })
+        .await;
+        let mut config = config();
+        config.retries.max_retries = u32::MAX;
+        config.retries.max_wait = Duration::from_secs(300);
+        config.document_patience = Some(Duration::from_millis(300));
+        let client = Client::new(config, Arc::new(NoCredentials)).unwrap();
+        let reference = fake.reference("a/b:t");
+        let host = fake.host();
+        let fake = (kind < 2).then_some(fake);
+        let asking = client.manifest(&reference, "t");
+        let error = tokio::time::timeout(Duration::from_secs(60), asking)
+            .await
+            .unwrap()
+            .unwrap_err();
+        assert!(error.is_transient(), "{host}: {error}");
+        if kind == 1 {
+            assert_eq!(fake.unwrap().requests().len(), 1);
+        }
+    }
+}

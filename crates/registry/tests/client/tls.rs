@@ -130,3 +130,31 @@ async fn plain_http_behind_an_https_address_is_named_and_not_tried_again() {
     assert!(error.to_string().contains("--plain-http"), "{error}");
     assert!(!error.is_transient(), "{error}");
 }
+
+#[tokio::test]
+async fn a_loopback_registry_with_tls_is_found_out_and_one_without_stays_plain() {
+    let data = noise(1000);
+    let server = Secure::start(data.clone(), &["h2"]).await;
+    let mut config = config();
+    config.tls = trusting_too(vec![server.authority()]);
+    let client = Client::new(config, Arc::new(NoCredentials)).unwrap();
+    let reference = format!("localhost:{}/a/b:t", server.https.port())
+        .parse()
+        .unwrap();
+    for _ in 0..2 {
+        let (_, bytes) = client.manifest(&reference, "t").await.unwrap();
+        assert_eq!(bytes, data);
+        let blob = client.blob(&reference, &descriptor(&data));
+        let got = blob.read_range(1..9, Deadline::far()).await.unwrap();
+        assert_eq!(got, data.slice(1..9));
+    }
+    let untrusting = Client::new(crate::fake::config(), Arc::new(NoCredentials)).unwrap();
+    let error = untrusting.manifest(&reference, "t").await.unwrap_err();
+    assert!(error.to_string().contains("trusts no authority"), "{error}");
+    let plain = Fake::start(|_, _| Some(status(400))).await;
+    let error = client
+        .manifest(&plain.reference("a/b:t"), "t")
+        .await
+        .unwrap_err();
+    assert_eq!(error.status(), Some(400), "{error}");
+}
