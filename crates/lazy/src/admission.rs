@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use futures::future::try_join_all;
 use soci_layer::{Cause, ChainUse, UseRefusal};
+use soci_registry::BlobSource as _;
 use soci_store::LayerKey;
 
 use crate::LazyLayers;
@@ -196,6 +197,14 @@ impl Admission<'_> {
             usedBy = names(images),
             "verifying a layer before it is used for an image whose own index does not name it"
         );
+        // An image that was pulled whole, such as the one that was converted, is read from there.
+        let namespace = self.use_of.namespace.as_deref().unwrap_or_default();
+        let (digest, sources) = (layer.key.layer, &layer.open.sources);
+        let stored = self
+            .lazy
+            .images
+            .layer_file(namespace, digest, sources.size());
+        let _local = stored.await.map(|file| sources.read_locally(file));
         match self.lazy.verifier.verify(&layer.open, Reason::Use).await {
             Ok(verdict) => layer.judged(&verdict, images),
             Err(error) => Err(UseRefusal::Unverified {

@@ -127,6 +127,20 @@ impl ImageStore {
         Ok(within(LIMIT, Box::pin(read(&content, digest))).await?)
     }
 
+    /// Opens the file in which containerd stores a layer, if it does and the file is on this machine.
+    pub(crate) async fn layer_file(
+        &self,
+        namespace: &str,
+        layer: Digest,
+        size: u64,
+    ) -> Option<std::fs::File> {
+        let content = Content::new(&self.namespace(namespace).ok()?);
+        // The file of another namespace's blob is not this namespace's to read.
+        let info = within(LIMIT, Box::pin(content.info(&layer))).await;
+        info.ok()??;
+        content.file(&layer, size).await
+    }
+
     /// Whether containerd has a manifest from the repository of `reference`: it was fetched from
     /// there, or is the target of an image of that name.
     pub(crate) async fn is_from(

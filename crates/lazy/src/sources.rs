@@ -1,13 +1,17 @@
 //! The repositories that spans of a layer are fetched from: every repository whose images use the
 //! layer has it, and one may be gone or refuse access while another works.
 
+use std::fs::File;
+use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use soci_layer::{Cause, LayerRefusal};
 use soci_oci::{Descriptor, Reference};
 use soci_registry::{BlobSource, ByteStream, Client, Deadline, RegistryError, RemoteBlob};
@@ -18,6 +22,8 @@ use tokio::time::Instant;
 
 /// Greatest number of repositories per layer.
 const MAX_REPOSITORIES: usize = 16;
+/// Bytes of a local file that are read at a time.
+const LOCAL_PIECE: usize = 1 << 20;
 
 /// The repositories that are known to have one blob. Clones share them.
 #[derive(Clone)]
@@ -26,6 +32,7 @@ pub(crate) struct Sources {
     meters: Arc<Meters>,
     blob: Descriptor,
     known: Arc<RwLock<Vec<Source>>>,
+    local: Arc<Mutex<Option<Arc<File>>>>,
     /// Held by repository while its registry is asked for the blob.
     asking: Arc<KeyedLocks<String>>,
     /// Position of the repository for the next request: the last one that worked, or the one after.
@@ -46,6 +53,7 @@ impl Sources {
             meters,
             blob,
             known: Arc::default(),
+            local: Arc::default(),
             asking: Arc::default(),
             next: Arc::default(),
         }
@@ -91,6 +99,40 @@ impl Sources {
         })
     }
 
+    /// Reads from a file with the whole blob, before any repository, until the guard is dropped. Not
+    /// for longer than needed: an open file keeps its space on disk after its owner has removed it.
+    pub(crate) fn read_locally(&self, file: File) -> LocalGuard {
+        *self.local.lock() = Some(Arc::new(file));
+        LocalGuard(self.local.clone())
+    }
+
+    /// Streams a range of the local file, if there is one. After a failure it is not asked again.
+    fn local_range(&self, range: Range<u64>) -> Option<ByteStream> {
+        let file = self.local.lock().clone()?;
+        let (local, end) = (self.local.clone(), range.end);
+        let pieces = range.step_by(LOCAL_PIECE).map(move |start| {
+            let (file, local) = (file.clone(), local.clone());
+            let length = usize::try_from(end - start).unwrap_or(LOCAL_PIECE);
+            async move {
+                let read = soci_task::run(move || {
+                    let mut bytes = vec![0; length.min(LOCAL_PIECE)];
+                    file.read_exact_at(&mut bytes, start)?;
+                    Ok(Bytes::from(bytes))
+                });
+                let read = read
+                    .await
+                    .unwrap_or_else(|error| Err(io::Error::other(error)));
+                read.map_err(|error| {
+                    *local.lock() = None;
+                    RegistryError::Config(format!(
+                        "cannot read a layer that containerd stores: {error}"
+                    ))
+                })
+            }
+        });
+        Some(futures::stream::iter(pieces).then(|piece| piece).boxed())
+    }
+
     /// Returns the source at a position, counted round the list.
     fn at(&self, position: usize) -> Option<RemoteBlob> {
         let known = self.known.read();
@@ -100,6 +142,15 @@ impl Sources {
 
     fn current(&self) -> Option<RemoteBlob> {
         self.at(self.next.load(Ordering::Relaxed))
+    }
+}
+
+/// Ends the reading from a local file when it is dropped.
+pub(crate) struct LocalGuard(Arc<Mutex<Option<Arc<File>>>>);
+
+impl Drop for LocalGuard {
+    fn drop(&mut self) {
+        *self.0.lock() = None;
     }
 }
 
@@ -120,6 +171,9 @@ impl BlobSource for Sources {
         range: Range<u64>,
         deadline: Deadline,
     ) -> Result<ByteStream, RegistryError> {
+        if let Some(stream) = self.local_range(range.clone()) {
+            return Ok(stream);
+        }
         let count = self.known.read().len();
         let first = self.next.load(Ordering::Relaxed);
         let mut failure = None;

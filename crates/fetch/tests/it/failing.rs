@@ -320,7 +320,7 @@ fn a_reader_does_not_wait_for_a_long_request_of_less_urgency() {
         },
     );
     layer.prefetch(0..u32::MAX);
-    eventually("asked", || blob.requests().len() == 1);
+    eventually("asked", || !blob.requests().is_empty());
     let at = sample.tar.len() - 200_000;
     let got = read(&layer, at as u64, 100_000).unwrap();
     assert!(got == sample.tar[at..at + 100_000]);
