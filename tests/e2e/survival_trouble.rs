@@ -52,9 +52,10 @@ async fn a_deadly_read(config: &str) {
     let (_, _, roots) = node.mounted().await;
     let words = find(&roots, "data/words");
     let hello = find(&roots, "data/hello");
+    // While no server serves this would wait, unless the kernel still knows it.
+    let number = words.metadata().unwrap().ino();
     node.daemon.terminate().unwrap();
     let mut options = SociDaemonOptions::with_config(&config);
-    let number = words.metadata().unwrap().ino();
     let point = format!("layer-read#{number}");
     options.environment = vec![("SOCI_FAULT_POINT".to_owned(), point)];
     node.daemon.start_again_with(options).unwrap();
