@@ -103,13 +103,6 @@ impl HeaderChecks {
         }
     }
 
-    /// Records that for all files.
-    pub(crate) fn set_all_checked(&self) {
-        for word in &self.checked {
-            word.store(u64::MAX, Ordering::Relaxed);
-        }
-    }
-
     fn word(&self, ino: u64) -> Option<(&AtomicU64, u64)> {
         let word = self.checked.get(usize::try_from(ino / 64).ok()?)?;
         Some((word, 1 << (ino % 64)))

@@ -92,11 +92,6 @@ impl Tree {
             + self.headers.memory()
     }
 
-    /// Trusts the zTOC about all files: it was verified as a whole.
-    pub fn trust_entries(&self) {
-        self.headers.set_all_checked();
-    }
-
     /// Length of the uncompressed tar in bytes.
     #[must_use]
     pub const fn tar_size(&self) -> u64 {
