@@ -22,6 +22,8 @@ mmdebstrap                                  mmdebstrap
 mandoc                                      mandoc
 openssl                                     openssl
 nginx                                       nginx-light
+/usr/share/keyrings/debian-archive-keyring.gpg  debian-archive-keyring
+dpkg-deb                                    dpkg
 setpriv                                     util-linux
 mount                                       mount
 systemd-analyze                             systemd

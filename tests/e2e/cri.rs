@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::support::{NO_BACKGROUND, fetched_once, indexed, lazy_mounts, left_behind, wait_until};
 use soci_testkit::image::{small_image, small_image_data};
-use soci_testkit::{Cri, SociDaemonOptions, Stack, StackOptions, TestRoot};
+use soci_testkit::{Cri, CriPull, SociDaemonOptions, Stack, StackOptions, TestRoot};
 
 /// Containers start slowly on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 fn stack() -> Stack {
     Stack::start(StackOptions {
         daemon: SociDaemonOptions::with_config(NO_BACKGROUND),
-        cri: true,
+        cri: Some(CriPull::Local),
         ..StackOptions::default()
     })
     .unwrap()

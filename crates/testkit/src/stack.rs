@@ -7,12 +7,13 @@ use anyhow::Result;
 use soci_oci::Descriptor;
 
 use crate::cli::SociCli;
-use crate::containerd::{Containerd, ContainerdOptions};
-use crate::cri::CriOptions;
+use crate::containerd::{Containerd, ContainerdOptions, TransferOptions};
+use crate::cri::{CriOptions, CriPull};
 use crate::image::pause_image;
 use crate::process::TestRoot;
 use crate::proxy::{Proxy, Throttle};
 use crate::registry::Registry;
+use crate::release::Release;
 use crate::soci::{SociDaemon, SociDaemonOptions};
 
 /// What a [`Stack`] is like.
@@ -22,8 +23,14 @@ pub struct StackOptions {
     pub daemon: SociDaemonOptions,
     /// How fast the registry seems to be.
     pub throttle: Throttle,
-    /// Whether containerd's CRI plugin runs, on our daemon.
-    pub cri: bool,
+    /// Which release of containerd runs.
+    pub release: Release,
+    /// Whether containerd's CRI plugin runs, on our daemon, and how it pulls.
+    pub cri: Option<CriPull>,
+    /// What containerd's transfer service is configured to do.
+    pub transfer: TransferOptions,
+    /// Leave out the line that makes containerd 2.x leave user namespaces to the snapshotter.
+    pub without_capabilities: bool,
 }
 
 /// Registry, proxy, our daemon and a containerd that uses it. Fields end in this order.
@@ -53,12 +60,18 @@ impl Stack {
         of_daemon.containerd = Some(Containerd::address_in(&folder));
         let daemon = SociDaemon::start(of_daemon)?;
         let mut containerd = ContainerdOptions::with_soci(daemon.socket());
-        if options.cri {
+        containerd.release = options.release;
+        containerd.transfer = options.transfer;
+        containerd.without_capabilities = options.without_capabilities;
+        if let Some(pull) = options.cri {
             let images = TestRoot::new()?;
             pause_image(images.path(), "pause")?;
             registry.push_layout(images.path(), "pause", "pause")?;
             let sandbox_image = registry.reference("pause:pause");
-            containerd.cri = Some(CriOptions::with_soci(&sandbox_image));
+            containerd.cri = Some(CriOptions {
+                pull,
+                ..CriOptions::with_soci(&sandbox_image)
+            });
         }
         let containerd = Containerd::start_in(folder, &containerd)?;
         Ok(Self {

@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-pub use options::CriOptions;
+pub use options::{CriOptions, CriPull};
 pub use pods::{Executed, Pod, PodContainer};
 
 use api::image_service_client::ImageServiceClient;

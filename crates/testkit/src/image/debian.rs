@@ -158,6 +158,29 @@ pub(super) fn own_sources(codename: &str) -> Result<String> {
     })
 }
 
+/// The mirror of Debian that this machine's apt uses, or the official one.
+pub(crate) fn debian_mirror() -> String {
+    let sources = codename()
+        .and_then(|codename| own_sources(&codename))
+        .unwrap_or_default();
+    mirror_in(&sources).unwrap_or_else(|| "http://deb.debian.org/debian".to_owned())
+}
+
+/// The first address in apt's sources that is a mirror of Debian itself, not of its security
+/// updates.
+fn mirror_in(sources: &str) -> Option<String> {
+    let addresses = sources
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .flat_map(str::split_whitespace)
+        .filter(|word| word.contains("://"))
+        .map(|word| word.trim_end_matches('/'));
+    addresses
+        .filter(|address| address.ends_with("/debian"))
+        .map(str::to_owned)
+        .next()
+}
+
 fn is_own_stanza(stanza: &str, codename: &str) -> bool {
     let field = |name: &str| {
         stanza
@@ -193,6 +216,16 @@ fn is_own_suite(suite: &str, codename: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_mirror_is_that_of_debian_itself() {
+        let stanzas = "Types: deb\n# http://old/debian\nURIs: http://m/debian/\nSuites: bookworm\n";
+        assert_eq!(mirror_in(stanzas).as_deref(), Some("http://m/debian"));
+        let line = "deb [signed-by=/k] http://security/debian-security bookworm-security main\n\
+            deb https://n/debian bookworm main\n";
+        assert_eq!(mirror_in(line).as_deref(), Some("https://n/debian"));
+        assert_eq!(mirror_in("deb http://u/ubuntu noble main"), None);
+    }
 
     #[test]
     fn foreign_package_sources_are_left_out() {

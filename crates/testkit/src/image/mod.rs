@@ -12,6 +12,9 @@ mod readers;
 mod samples;
 mod sink;
 
+pub(crate) use cache::cached;
+pub(crate) use debian::debian_mirror;
+
 pub use builder::{ImageBuilder, OciImage, OciLayer};
 pub use content::Content;
 pub use layer::Layer;

@@ -1,5 +1,7 @@
 //! A private containerd.
 
+mod config;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -9,16 +11,42 @@ use anyhow::{Context, Result};
 use crate::cri::{Cri, CriOptions};
 use crate::ctr::Ctr;
 use crate::process::{Daemon, LogLines, TestRoot};
+use crate::release::Release;
 
 /// What a private containerd is like.
 #[derive(Debug, Clone, Default)]
 pub struct ContainerdOptions {
+    /// Which release of it.
+    pub release: Release,
     /// Proxy snapshotters: name and socket.
     pub snapshotters: Vec<(String, PathBuf)>,
+    /// What the transfer service of containerd 2.x is configured to do with them.
+    pub transfer: TransferOptions,
+    /// Leave out the line that makes containerd 2.x leave user namespaces to the snapshotter.
+    pub without_capabilities: bool,
     /// The CRI plugin, if it is to run.
     pub cri: Option<CriOptions>,
-    /// More configuration (version 2 TOML), appended.
+    /// More configuration (TOML, of version 2, or of 3 for containerd 2.x), appended.
     pub extra_config: String,
+}
+
+/// What the transfer service of containerd 2.x is configured to do with our snapshotter; by default
+/// what our README says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TransferOptions {
+    /// An `unpack_config` for it.
+    pub unpack: bool,
+    /// Labels with the image's name and digests.
+    pub annotations: bool,
+}
+
+impl Default for TransferOptions {
+    fn default() -> Self {
+        Self {
+            unpack: true,
+            annotations: true,
+        }
+    }
 }
 
 impl ContainerdOptions {
@@ -36,6 +64,8 @@ impl ContainerdOptions {
 #[derive(Debug)]
 pub struct Containerd {
     daemon: Daemon,
+    release: Release,
+    ctr: PathBuf,
     address: PathBuf,
     root: TestRoot,
 }
@@ -62,11 +92,13 @@ impl Containerd {
     pub fn start_in(root: TestRoot, options: &ContainerdOptions) -> Result<Self> {
         let address = Self::address_in(&root);
         let config = root.path().join("containerd.toml");
-        std::fs::write(&config, config_text(root.path(), &address, options))
-            .context("write containerd's configuration")?;
-        let daemon = Self::serve(&root, &address)?;
+        let text = config::text(root.path(), &address, options)?;
+        std::fs::write(&config, text).context("write containerd's configuration")?;
+        let daemon = Self::serve(options.release, &root, &address)?;
         Ok(Self {
             daemon,
+            release: options.release,
+            ctr: options.release.program("ctr")?,
             address,
             root,
         })
@@ -76,6 +108,12 @@ impl Containerd {
     #[must_use]
     pub fn address(&self) -> &Path {
         &self.address
+    }
+
+    /// Which release it is.
+    #[must_use]
+    pub fn release(&self) -> Release {
+        self.release
     }
 
     /// The folder that everything of this containerd is below.
@@ -99,7 +137,7 @@ impl Containerd {
     /// `ctr` against this containerd in a namespace.
     #[must_use]
     pub fn ctr(&self, namespace: &str) -> Ctr {
-        Ctr::new(&self.address, namespace)
+        Ctr::new(&self.ctr, &self.address, namespace)
     }
 
     /// A client of its CRI plugin.
@@ -116,7 +154,7 @@ impl Containerd {
     /// When it does not start.
     pub fn restart(&mut self) -> Result<()> {
         self.daemon.kill()?;
-        self.daemon = Self::serve(&self.root, &self.address)?;
+        self.daemon = Self::serve(self.release, &self.root, &self.address)?;
         Ok(())
     }
 
@@ -129,14 +167,17 @@ impl Containerd {
         self.root.quiet()
     }
 
-    fn serve(root: &TestRoot, address: &Path) -> Result<Daemon> {
-        let mut daemon = Daemon::spawn("containerd", root, "containerd", |command| {
+    fn serve(release: Release, root: &TestRoot, address: &Path) -> Result<Daemon> {
+        let (program, ctr) = (release.program("containerd")?, release.program("ctr")?);
+        let search_path = release.search_path()?;
+        let mut daemon = Daemon::spawn("containerd", root, program, |command| {
             command
+                .env("PATH", search_path)
                 .arg("--config")
                 .arg(root.path().join("containerd.toml"));
         })?;
-        daemon.wait_ready(Duration::from_secs(30), |_| {
-            Command::new("ctr")
+        daemon.wait_ready(Duration::from_secs(120), |_| {
+            Command::new(&ctr)
                 .arg("--address")
                 .arg(address)
                 .args(["--connect-timeout", "1s", "version"])
@@ -147,35 +188,4 @@ impl Containerd {
         })?;
         Ok(daemon)
     }
-}
-
-fn config_text(root: &Path, address: &Path, options: &ContainerdOptions) -> String {
-    let at = |name: &str| root.join(name).display().to_string();
-    let disabled = match options.cri {
-        Some(_) => "",
-        None => "\"io.containerd.grpc.v1.cri\"",
-    };
-    let mut text = format!(
-        "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [{disabled}]\n\
-         [grpc]\n  address = {:?}\n[ttrpc]\n  address = {:?}\n[debug]\n  level = \"warn\"\n",
-        at("root"),
-        at("state"),
-        address.display().to_string(),
-        at("c.ttrpc"),
-    );
-    if !options.snapshotters.is_empty() {
-        text.push_str("[proxy_plugins]\n");
-    }
-    for (name, socket) in &options.snapshotters {
-        text.push_str(&format!(
-            "  [proxy_plugins.{name:?}]\n    type = \"snapshot\"\n    address = {:?}\n    \
-             capabilities = [\"remap-ids\", \"multi-remap-ids\"]\n",
-            socket.display().to_string()
-        ));
-    }
-    if let Some(cri) = &options.cri {
-        text.push_str(&cri.config_text(root));
-    }
-    text.push_str(&options.extra_config);
-    text
 }

@@ -1,0 +1,189 @@
+//! `ctr` against a private containerd: pulling images, running containers to their end.
+
+mod running;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Result, ensure};
+
+pub use running::{RunOutput, Running};
+
+static NEXT_CONTAINER: AtomicU32 = AtomicU32::new(0);
+
+/// `ctr` against one containerd in one namespace.
+#[derive(Debug, Clone)]
+pub struct Ctr {
+    program: PathBuf,
+    address: PathBuf,
+    namespace: String,
+}
+
+/// A container to run to its end.
+#[derive(Debug, Clone)]
+pub struct Run {
+    image: String,
+    snapshotter: String,
+    command: Vec<String>,
+    options: Vec<String>,
+}
+
+impl Run {
+    /// Runs `image` through `snapshotter` with the image's own command.
+    #[must_use]
+    pub fn new(image: &str, snapshotter: &str) -> Self {
+        Self {
+            image: image.to_owned(),
+            snapshotter: snapshotter.to_owned(),
+            command: Vec::new(),
+            options: vec!["--net-host".to_owned()],
+        }
+    }
+
+    /// With this command instead of the image's own.
+    #[must_use]
+    pub fn command<S: Into<String>>(mut self, command: impl IntoIterator<Item = S>) -> Self {
+        self.command = command.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// In a network namespace of its own, without any network: in a user namespace `/sys` of the
+    /// host's cannot be mounted.
+    #[must_use]
+    pub fn without_network(mut self) -> Self {
+        self.options.retain(|option| option != "--net-host");
+        self
+    }
+
+    /// With one more option of `ctr run`.
+    #[must_use]
+    pub fn option(mut self, option: &str) -> Self {
+        self.options.push(option.to_owned());
+        self
+    }
+}
+
+impl Ctr {
+    pub(crate) fn new(program: &Path, address: &Path, namespace: &str) -> Self {
+        Self {
+            program: program.to_owned(),
+            address: address.to_owned(),
+            namespace: namespace.to_owned(),
+        }
+    }
+
+    /// A `ctr` command with address and namespace set.
+    #[must_use]
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .arg("--address")
+            .arg(&self.address)
+            .args(["--namespace", &self.namespace]);
+        command
+    }
+
+    /// Runs `ctr` with these arguments and returns its stdout.
+    ///
+    /// # Errors
+    /// When it fails; the message holds its stderr.
+    pub fn output<S: AsRef<std::ffi::OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<String> {
+        let mut command = self.command();
+        command.args(arguments);
+        crate::cli::output_of(command)
+    }
+
+    /// Pulls an image with `ctr images pull` over plain HTTP and unpacks it: through the transfer
+    /// service with containerd 2.x, whose default that is, else by itself.
+    ///
+    /// # Errors
+    /// When `ctr` fails.
+    pub fn pull(&self, reference: &str, snapshotter: &str) -> Result<()> {
+        let pull = ["images", "pull", "--plain-http", "--snapshotter"];
+        self.output(pull.into_iter().chain([snapshotter, reference]))
+            .map(drop)
+    }
+
+    /// The same by `ctr` itself with every release: `--local`, which 1.6 does not know.
+    ///
+    /// # Errors
+    /// When `ctr` fails.
+    pub fn pull_locally(&self, reference: &str, snapshotter: &str) -> Result<()> {
+        let help = self.output(["images", "pull", "--help"])?;
+        let local = help.contains("--local").then_some("--local");
+        let pull = ["images", "pull", "--plain-http", "--snapshotter"];
+        let pull = pull.into_iter().chain([snapshotter]).chain(local);
+        self.output(pull.chain([reference])).map(drop)
+    }
+
+    /// Runs a container to its end and removes it. A command that fails is no error here: see
+    /// [`RunOutput::status`].
+    ///
+    /// # Errors
+    /// When `ctr` cannot be started.
+    pub fn run(&self, run: &Run) -> Result<RunOutput> {
+        self.start(run)?.wait()
+    }
+
+    /// Runs a container to its end and returns its stdout.
+    ///
+    /// # Errors
+    /// When the container ends with another status than 0; the message holds its output.
+    pub fn run_ok(&self, run: &Run) -> Result<String> {
+        let output = self.run(run)?;
+        ensure!(
+            output.status.success(),
+            "container of {} ended with {}:\n{}{}",
+            run.image,
+            output.status,
+            output.stdout,
+            output.stderr
+        );
+        Ok(output.stdout)
+    }
+
+    /// Starts a container that is waited for later.
+    ///
+    /// # Errors
+    /// When `ctr` cannot be started.
+    pub fn start(&self, run: &Run) -> Result<Running> {
+        let id = format!(
+            "tk-{}-{}",
+            std::process::id(),
+            NEXT_CONTAINER.fetch_add(1, Ordering::Relaxed)
+        );
+        let logged = running::Logged::new(&self.logs(), &id)?;
+        let mut command = self.command();
+        command
+            .args(["run", "--rm", "--snapshotter", &run.snapshotter])
+            .args(logged.options())
+            .args(&run.options)
+            .arg(&run.image)
+            .arg(&id)
+            .args(&run.command);
+        Running::start(command, logged)
+    }
+
+    /// Starts the process of a container that has none, and waits for its end.
+    ///
+    /// # Errors
+    /// When `ctr` cannot be started.
+    pub fn start_task(&self, container: &str) -> Result<RunOutput> {
+        let logged = running::Logged::new(&self.logs(), container)?;
+        let mut command = self.command();
+        command
+            .args(["tasks", "start"])
+            .args(logged.options())
+            .arg(container);
+        Running::start(command, logged)?.wait()
+    }
+
+    /// Where the output of containers goes: beside containerd's own files.
+    fn logs(&self) -> PathBuf {
+        self.address.with_file_name("output")
+    }
+}
