@@ -314,8 +314,8 @@ mod tests {
             (
                 "500",
                 failing(|| MemoryBlob::status(500)),
-                ["disabled", "failing", "failing", "failing"],
-                "failing",
+                ["disabled", "unreachable", "unreachable", "unreachable"],
+                "unreachable",
             ),
             (
                 "closed port",

@@ -65,7 +65,7 @@ impl From<NoIndex> for LayerRefusal {
             },
             NoIndex::NotIndexed { reason, source } => Self::NotIndexed { reason, source },
             NoIndex::Unavailable { ref source, .. } => Self::IndexUnavailable {
-                unreachable: matches!(source.kind(), ErrorKind::Timeout | ErrorKind::Unreachable),
+                unreachable: source.is_outage(),
                 source: Cause::from(Box::<dyn std::error::Error + Send + Sync>::from(none)),
             },
         }

@@ -103,6 +103,7 @@ impl SpanWork {
         if let Some(held_back) = context.log_limit.pass() {
             tracing::warn!(error = %error, refetches = self.refetches, held_back, "span verification failed");
         }
+        self.layer.source.served_damage();
         let may_help = matches!(error, SpanError::Digest { .. } | SpanError::Length { .. });
         if may_help && self.refetches < context.config.max_span_verification_retries.max(1) {
             self.refetches += 1;

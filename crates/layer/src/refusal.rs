@@ -32,8 +32,15 @@ pub enum LayerRefusal {
     IndexUnavailable {
         /// The failure of the registry or the content store.
         source: Cause,
-        /// Whether the registry could not be reached at all: fetching the layer would fail as well.
+        /// Whether the registry could not be reached or did not work: fetching the layer would fail as
+        /// well.
         unreachable: bool,
+    },
+    /// The registry did not work when a part of the image was fetched, this time or a moment ago.
+    #[error("the image's registry cannot be reached or does not work")]
+    RegistryUnavailable {
+        /// The failure of the registry.
+        source: Cause,
     },
     /// The index has no zTOC for this layer.
     #[error("the SOCI index has no zTOC for this layer: {reason}")]
@@ -129,10 +136,11 @@ pub enum LayerRefusal {
 
 impl LayerRefusal {
     /// All codes, in the order of the variants.
-    pub const CODES: [&'static str; 14] = [
+    pub const CODES: [&'static str; 15] = [
         "disabled",
         "no-index",
         "index-unavailable",
+        "registry-unavailable",
         "no-ztoc",
         "below-min-size",
         "untrusted-registry",
@@ -153,6 +161,7 @@ impl LayerRefusal {
             Self::Disabled { .. } => "disabled",
             Self::NotIndexed { .. } => "no-index",
             Self::IndexUnavailable { .. } => "index-unavailable",
+            Self::RegistryUnavailable { .. } => "registry-unavailable",
             Self::NoZtoc { .. } => "no-ztoc",
             Self::BelowMinSize { .. } => "below-min-size",
             Self::UntrustedRegistry { .. } => "untrusted-registry",
@@ -220,6 +229,7 @@ impl LayerRefusal {
             Self::Disabled { .. }
             | Self::NotIndexed { .. }
             | Self::ForeignLabels { .. }
+            | Self::RegistryUnavailable { .. }
             | Self::Unconfirmed { .. } => true,
             Self::IndexUnavailable { unreachable, .. } => *unreachable,
             _ => false,
@@ -241,6 +251,9 @@ mod tests {
             LayerRefusal::IndexUnavailable {
                 source: Cause::from(Box::<dyn Error + Send + Sync>::from("")),
                 unreachable: false,
+            },
+            LayerRefusal::RegistryUnavailable {
+                source: Cause::from(Box::<dyn Error + Send + Sync>::from("")),
             },
             LayerRefusal::no_ztoc(""),
             LayerRefusal::BelowMinSize {

@@ -127,6 +127,18 @@ impl ImageStore {
         Ok(within(LIMIT, Box::pin(read(&content, digest))).await?)
     }
 
+    /// Reads a blob of a known size, if containerd has it.
+    pub(crate) async fn blob(
+        &self,
+        namespace: &str,
+        digest: Digest,
+        size: u64,
+    ) -> Option<bytes::Bytes> {
+        let content = Content::new(&self.namespace(namespace).ok()?);
+        let read = within(LIMIT, Box::pin(content.get(&digest, size))).await;
+        read.ok()?
+    }
+
     /// Opens the file in which containerd stores a layer, if it does and the file is on this machine.
     pub(crate) async fn layer_file(
         &self,
@@ -139,6 +151,29 @@ impl ImageStore {
         let info = within(LIMIT, Box::pin(content.info(&layer))).await;
         info.ok()??;
         content.file(&layer, size).await
+    }
+
+    /// Lists the images of a namespace that have a layer, one of each repository.
+    pub(crate) async fn images_with(
+        &self,
+        namespace: &str,
+        layer: Digest,
+    ) -> Result<Vec<Reference>, ImageStoreError> {
+        let named = self.resolve(namespace, |_| true).await?;
+        let mut found: Vec<Reference> = Vec::new();
+        for image in named {
+            let mut layers = image.image.manifest.layers.iter();
+            if !layers.any(|listed| listed.digest == layer) {
+                continue;
+            }
+            // CRI keeps images under the digest of their configuration as well.
+            if let Some(name) = reference_of(&image.name)
+                && found.iter().all(|known| known.name() != name.name())
+            {
+                found.push(name);
+            }
+        }
+        Ok(found)
     }
 
     /// Whether containerd has a manifest from the repository of `reference`: it was fetched from
@@ -242,6 +277,11 @@ impl ImageStore {
         let mut known = self.records.lock();
         known.retain(|(of, name), _| of != namespace || names.contains(name.as_str()));
     }
+}
+
+/// The reference that the name of an image record is, if it is one.
+fn reference_of(name: &str) -> Option<Reference> {
+    name.contains('/').then(|| name.parse().ok()).flatten()
 }
 
 /// Whether the labels of a manifest name the repository of `reference`.

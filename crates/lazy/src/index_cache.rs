@@ -20,6 +20,7 @@ use crate::image_layer::ImageKey;
 use crate::image_store::ImageStore;
 use crate::index_files::{FoundIndex, IndexFiles, Origin};
 use crate::lookup_cache::LookupCache;
+use crate::outages::Outages;
 
 /// Time for which the layers of an image that are restored together share a failed look-up.
 const RETRY_RESTORE: Duration = Duration::from_secs(2);
@@ -29,6 +30,7 @@ pub(crate) struct IndexCache {
     pub(crate) client: Client,
     pub(crate) artifacts: Artifacts,
     pub(crate) images: Arc<ImageStore>,
+    pub(crate) outages: Arc<Outages>,
     pub(crate) files: IndexFiles,
     pub(crate) lookups: LookupCache<FoundIndex>,
     pub(crate) meters: Arc<Meters>,
@@ -79,14 +81,23 @@ impl IndexCache {
             return Ok(found);
         }
         let found = tokio::time::timeout(self.time_limit, self.fetch(namespace, image)).await;
-        found.unwrap_or_else(|_| {
+        let found = found.unwrap_or_else(|_| {
             let seconds = self.time_limit.as_secs();
             let cause = format!("no response within mount_timeout_sec = {seconds}");
             Err(LayerRefusal::IndexUnavailable {
                 source: Cause::from(Box::<dyn std::error::Error + Send + Sync>::from(cause)),
                 unreachable: true,
             })
-        })
+        });
+        if let Err(LayerRefusal::IndexUnavailable {
+            source,
+            unreachable: true,
+        }) = &found
+        {
+            let outages = &self.outages;
+            outages.note(&image.reference, image.manifest, source.clone());
+        }
+        found
     }
 
     /// Finds an index in the content store or at the registry, and stores it.
@@ -155,6 +166,12 @@ impl ManifestSource for Manifests<'_> {
         let namespace = &self.image.namespace;
         let stored = self.artifacts.get(namespace, &digest, MAX_INDEX_SIZE).await;
         if let Some(bytes) = stored
+            && SociIndex::parse(&bytes).is_ok()
+        {
+            return Ok(bytes);
+        }
+        // An image that was imported with its index.
+        if let Ok(Some(bytes)) = self.images.manifest(self.namespace, digest).await
             && SociIndex::parse(&bytes).is_ok()
         {
             return Ok(bytes);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use soci_fetch::SpanFetcher;
-use soci_layer::{LayerRefusal, OverlayXattr};
+use soci_layer::{Cause, LayerRefusal, OverlayXattr};
 use soci_layerfs::{Cancelled, Tree, TreeError};
 use soci_oci::{Descriptor, media_types};
 use soci_registry::Client;
@@ -21,7 +21,9 @@ use tokio::time::Instant;
 
 use crate::Artifacts;
 use crate::image_layer::ImageKey;
+use crate::image_store::ImageStore;
 use crate::open_layer::OpenLayer;
+use crate::outages::Outages;
 use crate::sources::Sources;
 use crate::tree_memory::TreeMemory;
 use crate::verdict::Verification;
@@ -31,6 +33,9 @@ use crate::ztoc_memory::ZtocMemory;
 pub(crate) struct LayerLoader {
     pub(crate) client: Client,
     pub(crate) artifacts: Artifacts,
+    /// The image store of the client, which may have zTOCs and layers.
+    pub(crate) images: Arc<ImageStore>,
+    pub(crate) outages: Arc<Outages>,
     pub(crate) store: LayerStore,
     pub(crate) fetcher: Arc<SpanFetcher>,
     pub(crate) meters: Arc<Meters>,
@@ -56,8 +61,11 @@ pub(crate) fn layer_key(ztoc: &ZtocDescriptor) -> LayerKey {
 
 impl LayerLoader {
     /// Loads a layer of an image, from disk alone if its zTOC is stored.
+    ///
+    /// `namespace` is the client's; empty if it is not known.
     pub(crate) async fn load(
         &self,
+        namespace: &str,
         image: &ImageKey,
         ztoc: &ZtocDescriptor,
     ) -> Result<OpenLayer, LayerRefusal> {
@@ -72,7 +80,7 @@ impl LayerLoader {
             Ok(opened) => opened,
             Err(LoadError::Store(_)) => {
                 let start = Instant::now();
-                let blob = self.ztoc(image, &ztoc.descriptor).await?;
+                let blob = self.ztoc(namespace, image, &ztoc.descriptor).await?;
                 let label = key.layer.to_string();
                 self.meters
                     .took(duration_ms::ZTOC_FETCH, &label, start.elapsed());
@@ -87,7 +95,8 @@ impl LayerLoader {
             key.layer,
             stored.spans().compressed_size(),
         );
-        let sources = Sources::new(self.client.clone(), self.meters.clone(), layer);
+        let (client, meters) = (self.client.clone(), self.meters.clone());
+        let sources = Sources::new(client, meters, self.images.clone(), layer);
         let held = self.trees.take(image.manifest, tree.memory());
         Ok(OpenLayer {
             _memory: held.map_err(LayerRefusal::failed)?,
@@ -99,25 +108,38 @@ impl LayerLoader {
         })
     }
 
-    /// Reads a zTOC from the content store, else from the registry.
-    async fn ztoc(&self, image: &ImageKey, ztoc: &Descriptor) -> Result<Bytes, LayerRefusal> {
-        let namespace = &image.namespace;
-        let stored = self.artifacts.get(namespace, &ztoc.digest, ztoc.size).await;
-        if let Some(blob) = stored {
+    /// Reads a zTOC from the content store or from the client's, else from the registry unless that did
+    /// not work a moment ago.
+    async fn ztoc(
+        &self,
+        namespace: &str,
+        image: &ImageKey,
+        ztoc: &Descriptor,
+    ) -> Result<Bytes, LayerRefusal> {
+        let (space, digest) = (&image.namespace, ztoc.digest);
+        if let Some(blob) = self.artifacts.get(space, &digest, ztoc.size).await {
             return Ok(blob);
         }
-        let fetch = self.client.blob_bytes(&image.reference, ztoc);
+        if let Some(blob) = self.images.blob(namespace, digest, ztoc.size).await {
+            return Ok(blob);
+        }
+        let (reference, manifest) = (&image.reference, image.manifest);
+        self.outages.check(reference, manifest)?;
+        let fetch = self.client.blob_bytes(reference, ztoc);
         let fetched = tokio::time::timeout(self.time_limit, fetch).await;
         let seconds = self.time_limit.as_secs();
-        let fetched = fetched.map_err(|_| {
-            let digest = ztoc.digest;
-            LayerRefusal::failed(LoadError::TooSlow { digest, seconds })
+        let unavailable = |error: LoadError| {
+            let source: Cause = Arc::new(error);
+            self.outages.note(reference, manifest, source.clone());
+            LayerRefusal::RegistryUnavailable { source }
+        };
+        let fetched = fetched.map_err(|_| unavailable(LoadError::TooSlow { digest, seconds }))?;
+        let blob = fetched.map_err(|source| match source.is_outage() {
+            true => unavailable(LoadError::Fetch { digest, source }),
+            false => LayerRefusal::failed(LoadError::Fetch { digest, source }),
         })?;
-        let blob = fetched.map_err(|source| {
-            let digest = ztoc.digest;
-            LayerRefusal::failed(LoadError::Fetch { digest, source })
-        })?;
-        self.artifacts.keep_ztoc(namespace, ztoc, &blob).await;
+        self.outages.over(reference, manifest);
+        self.artifacts.keep_ztoc(space, ztoc, &blob).await;
         Ok(blob)
     }
 

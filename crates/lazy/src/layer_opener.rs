@@ -50,6 +50,7 @@ impl LayerOpener {
     /// [`leaving_nothing_new`](Self::leaving_nothing_new).
     pub(crate) async fn open(
         &self,
+        namespace: &str,
         image: &ImageKey,
         ztoc: &ZtocDescriptor,
         purpose: Purpose,
@@ -59,7 +60,7 @@ impl LayerOpener {
         // Boxed: a request to a registry is a large future.
         let load = Box::pin(async {
             missed.store(true, Ordering::Relaxed);
-            self.loader.load(image, ztoc).await
+            self.loader.load(namespace, image, ztoc).await
         });
         let lease = self.leases.acquire(key, load).await?;
         let resolved = match missed.into_inner() {
@@ -68,6 +69,7 @@ impl LayerOpener {
         };
         self.meters.count(resolved, &key.layer.to_string(), 1);
         let sources = &lease.layer().sources;
+        sources.add_namespace(namespace);
         // What was mounted before was confirmed then.
         if self.isolated && purpose == Purpose::ImageLayer {
             // Boxed: a request to a registry is a large future.
@@ -98,7 +100,12 @@ impl LayerOpener {
     }
 
     /// Opens the layers above the one that is prepared: their Prepares follow.
-    pub(crate) fn open_above(self: &Arc<Self>, below: &ImageLayer, found: &FoundIndex) {
+    pub(crate) fn open_above(
+        self: &Arc<Self>,
+        namespace: &str,
+        below: &ImageLayer,
+        found: &FoundIndex,
+    ) {
         let mut begun = HashSet::new();
         for above in &below.above {
             let Some(ztoc) = found.index.ztoc_for(&above.layer) else {
@@ -110,16 +117,17 @@ impl LayerOpener {
             }
             let image = &below.image;
             let span = tracing::error_span!("open", image = %image.reference, layer = %key.layer);
-            let ahead = self.clone().open_ahead(image.clone(), ztoc.clone());
+            let (namespace, image) = (namespace.to_owned(), image.clone());
+            let ahead = self.clone().open_ahead(namespace, image, ztoc.clone());
             tokio::spawn(ahead.instrument(span));
         }
     }
 
-    async fn open_ahead(self: Arc<Self>, image: ImageKey, ztoc: ZtocDescriptor) {
+    async fn open_ahead(self: Arc<Self>, namespace: String, image: ImageKey, ztoc: ZtocDescriptor) {
         let key = layer_key(&ztoc);
         let open = tokio::time::timeout(
             self.time_limit,
-            self.open(&image, &ztoc, Purpose::ImageLayer),
+            self.open(&namespace, &image, &ztoc, Purpose::ImageLayer),
         );
         let open = async { open.await.ok().and_then(Result::ok).ok_or(()) };
         // A failure is reported by the Prepare of that layer, which tries again.

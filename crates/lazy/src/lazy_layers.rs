@@ -21,6 +21,7 @@ use crate::lookup_cache::LookupCache;
 use crate::metering::Metering;
 use crate::mount_table::MountTable;
 use crate::open_layer::OpenLayer;
+use crate::outages::Outages;
 use crate::start_up::StartUps;
 use crate::sweeper::{Requested, Sweeper};
 use crate::tree_memory::TreeMemory;
@@ -67,7 +68,9 @@ impl LazyLayers {
         } = components;
         let inherited = Arc::new(InheritedConnections::new(held)?);
         let images = Arc::new(images);
+        let outages = Arc::<Outages>::default();
         let indexes = Arc::new(IndexCache {
+            outages: outages.clone(),
             client: client.clone(),
             artifacts: artifacts.clone(),
             images: images.clone(),
@@ -80,6 +83,8 @@ impl LazyLayers {
         let leases = Arc::<LeaseMap<OpenLayer>>::default();
         let loader = LayerLoader {
             client,
+            images: images.clone(),
+            outages: outages.clone(),
             artifacts,
             store: layers.clone(),
             fetcher,
@@ -131,6 +136,7 @@ impl LazyLayers {
             verifier,
             unpack: LocalUnpack {
                 unpacker,
+                outages,
                 table: table.clone(),
                 overlay_xattr: OverlayXattr::for_mount(config.userxattr),
                 min_layer_size: config.min_layer_size,

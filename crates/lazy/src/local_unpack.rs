@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use soci_layer::{LayerRefusal, OverlayXattr, ParentLayer, UnpackRequest};
+use soci_layer::{Cause, LayerRefusal, OverlayXattr, ParentLayer, UnpackRequest};
 use soci_unpack::{ApplyOptions, LayerOfImage, LowerDirectory, LowerLayer, Target, Unpacker};
 use tokio_util::sync::CancellationToken;
 
@@ -10,6 +10,7 @@ use crate::image_layer::ImageLayer;
 use crate::index_files::FoundIndex;
 use crate::lower_tree::LowerTree;
 use crate::mount_table::MountTable;
+use crate::outages::Outages;
 
 /// The layers of an image that cannot be lazy, as far as that is known.
 #[derive(Clone, Copy)]
@@ -25,6 +26,7 @@ pub(crate) enum LayersToUnpack<'a> {
 /// Unpacks layers, also on top of lazy ones.
 pub(crate) struct LocalUnpack {
     pub(crate) unpacker: Unpacker,
+    pub(crate) outages: Arc<Outages>,
     pub(crate) table: Arc<MountTable>,
     /// The attributes in which overlayfs looks for its marks.
     pub(crate) overlay_xattr: OverlayXattr,
@@ -40,6 +42,8 @@ impl LocalUnpack {
     ) -> Result<(), LayerRefusal> {
         let UnpackRequest { layer, parents } = request;
         let labels = ImageLayer::from_labels(&layer.labels)?;
+        let image = &labels.image;
+        self.outages.check(&image.reference, image.manifest)?;
         let lower = parents
             .iter()
             .map(|parent| self.lower(parent))
@@ -60,7 +64,15 @@ impl LocalUnpack {
         };
         // Boxed: a request to a registry is a large future.
         let unpacked = Box::pin(self.unpacker.unpack(&layer, target, cancel)).await;
-        let unpacked = unpacked.map_err(LayerRefusal::unpack_failed)?;
+        let unpacked = unpacked.map_err(|error| {
+            let is_outage = error.is_outage();
+            let source: Cause = Arc::new(error);
+            if is_outage {
+                let outages = &self.outages;
+                outages.note(&layer.reference, layer.manifest, source.clone());
+            }
+            LayerRefusal::UnpackFailed { source }
+        })?;
         tracing::debug!(
             layer = %layer.layer,
             size = unpacked.compressed_size,
@@ -77,6 +89,14 @@ impl LocalUnpack {
         below: &ImageLayer,
         which: LayersToUnpack<'_>,
     ) {
+        let image = &below.image;
+        if self
+            .outages
+            .check(&image.reference, image.manifest)
+            .is_err()
+        {
+            return;
+        }
         for above in &below.above {
             let too_small = above.size.is_some_and(|size| size < self.min_layer_size);
             let unpacked = match which {

@@ -1,6 +1,7 @@
 //! Lazy layers as the snapshotter's [`LayerProvider`]: the way from a request to a mount.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,8 +9,8 @@ use async_trait::async_trait;
 use soci_containerd::labels::{INDEX_DIGEST, TARGET};
 use soci_discovery::NoIndex;
 use soci_layer::{
-    ChainUse, LayerProvider, LayerRefusal, LayerRequest, MountedInfo, OverlayXattr, ProviderError,
-    Purpose, Restored, UnpackRequest, UseRefusal,
+    Cause, ChainUse, LayerProvider, LayerRefusal, LayerRequest, MountedInfo, OverlayXattr,
+    ProviderError, Purpose, Restored, UnpackRequest, UseRefusal,
 };
 use soci_telemetry::metrics::{count, duration_ms};
 use soci_ztoc::soci_index::ZtocDescriptor;
@@ -97,8 +98,11 @@ impl LazyLayers {
         // Boxed: a request to a registry is a large future.
         let mount = Box::pin(self.make_mount(request, &layer, adopted));
         let mount = mount.instrument(span).await.inspect_err(|refusal| {
-            use LayerRefusal::{Failed, IndexUnavailable};
-            if matches!(refusal, Failed { .. } | IndexUnavailable { .. }) {
+            use LayerRefusal::{Failed, IndexUnavailable, RegistryUnavailable};
+            if matches!(
+                refusal,
+                Failed { .. } | IndexUnavailable { .. } | RegistryUnavailable { .. }
+            ) {
                 let meters = &self.indexes.meters;
                 meters.count(count::FUSE_MOUNT_FAILURE, "", 1);
             }
@@ -132,14 +136,14 @@ impl LazyLayers {
         let (found, ztoc) = self.ztoc_of(&request.namespace, layer, prepare).await?;
         if prepare {
             self.start_ups.begin(layer.image.manifest);
-            self.opener.open_above(layer, &found);
             let namespace = &request.namespace;
+            self.opener.open_above(namespace, layer, &found);
             let unlisted = LayersToUnpack::SmallOrNotIn(&found);
             self.unpack.fetch_above(namespace, layer, unlisted);
         }
         let mount = async {
             let limit = (request.purpose != Purpose::Restore).then_some(deadline);
-            let lease = self.open(layer, &ztoc, request.purpose, limit).await?;
+            let lease = self.open(&request, layer, &ztoc, limit).await?;
             if prepare && let Some(largest) = lease.layer().data.oversized() {
                 return Err(LayerRefusal::SpanTooLarge {
                     span: largest.span,
@@ -245,21 +249,25 @@ impl LazyLayers {
     /// from disk, which takes as long as the machine is busy. Requests to the registry have a limit anyway.
     async fn open(
         &self,
+        request: &LayerRequest,
         layer: &ImageLayer,
         ztoc: &ZtocDescriptor,
-        purpose: Purpose,
         deadline: Option<Instant>,
     ) -> Result<Lease<OpenLayer>, LayerRefusal> {
-        let open = self.opener.open(&layer.image, ztoc, purpose);
+        let (namespace, image) = (&request.namespace, &layer.image);
+        let open = self.opener.open(namespace, image, ztoc, request.purpose);
         let Some(deadline) = deadline else {
             return open.await;
         };
         let opened = tokio::time::timeout_at(deadline, open).await;
         opened.unwrap_or_else(|_| {
             let seconds = self.config.mount_timeout.as_secs();
-            Err(LayerRefusal::failed(format!(
-                "index and zTOC did not arrive within mount_timeout_sec = {seconds}"
-            )))
+            let text =
+                format!("index and zTOC did not arrive within mount_timeout_sec = {seconds}");
+            let source = Cause::from(Box::<dyn Error + Send + Sync>::from(text));
+            let outages = &self.indexes.outages;
+            outages.note(&image.reference, image.manifest, source.clone());
+            Err(LayerRefusal::RegistryUnavailable { source })
         })
     }
 }

@@ -1,17 +1,16 @@
 //! The repositories that spans of a layer are fetched from: every repository whose images use the
 //! layer has it, and one may be gone or refuse access while another works.
 
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use soci_layer::{Cause, LayerRefusal};
 use soci_oci::{Descriptor, Reference};
 use soci_registry::{BlobSource, ByteStream, Client, Deadline, RegistryError, RemoteBlob};
@@ -20,10 +19,15 @@ use soci_telemetry::Meters;
 use soci_telemetry::metrics::duration_ms;
 use tokio::time::Instant;
 
+use crate::image_store::ImageStore;
+use crate::local_copy::{LocalCopy, LocalGuard};
+
 /// Greatest number of repositories per layer.
 const MAX_REPOSITORIES: usize = 16;
-/// Bytes of a local file that are read at a time.
-const LOCAL_PIECE: usize = 1 << 20;
+/// Greatest number of namespaces per layer.
+const MAX_NAMESPACES: usize = 16;
+/// Shortest time between two searches for further repositories of a layer.
+const SEARCH_AGAIN: Duration = Duration::from_millis(500);
 
 /// The repositories that are known to have one blob. Clones share them.
 #[derive(Clone)]
@@ -32,7 +36,13 @@ pub(crate) struct Sources {
     meters: Arc<Meters>,
     blob: Descriptor,
     known: Arc<RwLock<Vec<Source>>>,
-    local: Arc<Mutex<Option<Arc<File>>>>,
+    /// Copies of the blob on this machine.
+    local: Arc<LocalCopy>,
+    images: Arc<ImageStore>,
+    /// The namespaces of the clients that use the layer.
+    namespaces: Arc<RwLock<BTreeSet<String>>>,
+    /// When the images of the clients were last searched for further repositories.
+    searched: Arc<tokio::sync::Mutex<Option<Instant>>>,
     /// Held by repository while its registry is asked for the blob.
     asking: Arc<KeyedLocks<String>>,
     /// Position of the repository for the next request: the last one that worked, or the one after.
@@ -47,16 +57,62 @@ struct Source {
 
 impl Sources {
     /// Creates sources without any repository.
-    pub(crate) fn new(client: Client, meters: Arc<Meters>, blob: Descriptor) -> Self {
+    pub(crate) fn new(
+        client: Client,
+        meters: Arc<Meters>,
+        images: Arc<ImageStore>,
+        blob: Descriptor,
+    ) -> Self {
         Self {
             client,
             meters,
+            local: Arc::new(LocalCopy::new(blob.digest, blob.size)),
             blob,
+            images,
             known: Arc::default(),
-            local: Arc::default(),
+            namespaces: Arc::default(),
+            searched: Arc::default(),
             asking: Arc::default(),
             next: Arc::default(),
         }
+    }
+
+    /// Adds the namespace of a client that uses the layer.
+    pub(crate) fn add_namespace(&self, namespace: &str) {
+        let mut namespaces = self.namespaces.write();
+        if !namespace.is_empty() && namespaces.len() < MAX_NAMESPACES {
+            namespaces.insert(namespace.to_owned());
+        }
+    }
+
+    /// Adds the repositories of the other images that clients have with this layer: the image that it
+    /// was mounted for may be removed, or its account revoked. Returns whether there was a search.
+    async fn add_further(&self) -> bool {
+        let mut searched = self.searched.lock().await;
+        if searched.is_some_and(|at| at.elapsed() < SEARCH_AGAIN) {
+            return false;
+        }
+        let namespaces = self.namespaces.read().clone();
+        let mut found = Vec::new();
+        for namespace in &namespaces {
+            match self.images.images_with(namespace, self.blob.digest).await {
+                Ok(images) => found.extend(images),
+                Err(error) => {
+                    let error = soci_errors::chain(&error);
+                    tracing::debug!(layer = %self.blob.digest, error, "cannot search images for a layer");
+                }
+            }
+        }
+        *searched = Some(Instant::now());
+        {
+            // Images that are gone make room.
+            let mut known = self.known.write();
+            if known.len() + found.len() > MAX_REPOSITORIES {
+                known.retain(|source| found.iter().any(|image| image.name() == source.repository));
+            }
+        }
+        found.iter().for_each(|image| self.add(image));
+        true
     }
 
     /// Adds the repository of an image that uses the layer.
@@ -99,38 +155,9 @@ impl Sources {
         })
     }
 
-    /// Reads from a file with the whole blob, before any repository, until the guard is dropped. Not
-    /// for longer than needed: an open file keeps its space on disk after its owner has removed it.
+    /// Reads from a file with the whole blob, before any repository, until the guard is dropped.
     pub(crate) fn read_locally(&self, file: File) -> LocalGuard {
-        *self.local.lock() = Some(Arc::new(file));
-        LocalGuard(self.local.clone())
-    }
-
-    /// Streams a range of the local file, if there is one. After a failure it is not asked again.
-    fn local_range(&self, range: Range<u64>) -> Option<ByteStream> {
-        let file = self.local.lock().clone()?;
-        let (local, end) = (self.local.clone(), range.end);
-        let pieces = range.step_by(LOCAL_PIECE).map(move |start| {
-            let (file, local) = (file.clone(), local.clone());
-            let length = usize::try_from(end - start).unwrap_or(LOCAL_PIECE);
-            async move {
-                let read = soci_task::run(move || {
-                    let mut bytes = vec![0; length.min(LOCAL_PIECE)];
-                    file.read_exact_at(&mut bytes, start)?;
-                    Ok(Bytes::from(bytes))
-                });
-                let read = read
-                    .await
-                    .unwrap_or_else(|error| Err(io::Error::other(error)));
-                read.map_err(|error| {
-                    *local.lock() = None;
-                    RegistryError::Config(format!(
-                        "cannot read a layer that containerd stores: {error}"
-                    ))
-                })
-            }
-        });
-        Some(futures::stream::iter(pieces).then(|piece| piece).boxed())
+        self.local.read_from(file)
     }
 
     /// Returns the source at a position, counted round the list.
@@ -140,40 +167,12 @@ impl Sources {
         known.get(position).map(|source| source.blob.clone())
     }
 
-    fn current(&self) -> Option<RemoteBlob> {
-        self.at(self.next.load(Ordering::Relaxed))
-    }
-}
-
-/// Ends the reading from a local file when it is dropped.
-pub(crate) struct LocalGuard(Arc<Mutex<Option<Arc<File>>>>);
-
-impl Drop for LocalGuard {
-    fn drop(&mut self) {
-        *self.0.lock() = None;
-    }
-}
-
-/// The deadline of the next of `left` repositories: a dead one leaves time for those after it.
-fn share(deadline: Deadline, left: usize) -> Deadline {
-    let left = u32::try_from(left).unwrap_or(u32::MAX);
-    Deadline::after(deadline.remaining() / left.max(1))
-}
-
-#[async_trait]
-impl BlobSource for Sources {
-    fn size(&self) -> u64 {
-        self.blob.size
-    }
-
-    async fn stream_range(
+    /// Asks the known repositories, the last one that worked first.
+    async fn of_repositories(
         &self,
-        range: Range<u64>,
+        range: &Range<u64>,
         deadline: Deadline,
     ) -> Result<ByteStream, RegistryError> {
-        if let Some(stream) = self.local_range(range.clone()) {
-            return Ok(stream);
-        }
         let count = self.known.read().len();
         let first = self.next.load(Ordering::Relaxed);
         let mut failure = None;
@@ -211,6 +210,48 @@ impl BlobSource for Sources {
         }))
     }
 
+    fn current(&self) -> Option<RemoteBlob> {
+        self.at(self.next.load(Ordering::Relaxed))
+    }
+}
+
+/// The deadline of the next of `left` repositories: a dead one leaves time for those after it.
+fn share(deadline: Deadline, left: usize) -> Deadline {
+    let left = u32::try_from(left).unwrap_or(u32::MAX);
+    Deadline::after(deadline.remaining() / left.max(1))
+}
+
+#[async_trait]
+impl BlobSource for Sources {
+    fn size(&self) -> u64 {
+        self.blob.size
+    }
+
+    async fn stream_range(
+        &self,
+        range: Range<u64>,
+        deadline: Deadline,
+    ) -> Result<ByteStream, RegistryError> {
+        let namespaces = || self.namespaces.read().clone();
+        let local = self.local.range(range.clone(), &self.images, namespaces);
+        if let Some(stream) = local.await {
+            return Ok(stream);
+        }
+        let failure = match self.of_repositories(&range, deadline).await {
+            Ok(stream) => return Ok(stream),
+            Err(failure) => failure,
+        };
+        let before = self.known.read().len();
+        // Boxed: calls of containerd are large futures.
+        let further = Box::pin(deadline.limit(self.add_further())).await;
+        if further == Ok(true) && self.known.read().len() > before {
+            let next = self.next.load(Ordering::Relaxed).max(before);
+            self.next.store(next, Ordering::Relaxed);
+            return self.of_repositories(&range, deadline).await;
+        }
+        Err(failure)
+    }
+
     fn ignores_ranges(&self) -> bool {
         self.current().is_some_and(|source| source.ignores_ranges())
     }
@@ -224,6 +265,25 @@ impl BlobSource for Sources {
         self.next.fetch_add(1, Ordering::Relaxed);
     }
 
+    fn served_damage(&self) {
+        if self.local.served_damage() {
+            return;
+        }
+        if let Some(source) = self.current() {
+            source.served_damage();
+        }
+        self.gave_up();
+    }
+
+    fn origin(&self) -> String {
+        if self.local.is_used() {
+            // A registry that does not work holds back no layer that needs none.
+            return "containerd".to_owned();
+        }
+        let blob = self.describe();
+        blob.split('/').next().unwrap_or_default().to_owned()
+    }
+
     fn describe(&self) -> String {
         let source = self.current();
         source.map_or_else(|| self.blob.digest.to_string(), |source| source.describe())
@@ -232,8 +292,6 @@ impl BlobSource for Sources {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

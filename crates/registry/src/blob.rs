@@ -66,6 +66,10 @@ impl BlobSource for RemoteBlob {
         self.locator.retries.load(Ordering::Relaxed)
     }
 
+    fn served_damage(&self) {
+        self.locator.distrust_bytes();
+    }
+
     fn describe(&self) -> String {
         self.locator.describe()
     }

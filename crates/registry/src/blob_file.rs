@@ -11,7 +11,7 @@ use soci_oci::{Digest, Hasher};
 
 use crate::blob_locator::BlobLocator;
 use crate::range_reader::RangeReader;
-use crate::whole_blob::{CONCURRENCY, parts, verify};
+use crate::whole_blob::{CONCURRENCY, Waits, parts, verify};
 use crate::{Deadline, DownloadLimits, RegistryError};
 
 /// Number of bytes that are collected before they are written.
@@ -24,10 +24,14 @@ pub(crate) async fn fill(
     limits: Option<DownloadLimits>,
 ) -> Result<(), RegistryError> {
     let arrived = AtomicU64::new(0);
+    let waits = Waits {
+        longest: limits.map(|limits| limits.period),
+        patience: None,
+    };
     let mut backoff = locator.engine.backoff(Deadline::far());
     loop {
         let download = Box::pin(async {
-            let writes = parts(locator, limits)
+            let writes = parts(locator, waits)
                 .await?
                 .map(|(offset, reader)| copy(locator, reader, offset, file, &arrived));
             futures::stream::iter(writes)

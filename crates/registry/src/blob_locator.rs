@@ -7,13 +7,12 @@ use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, RANGE};
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, Method};
 use parking_lot::Mutex;
 use soci_oci::{Digest, Reference};
 use tokio::time::Instant;
 use url::Url;
 
-use crate::RegistryError;
 use crate::auth::AuthTarget;
 use crate::endpoint::{Endpoint, Need};
 use crate::engine::{Engine, note};
@@ -24,6 +23,7 @@ use crate::reach::Reach;
 use crate::request::RequestSpec;
 use crate::response::Incoming;
 use crate::signed_url;
+use crate::{RegistryError, RequestLine};
 
 /// Time after which a mirror that did not have a blob is asked for it again.
 const ASK_AGAIN: Duration = Duration::from_secs(300);
@@ -117,6 +117,19 @@ impl BlobLocator {
     pub(crate) fn distrust(&self, error: &RegistryError) {
         if let Some(location) = self.location.lock().take() {
             self.engine.health.failed(&location.endpoint, error);
+        }
+    }
+
+    /// The same for a part whose digest is wrong: a mirror is asked last for a while.
+    pub(crate) fn distrust_bytes(&self) {
+        let what = self.describe();
+        let reason = "its bytes are not what their digest says".to_owned();
+        let request = self.location.lock().as_ref().map(|location| {
+            RequestLine::new(&Method::GET, &location.url, self.reference.registry())
+        });
+        tracing::debug!(blob = what, "looking for another place of a blob");
+        if let Some(request) = request {
+            self.distrust(&RegistryError::BadBody { request, reason });
         }
     }
 

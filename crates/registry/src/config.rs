@@ -40,7 +40,8 @@ pub struct ClientConfig {
     pub tls: Arc<TlsSettings>,
     /// Whether a registry or mirror with TLS may redirect to a host without.
     pub plain_http_redirects: bool,
-    /// Longest time for the retries of one manifest, index or list; `None` is the retry budget.
+    /// Longest time without progress for the retries of what a pull waits for: a manifest, an index, a
+    /// list, a blob that is read into memory. `None` is the retry budget.
     pub document_patience: Option<Duration>,
     /// Largest manifest in bytes.
     pub max_manifest_size: u64,

@@ -10,6 +10,7 @@ use rustls::crypto::CryptoProvider;
 use soci_errors::chain;
 use url::Url;
 
+use crate::dial_clock::ObserveDial;
 use crate::endpoint::{Endpoint, is_loopback};
 use crate::reach::{GuardedResolver, Proxies, Reach};
 use crate::tls_verifier::{authorities, client_config};
@@ -104,6 +105,7 @@ fn build(
         .retry(reqwest::retry::never())
         .referer(false)
         .connect_timeout(key.dial_timeout)
+        .connector_layer(ObserveDial)
         .pool_idle_timeout(Duration::from_secs(60))
         .tcp_nodelay(true)
         .tcp_keepalive(Duration::from_secs(30));

@@ -237,13 +237,14 @@ impl Engine {
         }
     }
 
-    /// Performs `attempt` until it succeeds, another one cannot help, or the retry budget is used
-    /// up.
+    /// Performs `attempt` until it succeeds, another one cannot help, the retry budget is used up, or
+    /// its next one would begin after `deadline`.
     pub(crate) async fn retry<'a, T: Send>(
         &self,
+        deadline: Deadline,
         mut attempt: impl FnMut() -> BoxFuture<'a, Result<T, RegistryError>> + Send,
     ) -> Result<T, RegistryError> {
-        let mut backoff = self.backoff(Deadline::far());
+        let mut backoff = self.backoff(deadline);
         loop {
             match attempt().await {
                 Ok(result) => return Ok(result),

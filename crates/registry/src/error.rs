@@ -299,6 +299,13 @@ impl RegistryError {
         }
     }
 
+    /// Returns whether the registry could not be reached, did not respond in time, failed or has too
+    /// many requests: requests for its other objects would fail as well.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        self.is_transient() || self.kind() == ErrorKind::Unreachable
+    }
+
     /// Returns the HTTP status, if a response came.
     #[must_use]
     pub fn status(&self) -> Option<u16> {

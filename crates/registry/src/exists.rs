@@ -22,7 +22,7 @@ pub(crate) async fn exists(
     let url = endpoint.url(reference.repository(), path);
     let (target, url) = (&target, &url);
     engine
-        .retry(move || {
+        .retry(engine.document_deadline(), move || {
             async move {
                 let head = RequestSpec::head(url.clone(), headers.clone());
                 let mut response = engine.exchange(target, head).await;

@@ -19,6 +19,7 @@ mod connection_pool;
 mod credential_scope;
 mod credentials;
 mod deadline;
+mod dial_clock;
 mod docker_config;
 mod docker_helper;
 mod download_limits;

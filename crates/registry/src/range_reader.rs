@@ -30,6 +30,8 @@ pub(crate) struct RangeReader {
     since_failure: u64,
     /// Start of the current period of the request time-out, and the number of bytes since.
     window: (Instant, u64),
+    /// Longest time for retries without progress.
+    patience: Option<Duration>,
     ended: bool,
 }
 
@@ -67,6 +69,7 @@ impl RangeReader {
             last_failure: None,
             since_failure: 0,
             window: (Instant::now(), 0),
+            patience: None,
             ended: false,
         }
     }
@@ -75,6 +78,20 @@ impl RangeReader {
     pub(crate) fn waiting_at_most(mut self, longest: Option<Duration>) -> Self {
         self.backoff.longest_wait = longest;
         self
+    }
+
+    /// The same reader, whose retries end after a time without progress.
+    pub(crate) fn patient_for(mut self, patience: Option<Duration>) -> Self {
+        self.patience = patience;
+        self.extend_patience();
+        self
+    }
+
+    fn extend_patience(&mut self) {
+        if let Some(patience) = self.patience {
+            self.backoff
+                .end_at(self.deadline.min(Deadline::after(patience)));
+        }
     }
 
     /// The number of bytes that have not come yet.
@@ -145,6 +162,7 @@ impl RangeReader {
                     if self.since_failure >= PROGRESS {
                         self.backoff.reset();
                     }
+                    self.extend_patience();
                     self.check_progress().await?;
                     return Ok(Some(bytes));
                 }

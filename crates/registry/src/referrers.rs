@@ -11,12 +11,12 @@ use soci_oci::{Descriptor, Digest, Index, Reference, media_types};
 use tokio::sync::Mutex;
 use url::Url;
 
-use crate::RegistryError;
 use crate::auth::AuthTarget;
 use crate::endpoint::{Endpoint, Need};
 use crate::engine::Engine;
 use crate::request::RequestSpec;
 use crate::upload::put_manifest;
+use crate::{Deadline, RegistryError};
 
 /// Largest list of referrers in bytes, all its pages together.
 const MAX_LIST: u64 = 4 << 20;
@@ -68,7 +68,9 @@ pub(crate) async fn add_to_tag(
     let _locked = update.lock().await;
     let endpoint = &engine.origin(reference.registry()).await?;
     let known = engine
-        .retry(|| from_tag(engine, endpoint, reference, subject).boxed())
+        .retry(Deadline::far(), || {
+            from_tag(engine, endpoint, reference, subject).boxed()
+        })
         .await?;
     let mut index = known.unwrap_or_else(|| Index {
         schema_version: 2,

@@ -58,6 +58,11 @@ impl Backoff {
     pub(crate) fn reset(&mut self) {
         self.used = 0;
     }
+
+    /// Has the retries end at another moment.
+    pub(crate) fn end_at(&mut self, deadline: Deadline) {
+        self.deadline = deadline;
+    }
 }
 
 /// Computes a wait between the shortest and `shortest * 2^(used + 1)`, at `fraction` (0..1) of that

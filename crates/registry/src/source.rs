@@ -78,6 +78,10 @@ pub trait BlobSource: Send + Sync + 'static {
     /// several places, the next request goes to another one.
     fn gave_up(&self) {}
 
+    /// Notes that bytes of this blob were not what their digest says: the next request goes to another
+    /// place, if the blob has several.
+    fn served_damage(&self) {}
+
     /// Names the host that is responsible for the blob. Blobs of one origin share limits and
     /// failures; what one origin does, does not concern the others. By default the part of
     /// [`describe`](Self::describe) before the first slash.

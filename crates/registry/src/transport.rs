@@ -9,12 +9,13 @@ use std::time::Duration;
 use http::HeaderValue;
 use http::header::{CONTENT_LENGTH, RANGE};
 use reqwest::{RequestBuilder, Response};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
 use crate::body::{BlobBody, Meter};
 use crate::connection_error::connection_error;
 use crate::connection_pool::ConnectionPools;
+use crate::dial_clock::DialClock;
 use crate::endpoint::Endpoint;
 use crate::reach::{Reach, Zone};
 use crate::request::{Payload, Progress, RequestSpec};
@@ -51,7 +52,7 @@ impl Transport {
     ) -> Result<Incoming, RegistryError> {
         let line = spec.line(endpoint);
         let headers = spec.headers_for(endpoint, authorization);
-        let limit = self.head_limit(endpoint, spec);
+        let waits = self.waits(endpoint, spec);
         let reach = if endpoint.owns(&spec.url) {
             Reach::Anywhere
         } else {
@@ -74,11 +75,11 @@ impl Transport {
                 if !spec.is_read() {
                     request = request.header(CONTENT_LENGTH, 0);
                 }
-                self.head(endpoint, request, &line, limit).await?
+                self.head(endpoint, request, &line, waits).await?
             }
             Payload::Bytes(bytes) => {
                 let request = request.body(bytes.clone());
-                self.head(endpoint, request, &line, limit).await?
+                self.head(endpoint, request, &line, waits).await?
             }
             Payload::Blob {
                 body,
@@ -86,8 +87,15 @@ impl Transport {
                 progress,
             } => {
                 let request = request.header(CONTENT_LENGTH, *size);
-                self.upload(endpoint, request, &line, limit, (body, *size), *progress)
-                    .await?
+                self.upload(
+                    endpoint,
+                    request,
+                    &line,
+                    waits.whole,
+                    (body, *size),
+                    *progress,
+                )
+                .await?
             }
         };
         tracing::trace!(
@@ -125,15 +133,23 @@ impl Transport {
         endpoint: &Endpoint,
         request: RequestBuilder,
         line: &RequestLine,
-        limit: Duration,
+        waits: Waits,
     ) -> Result<Response, RegistryError> {
-        match timeout(limit, request.send()).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => {
-                let dial_timeout = endpoint.dial_timeout;
-                Err(connection_error(line.clone(), error, dial_timeout))
+        let (started, dial) = (Instant::now(), endpoint.dial_timeout);
+        let clock = Arc::<DialClock>::default();
+        let mut sending = pin!(clock.observe(request.send()));
+        loop {
+            let end = clock.end(started, dial, waits.head);
+            let end = end.min(started + waits.whole);
+            match timeout_at(end, &mut sending).await {
+                Ok(Ok(response)) => return Ok(response),
+                Ok(Err(error)) => return Err(connection_error(line.clone(), error, dial)),
+                Err(_) => {}
             }
-            Err(_) => Err(no_response(line, limit)),
+            let end = clock.end(started, dial, waits.head);
+            if end.min(started + waits.whole) <= Instant::now() {
+                return Err(no_response(line, waits.head.min(waits.whole)));
+            }
         }
     }
 
@@ -176,17 +192,29 @@ impl Transport {
         }
     }
 
-    /// Longest wait for the head of a response. A healthy registry answers reads without delay;
+    /// Longest waits for the head of a response. A healthy registry answers reads without delay;
     /// after a write it may have to hash and move what it received.
-    fn head_limit(&self, endpoint: &Endpoint, spec: &RequestSpec<'_>) -> Duration {
+    fn waits(&self, endpoint: &Endpoint, spec: &RequestSpec<'_>) -> Waits {
         let config = &self.config;
         let head = if spec.is_read() {
-            endpoint.dial_timeout + config.response_header_timeout
+            config.response_header_timeout
         } else {
             config.request_timeout
         };
-        head.min(endpoint.request_timeout)
+        Waits {
+            head,
+            whole: (endpoint.dial_timeout + head).min(endpoint.request_timeout),
+        }
     }
+}
+
+/// Longest waits for the head of a response.
+#[derive(Clone, Copy)]
+struct Waits {
+    /// Once there is a connection.
+    head: Duration,
+    /// With the time for the connection.
+    whole: Duration,
 }
 
 fn no_response(line: &RequestLine, limit: Duration) -> RegistryError {

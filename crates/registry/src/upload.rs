@@ -15,7 +15,7 @@ use crate::reach::Reach;
 use crate::redirect::location;
 use crate::request::{Payload, Progress, RequestSpec};
 use crate::response::Incoming;
-use crate::{BlobBody, RegistryError};
+use crate::{BlobBody, Deadline, RegistryError};
 
 /// Largest blob, in bytes, that is sent in one PUT. Larger ones are streamed with PATCH first:
 /// registries can store the bytes before the request that commits them.
@@ -56,7 +56,9 @@ pub(crate) async fn push_blob(
     }
     // A retry begins a new session: the old one may be lost or unknown.
     engine
-        .retry(|| run_session(engine, &target, upload).boxed())
+        .retry(Deadline::far(), || {
+            run_session(engine, &target, upload).boxed()
+        })
         .await
 }
 
@@ -143,7 +145,9 @@ pub(crate) async fn put_manifest(
         reach: Reach::Anywhere,
     };
     let response = engine
-        .retry(|| engine.exchange(target, spec.clone()).boxed())
+        .retry(Deadline::far(), || {
+            engine.exchange(target, spec.clone()).boxed()
+        })
         .await?;
     if let Some(actual) = content_digest(&response) {
         check_digest(&response, Digest::of(&bytes), actual)?;

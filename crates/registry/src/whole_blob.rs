@@ -1,6 +1,7 @@
 //! Whole blobs, verified: into memory in parallel ranges, or as a stream in order.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, TryStreamExt};
@@ -9,7 +10,7 @@ use soci_oci::{Digest, Hasher};
 use crate::blob_locator::BlobLocator;
 use crate::range_reader::RangeReader;
 use crate::source::ByteStream;
-use crate::{Deadline, DownloadLimits, RegistryError};
+use crate::{Deadline, RegistryError};
 
 /// Bytes per request of a large blob.
 const PART: u64 = 8 << 20;
@@ -74,15 +75,25 @@ pub(crate) fn verify(locator: &BlobLocator, actual: Digest) -> Result<(), Regist
     Err(error)
 }
 
+/// What ends the retries of the parts of a blob, beside their number.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Waits {
+    /// A server's request to wait for longer is its answer.
+    pub(crate) longest: Option<Duration>,
+    /// Longest time without progress.
+    pub(crate) patience: Option<Duration>,
+}
+
 /// Splits a blob into ranged reads, each with the offset of its first byte: a single one if the
 /// blob is small or its host ignores ranges.
 pub(crate) async fn parts(
     locator: &Arc<BlobLocator>,
-    limits: Option<DownloadLimits>,
+    waits: Waits,
 ) -> Result<impl Iterator<Item = (u64, RangeReader)> + Send, RegistryError> {
-    let longest_wait = limits.map(|limits| limits.period);
     let reader = move |locator: &Arc<BlobLocator>, range| {
-        RangeReader::new(Arc::clone(locator), range, Deadline::far()).waiting_at_most(longest_wait)
+        RangeReader::new(Arc::clone(locator), range, Deadline::far())
+            .waiting_at_most(waits.longest)
+            .patient_for(waits.patience)
     };
     let size = locator.size;
     let mut first = reader(locator, 0..PART.min(size));
@@ -125,7 +136,11 @@ async fn gather(locator: &Arc<BlobLocator>) -> Result<Bytes, RegistryError> {
         limit: usize::MAX as u64,
     })?;
     let mut buffer = BytesMut::zeroed(size);
-    let reads: Vec<_> = parts(locator, None)
+    let waits = Waits {
+        longest: None,
+        patience: locator.engine.config().document_patience,
+    };
+    let reads: Vec<_> = parts(locator, waits)
         .await?
         .map(|(_, reader)| {
             let length = usize::try_from(reader.remaining()).unwrap_or(usize::MAX);

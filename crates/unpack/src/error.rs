@@ -179,6 +179,19 @@ pub enum UnpackError {
     Task(#[from] tokio::task::JoinError),
 }
 
+impl UnpackError {
+    /// Returns whether the registry could not be reached or did not work: other layers of the image
+    /// would fail as well.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::Registry { source, .. } => source.is_outage(),
+            Self::Slow { .. } => true,
+            _ => false,
+        }
+    }
+}
+
 fn set_by(key: Option<&str>) -> String {
     key.map_or(String::new(), |key| format!("; {key} sets the limit"))
 }

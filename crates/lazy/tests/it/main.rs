@@ -7,5 +7,6 @@
 )]
 
 mod large_ztoc;
+mod outages;
 mod provider;
 mod sharing;

@@ -464,7 +464,7 @@ fn a_layer_without_a_ztoc_and_a_small_layer_are_refused_each_with_its_reason() {
 fn a_damaged_or_missing_ztoc_leaves_nothing_mounted_and_is_tried_again() {
     World::new("kinds", "soci-v2").test(async |world| {
         let lazy = world.lazy(LazyConfig::default());
-        for fault in [Fault::Corrupt(100), Fault::status(404), Fault::status(500)] {
+        for fault in [Fault::Corrupt(100), Fault::status(404), Fault::status(403)] {
             let all_blobs = Rule::always(fault).method("GET").path("/blobs/").unwrap();
             world.proxy.inject(all_blobs);
             let request = world.request(0, "a");
@@ -494,6 +494,7 @@ fn a_registry_that_hangs_costs_no_more_than_the_mount_timeout() {
             soci_errors::chain(&refusal).contains("mount_timeout_sec"),
             "{refusal}"
         );
+        assert!(refusal.leaves_to_client(), "{refusal}");
     });
 }
 
