@@ -21,6 +21,8 @@ use prost_types::FieldMask;
 use soci_oci::Digest;
 use tokio::sync::OnceCell;
 
+pub use write::BlobWriter;
+
 use crate::client::Namespace;
 use crate::error::ContainerdError;
 use crate::labels::SOURCE_PREFIX;

@@ -21,7 +21,7 @@ mod snapshots;
 pub use {
     client::{Containerd, Namespace, within},
     containerd_client::{tonic::Code, types::Mount},
-    content::{BlobInfo, BlobStream, Content},
+    content::{BlobInfo, BlobStream, BlobWriter, Content},
     error::{ContainerdError, Refusal},
     images::{ImageRecord, Images},
     snapshots::{Snapshots, apply},

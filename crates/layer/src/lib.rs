@@ -16,5 +16,8 @@ pub use id_maps::{IdMapError, IdMaps, IdRange};
 pub use overlay::OverlayXattr;
 pub use provider::{LayerProvider, MountedInfo, ProviderError, Restoration, Restored};
 pub use refusal::{Cause, LayerRefusal};
-pub use request::{ChainUse, LayerRequest, ParentLayer, Purpose, UnpackRequest, UsedLayer, View};
+pub use request::{
+    Announcement, ChainUse, CommittedLayers, Interest, LayerRequest, ParentLayer, Purpose,
+    UnpackRequest, UnpackedSize, UsedLayer, View,
+};
 pub use use_refusal::UseRefusal;

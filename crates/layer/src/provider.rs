@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use crate::refusal::{Cause, LayerRefusal};
-use crate::request::{ChainUse, LayerRequest, UnpackRequest};
+use crate::request::{Announcement, ChainUse, Interest, LayerRequest, UnpackRequest, UnpackedSize};
 use crate::use_refusal::UseRefusal;
 
 /// Serves the file systems of image layers.
@@ -85,8 +85,8 @@ pub trait LayerProvider: Send + Sync + 'static {
     /// Fetches a layer that cannot be mounted lazily and unpacks it into `request.layer.mountpoint`,
     /// an existing, empty directory, as containerd's overlayfs snapshotter would.
     ///
-    /// After success the directory is complete, verified and durable; after a failure its content is
-    /// undefined. `cancel` ends the work early. Nothing is written after this returns. The default
+    /// After success the directory is complete, verified and durable, and its size is returned if it
+    /// is known; after a failure its content is undefined. `cancel` ends the work early. Nothing is written after this returns. The default
     /// implementation refuses.
     ///
     /// # Errors
@@ -95,11 +95,23 @@ pub trait LayerProvider: Send + Sync + 'static {
         &self,
         request: UnpackRequest,
         cancel: CancellationToken,
-    ) -> Result<(), LayerRefusal> {
+    ) -> Result<Option<UnpackedSize>, LayerRefusal> {
         let _ = (request, cancel);
         Err(LayerRefusal::unpack_failed(
             "this provider does not unpack layers",
         ))
+    }
+
+    /// Notes that the Prepare of an image layer has begun, before the layer is looked up and while
+    /// another client may be preparing it.
+    async fn announce(&self, announcement: Announcement) -> Option<Interest> {
+        let _ = announcement;
+        None
+    }
+
+    /// Notes that the committed snapshot with these labels was removed.
+    fn removed(&self, labels: &BTreeMap<String, String>) {
+        let _ = labels;
     }
 }
 

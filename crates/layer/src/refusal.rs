@@ -65,6 +65,12 @@ pub enum LayerRefusal {
         /// Registry and repository of the image.
         repository: String,
     },
+    /// All layers of the image are pulled and unpacked in parallel.
+    #[error("the image's layers are pulled and unpacked in parallel: {reason}")]
+    Eager {
+        /// The key that has them pulled so, and why the image is not lazy if that was looked up.
+        reason: String,
+    },
     /// Layers are isolated, and the image's registry did not say that the image's repository has
     /// this one.
     #[error(
@@ -136,7 +142,7 @@ pub enum LayerRefusal {
 
 impl LayerRefusal {
     /// All codes, in the order of the variants.
-    pub const CODES: [&'static str; 15] = [
+    pub const CODES: [&'static str; 16] = [
         "disabled",
         "no-index",
         "index-unavailable",
@@ -144,6 +150,7 @@ impl LayerRefusal {
         "no-ztoc",
         "below-min-size",
         "untrusted-registry",
+        "parallel-pull",
         "unconfirmed",
         "span-too-large",
         "forged",
@@ -165,6 +172,7 @@ impl LayerRefusal {
             Self::NoZtoc { .. } => "no-ztoc",
             Self::BelowMinSize { .. } => "below-min-size",
             Self::UntrustedRegistry { .. } => "untrusted-registry",
+            Self::Eager { .. } => "parallel-pull",
             Self::Unconfirmed { .. } => "unconfirmed",
             Self::SpanTooLarge { .. } => "span-too-large",
             Self::Forged { .. } => "forged",
@@ -220,6 +228,13 @@ impl LayerRefusal {
         }
     }
 
+    /// Whether the layer is pulled with all layers of its image: a failure of that is the client's,
+    /// because it would fetch everything once more.
+    #[must_use]
+    pub const fn is_eager(&self) -> bool {
+        matches!(self, Self::Eager { .. })
+    }
+
     /// Whether the client unpacks the layer, instead of the snapshotter: the image has no index, or
     /// its registry cannot be reached or refuses the layer, so that fetching it would fail as well,
     /// or the labels do not say for sure which layer it is.
@@ -262,6 +277,9 @@ mod tests {
             },
             LayerRefusal::UntrustedRegistry {
                 repository: String::new(),
+            },
+            LayerRefusal::Eager {
+                reason: String::new(),
             },
             LayerRefusal::Unconfirmed {
                 repository: String::new(),

@@ -1,7 +1,9 @@
 //! What a provider is asked for.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::id_maps::IdMaps;
 
@@ -44,12 +46,45 @@ pub struct View {
 }
 
 /// A layer to unpack, and the layers below it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct UnpackRequest {
     /// The layer. It is unpacked into its mount point.
     pub layer: LayerRequest,
     /// The layers below, nearest first.
     pub parents: Vec<ParentLayer>,
+    /// The provider refused the layer with [`LayerRefusal::Eager`](crate::LayerRefusal::Eager): the
+    /// layers above are unpacked as well, but for those that are committed.
+    pub eager: Option<Arc<dyn CommittedLayers>>,
+}
+
+/// The layers that clients need not prepare.
+pub trait CommittedLayers: Debug + Send + Sync {
+    /// Whether a layer is committed under this target, the value of `containerd.io/snapshot.ref`.
+    /// Blocks on the disk.
+    fn contains(&self, target: &str) -> bool;
+}
+
+/// A Prepare of an image layer that has begun.
+#[derive(Debug, Clone)]
+pub struct Announcement {
+    /// containerd's namespace of the client.
+    pub namespace: String,
+    /// The labels of the Prepare.
+    pub labels: BTreeMap<String, String>,
+    /// The layers that exist.
+    pub committed: Arc<dyn CommittedLayers>,
+}
+
+/// A client's interest in an image that is pulled. It ends when this is dropped.
+pub type Interest = Box<dyn std::any::Any + Send>;
+
+/// Disk space of a directory that a layer was unpacked into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnpackedSize {
+    /// Number of inodes.
+    pub inodes: u64,
+    /// Allocated bytes.
+    pub bytes: u64,
 }
 
 /// A layer below one that is unpacked.

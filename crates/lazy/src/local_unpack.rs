@@ -40,7 +40,7 @@ impl LocalUnpack {
         request: UnpackRequest,
         cancel: &CancellationToken,
     ) -> Result<(), LayerRefusal> {
-        let UnpackRequest { layer, parents } = request;
+        let UnpackRequest { layer, parents, .. } = request;
         let labels = ImageLayer::from_labels(&layer.labels)?;
         let image = &labels.image;
         self.outages.check(&image.reference, image.manifest)?;

@@ -10,7 +10,7 @@ use soci_containerd::labels::{INDEX_DIGEST, TARGET};
 use soci_discovery::NoIndex;
 use soci_layer::{
     Cause, ChainUse, LayerProvider, LayerRefusal, LayerRequest, MountedInfo, OverlayXattr,
-    ProviderError, Purpose, Restored, UnpackRequest, UseRefusal,
+    ProviderError, Purpose, Restored, UnpackRequest, UnpackedSize, UseRefusal,
 };
 use soci_telemetry::metrics::{count, duration_ms};
 use soci_ztoc::soci_index::ZtocDescriptor;
@@ -46,8 +46,9 @@ impl LayerProvider for LazyLayers {
         &self,
         request: UnpackRequest,
         cancel: CancellationToken,
-    ) -> Result<(), LayerRefusal> {
-        self.unpack.unpack(request, &cancel).await
+    ) -> Result<Option<UnpackedSize>, LayerRefusal> {
+        self.unpack.unpack(request, &cancel).await?;
+        Ok(None)
     }
 
     async fn unmount(&self, mountpoint: &Path) -> Result<(), ProviderError> {

@@ -43,8 +43,10 @@ impl Snapshotter {
         let client = CancellationToken::new();
         let _until_dropped = client.clone().drop_guard();
         let (preparer, span) = (Arc::clone(&self.preparer), layer.span());
+        let under_way = self.preparing.begin(&layer.key, &client);
         let work = async move {
             let _call = call;
+            let _under_way = under_way;
             preparer.prepare(layer, &client).await
         };
         tokio::spawn(work.instrument(span)).await?
@@ -160,12 +162,15 @@ impl Snapshotter {
     /// Removes a snapshot. Its directory is deleted by the next sweep.
     pub(crate) async fn remove(&self, key: String) -> Result<(), SnapshotterError> {
         let call = self.calls.enter()?;
-        self.store
-            .blocking(move |store| {
-                let _call = call;
-                store.remove(&key)
-            })
-            .await
+        if self.preparing.end(&key) {
+            return Ok(());
+        }
+        let removed = self.store.blocking(move |store| {
+            let _call = call;
+            store.remove(&key)
+        });
+        self.layer_mounts.removed(&removed.await?.info.labels);
+        Ok(())
     }
 
     /// Describes a snapshot.

@@ -10,10 +10,15 @@ use crate::metadata::Usage;
 pub(crate) fn measure(root: &Path) -> Result<Usage, FileError> {
     let soci_dirtree::Usage { bytes, inodes } =
         soci_dirtree::measure(root).map_err(FileError::at("measure", root))?;
-    Ok(Usage {
+    Ok(of(bytes, inodes))
+}
+
+/// Converts the size of a tree that was measured.
+pub(crate) fn of(bytes: u64, inodes: u64) -> Usage {
+    Usage {
         size: i64::try_from(bytes).unwrap_or(i64::MAX),
         inodes: i64::try_from(inodes).unwrap_or(i64::MAX),
-    })
+    }
 }
 
 #[cfg(test)]

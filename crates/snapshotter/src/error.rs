@@ -127,6 +127,12 @@ pub enum SnapshotterError {
         /// The mount point.
         mountpoint: PathBuf,
     },
+    /// A layer that is pulled with all layers of its image cannot be unpacked.
+    #[error("cannot pull and unpack the layer")]
+    NotUnpacked {
+        /// The cause.
+        source: LayerRefusal,
+    },
     /// The client cancelled the call.
     #[error("the client cancelled the call")]
     Cancelled,
@@ -165,14 +171,15 @@ impl SnapshotterError {
             Self::UseRefused(UseRefusal::Forged { .. }) => Code::FailedPrecondition,
             Self::UseRefused(UseRefusal::Unverified { .. })
             | Self::LayerUnavailable { .. }
+            | Self::NotUnpacked { .. }
             | Self::Closed => Code::Unavailable,
+            Self::Cancelled => Code::Cancelled,
             Self::File(error) => file_code(error),
             Self::NoDirectoryTypes { .. }
             | Self::UnusableRoot { .. }
             | Self::OldMetadata { .. }
             | Self::Restore { .. }
             | Self::StillMounted { .. }
-            | Self::Cancelled
             | Self::Blocking(_)
             | Self::Task(_) => Code::Internal,
         }

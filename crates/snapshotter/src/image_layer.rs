@@ -8,6 +8,17 @@ use crate::error::SnapshotterError;
 use crate::labels::{self, Labels};
 use crate::snapshot_name;
 
+/// How the snapshotter provides a layer that it commits itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Provided {
+    /// Mounted lazily.
+    Lazy,
+    /// Unpacked, because it cannot be lazy.
+    Unpacked,
+    /// Unpacked with all layers of its image.
+    Eager,
+}
+
 /// A Prepare with a target.
 #[derive(Clone)]
 pub(crate) struct ImageLayer {
@@ -72,15 +83,17 @@ impl ImageLayer {
     }
 
     /// Returns the labels of the snapshot after the layer was mounted or unpacked.
-    pub(crate) fn committed_labels(&self, lazy: bool) -> Labels {
+    pub(crate) fn committed_labels(&self, how: Provided) -> Labels {
         let mut labels = self.labels.clone();
         let mut set = |key: &str, value: &str| {
             labels.insert(key.to_owned(), value.to_owned());
         };
-        if lazy {
+        if how == Provided::Lazy {
             set(labels::REMOTE, labels::REMOTE_VALUE);
         }
-        set(labels::HAS_INDEX, "true");
+        if how != Provided::Eager {
+            set(labels::HAS_INDEX, "true");
+        }
         set(labels::NAMESPACE, &self.namespace);
         labels
     }

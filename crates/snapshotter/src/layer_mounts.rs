@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::error::SnapshotterError;
+use crate::image_layer::ImageLayer;
 use crate::labels::Labels;
 use crate::lowerdirs::{LazyMount, LowerDirs};
 use crate::metadata::Link;
@@ -17,8 +18,8 @@ use crate::refusal::RefusalReason;
 use crate::snapshot_dir::SnapshotDir;
 use crate::store::SnapshotStore;
 use soci_layer::{
-    ChainUse, LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError, Purpose,
-    Restoration, UnpackRequest, UsedLayer,
+    Announcement, ChainUse, Interest, LayerProvider, LayerRefusal, LayerRequest, MountedInfo,
+    ProviderError, Purpose, Restoration, UnpackRequest, UnpackedSize, UsedLayer,
 };
 
 /// Number of layers that are mounted or unmounted at the same time.
@@ -52,6 +53,23 @@ impl LayerMounts {
         let provider = Arc::clone(&self.provider);
         let work = async move { provider.mount(request).await };
         isolated(work, LayerRefusal::failed).await
+    }
+
+    /// Notes that the Prepare of an image layer has begun.
+    pub(crate) async fn announce(&self, layer: &ImageLayer) -> Option<Interest> {
+        let provider = Arc::clone(&self.provider);
+        let announcement = Announcement {
+            namespace: layer.namespace.clone(),
+            labels: layer.labels.clone(),
+            committed: Arc::clone(&self.store) as _,
+        };
+        let work = async move { Ok(provider.announce(announcement).await) };
+        isolated(work, LayerRefusal::failed).await.ok()?
+    }
+
+    /// Notes that a snapshot was removed.
+    pub(crate) fn removed(&self, labels: &Labels) {
+        self.provider.removed(labels);
     }
 
     /// Returns the labels of a Prepare without those that the image set.
@@ -109,7 +127,7 @@ impl LayerMounts {
         &self,
         request: UnpackRequest,
         cancel: CancellationToken,
-    ) -> Result<(), LayerRefusal> {
+    ) -> Result<Option<UnpackedSize>, LayerRefusal> {
         let provider = Arc::clone(&self.provider);
         let work = async move { provider.unpack(request, cancel).await };
         isolated(work, LayerRefusal::unpack_failed).await

@@ -33,6 +33,7 @@ mod metadata;
 mod mounts;
 mod prepare;
 mod prepare_log;
+mod preparing;
 mod refusal;
 mod removals;
 mod restore;

@@ -1,9 +1,11 @@
-//! A layer that cannot be lazy: the provider fetches and unpacks it.
+//! A layer that is not lazy: the provider fetches and unpacks it.
+
+use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::disk_usage;
-use crate::image_layer::ImageLayer;
+use crate::image_layer::{ImageLayer, Provided};
 use crate::layer_mounts::LayerMounts;
 use crate::lowerdirs::LowerDirs;
 use crate::metadata::{Link, Usage};
@@ -18,6 +20,7 @@ pub(crate) async fn unpack(
     layer: &ImageLayer,
     id: u64,
     parents: &[Link],
+    how: Provided,
     cancel: CancellationToken,
 ) -> Result<Usage, LayerRefusal> {
     let failed = LayerRefusal::unpack_failed;
@@ -36,8 +39,11 @@ pub(crate) async fn unpack(
                 lazy: parent.lazy.is_some(),
             })
             .collect(),
+        eager: (how == Provided::Eager).then(|| Arc::clone(&mounts.store) as _),
     };
-    mounts.unpack(request, cancel).await?;
+    if let Some(size) = mounts.unpack(request, cancel).await? {
+        return Ok(disk_usage::of(size.bytes, size.inodes));
+    }
     let measured = mounts
         .store
         .blocking(move |store| Ok(disk_usage::measure(&store.directories.fs(id))?));

@@ -1,5 +1,6 @@
 //! Prepare of an image layer: mounted lazily and committed if possible; otherwise unpacked and
-//! committed by the snapshotter; otherwise an active snapshot that the client fills.
+//! committed by the snapshotter; otherwise an active snapshot that the client fills. A layer that is
+//! unpacked with all layers of its image is never left to the client.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use crate::api::types::Mount;
 use crate::api::v1::Kind;
 use crate::error::SnapshotterError;
 use crate::ids::Reservation;
-use crate::image_layer::ImageLayer;
+use crate::image_layer::{ImageLayer, Provided};
 use crate::layer_mounts::LayerMounts;
 use crate::lowerdirs::LowerDirs;
 use crate::metadata::{
@@ -62,6 +63,8 @@ impl LayerPreparer {
         layer: ImageLayer,
         client: &CancellationToken,
     ) -> Result<Vec<Mount>, SnapshotterError> {
+        // Until this ends: another client that gives up does not end the work on the image.
+        let _interest = self.mounts.announce(&layer).await;
         let _only_one = self.targets.lock(&layer.target).await;
         let mut layer = Arc::new(layer);
         let plan = {
@@ -82,24 +85,39 @@ impl LayerPreparer {
                 soci_faults::point("prepare-layer-mounted");
                 let lazy = LazyRecord::new(layer.namespace.clone(), layer.labels.clone(), root);
                 let made = NewLayer::Lazy(lazy);
-                return self.commit(&layer, reservation, made).await;
+                let how = Provided::Lazy;
+                return self.commit(&layer, reservation, made, how).await;
             }
             Err(refusal) => refusal,
         };
         soci_faults::point("prepare-layer-refused");
-        prepare_log::not_lazy(&layer, &refusal);
+        match refusal.is_eager() {
+            true => prepare_log::eager(&layer, &refusal),
+            false => prepare_log::not_lazy(&layer, &refusal),
+        }
         self.refusals.add(&refusal);
         let mut reason = RefusalReason::from(&refusal);
         if !refusal.leaves_to_client() {
-            match self.unpack(&layer, id, &parents, client).await {
+            let how = match refusal.is_eager() {
+                true => Provided::Eager,
+                false => Provided::Unpacked,
+            };
+            match self.unpack(&layer, id, &parents, how, client).await {
                 Ok(usage) => {
                     soci_faults::point("prepare-layer-unpacked");
                     let why = Fallback::new(reason, &layer.labels);
                     let made = NewLayer::Unpacked { usage, why };
-                    return self.commit(&layer, reservation, made).await;
+                    return self.commit(&layer, reservation, made, how).await;
                 }
                 Err(failure) => {
                     self.refusals.add(&failure);
+                    if how == Provided::Eager {
+                        self.mounts.discard(SnapshotDir::Snapshot(id)).await;
+                        return Err(match client.is_cancelled() {
+                            true => SnapshotterError::Cancelled,
+                            false => SnapshotterError::NotUnpacked { source: failure },
+                        });
+                    }
                     reason.text = format!("{}; {}", reason.text, soci_errors::chain(&failure));
                 }
             }
@@ -131,10 +149,11 @@ impl LayerPreparer {
         layer: &ImageLayer,
         id: u64,
         parents: &[Link],
+        how: Provided,
         client: &CancellationToken,
     ) -> Result<Usage, LayerRefusal> {
         let cancel = self.closing.child_token();
-        let work = local_layer::unpack(&self.mounts, layer, id, parents, cancel.clone());
+        let work = local_layer::unpack(&self.mounts, layer, id, parents, how, cancel.clone());
         let mut work = pin!(work);
         let unpacked = tokio::select! {
             unpacked = &mut work => unpacked,
@@ -153,9 +172,10 @@ impl LayerPreparer {
         layer: &Arc<ImageLayer>,
         reservation: Reservation,
         made: NewLayer,
+        how: Provided,
     ) -> Result<Vec<Mount>, SnapshotterError> {
         let id = reservation.id;
-        let lazy = matches!(made, NewLayer::Lazy(_));
+        let lazy = how == Provided::Lazy;
         let committed = {
             let layer = Arc::clone(layer);
             self.mounts.store.blocking(move |store| {
@@ -163,7 +183,7 @@ impl LayerPreparer {
                     id,
                     target: &layer.target,
                     parent: &layer.parent,
-                    labels: layer.committed_labels(lazy),
+                    labels: layer.committed_labels(how),
                     made,
                 })?)
             })

@@ -29,6 +29,16 @@ pub(crate) fn not_lazy(layer: &ImageLayer, refusal: &LayerRefusal) {
     );
 }
 
+pub(crate) fn eager(layer: &ImageLayer, refusal: &LayerRefusal) {
+    tracing::info!(
+        key = layer.key,
+        parent = layer.parent,
+        layerDigest = layer.digest(),
+        reason = %soci_errors::chain(refusal),
+        "preparing snapshot with parallel pull/unpack"
+    );
+}
+
 pub(crate) fn lazy_not_committed(layer: &ImageLayer, error: &SnapshotterError) {
     tracing::warn!(
         key = layer.key,

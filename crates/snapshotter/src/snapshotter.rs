@@ -14,6 +14,7 @@ use crate::layer_mounts::LayerMounts;
 use crate::layer_states::{self, CountCache, LayerCounts, LayerState};
 use crate::lost_mounts::{LostMounts, Severed};
 use crate::prepare::LayerPreparer;
+use crate::preparing::Preparing;
 use crate::removals::Removals;
 use crate::restore::{self, Restores};
 use crate::store::SnapshotStore;
@@ -45,6 +46,7 @@ pub struct Snapshotter {
     pub(crate) store: Arc<SnapshotStore>,
     pub(crate) layer_mounts: Arc<LayerMounts>,
     pub(crate) preparer: Arc<LayerPreparer>,
+    pub(crate) preparing: Preparing,
     pub(crate) sweeper: Arc<Sweeper>,
     pub(crate) lost: Arc<LostMounts>,
     pub(crate) calls: CallGate,
@@ -83,6 +85,7 @@ impl Snapshotter {
         store.removed.notify_one();
         Ok(Self {
             preparer: Arc::new(LayerPreparer::new(Arc::clone(&mounts), calls.closing())),
+            preparing: Preparing::default(),
             store,
             layer_mounts: mounts,
             sweeper,

@@ -17,6 +17,7 @@ use crate::metadata::{Link, Metadata, NewSnapshot, Record, Snapshot};
 use crate::mounts::{OverlayOptions, mounts};
 use crate::snapshot_dir::SnapshotDir;
 use crate::v015;
+use soci_layer::CommittedLayers;
 
 /// An active snapshot or a view that a client requests.
 pub(crate) struct Creation {
@@ -24,6 +25,18 @@ pub(crate) struct Creation {
     pub(crate) key: String,
     pub(crate) parent: String,
     pub(crate) labels: Labels,
+}
+
+impl std::fmt::Debug for SnapshotStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SnapshotStore").finish_non_exhaustive()
+    }
+}
+
+impl CommittedLayers for SnapshotStore {
+    fn contains(&self, target: &str) -> bool {
+        self.metadata.has_target(target).unwrap_or(false)
+    }
 }
 
 /// The metadata and the directories of all snapshots. Its methods block on the disk.
@@ -118,12 +131,12 @@ impl SnapshotStore {
     }
 
     /// Removes a snapshot from the metadata. The next sweep deletes its directory.
-    pub(crate) fn remove(&self, key: &str) -> Result<(), SnapshotterError> {
+    pub(crate) fn remove(&self, key: &str) -> Result<Record, SnapshotterError> {
         let (record, _) = self.metadata.remove(key)?;
         self.comparisons.end(record.id);
         soci_faults::point("remove-forgotten");
         self.removed.notify_one();
-        Ok(())
+        Ok(record)
     }
 
     /// Returns the mounts of a snapshot with these parents. Does not block.

@@ -26,13 +26,23 @@ const LOCKED_WAIT: Duration = Duration::from_millis(250);
 const PUT_LEASE: Duration = Duration::from_secs(3600);
 
 /// A blob that is being written.
-struct Ingest<'a> {
-    content: &'a Content,
-    blob: &'a Descriptor,
+pub struct BlobWriter {
+    content: Content,
+    blob: Descriptor,
+    /// Name of the write, which an interrupted one keeps.
+    name: String,
     requests: mpsc::Sender<WriteContentRequest>,
     responses: Streaming<WriteContentResponse>,
-    /// Bytes that an earlier, interrupted attempt wrote.
+    /// Bytes that have been written, also by an earlier, interrupted attempt.
     offset: u64,
+}
+
+impl std::fmt::Debug for BlobWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut f = f.debug_struct("BlobWriter");
+        f.field("name", &self.name).field("offset", &self.offset);
+        f.finish_non_exhaustive()
+    }
 }
 
 impl Content {
@@ -59,7 +69,7 @@ impl Content {
     {
         let name = format!("{kind}-{}", blob.digest);
         loop {
-            let Some(mut ingest) = self.begin(&name, blob).await? else {
+            let Some(mut ingest) = self.begin_write(&name, blob).await? else {
                 return self.add_labels(&blob.digest, labels).await;
             };
             let resumed = ingest.offset > 0;
@@ -67,14 +77,8 @@ impl Content {
             let result = ingest.fill(labels.clone(), &open, progress).await;
             drop(ingest);
             let Err(error) = result else { return Ok(()) };
-            if is_damage(&error) {
-                let request = self.namespace.request(AbortRequest {
-                    r#ref: name.clone(),
-                });
-                let aborted = self.client().abort(request).await;
-                if resumed && aborted.is_ok() {
-                    continue;
-                }
+            if is_damage(&error) && self.abort(&name).await.is_ok() && resumed {
+                continue;
             }
             return Err(error);
         }
@@ -120,12 +124,28 @@ impl Content {
         written.and(released)
     }
 
-    /// Opens a blob for writing; `None` if it is stored already (the lease keeps it then).
-    async fn begin<'a>(
-        &'a self,
+    /// Removes what was written under a name and not committed; nothing is not an error.
+    async fn abort(&self, name: &str) -> Result<(), ContainerdError> {
+        let request = self.namespace.request(AbortRequest {
+            r#ref: name.to_owned(),
+        });
+        match self.client().abort(request).await {
+            Ok(_) => Ok(()),
+            Err(status) if status.code() == Code::NotFound => Ok(()),
+            Err(status) => Err(self.namespace.failed(format!("abort write {name}"))(status)),
+        }
+    }
+
+    /// Opens a blob for writing under a name; `None` if it is stored already (the lease keeps it then).
+    /// Waits while another client writes under the same name.
+    ///
+    /// # Errors
+    /// containerd refuses.
+    pub async fn begin_write(
+        &self,
         name: &str,
-        blob: &'a Descriptor,
-    ) -> Result<Option<Ingest<'a>>, ContainerdError> {
+        blob: &Descriptor,
+    ) -> Result<Option<BlobWriter>, ContainerdError> {
         let action = || format!("write blob {}", blob.digest);
         loop {
             let (requests, stream) = mpsc::channel(1);
@@ -149,9 +169,10 @@ impl Content {
             };
             match answer {
                 Ok((Some(state), responses)) => {
-                    return Ok(Some(Ingest {
-                        content: self,
-                        blob,
+                    return Ok(Some(BlobWriter {
+                        content: self.clone(),
+                        blob: blob.clone(),
+                        name: name.to_owned(),
                         requests,
                         responses,
                         offset: u64::try_from(state.offset).unwrap_or_default(),
@@ -185,7 +206,50 @@ fn is_damage(error: &ContainerdError) -> bool {
     }
 }
 
-impl Ingest<'_> {
+impl BlobWriter {
+    /// Number of bytes that have been written; the next ones follow them.
+    #[must_use]
+    pub const fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Appends bytes, in messages that containerd accepts.
+    ///
+    /// # Errors
+    /// containerd refuses.
+    pub async fn append(&mut self, mut bytes: Bytes) -> Result<(), ContainerdError> {
+        while !bytes.is_empty() {
+            let data = bytes.split_to(bytes.len().min(CHUNK));
+            let length = data.len() as u64;
+            self.send(WriteAction::Write, self.offset, data, HashMap::new())
+                .await?;
+            self.offset = self.offset.saturating_add(length);
+        }
+        Ok(())
+    }
+
+    /// Stores the blob with labels. containerd compares the bytes with the digest.
+    ///
+    /// # Errors
+    /// The bytes are not the blob's, or containerd refuses.
+    pub async fn commit(&mut self, labels: HashMap<String, String>) -> Result<(), ContainerdError> {
+        let (offset, size) = (self.offset, self.blob.size);
+        if offset != size {
+            return Err(self.damaged(format!("it has {offset} bytes where {size} were announced")));
+        }
+        self.send(WriteAction::Commit, offset, Bytes::new(), labels)
+            .await
+    }
+
+    /// Gives the write up: nothing of it is kept.
+    ///
+    /// # Errors
+    /// containerd refuses.
+    pub async fn abort(self) -> Result<(), ContainerdError> {
+        let Self { content, name, .. } = self;
+        content.abort(&name).await
+    }
+
     async fn fill<Open, Opening>(
         &mut self,
         labels: HashMap<String, String>,
@@ -198,25 +262,18 @@ impl Ingest<'_> {
     {
         let (digest, size) = (self.blob.digest, self.blob.size);
         let supply = |source| ContainerdError::Supply { digest, source };
-        let mut offset = self.offset;
-        if offset < size {
-            let mut stream = open(offset).await.map_err(supply)?;
+        if self.offset < size {
+            let mut stream = open(self.offset).await.map_err(supply)?;
             while let Some(mut bytes) = stream.next().await.transpose().map_err(supply)? {
                 while !bytes.is_empty() {
                     let data = bytes.split_to(bytes.len().min(CHUNK));
                     let length = data.len() as u64;
-                    self.send(WriteAction::Write, offset, data, HashMap::new())
-                        .await?;
-                    offset = offset.saturating_add(length);
+                    self.append(data).await?;
                     progress(length);
                 }
             }
         }
-        if offset != size {
-            return Err(self.damaged(format!("it has {offset} bytes where {size} were announced")));
-        }
-        self.send(WriteAction::Commit, offset, Bytes::new(), labels)
-            .await
+        self.commit(labels).await
     }
 
     async fn send(

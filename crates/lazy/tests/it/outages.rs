@@ -64,6 +64,7 @@ async fn both_are_left_to_the_client(world: &World, lazy: &LazyLayers, case: &st
     let second: LayerRequest = prepare(1).await;
     // What the image's other layers are refused for does not lead to a request either.
     let unpack = UnpackRequest {
+        eager: None,
         layer: second,
         parents: Vec::new(),
     };

@@ -789,6 +789,7 @@ fn a_layer_is_unpacked_onto_a_lazy_one_without_a_look_at_its_mount() {
                 directory: below.mountpoint.clone(),
                 lazy,
             }],
+            eager: None,
         };
         lazy.unpack(request(true), CancellationToken::new())
             .await

@@ -93,7 +93,8 @@ fn record(snapshot: &OldSnapshot) -> Record {
             _ => Usage::default(),
         },
         fallback: None,
-        unpacked: snapshot.labels.contains_key(labels::HAS_INDEX)
+        // Those that were pulled in parallel have no label of an index.
+        unpacked: snapshot.labels.contains_key(labels::NAMESPACE)
             && !snapshot.labels.contains_key(labels::REMOTE),
         // Only a container's own snapshot has such labels. v0.15 ignored malformed ones, too.
         id_maps: labels::id_maps(&snapshot.labels)

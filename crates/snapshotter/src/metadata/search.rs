@@ -85,3 +85,22 @@ pub(super) fn find_target(
     }
     Ok(None)
 }
+
+/// Whether a snapshot is committed for this target, on any parent.
+pub(super) fn has_target(
+    targets: &impl ReadableTable<(&'static str, &'static str), ()>,
+    snapshots: &impl Snapshots,
+    target: &str,
+) -> Attempt<bool> {
+    for entry in targets.range((target, "")..)? {
+        let (key, ()) = entry.map(|(key, value)| (key, value.value()))?;
+        let (found, name) = key.value();
+        if found != target {
+            break;
+        }
+        if get(snapshots, name)?.kind() == Kind::Committed {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

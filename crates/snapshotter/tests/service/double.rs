@@ -10,9 +10,10 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
 use soci_layer::{
-    LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError, UnpackRequest,
+    Announcement, Interest, LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError,
+    UnpackRequest, UnpackedSize,
 };
-use soci_snapshotter::labels::LAYER_DIGEST;
+use soci_snapshotter::labels::{LAYER_DIGEST, TARGET};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -53,6 +54,10 @@ pub(crate) struct Layers {
     pub(crate) requests: Mutex<Vec<LayerRequest>>,
     pub(crate) unpackings: Mutex<HashMap<String, Unpacking>>,
     pub(crate) unpack_requests: Mutex<Vec<UnpackRequest>>,
+    /// The targets of the Prepares that have begun.
+    pub(crate) announced: Mutex<Vec<String>>,
+    /// The labels of the committed snapshots that were removed.
+    pub(crate) removed: Mutex<Vec<BTreeMap<String, String>>>,
     pub(crate) unmounted: Mutex<Vec<PathBuf>>,
     pub(crate) checked: Mutex<Vec<PathBuf>>,
     /// The error of every check, while set.
@@ -122,7 +127,7 @@ impl LayerProvider for Layers {
         &self,
         request: UnpackRequest,
         cancel: CancellationToken,
-    ) -> Result<(), LayerRefusal> {
+    ) -> Result<Option<UnpackedSize>, LayerRefusal> {
         tracing::warn!(target: PROVIDER, "unpacking requested");
         let layer = request.layer.labels.get(LAYER_DIGEST).cloned();
         let folder = request.layer.mountpoint.clone();
@@ -133,7 +138,7 @@ impl LayerProvider for Layers {
         match unpacking.ok_or_else(|| LayerRefusal::unpack_failed("none unpacks it"))? {
             Unpacking::File(name, content) => {
                 fs::write(folder.join(name), content).unwrap();
-                Ok(())
+                Ok(None)
             }
             Unpacking::HalfWay => {
                 fs::create_dir(folder.join("half")).unwrap();
@@ -154,9 +159,19 @@ impl LayerProvider for Layers {
                 if cancel.is_cancelled() {
                     return Err(LayerRefusal::failed("cancelled"));
                 }
-                Ok(())
+                Ok(None)
             }
         }
+    }
+
+    async fn announce(&self, announcement: Announcement) -> Option<Interest> {
+        let target = announcement.labels[TARGET].clone();
+        self.announced.lock().push(target);
+        None
+    }
+
+    fn removed(&self, labels: &BTreeMap<String, String>) {
+        self.removed.lock().push(labels.clone());
     }
 
     async fn unmount(&self, mountpoint: &Path) -> Result<(), ProviderError> {

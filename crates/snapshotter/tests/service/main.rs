@@ -15,6 +15,7 @@ mod conformance_flat;
 mod conformance_layers;
 mod conformance_names;
 mod double;
+mod eager_prepare;
 mod fixture;
 mod foreign_client;
 mod id_maps;

@@ -118,7 +118,7 @@ impl Unpack<'_> {
             };
             let state = match taken {
                 Some(of) if of.contains_key(labels::REMOTE) => State::Lazy,
-                Some(of) if of.contains_key(labels::HAS_INDEX) => State::UnpackedBySnapshotter,
+                Some(of) if of.contains_key(labels::NAMESPACE) => State::UnpackedBySnapshotter,
                 Some(_) | None => State::Unpacked,
             };
             layers.push(Layer {
