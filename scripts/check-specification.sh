@@ -14,9 +14,13 @@ complain() {
     failed=1
 }
 
-# The tests in a source file, one name a line: functions whose attributes have a "test" among them.
+# The tests in a source file, one name a line: functions whose attributes have a "test" among them, and those
+# that a macro makes a test of for each release of containerd.
 tests_in() {
     awk '
+        /^on_each_containerd! \{/ { listed = 1; next }
+        listed && match($0, /[a-z0-9_]+/) { print substr($0, RSTART, RLENGTH); next }
+        listed { listed = 0 }
         /^[[:space:]]*#\[([a-z_]+::)?test[](]/ { marked = 1; next }
         /^[[:space:]]*(#\[|\/\/|[a-z_]+ *=|\)\]|$)/ { next }
         marked && match($0, /fn [a-z0-9_]+/) { print substr($0, RSTART + 3, RLENGTH - 3) }

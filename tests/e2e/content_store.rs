@@ -5,12 +5,15 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::support::{NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack};
+use crate::support::releases::on_each_containerd;
+use crate::support::{
+    NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack, stack_under,
+};
 use soci_containerd::labels::gc;
 use soci_containerd::{Containerd, Content};
 use soci_oci::{Descriptor, Digest, Manifest, media_types};
 use soci_testkit::image::small_image;
-use soci_testkit::{SociCli, SociDaemonOptions, Stack, TestRoot};
+use soci_testkit::{Release, SociCli, SociDaemonOptions, Stack, TestRoot};
 
 /// Restarts the daemon with containerd's content store.
 fn use_containerd(stack: &mut Stack) -> Content {
@@ -65,11 +68,14 @@ fn converted(layout: &Path, to: &Path) -> (Digest, Manifest) {
     (index, serde_json::from_slice(&of(&index)).unwrap())
 }
 
-#[test]
-fn what_the_daemon_fetches_is_kept_in_containerd_as_long_as_the_image_is_in_use() {
+on_each_containerd! {
+    what_the_daemon_fetches_is_kept_in_containerd_as_long_as_the_image_is_in_use,
+}
+
+fn what_the_daemon_fetches_is_kept_in_containerd_as_long_as_the_image_is_in_use(release: Release) {
     let layout = TestRoot::new().unwrap();
     let built = small_image(layout.path(), "small").unwrap();
-    let mut stack = stack("");
+    let mut stack = stack_under(release, "");
     let reference = indexed(&stack, layout.path(), "small");
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let content = runtime.block_on(async { use_containerd(&mut stack) });

@@ -3,17 +3,19 @@
 
 use std::time::Duration;
 
+use crate::support::releases::on_each_containerd;
 use crate::support::{NO_BACKGROUND, fetched_once, indexed, lazy_mounts, left_behind, wait_until};
 use soci_testkit::image::{small_image, small_image_data};
-use soci_testkit::{Cri, CriPull, SociDaemonOptions, Stack, StackOptions, TestRoot};
+use soci_testkit::{Cri, CriPull, Release, SociDaemonOptions, Stack, StackOptions, TestRoot};
 
 /// Containers start slowly on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-fn stack() -> Stack {
+fn stack(release: Release, pull: CriPull) -> Stack {
     Stack::start(StackOptions {
         daemon: SociDaemonOptions::with_config(NO_BACKGROUND),
-        cri: Some(CriPull::Local),
+        release,
+        cri: Some(pull),
         ..StackOptions::default()
     })
     .unwrap()
@@ -34,11 +36,24 @@ fn remove_everything(stack: &Stack, cri: &Cri) {
     );
 }
 
+on_each_containerd! {
+    the_kubelet_pulls_lazily_runs_a_pod_and_removing_the_image_leaves_nothing,
+}
+
+fn the_kubelet_pulls_lazily_runs_a_pod_and_removing_the_image_leaves_nothing(release: Release) {
+    pulled_and_removed(stack(release, CriPull::Local));
+}
+
+/// The default way of containerd 2.1.
 #[test]
-fn the_kubelet_pulls_lazily_runs_a_pod_and_removing_the_image_leaves_nothing() {
+fn the_kubelet_pulls_lazily_through_the_transfer_service() {
+    let stack = stack(Release::V2_1, CriPull::Transfer);
+    pulled_and_removed(stack);
+}
+
+fn pulled_and_removed(stack: Stack) {
     let root = TestRoot::new().unwrap();
     let image = small_image(root.path(), "small").unwrap();
-    let stack = stack();
     let reference = indexed(&stack, root.path(), "small");
     let cri = stack.containerd.cri().unwrap();
     stack.proxy.reset_stats();
@@ -89,7 +104,7 @@ fn pods_of_one_image_that_start_at_once_fetch_each_span_once() {
     const PODS: usize = 8;
     let root = TestRoot::new().unwrap();
     let image = small_image(root.path(), "small").unwrap();
-    let stack = stack();
+    let stack = stack(Release::Installed, CriPull::Local);
     let reference = indexed(&stack, root.path(), "small");
     let cri = stack.containerd.cri().unwrap();
     let name = cri.pull(&reference).unwrap();

@@ -4,12 +4,21 @@
 
 use std::time::{Duration, Instant};
 
+use crate::support::releases::on_each_containerd;
 use crate::support::{
-    NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack, wait_until,
+    NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack, stack_under, wait_until,
     wait_until_durable,
 };
 use soci_testkit::image::{APP_OUTPUT, PYTHON_TAG, python_image, small_image, small_image_data};
-use soci_testkit::{Run, TestRoot};
+use soci_testkit::{Release, Run, TestRoot, container_id};
+
+on_each_containerd! {
+    a_lazy_image_shows_exactly_what_unpacking_it_shows,
+    an_image_without_an_index_is_unpacked_and_runs,
+    an_indexed_image_is_an_ordinary_image_for_everybody_else,
+    sigint_takes_the_mounts_along_and_sigterm_leaves_them,
+    what_a_container_on_lazy_layers_changed_can_be_told_and_committed,
+}
 
 #[test]
 fn python_computes_while_less_than_the_whole_image_has_been_fetched() {
@@ -59,11 +68,10 @@ fn python_computes_while_less_than_the_whole_image_has_been_fetched() {
     );
 }
 
-#[test]
-fn a_lazy_image_shows_exactly_what_unpacking_it_shows() {
+fn a_lazy_image_shows_exactly_what_unpacking_it_shows(release: Release) {
     let root = TestRoot::new().unwrap();
     small_image(root.path(), "small").unwrap();
-    let stack = stack(NO_BACKGROUND);
+    let stack = stack_under(release, NO_BACKGROUND);
     let lazy = indexed(&stack, root.path(), "small");
     stack.push(root.path(), "small", "plain").unwrap();
     let plain = stack.reference("plain:small");
@@ -123,11 +131,10 @@ fn a_lazy_image_shows_exactly_what_unpacking_it_shows() {
     );
 }
 
-#[test]
-fn an_image_without_an_index_is_unpacked_and_runs() {
+fn an_image_without_an_index_is_unpacked_and_runs(release: Release) {
     let root = TestRoot::new().unwrap();
     let image = small_image(root.path(), "small").unwrap();
-    let stack = stack(NO_BACKGROUND);
+    let stack = stack_under(release, NO_BACKGROUND);
     stack.push(root.path(), "small", "plain").unwrap();
     let reference = stack.reference("plain:small");
     let said = pull(&stack, &reference);
@@ -151,11 +158,10 @@ fn an_image_without_an_index_is_unpacked_and_runs() {
     );
 }
 
-#[test]
-fn an_indexed_image_is_an_ordinary_image_for_everybody_else() {
+fn an_indexed_image_is_an_ordinary_image_for_everybody_else(release: Release) {
     let root = TestRoot::new().unwrap();
     small_image(root.path(), "small").unwrap();
-    let stack = stack(NO_BACKGROUND);
+    let stack = stack_under(release, NO_BACKGROUND);
     let reference = indexed(&stack, root.path(), "small");
     let ctr = stack.containerd.ctr(NAMESPACE);
     ctr.pull(&reference, "overlayfs").unwrap();
@@ -239,11 +245,10 @@ fn once_the_background_fetcher_is_done_the_registry_may_die() {
     );
 }
 
-#[test]
-fn sigint_takes_the_mounts_along_and_sigterm_leaves_them() {
+fn sigint_takes_the_mounts_along_and_sigterm_leaves_them(release: Release) {
     let root = TestRoot::new().unwrap();
     small_image(root.path(), "small").unwrap();
-    let mut stack = stack(NO_BACKGROUND);
+    let mut stack = stack_under(release, NO_BACKGROUND);
     let reference = indexed(&stack, root.path(), "small");
     pull(&stack, &reference);
     let mounted = lazy_mounts(&stack);
@@ -261,22 +266,22 @@ fn sigint_takes_the_mounts_along_and_sigterm_leaves_them() {
 }
 
 /// containerd's differ compares extended attributes and takes "not supported" for a failure.
-#[test]
-fn what_a_container_on_lazy_layers_changed_can_be_told_and_committed() {
+fn what_a_container_on_lazy_layers_changed_can_be_told_and_committed(release: Release) {
     let root = TestRoot::new().unwrap();
     let image = small_image(&root.dir("image").unwrap(), "v1").unwrap();
-    let stack = stack(NO_BACKGROUND);
+    let stack = stack_under(release, NO_BACKGROUND);
     let reference = indexed(&stack, &image.dir, "small");
     pull(&stack, &reference);
     let lazy = lazy_mounts(&stack);
     let ctr = stack.containerd.ctr(NAMESPACE);
     let script = "echo new > /data/new && rm /data/hello";
+    let app = container_id();
     let run = [
         "run",
         "--snapshotter",
         "soci",
         &reference,
-        "app",
+        &app,
         "/bin/sh",
         "-c",
         script,
@@ -285,7 +290,7 @@ fn what_a_container_on_lazy_layers_changed_can_be_told_and_committed() {
 
     let archive = root.path().join("diff.tar.gz");
     let mut diff = ctr.command();
-    diff.args(["snapshots", "--snapshotter", "soci", "diff", "app"])
+    diff.args(["snapshots", "--snapshotter", "soci", "diff", &app])
         .stdout(std::fs::File::create(&archive).unwrap());
     assert!(diff.status().unwrap().success(), "{}", stack.log_tails());
     let mut list = std::process::Command::new("tar");
@@ -297,7 +302,7 @@ fn what_a_container_on_lazy_layers_changed_can_be_told_and_committed() {
         .collect();
     assert_eq!(changed, ["data/.wh.hello", "data/new"]);
 
-    ctr.output(["containers", "rm", "app"]).unwrap();
+    ctr.output(["containers", "rm", &app]).unwrap();
     // containerd's collector runs after some deletions, but not after each.
     ctr.output(["content", "prune", "references"]).unwrap();
     wait_until(

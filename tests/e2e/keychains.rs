@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::releases::on_each_containerd;
 use crate::support::{NO_BACKGROUND, lazy_mounts, lazy_mounts_below, stack};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
@@ -15,7 +16,7 @@ use soci_testkit::cri::api::{
 };
 use soci_testkit::image::small_image;
 use soci_testkit::{
-    Auth, Containerd, ContainerdOptions, CriOptions, Proxy, Registry, SociCli, SociDaemon,
+    Auth, Containerd, ContainerdOptions, CriOptions, Proxy, Registry, Release, SociCli, SociDaemon,
     SociDaemonOptions, TestRoot,
 };
 use tonic::transport::Channel;
@@ -55,7 +56,7 @@ struct Node {
 }
 
 impl Node {
-    fn start(docker: &Path) -> Self {
+    fn start(release: Release, docker: &Path) -> Self {
         let registry = Registry::start().unwrap();
         let proxy = Proxy::start(registry.address()).unwrap();
         let mut options = SociDaemonOptions::with_config(NO_BACKGROUND);
@@ -67,6 +68,7 @@ impl Node {
         let options_of_containerd = ContainerdOptions {
             // No pod is started.
             cri: Some(CriOptions::with_soci("localhost/pause:none")),
+            release,
             ..ContainerdOptions::with_soci(daemon.socket())
         };
         let containerd = Containerd::start_in(folder, &options_of_containerd).unwrap();
@@ -210,12 +212,15 @@ fn convert(layout: &Path, reference: &str, user: &str) {
         .unwrap();
 }
 
-#[test]
-fn the_kubelets_credentials_read_lazy_layers_until_the_image_is_removed() {
+on_each_containerd! {
+    the_kubelets_credentials_read_lazy_layers_until_the_image_is_removed,
+}
+
+fn the_kubelets_credentials_read_lazy_layers_until_the_image_is_removed(release: Release) {
     let root = TestRoot::new().unwrap();
     let layout = root.dir("layout").unwrap();
     let built = small_image(&layout, "small").unwrap();
-    let node = Node::start(&root.dir("docker").unwrap());
+    let node = Node::start(release, &root.dir("docker").unwrap());
     node.proxy.demand(Auth::Basic {
         user: USER.to_owned(),
         password: PASSWORD.to_owned(),

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::support::{NAMESPACE, NO_BACKGROUND, lazy_mounts, pull, run, stack};
+use crate::support::releases::on_each_containerd;
+use crate::support::{NAMESPACE, NO_BACKGROUND, lazy_mounts, pull, run, stack, stack_under};
 use soci_testkit::image::OciImage;
 use soci_testkit::listing::{self, Listing};
-use soci_testkit::{Fault, ImageBuilder, Layer, Rule, SociCli, Stack, TestRoot};
+use soci_testkit::{Fault, ImageBuilder, Layer, Release, Rule, SociCli, Stack, TestRoot};
 
 /// Smaller layers get no zTOC.
 const MINIMUM: &str = "100000";
@@ -110,11 +111,14 @@ fn outcomes(stack: &Stack) -> BTreeMap<&'static str, usize> {
     counts
 }
 
-#[test]
-fn layers_without_ztoc_are_unpacked_by_the_daemon_as_by_containerd() {
+on_each_containerd! {
+    layers_without_ztoc_are_unpacked_by_the_daemon_as_by_containerd,
+}
+
+fn layers_without_ztoc_are_unpacked_by_the_daemon_as_by_containerd(release: Release) {
     let root = TestRoot::new().unwrap();
     let image = image(&root);
-    let mut stack = stack(NO_BACKGROUND);
+    let mut stack = stack_under(release, NO_BACKGROUND);
     let reference = indexed(&stack, &image);
     let lines = pull(&stack, &reference);
     assert_eq!(

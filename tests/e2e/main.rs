@@ -37,6 +37,7 @@ mod survival;
 mod survival_parts;
 mod survival_trouble;
 mod systemd;
+mod transfer;
 mod upgrade;
 mod upgrade_from_previous;
 mod user_namespaces;

@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use soci_oci::{Digest, Index, Manifest, annotations};
-use soci_testkit::{ImageBuilder, Layer, Run, SociCli, Stack, TestRoot};
+use soci_testkit::{
+    ImageBuilder, Layer, Release, Run, SociCli, SociDaemonOptions, Stack, StackOptions, TestRoot,
+    TransferOptions,
+};
 use soci_ztoc::Ztoc;
 use tonic::Code;
 
@@ -170,6 +173,27 @@ impl Layout {
             serde_json::from_value(config.pointer("/rootfs/diff_ids")?.clone()).ok()
         });
         ids.next().unwrap()
+    }
+
+    /// Gives the layers of the unconverted image annotations, which containerd sends as labels.
+    fn annotate_layers(&self, annotations: &BTreeMap<String, String>) {
+        let dir = self.source();
+        let path = dir.join("index.json");
+        let mut index: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let entry = &mut index["manifests"][0];
+        let digest: Digest = serde_json::from_value(entry["digest"].clone()).unwrap();
+        let blobs = dir.join("blobs/sha256");
+        let manifest = std::fs::read(blobs.join(digest.hex())).unwrap();
+        let mut manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        for layer in manifest["layers"].as_array_mut().unwrap() {
+            layer["annotations"] = serde_json::to_value(annotations).unwrap();
+        }
+        let manifest = manifest.to_string().into_bytes();
+        let digest = Digest::of(&manifest);
+        entry["digest"] = digest.to_string().into();
+        entry["size"] = manifest.len().into();
+        std::fs::write(blobs.join(digest.hex()), manifest).unwrap();
+        std::fs::write(&path, index.to_string()).unwrap();
     }
 
     /// Pushes the converted image, or the plain one.
@@ -369,8 +393,7 @@ fn a_layer_of_which_everything_is_stored_is_verified_and_a_forged_one_is_refused
     assert_eq!(run(&stack, &h).unwrap(), SHOWN);
 }
 
-/// Labels of a Prepare that the image's annotations set: see
-/// `/work/shared/cases/07-foreign-diff-ids`.
+/// Labels of a Prepare that the image's annotations set.
 #[tokio::test(flavor = "multi_thread")]
 async fn labels_that_an_image_sets_lead_to_no_request() {
     let stack = tokio::task::block_in_place(|| stack(NO_BACKGROUND));
@@ -453,6 +476,65 @@ async fn labels_that_an_image_sets_lead_to_no_request() {
             .annotations
             .contains_key(annotations::INDEX_DIGEST)
     );
+}
+
+/// The transfer service of containerd 2.1 sends the annotations of layers as labels, with labels of
+/// its own or, unless configuration asks for those, alone.
+#[test]
+fn annotations_of_layers_lead_the_transfer_service_to_no_other_image() {
+    for sent in [true, false] {
+        let stack = Stack::start(StackOptions {
+            daemon: SociDaemonOptions::with_config(NO_BACKGROUND),
+            release: Release::V2_1,
+            transfer: TransferOptions {
+                annotations: sent,
+                ..TransferOptions::default()
+            },
+            ..StackOptions::default()
+        })
+        .unwrap();
+        let (private, own) = (Layout::honest("private"), Layout::other("own"));
+        let reference = private.push(&stack, "private", true);
+        let bytes = fetch_manifest(&stack.registry, "private", "soci");
+        let index: Index = serde_json::from_slice(&bytes).unwrap();
+        let is_image = |one: &&soci_oci::Descriptor| one.artifact_type.is_none();
+        let image = index.manifests.iter().find(is_image).unwrap();
+        let bytes = fetch_manifest(&stack.registry, "private", &image.digest.to_string());
+        let manifest: Manifest = serde_json::from_slice(&bytes).unwrap();
+        let layer = manifest.layers[1].digest.to_string();
+        let soci_index = &manifest.annotations[annotations::INDEX_DIGEST];
+        let label = |key: &str| format!("containerd.io/snapshot/{key}");
+        own.annotate_layers(&BTreeMap::from([
+            (label("cri.image-ref"), reference),
+            (label("cri.manifest-digest"), image.digest.to_string()),
+            (label("cri.layer-digest"), layer.clone()),
+            (label("cri.image-layers"), layer),
+            (label("remote/soci.index.digest"), soci_index.clone()),
+            (label("uidmapping"), "0:100000:65536".to_owned()),
+            (label("gidmapping"), "0:100000:65536".to_owned()),
+        ]));
+        let reference = own.push(&stack, "own", false);
+        stack.proxy.reset_stats();
+        stack
+            .containerd
+            .ctr(NAMESPACE)
+            .pull(&reference, "soci")
+            .unwrap();
+        let shown = run(&stack, &reference).unwrap();
+        assert_eq!(
+            shown,
+            "open: this is the attacker\nshut: and this is as well.\n"
+        );
+        let script = ["/bin/busybox", "stat", "-c", "%u:%g", "/etc/open"];
+        let owner = Run::new(&reference, "soci").command(script);
+        let owner = stack.containerd.ctr(NAMESPACE).run_ok(&owner).unwrap();
+        assert_eq!(owner, "0:0\n");
+        let asked = stack.proxy.stats().by_path().into_keys();
+        let asked: Vec<_> = asked
+            .filter(|path| path.contains("/private/") || path.contains(soci_index.as_str()))
+            .collect();
+        assert_eq!(asked, Vec::<String>::new(), "{}", stack.log_tails());
+    }
 }
 
 /// A port that accepts no connection and refuses none: its queue is full.

@@ -7,7 +7,7 @@ use crate::support::survival::Scene;
 use crate::support::{NAMESPACE, NO_BACKGROUND, indexed, pull, run, stack, status, wait_until};
 use soci_testkit::image::{ImageBuilder, busybox_layer, small_image};
 use soci_testkit::process::Signal;
-use soci_testkit::{Layer, Run, Stack, TestRoot};
+use soci_testkit::{Layer, Run, Stack, TestRoot, container_id};
 
 /// How long readers read while parts go.
 const TIME: Duration = Duration::from_secs(15);
@@ -146,8 +146,7 @@ fn when_everything_is_killed_the_next_start_says_which_containers_to_restart() {
     let ctr = stack.containerd.ctr(NAMESPACE);
     let detached = ["run", "--detach", "--null-io", "--net-host"];
     let detached = detached.iter().chain(&["--snapshotter", "soci"]);
-    // runc's state is the machine's, not this containerd's.
-    let id = format!("tk-severed-{}", std::process::id());
+    let id = container_id();
     let id = id.as_str();
     let command = [reference.as_str(), id, "/bin/sleep", "1000"];
     ctr.output(detached.chain(&command)).unwrap();

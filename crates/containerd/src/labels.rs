@@ -34,6 +34,8 @@ pub const REMOTE: &str = "containerd.io/snapshot/remote";
 pub const REMOTE_VALUE: &str = "remote snapshot";
 /// On a committed snapshot: the image has a SOCI index. The value is `true`.
 pub const HAS_INDEX: &str = "containerd.io/snapshot/remote/has.soci.index.digest";
+/// On a committed snapshot: the client made it as a copy with other owners. The value is `true`.
+pub const CLIENT_COPY: &str = "containerd.io/snapshot/remote/soci.client-copy";
 /// On a committed snapshot: namespace of the client whose Prepare the snapshotter committed.
 pub const NAMESPACE: &str = "containerd.io/snapshot/remote/namespace";
 

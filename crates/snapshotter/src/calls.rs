@@ -15,7 +15,7 @@ use crate::lowerdirs::LowerDirs;
 use crate::metadata::{Commit, Usage};
 use crate::snapshotter::Snapshotter;
 use crate::store::Creation;
-use crate::{compare, disk_usage, snapshot_name};
+use crate::{client_copy, compare, disk_usage, snapshot_name};
 
 impl Snapshotter {
     /// Creates a writable snapshot of `parent`, or of nothing if that is empty.
@@ -134,7 +134,8 @@ impl Snapshotter {
     ) -> Result<(), SnapshotterError> {
         let call = self.calls.enter()?;
         snapshot_name::check(&name)?;
-        let labels = labels::check(labels)?;
+        let mut labels = labels::check(labels)?;
+        client_copy::mark(&name, &key, &mut labels);
         self.store
             .blocking(move |store| {
                 let _call = call;

@@ -9,11 +9,9 @@ use crate::comparisons::Comparisons;
 use crate::error::SnapshotterError;
 use crate::layer_mounts::LayerMounts;
 use crate::lowerdirs::LowerDirs;
-use crate::metadata::Link;
 use crate::store::Creation;
-use soci_layer::IdMaps;
 
-use crate::{compare, idmap, labels, snapshot_name};
+use crate::{client_copy, compare, idmap, labels, snapshot_name};
 
 /// Creates a snapshot and returns its mounts.
 pub(crate) async fn create(
@@ -28,21 +26,24 @@ pub(crate) async fn create(
         Kind::Active => labels::id_maps(&new.labels)?,
         _ => None,
     };
-    let (new, parents) = mounts
+    let (new, parents, of_parent) = mounts
         .store
         .blocking(move |store| {
             let parents = store.metadata.before_insert(&new.key, &new.parent)?;
-            Ok((new, parents))
+            let of_parent = match new.parent.as_str() {
+                "" => labels::Labels::default(),
+                parent => store
+                    .metadata
+                    .get(parent)?
+                    .info
+                    .labels
+                    .into_iter()
+                    .collect(),
+            };
+            Ok((new, parents, of_parent))
         })
         .await?;
-    if let Some(maps) = &maps
-        && is_remapped(&parents, maps)
-    {
-        let parent = parents.first().map(|parent| parent.name.clone());
-        return Err(SnapshotterError::RemappedTwice {
-            parent: parent.unwrap_or_default(),
-        });
-    }
+    client_copy::refuse(&new.key, maps.as_ref(), &parents, &of_parent)?;
     // Before anything is made: a container must not be left on a layer that is not there.
     mounts.check(&LowerDirs::Shared, &parents).await?;
     mounts.admit(namespace, &parents, false).await?;
@@ -70,16 +71,4 @@ pub(crate) async fn create(
             store.create(new, &store.ids.reserve(), &LowerDirs::Shared)
         })
         .await
-}
-
-/// Whether the client has translated the owners of the nearest parent itself: containerd 2 does so for
-/// a snapshotter without the capability, in a copy that is named `<parent>-<uid>-<gid>`, the ids of
-/// root.
-fn is_remapped(parents: &[Link], maps: &IdMaps) -> bool {
-    let [copy, original, ..] = parents else {
-        return false;
-    };
-    let last = |name: &str| name.rsplit('/').next().unwrap_or_default().to_owned();
-    let (uid, gid) = maps.map(0, 0);
-    last(&copy.name) == format!("{}-{uid}-{gid}", last(&original.name))
 }

@@ -75,6 +75,17 @@ pub enum SnapshotterError {
         /// The committed snapshot that the client made.
         parent: String,
     },
+    /// A client would copy a lazy image to translate its owners.
+    #[error(
+        "cannot have the lazy image {parent:?} copied with the owners of a user namespace, which would \
+         download all of it: add the line `capabilities = [\"remap-ids\", \"multi-remap-ids\"]` to \
+         [proxy_plugins.soci] of containerd's configuration and restart containerd; for ctr run, use \
+         --remap-labels as well"
+    )]
+    ClientCopy {
+        /// The committed snapshot that the client would copy.
+        parent: String,
+    },
     /// The snapshotter is being closed.
     #[error("the snapshotter is shutting down")]
     Closed,
@@ -161,9 +172,10 @@ impl SnapshotterError {
         match self {
             Self::Metadata(error) => metadata_code(error),
             Self::TargetExists { .. } => Code::AlreadyExists,
-            Self::NotMountable { .. } | Self::NamespaceMissing | Self::RemappedTwice { .. } => {
-                Code::FailedPrecondition
-            }
+            Self::NotMountable { .. }
+            | Self::NamespaceMissing
+            | Self::RemappedTwice { .. }
+            | Self::ClientCopy { .. } => Code::FailedPrecondition,
             Self::InvalidName { .. }
             | Self::Label(_)
             | Self::MissingField { .. }

@@ -8,8 +8,8 @@ use soci_layer::{IdMapError, IdMaps, IdRange};
 pub(crate) type Labels = BTreeMap<String, String>;
 
 pub use soci_containerd::labels::{
-    GID_MAP, HAS_INDEX, IMAGE_REF, LAYER_DIGEST, LAYER_SIZE, MANIFEST_DIGEST, MAX_LENGTH,
-    NAMESPACE, REMOTE, REMOTE_VALUE, TARGET, UID_MAP,
+    CLIENT_COPY, GID_MAP, HAS_INDEX, IMAGE_REF, LAYER_DIGEST, LAYER_SIZE, MANIFEST_DIGEST,
+    MAX_LENGTH, NAMESPACE, REMOTE, REMOTE_VALUE, TARGET, UID_MAP,
 };
 
 /// A label that is not accepted.

@@ -8,6 +8,7 @@
 pub mod api;
 mod call_gate;
 mod calls;
+mod client_copy;
 mod compare;
 mod comparisons;
 mod create;

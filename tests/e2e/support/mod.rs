@@ -1,13 +1,16 @@
 //! A stack of real parts, and the steps of using it, for all end-to-end tests.
 
 pub(crate) mod node;
+pub(crate) mod releases;
 pub(crate) mod survival;
 pub(crate) mod systemd;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use soci_testkit::{OciImage, Run, SociCli, SociDaemon, SociDaemonOptions, Stack, StackOptions};
+use soci_testkit::{
+    OciImage, Release, Run, SociCli, SociDaemon, SociDaemonOptions, Stack, StackOptions,
+};
 
 pub(crate) const NAMESPACE: &str = "e2e";
 /// How long conditions are waited for.
@@ -17,6 +20,16 @@ pub(crate) const NO_BACKGROUND: &str = "[background_fetch]\ndisable = true\n";
 
 pub(crate) fn stack(config: &str) -> Stack {
     stack_with(SociDaemonOptions::with_config(config))
+}
+
+/// With a release of containerd that is not the installed one.
+pub(crate) fn stack_under(release: Release, config: &str) -> Stack {
+    Stack::start(StackOptions {
+        daemon: SociDaemonOptions::with_config(config),
+        release,
+        ..StackOptions::default()
+    })
+    .unwrap()
 }
 
 pub(crate) fn stack_with(daemon: SociDaemonOptions) -> Stack {

@@ -350,6 +350,25 @@ async fn ids_that_containerd_translated_are_not_translated_again() {
     assert_eq!(status.code(), Code::FailedPrecondition);
     let line = "capabilities = [\"remap-ids\", \"multi-remap-ids\"]";
     assert!(status.message().contains(line), "{}", status.message());
+    // containerd 2.1 names it by a digest, and begins one of lazy layers in vain.
+    let digest = format!("sha256:{}", "a1".repeat(32));
+    let status = daemon
+        .prepare(&format!("ns/7/{digest}-remap"), "sha256:1")
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(status.message().contains(line), "{}", status.message());
+    daemon.prepare("base", "").await.unwrap();
+    daemon.commit("unpacked", "base").await.unwrap();
+    let (copying, copy_of_unpacked) = (format!("ns/7/{digest}-remap"), format!("ns/8/{digest}"));
+    daemon.prepare(&copying, "unpacked").await.unwrap();
+    daemon.commit(&copy_of_unpacked, &copying).await.unwrap();
+    let status = daemon
+        .prepare_with("container", &copy_of_unpacked, maps())
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(status.message().contains(line), "{}", status.message());
     // Without maps it is used as it is, and a snapshot of another name is another thing.
     daemon.prepare("plain", copy).await.unwrap();
     daemon.prepare("other-remap", "sha256:1").await.unwrap();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::cri::{Cri, CriOptions};
+use crate::cri::{self, Cri, CriOptions};
 use crate::ctr::Ctr;
 use crate::process::{Daemon, LogLines, TestRoot};
 use crate::release::Release;
@@ -94,6 +94,12 @@ impl Containerd {
         let config = root.path().join("containerd.toml");
         let text = config::text(root.path(), &address, options)?;
         std::fs::write(&config, text).context("write containerd's configuration")?;
+        if options.cri.is_some() {
+            cri::network::write(
+                &root.path().join(cri::CNI_BIN),
+                &root.path().join(cri::CNI_CONF),
+            )?;
+        }
         let daemon = Self::serve(options.release, &root, &address)?;
         Ok(Self {
             daemon,

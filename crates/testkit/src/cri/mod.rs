@@ -2,6 +2,7 @@
 //! the real socket.
 
 mod images;
+pub(crate) mod network;
 mod options;
 mod pods;
 
@@ -14,6 +15,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+pub(crate) use options::{CNI_BIN, CNI_CONF};
 pub use options::{CriOptions, CriPull};
 pub use pods::{Executed, Pod, PodContainer};
 

@@ -1,6 +1,10 @@
-//! containerd's CRI plugin, configured for tests: no CNI, everything below a private root.
+//! containerd's CRI plugin, configured for tests, with everything below a private root.
 
 use std::path::Path;
+
+/// Below containerd's folder: plugins of pods' networks, and the networks.
+pub(crate) const CNI_BIN: &str = "cni/bin";
+pub(crate) const CNI_CONF: &str = "cni/conf";
 
 /// What the CRI plugin is like.
 #[derive(Debug, Clone)]
@@ -36,7 +40,6 @@ impl CriOptions {
 
     /// The tables of containerd's configuration. Those of version 2 have a table `runtimes`, without
     /// which containerd 2.x would silently ignore what stands beside it, `snapshotter` above all.
-    /// Pods must be on the host's network: there is no CNI plugin.
     pub(crate) fn config_text(&self, root: &Path, version_3: bool) -> String {
         let at = |name: &str| root.join(name).display().to_string();
         let (image, snapshotter) = (&self.sandbox_image, &self.snapshotter);
@@ -47,8 +50,8 @@ impl CriOptions {
         };
         let cni = format!(
             "  bin_dir = {:?}\n  conf_dir = {:?}\n",
-            at("cni/bin"),
-            at("cni/conf")
+            at(CNI_BIN),
+            at(CNI_CONF)
         );
         let runtime = "runtime_type = \"io.containerd.runc.v2\"";
         if version_3 {

@@ -1,4 +1,4 @@
-//! Pods and their containers through CRI, all on the host's network.
+//! Pods and their containers through CRI.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,10 +9,11 @@ use anyhow::{Context, Result, ensure};
 use super::Cri;
 use super::api::{
     ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, ContainerStatusRequest,
-    CreateContainerRequest, ExecSyncRequest, LinuxContainerConfig, LinuxContainerSecurityContext,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
-    PodSandboxConfig, PodSandboxMetadata, RemoveContainerRequest, RemovePodSandboxRequest,
-    RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
+    CreateContainerRequest, ExecSyncRequest, IdMapping, LinuxContainerConfig,
+    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
+    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, RemoveContainerRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
+    StopPodSandboxRequest, UserNamespace,
 };
 use super::images::spec;
 
@@ -22,6 +23,7 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 #[derive(Debug, Clone)]
 pub struct Pod {
     id: String,
+    namespaces: NamespaceOption,
     config: PodSandboxConfig,
 }
 
@@ -69,6 +71,33 @@ impl Cri {
     /// # Errors
     /// When the runtime refuses.
     pub fn run_pod(&self, logs: &Path) -> Result<Pod> {
+        self.run_pod_in(logs, on_the_hosts_network())
+    }
+
+    /// Runs a pod in a user namespace, for users and groups that are mapped alike, and in a network
+    /// namespace without any network, as such a pod cannot have the host's.
+    ///
+    /// # Errors
+    /// When the runtime refuses.
+    pub fn run_pod_in_user_namespace(&self, logs: &Path, host_id: u32, length: u32) -> Result<Pod> {
+        let map = vec![IdMapping {
+            host_id,
+            container_id: 0,
+            length,
+        }];
+        let namespaces = NamespaceOption {
+            network: NamespaceMode::Pod.into(),
+            userns_options: Some(UserNamespace {
+                mode: NamespaceMode::Pod.into(),
+                uids: map.clone(),
+                gids: map,
+            }),
+            ..on_the_hosts_network()
+        };
+        self.run_pod_in(logs, namespaces)
+    }
+
+    fn run_pod_in(&self, logs: &Path, namespaces: NamespaceOption) -> Result<Pod> {
         let name = format!("tk-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let log_directory = logs.join(&name);
         std::fs::create_dir_all(&log_directory)
@@ -83,7 +112,7 @@ impl Cri {
             log_directory: log_directory.display().to_string(),
             linux: Some(LinuxPodSandboxConfig {
                 security_context: Some(LinuxSandboxSecurityContext {
-                    namespace_options: Some(on_the_hosts_network()),
+                    namespace_options: Some(namespaces.clone()),
                 }),
                 ..LinuxPodSandboxConfig::default()
             }),
@@ -98,7 +127,11 @@ impl Cri {
                 self.pods.clone().run_pod_sandbox(request).await
             })?
             .pod_sandbox_id;
-        Ok(Pod { id, config })
+        Ok(Pod {
+            id,
+            namespaces,
+            config,
+        })
     }
 
     /// Stops a pod with its containers and removes it.
@@ -138,7 +171,7 @@ impl Cri {
             log_path: log_path.clone(),
             linux: Some(LinuxContainerConfig {
                 security_context: Some(LinuxContainerSecurityContext {
-                    namespace_options: Some(on_the_hosts_network()),
+                    namespace_options: Some(pod.namespaces.clone()),
                     ..LinuxContainerSecurityContext::default()
                 }),
             }),
@@ -253,5 +286,6 @@ fn on_the_hosts_network() -> NamespaceOption {
         network: NamespaceMode::Node.into(),
         pid: NamespaceMode::Container.into(),
         ipc: NamespaceMode::Pod.into(),
+        userns_options: None,
     }
 }

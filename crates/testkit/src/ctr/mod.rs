@@ -12,6 +12,13 @@ pub use running::{RunOutput, Running};
 
 static NEXT_CONTAINER: AtomicU32 = AtomicU32::new(0);
 
+/// An id for a container that no other one has: runc's state is the machine's, not a containerd's.
+#[must_use]
+pub fn container_id() -> String {
+    let number = NEXT_CONTAINER.fetch_add(1, Ordering::Relaxed);
+    format!("tk-{}-{number}", std::process::id())
+}
+
 /// `ctr` against one containerd in one namespace.
 #[derive(Debug, Clone)]
 pub struct Ctr {
@@ -151,11 +158,7 @@ impl Ctr {
     /// # Errors
     /// When `ctr` cannot be started.
     pub fn start(&self, run: &Run) -> Result<Running> {
-        let id = format!(
-            "tk-{}-{}",
-            std::process::id(),
-            NEXT_CONTAINER.fetch_add(1, Ordering::Relaxed)
-        );
+        let id = container_id();
         let logged = running::Logged::new(&self.logs(), &id)?;
         let mut command = self.command();
         command

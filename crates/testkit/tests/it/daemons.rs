@@ -2,7 +2,9 @@
 
 use soci_testkit::image::busybox_image;
 use soci_testkit::process::{mounts_below, processes_below};
-use soci_testkit::{Containerd, ContainerdOptions, Proxy, Registry, Release, Run, TestRoot};
+use soci_testkit::{
+    Containerd, ContainerdOptions, Proxy, Registry, Release, Run, TestRoot, container_id,
+};
 
 #[test]
 fn a_container_runs_and_everything_of_its_containerd_goes_away() {
@@ -123,15 +125,16 @@ fn each_release_of_containerd_is_what_it_says_and_no_output_of_its_containers_is
                 });
             }
         });
-        let detached = ["run", "--detach", "--null-io", &reference, "kept"];
+        let kept = container_id();
+        let detached = ["run", "--detach", "--null-io", &reference, &kept];
         ctr.output(detached.into_iter().chain(["/bin/echo", "again"]))
             .unwrap();
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-        while ctr.output(["tasks", "rm", "kept"]).is_err() {
+        while ctr.output(["tasks", "rm", &kept]).is_err() {
             assert!(std::time::Instant::now() < deadline, "it does not end");
             std::thread::sleep(std::time::Duration::from_millis(50));
         }
-        assert_eq!(ctr.start_task("kept").unwrap().stdout, "again\n");
+        assert_eq!(ctr.start_task(&kept).unwrap().stdout, "again\n");
         containerd.close().unwrap();
     }
 }
