@@ -4,14 +4,16 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
+use soci_oci::Digest;
 
 use crate::blob_locator::BlobLocator;
 use crate::range_reader::RangeReader;
 use crate::source::ByteStream;
-use crate::{BlobSource, Deadline, RegistryError};
+use crate::{BlobSource, Deadline, RegistryError, whole_blob};
 
 /// A blob at a registry. Remembers which endpoint serves it and where that redirects to, and
 /// looks for it again when the redirect's target has expired.
@@ -26,6 +28,43 @@ impl RemoteBlob {
     #[must_use]
     pub fn is_located(&self) -> bool {
         self.locator.is_located()
+    }
+
+    /// Streams one part of a download of the whole blob: with the retries of downloads, without a
+    /// deadline. A server that asks to wait for longer than `longest_wait` has refused.
+    ///
+    /// # Errors
+    /// As [`BlobSource::stream_range`].
+    pub async fn stream_part(
+        &self,
+        range: Range<u64>,
+        longest_wait: Duration,
+    ) -> Result<ByteStream, RegistryError> {
+        self.check(&range)?;
+        let mut reader = RangeReader::new(Arc::clone(&self.locator), range, Deadline::far())
+            .waiting_at_most(Some(longest_wait));
+        reader.open().await?;
+        Ok(reader.into_stream().boxed())
+    }
+
+    /// Compares the digest of all bytes that were streamed with the blob's. After a mismatch the
+    /// location that served them is not preferred any more.
+    ///
+    /// # Errors
+    /// [`RegistryError::DigestMismatch`].
+    pub fn verify(&self, actual: Digest) -> Result<(), RegistryError> {
+        whole_blob::verify(&self.locator, actual)
+    }
+
+    fn check(&self, range: &Range<u64>) -> Result<(), RegistryError> {
+        if range.start <= range.end && range.end <= self.locator.size {
+            return Ok(());
+        }
+        Err(RegistryError::OutOfRange {
+            what: self.describe(),
+            range: range.clone(),
+            size: self.locator.size,
+        })
     }
 }
 
@@ -46,13 +85,7 @@ impl BlobSource for RemoteBlob {
         range: Range<u64>,
         deadline: Deadline,
     ) -> Result<ByteStream, RegistryError> {
-        if range.start > range.end || range.end > self.locator.size {
-            return Err(RegistryError::OutOfRange {
-                what: self.describe(),
-                range,
-                size: self.locator.size,
-            });
-        }
+        self.check(&range)?;
         let mut reader = RangeReader::for_readers(Arc::clone(&self.locator), range, deadline);
         reader.open().await?;
         Ok(reader.into_stream().boxed())

@@ -9,7 +9,7 @@ use soci_fetch::{BackgroundConfig, DropPolicy, FetchConfig};
 use soci_lazy::LazyConfig;
 use soci_registry::{ClientConfig, HostHeaders, HostsConfig, Mirror, RetryPolicy};
 use soci_store::LayerStoreConfig;
-use soci_unpack::{DownloadConfig, UnpackConfig, UnpackLimits};
+use soci_unpack::{DownloadConfig, PipelineConfig, UnpackConfig, UnpackLimits};
 
 /// Time after which the retries for a manifest or an index end: a pull waits, and the client can do
 /// without them.
@@ -149,11 +149,14 @@ pub(crate) fn unpack(config: &Config, scratch: PathBuf) -> UnpackConfig {
             floor: limits.unpack_floor_bytes_per_sec,
             ..defaults.downloads
         },
-        limits: UnpackLimits {
-            memory: limits.unpack_memory_bytes,
-            output: limits.unpack_output_bytes,
-            reserve: reserve(config),
-            ..defaults.limits
+        pipeline: PipelineConfig {
+            limits: UnpackLimits {
+                memory: limits.unpack_memory_bytes,
+                output: limits.unpack_output_bytes,
+                reserve: reserve(config),
+                ..defaults.pipeline.limits
+            },
+            ..defaults.pipeline
         },
         containerd: (!address.is_empty()).then(|| address.clone()),
         ..defaults

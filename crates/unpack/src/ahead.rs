@@ -13,8 +13,8 @@ use crate::image::LayerOfImage;
 use crate::unpacker::Fetched;
 
 /// Time that a layer waits for its Prepare.
-const KEPT_FOR: Duration = Duration::from_secs(300);
-/// Limit of waiting layers, because their files take disk space.
+const KEPT_FOR: Duration = Duration::from_secs(120);
+/// Limit of waiting layers.
 const MOST: usize = 16;
 
 /// A download of a layer that was not requested yet.
@@ -24,7 +24,7 @@ pub(crate) struct Download {
 }
 
 impl Download {
-    /// Waits for its end; `None` if it failed, or still waits for its turn, which a layer that is
+    /// Waits until it has begun; `None` if it failed, or still waits for its turn, which a layer that is
     /// needed now does not.
     pub(crate) async fn fetched(self) -> Option<Fetched> {
         if !self.started.load(Ordering::Acquire) {

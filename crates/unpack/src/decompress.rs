@@ -1,6 +1,6 @@
 //! Compression of layer blobs, detected by their first bytes as containerd does.
 
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 
 use flate2::bufread::MultiGzDecoder;
 
@@ -14,7 +14,7 @@ const ZSTD_MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 const ZSTD_SKIPPABLE: &[u8] = &[0x2a, 0x4d, 0x18];
 
 /// Bytes that tell the compression, and zstd's window: the longest header of a frame.
-const HEAD: usize = 18;
+pub(crate) const HEAD: usize = 18;
 /// The largest window that is accepted, as by the zstd program without options.
 const MAX_WINDOW_LOG: u32 = 27;
 /// The window of level 19, the highest but for `--ultra`.
@@ -51,53 +51,33 @@ impl Compression {
 ///
 /// # Errors
 /// The first bytes cannot be read.
-pub fn decompress<'r>(blob: impl Read + Send + 'r) -> io::Result<Box<dyn Read + Send + 'r>> {
-    Blob::open(blob)?.read(MAX_WINDOW_LOG)
+pub fn decompress<'r>(mut blob: impl Read + Send + 'r) -> io::Result<Box<dyn Read + Send + 'r>> {
+    let mut head = Vec::with_capacity(HEAD);
+    blob.by_ref().take(HEAD as u64).read_to_end(&mut head)?;
+    let compression = Compression::detect(&head);
+    let whole = BufReader::with_capacity(BUFFER, io::Cursor::new(head).chain(blob));
+    Ok(match compression {
+        Compression::Gzip => Box::new(MultiGzDecoder::new(whole)),
+        Compression::Zstd => Box::new(zstd_reader(whole, MAX_WINDOW_LOG)?),
+        Compression::None => Box::new(whole),
+    })
 }
 
-/// A blob whose first bytes were read.
-pub(crate) struct Blob<R> {
-    head: Vec<u8>,
-    rest: R,
+/// The uncompressed bytes of frames of zstd. A window of more than two to the power of `window_log` is
+/// an error.
+pub(crate) fn zstd_reader<R: BufRead>(
+    blob: R,
+    window_log: u32,
+) -> io::Result<zstd::stream::read::Decoder<'static, R>> {
+    let mut decoder = zstd::stream::read::Decoder::with_buffer(blob)?;
+    decoder.window_log_max(window_log.min(MAX_WINDOW_LOG))?;
+    Ok(decoder)
 }
 
-impl<R: Read + Send> Blob<R> {
-    /// Reads the first bytes of a blob.
-    pub(crate) fn open(mut rest: R) -> io::Result<Self> {
-        let mut head = Vec::with_capacity(HEAD);
-        rest.by_ref().take(HEAD as u64).read_to_end(&mut head)?;
-        Ok(Self { head, rest })
-    }
-
-    /// Base-2 logarithm of the memory in bytes for the windows of all frames; `None` if the blob is
-    /// not zstd. Frames after the first may need as much as the first, or what usual levels need.
-    pub(crate) fn window_log(&self) -> Option<u32> {
-        let zstd = Compression::detect(&self.head) == Compression::Zstd;
-        let log = || {
-            zstd_window_log(&self.head)
-                .unwrap_or(0)
-                .max(USUAL_WINDOW_LOG)
-        };
-        zstd.then(log)
-    }
-
-    /// The uncompressed bytes. A window of more than two to the power of `window_log` is an error.
-    pub(crate) fn read<'r>(self, window_log: u32) -> io::Result<Box<dyn Read + Send + 'r>>
-    where
-        R: 'r,
-    {
-        let compression = Compression::detect(&self.head);
-        let whole = BufReader::with_capacity(BUFFER, io::Cursor::new(self.head).chain(self.rest));
-        Ok(match compression {
-            Compression::Gzip => Box::new(MultiGzDecoder::new(whole)),
-            Compression::Zstd => {
-                let mut decoder = zstd::stream::read::Decoder::with_buffer(whole)?;
-                decoder.window_log_max(window_log.min(MAX_WINDOW_LOG))?;
-                Box::new(decoder)
-            }
-            Compression::None => Box::new(whole),
-        })
-    }
+/// Base-2 logarithm of the memory in bytes for the windows of all frames, by the first bytes of a blob.
+/// Frames after the first may need as much as the first, or what usual levels need.
+pub(crate) fn window_log(head: &[u8]) -> u32 {
+    zstd_window_log(head).unwrap_or(0).max(USUAL_WINDOW_LOG)
 }
 
 /// Base-2 logarithm, rounded up, of the window that a frame's header requests (RFC 8878, 3.1.1.1).
@@ -156,15 +136,14 @@ mod tests {
     fn the_window_of_a_frame_is_known_before_it_is_read() {
         let log = |bytes: &[u8], level| {
             let frame = zstd::encode_all(bytes, level).unwrap();
-            Blob::open(&frame[..]).unwrap().window_log()
+            window_log(&frame)
         };
         let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
         encoder.window_log(27).unwrap();
         encoder.write_all(&[7; 100]).unwrap();
         let wide = encoder.finish().unwrap();
-        assert_eq!(Blob::open(&wide[..]).unwrap().window_log(), Some(27));
-        assert_eq!(log(&[7; 100], 3), Some(USUAL_WINDOW_LOG));
-        assert_eq!(Blob::open(&gzip(b"x")[..]).unwrap().window_log(), None);
+        assert_eq!(window_log(&wide), 27);
+        assert_eq!(log(&[7; 100], 3), USUAL_WINDOW_LOG);
         let size_of_segment = |bytes: &[u8]| zstd_window_log(bytes);
         let frame = |rest: &[u8]| [ZSTD_MAGIC, rest].concat();
         let segment = frame(&[0b1010_0000, 1, 0, 0, 4]);
@@ -173,9 +152,8 @@ mod tests {
         // A frame that needs more than the first said is refused.
         let mut narrow = zstd::encode_all(&[7; 100][..], 3).unwrap();
         narrow.extend_from_slice(&wide);
-        let blob = Blob::open(&narrow[..]).unwrap();
-        let window = blob.window_log().unwrap();
-        let read = blob.read(window).unwrap().read_to_end(&mut Vec::new());
+        let mut reader = zstd_reader(&narrow[..], window_log(&narrow)).unwrap();
+        let read = reader.read_to_end(&mut Vec::new());
         assert!(read.is_err());
     }
 

@@ -5,16 +5,16 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use soci_oci::Reference;
-use soci_registry::{Deadline, DownloadLimits};
+use soci_registry::Deadline;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::UnpackError;
 use crate::keys::FIRST_BYTE_KEY;
+use crate::{SpeedLimits, UnpackError};
 
 /// How layers are downloaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DownloadConfig {
-    /// Limit of concurrent downloads; each requests several ranges concurrently.
+    /// Limit of concurrent downloads; each makes several requests.
     pub slots: usize,
     /// Limit of concurrent downloads from one registry.
     pub slots_per_registry: usize,
@@ -42,6 +42,17 @@ impl Default for DownloadConfig {
     }
 }
 
+impl DownloadConfig {
+    /// When a download is too slow.
+    pub(crate) const fn speed(&self) -> SpeedLimits {
+        SpeedLimits {
+            first_byte: self.first_byte,
+            floor: self.floor,
+            period: self.period,
+        }
+    }
+}
+
 /// The slots for downloads.
 pub(crate) struct Downloads {
     config: DownloadConfig,
@@ -56,6 +67,8 @@ pub(crate) struct Slot {
     _permits: [Option<OwnedSemaphorePermit>; 2],
     /// Keeps the registry's slots known.
     _registry: Arc<Semaphore>,
+    /// Of layers that were not requested yet.
+    pub(crate) ahead: Option<OwnedSemaphorePermit>,
 }
 
 /// A download that has to start soon.
@@ -66,6 +79,11 @@ pub(crate) struct Patience {
 }
 
 impl Patience {
+    /// When the first byte must have come.
+    pub(crate) const fn deadline(&self) -> Deadline {
+        self.deadline
+    }
+
     /// Drives the look-up of what is downloaded.
     pub(crate) async fn describe<T>(
         &self,
@@ -96,18 +114,6 @@ impl Downloads {
         }
     }
 
-    /// The limits of the transfer itself.
-    pub(crate) fn limits(&self, patience: Patience) -> DownloadLimits {
-        DownloadLimits {
-            first_byte: patience.deadline,
-            floor: self
-                .config
-                .floor
-                .saturating_mul(self.config.period.as_secs()),
-            period: self.config.period,
-        }
-    }
-
     /// Waits until a layer that was not requested yet may be downloaded.
     pub(crate) async fn turn_ahead(&self) -> Option<OwnedSemaphorePermit> {
         // Never closed.
@@ -131,6 +137,7 @@ impl Downloads {
             Ok(permits) => Ok(Slot {
                 _permits: permits,
                 _registry: registry,
+                ahead: None,
             }),
             Err(_) => Err(UnpackError::Slot {
                 what: "download the layer",

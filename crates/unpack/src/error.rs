@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use soci_oci::Digest;
-use soci_registry::RegistryError;
+use soci_registry::{ErrorKind, RegistryError};
 
+use crate::ProgramError;
 use crate::keys::{FIRST_BYTE_KEY, OUTPUT_KEY};
 
 /// Why a tar cannot be applied to a directory.
@@ -145,6 +146,31 @@ pub enum UnpackError {
         /// What was unpacked.
         actual: Digest,
     },
+    /// The compressed layer on this machine is not what the manifest says.
+    #[error("the compressed layer has digest {actual}, but the image manifest says {expected}")]
+    Digest {
+        /// What the manifest says.
+        expected: Digest,
+        /// What was read.
+        actual: Digest,
+    },
+    /// The compressed layer cannot be read on this machine.
+    #[error("cannot read the layer: {0}")]
+    Local(io::Error),
+    /// The compressed layer cannot be stored.
+    #[error("cannot store the compressed layer: {0}")]
+    Store(io::Error),
+    /// A configured program does not decompress the layer.
+    #[error("cannot decompress the layer with {}: {source}", path.display())]
+    Program {
+        /// The program.
+        path: PathBuf,
+        /// Its failure.
+        source: ProgramError,
+    },
+    /// No thread can be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
     /// The scratch folder cannot be used.
     #[error("{}: cannot {action}: {source}", path.display())]
     Scratch {
@@ -189,6 +215,14 @@ impl UnpackError {
             Self::Slow { .. } => true,
             _ => false,
         }
+    }
+
+    /// Whether the bytes that came were not the layer's.
+    pub(crate) fn is_damage(&self) -> bool {
+        let Self::Registry { source, .. } = self else {
+            return false;
+        };
+        source.kind() == ErrorKind::DigestMismatch
     }
 }
 

@@ -33,22 +33,26 @@ pub struct LayerOfImage {
 
 /// A layer as manifest and configuration describe it.
 #[derive(Debug, Clone)]
-pub(crate) struct Described {
-    pub(crate) descriptor: Descriptor,
+pub struct LayerDescription {
+    /// The compressed layer.
+    pub descriptor: Descriptor,
     /// The digest of the uncompressed layer.
-    pub(crate) diff_id: Digest,
+    pub diff_id: Digest,
 }
 
 /// Looks images up, in containerd first.
-pub(crate) struct Images {
+pub struct ImageLayers {
     pub(crate) client: Client,
     /// Address of containerd.
     containerd: Option<String>,
-    known: Mutex<HashMap<Digest, Arc<Vec<Described>>>>,
+    known: Mutex<HashMap<Digest, Arc<Vec<LayerDescription>>>>,
 }
 
-impl Images {
-    pub(crate) fn new(client: Client, containerd: Option<String>) -> Self {
+impl ImageLayers {
+    /// Looks in the content store of the containerd at this address, if there is one, and then asks the
+    /// registry.
+    #[must_use]
+    pub fn new(client: Client, containerd: Option<String>) -> Self {
         Self {
             client,
             containerd,
@@ -57,20 +61,11 @@ impl Images {
     }
 
     /// What there is to know of a layer.
-    pub(crate) async fn describe(&self, layer: &LayerOfImage) -> Result<Described, UnpackError> {
-        let known = self.known().get(&layer.manifest).cloned();
-        let layers = match known {
-            Some(known) => known,
-            None => {
-                let layers = Arc::new(self.layers(layer).await?);
-                let mut known = self.known();
-                if known.len() >= MAX_IMAGES {
-                    known.clear();
-                }
-                known.insert(layer.manifest, Arc::clone(&layers));
-                layers
-            }
-        };
+    pub(crate) async fn describe(
+        &self,
+        layer: &LayerOfImage,
+    ) -> Result<LayerDescription, UnpackError> {
+        let layers = self.of(layer).await?;
         let found = layers
             .iter()
             .find(|described| described.descriptor.digest == layer.layer);
@@ -80,11 +75,32 @@ impl Images {
         })
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<Vec<Described>>>> {
+    /// The layers of an image, lowest first.
+    ///
+    /// # Errors
+    /// Manifest or configuration cannot be fetched, or do not belong to each other.
+    pub async fn of(
+        &self,
+        image: &LayerOfImage,
+    ) -> Result<Arc<Vec<LayerDescription>>, UnpackError> {
+        let known = self.known().get(&image.manifest).cloned();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let layers = Arc::new(self.layers(image).await?);
+        let mut known = self.known();
+        if known.len() >= MAX_IMAGES {
+            known.clear();
+        }
+        known.insert(image.manifest, Arc::clone(&layers));
+        Ok(layers)
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<Vec<LayerDescription>>>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn layers(&self, image: &LayerOfImage) -> Result<Vec<Described>, UnpackError> {
+    async fn layers(&self, image: &LayerOfImage) -> Result<Vec<LayerDescription>, UnpackError> {
         let wrong = |reason: String| UnpackError::Image {
             manifest: image.manifest,
             reason,
@@ -105,7 +121,7 @@ impl Images {
         }
         let layers = manifest.layers.into_iter().zip(diff_ids);
         Ok(layers
-            .map(|(descriptor, diff_id)| Described {
+            .map(|(descriptor, diff_id)| LayerDescription {
                 descriptor,
                 diff_id,
             })

@@ -1,7 +1,8 @@
 //! The eager path: a layer that is not lazy is fetched, verified, and applied to a directory as
 //! containerd's overlayfs snapshotter would.
 //!
-//! [`Unpacker`] does all of it. [`apply`] handles tar and file system without a registry.
+//! [`Pipeline`] does all of it; [`Unpacker`] uses it for single layers of images that are lazy otherwise.
+//! [`apply`] handles tar and file system without a registry.
 
 #![forbid(unsafe_code)]
 
@@ -12,8 +13,11 @@ mod downloads;
 mod error;
 mod image;
 mod keys;
+mod pipeline;
+mod scratch;
 mod unpacker;
 
+pub use apply::implied::ImpliedDirectories;
 pub use apply::limits::UnpackLimits;
 pub use apply::lower::{DirectoryAttributes, Lower, LowerLayer};
 pub use apply::lower_directory::LowerDirectory;
@@ -21,6 +25,12 @@ pub use apply::{ApplyOptions, apply};
 pub use decompress::{Compression, decompress};
 pub use downloads::DownloadConfig;
 pub use error::{ApplyError, UnpackError};
-pub use image::LayerOfImage;
+pub use image::{ImageLayers, LayerDescription, LayerOfImage};
 pub use keys::FIRST_BYTE_KEY;
+pub use pipeline::{
+    CompressedSink, Decompressor, Decompressors, Demand, ImageLimits, ImageShare, LayerBlob,
+    LayerProgress, LayerRequest, Pipeline, PipelineConfig, PipelineUsage, ProgramError,
+    SpeedLimits, Stage, StageTimings, UnpackedLayer,
+};
+pub use scratch::{empty_folder, prepare_folder};
 pub use unpacker::{Target, UnpackConfig, Unpacked, Unpacker};

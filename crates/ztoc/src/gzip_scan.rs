@@ -28,6 +28,8 @@ pub(crate) struct GzipScanner {
     checksum: crc32fast::Hasher,
     member_out: u64,
     checkpoints: GzipCheckpoints,
+    /// Whether checkpoints are taken.
+    takes_checkpoints: bool,
 }
 
 /// What comes next.
@@ -84,6 +86,15 @@ impl GzipScanner {
             checksum: crc32fast::Hasher::new(),
             member_out: 0,
             checkpoints: GzipCheckpoints::new(span_size),
+            takes_checkpoints: true,
+        })
+    }
+
+    /// A scanner that only inflates.
+    pub(crate) fn without_checkpoints() -> Result<Self, BuildError> {
+        Ok(Self {
+            takes_checkpoints: false,
+            ..Self::new(u64::MAX)?
         })
     }
 
@@ -211,7 +222,8 @@ impl GzipScanner {
     fn boundary(&mut self, bits: u8, window: Option<&[u8]>) {
         self.phase = Phase::Blocks(BlockPosition::Boundary { bits });
         self.part = self.total_in - u64::from(bits > 0);
-        if self.total_out == 0 || self.total_out - self.last > self.checkpoints.span_size {
+        let is_due = self.total_out == 0 || self.total_out - self.last > self.checkpoints.span_size;
+        if self.takes_checkpoints && is_due {
             let in_buffer = self.buffer.get(self.at - WINDOW_SIZE..self.at);
             let point = Checkpoint {
                 input: self.total_in,

@@ -20,6 +20,7 @@ mod flatbuffer_write;
 #[doc(hidden)]
 pub mod fuzz;
 mod gzip_scan;
+mod gzip_stream;
 mod inflate;
 mod layer_index;
 mod parallel;
@@ -42,6 +43,7 @@ pub use checkpoint::{Checkpoint, Checkpoints, GzipCheckpoints, TarZinfo, WINDOW_
 pub use entry::Entry;
 pub use error::{BuildError, SpanError, ZtocError};
 pub use file_lookup::{FindError, find_file};
+pub use gzip_stream::{GzipStream, inflate_ahead};
 pub use layer_index::LayerIndex;
 pub use span::{Span, SpanTable};
 pub use span_id::SpanId;

@@ -3,15 +3,16 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, FileType as Kind, Mode, OFlags, XattrFlags, linkat, mkdirat, mknodat, openat,
-    symlinkat,
+    AtFlags, FileType as Kind, Mode, XattrFlags, linkat, mkdirat, mknodat, symlinkat,
 };
 use soci_ztoc::{FileMetadata, FileType};
 
 use super::directory::{Parent, is_directory, look, proc_path, remove};
-use super::{Applier, OpenFile, metadata};
+use super::file_writers::{SMALL, SmallFile, make};
+use super::{Applier, metadata};
 use crate::ApplyError;
 use crate::error::{failed, printable};
 
@@ -24,64 +25,112 @@ impl Applier<'_> {
         base: &[u8],
         entry: FileMetadata,
     ) -> Result<(), ApplyError> {
+        let merge = match self.walker.names.is_new(parent.inode, base) {
+            true => false,
+            false => self.make_way(parent, base, &entry)?,
+        };
         let name = entry.name.as_slice();
-        let existing = look(parent.fd.as_fd(), base).map_err(failed(name, "look at it"))?;
-        let merge = entry.file_type == FileType::Dir && existing.is_some_and(is_directory);
-        if let Some(stat) = existing.filter(|_| !merge) {
-            if is_directory(stat) {
-                self.pending
-                    .forget(parent, base, &mut self.walker.meter)
-                    .map_err(failed(name, "look at it"))?;
-            }
-            remove(parent, base, stat).map_err(failed(name, "replace it"))?;
-            self.walker.forget();
-        }
         match entry.file_type {
-            FileType::Reg => {
-                let flags = OFlags::WRONLY
-                    | OFlags::CREATE
-                    | OFlags::EXCL
-                    | OFlags::NOFOLLOW
-                    | OFlags::CLOEXEC;
-                let file = openat(&parent.fd, base, flags, Mode::from_raw_mode(0o600))
-                    .map_err(failed(name, "create it"))?;
-                let open = OpenFile {
-                    file: File::from(file),
-                    left: entry.content_len(),
-                    entry,
-                };
-                if open.left == 0 {
-                    return self.close(&open);
-                }
-                self.open = Some(open);
-                return Ok(());
-            }
+            FileType::Reg => return self.file(parent, base, entry),
             FileType::Dir if merge => {}
             FileType::Dir => mkdirat(&parent.fd, base, Mode::from_raw_mode(0o700))
                 .map_err(failed(name, "create it"))?,
             FileType::Symlink => symlinkat(entry.linkname.as_slice(), &parent.fd, base)
                 .map_err(failed(name, "create it"))?,
-            FileType::Hardlink => self.link(parent, base, &entry)?,
+            FileType::Hardlink => {
+                self.files.wait()?;
+                self.link(parent, base, &entry)?;
+            }
             FileType::Fifo => mknodat(&parent.fd, base, Kind::Fifo, Mode::RUSR, 0)
                 .map_err(failed(name, "create it"))?,
             FileType::Char | FileType::Block => self.device(parent, base, &entry)?,
         }
-        metadata::set(parent, base, &entry, self.overlay_xattr)
+        let stat = metadata::set(parent, base, &entry, &mut self.creation)
             .map_err(failed(name, "set its attributes"))?;
         if entry.file_type == FileType::Dir {
-            let stat = look(parent.fd.as_fd(), base).map_err(failed(name, "look at it"))?;
-            if let Some(stat) = stat {
-                let meter = &mut self.walker.meter;
-                self.pending.directory(stat.st_ino, &entry, meter)?;
-            }
+            self.walker
+                .implied
+                .forget(stat.st_ino, &mut self.walker.meter);
+            let meter = &mut self.walker.meter;
+            self.pending.directory(stat.st_ino, &entry, meter)?;
         }
         Ok(())
     }
 
-    /// Sets the attributes of a file whose content is complete.
-    pub(super) fn close(&mut self, open: &OpenFile) -> Result<(), ApplyError> {
-        metadata::set_open(&open.file, &open.entry, self.overlay_xattr)
-            .map_err(failed(&open.entry.name, "set its attributes"))
+    /// Removes what may have the name of an entry. Returns whether it is a directory that the entry,
+    /// which is one itself, describes.
+    fn make_way(
+        &mut self,
+        parent: &Parent,
+        base: &[u8],
+        entry: &FileMetadata,
+    ) -> Result<bool, ApplyError> {
+        self.files.wait()?;
+        let name = entry.name.as_slice();
+        let Some(stat) = look(parent.fd.as_fd(), base).map_err(failed(name, "look at it"))? else {
+            return Ok(false);
+        };
+        if is_directory(stat) {
+            if entry.file_type == FileType::Dir {
+                return Ok(true);
+            }
+            let (implied, meter) = (&mut self.walker.implied, &mut self.walker.meter);
+            self.pending
+                .forget(parent, base, implied, meter)
+                .map_err(failed(name, "look at it"))?;
+        }
+        remove(parent, base, stat).map_err(failed(name, "replace it"))?;
+        self.walker.forget();
+        Ok(false)
+    }
+
+    /// Creates a regular file. Its content follows.
+    fn file(
+        &mut self,
+        parent: &Parent,
+        base: &[u8],
+        entry: FileMetadata,
+    ) -> Result<(), ApplyError> {
+        let left = entry.content_len();
+        let place = if left <= SMALL {
+            Place::Memory(self.files.content())
+        } else {
+            Place::File(make(parent, base, &entry, self.creation)?)
+        };
+        let open = OpenFile {
+            place,
+            parent: Arc::clone(parent),
+            base: base.to_vec(),
+            left,
+            entry,
+        };
+        if left == 0 {
+            return self.close(open);
+        }
+        self.open = Some(open);
+        Ok(())
+    }
+
+    /// Sets the attributes of a file whose content is complete, or passes it on to be written.
+    pub(super) fn close(&mut self, open: OpenFile) -> Result<(), ApplyError> {
+        let OpenFile {
+            place,
+            parent,
+            base,
+            entry,
+            ..
+        } = open;
+        match place {
+            Place::File(file) => metadata::set_open(&file, &entry, &parent, self.creation)
+                .map_err(failed(&entry.name, "set its attributes")),
+            Place::Memory(content) => self.files.write(SmallFile {
+                parent,
+                base,
+                entry,
+                content,
+                creation: self.creation,
+            }),
+        }
     }
 
     fn link(
@@ -136,11 +185,32 @@ impl Applier<'_> {
     }
 }
 
+/// A file whose content is being read.
+pub(super) struct OpenFile {
+    place: Place,
+    parent: Parent,
+    base: Vec<u8>,
+    entry: FileMetadata,
+    /// Bytes that have not come yet.
+    pub(super) left: u64,
+}
+
+/// Where the content goes.
+enum Place {
+    /// To the file.
+    File(File),
+    /// To memory: the file is made when it is complete.
+    Memory(Vec<u8>),
+}
+
 impl OpenFile {
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), ApplyError> {
-        self.file
-            .write_all(bytes)
-            .map_err(failed(&self.entry.name, "write it"))?;
+        match &mut self.place {
+            Place::File(file) => file
+                .write_all(bytes)
+                .map_err(failed(&self.entry.name, "write it"))?,
+            Place::Memory(content) => content.extend_from_slice(bytes),
+        }
         self.left = self.left.saturating_sub(bytes.len() as u64);
         Ok(())
     }

@@ -15,6 +15,8 @@ use rustix::io::Errno;
 pub(super) struct Directory {
     pub(super) fd: OwnedFd,
     pub(super) inode: u64,
+    /// Its group.
+    pub(super) gid: u32,
 }
 
 /// A directory of the layer that an entry is made in.

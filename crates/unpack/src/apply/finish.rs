@@ -17,6 +17,7 @@ use soci_meter::{Meter, OverLimit};
 use soci_ztoc::FileMetadata;
 
 use super::directory::{Parent, look, proc_path};
+use super::implied::Implied;
 use super::metadata::{set_time, times};
 use crate::ApplyError;
 use crate::error::failed;
@@ -86,6 +87,7 @@ impl Pending {
         &mut self,
         parent: &Parent,
         base: &[u8],
+        implied: &mut Implied,
         meter: &mut Meter,
     ) -> io::Result<()> {
         let mut walk = Walk::still(&proc_path(parent.fd.as_fd(), base))?;
@@ -94,6 +96,7 @@ impl Pending {
             if self.directories.remove(&inode).is_some() {
                 meter.release(DIRECTORY_MEMORY);
             }
+            implied.forget(inode, meter);
             while let Some(name) = self.next_whiteout(inode) {
                 meter.release(WHITEOUT_MEMORY + name.len() as u64);
                 self.whiteouts.remove(&(inode, name));

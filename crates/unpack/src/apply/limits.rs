@@ -70,6 +70,11 @@ impl Output {
         }
     }
 
+    /// The bytes so far.
+    pub(super) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Counts bytes that are about to be written to the file system of `root`.
     pub(super) fn add(&mut self, bytes: usize, root: impl AsFd) -> Result<(), ApplyError> {
         self.bytes = self.bytes.saturating_add(bytes as u64);

@@ -4,26 +4,32 @@
 
 mod create;
 mod directory;
+mod file_writers;
 mod finish;
+pub(crate) mod implied;
 pub(crate) mod limits;
 pub(crate) mod lower;
 pub(crate) mod lower_directory;
 mod metadata;
+mod names;
 mod walk;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use soci_layer::OverlayXattr;
-use soci_meter::Meter;
 use soci_oci::{Digest, Hasher};
 use soci_ztoc::{FileMetadata, TarPart, TarStream};
 
 use crate::ApplyError;
+use create::OpenFile;
+use file_writers::FileWriters;
 use finish::{Pending, WHITEOUT};
+use implied::ImpliedDirectories;
 use limits::{Output, UnpackLimits, check_path, check_target};
 use lower::LowerLayer;
+use metadata::Creation;
 use walk::Walker;
 
 /// Size of the buffer for uncompressed data, in bytes.
@@ -56,53 +62,131 @@ pub struct ApplyOptions {
 /// The tar is damaged, an entry cannot be made, or a limit is exceeded. The content of `root` is then
 /// undefined.
 pub fn apply(
-    tar: impl Read,
-    root: &Path,
-    options: &ApplyOptions,
-    cancelled: &dyn Fn() -> bool,
-) -> Result<Digest, ApplyError> {
-    apply_metered(tar, root, options, options.limits.meter(), cancelled)
-}
-
-/// As [`apply`], with a meter that may hold memory for the tar already.
-pub(crate) fn apply_metered(
     mut tar: impl Read,
     root: &Path,
     options: &ApplyOptions,
-    meter: Meter,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Digest, ApplyError> {
-    let mut output = Output::new(options.limits);
-    let mut applier = Applier {
-        walker: Walker::open(root, &options.lower, meter)?,
-        cancelled,
-        overlay_xattr: options.overlay_xattr,
-        pending: Pending::default(),
-        open: None,
-    };
-    let mut stream = TarStream::new();
+    let mut application = Application::begin(root, options, cancelled)?;
     let mut hasher = Hasher::new();
     let mut chunk = vec![0; CHUNK];
     loop {
-        if cancelled() {
-            return Err(ApplyError::Cancelled);
-        }
         let bytes = match tar.read(&mut chunk) {
             Ok(0) => break,
             Ok(length) => chunk.get(..length).unwrap_or_default(),
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(error) => return Err(ApplyError::Decompress(error)),
         };
-        output.add(bytes.len(), applier.walker.directory())?;
         hasher.update(bytes);
-        stream.write(bytes, |part| match part {
+        application.write(bytes)?;
+    }
+    application.complete()?.sync()?;
+    Ok(hasher.finish())
+}
+
+/// A tar that is being applied to a directory, as its bytes come.
+pub(crate) struct Application<'a> {
+    path: &'a Path,
+    /// Open from the start: the kernel reports failures of writing back to it that come after that.
+    root: File,
+    output: Output,
+    applier: Applier<'a>,
+    stream: TarStream,
+}
+
+/// A tar that was applied.
+pub(crate) struct Applied {
+    path: PathBuf,
+    root: File,
+    pub(crate) implied: ImpliedDirectories,
+    /// Bytes of the tar.
+    pub(crate) size: u64,
+}
+
+impl<'a> Application<'a> {
+    /// Begins, with nothing applied.
+    pub(crate) fn begin(
+        root: &'a Path,
+        options: &'a ApplyOptions,
+        cancelled: &'a dyn Fn() -> bool,
+    ) -> Result<Self, ApplyError> {
+        let opened = File::open(root).map_err(|source| ApplyError::Root {
+            path: root.to_owned(),
+            action: "open it",
+            source,
+        })?;
+        let mut walker = Walker::open(root, &options.lower, options.limits.meter())?;
+        if !walker.is_empty(root)? {
+            walker.names.incomplete();
+        }
+        let creation = Creation::below(walker.directory(), options.overlay_xattr);
+        Ok(Self {
+            path: root,
+            root: opened,
+            output: Output::new(options.limits),
+            applier: Applier {
+                walker,
+                cancelled,
+                overlay_xattr: options.overlay_xattr,
+                creation,
+                files: FileWriters::default(),
+                pending: Pending::default(),
+                open: None,
+            },
+            stream: TarStream::new(),
+        })
+    }
+
+    /// Applies the next bytes.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), ApplyError> {
+        if (self.applier.cancelled)() {
+            return Err(ApplyError::Cancelled);
+        }
+        let applier = &mut self.applier;
+        self.output.add(bytes.len(), applier.walker.directory())?;
+        self.stream.write(bytes, |part| match part {
             TarPart::Entry(entry) => applier.entry(*entry),
             TarPart::Content(bytes) => applier.content(bytes),
-        })?;
+        })
     }
-    stream.finish()?;
-    applier.finish(root)?;
-    Ok(hasher.finish())
+
+    /// Does what must wait for the last entry.
+    pub(crate) fn complete(self) -> Result<Applied, ApplyError> {
+        self.stream.finish()?;
+        let size = self.output.bytes();
+        let implied = self.applier.finish(self.path)?;
+        Ok(Applied {
+            path: self.path.to_owned(),
+            root: self.root,
+            implied,
+            size,
+        })
+    }
+
+    /// The directory.
+    pub(crate) const fn root(&self) -> &File {
+        &self.root
+    }
+
+    /// The error for what cannot be made durable.
+    pub(crate) fn not_durable(&self, source: std::io::Error) -> ApplyError {
+        not_durable(self.path, source)
+    }
+}
+
+fn not_durable(path: &Path, source: std::io::Error) -> ApplyError {
+    ApplyError::Root {
+        path: path.to_owned(),
+        action: "write it to disk",
+        source,
+    }
+}
+
+impl Applied {
+    /// Waits until everything is on disk.
+    pub(crate) fn sync(&self) -> Result<(), ApplyError> {
+        rustix::fs::syncfs(&self.root).map_err(|error| not_durable(&self.path, error.into()))
+    }
 }
 
 /// A layer that is being applied.
@@ -110,16 +194,13 @@ struct Applier<'a> {
     walker: Walker<'a>,
     cancelled: &'a dyn Fn() -> bool,
     overlay_xattr: OverlayXattr,
+    creation: Creation,
+    /// Writes small files.
+    files: FileWriters,
     /// Work that waits for the last entry.
     pending: Pending,
     /// The file whose content is being read.
     open: Option<OpenFile>,
-}
-
-struct OpenFile {
-    file: File,
-    entry: FileMetadata,
-    left: u64,
 }
 
 impl Applier<'_> {
@@ -136,6 +217,9 @@ impl Applier<'_> {
             return Ok(());
         };
         let parent = self.walker.parent(parent_path, &entry.name)?;
+        if self.walker.implied_inherits {
+            self.creation.is_uncertain();
+        }
         if base == OPAQUE {
             return self.mark_opaque(&parent, &entry);
         }
@@ -162,16 +246,17 @@ impl Applier<'_> {
         if open.left == 0
             && let Some(open) = self.open.take()
         {
-            self.close(&open)?;
+            self.close(open)?;
         }
         Ok(())
     }
 
-    fn finish(mut self, root: &Path) -> Result<(), ApplyError> {
+    fn finish(mut self, root: &Path) -> Result<ImpliedDirectories, ApplyError> {
         if self.walker.implied_reserved {
             self.pending.reserve();
         }
+        self.files.wait()?;
         self.pending.finish(root)?;
-        self.walker.sync(root)
+        Ok(self.walker.implied.finish())
     }
 }

@@ -15,9 +15,11 @@ use soci_ztoc::tar_path::parts;
 
 use super::directory::{Directory, Parent, look};
 use super::finish::WHITEOUT;
+use super::implied::Implied;
 use super::limits::{PATH_MAX, check_path, too_long};
 use super::lower::{LowerLayer, attributes_below};
-use super::metadata::copy_attributes;
+use super::metadata::{copy_attributes, is_inherited};
+use super::names::Names;
 use crate::ApplyError;
 use crate::error::{failed, printable};
 
@@ -33,6 +35,14 @@ pub(super) struct Walker<'a> {
     last: Option<(Vec<u8>, Parent)>,
     /// A directory was made whose name AUFS keeps for itself.
     pub(super) implied_reserved: bool,
+    /// One was made that passes an access control list on.
+    pub(super) implied_inherits: bool,
+    /// Directories that were made without an entry, while the layers below are not known.
+    pub(super) implied: Implied,
+    /// The names that were made.
+    pub(super) names: Names,
+    /// Something was removed since the descent was made: the names on it may be others now.
+    changed: bool,
 }
 
 /// What a name stands for.
@@ -61,6 +71,10 @@ impl<'a> Walker<'a> {
             path: Vec::new(),
             last: None,
             implied_reserved: false,
+            implied_inherits: false,
+            implied: Implied::default(),
+            names: Names::default(),
+            changed: false,
         })
     }
 
@@ -90,6 +104,7 @@ impl<'a> Walker<'a> {
     /// Drops the cached parent, after something was replaced or removed.
     pub(super) fn forget(&mut self) {
         self.last = None;
+        self.changed = true;
     }
 
     /// A directory on the file system that is written to.
@@ -97,21 +112,26 @@ impl<'a> Walker<'a> {
         self.descent.directory()
     }
 
-    /// Waits until everything is on disk.
-    pub(super) fn sync(&self, root: &Path) -> Result<(), ApplyError> {
-        rustix::fs::syncfs(self.descent.directory()).map_err(|error| ApplyError::Root {
+    /// Whether the root has no entry.
+    pub(super) fn is_empty(&self, root: &Path) -> Result<bool, ApplyError> {
+        let mut entries = std::fs::read_dir(root).map_err(|source| ApplyError::Root {
             path: root.to_owned(),
-            action: "write it to disk",
-            source: error.into(),
-        })
+            action: "read it",
+            source,
+        })?;
+        Ok(entries.next().is_none())
     }
 
     /// The directory that a walk led to.
     fn current(&self, entry: &[u8]) -> Result<Parent, ApplyError> {
         let opened = || -> io::Result<Directory> {
             let fd = self.descent.directory().try_clone_to_owned()?;
-            let inode = rustix::fs::fstat(&fd)?.st_ino;
-            Ok(Directory { fd, inode })
+            let stat = rustix::fs::fstat(&fd)?;
+            Ok(Directory {
+                fd,
+                inode: stat.st_ino,
+                gid: stat.st_gid,
+            })
         };
         Ok(Arc::new(
             opened().map_err(failed(entry, "open its parent"))?,
@@ -120,13 +140,29 @@ impl<'a> Walker<'a> {
 
     /// Makes the directory that a path leads to the descent's; `false` if there is none.
     fn walk(&mut self, path: &[u8], entry: &[u8], make: bool) -> Result<bool, ApplyError> {
-        self.return_to(0)
-            .map_err(failed(entry, "look at its parents"))?;
+        if std::mem::take(&mut self.changed) {
+            self.return_to(0)
+                .map_err(failed(entry, "look at its parents"))?;
+        }
         let mut walk = PathWalk::<Vec<u8>, ()>::new((), parts(path));
+        // The descent has directories only, and their names in the tree: as long as the path has the
+        // same, no look is needed.
+        let mut common = self.path.len();
+        let mut known = 0;
         while let Some(name) = walk.next_name() {
+            self.meter.step(1)?;
+            if known < common && walk.depth() < self.descent.depth() {
+                let rest = self.path.get(known..).unwrap_or_default();
+                let end = rest.iter().position(|byte| *byte == b'/');
+                if rest.get(..end.unwrap_or(rest.len())) == Some(name.as_slice()) {
+                    known += name.len() + 1;
+                    walk.enter(());
+                    continue;
+                }
+            }
+            common = 0;
             self.return_to(walk.depth())
                 .map_err(failed(entry, "look at its parents"))?;
-            self.meter.step(1)?;
             match self
                 .step(&name)
                 .map_err(failed(entry, "look at its parents"))?
@@ -206,16 +242,26 @@ impl<'a> Walker<'a> {
         let layers = self.lower.len() as u64;
         self.meter
             .step(layers.saturating_mul(1 + self.descent.depth() as u64))?;
-        let mut make = || -> io::Result<()> {
+        let mut make = || -> io::Result<u64> {
+            let inode = rustix::fs::fstat(self.descent.directory())?.st_ino;
+            self.names.is_new(inode, part);
             mkdirat(self.descent.directory(), part, Mode::from_raw_mode(0o700))?;
             self.enter(part)?;
             let at = self.descent.directory();
             match attributes_below(self.lower, &self.path)? {
-                Some(below) => copy_attributes(at, &below),
-                None => Ok(rustix::fs::fchmod(at, Mode::from_raw_mode(0o755))?),
+                Some(below) => {
+                    self.implied_inherits |= below.xattrs.iter().any(|x| is_inherited(&x.0));
+                    copy_attributes(at, &below)?;
+                }
+                None => rustix::fs::fchmod(at, Mode::from_raw_mode(0o755))?,
             }
+            Ok(rustix::fs::fstat(at)?.st_ino)
         };
-        make().map_err(failed(entry, "make its parents"))
+        let inode = make().map_err(failed(entry, "make its parents"))?;
+        if self.lower.is_empty() {
+            self.implied.add(&self.path, inode, &mut self.meter)?;
+        }
+        Ok(())
     }
 }
 

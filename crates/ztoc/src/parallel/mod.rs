@@ -7,6 +7,7 @@
 mod chunks;
 mod deflate;
 mod hashing;
+mod inflating;
 mod pipeline;
 mod speculate;
 

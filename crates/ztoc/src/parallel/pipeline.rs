@@ -25,19 +25,25 @@ const MAX_THREADS: usize = 8;
 /// too. (Each layer has its own chunks of compressed bytes.)
 static PIECES: Pieces = Pieces::new();
 
+/// Pieces of layers that are unpacked. They are smaller, because more layers are unpacked at a time.
+static UNPACKED_PIECES: Pieces = Pieces::new();
+
+/// The size of a chunk of a layer that is unpacked.
+const UNPACKED_CHUNK: usize = 1 << 20;
+
 /// How many pieces there are, and the memory of those that are gone.
 #[derive(Debug)]
-struct Pieces {
+pub(super) struct Pieces {
     count: AtomicUsize,
-    pool: Pool<Buffers>,
+    pub(super) pool: Pool<Buffers>,
 }
 
 /// That a piece may be there.
 #[derive(Debug)]
-struct Permit<'a>(&'a Pieces);
+pub(super) struct Permit<'a>(&'a Pieces);
 
 /// A piece, which takes memory until it is dropped.
-type Permitted<'a> = (Piece, Permit<'a>);
+pub(super) type Permitted<'a> = (Piece, Permit<'a>);
 
 impl Pieces {
     const fn new() -> Self {
@@ -70,12 +76,12 @@ impl Drop for Permit<'_> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pipeline<'a> {
     /// The size of a chunk in bytes.
-    chunk: usize,
+    pub(super) chunk: usize,
     /// What a piece may take in bytes.
     memory: usize,
     /// How many threads inflate ahead.
-    threads: usize,
-    pieces: &'a Pieces,
+    pub(super) threads: usize,
+    pub(super) pieces: &'a Pieces,
 }
 
 impl<'a> Pipeline<'a> {
@@ -90,6 +96,16 @@ impl<'a> Pipeline<'a> {
                 cores.min(MAX_THREADS)
             },
             pieces: &PIECES,
+        }
+    }
+
+    /// For a layer that is only inflated, with the help of so many threads.
+    pub(crate) fn for_unpacking(threads: usize) -> Self {
+        Self {
+            chunk: UNPACKED_CHUNK,
+            memory: 4 * UNPACKED_CHUNK,
+            threads: threads.min(MAX_THREADS),
+            pieces: &UNPACKED_PIECES,
         }
     }
 
@@ -149,7 +165,7 @@ impl<'a> Pipeline<'a> {
                 // With fewer of them it takes longer.
                 inflating += usize::from(started.is_ok());
             }
-            let failure = feed(first, &mut reader, &chunks, inflating > 0).err();
+            let failure = feed(first, &mut reader, &chunks, &|| inflating > 0).err();
             match (assembling.join(), failure) {
                 (Err(panic), _) => std::panic::resume_unwind(panic),
                 (Ok(Err(error)), _) => Err(error),
@@ -164,7 +180,7 @@ impl<'a> Pipeline<'a> {
     }
 
     /// Inflates chunks before it is their turn, as long as there are fewer than `max` pieces.
-    fn inflate_ahead(self, chunks: &Chunks<Permitted<'a>>, max: usize) {
+    pub(super) fn inflate_ahead(self, chunks: &Chunks<Permitted<'a>>, max: usize) {
         let pool = &self.pieces.pool;
         let mut speculator = Speculator::new(self.memory);
         while let Some((number, chunk, next)) = chunks.todo() {
@@ -183,7 +199,7 @@ impl<'a> Pipeline<'a> {
 }
 
 /// Ends the others' waiting when its thread panics.
-struct Guard<'c, P>(&'c Chunks<P>);
+pub(super) struct Guard<'c, P>(pub(super) &'c Chunks<P>);
 
 impl<P> Drop for Guard<'_, P> {
     fn drop(&mut self) {
@@ -194,17 +210,17 @@ impl<P> Drop for Guard<'_, P> {
 }
 
 /// Reads chunks until the end or [`Chunks::stop`].
-fn feed<P>(
+pub(super) fn feed<P>(
     first: Chunk,
     reader: &mut ChunkReader<impl Read>,
     chunks: &Chunks<P>,
-    inflate_ahead: bool,
+    inflate_ahead: &dyn Fn() -> bool,
 ) -> std::io::Result<()> {
     // The first begins where inflating in order does.
     chunks.push(first, false);
     while chunks.wait_for_room() {
         match reader.read() {
-            Ok(Some(chunk)) => chunks.push(chunk, inflate_ahead),
+            Ok(Some(chunk)) => chunks.push(chunk, inflate_ahead()),
             Ok(None) => {
                 chunks.end();
                 break;

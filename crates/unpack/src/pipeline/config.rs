@@ -1,0 +1,134 @@
+//! Limits of the pipeline: of the whole daemon, and of one image.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::UnpackLimits;
+
+/// Returns whether readers of containers wait for the network.
+#[derive(Clone)]
+pub struct Demand(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl Demand {
+    /// Asks `waits` before each request.
+    #[must_use]
+    pub fn new(waits: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(waits))
+    }
+
+    /// Whether readers wait now.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Demand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Demand").field(&self.waits()).finish()
+    }
+}
+
+/// A program that decompresses: compressed bytes on its standard input, plain ones on its standard
+/// output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decompressor {
+    /// The program, by its absolute path. No shell is involved.
+    pub path: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+}
+
+/// Programs that decompress instead of this process.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Decompressors {
+    /// For gzip.
+    pub gzip: Option<Decompressor>,
+    /// For zstd.
+    pub zstd: Option<Decompressor>,
+    /// Longest time for which a program may neither read what waits for it nor write.
+    pub stall: Option<Duration>,
+}
+
+/// When a registry is too slow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpeedLimits {
+    /// Time from a layer's first request to its first byte.
+    pub first_byte: Duration,
+    /// Fewest bytes per second of a layer after that, while something is read of it.
+    pub floor: u64,
+    /// Time over which those are counted, and the longest time that a registry may ask to wait.
+    pub period: Duration,
+}
+
+impl Default for SpeedLimits {
+    fn default() -> Self {
+        Self {
+            first_byte: Duration::from_secs(20),
+            floor: 64 << 10,
+            period: Duration::from_secs(15),
+        }
+    }
+}
+
+/// Limits of the whole daemon.
+#[derive(Debug, Clone)]
+pub struct PipelineConfig {
+    /// Limit of compressed bytes in memory, of all layers together.
+    pub memory: u64,
+    /// Limit of ranged requests under way; `None`: that of the images.
+    pub downloads: Option<usize>,
+    /// Limit of layers that are decompressed and written concurrently; `None`: two for each core, at
+    /// least 4, because each takes memory.
+    pub unpacks: Option<usize>,
+    /// Number of threads that inflate parts of a gzip layer ahead of their turn; `None`: two less than
+    /// there are cores, at most 8.
+    pub inflate_threads: Option<usize>,
+    /// Limits of one layer.
+    pub limits: UnpackLimits,
+    /// When a registry is too slow.
+    pub speed: SpeedLimits,
+    /// Programs that decompress.
+    pub decompressors: Decompressors,
+    /// What comes before all requests of the pipeline.
+    pub demand: Option<Demand>,
+}
+
+impl Default for PipelineConfig {
+    fn default() -> Self {
+        Self {
+            memory: 64 << 20,
+            downloads: None,
+            unpacks: None,
+            inflate_threads: None,
+            limits: UnpackLimits::default(),
+            speed: SpeedLimits::default(),
+            decompressors: Decompressors::default(),
+            demand: None,
+        }
+    }
+}
+
+/// Limits of one image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageLimits {
+    /// Limit of ranged requests under way.
+    pub downloads: usize,
+    /// Limit of layers that are decompressed and written concurrently.
+    pub unpacks: usize,
+    /// Most bytes of one ranged request; fewer, where the budget of memory requires it. `None`: each
+    /// layer in one request.
+    pub chunk: Option<u64>,
+}
+
+impl Default for ImageLimits {
+    fn default() -> Self {
+        Self {
+            downloads: 3,
+            unpacks: 1,
+            chunk: Some(8 << 20),
+        }
+    }
+}

@@ -1,0 +1,432 @@
+//! The download of one layer in ranged requests: many under way, their bytes in order.
+//!
+//! A request is made when there is memory for all of its bytes, in the order of the layer: whatever is
+//! in memory can be used as soon as the bytes before it were. A layer that must come in one request
+//! gets a window instead: when that is full, the request waits and does not count as under way.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use soci_registry::{BlobSource as _, ByteStream, Deadline, RegistryError, RemoteBlob};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::config::{Demand, SpeedLimits};
+use super::piece::{PIECE, Piece};
+use super::progress::LayerProgress;
+use super::shares::{Claim, Shares, Units};
+use crate::downloads::Slot;
+
+/// Memory of a request that may have more bytes.
+const WINDOW: u64 = 4 << 20;
+/// Smallest range that the budget makes out of a larger one.
+const LEAST: u64 = 1 << 20;
+/// Time between two looks whether readers of containers still wait.
+const DEMAND_LOOK: Duration = Duration::from_millis(25);
+/// Requests without a retry after which one more is made at a time.
+const CLEAN: u32 = 8;
+
+type Pieces = mpsc::Receiver<Result<Piece, RegistryError>>;
+
+/// What is downloaded, and with whose means.
+pub(crate) struct Plan {
+    pub(crate) blob: RemoteBlob,
+    pub(crate) size: u64,
+    /// Most bytes of a request.
+    pub(crate) chunk: Option<u64>,
+    /// Limit of requests under way.
+    pub(crate) parallel: usize,
+    pub(crate) claim: Claim,
+    /// Requests under way, of the image and of the daemon.
+    pub(crate) requests: [Arc<Shares>; 2],
+    pub(crate) memory: Arc<Shares>,
+    pub(crate) speed: SpeedLimits,
+    /// When the first byte must have come; `None`: counted from the first request.
+    pub(crate) first_byte: Option<Deadline>,
+    pub(crate) demand: Option<Demand>,
+    pub(crate) progress: Arc<LayerProgress>,
+    /// Dropped when the download ends.
+    pub(crate) _slot: Option<Slot>,
+}
+
+/// A download under way. Dropping it ends it.
+pub(crate) struct Download {
+    blob: RemoteBlob,
+    chunks: mpsc::UnboundedReceiver<Pieces>,
+    current: Option<Pieces>,
+    failure: Arc<Failure>,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// The first failure.
+#[derive(Debug, Default)]
+pub(crate) struct Failure {
+    error: OnceLock<RegistryError>,
+    noticed: CancellationToken,
+    /// The first bytes have come, or there was a failure.
+    settled: CancellationToken,
+}
+
+impl Failure {
+    fn set(&self, error: &RegistryError) {
+        let _ = self.error.set(error.clone());
+        self.noticed.cancel();
+        self.settled.cancel();
+    }
+
+    /// Waits for the first bytes, and returns whether there is none so far.
+    pub(crate) async fn none_at_start(&self) -> bool {
+        self.settled.cancelled().await;
+        !self.noticed.is_cancelled()
+    }
+
+    /// Waits for a failure.
+    pub(crate) async fn wait(&self) -> RegistryError {
+        loop {
+            self.noticed.cancelled().await;
+            if let Some(error) = self.error.get() {
+                return error.clone();
+            }
+        }
+    }
+}
+
+impl Download {
+    /// Begins a download on the current runtime.
+    pub(crate) fn begin(plan: Plan) -> Self {
+        let (sender, chunks) = mpsc::unbounded_channel();
+        let failure = Arc::new(Failure::default());
+        let blob = plan.blob.clone();
+        let requests = Requests {
+            plan: Arc::new(plan),
+            arrived: Arc::default(),
+            failure: Arc::clone(&failure),
+        };
+        let task = AbortOnDropHandle::new(tokio::spawn(requests.make_all(sender)));
+        Self {
+            blob,
+            chunks,
+            current: None,
+            failure,
+            _task: task,
+        }
+    }
+
+    /// The blob that is downloaded.
+    pub(crate) const fn blob(&self) -> &RemoteBlob {
+        &self.blob
+    }
+
+    /// Notices a failure before its bytes are read.
+    pub(crate) fn failure(&self) -> Arc<Failure> {
+        Arc::clone(&self.failure)
+    }
+
+    /// Waits for the next bytes; `None` when there are no more. Not on a thread of the runtime.
+    pub(crate) fn next(&mut self) -> Option<Result<Piece, RegistryError>> {
+        loop {
+            if let Some(pieces) = &mut self.current
+                && let Some(piece) = pieces.blocking_recv()
+            {
+                return Some(piece);
+            }
+            self.current = Some(self.chunks.blocking_recv()?);
+        }
+    }
+}
+
+/// Makes the requests of a layer.
+struct Requests {
+    plan: Arc<Plan>,
+    /// Bytes of the layer that have come.
+    arrived: Arc<AtomicU64>,
+    failure: Arc<Failure>,
+}
+
+/// How many requests a registry takes: fewer after retries, more after a while without.
+struct Parallel {
+    now: usize,
+    most: usize,
+    retries: u64,
+    clean: u32,
+}
+
+impl Parallel {
+    fn note(&mut self, retries: u64) {
+        if retries > self.retries {
+            self.retries = retries;
+            self.now = (self.now / 2).max(1);
+            self.clean = 0;
+            return;
+        }
+        self.clean += 1;
+        if self.clean >= CLEAN {
+            self.now = (self.now + 1).min(self.most);
+            self.clean = 0;
+        }
+    }
+}
+
+impl Requests {
+    async fn make_all(self, order: mpsc::UnboundedSender<Pieces>) {
+        let plan = &self.plan;
+        let mut under_way = JoinSet::new();
+        let mut parallel = Parallel {
+            now: plan.parallel.max(1),
+            most: plan.parallel.max(1),
+            retries: plan.blob.retry_count(),
+            clean: 0,
+        };
+        let mut offset = 0;
+        while offset < plan.size {
+            parallel.note(plan.blob.retry_count());
+            self.turn(&mut under_way, parallel.now).await;
+            let mut range = self.range(offset);
+            let window = (range.end - range.start).min(self.window());
+            let memory = plan.memory.acquire(plan.claim, window).await;
+            let permits = self.permits().await;
+            // Each piece but the last has this many bytes at least.
+            let pieces = usize::try_from(window / PIECE as u64).unwrap_or(1) + 2;
+            let (sender, receiver) = mpsc::channel(pieces);
+            if order.send(receiver).is_err() || self.failure.noticed.is_cancelled() {
+                return;
+            }
+            let mut stream = None;
+            if offset == 0 {
+                // It shows where the blob is, with which credentials, and whether ranges are honoured.
+                let opened = self.open_first(&mut range).await;
+                match opened {
+                    Ok(opened) => {
+                        stream = Some(opened);
+                        self.failure.settled.cancel();
+                    }
+                    Err(error) => {
+                        self.failure.set(&error);
+                        let _ = sender.send(Err(error)).await;
+                        return;
+                    }
+                }
+            }
+            let request = Request {
+                plan: Arc::clone(plan),
+                arrived: Arc::clone(&self.arrived),
+                failure: Arc::clone(&self.failure),
+                range: range.clone(),
+                memory: Arc::new(memory),
+                permits: Some(permits),
+                sender,
+                waited: Duration::ZERO,
+                seen: 0,
+            };
+            under_way.spawn(request.make(stream));
+            offset = range.end;
+        }
+        // Also of a layer without bytes.
+        self.failure.settled.cancel();
+        while under_way.join_next().await.is_some() {}
+    }
+
+    /// Waits until one more request may be made.
+    async fn turn(&self, under_way: &mut JoinSet<()>, most: usize) {
+        loop {
+            while under_way.try_join_next().is_some() {}
+            let demand = self.plan.demand.as_ref();
+            let waits = !under_way.is_empty() && demand.is_some_and(Demand::waits);
+            if under_way.len() < most && !waits {
+                return;
+            }
+            if waits {
+                // One request is left while readers wait: the layer is not starved.
+                tokio::select! {
+                    _ = under_way.join_next() => {}
+                    () = tokio::time::sleep(DEMAND_LOOK) => {}
+                }
+            } else {
+                under_way.join_next().await;
+            }
+        }
+    }
+
+    /// The next range to request.
+    fn range(&self, offset: u64) -> Range<u64> {
+        let plan = &self.plan;
+        let rest = offset..plan.size;
+        // A host that ignores ranges sends everything each time.
+        let Some(chunk) = plan.chunk.filter(|_| !plan.blob.ignores_ranges()) else {
+            return rest;
+        };
+        let share = plan.memory.total() / (plan.parallel.max(1) as u64);
+        let chunk = chunk.min(share.max(LEAST)).max(1);
+        let end = offset.saturating_add(chunk).min(plan.size);
+        // No request for a few last bytes.
+        if plan.size - end < chunk / 8 {
+            return rest;
+        }
+        offset..end
+    }
+
+    fn window(&self) -> u64 {
+        let largest = self.plan.chunk.unwrap_or(0);
+        let share = self.plan.memory.total() / 4;
+        largest
+            .saturating_add(largest / 8)
+            .clamp(WINDOW, share.max(WINDOW))
+    }
+
+    async fn permits(&self) -> [Units; 2] {
+        permits(&self.plan).await
+    }
+
+    /// Opens the first request. If its host ignores ranges, everything is requested.
+    async fn open_first(&self, range: &mut Range<u64>) -> Result<ByteStream, RegistryError> {
+        let plan = &self.plan;
+        let began = Instant::now();
+        let deadline = plan
+            .first_byte
+            .unwrap_or_else(|| Deadline::after(plan.speed.first_byte));
+        let whole = 0..plan.size;
+        let open = async {
+            plan.progress.requests.fetch_add(1, Ordering::Relaxed);
+            let stream = plan.blob.stream_part(range.clone(), plan.speed.period);
+            let mut stream = Box::pin(stream).await?;
+            if *range != whole && plan.blob.ignores_ranges() {
+                drop(stream);
+                *range = whole;
+                stream = Box::pin(plan.blob.stream_part(range.clone(), plan.speed.period)).await?;
+            }
+            let first = stream.next().await.transpose()?;
+            let first = futures::stream::iter(first.map(Ok));
+            Ok(first.chain(stream).boxed())
+        };
+        deadline.limit(open).await.unwrap_or_else(|_| {
+            Err(RegistryError::TooSlow {
+                what: plan.blob.describe(),
+                bytes: 0,
+                least: 1,
+                period: began.elapsed(),
+            })
+        })
+    }
+}
+
+/// Waits until the image and the daemon make fewer requests than they may.
+async fn permits(plan: &Plan) -> [Units; 2] {
+    let [image, all] = &plan.requests;
+    let image = image.acquire(plan.claim, 1).await;
+    [image, all.acquire(plan.claim, 1).await]
+}
+
+/// One request.
+struct Request {
+    plan: Arc<Plan>,
+    arrived: Arc<AtomicU64>,
+    failure: Arc<Failure>,
+    range: Range<u64>,
+    memory: Arc<Units>,
+    permits: Option<[Units; 2]>,
+    sender: mpsc::Sender<Result<Piece, RegistryError>>,
+    /// How long this request waited for bytes, and the bytes of the layer that had come before.
+    waited: Duration,
+    seen: u64,
+}
+
+impl Request {
+    async fn make(mut self, stream: Option<ByteStream>) {
+        if let Err(error) = self.receive(stream).await {
+            self.failure.set(&error);
+            let _ = self.sender.send(Err(error)).await;
+        }
+    }
+
+    async fn receive(&mut self, stream: Option<ByteStream>) -> Result<(), RegistryError> {
+        let plan = Arc::clone(&self.plan);
+        self.seen = self.arrived.load(Ordering::Relaxed);
+        let mut stream = match stream {
+            Some(stream) => stream,
+            None => {
+                plan.progress.requests.fetch_add(1, Ordering::Relaxed);
+                let open = plan.blob.stream_part(self.range.clone(), plan.speed.period);
+                Box::pin(open).await?
+            }
+        };
+        let (mut parts, mut length) = (Vec::new(), 0);
+        while let Some(bytes) = self.next(&mut stream).await? {
+            let arrived = bytes.len() as u64;
+            self.arrived.fetch_add(arrived, Ordering::Relaxed);
+            plan.progress
+                .downloaded
+                .fetch_add(arrived, Ordering::Relaxed);
+            length += bytes.len();
+            parts.push(bytes);
+            if length >= PIECE {
+                length = 0;
+                if !self.pass_on(std::mem::take(&mut parts)).await {
+                    return Ok(());
+                }
+            }
+        }
+        if !parts.is_empty() {
+            self.pass_on(parts).await;
+        }
+        Ok(())
+    }
+
+    /// Passes bytes on. While there is no room for them, the request is not under way. `false` if
+    /// nothing reads them any more.
+    async fn pass_on(&mut self, parts: Vec<Bytes>) -> bool {
+        let piece = Piece {
+            parts,
+            _memory: Some(Arc::clone(&self.memory)),
+        };
+        match self.sender.try_send(Ok(piece)) {
+            Ok(()) => true,
+            Err(mpsc::error::TrySendError::Closed(_)) => false,
+            Err(mpsc::error::TrySendError::Full(piece)) => {
+                self.permits = None;
+                let sent = self.sender.send(piece).await.is_ok();
+                self.permits = Some(permits(&self.plan).await);
+                sent
+            }
+        }
+    }
+
+    /// Waits for the next bytes, unless the layer comes too slowly.
+    async fn next(&mut self, stream: &mut ByteStream) -> Result<Option<Bytes>, RegistryError> {
+        let speed = self.plan.speed;
+        loop {
+            let began = Instant::now();
+            let left = speed.period.saturating_sub(self.waited);
+            let next = tokio::time::timeout(left, stream.next()).await;
+            self.waited += began.elapsed();
+            let next = match next {
+                Ok(next) if self.waited < speed.period || next.is_none() => {
+                    return next.transpose();
+                }
+                Ok(next) => Some(next),
+                Err(_) => None,
+            };
+            let arrived = self.arrived.load(Ordering::Relaxed);
+            let bytes = arrived.saturating_sub(self.seen);
+            let least = speed.floor.saturating_mul(speed.period.as_secs());
+            if bytes < least {
+                return Err(RegistryError::TooSlow {
+                    what: self.plan.blob.describe(),
+                    bytes,
+                    least,
+                    period: self.waited,
+                });
+            }
+            (self.waited, self.seen) = (Duration::ZERO, arrived);
+            if let Some(next) = next {
+                return next.transpose();
+            }
+        }
+    }
+}
