@@ -204,7 +204,7 @@ impl Shares {
             state.peak = state.peak.max(state.used);
             let layer = state.of(waiter.claim);
             layer.units = layer.units.saturating_add(waiter.units);
-            // If nobody listens, the ticket returns the units.
+            // If the waiter has left, its ticket returns the units.
             let _ = waiter.grant.send(());
         }
     }
