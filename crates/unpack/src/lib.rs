@@ -17,10 +17,10 @@ mod pipeline;
 mod scratch;
 mod unpacker;
 
-pub use apply::implied::ImpliedDirectories;
 pub use apply::limits::UnpackLimits;
 pub use apply::lower::{DirectoryAttributes, Lower, LowerLayer};
 pub use apply::lower_directory::LowerDirectory;
+pub use apply::settle::ImpliedDirectories;
 pub use apply::{ApplyOptions, apply};
 pub use decompress::{Compression, decompress};
 pub use downloads::DownloadConfig;

@@ -1,17 +1,8 @@
-//! Directories that have no entry of their own in a layer. They look as in the layers below, which may
-//! be complete only after this one.
+//! Directories that have no entry of their own, in the making of a layer.
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
-use std::path::Path;
 
-use soci_meter::{Limits, Meter, OverLimit};
-
-use super::lower::{LowerLayer, attributes_below};
-use super::metadata::copy_attributes;
-use super::walk::Walker;
-use crate::ApplyError;
-use crate::error::failed;
+use soci_meter::{Meter, OverLimit};
 
 /// Memory of a directory without its path.
 const MEMORY: u64 = 96;
@@ -40,48 +31,8 @@ impl Implied {
         }
     }
 
-    pub(super) fn finish(self) -> ImpliedDirectories {
-        ImpliedDirectories(self.0)
-    }
-}
-
-/// Directories of an unpacked layer that have no entry of their own, and look as if there were no layer
-/// below.
-#[derive(Debug, Default)]
-pub struct ImpliedDirectories(BTreeMap<u64, Vec<u8>>);
-
-impl ImpliedDirectories {
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Gives them the attributes that they have in the layers below, nearest first, in the unpacked
-    /// layer `directory`.
-    ///
-    /// # Errors
-    /// A layer cannot be read, or the attributes cannot be set.
-    pub fn settle(
-        &self,
-        directory: &Path,
-        lower: &[Box<dyn LowerLayer>],
-    ) -> Result<(), ApplyError> {
-        if self.is_empty() || lower.is_empty() {
-            return Ok(());
-        }
-        let meter = Meter::new("settling implied directories", Limits::NONE);
-        let mut walker = Walker::open(directory, &[], meter)?;
-        for (inode, path) in &self.0 {
-            let below = attributes_below(lower, path).map_err(failed(path, "look below it"))?;
-            let (Some(below), Some(found)) = (below, walker.find(path, path)?) else {
-                continue;
-            };
-            if found.inode == *inode {
-                copy_attributes(found.fd.as_fd(), &below)
-                    .map_err(failed(path, "set its attributes"))?;
-            }
-        }
-        Ok(())
+    /// Their paths, by inode.
+    pub(super) fn into_paths(self) -> BTreeMap<u64, Vec<u8>> {
+        self.0
     }
 }

@@ -6,12 +6,13 @@ mod create;
 mod directory;
 mod file_writers;
 mod finish;
-pub(crate) mod implied;
+mod implied;
 pub(crate) mod limits;
 pub(crate) mod lower;
 pub(crate) mod lower_directory;
 mod metadata;
 mod names;
+pub(crate) mod settle;
 mod walk;
 
 use std::fs::File;
@@ -26,10 +27,10 @@ use crate::ApplyError;
 use create::OpenFile;
 use file_writers::FileWriters;
 use finish::{Pending, WHITEOUT};
-use implied::ImpliedDirectories;
 use limits::{Output, UnpackLimits, check_path, check_target};
 use lower::LowerLayer;
 use metadata::Creation;
+use settle::ImpliedDirectories;
 use walk::Walker;
 
 /// Size of the buffer for uncompressed data, in bytes.
@@ -257,6 +258,6 @@ impl Applier<'_> {
         }
         self.files.wait()?;
         self.pending.finish(root)?;
-        Ok(self.walker.implied.finish())
+        Ok(ImpliedDirectories(self.walker.implied.into_paths()))
     }
 }

@@ -1,10 +1,10 @@
 //! Limits of the pipeline: of the whole daemon, and of one image.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::decompressor::Decompressors;
 use crate::UnpackLimits;
 
 /// Returns whether readers of containers wait for the network.
@@ -29,27 +29,6 @@ impl fmt::Debug for Demand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Demand").field(&self.waits()).finish()
     }
-}
-
-/// A program that decompresses: compressed bytes on its standard input, plain ones on its standard
-/// output.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Decompressor {
-    /// The program, by its absolute path. No shell is involved.
-    pub path: PathBuf,
-    /// Its arguments.
-    pub args: Vec<String>,
-}
-
-/// Programs that decompress instead of this process.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Decompressors {
-    /// For gzip.
-    pub gzip: Option<Decompressor>,
-    /// For zstd.
-    pub zstd: Option<Decompressor>,
-    /// Longest time for which a program may neither read what waits for it nor write.
-    pub stall: Option<Duration>,
 }
 
 /// When a registry is too slow.

@@ -6,6 +6,7 @@
 
 mod block;
 mod config;
+mod decompressor;
 mod download;
 mod flush;
 mod image_share;
@@ -17,7 +18,8 @@ mod shares;
 mod stages;
 mod verdict;
 
-pub use config::{Decompressor, Decompressors, Demand, ImageLimits, PipelineConfig, SpeedLimits};
+pub use config::{Demand, ImageLimits, PipelineConfig, SpeedLimits};
+pub use decompressor::{Decompressor, Decompressors};
 pub(crate) use image_share::{Beginning, Begun};
 pub use image_share::{ImageShare, Pipeline};
 pub use program::ProgramError;

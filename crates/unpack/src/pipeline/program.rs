@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use super::block::BlockSender;
-use super::config::Decompressor;
+use super::decompressor::Decompressor;
 use super::piece::PieceReader;
 
 /// Time between two looks at the program.

@@ -9,7 +9,7 @@ use soci_registry::{Deadline, RemoteBlob};
 
 use super::progress::{LayerProgress, StageTimings};
 use crate::ApplyOptions;
-use crate::apply::implied::ImpliedDirectories;
+use crate::apply::settle::ImpliedDirectories;
 
 /// Where a compressed layer comes from.
 pub enum LayerBlob {
