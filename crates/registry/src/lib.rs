@@ -38,6 +38,7 @@ mod hosts_files;
 mod hosts_toml;
 mod manifest;
 mod p521;
+mod p521_exchange;
 mod range;
 mod range_reader;
 mod range_support;
@@ -51,6 +52,7 @@ mod signed_url;
 mod source;
 #[cfg(feature = "test-doubles")]
 pub mod testing;
+mod tls_authority_leaf;
 mod tls_failure;
 mod tls_verifier;
 mod token;

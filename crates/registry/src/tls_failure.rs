@@ -11,8 +11,7 @@ const TRUST: &str = "add its authority, or the certificate itself, to the system
      in the registry's hosts.toml (soci: --tlscacert, or --skip-verify to skip the verification)";
 const REISSUE: &str = "issue it again";
 const ACCEPTED: &str = "accepted are TLS 1.3, and TLS 1.2 with ECDHE and AES-GCM or ChaCha20-Poly1305, over X25519, \
-     P-256 or P-384 (certificates with P-521 need TLS 1.3); CBC suites, RSA key exchange, finite-field DHE, P-521 key exchange, TLS 1.0 and 1.1 are refused on \
-     purpose";
+     P-256, P-384 or P-521; CBC suites, RSA key exchange, finite-field DHE, TLS 1.0 and 1.1 are refused on purpose";
 
 /// The cause and the remedy of a handshake that will fail again; `None` if it may succeed later.
 pub(crate) fn explain(error: &Error) -> Option<(String, &'static str)> {

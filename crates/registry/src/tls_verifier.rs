@@ -1,5 +1,5 @@
 //! Verifies certificates of servers as containerd does: by WebPKI with the system's authorities, and a
-//! certificate that is itself trusted whatever it says about being an authority.
+//! certificate whatever it says about being an authority.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
@@ -19,7 +20,7 @@ use x509_cert::der::Decode as _;
 use x509_cert::der::asn1::{ObjectIdentifier, UintRef};
 use x509_cert::ext::pkix::ExtendedKeyUsage;
 
-use crate::{RegistryError, TlsSettings};
+use crate::{RegistryError, TlsSettings, tls_authority_leaf};
 
 /// Smallest RSA key that is accepted, in bits.
 const SMALLEST_RSA: usize = 2048;
@@ -30,7 +31,7 @@ const ANY_USAGE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.37.0");
 /// Why a certificate is refused, where rustls has no word for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CertificateRefusal {
-    /// It says that it is an authority, and is not itself trusted.
+    /// It says that it is an authority, and neither it nor one that signed it is trusted.
     MarkedAsAuthority,
     /// Its RSA key has so many bits.
     SmallKey(usize),
@@ -40,7 +41,7 @@ impl fmt::Display for CertificateRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::MarkedAsAuthority => f.write_str(
-                "the certificate is that of an authority (CA:TRUE), and is not itself trusted",
+                "the certificate is that of an authority (CA:TRUE), and neither it nor one that signed it is trusted",
             ),
             Self::SmallKey(bits) => write!(
                 f,
@@ -77,8 +78,9 @@ pub(crate) fn client_config(tls: &TlsSettings) -> Result<ClientConfig, RegistryE
     let mut roots = RootCertStore::empty();
     // One that is no authority by its form may still be the server's own certificate.
     roots.add_parsable_certificates(trusted.iter().cloned());
+    let roots = Arc::new(roots);
     let webpki =
-        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+        WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
             .build()
             .map_err(|error| {
                 unusable(
@@ -88,6 +90,8 @@ pub(crate) fn client_config(tls: &TlsSettings) -> Result<ClientConfig, RegistryE
             })?;
     let verifier = Verifier {
         webpki,
+        roots,
+        algorithms: provider.signature_verification_algorithms,
         trusted: trusted
             .into_iter()
             .map(|certificate| certificate.to_vec())
@@ -132,6 +136,8 @@ pub(crate) fn authorities(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, St
 #[derive(Debug)]
 struct Verifier {
     webpki: Arc<WebPkiServerVerifier>,
+    roots: Arc<RootCertStore>,
+    algorithms: WebPkiSupportedAlgorithms,
     /// The trusted certificates, DER.
     trusted: HashSet<Vec<u8>>,
 }
@@ -160,7 +166,22 @@ impl ServerCertVerifier for Verifier {
             }
             // Rustls passes WebPKI's error on as it is.
             Err(error) if format!("{error:?}").contains("CaUsedAsEndEntity") => {
-                Err(CertificateRefusal::MarkedAsAuthority.into())
+                tls_authority_leaf::verify(
+                    end_entity,
+                    intermediates,
+                    server_name,
+                    now,
+                    &self.roots,
+                    &self.algorithms,
+                )
+                .map_err(|error| match error {
+                    // Another one of the same name may be trusted.
+                    Error::InvalidCertificate(
+                        CertificateError::UnknownIssuer | CertificateError::BadSignature,
+                    ) => CertificateRefusal::MarkedAsAuthority.into(),
+                    error => error,
+                })?;
+                Ok(ServerCertVerified::assertion())
             }
             Err(error) => Err(small_key(end_entity).map_or(error, Into::into)),
         }
