@@ -18,7 +18,6 @@ const ROOT: u64 = 1;
 const KIND: u32 = 0o170_000;
 const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
-const SETGID: u32 = 0o2000;
 
 /// A file, as far as a container can tell. Paths of a folder's files are relative to it.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -86,11 +85,6 @@ pub(crate) fn unpack(data: &[u8]) {
         .filter(|entry| entry.file_type == FileType::Dir)
         .map(|entry| soci_ztoc::tar_path::clean(&entry.name))
         .collect();
-    let setgid: Vec<Vec<u8>> = lazy
-        .iter()
-        .filter(|(_, file)| file.mode & (KIND | SETGID) == DIRECTORY | SETGID)
-        .map(|(path, _)| path.clone())
-        .collect();
     for (path, file) in &mut lazy {
         let Some(other) = eager.get_mut(path) else {
             continue;
@@ -99,12 +93,6 @@ pub(crate) fn unpack(data: &[u8]) {
         let implied = file.mode & KIND == DIRECTORY && !named.contains(&path[1..]);
         if implied || (file.mode & KIND == 0o020_000 && file.device == 0) {
             (file.time, other.time) = (None, None);
-        }
-        // Known: containerd's implied folders inherit group and bit of a set-group-ID folder, neither of
-        // ours does so in full (docs/fuzzing.md).
-        let below_setgid = setgid.iter().any(|folder| path.starts_with(folder));
-        if implied && below_setgid {
-            (file.owner, file.mode) = (other.owner, other.mode);
         }
     }
     if lazy != eager {

@@ -23,6 +23,7 @@ mod deep_folders;
 mod faults;
 mod first_light;
 mod hand_over;
+mod implied_directories;
 mod install;
 mod keychains;
 mod local_layers;

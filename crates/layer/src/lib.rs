@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod id_maps;
+mod lower;
 mod overlay;
 mod provider;
 mod refusal;
@@ -13,6 +14,7 @@ mod request;
 mod use_refusal;
 
 pub use id_maps::{IdMapError, IdMaps, IdRange};
+pub use lower::{DirectoryAttributes, Lower, LowerLayer, attributes_below};
 pub use overlay::OverlayXattr;
 pub use provider::{LayerProvider, MountedInfo, ProviderError, Restoration, Restored};
 pub use refusal::{Cause, LayerRefusal};

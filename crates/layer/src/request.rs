@@ -22,6 +22,11 @@ pub struct LayerRequest {
     pub view: View,
     /// Name of the snapshot below, if that is known.
     pub parent: Option<String>,
+    /// The directory of the layer's snapshot, `snapshots/<id>`, also for a second view. The provider
+    /// may keep files of its own there, which are removed with the snapshot.
+    pub snapshot: PathBuf,
+    /// The layers below, nearest first. Only a [`Purpose::ImageLayer`] has them.
+    pub parents: Vec<ParentLayer>,
 }
 
 /// Why a layer is mounted.
@@ -45,13 +50,11 @@ pub struct View {
     pub answer_xattrs: bool,
 }
 
-/// A layer to unpack, and the layers below it.
+/// A layer to unpack.
 #[derive(Debug, Clone)]
 pub struct UnpackRequest {
     /// The layer. It is unpacked into its mount point.
     pub layer: LayerRequest,
-    /// The layers below, nearest first.
-    pub parents: Vec<ParentLayer>,
     /// The provider refused the layer with [`LayerRefusal::Eager`](crate::LayerRefusal::Eager): the
     /// layers above are unpacked as well, but for those that are committed.
     pub eager: Option<Arc<dyn CommittedLayers>>,
@@ -87,7 +90,7 @@ pub struct UnpackedSize {
     pub bytes: u64,
 }
 
-/// A layer below one that is unpacked.
+/// A layer below one that is mounted or unpacked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParentLayer {
     /// Its `snapshots/<id>/fs`.

@@ -11,7 +11,7 @@ use soci_ztoc::{Entry, FileMetadata, FileType, LayerIndex};
 use crate::flatten::{Grown, Metas, flatten};
 use crate::header_check::{Header, HeaderChecks};
 use crate::inode::{
-    Inode, Meta, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, nanoseconds,
+    DIRECTORY_MODE, Inode, Meta, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, nanoseconds,
 };
 use crate::name_table::{NameTable, to_index};
 use crate::options::{TreeError, TreeOptions};
@@ -84,7 +84,7 @@ impl Tree {
     /// The tree of a layer, from its zTOC's entries and the length of its tar in bytes.
     ///
     /// Names are cleaned (`./`, leading `/`, `..`), the last of several entries with one name
-    /// wins, missing parents are 0755 root, hard links share an inode and the last one's metadata
+    /// wins, missing parents are 0755 root (unless [`ImpliedDirectories`] says otherwise), hard links share an inode and the last one's metadata
     /// holds, a parent that is a symbolic link of the same layer is followed within the layer. A
     /// hard link whose target is not in the layer makes containerd's unpacking fail, so it is an
     /// error: the layer falls back to unpacking, which reports it.
@@ -162,15 +162,18 @@ impl<'a> Builder<'a> {
             last_time: None,
             latest: 0,
         };
-        builder.add_implied_directory()?;
+        // The root keeps what it is mounted with: containerd passes over its entries.
+        let root = Meta::new(DIRECTORY_MODE, 0, 0);
+        let root = builder.metas.number(root, &mut builder.meter)?;
+        builder.add_node(Inode::new(root))?;
         Ok(builder)
     }
 
     fn finish(mut self) -> Result<Tree, TreeError> {
         self.add_whiteouts()?;
         // What no entry describes is as old as the newest entry: unpacking would make it then.
-        for node in &mut self.nodes {
-            if self.metas.of(node).is_implied() {
+        for (at, node) in self.nodes.iter_mut().enumerate() {
+            if at == to_index(ROOT) || self.metas.of(node).is_only_implied() {
                 node.mtime = self.latest;
             }
         }
@@ -188,8 +191,10 @@ impl<'a> Builder<'a> {
     }
 
     /// Adds a directory without an entry of its own.
-    fn add_implied_directory(&mut self) -> Result<u32, TreeError> {
-        let meta = self.metas.number(Meta::implied(), &mut self.meter)?;
+    fn add_implied_directory(&mut self, parent: u32) -> Result<u32, TreeError> {
+        let parent = self.node(parent).map(|parent| self.metas.of(parent));
+        let meta = Meta::implied_in(parent.unwrap_or_default());
+        let meta = self.metas.number(meta, &mut self.meter)?;
         self.add_node(Inode::new(meta))
     }
 
@@ -364,7 +369,7 @@ impl<'a> Builder<'a> {
             S_IFLNK => known.mode(),
             kind => kind | (meta.mode() & 0o7777),
         };
-        let meta = Meta::new(mode, meta.uid, meta.gid);
+        let meta = known.described(mode, meta.uid, meta.gid);
         let number = self.metas.number(meta, &mut self.meter)?;
         if let Some(node) = self.nodes.get_mut(to_index(node)) {
             node.set_meta(number);
@@ -477,7 +482,7 @@ impl<'a> Builder<'a> {
                     return Ok(None);
                 }
                 self.count_implied()?;
-                let node = self.add_implied_directory()?;
+                let node = self.add_implied_directory(directory)?;
                 self.put((directory, name), node)?;
                 walk.enter(node);
                 continue;

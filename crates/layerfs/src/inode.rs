@@ -7,6 +7,9 @@ pub(crate) const S_IFLNK: u32 = 0o120_000;
 pub(crate) const S_IFCHR: u32 = 0o020_000;
 pub(crate) const S_IFBLK: u32 = 0o060_000;
 pub(crate) const S_IFIFO: u32 = 0o010_000;
+pub(crate) const S_ISGID: u32 = 0o2000;
+/// Type and permissions of a directory without an entry.
+pub(crate) const DIRECTORY_MODE: u32 = S_IFDIR | 0o755;
 
 /// The file has more names than one; their number is in a table of its own.
 const LINKED: u32 = 1 << 31;
@@ -86,7 +89,7 @@ pub(crate) fn nanoseconds(time: Option<(i64, u32)>) -> u64 {
 /// What many inodes share.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Meta {
-    /// Type and permissions, and [`Meta::IMPLIED`].
+    /// Type and permissions, and [`Meta::FLAGS`].
     mode: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
@@ -95,8 +98,13 @@ pub(crate) struct Meta {
 }
 
 impl Meta {
-    /// A directory without an entry of its own.
+    /// A directory that was made before an entry described it.
     const IMPLIED: u32 = 1 << 31;
+    /// An entry described it later.
+    const DESCRIBED: u32 = 1 << 30;
+    /// It was made in an implied directory that no entry had described yet.
+    const IN_IMPLIED: u32 = 1 << 29;
+    const FLAGS: u32 = Self::IMPLIED | Self::DESCRIBED | Self::IN_IMPLIED;
 
     pub(crate) const fn new(mode: u32, uid: u32, gid: u32) -> Self {
         Self {
@@ -107,8 +115,25 @@ impl Meta {
         }
     }
 
-    pub(crate) const fn implied() -> Self {
-        Self::new(S_IFDIR | 0o755 | Self::IMPLIED, 0, 0)
+    /// A directory without an entry of its own in one that has this metadata now. mkdir(2) gives it
+    /// the group of a directory with the set-group-ID bit.
+    pub(crate) const fn implied_in(parent: Self) -> Self {
+        let mut meta = Self::new(DIRECTORY_MODE | Self::IMPLIED, 0, 0);
+        if parent.is_only_implied() {
+            meta.mode |= Self::IN_IMPLIED;
+        } else if parent.mode & S_ISGID != 0 {
+            meta.gid = parent.gid;
+        }
+        meta
+    }
+
+    /// The metadata of an entry for a directory that has this metadata already.
+    pub(crate) const fn described(self, mode: u32, uid: u32, gid: u32) -> Self {
+        let mut meta = Self::new(mode, uid, gid);
+        if self.is_implied() {
+            meta.mode |= Self::IMPLIED | Self::DESCRIBED;
+        }
+        meta
     }
 
     /// The same with a set of extended attributes.
@@ -117,12 +142,23 @@ impl Meta {
         self
     }
 
+    /// Whether it is a directory that was made before an entry described it.
     pub(crate) const fn is_implied(&self) -> bool {
         self.mode & Self::IMPLIED != 0
     }
 
+    /// Whether no entry describes it.
+    pub(crate) const fn is_only_implied(&self) -> bool {
+        self.mode & (Self::IMPLIED | Self::DESCRIBED) == Self::IMPLIED
+    }
+
+    /// Whether it was made in an implied directory that no entry had described yet.
+    pub(crate) const fn is_in_implied(&self) -> bool {
+        self.mode & Self::IN_IMPLIED != 0
+    }
+
     pub(crate) const fn mode(&self) -> u32 {
-        self.mode & !Self::IMPLIED
+        self.mode & !Self::FLAGS
     }
 
     pub(crate) const fn kind(&self) -> u32 {

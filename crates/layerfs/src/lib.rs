@@ -11,8 +11,10 @@ mod counters;
 mod first_read;
 mod flatten;
 mod header_check;
+mod implied;
 mod inode;
 mod layer_fs;
+mod lower;
 mod mount;
 mod name_table;
 mod nodes;
@@ -28,6 +30,7 @@ mod tree_view;
 mod xattr_sets;
 
 pub use counters::{CounterSnapshot, Counters};
+pub use implied::{ImpliedDirectories, ImpliedError};
 pub use layer_fs::{CacheTimes, LayerFs};
 pub use mount::{
     MountError, MountOptions, MountedLayer, TakeUpError, content_identity, mount_layer,

@@ -170,6 +170,18 @@ impl Tree {
             .try_fold(soci_fuse::ROOT_ID, |parent, name| self.lookup(parent, name))
     }
 
+    /// The directories that were made before an entry described them, without the root. Parents come
+    /// before what is in them.
+    pub(crate) fn implied(&self) -> impl Iterator<Item = (u32, Meta, &Inode)> {
+        let any = self.metas.iter().any(Meta::is_implied);
+        let inodes = self.inodes.iter().filter(move |_| any);
+        let numbered = (1_u32..).zip(inodes);
+        numbered.filter_map(|(ino, inode)| {
+            let meta = self.meta(inode);
+            meta.is_implied().then_some((ino, meta, inode))
+        })
+    }
+
     /// Attributes of an inode.
     #[must_use]
     pub fn attr(&self, ino: u64) -> Option<Attr> {

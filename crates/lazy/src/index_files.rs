@@ -5,11 +5,12 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use soci_oci::{Descriptor, Digest, media_types};
 use soci_store::content::OciLayout;
+use soci_store::write_file;
 use soci_ztoc::soci_index::SociIndex;
 
 use crate::image_layer::ImageKey;
@@ -70,8 +71,12 @@ impl IndexFiles {
         };
         let descriptor = Descriptor::new(media_types::OCI_MANIFEST, digest, bytes.len() as u64);
         // The note first: a crash leaves no index without a note.
-        let saved = write_whole(&self.note(image), note.as_bytes())
+        let saved = fs::create_dir_all(&self.notes)
             .map_err(|e| format!("{}: {e}", self.notes.display()))
+            .and_then(|()| {
+                let written = write_file(&self.note(image), note.as_bytes());
+                written.map_err(|error| soci_errors::chain(&error))
+            })
             .inspect(|()| soci_faults::point("lazy-index-noted"))
             .and_then(|()| match self.content.put(&descriptor, bytes) {
                 Ok(_) => Ok(()),
@@ -137,15 +142,4 @@ fn remove_note(note: &Path) {
     {
         tracing::warn!(error = %error, "cannot remove the note of a SOCI index");
     }
-}
-
-/// Writes a small file atomically: after a power cut it is complete or missing.
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
 }

@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 use crate::holder_link::HolderLink;
 use crate::image_counts::ImageCounts;
 use crate::image_store::ImageStore;
+use crate::implied::ImpliedInUse;
 use crate::index_cache::IndexCache;
 use crate::index_files::IndexFiles;
 use crate::inherited::InheritedConnections;
@@ -39,6 +40,7 @@ pub struct LazyLayers {
     pub(crate) start_ups: Arc<StartUps>,
     pub(crate) images: Arc<ImageStore>,
     pub(crate) verifier: Arc<Verifier>,
+    pub(crate) implied: ImpliedInUse,
     /// Connections of an earlier process that are not served yet.
     pub(crate) inherited: Arc<InheritedConnections>,
     pub(crate) config: LazyConfig,
@@ -146,6 +148,7 @@ impl LazyLayers {
             opener,
             table,
             sweeper,
+            implied: ImpliedInUse::default(),
             inherited,
             config,
         }))

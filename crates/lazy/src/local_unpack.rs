@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use soci_layer::{Cause, LayerRefusal, OverlayXattr, ParentLayer, UnpackRequest};
-use soci_unpack::{ApplyOptions, LayerOfImage, LowerDirectory, LowerLayer, Target, Unpacker};
+use soci_layer::{Cause, LayerRefusal, LayerRequest, OverlayXattr};
+use soci_unpack::{ApplyOptions, LayerOfImage, Target, Unpacker};
 use tokio_util::sync::CancellationToken;
 
 use crate::image_layer::ImageLayer;
 use crate::index_files::FoundIndex;
-use crate::lower_tree::LowerTree;
 use crate::mount_table::MountTable;
 use crate::outages::Outages;
 
@@ -37,17 +36,14 @@ impl LocalUnpack {
     /// Fetches, verifies and unpacks a layer.
     pub(crate) async fn unpack(
         &self,
-        request: UnpackRequest,
+        layer: LayerRequest,
         cancel: &CancellationToken,
     ) -> Result<(), LayerRefusal> {
-        let UnpackRequest { layer, parents, .. } = request;
         let labels = ImageLayer::from_labels(&layer.labels)?;
         let image = &labels.image;
         self.outages.check(&image.reference, image.manifest)?;
-        let lower = parents
-            .iter()
-            .map(|parent| self.lower(parent))
-            .collect::<Result<_, _>>()?;
+        let lower = self.table.lower_layers(&layer.parents);
+        let lower = lower.map_err(LayerRefusal::unpack_failed)?;
         let target = Target {
             directory: layer.mountpoint,
             options: ApplyOptions {
@@ -114,21 +110,6 @@ impl LocalUnpack {
                     layer: above.layer,
                 });
             }
-        }
-    }
-
-    /// Returns a layer below, as the unpacker reads it: a lazy one through its tree, because a
-    /// request to our own mount may wait for this daemon.
-    fn lower(&self, parent: &ParentLayer) -> Result<Box<dyn LowerLayer>, LayerRefusal> {
-        if !parent.lazy {
-            return Ok(Box::new(LowerDirectory(parent.directory.clone())));
-        }
-        match self.table.tree_at(&parent.directory) {
-            Some(tree) => Ok(Box::new(LowerTree(tree))),
-            None => Err(LayerRefusal::unpack_failed(format!(
-                "the lazy layer below is not mounted at {}",
-                parent.directory.display()
-            ))),
         }
     }
 }

@@ -9,17 +9,19 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use soci_fetch::LayerData;
 use soci_fuse::{Connection, Pool};
-use soci_layer::{LayerRefusal, MountedInfo, ProviderError};
-use soci_layerfs::{CounterSnapshot, MountOptions, MountedLayer, Tree, TreeView};
+use soci_layer::{LayerRefusal, LowerLayer, MountedInfo, ParentLayer, ProviderError};
+use soci_layerfs::{CounterSnapshot, MountOptions, MountedLayer, TreeView};
 use soci_oci::Digest;
 use soci_store::LayerKey;
 use soci_telemetry::metrics::duration_ms;
+use soci_unpack::LowerDirectory;
 use soci_ztoc::soci_index::ZtocDescriptor;
 
 use crate::LazyConfig;
 use crate::holder_link::HolderLink;
 use crate::image_counts::{self, ImageCounts};
 use crate::image_layer::ImageKey;
+use crate::implied::Implied;
 use crate::index_cache::IndexCache;
 use crate::inherited::ConnectionNote;
 use crate::lease::Lease;
@@ -53,6 +55,17 @@ pub(crate) struct ReadyLayer {
     pub(crate) index: Digest,
     pub(crate) ztoc: ZtocDescriptor,
     pub(crate) view: ViewOptions,
+    /// What its implied directories look like at this place.
+    pub(crate) implied: Option<Arc<Implied>>,
+}
+
+impl ReadyLayer {
+    /// The layer's files as its image describes them, on top of the layers below.
+    fn tree_view(&self) -> TreeView {
+        let implied = self.implied.as_ref();
+        let implied = implied.map(|implied| Arc::clone(&implied.directories));
+        TreeView::from(self.lease.layer().tree.clone()).with_implied(implied)
+    }
 }
 
 /// A mounted layer.
@@ -124,7 +137,7 @@ impl MountTable {
         let (pool, options) = (self.pool.clone(), self.options(&layer));
         let serve = move || {
             let open = layer.lease.layer();
-            let view = layer.view.apply(&open.tree);
+            let view = layer.view.apply(layer.tree_view());
             let root = view.root_attr();
             let mounted = begin(&pool, view, open.data.clone(), options)?;
             Ok::<_, E>(Mount {
@@ -271,10 +284,24 @@ impl MountTable {
         layers.into_values().collect()
     }
 
-    /// Returns the file tree of the layer mounted at `mountpoint`.
-    pub(crate) fn tree_at(&self, mountpoint: &Path) -> Option<Arc<Tree>> {
+    /// Returns the layers below another, as it is unpacked or mounted there. Lazy ones are read
+    /// through their trees: a request to our own mount may wait for this daemon.
+    pub(crate) fn lower_layers(
+        &self,
+        parents: &[ParentLayer],
+    ) -> Result<Vec<Box<dyn LowerLayer>>, ProviderError> {
         let mounts = self.mounts.lock();
-        Some(mounts.get(mountpoint)?.layer.lease.layer().tree.clone())
+        let lower = parents.iter().map(|ParentLayer { directory, lazy }| {
+            if !lazy {
+                return Ok(Box::new(LowerDirectory(directory.clone())) as Box<dyn LowerLayer>);
+            }
+            let mount = mounts.get(directory);
+            let mount = mount.ok_or_else(|| {
+                ProviderError::new(directory, "the lazy layer below is not mounted")
+            })?;
+            Ok(Box::new(mount.layer.tree_view()))
+        });
+        lower.collect()
     }
 
     /// Checks that a layer is mounted at `mountpoint` and served.

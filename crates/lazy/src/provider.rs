@@ -47,7 +47,7 @@ impl LayerProvider for LazyLayers {
         request: UnpackRequest,
         cancel: CancellationToken,
     ) -> Result<Option<UnpackedSize>, LayerRefusal> {
-        self.unpack.unpack(request, &cancel).await?;
+        self.unpack.unpack(request.layer, &cancel).await?;
         Ok(None)
     }
 
@@ -156,7 +156,9 @@ impl LazyLayers {
             if prepare {
                 refuse_forged(lease.layer(), position)?;
             }
+            let implied = self.implied(&request, layer.image.manifest, lease.layer());
             let mut ready = ReadyLayer {
+                implied: implied.await?,
                 lease,
                 image: layer.image.clone(),
                 index: found.digest,

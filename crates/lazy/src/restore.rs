@@ -116,6 +116,8 @@ impl LazyLayers {
             index,
             ztoc,
             view,
+            // What the kernel has not cached of an unmounted layer is as in its tree.
+            implied: None,
         };
         let mount = self.table.adopt(ready, inherited.connection).await?;
         self.table.forget_when_ended(Arc::new(mount));

@@ -1,10 +1,8 @@
 //! How one mount shows a layer; mounts of one layer may differ.
 
-use std::sync::Arc;
-
 use serde::{Deserialize, Serialize};
 use soci_layer::{IdMaps, IdRange, OverlayXattr};
-use soci_layerfs::{Tree, TreeView};
+use soci_layerfs::TreeView;
 
 /// The options in which mounts of one layer may differ.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,9 +18,9 @@ pub(crate) struct ViewOptions {
 }
 
 impl ViewOptions {
-    /// Returns the layer's file tree as this mount shows it. All mounts share the tree.
-    pub(crate) fn apply(&self, tree: &Arc<Tree>) -> TreeView {
-        let view = TreeView::from(tree.clone()).with_id_maps(self.id_maps.clone());
+    /// Returns the layer's files as this mount shows them.
+    pub(crate) fn apply(&self, view: TreeView) -> TreeView {
+        let view = view.with_id_maps(self.id_maps.clone());
         match self.disable_xattrs {
             true => view.without_xattrs(self.mark),
             false => view,

@@ -1,11 +1,11 @@
 //! An image layer that a client prepares.
 
-use std::path::PathBuf;
+use soci_layer::{LayerRequest, ParentLayer, Purpose, View};
 
-use soci_layer::{LayerRequest, Purpose, View};
-
+use crate::directories::Directories;
 use crate::error::SnapshotterError;
 use crate::labels::{self, Labels};
+use crate::metadata::Link;
 use crate::snapshot_name;
 
 /// How the snapshotter provides a layer that it commits itself.
@@ -65,15 +65,26 @@ impl ImageLayer {
         )
     }
 
-    /// Returns the request to mount the layer, or to unpack it.
-    pub(crate) fn request(&self, mountpoint: PathBuf) -> LayerRequest {
+    /// Returns the request to mount the layer, or to unpack it, as snapshot `id` on these parents.
+    pub(crate) fn request(
+        &self,
+        directories: &Directories,
+        id: u64,
+        parents: &[Link],
+    ) -> LayerRequest {
+        let parents = parents.iter().map(|parent| ParentLayer {
+            directory: directories.fs(parent.id),
+            lazy: parent.lazy.is_some(),
+        });
         LayerRequest {
             purpose: Purpose::ImageLayer,
             namespace: self.namespace.clone(),
-            mountpoint,
+            mountpoint: directories.fs(id),
             labels: self.labels.clone(),
             view: View::default(),
             parent: Some(self.parent.clone()),
+            snapshot: directories.snapshot(id),
+            parents: parents.collect(),
         }
     }
 

@@ -109,10 +109,9 @@ impl LayerMounts {
         self.store
             .blocking(move |store| Ok(store.directories.create(dir, false, None)?))
             .await?;
-        let mountpoint = self.store.directories.fs(dir);
-        let mounted = self
-            .mount(mount.request(Purpose::SecondView, mountpoint.clone()))
-            .instrument(mount.span());
+        let request = mount.request(Purpose::SecondView, &self.store.directories);
+        let mountpoint = request.mountpoint.clone();
+        let mounted = self.mount(request).instrument(mount.span());
         match mounted.await {
             Ok(_) => Ok(()),
             Err(refusal) => Err(SnapshotterError::LayerUnavailable {
@@ -195,7 +194,7 @@ impl LayerMounts {
 
     async fn restore_now(&self, mount: &LazyMount) -> Result<Restoration, LayerRefusal> {
         let provider = Arc::clone(&self.provider);
-        let request = mount.request(Purpose::Restore, self.store.directories.fs(mount.dir));
+        let request = mount.request(Purpose::Restore, &self.store.directories);
         let work = async move { provider.restore(request).await };
         let restored = isolated(work, LayerRefusal::failed).instrument(mount.span());
         let restored = restored.await?;

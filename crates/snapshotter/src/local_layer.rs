@@ -9,7 +9,7 @@ use crate::image_layer::{ImageLayer, Provided};
 use crate::layer_mounts::LayerMounts;
 use crate::lowerdirs::LowerDirs;
 use crate::metadata::{Link, Usage};
-use soci_layer::{LayerRefusal, ParentLayer, UnpackRequest};
+use soci_layer::{LayerRefusal, UnpackRequest};
 
 /// Unpacks a layer into the directory of a new snapshot and measures it.
 ///
@@ -29,16 +29,8 @@ pub(crate) async fn unpack(
         .check(&LowerDirs::Shared, parents)
         .await
         .map_err(failed)?;
-    let directories = &mounts.store.directories;
     let request = UnpackRequest {
-        layer: layer.request(directories.fs(id)),
-        parents: parents
-            .iter()
-            .map(|parent| ParentLayer {
-                directory: directories.fs(parent.id),
-                lazy: parent.lazy.is_some(),
-            })
-            .collect(),
+        layer: layer.request(&mounts.store.directories, id, parents),
         eager: (how == Provided::Eager).then(|| Arc::clone(&mounts.store) as _),
     };
     if let Some(size) = mounts.unpack(request, cancel).await? {

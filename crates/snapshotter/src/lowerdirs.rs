@@ -1,10 +1,9 @@
 //! The lower directories of a snapshot: those of its parents, or others that are made for this
 //! snapshot alone.
 
-use std::path::PathBuf;
-
 use soci_layer::{IdMaps, LayerRequest, Purpose, View};
 
+use crate::directories::Directories;
 use crate::labels;
 use crate::metadata::{LazyRecord, Link};
 use crate::snapshot_dir::SnapshotDir;
@@ -91,15 +90,17 @@ impl LazyMount {
         )
     }
 
-    /// Returns the request for this mount; `mountpoint` is the `fs` of its directory.
-    pub(crate) fn request(&self, purpose: Purpose, mountpoint: PathBuf) -> LayerRequest {
+    /// Returns the request for this mount.
+    pub(crate) fn request(&self, purpose: Purpose, directories: &Directories) -> LayerRequest {
         LayerRequest {
             purpose,
             namespace: self.lazy.namespace.clone(),
-            mountpoint,
+            mountpoint: directories.fs(self.dir),
             labels: self.lazy.labels.clone(),
             view: self.view.clone(),
             parent: self.parent.clone(),
+            snapshot: directories.snapshot(self.dir.layer()),
+            parents: Vec::new(),
         }
     }
 }

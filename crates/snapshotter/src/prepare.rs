@@ -80,7 +80,7 @@ impl LayerPreparer {
             }
         };
         let id = reservation.id;
-        let refusal = match self.mount(&mut layer, id).await {
+        let refusal = match self.mount(&mut layer, id, &parents).await {
             Ok(root) => {
                 soci_faults::point("prepare-layer-mounted");
                 let lazy = LazyRecord::new(layer.namespace.clone(), layer.labels.clone(), root);
@@ -136,8 +136,12 @@ impl LayerPreparer {
         &self,
         layer: &mut Arc<ImageLayer>,
         id: u64,
+        parents: &[Link],
     ) -> Result<MountedInfo, LayerRefusal> {
-        let request = layer.request(self.mounts.store.directories.fs(id));
+        // A directory that the layer implies looks as in the layers below: they must be mounted.
+        let checked = self.mounts.check(&LowerDirs::Shared, parents).await;
+        checked.map_err(LayerRefusal::failed)?;
+        let request = layer.request(&self.mounts.store.directories, id, parents);
         let labels = self.mounts.vet_labels(&request).await?;
         Arc::make_mut(layer).labels.clone_from(&labels);
         self.mounts.mount(LayerRequest { labels, ..request }).await

@@ -40,6 +40,15 @@ impl SnapshotDir {
         Some(Self::Snapshot(name.parse().ok()?))
     }
 
+    /// Returns the id of the snapshot of the layer that this directory shows.
+    pub(crate) const fn layer(self) -> u64 {
+        match self {
+            Self::Snapshot(layer) | Self::IdMapped { layer, .. } | Self::Compared { layer, .. } => {
+                layer
+            }
+        }
+    }
+
     /// Returns the id of the snapshot that this directory belongs to and is deleted with.
     pub(crate) const fn snapshot(self) -> u64 {
         match self {

@@ -65,8 +65,11 @@ impl Drop for AtomicFile {
     }
 }
 
-/// Writes a whole file atomically.
-pub(crate) fn write_file(path: &Path, data: &[u8]) -> Result<(), StoreError> {
+/// Writes a small file durably: after a power cut it is complete, or as before.
+///
+/// # Errors
+/// It cannot be written. The file is as before then.
+pub fn write_file(path: &Path, data: &[u8]) -> Result<(), StoreError> {
     let mut file = AtomicFile::create(path.parent().unwrap_or(Path::new(".")))?;
     file.write(data)?;
     file.finish(path)

@@ -26,6 +26,7 @@ mod spans_file;
 mod stored_layer;
 mod stored_ztocs;
 
+pub use atomic_file::write_file;
 pub use error::StoreError;
 pub use layer_folder::check_span_lengths;
 pub use layer_key::LayerKey;

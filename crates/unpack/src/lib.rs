@@ -18,7 +18,6 @@ mod scratch;
 mod unpacker;
 
 pub use apply::limits::UnpackLimits;
-pub use apply::lower::{DirectoryAttributes, Lower, LowerLayer};
 pub use apply::lower_directory::LowerDirectory;
 pub use apply::settle::ImpliedDirectories;
 pub use apply::{ApplyOptions, apply};

@@ -6,6 +6,7 @@
     reason = "a test fails by panicking, its helpers too, and removes what it made"
 )]
 
+mod implied;
 mod large_ztoc;
 mod outages;
 mod provider;

@@ -66,7 +66,6 @@ async fn both_are_left_to_the_client(world: &World, lazy: &LazyLayers, case: &st
     let unpack = UnpackRequest {
         eager: None,
         layer: second,
-        parents: Vec::new(),
     };
     let unpacked = lazy.unpack(unpack, CancellationToken::new());
     let unpacked = tokio::time::timeout(Duration::from_secs(60), unpacked);

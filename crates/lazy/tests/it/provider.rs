@@ -209,10 +209,13 @@ impl World {
                 list(sizes.collect()),
             ),
         ];
+        let mountpoint = self.root.dir(mountpoint).unwrap();
         LayerRequest {
             purpose: Purpose::ImageLayer,
             namespace: "test".to_owned(),
-            mountpoint: self.root.dir(mountpoint).unwrap(),
+            snapshot: mountpoint.with_extension("snapshot"),
+            parents: Vec::new(),
+            mountpoint,
             labels: labels.map(|(key, value)| (key.to_owned(), value)).into(),
             view: View::default(),
             parent: None,
@@ -784,11 +787,13 @@ fn a_layer_is_unpacked_onto_a_lazy_one_without_a_look_at_its_mount() {
         let above = world.request(1, "b");
         let folder = above.mountpoint.clone();
         let request = |lazy: bool| UnpackRequest {
-            layer: above.clone(),
-            parents: vec![ParentLayer {
-                directory: below.mountpoint.clone(),
-                lazy,
-            }],
+            layer: LayerRequest {
+                parents: vec![ParentLayer {
+                    directory: below.mountpoint.clone(),
+                    lazy,
+                }],
+                ..above.clone()
+            },
             eager: None,
         };
         lazy.unpack(request(true), CancellationToken::new())

@@ -67,7 +67,7 @@ async fn a_layer_that_cannot_be_lazy_is_unpacked_and_committed_under_its_target(
     assert_eq!(request.layer.namespace, "testing");
     assert_eq!(request.layer.labels, layer_labels("target-0", "layer"));
     assert_eq!(
-        request.parents,
+        request.layer.parents,
         [ParentLayer {
             directory: machine.snapshots().join("1/fs"),
             lazy: true

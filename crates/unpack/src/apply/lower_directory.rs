@@ -4,10 +4,10 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use soci_layer::{DirectoryAttributes, Lower, LowerLayer};
 use soci_meter::{Limits, Meter};
 
 use super::directory::proc_path;
-use super::lower::{DirectoryAttributes, Lower, LowerLayer};
 use super::walk::Walker;
 use crate::ApplyError;
 

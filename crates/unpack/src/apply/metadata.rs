@@ -11,11 +11,10 @@ use rustix::fs::{
     chownat, fchmod, fchown, fsetxattr, futimens, lsetxattr, utimensat,
 };
 use rustix::io::Errno;
-use soci_layer::OverlayXattr;
+use soci_layer::{DirectoryAttributes, OverlayXattr};
 use soci_ztoc::FileMetadata;
 
 use super::directory::{Parent, is_directory, look, proc_path};
-use super::lower::DirectoryAttributes;
 
 /// What new files have without being given it.
 #[derive(Debug, Clone, Copy)]

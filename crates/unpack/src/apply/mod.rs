@@ -8,7 +8,6 @@ mod file_writers;
 mod finish;
 mod implied;
 pub(crate) mod limits;
-pub(crate) mod lower;
 pub(crate) mod lower_directory;
 mod metadata;
 mod names;
@@ -19,7 +18,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use soci_layer::OverlayXattr;
+use soci_layer::{LowerLayer, OverlayXattr};
 use soci_oci::{Digest, Hasher};
 use soci_ztoc::{FileMetadata, TarPart, TarStream};
 
@@ -28,7 +27,6 @@ use create::OpenFile;
 use file_writers::FileWriters;
 use finish::{Pending, WHITEOUT};
 use limits::{Output, UnpackLimits, check_path, check_target};
-use lower::LowerLayer;
 use metadata::Creation;
 use settle::ImpliedDirectories;
 use walk::Walker;

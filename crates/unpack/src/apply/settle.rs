@@ -7,11 +7,11 @@ use std::path::Path;
 
 use soci_meter::{Limits, Meter};
 
-use super::lower::{LowerLayer, attributes_below};
 use super::metadata::copy_attributes;
 use super::walk::Walker;
 use crate::ApplyError;
 use crate::error::failed;
+use soci_layer::{LowerLayer, attributes_below};
 
 /// Directories of an unpacked layer that have no entry of their own, and look as if there were no layer
 /// below.

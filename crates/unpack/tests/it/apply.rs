@@ -5,11 +5,12 @@ use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use soci_layer::LowerLayer;
 use soci_layer::OverlayXattr;
 use soci_oci::{Digest, Index, Manifest};
 use soci_testkit::listing::{self, Listing};
 use soci_testkit::{Layer, TestRoot};
-use soci_unpack::{ApplyError, ApplyOptions, LowerDirectory, LowerLayer, apply, decompress};
+use soci_unpack::{ApplyError, ApplyOptions, LowerDirectory, apply, decompress};
 
 fn golden_layer(number: usize) -> Vec<u8> {
     let image = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/kinds/image");

@@ -5,11 +5,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use soci_layer::LowerLayer;
 use soci_testkit::listing::{self, Listing};
 use soci_testkit::{
     Containerd, ContainerdOptions, ImageBuilder, Layer, Registry, TestRoot, image::OciImage,
 };
-use soci_unpack::{ApplyOptions, LowerDirectory, LowerLayer, apply, decompress};
+use soci_unpack::{ApplyOptions, LowerDirectory, apply, decompress};
 
 /// 2025-01-01: what is later was made while unpacking.
 const NEW: i64 = 1_735_689_600;
@@ -29,6 +30,7 @@ fn base() -> Layer {
         .owner(11, 12)
         .xattr("user.note", b"n")
         .text("srv/a", "a")
+        .text("srv/one/two/below-setgid", "")
         .dir("old")
         .text("old/one", "1")
         .text("old/two", "2")
@@ -73,6 +75,16 @@ fn base() -> Layer {
 fn upper() -> Layer {
     Layer::new()
         .text("srv/implied", "")
+        .text("srv/one/two/implied", "")
+        .dir("team")
+        .mode(0o2770)
+        .owner(11, 12)
+        .text("team/one/two/below-setgid", "")
+        .text("before/one/two", "")
+        .dir("before")
+        .mode(0o2770)
+        .owner(11, 12)
+        .text("before/new/one", "")
         .text("usr/lib/implied", "")
         .text("lib/implied", "")
         .whiteout("srv/a")

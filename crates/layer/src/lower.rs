@@ -1,10 +1,12 @@
-//! The layers below the one that is unpacked. An implied directory, which has no entry of its own,
-//! gets the attributes that it has there.
+//! The layers below one that is unpacked or mounted. An implied directory, which has no entry of its
+//! own, has the attributes that it has there.
 
 use std::io;
 
+use serde::{Deserialize, Serialize};
+
 /// Owner, permissions and extended attributes of a directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct DirectoryAttributes {
     /// Permission bits (07777).
     pub mode: u32,
@@ -27,7 +29,7 @@ pub enum Lower {
     Nothing,
 }
 
-/// A layer below the one that is unpacked.
+/// A layer below another.
 pub trait LowerLayer: Send + Sync {
     /// Looks up a path from the layer's root. Symbolic links are followed within the layer.
     ///
@@ -37,7 +39,13 @@ pub trait LowerLayer: Send + Sync {
 }
 
 /// The attributes that a directory has in the nearest layer that knows its path.
-pub(super) fn attributes_below(
+///
+/// `layers` are the layers below, nearest first. Opaque directories hide nothing here, as for
+/// containerd.
+///
+/// # Errors
+/// A layer cannot be read.
+pub fn attributes_below(
     layers: &[Box<dyn LowerLayer>],
     path: &[u8],
 ) -> io::Result<Option<DirectoryAttributes>> {

@@ -1,18 +1,16 @@
-//! A lazy layer below one that is unpacked: read through its tree, not its mount, because a daemon
-//! that reads its own mount may wait for itself.
+//! A lazy layer below another: read through its tree, not its mount, because a daemon that reads its
+//! own mount may wait for itself.
 
 use std::io;
-use std::sync::Arc;
 
-use soci_layerfs::{ResolveError, Tree};
-use soci_unpack::{DirectoryAttributes, Lower, LowerLayer};
+use soci_layer::{DirectoryAttributes, Lower, LowerLayer};
 
-/// The tree of a lazy layer.
-pub(crate) struct LowerTree(pub(crate) Arc<Tree>);
+use crate::resolve::ResolveError;
+use crate::tree_view::TreeView;
 
-impl LowerLayer for LowerTree {
+impl LowerLayer for TreeView {
     fn look(&self, path: &[u8]) -> io::Result<Lower> {
-        let tree = &self.0;
+        let tree = self.tree();
         let at = match tree.resolve(path, true) {
             Ok(at) if tree.is_directory(at) => at,
             Ok(_) | Err(ResolveError::NotADirectory | ResolveError::TooManyLinks(_)) => {
@@ -20,10 +18,10 @@ impl LowerLayer for LowerTree {
             }
             Err(ResolveError::NotFound) => return Ok(Lower::Nothing),
         };
-        let Some(attributes) = tree.attr(at) else {
+        let Some(attributes) = self.attr(at) else {
             return Ok(Lower::Nothing);
         };
-        let xattrs = tree.xattrs(at);
+        let xattrs = self.xattrs(at);
         Ok(Lower::Directory(DirectoryAttributes {
             mode: attributes.mode & 0o7777,
             uid: attributes.uid,
@@ -41,10 +39,12 @@ impl LowerLayer for LowerTree {
 
 #[cfg(test)]
 mod tests {
-    use soci_layerfs::TreeOptions;
+    use std::sync::Arc;
+
     use soci_ztoc::{FileMetadata, FileType};
 
     use super::*;
+    use crate::{Tree, TreeOptions};
 
     fn entry(name: &str, file_type: FileType, linkname: &str, mode: u32) -> FileMetadata {
         FileMetadata {
@@ -77,7 +77,7 @@ mod tests {
             entry(".wh.gone", FileType::Reg, "", 0),
         ];
         let tree = Tree::build(&toc, 10_000, TreeOptions::default()).unwrap();
-        let lower = LowerTree(Arc::new(tree));
+        let lower = TreeView::from(Arc::new(tree));
         let look = |path: &str| lower.look(path.as_bytes()).unwrap();
         let described = Lower::Directory(DirectoryAttributes {
             mode: 0o2770,
