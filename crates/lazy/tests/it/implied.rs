@@ -146,11 +146,14 @@ impl Numbers {
         (*state >> 33) % limit
     }
 
+    fn one_of<T: Copy>(&mut self, values: &[T]) -> T {
+        let at = self.below(values.len() as u64);
+        values[usize::try_from(at).unwrap()]
+    }
+
     fn path(&mut self) -> String {
         let depth = 1 + self.below(4);
-        let parts: Vec<_> = (0..depth)
-            .map(|_| ["a", "b", "c"][self.below(3) as usize])
-            .collect();
+        let parts: Vec<_> = (0..depth).map(|_| self.one_of(&["a", "b", "c"])).collect();
         parts.join("/")
     }
 
@@ -160,11 +163,11 @@ impl Numbers {
             let path = self.path();
             layer = match self.below(10) {
                 0..=2 => {
-                    let mode = [0o755, 0o700, 0o1777, 0o2770, 0o3711][self.below(5) as usize];
+                    let mode = self.one_of(&[0o755, 0o700, 0o1777, 0o2770, 0o3711]);
                     let owner = (self.below(3), 10 + self.below(3));
                     let described = layer.dir(&path).mode(mode).owner(owner.0, owner.1);
                     match self.below(3) {
-                        0 => described.xattr(["user.x", "user.y"][self.below(2) as usize], b"v"),
+                        0 => described.xattr(self.one_of(&["user.x", "user.y"]), b"v"),
                         _ => described,
                     }
                 }
