@@ -8,15 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use soci_layer::{LayerRefusal, LayerRequest, LowerLayer, Purpose};
+use soci_layer::{LayerRefusal, LayerRequest, LowerLayer, OverlayXattr, Purpose};
 use soci_layerfs::{Cancelled, ImpliedDirectories, ImpliedError, Tree};
 use soci_meter::OverLimit;
 use soci_oci::Digest;
 use soci_store::{StoreError, write_file};
 
-use crate::LazyLayers;
-use crate::open_layer::OpenLayer;
-use crate::tree_memory::TreePermit;
+use crate::tree_memory::{TreeMemory, TreePermit};
 
 /// Name of the file in the directory of the layer's snapshot. A layer without it was mounted by an
 /// earlier version, or has no such directories.
@@ -59,50 +57,48 @@ enum LookupError {
     Interrupted(#[from] soci_task::Interrupted),
 }
 
-impl LazyLayers {
+/// A layer whose implied directories are wanted, and what they may take.
+pub(crate) struct ImpliedOf<'a> {
+    pub(crate) request: &'a LayerRequest,
+    /// The manifest of the image that it is opened for.
+    pub(crate) image: Digest,
+    pub(crate) tree: &'a Arc<Tree>,
+    pub(crate) trees: &'a TreeMemory,
+    pub(crate) overlay_xattr: OverlayXattr,
+}
+
+impl ImpliedInUse {
     /// The attributes of a layer's implied directories at the place for which it is requested; `None`:
-    /// those in its tree.
-    pub(crate) async fn implied(
+    /// those in its tree. `below` are the layers below at the first mount there.
+    pub(crate) async fn find(
         &self,
-        request: &LayerRequest,
-        image: Digest,
-        layer: &OpenLayer,
+        layer: ImpliedOf<'_>,
+        below: Vec<Box<dyn LowerLayer>>,
     ) -> Result<Option<Arc<Implied>>, LayerRefusal> {
-        if !ImpliedDirectories::are_in(&layer.tree) {
+        let first = layer.request.purpose == Purpose::ImageLayer;
+        if !ImpliedDirectories::are_in(layer.tree) || (first && below.is_empty()) {
             return Ok(None);
         }
-        let first = request.purpose == Purpose::ImageLayer;
-        if !first && let Some(known) = self.implied.get(&request.snapshot) {
+        if !first && let Some(known) = self.get(&layer.request.snapshot) {
             return Ok(Some(known));
         }
-        let below = match first {
-            true => self.table.lower_layers(&request.parents),
-            false => Ok(Vec::new()),
-        };
-        let below = below.map_err(LayerRefusal::failed)?;
-        let found = match first && below.is_empty() {
-            true => Ok(None),
-            false => self.find_implied(request, image, layer, below).await,
-        };
+        let found = self.read_or_look_up(layer, below).await;
         found.map_err(LayerRefusal::failed)
     }
 
-    async fn find_implied(
+    async fn read_or_look_up(
         &self,
-        request: &LayerRequest,
-        image: Digest,
-        layer: &OpenLayer,
+        layer: ImpliedOf<'_>,
         below: Vec<Box<dyn LowerLayer>>,
     ) -> Result<Option<Arc<Implied>>, LookupError> {
         let cancelled = Cancelled::default();
         // A caller that has waited long enough drops this future: the work ends as well.
         let _wanted = cancelled.on_drop();
-        let trees = &self.opener.loader.trees;
-        let options = trees.options(self.opener.loader.overlay_xattr, cancelled);
-        let path = request.snapshot.join(FILE);
-        let (tree, first) = (Arc::clone(&layer.tree), !below.is_empty());
+        let options = layer.trees.options(layer.overlay_xattr, cancelled);
+        let path = layer.request.snapshot.join(FILE);
+        let tree = Arc::clone(layer.tree);
         let work = move || -> Result<_, LookupError> {
-            if !first {
+            if below.is_empty() {
                 return read(path, &tree);
             }
             let found = ImpliedDirectories::look_up(&tree, &below, &options)?;
@@ -114,10 +110,10 @@ impl LazyLayers {
             return Ok(None);
         };
         let implied = Arc::new(Implied {
-            _memory: trees.take(image, directories.memory())?,
+            _memory: layer.trees.take(layer.image, directories.memory())?,
             directories: Arc::new(directories),
         });
-        self.implied.insert(request.snapshot.clone(), &implied);
+        self.insert(layer.request.snapshot.clone(), &implied);
         Ok(Some(implied))
     }
 }

@@ -22,6 +22,7 @@ use crate::LazyLayers;
 use crate::admission;
 use crate::chain_position::ChainPosition;
 use crate::image_layer::ImageLayer;
+use crate::implied::ImpliedOf;
 use crate::index_files::FoundIndex;
 use crate::inherited::InheritedConnection;
 use crate::label_check::check_labels;
@@ -156,9 +157,18 @@ impl LazyLayers {
             if prepare {
                 refuse_forged(lease.layer(), position)?;
             }
-            let implied = self.implied(&request, layer.image.manifest, lease.layer());
+            let below = self.table.lower_layers(&request.parents);
+            let implied = ImpliedOf {
+                request: &request,
+                image: layer.image.manifest,
+                tree: &lease.layer().tree,
+                trees: &self.opener.loader.trees,
+                overlay_xattr: self.opener.loader.overlay_xattr,
+            };
+            let below = below.map_err(LayerRefusal::failed)?;
+            let implied = self.implied.find(implied, below).await?;
             let mut ready = ReadyLayer {
-                implied: implied.await?,
+                implied,
                 lease,
                 image: layer.image.clone(),
                 index: found.digest,
