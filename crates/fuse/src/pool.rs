@@ -96,7 +96,7 @@ impl Pool {
     ///
     /// # Errors
     /// As [`Pool::serve`].
-    pub fn take_up(
+    pub fn adopt(
         &self,
         connection: Connection,
         file_system: Arc<dyn FileSystem>,

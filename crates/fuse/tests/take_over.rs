@@ -142,7 +142,7 @@ impl Held {
                 ..OneFile::default()
             }),
         };
-        let served = server.pool.take_up(connection, server.file_system.clone());
+        let served = server.pool.adopt(connection, server.file_system.clone());
         served.unwrap();
         server
     }

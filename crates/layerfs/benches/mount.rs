@@ -68,7 +68,107 @@ fn show(what: &str, lower: &Path, at: &Path) {
     );
 }
 
+/// A tree as an image has it: 28,500 files in 3,000 directories, and a program.
+fn image() -> Vec<u8> {
+    let mut layer = Layer::new();
+    for directory in 0..3_000 {
+        for file in 0..9 {
+            let name = format!("usr/share/d{}/d{directory}/file-{file}", directory / 60);
+            layer = layer.file(&name, b"");
+        }
+    }
+    let program = std::fs::read("/bin/busybox").unwrap();
+    layer.program("bin/busybox", &program).tar()
+}
+
+/// The best of five runs, after dentries and inodes were dropped or not.
+fn best_of(cold: bool, action: &dyn Fn()) -> Duration {
+    let run = || {
+        if cold {
+            std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+        }
+        timed(action).1
+    };
+    (0..5).map(|_| run()).min().unwrap()
+}
+
+/// What `getfattr -R` asks for: the names of the attributes of each file.
+fn list_attributes(directory: &Path) {
+    let mut open = vec![directory.to_owned()];
+    while let Some(directory) = open.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let entry = entry.unwrap();
+            let stat = entry.metadata().unwrap();
+            let _ = rustix::fs::llistxattr(entry.path(), &mut [0; 256][..]);
+            if stat.is_dir() {
+                open.push(entry.path());
+            }
+        }
+    }
+}
+
+fn quietly(command: &[&str]) {
+    let mut program = Command::new(command[0]);
+    program
+        .args(&command[1..])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    program.status().unwrap();
+}
+
+/// Programs that look for extended attributes of files that have none, and others.
+fn extended_attributes() {
+    let tar = image();
+    let ztoc = ztoc_of(&tar);
+    let plain = tempfile::tempdir().unwrap();
+    let archive = plain.path().join("a.tar");
+    std::fs::write(&archive, &tar).unwrap();
+    let unpacked = plain.path().join("unpacked");
+    std::fs::create_dir(&unpacked).unwrap();
+    let [from, to] = [&archive, &unpacked].map(|path| path.to_str().unwrap());
+    run("tar", &["-xf", from, "-C", to]);
+    let measure = |what: &str, lower: &Path, at: &Path| {
+        overlay(lower, at);
+        let merged = at.join("merged");
+        let merged = merged.to_str().unwrap();
+        let execs =
+            format!("i=0; while [ $i -lt 2000 ]; do {merged}/bin/busybox true; i=$((i+1)); done");
+        let tar = format!("tar --xattrs -cf - {merged}/usr | cat");
+        let programs: [(&str, &dyn Fn()); 4] = [
+            ("listxattr of each", &|| list_attributes(Path::new(merged))),
+            ("tar --xattrs", &|| quietly(&["sh", "-c", &tar])),
+            ("find with stat", &|| {
+                quietly(&["find", merged, "-printf", "%s"])
+            }),
+            ("2000 times exec", &|| quietly(&["sh", "-c", &execs])),
+        ];
+        for (name, program) in programs {
+            let (cold, warm) = (best_of(true, program), best_of(false, program));
+            println!("{what:<18} {name:<18} cold {cold:>10.2?}, warm {warm:>10.2?}");
+        }
+        run("umount", &[merged]);
+    };
+    measure("plain directories", &unpacked, plain.path());
+    for answer_xattrs in [false, true] {
+        let options = MountOptions {
+            answer_xattrs,
+            ..MountOptions::default()
+        };
+        let mount = Mount::new(&ztoc, tar.clone(), options);
+        let what = if answer_xattrs { "answered" } else { "ENOSYS" };
+        measure(what, &mount.path(""), mount.beside());
+        let counts = mount.layer.counters();
+        println!(
+            "getxattr {}, listxattr {}",
+            counts.getxattr, counts.listxattr
+        );
+    }
+}
+
 fn main() {
+    if std::env::args().any(|argument| argument == "xattrs") {
+        return extended_attributes();
+    }
     let mut layer = Layer::new();
     for n in 0..FILES {
         let name = format!(
@@ -122,6 +222,8 @@ fn main() {
         walk(&root)
     );
     println!("requests: {:?}", mount.layer.counters());
+
+    extended_attributes();
 
     let length = 512 << 20;
     let mount = Mount::of_tar(Layer::new().file("big", &noise(length)).tar());

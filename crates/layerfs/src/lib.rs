@@ -33,8 +33,7 @@ pub use counters::{CounterSnapshot, Counters};
 pub use implied::{ImpliedDirectories, ImpliedError};
 pub use layer_fs::{CacheTimes, LayerFs};
 pub use mount::{
-    MountError, MountOptions, MountedLayer, TakeUpError, content_identity, mount_layer,
-    take_up_layer,
+    AdoptError, MountError, MountOptions, MountedLayer, adopt_layer, content_identity, mount_layer,
 };
 pub use options::{CancelOnDrop, Cancelled, TreeError, TreeOptions};
 pub use resolve::ResolveError;

@@ -22,7 +22,7 @@ pub struct MountError(#[from] soci_fuse::FuseError);
 /// Why a live connection cannot be adopted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum TakeUpError {
+pub enum AdoptError {
     /// It shows other content: known inode numbers would mean other files.
     #[error(
         "the connection of {} shows {found:?}, and this server would show {expected:?}",
@@ -139,25 +139,25 @@ pub fn mount_layer(
 /// # Errors
 /// The connection shows other content than this layer with these inode numbers (its descriptor is
 /// closed then, and the connection lives where else it is held), or cannot be watched.
-pub fn take_up_layer(
+pub fn adopt_layer(
     pool: &Pool,
     view: impl Into<TreeView>,
     data: Arc<dyn LayerData>,
     connection: Connection,
     options: MountOptions,
-) -> Result<MountedLayer, TakeUpError> {
+) -> Result<MountedLayer, AdoptError> {
     let view = view.into();
     let expected = identity(&view, data.as_ref());
     let facts = connection.facts();
     if facts.content != expected {
-        return Err(TakeUpError::OtherContent {
+        return Err(AdoptError::OtherContent {
             mountpoint: facts.mountpoint.clone(),
             expected: Box::new(expected),
             found: Box::new(facts.content.clone()),
         });
     }
     let (file_system, counters) = file_system(view, data, facts, options);
-    let served = pool.take_up(connection, file_system)?;
+    let served = pool.adopt(connection, file_system)?;
     Ok(MountedLayer { served, counters })
 }
 

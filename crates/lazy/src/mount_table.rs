@@ -119,7 +119,7 @@ impl MountTable {
         connection: Connection,
     ) -> Result<Mount, LayerRefusal> {
         let adopt = move |pool: &Pool, view, data, options| {
-            soci_layerfs::take_up_layer(pool, view, data, connection, options)
+            soci_layerfs::adopt_layer(pool, view, data, connection, options)
         };
         self.serve(layer, adopt).await
     }
