@@ -16,6 +16,8 @@ fn main() -> std::io::Result<()> {
         "Image",
         "Layer",
         "Severed",
+        "Profiles",
+        "PlayingProfile",
     ] {
         builder = builder.message_attribute(
             format!("{PACKAGE}.{message}"),
@@ -24,6 +26,7 @@ fn main() -> std::io::Result<()> {
     }
     for absent in [
         "GetResponse.holder",
+        "GetResponse.profiles",
         "LayerStore.limit_bytes",
         "Image.index_digest",
         "Layer.size_bytes",

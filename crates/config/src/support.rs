@@ -7,8 +7,6 @@ use crate::Config;
 /// An entry goes when its feature lands.
 const NOT_YET: &[&str] = &[
     "blob.fetching_timeout_sec",
-    "prefetch.enable",
-    "prefetch.max_concurrency",
     "pull_modes.parallel_pull_unpack.",
 ];
 

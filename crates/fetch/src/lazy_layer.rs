@@ -162,7 +162,8 @@ impl LazyLayer {
 
     fn log_read(&self, range: &Range<u64>) {
         let layer = &self.layer;
-        layer.read_logs.note(|| layer.spans.covering(range.clone()));
+        let spans = || layer.spans.covering(range.clone());
+        layer.read_logs.note(range, spans);
     }
 
     /// Wants spans that no reader waits for, unless the store cannot take them.

@@ -79,6 +79,8 @@ pub struct Playback {
     spans: Vec<(ProfileSpan, State)>,
     progress: Option<Instant>,
     played: Played,
+    /// Number of layers that are fetched from at a time.
+    layers_at_once: usize,
 }
 
 impl Playback {
@@ -94,10 +96,19 @@ impl Playback {
                 .collect(),
             progress: None,
             played: Played::default(),
+            layers_at_once: usize::MAX,
         }
     }
 
-    /// Fetches what may be fetched now. To be called every tenth of a second until it has ended.
+    /// Limits the number of layers that are fetched from at a time.
+    #[must_use]
+    pub const fn with_layers_at_once(mut self, layers: usize) -> Self {
+        self.layers_at_once = layers;
+        self
+    }
+
+    /// Fetches what may be fetched now. To be called every tenth of a second until it has ended; after
+    /// that it only counts what is used.
     /// `layers` holds the layers that are open, by their number; `first_read` is when a container
     /// first read from one of them.
     pub fn step<L: PlayedLayer>(
@@ -107,10 +118,12 @@ impl Playback {
         now: Instant,
     ) -> Played {
         if self.played.ended {
+            self.played.used = self.used(layers);
             return self.played;
         }
         let began = *self.progress.get_or_insert(now);
         let (mut bytes, mut used, mut outstanding, mut progress) = (0, 0, 0_u64, false);
+        let mut busy = std::collections::HashSet::new();
         for (span, state) in &mut self.spans {
             let Some(layer) = layers.get(span.layer).and_then(Option::as_ref) else {
                 continue;
@@ -124,7 +137,10 @@ impl Playback {
                     *state = State::Fetched;
                     progress = true;
                 }
-                State::Wanted => outstanding += size,
+                State::Wanted => {
+                    outstanding += size;
+                    busy.insert(span.layer);
+                }
                 State::Waiting if layer.is_stored(span.span) => *state = State::Skipped,
                 State::Waiting | State::Fetched | State::Skipped => {}
             }
@@ -163,6 +179,10 @@ impl Playback {
                 *state = State::Skipped;
                 continue;
             }
+            if busy.len() >= self.layers_at_once && !busy.contains(&span.layer) {
+                continue;
+            }
+            busy.insert(span.layer);
             *state = State::Wanted;
             outstanding += size;
             bytes += size;
@@ -187,6 +207,17 @@ impl Playback {
             ended: !left || stuck,
         };
         self.played
+    }
+
+    /// Compressed bytes of what was fetched and is used by now; of closed layers as counted before.
+    fn used<L: PlayedLayer>(&self, layers: &[Option<L>]) -> u64 {
+        let spans = self.spans.iter();
+        let fetched = spans.filter(|(_, state)| matches!(state, State::Wanted | State::Fetched));
+        let used = fetched.filter_map(|(span, _)| {
+            let layer = layers.get(span.layer)?.as_ref()?;
+            layer.size(span.span).filter(|_| layer.was_read(span.span))
+        });
+        used.sum::<u64>().max(self.played.used)
     }
 }
 
@@ -267,6 +298,32 @@ mod tests {
         );
         assert_eq!(*second.fetched.borrow(), [3, 1, 0]);
         first.arrive();
+        second.arrive();
+        assert!(play.step(&layers, None, now).ended);
+        // What is read later is used as well.
+        second.read.borrow_mut().extend([3, 4]);
+        assert_eq!(play.step(&layers, Some(now), now).used, SPAN);
+    }
+
+    #[test]
+    fn a_limit_of_layers_holds_the_others_back_until_one_is_fetched() {
+        let order = [
+            spans(0, [1, 2]),
+            spans(1, [3]),
+            spans(0, [4]),
+            spans(1, [0]),
+        ]
+        .concat();
+        let mut play = Playback::new(order).with_layers_at_once(1);
+        let layers = [Fake::new(5), Fake::new(5)];
+        let [first, second] = layers.each_ref().map(|layer| layer.as_ref().unwrap());
+        let now = Instant::now();
+        play.step(&layers, None, now);
+        assert_eq!(*first.fetched.borrow(), [1, 2, 4]);
+        assert!(second.fetched.borrow().is_empty());
+        first.arrive();
+        assert!(!play.step(&layers, None, now).ended);
+        assert_eq!(*second.fetched.borrow(), [3, 0]);
         second.arrive();
         assert!(play.step(&layers, None, now).ended);
     }

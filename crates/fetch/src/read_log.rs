@@ -1,5 +1,5 @@
-//! What the kernel asks of a layer: the first read of each span, for recording a start-up and for
-//! judging whether what was fetched ahead is used.
+//! What the kernel asks of a layer: the first read of each span and the blocks that are read, for
+//! recording a start-up and for judging whether what was fetched ahead is used.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,11 +11,18 @@ use tokio::time::Instant;
 
 /// Largest number of spans in a log.
 const MOST: usize = 4096;
+/// Bytes of a block.
+const BLOCK: u64 = 64 << 10;
+/// Number of runs of blocks that are kept of a layer.
+const MOST_RUNS: usize = 16 << 10;
 
-/// The first read of each span of a layer since the log was begun. Dropping it ends it.
+/// The first read of each span of a layer since the log was begun, and the blocks of 64 KiB of its
+/// tar that were read. Dropping it ends it.
 #[derive(Debug, Default)]
 pub struct ReadLog {
     first: Mutex<BTreeMap<u32, Instant>>,
+    /// Starts and ends of runs of blocks, which do not touch.
+    blocks: Mutex<BTreeMap<u32, u32>>,
 }
 
 impl ReadLog {
@@ -32,14 +39,50 @@ impl ReadLog {
         self.first.lock().contains_key(&span)
     }
 
-    fn note(&self, spans: Range<u32>) {
-        let mut first = self.first.lock();
-        for span in spans {
-            if first.len() >= MOST {
-                return;
+    /// Returns the blocks that were read, as sorted runs of block numbers.
+    #[must_use]
+    pub fn blocks(&self) -> Vec<Range<u32>> {
+        let blocks = self.blocks.lock();
+        blocks.iter().map(|(start, end)| *start..*end).collect()
+    }
+
+    fn note(&self, spans: Range<u32>, bytes: &Range<u64>) {
+        {
+            let mut first = self.first.lock();
+            for span in spans {
+                if first.len() >= MOST {
+                    break;
+                }
+                first.entry(span).or_insert_with(Instant::now);
             }
-            first.entry(span).or_insert_with(Instant::now);
         }
+        let number = |block: u64| u32::try_from(block).unwrap_or(u32::MAX);
+        let start = number(bytes.start / BLOCK);
+        let end = number(bytes.end.div_ceil(BLOCK));
+        if !bytes.is_empty() {
+            add_run(&mut self.blocks.lock(), start..end);
+        }
+    }
+}
+
+/// Adds a run to runs that do not touch.
+fn add_run(runs: &mut BTreeMap<u32, u32>, run: Range<u32>) {
+    let (mut start, mut end) = (run.start, run.end);
+    if let Some((first, last)) = runs.range(..=start).next_back()
+        && *last >= start
+    {
+        if *last >= end {
+            return;
+        }
+        start = *first;
+    }
+    while let Some((first, last)) = runs.range(start..=end).next() {
+        let first = *first;
+        end = end.max(*last);
+        runs.remove(&first);
+    }
+    if runs.len() < MOST_RUNS {
+        runs.insert(start, end);
     }
 }
 
@@ -59,8 +102,8 @@ impl ReadLogs {
         log
     }
 
-    /// Records that spans were read. Costs a look at a flag while there is no log.
-    pub(crate) fn note(&self, spans: impl FnOnce() -> Range<u32>) {
+    /// Records that a range of the tar, which is in `spans`, was read. Costs a look at a flag while there is no log.
+    pub(crate) fn note(&self, bytes: &Range<u64>, spans: impl FnOnce() -> Range<u32>) {
         if !self.any.load(Ordering::Acquire) {
             return;
         }
@@ -69,7 +112,7 @@ impl ReadLogs {
         logs.retain(|log| {
             let log = log.upgrade();
             if let Some(log) = &log {
-                log.note(spans.clone());
+                log.note(spans.clone(), bytes);
             }
             log.is_some()
         });
@@ -81,16 +124,40 @@ impl ReadLogs {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn runs_are_sorted_and_do_not_touch(
+            list in prop::collection::vec((0..200_u32, 1..20_u32), 0..60),
+        ) {
+            let mut runs = BTreeMap::new();
+            let mut all = BTreeSet::new();
+            for (start, length) in list {
+                add_run(&mut runs, start..start + length);
+                all.extend(start..start + length);
+                let found: BTreeSet<u32> = runs.iter().flat_map(|(s, e)| *s..*e).collect();
+                prop_assert_eq!(&found, &all);
+            }
+            let ends = runs.iter().zip(runs.iter().skip(1));
+            for ((_, end), (start, _)) in ends {
+                prop_assert!(end < start);
+            }
+        }
+    }
 
     #[test]
     fn each_log_has_the_first_reads_since_it_was_begun() {
         let logs = ReadLogs::default();
-        logs.note(|| panic!("no log"));
+        logs.note(&(0..1), || panic!("no log"));
         let first = logs.begin();
-        logs.note(|| 1..3);
+        logs.note(&(5..BLOCK + 1), || 1..3);
         let second = logs.begin();
-        logs.note(|| 2..4);
+        logs.note(&(9 * BLOCK..10 * BLOCK), || 2..4);
         let spans = |log: &ReadLog| {
             log.first_reads()
                 .iter()
@@ -100,8 +167,10 @@ mod tests {
         assert_eq!(spans(&first), [1, 2, 3]);
         assert_eq!(spans(&second), [2, 3]);
         assert!(first.was_read(1) && !second.was_read(1));
+        assert_eq!(first.blocks(), [0..2, 9..10]);
+        assert_eq!(second.blocks(), [9..10]);
         drop((first, second));
-        logs.note(|| 1..2);
-        logs.note(|| panic!("no log"));
+        logs.note(&(0..1), || 1..2);
+        logs.note(&(0..1), || panic!("no log"));
     }
 }

@@ -7,11 +7,10 @@ use std::sync::Arc;
 use futures::channel::mpsc;
 use futures::{StreamExt as _, TryStreamExt as _};
 use soci_oci::{Descriptor, Digest, Platform, media_types};
-use soci_ztoc::prefetch::PrefetchSpan;
 use soci_ztoc::soci_index::SociIndex;
 
 use crate::image::{Content, Image};
-use crate::layer::{LayerResult, LayerWork, process};
+use crate::layer::{LayerPrefetch, LayerResult, LayerWork, Wanted, process};
 use crate::options::{ConvertOptions, Platforms};
 use crate::sink::ImageSink;
 use crate::source::{ImageSource, SharedSource};
@@ -58,7 +57,7 @@ pub(crate) struct Indexed {
     pub(crate) ztoc: Descriptor,
     /// Neither extended attributes nor opaque directories are in the layer.
     pub(crate) plain: bool,
-    pub(crate) prefetch: Vec<Option<PrefetchSpan>>,
+    pub(crate) prefetch: LayerPrefetch,
 }
 
 /// Skipped layers that an error names.
@@ -105,7 +104,7 @@ pub async fn convert(
         skipped,
         written: BTreeSet::new(),
     };
-    writer.check_prefetch_files();
+    writer.check_prefetch();
     let (index, images) = writer.image(image, &selected).await?;
     let bytes = encode(&index)?;
     let descriptor = Descriptor::of(media_types::OCI_INDEX, &bytes);
@@ -190,11 +189,13 @@ pub(crate) async fn bring_layers(
     progress: &Arc<dyn Progress>,
     cancel: &Cancel,
 ) -> Result<Brought, IndexError> {
-    let prefetch: Vec<Vec<u8>> = options
-        .prefetch_files
-        .iter()
-        .map(|path| soci_ztoc::tar_path::clean(path.as_bytes()))
-        .collect();
+    let files = options.prefetch_files.iter();
+    let prefetch = Wanted {
+        files: files
+            .map(|path| soci_ztoc::tar_path::clean(path.as_bytes()))
+            .collect(),
+        profile: options.profile.clone(),
+    };
     let mut results = futures::stream::iter(layers.into_iter().map(|work| {
         let meter = Meter::new(work.layer.digest, Arc::clone(progress), cancel.clone());
         let (prefetch, progress) = (&prefetch, &**progress);

@@ -58,7 +58,7 @@ pub async fn create(
         skipped,
         written: BTreeSet::new(),
     };
-    writer.check_prefetch_files();
+    writer.check_prefetch();
     progress.committing();
     let mut created = Vec::new();
     for (at, entry) in image.entries.into_iter().enumerate() {

@@ -1,11 +1,14 @@
 //! One layer: its zTOC is reused or built while its bytes go to the destination, or it is skipped
 //! with a reason.
 
+use std::collections::BTreeMap;
 use std::io::Read as _;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use soci_oci::media_types::{LayerCompression, layer_compression};
 use soci_oci::{Descriptor, Digest, media_types};
+use soci_profile::Merged;
 use soci_ztoc::prefetch::PrefetchSpan;
 use soci_ztoc::{Compression, Ztoc};
 
@@ -46,8 +49,41 @@ pub(crate) struct LayerZtoc {
     pub(crate) digest: Digest,
     /// Neither extended attributes nor opaque directories are in the layer.
     pub(crate) plain: bool,
+    pub(crate) prefetch: LayerPrefetch,
+}
+
+/// What of a layer shall be prefetched.
+#[derive(Debug, Default)]
+pub(crate) struct LayerPrefetch {
     /// For each path to prefetch: its spans, if the layer has it.
-    pub(crate) prefetch: Vec<Option<PrefetchSpan>>,
+    pub(crate) files: Vec<Option<PrefetchSpan>>,
+    /// The spans that the recorded start read, and their places in its order.
+    pub(crate) recorded: BTreeMap<u32, u64>,
+}
+
+/// What to prefetch.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    /// Clean paths.
+    pub(crate) files: Arc<[Vec<u8>]>,
+    pub(crate) profile: Option<Arc<Merged>>,
+}
+
+impl Wanted {
+    /// Finds it in a layer. Unless something is wanted, the zTOC is not looked at.
+    fn within(&self, layer: &Digest, ztoc: &Ztoc, digest: &Digest) -> LayerPrefetch {
+        if self.files.is_empty() && self.profile.is_none() {
+            return LayerPrefetch::default();
+        }
+        let spans = ztoc.span_table();
+        let profile = self.profile.as_ref();
+        LayerPrefetch {
+            files: crate::prefetch::locate(&ztoc.toc, &spans, &self.files),
+            recorded: profile
+                .map(|profile| profile.in_table(layer, digest, &spans))
+                .unwrap_or_default(),
+        }
+    }
 }
 
 /// Why there shall be no zTOC; `Err` holds the outcome.
@@ -78,7 +114,7 @@ pub(crate) async fn process(
     source: &SharedSource,
     sink: &dyn ImageSink,
     options: &ConvertOptions,
-    prefetch: &[Vec<u8>],
+    prefetch: &Wanted,
     progress: &dyn Progress,
     meter: &Meter,
 ) -> Result<LayerResult, IndexError> {
@@ -152,7 +188,7 @@ async fn reuse(
     layer: &Descriptor,
     compression: Compression,
     source: &SharedSource,
-    prefetch: &[Vec<u8>],
+    prefetch: &Wanted,
 ) -> Option<LayerZtoc> {
     let blob = match source.bytes(existing).await {
         Ok(blob) => blob,
@@ -171,7 +207,7 @@ async fn reuse(
     if ztoc.compressed_archive_size != layer.size || ztoc.compression.algorithm != compression {
         return None;
     }
-    Some(facts(&ztoc, blob, prefetch))
+    Some(facts(&layer.digest, &ztoc, blob, prefetch))
 }
 
 /// Builds the zTOC; the inner error is the reason why the layer cannot have one. The flag says
@@ -182,13 +218,13 @@ async fn build(
     source: &SharedSource,
     sink: &dyn ImageSink,
     options: &ConvertOptions,
-    prefetch: &[Vec<u8>],
+    prefetch: &Wanted,
     meter: &Meter,
 ) -> Result<Result<(LayerZtoc, bool), String>, IndexError> {
     let reader = source.open(layer).await?;
     let writer: Option<Box<dyn BlobWriter>> = sink.tee(layer)?;
     let place = source.describe();
-    let (layer, meter, prefetch) = (layer.clone(), meter.clone(), prefetch.to_vec());
+    let (layer, meter, prefetch) = (layer.clone(), meter.clone(), prefetch.clone());
     let build = options.build();
     let destination = sink.describe();
     soci_task::blocking(move || {
@@ -245,25 +281,24 @@ async fn build(
             writer.commit()?;
         }
         let blob = Bytes::from(built.ztoc.encode());
-        Ok(Ok((facts(&built.ztoc, blob, &prefetch), copied)))
+        Ok(Ok((
+            facts(&layer.digest, &built.ztoc, blob, &prefetch),
+            copied,
+        )))
     })
     .await
 }
 
-fn facts(ztoc: &Ztoc, blob: Bytes, prefetch: &[Vec<u8>]) -> LayerZtoc {
+fn facts(layer: &Digest, ztoc: &Ztoc, blob: Bytes, prefetch: &Wanted) -> LayerZtoc {
     let plain = !ztoc.toc.iter().any(|entry| {
         entry.name.ends_with(OPAQUE) || entry.xattrs.iter().any(|(key, _)| key.starts_with(XATTR))
     });
-    let prefetch = if prefetch.is_empty() {
-        Vec::new()
-    } else {
-        crate::prefetch::locate(&ztoc.toc, &ztoc.span_table(), prefetch)
-    };
+    let digest = Digest::of(&blob);
     LayerZtoc {
-        digest: Digest::of(&blob),
+        prefetch: prefetch.within(layer, ztoc, &digest),
+        digest,
         blob,
         plain,
-        prefetch,
     }
 }
 

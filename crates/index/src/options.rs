@@ -42,6 +42,8 @@ pub struct ConvertOptions {
     pub platforms: Platforms,
     /// Paths in the image whose spans are listed for prefetching.
     pub prefetch_files: Vec<String>,
+    /// A recorded start of the image, whose spans are listed for prefetching in their order.
+    pub profile: Option<std::sync::Arc<soci_profile::Merged>>,
     /// Layers worked on at a time.
     pub parallelism: NonZeroUsize,
     /// What zTOCs and indexes say built them.
@@ -57,6 +59,7 @@ impl Default for ConvertOptions {
             force: false,
             platforms: Platforms::Default,
             prefetch_files: Vec::new(),
+            profile: None,
             parallelism: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             build_tool_identifier: BuildOptions::default().build_tool_identifier,
         }

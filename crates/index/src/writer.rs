@@ -228,7 +228,8 @@ impl Writer<'_> {
         }
     }
 
-    /// Each file is looked for from the uppermost layer downwards, as a container would see it.
+    /// Each file is looked for from the uppermost layer downwards, as a container would see it. Files
+    /// come before what the recorded start read.
     async fn prefetch(
         &mut self,
         manifest: &Manifest,
@@ -236,12 +237,8 @@ impl Writer<'_> {
         let mut by_layer: BTreeMap<Digest, Vec<PrefetchSpan>> = BTreeMap::new();
         for file in 0..self.options.prefetch_files.len() {
             let found = manifest.layers.iter().rev().find_map(|layer| {
-                let span = self
-                    .indexed
-                    .get(&layer.digest)?
-                    .prefetch
-                    .get(file)?
-                    .as_ref()?;
+                let indexed = self.indexed.get(&layer.digest)?;
+                let span = indexed.prefetch.files.get(file)?.as_ref()?;
                 Some((layer.digest, *span))
             });
             if let Some((layer, span)) = found {
@@ -249,11 +246,18 @@ impl Writer<'_> {
             }
         }
         let mut listed = Vec::new();
+        let mut seen = BTreeSet::new();
         for layer in &manifest.layers {
-            let Some(spans) = by_layer.remove(&layer.digest) else {
+            if !seen.insert(layer.digest) {
+                continue;
+            }
+            let files = by_layer.remove(&layer.digest).unwrap_or_default();
+            let recorded = self.indexed.get(&layer.digest);
+            let recorded = recorded.map(|indexed| &indexed.prefetch.recorded);
+            let Some(artifact) = prefetch_artifact(files, recorded) else {
                 continue;
             };
-            let bytes = Bytes::from(Prefetch::new(spans).encode());
+            let bytes = Bytes::from(artifact.encode());
             let artifact = PrefetchDescriptor::new(&bytes, layer.digest);
             if !self.written.contains(&artifact.descriptor.digest) {
                 self.progress
@@ -265,17 +269,24 @@ impl Writer<'_> {
         Ok(listed)
     }
 
-    pub(crate) fn check_prefetch_files(&self) {
+    /// Warns of what shall be prefetched and is in no layer.
+    pub(crate) fn check_prefetch(&self) {
         for (at, path) in self.options.prefetch_files.iter().enumerate() {
             let found = self
                 .indexed
                 .values()
-                .any(|layer| layer.prefetch.get(at).is_some_and(Option::is_some));
+                .any(|layer| layer.prefetch.files.get(at).is_some_and(Option::is_some));
             if !found {
                 self.progress.warn(&format!(
                     "prefetch file {path} not found in any indexed layer"
                 ));
             }
+        }
+        let recorded = self.indexed.values();
+        let recorded: usize = recorded.map(|layer| layer.prefetch.recorded.len()).sum();
+        if self.options.profile.is_some() && recorded == 0 {
+            self.progress
+                .warn("the start-up profile is of no indexed layer: nothing of it is listed");
         }
     }
 
@@ -336,6 +347,26 @@ impl Writer<'_> {
         }
         Ok(())
     }
+}
+
+/// The artifact of a layer: files first, then what a start read, in its order. `None` if there is
+/// nothing to list.
+fn prefetch_artifact(
+    files: Vec<PrefetchSpan>,
+    recorded: Option<&BTreeMap<u32, u64>>,
+) -> Option<Prefetch> {
+    let recorded = recorded.filter(|recorded| !recorded.is_empty());
+    let Some(recorded) = recorded else {
+        return (!files.is_empty()).then(|| Prefetch::new(files));
+    };
+    let behind = i64::from(!files.is_empty());
+    let files = files.iter().flat_map(PrefetchSpan::range);
+    let files = files.map(|span| (span, 0));
+    let recorded = recorded.iter().map(|(span, place)| {
+        let place = i64::try_from(*place).unwrap_or(i64::MAX);
+        (*span, place.saturating_add(behind))
+    });
+    Some(Prefetch::of_spans(files.chain(recorded)))
 }
 
 /// Names an entry of an index for a message.

@@ -28,7 +28,7 @@ use crate::sweeper::{Requested, Sweeper};
 use crate::tree_memory::TreeMemory;
 use crate::verifier::Verifier;
 use crate::ztoc_memory::ZtocMemory;
-use crate::{Components, InheritedError, LazyConfig, MountReport, ProfileCounts};
+use crate::{Components, InheritedError, LazyConfig, MountReport, ProfileCounts, ProfileReport};
 
 /// The lazy layers of a daemon.
 pub struct LazyLayers {
@@ -82,6 +82,13 @@ impl LazyLayers {
             policy: config.policy,
             time_limit: config.mount_timeout,
         });
+        let start_ups = StartUps::new(
+            profiles,
+            client.clone(),
+            artifacts.clone(),
+            &config.profiles,
+            config.mount_timeout,
+        );
         let leases = Arc::<LeaseMap<OpenLayer>>::default();
         let loader = LayerLoader {
             client,
@@ -109,7 +116,6 @@ impl LazyLayers {
                 images: inherited.images().into_iter().collect(),
             })),
         });
-        let start_ups = StartUps::new(profiles, &config.profiles);
         let opener = Arc::new(LayerOpener {
             start_ups: start_ups.clone(),
             loader,
@@ -186,6 +192,11 @@ impl LazyLayers {
     #[must_use]
     pub fn profile_counts(&self) -> ProfileCounts {
         self.start_ups.counts()
+    }
+
+    /// Returns what start-up profiles have done, are doing, and how many are stored.
+    pub async fn profiles(&self) -> ProfileReport {
+        self.start_ups.report().await
     }
 
     /// Adds what has been counted since the last call to the metrics.

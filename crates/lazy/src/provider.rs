@@ -137,11 +137,13 @@ impl LazyLayers {
         }
         let (found, ztoc) = self.ztoc_of(&request.namespace, layer, prepare).await?;
         if prepare {
-            self.start_ups.begin(layer.image.manifest);
+            self.start_ups.begin(&layer.image, &found);
             let namespace = &request.namespace;
             self.opener.open_above(namespace, layer, &found);
             let unlisted = LayersToUnpack::SmallOrNotIn(&found);
             self.unpack.fetch_above(namespace, layer, unlisted);
+        } else if request.purpose == Purpose::Restore {
+            self.start_ups.resume(&layer.image, &found).await;
         }
         let mount = async {
             let limit = (request.purpose != Purpose::Restore).then_some(deadline);

@@ -1,116 +1,161 @@
-//! Starts of images: from the first Prepare on, the profile of earlier starts is played, and what
+//! Starts of images: from the first Prepare on, what is known of earlier starts is played, and what
 //! the kernel reads is recorded for the next one.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use soci_fetch::{LazyLayer, Playback, PlayedLayer, ProfileSpan, ReadLog};
+use soci_fetch::LazyLayer;
 use soci_oci::Digest;
-use soci_store::LayerKey;
-use soci_ztoc::{Span, SpanId};
+use soci_profile::{Blocks, LayerReads, ProfiledLayer, Recording};
+use soci_registry::Client;
+use soci_store::{LayerKey, ProfileFiles, StartMark};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::profile::RecordedSpan;
-use crate::profile_files::ProfileFiles;
+use crate::Artifacts;
+use crate::image_layer::ImageKey;
+use crate::index_files::FoundIndex;
+use crate::player::{Player, StartedLayer};
+use crate::profile_config::ProfileConfig;
+use crate::profile_report::{PlayingReport, ProfileCounts, ProfileReport};
+use crate::start_order::StartOrders;
 
 /// Time between two looks at a start.
 const PERIOD: Duration = Duration::from_millis(100);
-/// Time after a pull after which its start is no longer waited for.
+/// Time between two looks at a start of which nothing is to be expected soon.
+const SLOW_PERIOD: Duration = Duration::from_secs(1);
+/// Time for which a layer is waited for.
 const PATIENCE: Duration = Duration::from_secs(1800);
-/// Number of starts that are looked at a time.
+/// Number of starts that are followed at a time.
 const MOST_STARTS: usize = 64;
-
-/// Switches and limits of start-up profiles.
-#[derive(Debug, Clone)]
-pub struct ProfileConfig {
-    /// Records and plays them.
-    pub enable: bool,
-    /// Limit of all profiles on disk, in bytes.
-    pub max_size_bytes: u64,
-    /// Time without a first read of a span that ends a start.
-    pub quiet: Duration,
-}
-
-impl Default for ProfileConfig {
-    fn default() -> Self {
-        Self {
-            enable: true,
-            max_size_bytes: 8 << 20,
-            quiet: Duration::from_secs(10),
-        }
-    }
-}
-
-/// What start-up profiles have done.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ProfileCounts {
-    /// Number of starts that were recorded.
-    pub recorded: u64,
-    /// Number of profiles whose playing began.
-    pub played: u64,
-    /// Compressed bytes that they fetched, of starts that have ended.
-    pub bytes: u64,
-    /// Part of these bytes that readers used.
-    pub used_bytes: u64,
-}
 
 #[derive(Debug, Default)]
 struct Counters {
     recorded: AtomicU64,
     played: AtomicU64,
+    stopped: AtomicU64,
     bytes: AtomicU64,
     used_bytes: AtomicU64,
 }
 
-/// The starts that are being recorded, by the manifest of the image.
+/// The starts that are followed, by the manifest of the image.
 pub(crate) struct StartUps {
-    files: Option<ProfileFiles>,
-    quiet: Duration,
+    files: ProfileFiles,
+    orders: Arc<StartOrders>,
     starts: Mutex<HashMap<Digest, Arc<StartUp>>>,
     counters: Counters,
 }
 
 /// The start of one image.
-#[derive(Default)]
 struct StartUp {
+    image: ImageKey,
+    index: Arc<FoundIndex>,
+    /// It began with a pull, not with a restart of the daemon.
+    pulled: bool,
+    /// It is recorded: it was followed from its beginning.
+    recorded: bool,
     layers: Mutex<Vec<StartedLayer>>,
+    /// Notified when a layer was opened.
+    opened: Notify,
+    playing: Mutex<Option<PlayingReport>>,
+    /// A container reads.
+    reading: AtomicBool,
 }
 
-#[derive(Clone)]
-struct StartedLayer {
-    key: LayerKey,
-    data: Weak<LazyLayer>,
-    log: Arc<ReadLog>,
+impl StartUp {
+    fn mark(&self) -> StartMark {
+        match self.reading.load(Ordering::Relaxed) {
+            true => StartMark::Reading,
+            false => StartMark::Waiting,
+        }
+    }
 }
 
 impl StartUps {
-    pub(crate) fn new(directory: std::path::PathBuf, config: &ProfileConfig) -> Arc<Self> {
+    pub(crate) fn new(
+        directory: PathBuf,
+        client: Client,
+        artifacts: Artifacts,
+        config: &ProfileConfig,
+        time_limit: Duration,
+    ) -> Arc<Self> {
         let files = ProfileFiles::new(directory, config.max_size_bytes);
         Arc::new(Self {
-            files: config.enable.then_some(files),
-            quiet: config.quiet,
+            files: files.clone(),
+            orders: Arc::new(StartOrders {
+                files: config.enable.then_some(files),
+                client,
+                artifacts,
+                config: config.clone(),
+                time_limit,
+            }),
             starts: Mutex::default(),
             counters: Counters::default(),
         })
     }
 
-    /// Begins the start of an image, unless it has begun.
-    pub(crate) fn begin(self: &Arc<Self>, manifest: Digest) {
-        let Some(files) = self.files.clone() else {
+    /// Begins the start of an image that is pulled, unless it has begun.
+    pub(crate) fn begin(self: &Arc<Self>, image: &ImageKey, index: &Arc<FoundIndex>) {
+        self.follow(image, index, None);
+    }
+
+    /// Resumes the start of an image that an earlier process followed: what is missing is played.
+    /// It is recorded only if no container had read.
+    pub(crate) async fn resume(self: &Arc<Self>, image: &ImageKey, index: &Arc<FoundIndex>) {
+        let (files, manifest) = (self.files.clone(), image.manifest);
+        if self.starts.lock().contains_key(&manifest) {
             return;
-        };
-        let start = Arc::<StartUp>::default();
+        }
+        let marked = soci_task::run(move || files.marked(&manifest)).await;
+        if let Ok(Some(mark)) = marked {
+            self.follow(image, index, Some(mark));
+        }
+    }
+
+    /// Follows a start, which an earlier process may have `marked`.
+    fn follow(
+        self: &Arc<Self>,
+        image: &ImageKey,
+        index: &Arc<FoundIndex>,
+        marked: Option<StartMark>,
+    ) {
+        let config = &self.orders.config;
+        let listed = config.prefetch && !index.index.prefetch.is_empty();
+        if !config.enable && !listed {
+            return;
+        }
+        let start = Arc::new(StartUp {
+            image: image.clone(),
+            index: index.clone(),
+            pulled: marked.is_none(),
+            recorded: config.enable && marked != Some(StartMark::Reading),
+            layers: Mutex::default(),
+            opened: Notify::new(),
+            playing: Mutex::default(),
+            reading: AtomicBool::new(marked == Some(StartMark::Reading)),
+        });
         {
             let mut starts = self.starts.lock();
-            if starts.len() >= MOST_STARTS || starts.contains_key(&manifest) {
+            if starts.contains_key(&image.manifest) {
                 return;
             }
-            starts.insert(manifest, start.clone());
+            if starts.len() >= MOST_STARTS {
+                // An image that was pulled ahead makes room for one that starts.
+                let waiting =
+                    |(_, start): &(&Digest, &Arc<StartUp>)| !start.reading.load(Ordering::Relaxed);
+                let Some(manifest) = starts.iter().find(waiting).map(|(manifest, _)| *manifest)
+                else {
+                    return;
+                };
+                starts.remove(&manifest);
+            }
+            starts.insert(image.manifest, start.clone());
         }
-        tokio::spawn(follow(Arc::downgrade(self), start, manifest, files));
+        tokio::spawn(follow(Arc::downgrade(self), self.orders.clone(), start));
     }
 
     /// Notes that a layer of an image is open.
@@ -118,226 +163,219 @@ impl StartUps {
         let Some(start) = self.starts.lock().get(manifest).cloned() else {
             return;
         };
-        let mut layers = start.layers.lock();
-        let gone = |layer: &StartedLayer| layer.key == key && layer.data.strong_count() == 0;
-        layers.retain(|layer| !gone(layer));
-        if layers.iter().all(|layer| layer.key != key) {
+        {
+            let mut layers = start.layers.lock();
+            let gone = |layer: &StartedLayer| layer.key == key && layer.data.strong_count() == 0;
+            layers.retain(|layer| !gone(layer));
+            if layers.iter().any(|layer| layer.key == key) {
+                return;
+            }
             layers.push(StartedLayer {
                 key,
                 data: Arc::downgrade(data),
                 log: data.log_reads(),
+                spans: data.stored().spans().clone(),
             });
         }
+        start.opened.notify_one();
     }
 
     pub(crate) fn counts(&self) -> ProfileCounts {
-        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        ProfileCounts {
-            recorded: value(&self.counters.recorded),
-            played: value(&self.counters.played),
-            bytes: value(&self.counters.bytes),
-            used_bytes: value(&self.counters.used_bytes),
+        self.counts_with(&self.playing())
+    }
+
+    pub(crate) async fn report(&self) -> ProfileReport {
+        let playing = self.playing();
+        let files = self.files.clone();
+        let usage = soci_task::run(move || files.usage()).await;
+        let (stored, stored_bytes) = usage.unwrap_or_default();
+        ProfileReport {
+            enabled: self.orders.config.enable,
+            counts: self.counts_with(&playing),
+            stored,
+            stored_bytes,
+            playing,
         }
     }
-}
 
-/// An open layer that is played.
-struct Played {
-    data: Arc<LazyLayer>,
-    log: Arc<ReadLog>,
-}
-
-impl Played {
-    fn span(&self, span: u32) -> Option<Span> {
-        self.data.stored().spans().get(SpanId(span))
-    }
-}
-
-impl PlayedLayer for Played {
-    fn size(&self, span: u32) -> Option<u64> {
-        let span = self.span(span)?.compressed;
-        Some(span.end.saturating_sub(span.start))
+    fn playing(&self) -> Vec<PlayingReport> {
+        let starts = self.starts.lock();
+        let playing = starts
+            .values()
+            .filter_map(|start| start.playing.lock().clone());
+        let mut playing: Vec<_> = playing.collect();
+        playing.sort_by(|one, other| one.reference.cmp(&other.reference));
+        playing
     }
 
-    fn is_stored(&self, span: u32) -> bool {
-        self.data.stored().has(SpanId(span))
+    fn counts_with(&self, playing: &[PlayingReport]) -> ProfileCounts {
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.counters;
+        let bytes = playing.iter().map(|playing| playing.bytes);
+        let used = playing.iter().map(|playing| playing.used_bytes);
+        ProfileCounts {
+            recorded: value(&counters.recorded),
+            played: value(&counters.played),
+            stopped: value(&counters.stopped),
+            playing: playing.len() as u64,
+            bytes: value(&counters.bytes) + bytes.sum::<u64>(),
+            used_bytes: value(&counters.used_bytes) + used.sum::<u64>(),
+        }
     }
 
-    fn has_room(&self, span: u32) -> bool {
-        let size = self.span(span).map_or(0, |span| {
-            let range = span.uncompressed;
-            range.end.saturating_sub(range.start)
+    /// Counts a playback that has ended, or whose start has.
+    fn count_played(&self, start: &StartUp) {
+        let Some(played) = start.playing.lock().take() else {
+            return;
+        };
+        let add = |counter: &AtomicU64, number| counter.fetch_add(number, Ordering::Relaxed);
+        add(&self.counters.bytes, played.bytes);
+        add(&self.counters.used_bytes, played.used_bytes);
+        add(&self.counters.stopped, u64::from(played.held));
+        tracing::info!(
+            manifest = %played.manifest,
+            origin = played.origin.word(),
+            played_bytes = played.bytes,
+            used_bytes = played.used_bytes,
+            stopped = played.held,
+            "played start-up profile"
+        );
+    }
+
+    async fn mark(&self, start: &StartUp, mark: Option<StartMark>) {
+        let (files, manifest) = (self.files.clone(), start.image.manifest);
+        let marked = soci_task::run(move || files.mark(&manifest, mark));
+        if let Ok(Err(error)) = marked.await {
+            tracing::debug!(%manifest, error = %error, "cannot note the start of an image");
+        }
+    }
+
+    async fn store(&self, start: &StartUp, recording: Recording) {
+        let files = self.files.clone();
+        let (manifest, spans) = (start.image.manifest, recording.spans.len());
+        let name = start.image.reference.to_string();
+        let added = soci_task::run(move || {
+            let added = files.add(manifest, &name, recording);
+            added.map_err(|error| error.to_string())
         });
-        size <= self.data.stored().spare_room()
+        match added.await.unwrap_or_else(|error| Err(error.to_string())) {
+            Ok(()) => {
+                self.counters.recorded.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(%manifest, spans, "recorded start-up profile");
+            }
+            Err(error) => tracing::warn!(%manifest, error, "cannot store start-up profile"),
+        }
     }
 
-    fn was_read(&self, span: u32) -> bool {
-        self.log.was_read(span)
-    }
-
-    fn fetch(&self, spans: &[u32]) {
-        self.data.prefetch_each(spans);
+    /// Whether a start is still to be followed: others may have needed its place.
+    fn follows(&self, start: &Arc<StartUp>) -> bool {
+        let starts = self.starts.lock();
+        let known = starts.get(&start.image.manifest);
+        known.is_some_and(|known| Arc::ptr_eq(known, start))
     }
 }
 
 /// Plays and records a start until it has ended.
-async fn follow(
-    starts: Weak<StartUps>,
-    start: Arc<StartUp>,
-    manifest: Digest,
-    files: ProfileFiles,
-) {
+async fn follow(starts: Weak<StartUps>, orders: Arc<StartOrders>, start: Arc<StartUp>) {
+    let manifest = start.image.manifest;
+    let config = &orders.config;
     let began = Instant::now();
-    let reader = files.clone();
-    let order = soci_task::run(move || reader.load(&manifest).map(|profile| profile.merged()));
-    let order = order.await.ok().flatten().unwrap_or_default();
-    let mut player = Player::new(&order);
-    if player.is_some()
-        && let Some(starts) = starts.upgrade()
-    {
-        starts.counters.played.fetch_add(1, Ordering::Relaxed);
-        tracing::info!(manifest = %manifest, spans = order.len(), "playing start-up profile");
+    if let Some(starts) = starts.upgrade() {
+        let mark = start.mark();
+        starts.mark(&start, Some(mark)).await;
     }
-    let reads = loop {
-        tokio::time::sleep(PERIOD).await;
+    let mut finding = std::pin::pin!(orders.find(&start.image, &start.index, start.pulled));
+    let (mut found, mut period) = (false, PERIOD);
+    let mut player: Option<Player> = None;
+    let recording = loop {
+        tokio::select! {
+            biased;
+            order = &mut finding, if !found => {
+                found = true;
+                let Some(starts) = starts.upgrade() else {
+                    return;
+                };
+                if let Some((origin, order)) = order {
+                    player = Some(Player::new(&order, config.layers_at_once));
+                    starts.counters.played.fetch_add(1, Ordering::Relaxed);
+                    let report = PlayingReport {
+                        reference: start.image.reference.to_string(),
+                        manifest,
+                        origin,
+                        spans: order.spans.len() as u64,
+                        bytes: 0,
+                        used_bytes: 0,
+                        held: false,
+                    };
+                    *start.playing.lock() = Some(report);
+                    let spans = order.spans.len();
+                    tracing::info!(%manifest, origin = origin.word(), spans, "playing start-up profile");
+                }
+            }
+            () = start.opened.notified() => {}
+            () = tokio::time::sleep(period) => {}
+        }
         let Some(starts) = starts.upgrade() else {
             return;
         };
         let layers = start.layers.lock().clone();
-        let reads = first_reads(&layers);
-        let first = reads.iter().map(|(_, _, at)| *at).min();
-        let last = reads.iter().map(|(_, _, at)| *at).max();
+        let times = layers.iter().flat_map(|layer| layer.log.first_reads());
+        let times: Vec<_> = times.map(|(_, at)| at).collect();
+        let (first, last) = (times.iter().min().copied(), times.iter().max().copied());
         let now = Instant::now();
-        if let Some(player) = &mut player {
-            player.step(&layers, first, now);
+        if first.is_some() && !start.reading.swap(true, Ordering::Relaxed) {
+            starts.mark(&start, Some(StartMark::Reading)).await;
         }
-        let removed = !layers.is_empty() && layers.iter().all(|l| l.data.strong_count() == 0);
-        let quiet = last.is_some_and(|last| now >= last + starts.quiet);
-        if removed || quiet || now >= began + PATIENCE {
-            starts.starts.lock().remove(&manifest);
-            break reads;
+        if let Some(playing) = &mut player {
+            let played = playing.step(&layers, first, now);
+            if let Some(report) = start.playing.lock().as_mut() {
+                (report.bytes, report.used_bytes) = (played.bytes, played.used);
+                report.held = played.held;
+            }
+        }
+        let busy = player.as_ref().is_some_and(|player| !player.has_ended());
+        period = match first.is_some() || busy || !found {
+            true => PERIOD,
+            false => SLOW_PERIOD,
+        };
+        let open = layers.iter().any(|layer| layer.data.strong_count() > 0);
+        let removed = !open && (!layers.is_empty() || now >= began + PATIENCE);
+        let quiet = last.is_some_and(|last| now >= last + config.quiet);
+        // What is used is counted until a recorded start has ended.
+        let done = found && !busy && !start.recorded;
+        if removed || quiet || done || !starts.follows(&start) {
+            break recording(&layers, began);
         }
     };
-    let played = player.map(|player| player.end()).unwrap_or_default();
+    drop(player);
     let Some(starts) = starts.upgrade() else {
         return;
     };
-    let counters = &starts.counters;
-    counters.bytes.fetch_add(played.bytes, Ordering::Relaxed);
-    counters
-        .used_bytes
-        .fetch_add(played.used, Ordering::Relaxed);
-    let Some(first) = reads.iter().map(|(_, _, at)| *at).min() else {
-        return;
-    };
-    let spans: Vec<_> = reads
-        .into_iter()
-        .map(|(layer, span, at)| RecordedSpan {
-            layer,
-            span,
-            at: at.saturating_duration_since(first),
-        })
-        .collect();
-    let count = spans.len();
-    let added = soci_task::run(move || files.add(&manifest, spans).map_err(|e| e.to_string()));
-    match added.await.unwrap_or_else(|error| Err(error.to_string())) {
-        Ok(()) => {
-            counters.recorded.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(
-                manifest = %manifest,
-                spans = count,
-                played_bytes = played.bytes,
-                used_bytes = played.used,
-                "recorded start-up profile"
-            );
-        }
-        Err(error) => {
-            tracing::warn!(manifest = %manifest, error, "cannot store start-up profile");
-        }
+    starts.count_played(&start);
+    if starts.follows(&start) {
+        starts.starts.lock().remove(&manifest);
     }
+    if start.recorded && !recording.spans.is_empty() {
+        starts.store(&start, recording).await;
+    }
+    starts.mark(&start, None).await;
 }
 
-fn first_reads(layers: &[StartedLayer]) -> Vec<(LayerKey, u32, Instant)> {
-    let of = |layer: &StartedLayer| {
-        let (key, reads) = (layer.key, layer.log.first_reads());
-        reads.into_iter().map(move |(span, at)| (key, span, at))
-    };
-    layers.iter().flat_map(of).collect()
-}
-
-/// The playback of a profile whose layers open one after another.
-struct Player {
-    playback: Playback,
-    keys: Vec<LayerKey>,
-    /// The layers that have no other readahead while it plays.
-    playing: HashMap<LayerKey, Weak<LazyLayer>>,
-    played: soci_fetch::Played,
-}
-
-impl Player {
-    fn new(order: &[(LayerKey, u32)]) -> Option<Self> {
-        if order.is_empty() {
-            return None;
+/// What was read since the start was begun.
+fn recording(layers: &[StartedLayer], began: Instant) -> Recording {
+    let reads = layers.iter().map(|layer| {
+        let spans = layer.log.first_reads().into_iter();
+        LayerReads {
+            layer: ProfiledLayer {
+                layer: layer.key.layer,
+                ztoc: layer.key.ztoc,
+            },
+            table: layer.spans.clone(),
+            spans: spans
+                .map(|(span, at)| (span, at.saturating_duration_since(began)))
+                .collect(),
+            blocks: Blocks::new(layer.log.blocks()),
         }
-        let mut keys = Vec::new();
-        let mut spans = Vec::with_capacity(order.len());
-        for (key, span) in order {
-            let layer = keys.iter().position(|known| known == key);
-            let layer = layer.unwrap_or_else(|| {
-                keys.push(*key);
-                keys.len() - 1
-            });
-            spans.push(ProfileSpan { layer, span: *span });
-        }
-        Some(Self {
-            playback: Playback::new(spans),
-            keys,
-            playing: HashMap::new(),
-            played: soci_fetch::Played::default(),
-        })
-    }
-
-    fn step(&mut self, layers: &[StartedLayer], first_read: Option<Instant>, now: Instant) {
-        if self.played.ended {
-            return;
-        }
-        let open = |key: &LayerKey| {
-            let layer = layers.iter().find(|layer| layer.key == *key)?;
-            let (data, log) = (layer.data.upgrade()?, layer.log.clone());
-            Some(Played { data, log })
-        };
-        let open: Vec<_> = self.keys.iter().map(open).collect();
-        for (key, layer) in self.keys.iter().zip(&open) {
-            if let Some(layer) = layer
-                && !self.playing.contains_key(key)
-            {
-                layer.data.set_playing(true);
-                self.playing.insert(*key, Arc::downgrade(&layer.data));
-            }
-        }
-        self.played = self.playback.step(&open, first_read, now);
-        if self.played.ended {
-            self.release();
-        }
-    }
-
-    /// Has sequential readers get readahead again.
-    fn release(&mut self) {
-        for (_, layer) in self.playing.drain() {
-            if let Some(layer) = layer.upgrade() {
-                layer.set_playing(false);
-            }
-        }
-    }
-
-    fn end(mut self) -> soci_fetch::Played {
-        self.release();
-        self.played
-    }
-}
-
-impl Drop for Player {
-    fn drop(&mut self) {
-        self.release();
-    }
+    });
+    Recording::of_reads(reads.collect())
 }

@@ -163,6 +163,8 @@ impl Metrics {
             Sample::of(&catalog::ORIGINS_FAILING, stats.origins_failing),
             Sample::of(&catalog::PROFILES_RECORDED, profiles.recorded),
             Sample::of(&catalog::PROFILES_PLAYED, profiles.played),
+            Sample::of(&catalog::PROFILES_STOPPED, profiles.stopped),
+            Sample::of(&catalog::PROFILES_PLAYING, profiles.playing),
             Sample::of(&catalog::PROFILE_BYTES, profiles.bytes),
             Sample::of(&catalog::PROFILE_USED_BYTES, profiles.used_bytes),
         ]);

@@ -14,7 +14,9 @@ use tokio_util::sync::CancellationToken;
 use crate::debug::{self, Debug};
 use crate::http_socket::{HttpAddress, HttpSocket, SocketError};
 use crate::metrics::{self, Metrics};
-use crate::status_sources::{DaemonSource, HolderSource, LayersSource, StoreSource};
+use crate::status_sources::{
+    DaemonSource, HolderSource, LayersSource, ProfilesSource, StoreSource,
+};
 use crate::wiring::Subsystems;
 
 /// How long responses in flight may take at the end.
@@ -72,6 +74,9 @@ pub(crate) fn sources(subsystems: &Subsystems, root: &Path, owner: Owner) -> Sou
         })
         .with(StoreSource {
             store: subsystems.store.clone(),
+        })
+        .with(ProfilesSource {
+            lazy: subsystems.lazy.clone(),
         })
         .with(LayersSource {
             snapshotter: subsystems.snapshotter.clone(),

@@ -133,6 +133,9 @@ pub(crate) fn lazy(config: &Config) -> LazyConfig {
         profiles: soci_lazy::ProfileConfig {
             enable: config.profile.enable,
             max_size_bytes: config.profile.max_size_bytes,
+            referrers: config.profile.referrers,
+            prefetch: config.prefetch.enable || (config.profile.enable && config.profile.index),
+            layers_at_once: config.prefetch.max_concurrency.filter(|n| *n > 0).map(size),
             ..soci_lazy::ProfileConfig::default()
         },
         ..LazyConfig::default()

@@ -8,7 +8,9 @@ use async_trait::async_trait;
 use soci_holder::Keeper;
 use soci_lazy::LazyLayers;
 use soci_snapshotter::Snapshotter;
-use soci_status::api::{Counts, Daemon, GetResponse, Health, Holder, LayerState, LayerStore};
+use soci_status::api::{
+    Counts, Daemon, GetResponse, Health, Holder, LayerState, LayerStore, PlayingProfile, Profiles,
+};
 use soci_status::{SourceError, StatusSource};
 use soci_store::Owner;
 
@@ -82,6 +84,41 @@ impl StatusSource for HolderSource {
                 since: i64::try_from(severed.since).unwrap_or(i64::MAX),
             })
             .collect();
+        Ok(())
+    }
+}
+
+/// The start-up profiles.
+pub(crate) struct ProfilesSource {
+    pub(crate) lazy: Arc<LazyLayers>,
+}
+
+#[async_trait]
+impl StatusSource for ProfilesSource {
+    async fn fill(&self, status: &mut GetResponse) -> Result<(), SourceError> {
+        let report = self.lazy.profiles().await;
+        let playing = report.playing.into_iter();
+        status.profiles = Some(Profiles {
+            enabled: report.enabled,
+            stored: report.stored,
+            stored_bytes: report.stored_bytes,
+            recorded: report.counts.recorded,
+            played: report.counts.played,
+            stopped: report.counts.stopped,
+            fetched_bytes: report.counts.bytes,
+            used_bytes: report.counts.used_bytes,
+            playing: playing
+                .map(|playing| PlayingProfile {
+                    reference: playing.reference,
+                    manifest_digest: playing.manifest.to_string(),
+                    origin: playing.origin.word().to_owned(),
+                    spans: playing.spans,
+                    fetched_bytes: playing.bytes,
+                    used_bytes: playing.used_bytes,
+                    held: playing.held,
+                })
+                .collect(),
+        });
         Ok(())
     }
 }

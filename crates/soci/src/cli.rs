@@ -20,6 +20,7 @@ use crate::commands::ls::Ls;
 use crate::commands::man::Man;
 use crate::commands::mount::Mount;
 use crate::commands::prefetch::PrefetchCommand;
+use crate::commands::profile::ProfileCommand;
 use crate::commands::pull::Pull;
 use crate::commands::push::Push;
 use crate::commands::rebuild_db::RebuildDb;
@@ -81,6 +82,8 @@ enum Command {
     Ztoc(ZtocCommand),
     #[command(subcommand)]
     Prefetch(PrefetchCommand),
+    #[command(subcommand)]
+    Profile(ProfileCommand),
     RebuildDb(RebuildDb),
     Check(Check),
     Ls(Ls),
@@ -152,6 +155,10 @@ impl Command {
                 remote: RemoteArgs { registry, .. },
                 ..
             }) => registry.prepare()?,
+            Self::Profile(command) => match command.registry() {
+                Some(registry) => registry.prepare()?,
+                None => &[],
+            },
             _ => &[],
         };
         let work = match self {
@@ -169,6 +176,7 @@ impl Command {
             Self::Index(command) => Work::limited(command.run(global)),
             Self::Ztoc(command) => Work::limited(command.run(global)),
             Self::Prefetch(command) => Work::limited(command.run(global)),
+            Self::Profile(command) => Work::unlimited(command.run(global)),
             Self::RebuildDb(command) => Work::limited(command.run(global)),
             Self::Check(command) => Work::limited(command.run()),
             Self::Ls(command) => Work::limited(command.run()),

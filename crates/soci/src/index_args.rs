@@ -7,6 +7,8 @@ use clap::{Args, ValueEnum};
 use soci_index::{ConvertOptions, Platforms};
 use soci_oci::Platform;
 
+use crate::global::Global;
+use crate::profiles::ProfileArgs;
 use crate::registry_args::RegistryArgs;
 
 /// Which platforms are meant.
@@ -53,12 +55,18 @@ pub(crate) struct IndexingArgs {
     ztoc: ZtocArgs,
 
     #[command(flatten)]
+    profile: ProfileArgs,
+
+    #[command(flatten)]
     pub(crate) registry: RegistryArgs,
 }
 
 impl IndexingArgs {
-    pub(crate) fn options(&self) -> anyhow::Result<ConvertOptions> {
-        self.ztoc.options(self.platforms.chosen())
+    pub(crate) fn options(&self, global: &Global) -> anyhow::Result<ConvertOptions> {
+        Ok(ConvertOptions {
+            profile: self.profile.merged(global)?,
+            ..self.ztoc.options(self.platforms.chosen())?
+        })
     }
 }
 

@@ -17,6 +17,7 @@ mod index_args;
 mod interrupt;
 mod manual_pages;
 mod output;
+mod profiles;
 mod progress;
 mod pull;
 mod registry_args;

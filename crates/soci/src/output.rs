@@ -134,6 +134,11 @@ pub(crate) fn warning(text: &str) {
     let _ = writeln!(io::stderr().lock(), "soci: warning: {}", printable(text));
 }
 
+/// Prints a remark about the work on stderr.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "soci: {}", printable(text));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,6 @@
 //! The stores on disk: OCI image layouts ([`content`]), the spans of lazy layers ([`LayerStore`]),
-//! the artifact database of `soci` ([`artifacts`]), and the lock of the root folder ([`RootLock`]).
+//! the artifact database of `soci` ([`artifacts`]), start-up profiles ([`ProfileFiles`]), and the lock
+//! of the root folder ([`RootLock`]).
 
 #![forbid(unsafe_code)]
 
@@ -18,6 +19,7 @@ mod layer_key;
 mod layer_store;
 mod page_cache;
 mod private;
+mod profile_files;
 mod reclaim;
 mod root_lock;
 mod shared;
@@ -31,6 +33,7 @@ pub use error::StoreError;
 pub use layer_folder::check_span_lengths;
 pub use layer_key::LayerKey;
 pub use layer_store::{LayerStore, LayerStoreConfig, Usage};
+pub use profile_files::{ProfileFileError, ProfileFiles, StartMark, StoredProfile};
 pub use root_lock::{Owner, RootLock};
 pub use stored_layer::{ReadOutcome, StoredLayer};
 pub use stored_ztocs::StoredZtocs;

@@ -116,10 +116,14 @@ catalog! {
         "Starts whose reads were recorded.";
     PROFILES_PLAYED = "soci_profiles_played_total", Counter, [], "starts",
         "Starts for which a profile was played.";
+    PROFILES_STOPPED = "soci_profiles_stopped_total", Counter, [], "starts",
+        "Starts whose profile was stopped because too little of it was used.";
+    PROFILES_PLAYING = "soci_profiles_playing", Gauge, [], "starts",
+        "Starts for which a profile is playing.";
     PROFILE_BYTES = "soci_profile_bytes_total", Counter, [], "bytes",
-        "Compressed bytes that profiles fetched, of starts that have ended.";
+        "Compressed bytes that profiles fetched.";
     PROFILE_USED_BYTES = "soci_profile_used_bytes_total", Counter, [], "bytes",
-        "Part of soci_profile_bytes_total that was read.";
+        "Part of soci_profile_bytes_total that was read; the rest is waste.";
     NOT_LAZY = "soci_layers_not_lazy_total", Counter, [REASON], "layers",
         "Prepares of layers that were not mounted lazily.";
     SNAPSHOT_LAYERS = "soci_snapshot_layers", Gauge, [STATE], "snapshots",

@@ -37,7 +37,7 @@ impl PrefetchSpan {
 pub struct Prefetch {
     /// The version of the format, `1.0`.
     pub version: String,
-    /// The spans, sorted, without overlaps.
+    /// The spans.
     pub prefetch_spans: Vec<PrefetchSpan>,
 }
 
@@ -66,7 +66,45 @@ impl Prefetch {
         }
     }
 
-    /// Reads a prefetch artifact; its spans come out merged and sorted.
+    /// A prefetch artifact of single spans, each with a priority of its own. Neighbours of one
+    /// priority are merged; of a span that is repeated the most urgent priority counts.
+    #[must_use]
+    pub fn of_spans(spans: impl IntoIterator<Item = (u32, i64)>) -> Self {
+        let mut priorities = std::collections::BTreeMap::new();
+        for (span, priority) in spans {
+            let known = priorities.entry(span).or_insert(priority);
+            *known = priority.min(*known);
+        }
+        let mut runs: Vec<PrefetchSpan> = Vec::new();
+        for (span, priority) in priorities {
+            match runs.last_mut() {
+                Some(last)
+                    if last.priority == priority && last.end_span.checked_add(1) == Some(span) =>
+                {
+                    last.end_span = span;
+                }
+                _ => runs.push(PrefetchSpan {
+                    start_span: span,
+                    end_span: span,
+                    priority,
+                }),
+            }
+        }
+        Self {
+            version: VERSION.to_owned(),
+            prefetch_spans: runs,
+        }
+    }
+
+    /// The runs in the order in which they are fetched.
+    #[must_use]
+    pub fn by_priority(&self) -> Vec<PrefetchSpan> {
+        let mut runs = self.prefetch_spans.clone();
+        runs.sort_by_key(|run| (run.priority, run.start_span));
+        runs
+    }
+
+    /// Reads a prefetch artifact; its runs stay as they are listed.
     ///
     /// # Errors
     /// [`PrefetchError`] when it is none.
@@ -91,7 +129,7 @@ impl Prefetch {
         if read.prefetch_spans.is_empty() {
             return Err(PrefetchError::Invalid("it lists no spans".to_owned()));
         }
-        Ok(Self::new(read.prefetch_spans))
+        Ok(read)
     }
 
     /// Writes the artifact as Go's encoder would.
@@ -144,6 +182,27 @@ mod tests {
         let json = br#"{"version":"1.0","prefetch_spans":[{"start_span":0,"end_span":4},{"start_span":6,"end_span":9,"priority":2}]}"#;
         assert_eq!(prefetch.encode(), json);
         assert_eq!(Prefetch::parse(json).unwrap(), prefetch);
+    }
+
+    #[test]
+    fn spans_of_a_profile_keep_their_order() {
+        let order = [(7, 0), (8, 1), (2, 2), (3, 2), (8, 9), (u32::MAX, 3)];
+        let prefetch = Prefetch::of_spans(order);
+        let runs = [
+            span(2, 3, 2),
+            span(7, 7, 0),
+            span(8, 8, 1),
+            span(u32::MAX, u32::MAX, 3),
+        ];
+        assert_eq!(prefetch.prefetch_spans, runs);
+        let read = Prefetch::parse(&prefetch.encode()).unwrap();
+        assert_eq!(read, prefetch);
+        let first: Vec<_> = read
+            .by_priority()
+            .iter()
+            .map(|run| run.start_span)
+            .collect();
+        assert_eq!(first, [7, 8, 2, u32::MAX]);
     }
 
     #[test]

@@ -10,6 +10,10 @@ pub struct Profile {
     pub enable: bool,
     /// Most bytes of all profiles on disk; the oldest are removed.
     pub max_size_bytes: u64,
+    /// Play the prefetch artifacts that an index lists, as `[prefetch] enable` does.
+    pub index: bool,
+    /// Ask the registry for a profile that refers to the image.
+    pub referrers: bool,
 }
 
 impl Default for Profile {
@@ -17,6 +21,8 @@ impl Default for Profile {
         Self {
             enable: true,
             max_size_bytes: 8 << 20,
+            index: true,
+            referrers: true,
         }
     }
 }
@@ -25,5 +31,7 @@ impl Section for Profile {
     fn visit(&mut self, v: &mut impl Visitor) {
         v.flag("enable", &mut self.enable);
         v.number("max_size_bytes", &mut self.max_size_bytes, 0..=MAX);
+        v.flag("index", &mut self.index);
+        v.flag("referrers", &mut self.referrers);
     }
 }

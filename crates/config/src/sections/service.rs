@@ -170,7 +170,8 @@ impl Section for ContentStore {
     }
 }
 
-/// `[prefetch]`: fetching what an image's prefetch artifact lists, at mount.
+/// `[prefetch]`: fetching what the prefetch artifacts of an image's index list, at mount. `[profile] index` does
+/// so as well, and is on by default.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prefetch {
     /// Whether to.

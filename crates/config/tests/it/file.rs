@@ -123,6 +123,8 @@ resend = false
 require_all_mounts = true
 [profile]
 enable = false
+index = false
+referrers = false
 max_size_bytes = 1000
 [trust]
 explicit_index = true
@@ -687,12 +689,12 @@ fn keys_without_their_feature_are_listed_only_when_they_were_changed() {
     assert_eq!(Config::default().not_yet_supported(), Vec::<&str>::new());
     assert_eq!(Config::default().without_effect(), Vec::<&str>::new());
     let config = parse(
-        "http_cache_type = 'memory'\n[prefetch]\nenable = true\n[directory_cache]\nsync_add = true\n\
+        "http_cache_type = 'memory'\n[directory_cache]\nsync_add = true\n\
          [pull_modes.parallel_pull_unpack.decompress_streams.gzip]\npath = '/bin/sh'",
     );
     assert_eq!(
         config.not_yet_supported(),
-        ["prefetch.enable", "pull_modes.parallel_pull_unpack."]
+        ["pull_modes.parallel_pull_unpack."]
     );
     assert_eq!(
         config.without_effect(),

@@ -29,6 +29,7 @@ Layers smaller than --min-layer-size are left to be unpacked as usual.
 Examples:
   soci convert registry.example/app:1 registry.example/app:1-soci
   soci convert docker://registry.example/app:1 docker://registry.example/app:1-soci
+  soci convert --profile app.profile docker://registry.example/app:1 docker://registry.example/app:1-soci
   soci convert --standalone --format oci-dir ./image ./image-soci
   soci convert --standalone --all-platforms image.tar image-soci.tar")]
 pub(crate) struct Convert {
@@ -68,7 +69,7 @@ enum Format {
 
 impl Convert {
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let options = self.indexing.options()?;
+        let options = self.indexing.options(global)?;
         let elsewhere = |text: &str| text.starts_with("docker://");
         if self.standalone || elsewhere(&self.source) || elsewhere(&self.destination) {
             return limited(global.timeout, Box::pin(self.without_containerd(&options))).await;

@@ -38,7 +38,7 @@ pub(crate) struct Create {
 
 impl Create {
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let options = self.indexing.options()?;
+        let options = self.indexing.options(global)?;
         if self.reference.starts_with("docker://") {
             return limited(global.timeout, Box::pin(self.at_registry(&options))).await;
         }

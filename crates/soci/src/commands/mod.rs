@@ -11,6 +11,7 @@ pub(crate) mod ls;
 pub(crate) mod man;
 pub(crate) mod mount;
 pub(crate) mod prefetch;
+pub(crate) mod profile;
 pub(crate) mod pull;
 pub(crate) mod push;
 pub(crate) mod rebuild_db;

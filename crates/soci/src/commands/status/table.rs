@@ -2,7 +2,7 @@
 
 use indicatif::BinaryBytes;
 use soci_errors::printable;
-use soci_status::api::{GetResponse, Health, Image, Layer};
+use soci_status::api::{GetResponse, Health, Image, Layer, Profiles};
 
 use crate::output::Page;
 use crate::style::Style;
@@ -65,6 +65,50 @@ fn head(status: &GetResponse, page: &mut Page) {
             "layers: {} lazy, {} local, {} deferred, {} broken",
             counts.lazy, counts.local, counts.deferred, counts.broken
         ));
+    }
+    if let Some(profiles) = &status.profiles {
+        start_ups(profiles, page);
+    }
+}
+
+fn start_ups(profiles: &Profiles, page: &mut Page) {
+    let off = if profiles.enabled {
+        ""
+    } else {
+        ", recording is disabled"
+    };
+    page.line(format!(
+        "start-up profiles: {} stored ({}), {} recorded, {} played, {} stopped{off}",
+        profiles.stored,
+        BinaryBytes(profiles.stored_bytes),
+        profiles.recorded,
+        profiles.played,
+        profiles.stopped
+    ));
+    if profiles.fetched_bytes > 0 {
+        let unused = profiles.fetched_bytes.saturating_sub(profiles.used_bytes);
+        page.line(format!(
+            "fetched by profiles: {}, used {}, not used {}",
+            BinaryBytes(profiles.fetched_bytes),
+            BinaryBytes(profiles.used_bytes),
+            BinaryBytes(unused)
+        ));
+    }
+    for playing in &profiles.playing {
+        let held = if playing.held {
+            ", held: too little is used"
+        } else {
+            ""
+        };
+        let line = format!(
+            "playing {} ({}, {} spans): {} fetched, {} used{held}",
+            playing.reference,
+            playing.origin,
+            playing.spans,
+            BinaryBytes(playing.fetched_bytes),
+            BinaryBytes(playing.used_bytes)
+        );
+        page.line(line);
     }
 }
 
@@ -144,7 +188,9 @@ pub(super) fn uptime(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use soci_status::api::{Counts, Daemon, Holder, LayerState, LayerStore, Severed};
+    use soci_status::api::{
+        Counts, Daemon, Holder, LayerState, LayerStore, PlayingProfile, Severed,
+    };
 
     use super::*;
 
@@ -229,6 +275,25 @@ mod tests {
                     layers: vec![lazy, broken, deferred],
                 },
             ],
+            profiles: Some(Profiles {
+                enabled: true,
+                stored: 3,
+                stored_bytes: 12_345,
+                recorded: 2,
+                played: 4,
+                stopped: 1,
+                fetched_bytes: 526 << 20,
+                used_bytes: 500 << 20,
+                playing: vec![PlayingProfile {
+                    reference: "registry.example/app:1".to_owned(),
+                    manifest_digest: digest('d'),
+                    origin: "index".to_owned(),
+                    spans: 324,
+                    fetched_bytes: 26 << 20,
+                    used_bytes: 5 << 20,
+                    held: true,
+                }],
+            }),
             severed: vec![Severed {
                 snapshot: "k8s.io/9/web".to_owned(),
                 snapshot_id: 9,

@@ -1,0 +1,298 @@
+//! Where the order of a start comes from: starts of this node, a profile that refers to the image at
+//! its registry, prefetch artifacts that the image's index lists.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
+use soci_oci::Descriptor;
+use soci_profile::{Blocks, MEDIA_TYPE, Merged, Profile, ProfiledLayer};
+use soci_registry::{Client, RegistryError};
+use soci_store::{LayerKey, ProfileFiles};
+use soci_ztoc::prefetch::{Prefetch, PrefetchError};
+
+use crate::Artifacts;
+use crate::image_layer::ImageKey;
+use crate::index_files::FoundIndex;
+use crate::profile_config::ProfileConfig;
+
+/// Largest prefetch artifact in bytes.
+const MAX_ARTIFACT: u64 = 1 << 20;
+/// Number of prefetch artifacts of an image that are read.
+const MAX_ARTIFACTS: usize = 256;
+/// Number of prefetch artifacts that are read at a time.
+const AT_ONCE: usize = 8;
+/// Number of spans of an order.
+const MAX_SPANS: usize = 8192;
+
+/// Where an order comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StartOrigin {
+    /// Starts of the image on this node.
+    Recorded,
+    /// A profile at the registry that refers to the image.
+    Referrer,
+    /// Prefetch artifacts that the index of the image lists.
+    Index,
+}
+
+impl StartOrigin {
+    /// The word for it in logs and status. It never changes.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Recorded => "recorded",
+            Self::Referrer => "referrer",
+            Self::Index => "index",
+        }
+    }
+}
+
+/// What a start is expected to read.
+#[derive(Debug, Default)]
+pub(crate) struct StartOrder {
+    /// In the order of first use.
+    pub(crate) spans: Vec<(LayerKey, u32)>,
+    /// The blocks of 64 KiB of each layer's tar, where they are known.
+    pub(crate) blocks: HashMap<LayerKey, Blocks>,
+}
+
+impl StartOrder {
+    fn of_merged(merged: &Merged) -> Self {
+        let key = |layer: &ProfiledLayer| LayerKey {
+            layer: layer.layer,
+            ztoc: layer.ztoc,
+        };
+        let mut order = Self::default();
+        for span in merged.spans() {
+            let layer = key(&span.layer);
+            order.spans.push((layer, span.span));
+            if let Some(blocks) = merged.blocks(&span.layer)
+                && !order.blocks.contains_key(&layer)
+            {
+                order.blocks.insert(layer, blocks.clone());
+            }
+        }
+        order
+    }
+}
+
+/// Finds the order of starts.
+pub(crate) struct StartOrders {
+    pub(crate) files: Option<ProfileFiles>,
+    pub(crate) client: Client,
+    pub(crate) artifacts: Artifacts,
+    pub(crate) config: ProfileConfig,
+    /// Time after which the registry is not waited for any longer.
+    pub(crate) time_limit: Duration,
+}
+
+/// Why the registry has no usable profile.
+#[derive(Debug, thiserror::Error)]
+enum FetchError {
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error(transparent)]
+    Profile(#[from] soci_profile::ProfileError),
+    #[error(transparent)]
+    Prefetch(#[from] PrefetchError),
+    #[error("it has {size} bytes, more than the limit of {MAX_ARTIFACT}")]
+    TooLarge { size: u64 },
+    #[error("no response within mount_timeout_sec")]
+    Late,
+}
+
+impl StartOrders {
+    /// Returns what is known of the starts of an image. What this node recorded comes before what
+    /// others did; of these a profile that was published for the image comes first, which is looked
+    /// for once, at the pull.
+    pub(crate) async fn find(
+        &self,
+        image: &ImageKey,
+        found: &FoundIndex,
+        pulled: bool,
+    ) -> Option<(StartOrigin, StartOrder)> {
+        if let Some(order) = self.recorded(image).await {
+            return Some((StartOrigin::Recorded, order));
+        }
+        let referring = async {
+            match pulled {
+                true => self.referring(image).await,
+                false => None,
+            }
+        };
+        let (referring, listed) = tokio::join!(referring, self.listed(image, found));
+        match (referring, listed) {
+            (Some(mut order), listed) => {
+                let rest = listed.unwrap_or_default().spans;
+                order.spans.extend(rest);
+                Some((StartOrigin::Referrer, order))
+            }
+            (None, Some(order)) => Some((StartOrigin::Index, order)),
+            (None, None) => None,
+        }
+    }
+
+    async fn recorded(&self, image: &ImageKey) -> Option<StartOrder> {
+        let (files, manifest) = (self.files.clone()?, image.manifest);
+        let loaded = soci_task::run(move || files.load(&manifest)).await.ok()?;
+        let profile = loaded.unwrap_or_else(|error| {
+            tracing::info!(%manifest, error = %error, "ignoring start-up profile");
+            None
+        });
+        let order = StartOrder::of_merged(&profile?.merged());
+        (!order.spans.is_empty()).then_some(order)
+    }
+
+    /// Asks the registry for a profile that refers to the image.
+    async fn referring(&self, image: &ImageKey) -> Option<StartOrder> {
+        if !self.config.enable || !self.config.referrers {
+            return None;
+        }
+        // Boxed: a request to a registry is a large future.
+        let work = Box::pin(self.fetch_referring(image));
+        let fetched = tokio::time::timeout(self.time_limit, work).await;
+        let image = &image.reference;
+        match fetched.unwrap_or(Err(FetchError::Late)) {
+            Ok(profile) => {
+                let profile = profile?;
+                let order = StartOrder::of_merged(&profile.merged());
+                self.keep(profile).await;
+                (!order.spans.is_empty()).then_some(order)
+            }
+            // Most registries have none, and some do not answer such questions.
+            Err(error @ FetchError::Registry(_)) => {
+                tracing::debug!(%image, error = soci_errors::chain(&error), "no start-up profile at the registry");
+                None
+            }
+            Err(error) => {
+                tracing::info!(%image, error = soci_errors::chain(&error), "ignoring start-up profile");
+                None
+            }
+        }
+    }
+
+    async fn fetch_referring(&self, image: &ImageKey) -> Result<Option<Profile>, FetchError> {
+        let (client, reference) = (&self.client, &image.reference);
+        let kind = Some(MEDIA_TYPE);
+        let referrers = client.referrers(reference, image.manifest, kind).await?;
+        let Some(newest) = soci_profile::newest(&referrers) else {
+            return Ok(None);
+        };
+        let (_, manifest) = client.manifest(reference, newest.digest).await?;
+        let blob = soci_profile::profile_of(&manifest)?;
+        let mut profile = Profile::parse(&client.blob_bytes(reference, &blob).await?)?;
+        profile.manifest = image.manifest;
+        tracing::info!(image = %reference, digest = %newest.digest, "found start-up profile at the registry");
+        Ok(Some(profile))
+    }
+
+    /// Stores a profile from the registry: starts on this node add to it.
+    async fn keep(&self, profile: Profile) {
+        let Some(files) = self.files.clone() else {
+            return;
+        };
+        let kept = soci_task::run(move || files.replace(&profile).map_err(|e| e.to_string()));
+        let kept = kept.await.unwrap_or_else(|error| Err(error.to_string()));
+        if let Err(error) = kept {
+            tracing::warn!(error, "cannot store start-up profile");
+        }
+    }
+
+    /// Reads the prefetch artifacts that an index lists.
+    async fn listed(&self, image: &ImageKey, found: &FoundIndex) -> Option<StartOrder> {
+        let index = &found.index;
+        if !self.config.prefetch || index.prefetch.is_empty() {
+            return None;
+        }
+        let mut seen = HashSet::new();
+        let artifacts = index.prefetch.iter();
+        // Those of layers that can be lazy; of several for one layer the first.
+        let artifacts: Vec<_> = artifacts
+            .filter(|artifact| seen.insert(artifact.layer_digest))
+            .filter_map(|artifact| {
+                let ztoc = index.ztoc_for(&artifact.layer_digest)?;
+                let key = crate::layer_loader::layer_key(ztoc);
+                Some((key, artifact.descriptor.clone()))
+            })
+            .take(MAX_ARTIFACTS)
+            .collect();
+        let ignored = index.prefetch.len() - artifacts.len();
+        if ignored > 0 {
+            tracing::warn!(index = %found.digest, ignored, "ignoring prefetch artifacts of an index");
+        }
+        let at_once = self.config.layers_at_once.unwrap_or(AT_ONCE).min(AT_ONCE);
+        let read = artifacts
+            .into_iter()
+            .map(|(key, artifact)| self.read_listed(image, key, artifact));
+        let mut runs: Vec<_> = stream::iter(read)
+            .buffered(at_once.max(1))
+            .enumerate()
+            .filter_map(async |(place, read)| Some((place, read?)))
+            .collect::<Vec<_>>()
+            .await
+            .into_iter()
+            .flat_map(|(place, (key, artifact))| {
+                let runs = artifact.by_priority().into_iter();
+                runs.map(move |run| (run.priority, place, run.start_span, run.range(), key))
+            })
+            .collect();
+        runs.sort_by_key(|(priority, place, start, ..)| (*priority, *place, *start));
+        let spans = runs
+            .into_iter()
+            .flat_map(|(.., range, key)| range.map(move |span| (key, span)))
+            .take(MAX_SPANS)
+            .collect();
+        Some(StartOrder {
+            spans,
+            blocks: HashMap::new(),
+        })
+    }
+
+    async fn read_listed(
+        &self,
+        image: &ImageKey,
+        layer: LayerKey,
+        artifact: Descriptor,
+    ) -> Option<(LayerKey, Prefetch)> {
+        // Boxed: a request to a registry is a large future.
+        let work = Box::pin(self.fetch_listed(image, &artifact));
+        let read = tokio::time::timeout(self.time_limit, work).await;
+        let digest = artifact.digest;
+        match read.unwrap_or(Err(FetchError::Late)) {
+            Ok(read) => {
+                // As v0.15 says it.
+                tracing::info!(%digest, layer = %layer.layer, runs = read.prefetch_spans.len(), "Successfully loaded prefetch artifact");
+                Some((layer, read))
+            }
+            Err(error) => {
+                tracing::warn!(%digest, layer = %layer.layer, error = soci_errors::chain(&error), "cannot load prefetch artifact");
+                None
+            }
+        }
+    }
+
+    async fn fetch_listed(
+        &self,
+        image: &ImageKey,
+        artifact: &Descriptor,
+    ) -> Result<Prefetch, FetchError> {
+        let size = artifact.size;
+        if size > MAX_ARTIFACT {
+            return Err(FetchError::TooLarge { size });
+        }
+        let namespace = &image.namespace;
+        let stored = self
+            .artifacts
+            .get(namespace, &artifact.digest, MAX_ARTIFACT);
+        let bytes: Bytes = match stored.await {
+            Some(bytes) => bytes,
+            None => {
+                let (client, reference) = (&self.client, &image.reference);
+                client.blob_bytes(reference, artifact).await?
+            }
+        };
+        Ok(Prefetch::parse(&bytes)?)
+    }
+}
