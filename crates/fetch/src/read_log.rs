@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(spans(&second), [2, 3]);
         assert!(first.was_read(1) && !second.was_read(1));
         assert_eq!(first.blocks(), [0..2, 9..10]);
-        assert_eq!(second.blocks(), [9..10]);
+        assert_eq!(second.blocks(), vec![Range { start: 9, end: 10 }]);
         drop((first, second));
         logs.note(&(0..1), || 1..2);
         logs.note(&(0..1), || panic!("no log"));

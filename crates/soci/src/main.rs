@@ -9,6 +9,7 @@ mod cli;
 #[cfg(test)]
 mod cli_page;
 mod commands;
+mod container;
 mod containerd;
 mod duration;
 mod global;

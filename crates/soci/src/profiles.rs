@@ -84,7 +84,6 @@ pub(crate) fn known(global: &Global, name: &ProfileName) -> anyhow::Result<Store
 }
 
 /// All profiles of this node, the newest first.
-#[expect(clippy::type_complexity, reason = "as the files list them")]
 pub(crate) fn list(
     global: &Global,
 ) -> anyhow::Result<Vec<(Digest, Result<StoredProfile, soci_store::ProfileFileError>)>> {

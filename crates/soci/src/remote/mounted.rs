@@ -10,7 +10,7 @@ use soci_discovery::Found;
 use soci_fetch::{FetchConfig, LayerData, LazyLayer, SpanFetcher};
 use soci_layerfs::{MountOptions, MountedLayer, mount_layer};
 use soci_oci::Digest;
-use soci_store::{LayerStore, LayerStoreConfig};
+use soci_store::{LayerKey, LayerStore, LayerStoreConfig};
 use tokio::runtime::Handle;
 
 use super::{RemoteImage, RemoteLayer, open_all};
@@ -21,6 +21,7 @@ pub(crate) struct MountedImage {
     /// In the order of taking down.
     overlay: Option<PathBuf>,
     layers: Vec<(MountedLayer, Arc<LazyLayer>)>,
+    keys: Vec<LayerKey>,
     pool: soci_fuse::Pool,
     fetcher: Arc<SpanFetcher>,
     store: LayerStore,
@@ -55,6 +56,17 @@ impl MountedImage {
         self.layers.len()
     }
 
+    /// The folder of what is fetched.
+    pub(crate) fn state(&self) -> &Path {
+        self.state.path()
+    }
+
+    /// The layers, the lowest first.
+    pub(crate) fn data(&self) -> impl Iterator<Item = (LayerKey, &Arc<LazyLayer>)> {
+        let data = self.layers.iter().map(|(_, data)| data);
+        self.keys.iter().copied().zip(data)
+    }
+
     fn new(state: tempfile::TempDir) -> anyhow::Result<Self> {
         let store = LayerStore::open(&state.path().join("layers"), LayerStoreConfig::default())?;
         let mut config = FetchConfig::default();
@@ -63,6 +75,7 @@ impl MountedImage {
         Ok(Self {
             overlay: None,
             layers: Vec::new(),
+            keys: Vec::new(),
             pool: soci_fuse::Journal::create()
                 .and_then(|journal| soci_fuse::Pool::new(threads.clamp(4, 16), journal))
                 .context("cannot start the threads that serve file systems")?,
@@ -93,6 +106,10 @@ impl MountedImage {
         )
         .with_context(|| format!("layer {} cannot be mounted", layer.digest))?;
         self.layers.push((served, data));
+        self.keys.push(LayerKey {
+            layer: layer.digest,
+            ztoc,
+        });
         Ok(())
     }
 
@@ -141,14 +158,19 @@ impl MountedImage {
         result
     }
 
-    fn unmount(&mut self) -> anyhow::Result<()> {
-        let mut first = Ok(());
+    /// Unmounts what shows the layers as one.
+    pub(crate) fn unmount_overlay(&mut self) -> anyhow::Result<()> {
         if let Some(directory) = self.overlay.take()
             && is_mounted(&directory)
         {
-            first = rustix::mount::unmount(&directory, UnmountFlags::DETACH)
-                .with_context(|| format!("cannot unmount {}", directory.display()));
+            rustix::mount::unmount(&directory, UnmountFlags::DETACH)
+                .with_context(|| format!("cannot unmount {}", directory.display()))?;
         }
+        Ok(())
+    }
+
+    fn unmount(&mut self) -> anyhow::Result<()> {
+        let mut first = self.unmount_overlay();
         for (layer, data) in self.layers.drain(..).rev() {
             data.close();
             if let Err(error) = layer.unmount() {

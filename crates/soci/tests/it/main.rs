@@ -14,6 +14,7 @@ mod hostile_text;
 mod interop;
 mod lazy_pull;
 mod nerdctl;
+mod profile;
 mod pull;
 mod push;
 mod reference_suite;

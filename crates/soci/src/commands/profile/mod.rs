@@ -5,6 +5,7 @@ mod import;
 mod list;
 mod push;
 mod record;
+mod run;
 mod show;
 
 use clap::Subcommand;
@@ -21,9 +22,11 @@ use crate::registry_args::RegistryArgs;
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
-  soci profile export -o app.profile registry.example/app:1-soci
+  soci convert docker://registry.example/app:1 docker://registry.example/app:1-soci
+  soci profile run -o app.profile registry.example/app:1-soci -- /app --version
   soci convert --profile app.profile docker://registry.example/app:1 docker://registry.example/app:1-soci")]
 pub(crate) enum ProfileCommand {
+    Run(run::Run),
     Record(record::Record),
     List(list::List),
     Show(show::Show),
@@ -35,6 +38,7 @@ pub(crate) enum ProfileCommand {
 impl ProfileCommand {
     pub(crate) fn registry(&self) -> Option<&RegistryArgs> {
         match self {
+            Self::Run(command) => Some(&command.remote.registry),
             Self::Push(command) => Some(&command.remote.registry),
             _ => None,
         }
@@ -43,6 +47,8 @@ impl ProfileCommand {
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
         let timeout = global.timeout;
         match self {
+            // Cleans up after its work.
+            Self::Run(command) => Box::pin(command.run(global)).await,
             Self::Push(command) => limited(timeout, Box::pin(command.run(global))).await,
             Self::Record(command) => limited(timeout, command.run(global)).await,
             Self::List(command) => command.run(global),
