@@ -25,7 +25,7 @@ use tonic::{Code, Status};
 const USER: &str = "reader";
 const PASSWORD: &str = "correct-horse-battery";
 
-type Images = ImageServiceClient<Channel>;
+pub(crate) type Images = ImageServiceClient<Channel>;
 
 fn spec(image: &str) -> Option<ImageSpec> {
     Some(ImageSpec {
@@ -35,10 +35,19 @@ fn spec(image: &str) -> Option<ImageSpec> {
 }
 
 async fn pull(images: &mut Images, image: &str, password: &str) -> Result<String, Status> {
+    let user = (!password.is_empty()).then_some((USER, password));
+    pull_as(images, image, user).await
+}
+
+pub(crate) async fn pull_as(
+    images: &mut Images,
+    image: &str,
+    user: Option<(&str, &str)>,
+) -> Result<String, Status> {
     let request = PullImageRequest {
         image: spec(image),
-        auth: (!password.is_empty()).then(|| AuthConfig {
-            username: USER.to_owned(),
+        auth: user.map(|(user, password)| AuthConfig {
+            username: user.to_owned(),
             password: password.to_owned(),
             ..AuthConfig::default()
         }),
@@ -48,15 +57,43 @@ async fn pull(images: &mut Images, image: &str, password: &str) -> Result<String
     Ok(answer.into_inner().image_ref)
 }
 
-struct Node {
-    containerd: Containerd,
-    daemon: SociDaemon,
-    proxy: Proxy,
-    _registry: Registry,
+/// Pulls; containerd may still back off from a daemon that was started again.
+pub(crate) async fn pull_patiently(
+    images: &mut Images,
+    image: &str,
+    user: Option<(&str, &str)>,
+) -> Result<String, Status> {
+    let mut pulled = pull_as(images, image, user).await;
+    for _ in 0..60 {
+        match &pulled {
+            Err(status)
+                if status.code() == Code::Unavailable
+                    || status.message().contains("unavailable") =>
+            {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                pulled = pull_as(images, image, user).await;
+            }
+            _ => break,
+        }
+    }
+    pulled
+}
+
+pub(crate) async fn remove(images: &mut Images, image: &str) {
+    let image = spec(image);
+    let removed = images.remove_image(RemoveImageRequest { image });
+    removed.await.unwrap();
+}
+
+pub(crate) struct Node {
+    pub(crate) containerd: Containerd,
+    pub(crate) daemon: SociDaemon,
+    pub(crate) proxy: Proxy,
+    pub(crate) registry: Registry,
 }
 
 impl Node {
-    fn start(release: Release, docker: &Path) -> Self {
+    pub(crate) fn start(release: Release, docker: &Path) -> Self {
         let registry = Registry::start().unwrap();
         let proxy = Proxy::start(registry.address()).unwrap();
         let mut options = SociDaemonOptions::with_config(NO_BACKGROUND);
@@ -83,11 +120,11 @@ impl Node {
             containerd,
             daemon,
             proxy,
-            _registry: registry,
+            registry,
         }
     }
 
-    fn lazy_mounts(&self) -> usize {
+    pub(crate) fn lazy_mounts(&self) -> usize {
         lazy_mounts_below(&self.daemon.root())
     }
 }
@@ -238,20 +275,8 @@ fn the_kubelets_credentials_read_lazy_layers_until_the_image_is_removed(release:
             pull(&mut images, &image, wrong).await.unwrap_err();
             assert_eq!(node.lazy_mounts(), 0);
         }
-        // containerd may still back off from the daemon that was started again.
-        let mut pulled = pull(&mut images, &image, PASSWORD).await;
-        for _ in 0..60 {
-            match &pulled {
-                Err(status)
-                    if status.code() == Code::Unavailable
-                        || status.message().contains("unavailable") =>
-                {
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                    pulled = pull(&mut images, &image, PASSWORD).await;
-                }
-                _ => break,
-            }
-        }
+        let user = Some((USER, PASSWORD));
+        let pulled = pull_patiently(&mut images, &image, user).await;
         let id =
             pulled.unwrap_or_else(|status| panic!("{status}\n{}", node.containerd.log().tail(20)));
         assert_eq!(
@@ -274,10 +299,7 @@ fn the_kubelets_credentials_read_lazy_layers_until_the_image_is_removed(release:
         let info = images.image_fs_info(ImageFsInfoRequest::default()).await;
         assert!(info.unwrap().into_inner().image_filesystems.len() <= 1);
 
-        let removed = images.remove_image(RemoveImageRequest {
-            image: spec(&image),
-        });
-        removed.await.unwrap();
+        remove(&mut images, &image).await;
         for _ in 0..600 {
             if node.lazy_mounts() == 0 {
                 break;

@@ -33,6 +33,7 @@ mod observe;
 mod poisoning;
 mod privilege;
 mod restart;
+mod shared_layers;
 mod support;
 mod survival;
 mod survival_parts;

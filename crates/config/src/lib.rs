@@ -17,8 +17,9 @@ use std::path::Path;
 pub use error::{ConfigError, Problem};
 pub use sections::{
     BackgroundFetch, Blob, Config, ContentStore, CriKeychain, DecompressStream, DirectoryCache,
-    Fetch, Fuse, Holder, Host, Http, KubeconfigKeychain, LayerStore, Limits, Mirror,
-    ParallelPullUnpack, Prefetch, Profile, PullMode, PullModes, Resolver, Snapshotter, Trust,
+    EcrKeychain, Fetch, Fuse, Holder, Host, Http, KubeconfigKeychain, KubeletCredentialProviders,
+    LayerStore, Limits, Mirror, ParallelPullUnpack, Prefetch, Profile, PullMode, PullModes,
+    Resolver, Snapshotter, Trust,
 };
 pub use values::{
     ByteSize, ContentStoreType, DropPolicy, MetadataStoreType, MetricsNetwork, Sharing,

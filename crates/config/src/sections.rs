@@ -2,6 +2,7 @@
 //! the file means the default, unless the field says otherwise.
 
 mod access;
+mod keychains;
 mod limits;
 mod profile;
 mod pull;
@@ -9,6 +10,7 @@ mod service;
 mod trust;
 
 pub use access::{Blob, Host, Http, Mirror, Resolver};
+pub use keychains::{EcrKeychain, KubeletCredentialProviders};
 pub use limits::Limits;
 pub use profile::Profile;
 pub use pull::{DecompressStream, ParallelPullUnpack, PullMode, PullModes};
@@ -96,6 +98,10 @@ pub struct Config {
     pub trust: Trust,
     /// `[limits]`, ours
     pub limits: Limits,
+    /// `[kubelet_credential_providers]`, ours
+    pub kubelet_credential_providers: KubeletCredentialProviders,
+    /// `[ecr_keychain]`, ours
+    pub ecr_keychain: EcrKeychain,
 }
 
 impl Default for Config {
@@ -135,6 +141,8 @@ impl Default for Config {
             profile: Profile::default(),
             trust: Trust::default(),
             limits: Limits::default(),
+            kubelet_credential_providers: KubeletCredentialProviders::default(),
+            ecr_keychain: EcrKeychain::default(),
         }
     }
 }
@@ -193,6 +201,11 @@ impl Section for Config {
         v.table("profile", &mut self.profile);
         v.table("trust", &mut self.trust);
         v.table("limits", &mut self.limits);
+        v.table(
+            "kubelet_credential_providers",
+            &mut self.kubelet_credential_providers,
+        );
+        v.table("ecr_keychain", &mut self.ecr_keychain);
     }
 
     fn check(&self) -> Vec<Broken> {

@@ -1,18 +1,24 @@
-//! Credentials for registries from Kubernetes: the image pull secrets of a cluster
-//! ([`KubeSecrets`], `[kubeconfig_keychain]`), and the credentials of the kubelet's pulls
-//! ([`CriKeychain`], `[cri_keychain]`). Both are [`soci_registry::Credentials`].
+//! Credentials for registries from Kubernetes and clouds: the image pull secrets of a cluster
+//! ([`KubeSecrets`], `[kubeconfig_keychain]`), the credentials of the kubelet's pulls
+//! ([`CriKeychain`], `[cri_keychain]`), the kubelet's credential provider plugins
+//! ([`CredentialProviders`], `[kubelet_credential_providers]`), and Amazon ECR with the role of the
+//! node or pod ([`EcrKeychain`], `[ecr_keychain]`). Each is a [`soci_registry::Credentials`].
 //!
 //! No `Debug`, error or log line of this crate shows a secret.
 
 #![forbid(unsafe_code)]
 
 mod cri;
+mod ecr;
 mod error;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzz;
 mod kube;
+mod providers;
 
-pub use cri::{CriKeychain, ImageServiceProxy, Vault};
+pub use cri::{CriKeychain, ImageServiceProxy, ImagesInUse, Vault};
+pub use ecr::{AwsEnvironment, EcrKeychain};
 pub use error::KeychainError;
 pub use kube::{KubeSecrets, KubeSettings};
+pub use providers::{CredentialProviders, ProviderSettings};

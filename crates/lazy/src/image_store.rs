@@ -153,6 +153,21 @@ impl ImageStore {
         content.file(&layer, size).await
     }
 
+    /// Whether a namespace has an image of the repository of `reference`.
+    pub(crate) async fn has_repository(
+        &self,
+        namespace: &str,
+        reference: &Reference,
+    ) -> Result<bool, ImageStoreError> {
+        let space = self.namespace(namespace)?;
+        let records = within(LIMIT, Box::pin(Images::new(&space).list())).await?;
+        let name = reference.name();
+        let mut names = records
+            .iter()
+            .filter_map(|record| reference_of(&record.name));
+        Ok(names.any(|stored| stored.name() == name))
+    }
+
     /// Lists the images of a namespace that have a layer, one of each repository.
     pub(crate) async fn images_with(
         &self,

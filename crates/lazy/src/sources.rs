@@ -85,17 +85,24 @@ impl Sources {
         }
     }
 
-    /// Adds the repositories of the other images that clients have with this layer: the image that it
-    /// was mounted for may be removed, or its account revoked. Returns whether there was a search.
-    async fn add_further(&self) -> bool {
-        let mut searched = self.searched.lock().await;
-        if searched.is_some_and(|at| at.elapsed() < SEARCH_AGAIN) {
-            return false;
-        }
+    /// Whether a repository is one of the sources.
+    pub(crate) fn has(&self, repository: &str) -> bool {
+        let known = self.known.read();
+        known.iter().any(|source| source.repository == repository)
+    }
+
+    /// Whether a client has an image with this layer of another repository.
+    pub(crate) async fn has_others(&self, repository: &str) -> bool {
+        let images = self.images_of_clients().await;
+        images.iter().any(|image| image.name() != repository)
+    }
+
+    async fn images_of_clients(&self) -> Vec<Reference> {
         let namespaces = self.namespaces.read().clone();
         let mut found = Vec::new();
         for namespace in &namespaces {
-            match self.images.images_with(namespace, self.blob.digest).await {
+            // Boxed: calls of containerd are large futures.
+            match Box::pin(self.images.images_with(namespace, self.blob.digest)).await {
                 Ok(images) => found.extend(images),
                 Err(error) => {
                     let error = soci_errors::chain(&error);
@@ -103,6 +110,17 @@ impl Sources {
                 }
             }
         }
+        found
+    }
+
+    /// Adds the repositories of the other images that clients have with this layer: the image that it
+    /// was mounted for may be removed, or its account revoked. Returns whether there was a search.
+    async fn add_further(&self) -> bool {
+        let mut searched = self.searched.lock().await;
+        if searched.is_some_and(|at| at.elapsed() < SEARCH_AGAIN) {
+            return false;
+        }
+        let found = self.images_of_clients().await;
         *searched = Some(Instant::now());
         {
             // Images that are gone make room.

@@ -252,7 +252,13 @@ impl Authorizer {
         known: &Known,
         attempts: &mut Attempts,
     ) -> Result<Option<Grant>, RegistryError> {
-        let candidates = self.lookup(target).await?;
+        let is_bearer = matches!(known.challenge, Challenge::Bearer { .. });
+        let (candidates, mut failure) = match self.lookup(target).await {
+            Ok(candidates) => (candidates, None),
+            // A source that fails must not make public images private either.
+            Err(error) if target.is_pull() && is_bearer => (Vec::new(), Some(error)),
+            Err(error) => return Err(error),
+        };
         let anonymous = candidates.is_empty() || target.is_pull();
         let mut candidates: Vec<_> = self
             .memory
@@ -260,10 +266,9 @@ impl Authorizer {
             .into_iter()
             .map(|(fingerprint, credential)| (Some(fingerprint), Some(credential)))
             .collect();
-        if anonymous && matches!(known.challenge, Challenge::Bearer { .. }) {
+        if anonymous && is_bearer {
             candidates.push((None, None));
         }
-        let mut failure = None;
         for (fingerprint, credential) in candidates {
             if attempts.0.len() >= MAX_ATTEMPTS {
                 break;

@@ -31,6 +31,7 @@ mod exists;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzz;
+mod go_duration;
 mod host_headers;
 mod host_health;
 mod hosts_dir;
@@ -75,6 +76,7 @@ pub use deadline::Deadline;
 pub use docker_config::{DockerConfigCredentials, same_registry};
 pub use download_limits::DownloadLimits;
 pub use error::{ErrorKind, RegistryError, RequestLine};
+pub use go_duration::go_duration;
 pub use host_headers::{HeaderError, HostHeaders};
 pub use hosts_dir::HostsDirError;
 pub use hosts_toml::{HostsTomlError, RegistryHost, RegistryHosts};

@@ -1,15 +1,30 @@
 //! The sources of credentials for registries, in the order in which they are asked: Docker's
-//! configuration, the secrets of the cluster, the kubelet's pulls.
+//! configuration, the secrets of the cluster, the kubelet's plugins, Amazon ECR, the kubelet's pulls.
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use async_trait::async_trait;
 use soci_config::Config;
 use soci_holder::Keeper;
-use soci_keychain::{CriKeychain, ImageServiceProxy, KubeSecrets, KubeSettings};
+use soci_keychain::{
+    AwsEnvironment, CredentialProviders, CriKeychain, EcrKeychain, ImageServiceProxy, ImagesInUse,
+    KubeSecrets, KubeSettings, ProviderSettings,
+};
+use soci_lazy::LazyLayers;
+use soci_oci::Reference;
 use soci_registry::{ChainedCredentials, Credentials, DockerConfigCredentials};
 
 use crate::credential_memfd;
+
+/// containerd's namespace of what the kubelet pulls.
+const CRI_NAMESPACE: &str = "k8s.io";
+/// Time after which credentials are looked at again that something needed.
+const FORGET_AFTER: Duration = Duration::from_secs(60);
+/// The same shortly after an image was removed, and how often.
+const SOON: Duration = Duration::from_secs(3);
+const SOON_TIMES: u32 = 5;
 
 /// Refuses this daemon as the image service behind its own proxy: each call would go round for ever.
 pub(crate) fn check(config: &Config, own_address: &str) -> anyhow::Result<()> {
@@ -28,6 +43,33 @@ pub(crate) struct CredentialSources {
     pub(crate) chain: Arc<dyn Credentials>,
     /// To be served on the daemon's socket: it sees the credentials of the kubelet's pulls.
     pub(crate) image_service: Option<ImageServiceProxy>,
+    /// Those credentials.
+    pub(crate) cri: Option<CriKeychain>,
+}
+
+/// The images whose credentials are needed: those that containerd has, and what is mounted.
+struct LazyImages(Arc<LazyLayers>);
+
+#[async_trait]
+impl ImagesInUse for LazyImages {
+    async fn needs(&self, image: &Reference) -> bool {
+        soci_lazy::needs_repository(&self.0, CRI_NAMESPACE, image).await
+    }
+}
+
+/// Forgets credentials of the kubelet's pulls once nothing needs them, as long as the daemon runs.
+pub(crate) async fn forget_unneeded(keychain: CriKeychain, lazy: Arc<LazyLayers>) {
+    let in_use = LazyImages(lazy);
+    let mut soon = 0;
+    loop {
+        keychain.forget_unneeded(&in_use).await;
+        let pause = if soon > 0 { SOON } else { FORGET_AFTER };
+        soon = match tokio::time::timeout(pause, keychain.removal()).await {
+            // What is mounted ends some time after its image.
+            Ok(()) => SOON_TIMES,
+            Err(_) => u32::saturating_sub(soon, 1),
+        };
+    }
 }
 
 impl CredentialSources {
@@ -49,8 +91,20 @@ impl CredentialSources {
                 ..KubeSettings::default()
             })));
         }
+        let plugins = &config.kubelet_credential_providers;
+        if !plugins.config_path.is_empty() {
+            sources.push(Arc::new(CredentialProviders::new(ProviderSettings {
+                config: PathBuf::from(&plugins.config_path),
+                bin_dir: PathBuf::from(&plugins.bin_dir),
+                run_limit: None,
+            })));
+        }
+        if config.ecr_keychain.enable_keychain {
+            let environment = AwsEnvironment::of_process();
+            sources.push(Arc::new(EcrKeychain::new(environment)));
+        }
         let cri = &config.cri_keychain;
-        let mut image_service = None;
+        let (mut image_service, mut cri_keychain) = (None, None);
         if cri.enable_keychain {
             let seen = match keeper {
                 Some(keeper) => {
@@ -59,7 +113,8 @@ impl CredentialSources {
                 None => CriKeychain::default(),
             };
             sources.push(Arc::new(seen.clone()));
-            let proxy = ImageServiceProxy::new(&cri.image_service_path, seen);
+            let proxy = ImageServiceProxy::new(&cri.image_service_path, seen.clone());
+            cri_keychain = Some(seen);
             tracing::info!(
                 path = %proxy.image_service().display(),
                 "serving the CRI image service in front of the real one"
@@ -69,6 +124,7 @@ impl CredentialSources {
         Self {
             chain: Arc::new(ChainedCredentials::new(sources)),
             image_service,
+            cri: cri_keychain,
         }
     }
 }

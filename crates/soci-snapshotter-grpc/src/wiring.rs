@@ -21,7 +21,7 @@ use tokio::runtime::Handle;
 use crate::credentials::CredentialSources;
 use crate::holder_setup::Inherited;
 use crate::supervision::Stop;
-use crate::{credential_memfd, settings, v015_cleanup};
+use crate::{credential_memfd, credentials, settings, v015_cleanup};
 
 /// How long layers of an earlier run may delay the start. What takes longer, because it needs a registry, is
 /// completed while the daemon serves.
@@ -137,12 +137,15 @@ pub(crate) async fn wire(
         .context("cannot open the snapshots of earlier runs")?;
     let snapshotter = Arc::new(snapshotter);
     v015_cleanup::remove_caches(root);
-    let (restoring, sweeping) = (snapshotter.clone(), lazy.clone());
+    let (restoring, sweeping, cri) = (snapshotter.clone(), lazy.clone(), credentials.cri);
     tokio::spawn(async move {
         // Every layer that a snapshot uses has been asked for then; the rest only takes room.
         restoring.restored().await;
         sweeping.serve_rest().await;
         sweeping.sweep().await;
+        if let Some(keychain) = cri {
+            credentials::forget_unneeded(keychain, sweeping).await;
+        }
     });
     Ok(Subsystems {
         snapshotter,

@@ -42,8 +42,10 @@ fn the_defaults_print_as_v0_15_prints_them_and_then_our_own_tables() {
     assert_eq!(
         own.keys().collect::<Vec<_>>(),
         [
+            "ecr_keychain",
             "fetch",
             "holder",
+            "kubelet_credential_providers",
             "layer_store",
             "limits",
             "profile",
@@ -121,6 +123,11 @@ enable = false
 abandon_after_sec = 5
 resend = false
 require_all_mounts = true
+[kubelet_credential_providers]
+config_path = "/c.yaml"
+bin_dir = "/b"
+[ecr_keychain]
+enable_keychain = true
 [profile]
 enable = false
 index = false
@@ -278,6 +285,20 @@ fn every_bad_value_is_named_with_line_key_value_and_what_is_allowed() {
             3,
             "content_store.containerd_address",
             "\"x\"",
+            "absolute path",
+        ),
+        (
+            "[kubelet_credential_providers]\nconfig_path = '/c.yaml'",
+            1,
+            "kubelet_credential_providers.bin_dir",
+            "\"\"",
+            "absolute path",
+        ),
+        (
+            "[kubelet_credential_providers]\nbin_dir = '/b'\nconfig_path = 'c.yaml'",
+            3,
+            "kubelet_credential_providers.config_path",
+            "\"c.yaml\"",
             "absolute path",
         ),
         (

@@ -80,6 +80,7 @@ fn changed(key: &Key) -> String {
         ("enable" | "experimental_parallel_pull_as_fallback", _) if table.contains("parallel") => {
             "true\ndiscard_unpacked_layers = true"
         }
+        ("config_path", _) if table.contains("kubelet") => "'/x'\nbin_dir = '/y'",
         (_, "[]") => "['registry.example']",
         (_, "true") => "false",
         (_, "false") => "true",

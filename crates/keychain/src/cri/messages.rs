@@ -1,5 +1,5 @@
-//! The two requests of CRI's image service (`runtime.v1`) that the proxy decodes, with the fields
-//! that it needs. The messages themselves are forwarded unchanged.
+//! The request of CRI's image service (`runtime.v1`) that the proxy decodes, with the fields that it
+//! needs. The message itself is forwarded unchanged.
 
 use std::fmt;
 
@@ -12,13 +12,6 @@ pub(super) struct PullImageRequest {
     pub(super) image: Option<ImageSpec>,
     #[prost(message, optional, tag = "2")]
     pub(super) auth: Option<AuthConfig>,
-}
-
-/// `RemoveImageRequest`.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub(super) struct RemoveImageRequest {
-    #[prost(message, optional, tag = "1")]
-    pub(super) image: Option<ImageSpec>,
 }
 
 /// `ImageSpec`.

@@ -6,4 +6,4 @@ mod proxy;
 mod remembered;
 
 pub use proxy::ImageServiceProxy;
-pub use remembered::{CriKeychain, Vault};
+pub use remembered::{CriKeychain, ImagesInUse, Vault};

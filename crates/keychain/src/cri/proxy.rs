@@ -1,5 +1,5 @@
 //! A proxy of CRI's image service. It forwards requests, responses and errors byte by byte, with
-//! calls and fields of later versions. Only the requests to pull and to remove are decoded.
+//! calls and fields of later versions. Only the requests to pull are decoded.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -17,7 +17,7 @@ use tonic::server::NamedService;
 use tonic::transport::Channel;
 use tower::{Service, ServiceExt as _};
 
-use super::messages::{PullImageRequest, RemoveImageRequest};
+use super::messages::PullImageRequest;
 use super::remembered::{Change, CriKeychain};
 
 const PULL: &str = "/runtime.v1.ImageService/PullImage";
@@ -57,7 +57,7 @@ impl ImageServiceProxy {
     async fn forward(self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
         let call = request.uri().path().to_owned();
         let (request, change) = match call.as_str() {
-            PULL | REMOVE => self.inspect(&call, request).await?,
+            PULL => self.inspect(request).await?,
             _ => (request, None),
         };
         let mut backend = self.backend.clone();
@@ -72,8 +72,11 @@ impl ImageServiceProxy {
                 .is_some_and(|status| status != "0"),
             Err(_) => true,
         };
-        if failed && let Some(change) = change {
-            self.keychain.undo(change);
+        if let Some(change) = change.filter(|_| !failed) {
+            change.keep();
+        }
+        if !failed && call == REMOVE {
+            self.keychain.image_removed();
         }
         answer.map_err(|error| {
             Status::unavailable(format!(
@@ -84,11 +87,9 @@ impl ImageServiceProxy {
         })
     }
 
-    /// Remembers the credentials of a request to pull, or forgets those of an image to remove. The
-    /// request stays unchanged.
+    /// Remembers the credentials of a request to pull, which stays unchanged.
     async fn inspect(
         &self,
-        call: &str,
         request: http::Request<Body>,
     ) -> Result<(http::Request<Body>, Option<Change>), Status> {
         let (head, body) = request.into_parts();
@@ -101,22 +102,15 @@ impl ImageServiceProxy {
             .to_bytes();
         let mut change = None;
         match message(&whole) {
-            Some(message) if call == PULL => {
+            Some(message) => {
                 if let Ok(pull) = PullImageRequest::decode(message)
                     && let (Some(image), Some(auth)) = (pull.image, pull.auth)
                 {
                     change = self.keychain.remember(&image.image, &auth);
                 }
             }
-            Some(message) => {
-                if let Ok(RemoveImageRequest { image: Some(image) }) =
-                    RemoveImageRequest::decode(message)
-                {
-                    self.keychain.forget(&image.image);
-                }
-            }
             None => tracing::warn!(
-                call,
+                call = PULL,
                 "cannot read credentials of a compressed image service request"
             ),
         }

@@ -1,6 +1,6 @@
 //! The credentials of the kubelet's pulls, by image.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use soci_oci::Reference;
 use soci_registry::{
     Candidate, Credential, CredentialError, CredentialScope, Credentials, same_registry,
 };
+use tokio::sync::Notify;
 
 use super::messages::AuthConfig;
 
@@ -25,14 +26,24 @@ pub trait Vault: Send + Sync {
     fn put(&self, secrets: &[u8]);
 }
 
+/// Knows which images' credentials are still needed.
+#[async_trait]
+pub trait ImagesInUse: Send + Sync {
+    /// Whether the credentials of an image may still be needed: an image of its repository is stored,
+    /// or something that is mounted can be read with no others.
+    async fn needs(&self, image: &Reference) -> bool;
+}
+
 /// Credentials of pulls through the [`ImageServiceProxy`](super::ImageServiceProxy). Clones share
 /// them.
 #[derive(Clone, Default)]
-pub struct CriKeychain(Arc<Mutex<Seen>>);
+pub struct CriKeychain(Arc<Mutex<Seen>>, Arc<Notify>);
 
 #[derive(Default)]
 struct Seen {
     remembered: Remembered,
+    /// Numbers of the pulls under way: their images are not stored yet.
+    running: HashSet<u64>,
     vault: Option<Arc<dyn Vault>>,
 }
 
@@ -93,11 +104,39 @@ impl Seen {
     }
 }
 
-/// The change of a pull, to undo if the pull fails.
+/// The change of a pull that is under way. It is undone when this is dropped: the pull has failed, or
+/// its client has gone away.
 pub(super) struct Change {
+    keychain: CriKeychain,
     image: String,
     pull: u64,
     before: Option<Entry>,
+    succeeded: bool,
+}
+
+impl Change {
+    /// Notes that the pull has succeeded.
+    pub(super) fn keep(mut self) {
+        self.succeeded = true;
+    }
+}
+
+impl Drop for Change {
+    fn drop(&mut self) {
+        let mut locked = self.keychain.0.lock();
+        locked.running.remove(&self.pull);
+        let images = &mut locked.remembered.images;
+        let latest = images.get(&self.image).map(|entry| entry.pull);
+        // Unless another pull has come since.
+        if self.succeeded || latest != Some(self.pull) {
+            return;
+        }
+        match self.before.take() {
+            Some(before) => images.insert(self.image.clone(), before),
+            None => images.remove(&self.image),
+        };
+        locked.store();
+    }
 }
 
 impl CriKeychain {
@@ -106,10 +145,12 @@ impl CriKeychain {
     #[must_use]
     pub fn with_vault(vault: Arc<dyn Vault>, secrets: Option<&[u8]>) -> Self {
         let remembered = secrets.and_then(|secrets| serde_json::from_slice(secrets).ok());
-        Self(Arc::new(Mutex::new(Seen {
+        let seen = Seen {
             remembered: remembered.unwrap_or_default(),
+            running: HashSet::new(),
             vault: Some(vault),
-        })))
+        };
+        Self(Arc::new(Mutex::new(seen)), Arc::default())
     }
 
     /// Remembers the credentials of a pull. A pull without credentials changes nothing: the image
@@ -133,34 +174,51 @@ impl CriKeychain {
                 seen.images.remove(&oldest);
             }
         }
+        locked.running.insert(pull);
         locked.store();
         Some(Change {
+            keychain: self.clone(),
             image,
             pull,
             before,
+            succeeded: false,
         })
     }
 
-    /// Undoes a change, unless another pull has come since.
-    pub(super) fn undo(&self, change: Change) {
-        let mut locked = self.0.lock();
-        let seen = &mut locked.remembered;
-        let latest = seen.images.get(&change.image).map(|entry| entry.pull);
-        if latest == Some(change.pull) {
-            match change.before {
-                Some(before) => seen.images.insert(change.image, before),
-                None => seen.images.remove(&change.image),
-            };
-            locked.store();
-        }
+    /// Notes that an image was removed, perhaps under a name that says nothing of its repository.
+    pub(super) fn image_removed(&self) {
+        self.1.notify_one();
     }
 
-    /// Forgets the credentials of an image that is removed.
-    pub(super) fn forget(&self, image: &str) {
-        if let Ok(image) = image.parse() {
+    /// Waits until an image is removed.
+    pub async fn removal(&self) {
+        self.1.notified().await;
+    }
+
+    /// Forgets the credentials of images that nothing needs any more.
+    pub async fn forget_unneeded(&self, in_use: &dyn ImagesInUse) {
+        let idle: Vec<(String, u64)> = {
+            let locked = self.0.lock();
+            let images = locked.remembered.images.iter();
+            images
+                .filter(|(_, entry)| !locked.running.contains(&entry.pull))
+                .map(|(image, entry)| (image.clone(), entry.pull))
+                .collect()
+        };
+        for (image, pull) in idle {
+            let Ok(reference) = image.parse() else {
+                continue;
+            };
+            if in_use.needs(&reference).await {
+                continue;
+            }
             let mut locked = self.0.lock();
-            if locked.remembered.images.remove(&key(&image)).is_some() {
+            let images = &mut locked.remembered.images;
+            // Unless it was pulled again.
+            if images.get(&image).is_some_and(|entry| entry.pull == pull) {
+                images.remove(&image);
                 locked.store();
+                tracing::info!(image, "credentials of a removed image are forgotten");
             }
         }
     }
@@ -265,6 +323,11 @@ mod tests {
         }
     }
 
+    /// A pull that succeeds.
+    fn pulled(keychain: &CriKeychain, image: &str, auth: &AuthConfig) {
+        keychain.remember(image, auth).unwrap().keep();
+    }
+
     async fn user(keychain: &CriKeychain, host: &str, image: &str) -> Option<String> {
         let reference = image.parse().unwrap();
         match keychain.lookup(host, Some(&reference)).await.unwrap()? {
@@ -276,13 +339,13 @@ mod tests {
     #[tokio::test]
     async fn credentials_are_for_the_image_and_the_registry_that_they_came_with() {
         let keychain = CriKeychain::default();
-        keychain.remember("busybox", &auth("hub"));
-        keychain.remember("r.example/a:1", &auth("a"));
+        pulled(&keychain, "busybox", &auth("hub"));
+        pulled(&keychain, "r.example/a:1", &auth("a"));
         let elsewhere = AuthConfig {
             server_address: "https://other.example/v2/".to_owned(),
             ..auth("b")
         };
-        keychain.remember("r.example/b", &elsewhere);
+        pulled(&keychain, "r.example/b", &elsewhere);
         for (host, image, expected) in [
             ("docker.io", "docker.io/library/busybox:latest", Some("hub")),
             // Another tag may have the same layers.
@@ -299,7 +362,7 @@ mod tests {
         }
         assert_eq!(keychain.lookup("r.example", None).await, Ok(None));
         let digest = format!("sha256:{}", "0".repeat(64));
-        keychain.remember(&format!("r.example/c:tag@{digest}"), &auth("c"));
+        pulled(&keychain, &format!("r.example/c:tag@{digest}"), &auth("c"));
         let found = user(&keychain, "r.example", &format!("r.example/c@{digest}")).await;
         assert_eq!(found.as_deref(), Some("c"));
         let shown = format!("{keychain:?} {:?}", auth("u"));
@@ -323,7 +386,7 @@ mod tests {
                 registry_token: token.to_owned(),
                 ..AuthConfig::default()
             };
-            keychain.remember("r.example/a", &auth);
+            pulled(&keychain, "r.example/a", &auth);
             let found = user(&keychain, "r.example", "r.example/a").await;
             assert_eq!(found.as_deref(), Some(expected));
         }
@@ -334,30 +397,56 @@ mod tests {
         let keychain = CriKeychain::default();
         let image = "r.example/a";
         assert!(keychain.remember(image, &AuthConfig::default()).is_none());
-        keychain.remember(image, &auth("right")).unwrap();
+        pulled(&keychain, image, &auth("right"));
         assert!(keychain.remember(image, &AuthConfig::default()).is_none());
         let wrong = keychain.remember(image, &auth("wrong")).unwrap();
-        keychain.undo(wrong);
+        drop(wrong);
         assert_eq!(
             user(&keychain, "r.example", image).await.as_deref(),
             Some("right")
         );
         let late = keychain.remember(image, &auth("late")).unwrap();
-        keychain.remember(image, &auth("newer")).unwrap();
-        keychain.undo(late);
+        pulled(&keychain, image, &auth("newer"));
+        drop(late);
         assert_eq!(
             user(&keychain, "r.example", image).await.as_deref(),
             Some("newer")
         );
-        keychain.forget(image);
-        assert_eq!(user(&keychain, "r.example", image).await, None);
+    }
+
+    /// The repositories that are needed.
+    struct Needed(&'static [&'static str]);
+
+    #[async_trait]
+    impl ImagesInUse for Needed {
+        async fn needs(&self, image: &Reference) -> bool {
+            self.0.contains(&image.name().as_str())
+        }
+    }
+
+    #[tokio::test]
+    async fn credentials_are_forgotten_once_nothing_needs_them_and_not_during_a_pull() {
+        let keychain = CriKeychain::default();
+        let known = async |image: &str| user(&keychain, "r.example", image).await.is_some();
+        let pulled = keychain.remember("r.example/a:1", &auth("a")).unwrap();
+        keychain.forget_unneeded(&Needed(&[])).await;
+        assert!(known("r.example/a:1").await, "the pull is under way");
+        pulled.keep();
+        let other = keychain.remember("r.example/b:1", &auth("b")).unwrap();
+        other.keep();
+        keychain.forget_unneeded(&Needed(&["r.example/a"])).await;
+        assert!(known("r.example/a:1").await && !known("r.example/b:1").await);
+        keychain.image_removed();
+        keychain.removal().await;
+        keychain.forget_unneeded(&Needed(&[])).await;
+        assert!(!known("r.example/a:1").await);
     }
 
     #[test]
     fn no_more_than_a_limit_is_remembered() {
         let keychain = CriKeychain::default();
         for image in 0..=MAX_IMAGES {
-            keychain.remember(&format!("r.example/a:{image}"), &auth("u"));
+            pulled(&keychain, &format!("r.example/a:{image}"), &auth("u"));
         }
         let seen = &keychain.0.lock().remembered;
         assert_eq!(seen.images.len(), MAX_IMAGES);
@@ -377,11 +466,12 @@ mod tests {
     async fn the_next_process_knows_what_was_remembered_and_not_what_was_forgotten() {
         let vault = Arc::new(Memory::default());
         let first = CriKeychain::with_vault(vault.clone(), None);
-        first.remember("r.example/a:1", &auth("a")).unwrap();
+        pulled(&first, "r.example/a:1", &auth("a"));
         let undone = first.remember("r.example/a:1", &auth("wrong")).unwrap();
-        first.undo(undone);
-        first.remember("r.example/b:1", &auth("b")).unwrap();
-        first.forget("r.example/b:1");
+        drop(undone);
+        let removed = first.remember("r.example/b:1", &auth("b")).unwrap();
+        removed.keep();
+        first.forget_unneeded(&Needed(&["r.example/a"])).await;
         let secrets = vault.0.lock().clone();
         let next = CriKeychain::with_vault(vault, Some(&secrets));
         for (image, expected) in [("r.example/a:1", Some("a")), ("r.example/b:1", None)] {

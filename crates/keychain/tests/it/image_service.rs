@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use soci_keychain::{CriKeychain, ImageServiceProxy};
+use soci_keychain::{CriKeychain, ImageServiceProxy, ImagesInUse};
 use soci_registry::{Credential, Credentials as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -213,6 +213,15 @@ async fn calls_go_through_byte_by_byte_also_those_that_nobody_knows() {
     }
 }
 
+struct NothingInUse;
+
+#[async_trait::async_trait]
+impl ImagesInUse for NothingInUse {
+    async fn needs(&self, _: &soci_oci::Reference) -> bool {
+        false
+    }
+}
+
 #[tokio::test]
 async fn credentials_of_a_pull_are_remembered_until_the_image_is_removed() {
     let stack = Stack::start().await;
@@ -224,6 +233,8 @@ async fn credentials_of_a_pull_are_remembered_until_the_image_is_removed() {
     assert_eq!(stack.user("r.example/b:1").await, None);
     let remove = field(1, &field(1, b"r.example/a:1"));
     stack.call("RemoveImage", &remove).await;
+    stack.keychain.removal().await;
+    stack.keychain.forget_unneeded(&NothingInUse).await;
     assert_eq!(stack.user("r.example/a:1").await, None);
 }
 

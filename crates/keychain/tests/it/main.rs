@@ -7,4 +7,6 @@
 )]
 
 mod cluster;
+mod ecr;
 mod image_service;
+mod providers;

@@ -1,0 +1,11 @@
+//! Credentials for Amazon ECR without a helper program (`[ecr_keychain]`): the node's or pod's role is
+//! traded for a registry password. See decision 21.
+
+mod endpoints;
+mod host;
+mod keychain;
+mod role;
+mod signature;
+
+pub use endpoints::AwsEnvironment;
+pub use keychain::EcrKeychain;

@@ -1,0 +1,15 @@
+//! The kubelet's credential provider plugins (`[kubelet_credential_providers]`): programs that print
+//! credentials for images, as the kubelet runs them (`--image-credential-provider-config` and
+//! `--image-credential-provider-bin-dir`).
+
+mod cache;
+mod config;
+mod exec;
+mod keychain;
+
+pub use keychain::{CredentialProviders, ProviderSettings};
+
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz_config(text: &str) {
+    let _ = config::parse(text);
+}
