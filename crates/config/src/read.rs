@@ -254,6 +254,25 @@ impl<'a> Reader<'_, 'a> {
             }
         }
     }
+
+    /// Reads a length of time; one below 0 means `negative`, if that means anything.
+    fn time(
+        &mut self,
+        key: &'static str,
+        unit: Unit,
+        value: &mut Duration,
+        negative: Option<Duration>,
+    ) {
+        let says = match unit {
+            Unit::Seconds => "a whole number of seconds (0 for the default)",
+            Unit::Milliseconds => "a whole number of milliseconds (0 for the default)",
+        };
+        match self.integer(key, says, |n| n >= 0 || negative.is_some()) {
+            Some(n @ 1..) => *value = unit.times(n.unsigned_abs()).min(LONGEST),
+            Some(..0) => *value = negative.unwrap_or(*value),
+            Some(0) | None => {}
+        }
+    }
 }
 
 impl Visitor for Reader<'_, '_> {
@@ -344,19 +363,22 @@ impl Visitor for Reader<'_, '_> {
         }
     }
 
-    fn duration(&mut self, key: &'static str, unit: Unit, value: &mut Duration) {
-        let says = match unit {
-            Unit::Seconds => "a whole number of seconds (0 for the default)",
-            Unit::Milliseconds => "a whole number of milliseconds (0 for the default)",
-        };
-        if let Some(n @ 1..) = self.integer(key, says, |n| n >= 0) {
-            let n = n.unsigned_abs();
-            let time = match unit {
-                Unit::Seconds => Duration::from_secs(n),
-                Unit::Milliseconds => Duration::from_millis(n),
-            };
-            *value = time.min(LONGEST);
+    fn count(&mut self, key: &'static str, value: &mut u64) {
+        if let Some(n) = self.integer(key, "a whole number", |_| true) {
+            *value = u64::try_from(n).unwrap_or(0);
         }
+    }
+
+    fn duration(&mut self, key: &'static str, unit: Unit, value: &mut Duration) {
+        self.time(key, unit, value, None);
+    }
+
+    fn timeout(&mut self, key: &'static str, unit: Unit, value: &mut Duration) {
+        self.time(key, unit, value, Some(LONGEST));
+    }
+
+    fn pause(&mut self, key: &'static str, unit: Unit, value: &mut Duration) {
+        self.time(key, unit, value, Some(unit.times(1)));
     }
 
     fn size(&mut self, key: &'static str, value: &mut Option<ByteSize>) {

@@ -15,6 +15,16 @@ pub(crate) enum Unit {
     Milliseconds,
 }
 
+impl Unit {
+    /// So many of it.
+    pub(crate) fn times(self, count: u64) -> Duration {
+        match self {
+            Self::Seconds => Duration::from_secs(count),
+            Self::Milliseconds => Duration::from_millis(count),
+        }
+    }
+}
+
 /// A rule between keys, or about one key's text, that is broken.
 #[derive(Debug)]
 pub(crate) struct Broken {
@@ -72,6 +82,18 @@ pub(crate) trait Visitor {
     fn limit(&mut self, key: &'static str, value: &mut Option<u64>);
     /// A length of time, where 0 in the file means the default.
     fn duration(&mut self, key: &'static str, unit: Unit, value: &mut Duration);
+    /// A whole number of v0.15: negative in the file means 0.
+    fn count(&mut self, key: &'static str, value: &mut u64) {
+        self.number(key, value, 0..=i64::MAX.unsigned_abs());
+    }
+    /// A time-out of v0.15: negative in the file means none, 0 the default.
+    fn timeout(&mut self, key: &'static str, unit: Unit, value: &mut Duration) {
+        self.duration(key, unit, value);
+    }
+    /// A pause of v0.15: negative in the file means the shortest, 0 the default.
+    fn pause(&mut self, key: &'static str, unit: Unit, value: &mut Duration) {
+        self.duration(key, unit, value);
+    }
     fn size(&mut self, key: &'static str, value: &mut Option<ByteSize>);
     fn table<S: Section>(&mut self, key: &'static str, value: &mut S);
     /// Tables whose names the operator chooses. Not printed when there are none.

@@ -154,16 +154,12 @@ impl Section for Config {
     fn visit(&mut self, v: &mut impl Visitor) {
         v.text("http_cache_type", &mut self.http_cache_type);
         v.text("filesystem_cache_type", &mut self.filesystem_cache_type);
-        v.number(
-            "resolve_result_entry",
-            &mut self.resolve_result_entry,
-            0..=MAX,
-        );
+        v.count("resolve_result_entry", &mut self.resolve_result_entry);
         v.flag("debug", &mut self.debug);
         v.flag("disable_verification", &mut self.disable_verification);
         v.limit("max_concurrency", &mut self.max_concurrency);
-        v.duration("mount_timeout_sec", Unit::Seconds, &mut self.mount_timeout);
-        v.duration(
+        v.timeout("mount_timeout_sec", Unit::Seconds, &mut self.mount_timeout);
+        v.pause(
             "fuse_metrics_emit_wait_duration_sec",
             Unit::Seconds,
             &mut self.fuse_metrics_emit_wait_duration,
@@ -174,10 +170,9 @@ impl Section for Config {
         v.text("debug_address", &mut self.debug_address);
         v.choice("metadata_store", &mut self.metadata_store);
         v.flag("metadata_db_no_sync", &mut self.metadata_db_no_sync);
-        v.number(
+        v.count(
             "metadata_insertion_chunk_size",
             &mut self.metadata_insertion_chunk_size,
-            0..=MAX,
         );
         v.flag(
             "skip_check_snapshotter_supported",

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::MAX;
 use crate::schema::{Broken, Section, Unit, Visitor};
 
 /// `[http]`: time-outs and retries of registry requests.
@@ -38,24 +37,24 @@ impl Default for Http {
 
 impl Section for Http {
     fn visit(&mut self, v: &mut impl Visitor) {
-        v.duration(
+        v.timeout(
             "DialTimeoutMsec",
             Unit::Milliseconds,
             &mut self.dial_timeout,
         );
-        v.duration(
+        v.timeout(
             "ResponseHeaderTimeoutMsec",
             Unit::Milliseconds,
             &mut self.response_header_timeout,
         );
-        v.duration(
+        v.timeout(
             "RequestTimeoutMsec",
             Unit::Milliseconds,
             &mut self.request_timeout,
         );
         v.retries("MaxRetries", &mut self.max_retries);
-        v.duration("MinWaitMsec", Unit::Milliseconds, &mut self.min_wait);
-        v.duration("MaxWaitMsec", Unit::Milliseconds, &mut self.max_wait);
+        v.pause("MinWaitMsec", Unit::Milliseconds, &mut self.min_wait);
+        v.pause("MaxWaitMsec", Unit::Milliseconds, &mut self.max_wait);
         lower_default(&mut self.min_wait, Self::default().min_wait, self.max_wait);
     }
 
@@ -103,22 +102,21 @@ impl Default for Blob {
 
 impl Section for Blob {
     fn visit(&mut self, v: &mut impl Visitor) {
-        v.duration("valid_interval", Unit::Seconds, &mut self.valid_interval);
-        v.duration(
+        v.pause("valid_interval", Unit::Seconds, &mut self.valid_interval);
+        v.timeout(
             "fetching_timeout_sec",
             Unit::Seconds,
             &mut self.fetching_timeout,
         );
         v.retries("max_retries", &mut self.max_retries);
-        v.duration("min_wait_msec", Unit::Milliseconds, &mut self.min_wait);
-        v.duration("max_wait_msec", Unit::Milliseconds, &mut self.max_wait);
+        v.pause("min_wait_msec", Unit::Milliseconds, &mut self.min_wait);
+        v.pause("max_wait_msec", Unit::Milliseconds, &mut self.max_wait);
         lower_default(&mut self.min_wait, Self::default().min_wait, self.max_wait);
         v.flag("check_always", &mut self.check_always);
         v.flag("force_single_range_mode", &mut self.force_single_range_mode);
-        v.number(
+        v.count(
             "max_span_verification_retries",
             &mut self.max_span_verification_retries,
-            0..=MAX,
         );
     }
 

@@ -34,12 +34,8 @@ impl Default for DirectoryCache {
 
 impl Section for DirectoryCache {
     fn visit(&mut self, v: &mut impl Visitor) {
-        v.number(
-            "max_lru_cache_entry",
-            &mut self.max_lru_cache_entry,
-            0..=MAX,
-        );
-        v.number("max_cache_fds", &mut self.max_cache_fds, 0..=MAX);
+        v.count("max_lru_cache_entry", &mut self.max_lru_cache_entry);
+        v.count("max_cache_fds", &mut self.max_cache_fds);
         v.flag("sync_add", &mut self.sync_add);
         v.flag("direct", &mut self.direct);
     }
@@ -71,9 +67,9 @@ impl Default for Fuse {
 
 impl Section for Fuse {
     fn visit(&mut self, v: &mut impl Visitor) {
-        v.duration("attr_timeout", Unit::Seconds, &mut self.attr_timeout);
-        v.duration("entry_timeout", Unit::Seconds, &mut self.entry_timeout);
-        v.duration(
+        v.timeout("attr_timeout", Unit::Seconds, &mut self.attr_timeout);
+        v.timeout("entry_timeout", Unit::Seconds, &mut self.entry_timeout);
+        v.timeout(
             "negative_timeout",
             Unit::Seconds,
             &mut self.negative_timeout,
@@ -115,19 +111,19 @@ impl Default for BackgroundFetch {
 impl Section for BackgroundFetch {
     fn visit(&mut self, v: &mut impl Visitor) {
         v.flag("disable", &mut self.disable);
-        v.duration(
+        v.pause(
             "silence_period_msec",
             Unit::Milliseconds,
             &mut self.silence_period,
         );
-        v.duration(
+        v.pause(
             "fetch_period_msec",
             Unit::Milliseconds,
             &mut self.fetch_period,
         );
         v.limit("max_queue_size", &mut self.max_queue_size);
         v.choice("drop_policy", &mut self.drop_policy);
-        v.duration(
+        v.pause(
             "emit_metric_period_sec",
             Unit::Seconds,
             &mut self.emit_metric_period,
@@ -257,7 +253,7 @@ pub struct Snapshotter {
 
 impl Section for Snapshotter {
     fn visit(&mut self, v: &mut impl Visitor) {
-        v.number("min_layer_size", &mut self.min_layer_size, 0..=MAX);
+        v.count("min_layer_size", &mut self.min_layer_size);
         v.flag(
             "allow_invalid_mounts_on_restart",
             &mut self.allow_invalid_mounts_on_restart,

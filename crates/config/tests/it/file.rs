@@ -236,6 +236,50 @@ fn no_retries_are_asked_for_by_minus_one_and_a_low_maximum_lowers_the_minimum() 
     assert_eq!(parse(&config.to_toml()), config);
 }
 
+/// v0.15 starts with -1 for each of its numbers: no time-out, no pause, nothing.
+#[test]
+fn every_number_of_v0_15_may_be_below_zero() {
+    let text = "mount_timeout_sec = -1\nfuse_metrics_emit_wait_duration_sec = -1\n\
+        resolve_result_entry = -1\nmax_concurrency = -1\nmetadata_insertion_chunk_size = -1\n\
+        [http]\nMaxRetries = -1\nMinWaitMsec = -1\nMaxWaitMsec = -1\nDialTimeoutMsec = -1\n\
+        ResponseHeaderTimeoutMsec = -1\nRequestTimeoutMsec = -1\n\
+        [blob]\nvalid_interval = -1\nfetching_timeout_sec = -1\nmax_retries = -1\n\
+        min_wait_msec = -1\nmax_wait_msec = -1\nmax_span_verification_retries = -1\n\
+        [directory_cache]\nmax_lru_cache_entry = -1\nmax_cache_fds = -1\n\
+        [fuse]\nattr_timeout = -1\nentry_timeout = -1\nnegative_timeout = -1\n\
+        [background_fetch]\nsilence_period_msec = -1\nfetch_period_msec = -1\n\
+        max_queue_size = -1\nemit_metric_period_sec = -1\n\
+        [prefetch]\nmax_concurrency = -1\n\
+        [pull_modes.parallel_pull_unpack]\nmax_concurrent_downloads = -1\n\
+        max_concurrent_downloads_per_image = -1\nmax_concurrent_unpacks = -1\n\
+        max_concurrent_unpacks_per_image = -1\n\
+        [resolver]\nauth_client_ttl_sec = -1\n[snapshotter]\nmin_layer_size = -1\n";
+    // Keys without effect are warned of.
+    let read = |text: &str| Config::parse(text, Path::new(FILE)).unwrap().config;
+    let config = read(text);
+    let long = Duration::from_secs(50 * 365 * 86_400);
+    let http = &config.http;
+    for timeout in [
+        config.mount_timeout,
+        http.dial_timeout,
+        http.response_header_timeout,
+        http.request_timeout,
+        config.blob.fetching_timeout,
+        config.fuse.attr_timeout,
+    ] {
+        assert!(timeout > long, "{timeout:?}");
+    }
+    let short = Duration::from_millis(1);
+    assert_eq!((http.min_wait, http.max_wait), (short, short));
+    assert_eq!(config.background_fetch.fetch_period, short);
+    assert_eq!(config.snapshotter.min_layer_size, 0);
+    assert_eq!(config.blob.max_span_verification_retries, 0);
+    assert_eq!(read(&config.to_toml()), config);
+    // Our own keys have no such meaning.
+    let own = "[holder]\nabandon_after_sec = -1\n";
+    assert!(Config::parse(own, Path::new(FILE)).is_err());
+}
+
 #[test]
 fn an_absurd_time_is_a_century_and_overflows_nothing() {
     let config = parse("mount_timeout_sec = 9223372036854775807");
@@ -309,10 +353,10 @@ fn every_bad_value_is_named_with_line_key_value_and_what_is_allowed() {
             "absolute path",
         ),
         (
-            "mount_timeout_sec = -1",
+            "mount_timeout_sec = 'x'",
             1,
             "mount_timeout_sec",
-            "-1",
+            "'x'",
             "seconds",
         ),
         (
@@ -351,16 +395,16 @@ fn every_bad_value_is_named_with_line_key_value_and_what_is_allowed() {
             "3 ms",
         ),
         (
-            "[blob]\nmax_span_verification_retries = -1",
+            "[blob]\nmax_span_verification_retries = 'x'",
             2,
             "blob.max_span_verification_retries",
-            "-1",
-            "from 0",
+            "'x'",
+            "whole number",
         ),
         (
-            "[snapshotter]\nmin_layer_size = -5",
+            "[layer_store]\nmax_size_bytes = -5",
             2,
-            "snapshotter.min_layer_size",
+            "layer_store.max_size_bytes",
             "-5",
             "from 0",
         ),
@@ -616,7 +660,7 @@ fn v0_15s_special_values_are_understood() {
 #[test]
 fn all_bad_values_are_said_at_once_in_the_order_of_their_lines() {
     let all = problems(
-        "[http]\nMinWaitMsec = -3\n[background_fetch]\ndisable = 1\n[blob]\nmin_wait_msec = 'x'",
+        "[http]\nMinWaitMsec = 'y'\n[background_fetch]\ndisable = 1\n[blob]\nmin_wait_msec = 'x'",
     );
     assert_eq!(all.iter().map(|p| p.line).collect::<Vec<_>>(), [2, 4, 6]);
 }
