@@ -78,6 +78,12 @@ impl SpanFetcher {
         context.counters.snapshot(&load)
     }
 
+    /// Returns whether readers wait for the network, so that other traffic should leave it to them.
+    #[must_use]
+    pub fn demand_waits(&self) -> bool {
+        self.driver.context.schedule.lock().demand_waits()
+    }
+
     /// Closes all layers: waiting readers get [`crate::ReadError::Closed`], requests are cancelled,
     /// and stored spans are made durable.
     pub async fn shutdown(&self) {

@@ -320,6 +320,12 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         (queued, self.requests.len())
     }
 
+    /// Whether a span that a reader waits for is being requested.
+    pub(crate) fn demand_waits(&self) -> bool {
+        let demanded = |request: &InFlight| request.priority == Priority::Demand;
+        self.requests.values().any(demanded)
+    }
+
     /// The lowest limit on requests in flight to one origin.
     pub(crate) fn request_limit(&self) -> usize {
         let limits = self.origins.all().map(|origin| origin.limit.get());

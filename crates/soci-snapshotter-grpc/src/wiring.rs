@@ -100,10 +100,14 @@ pub(crate) async fn wire(
         .context("cannot start the threads that serve file systems")?;
 
     let userxattr = soci_snapshotter::needs_userxattr(root);
-    let unpacker = Unpacker::new(
-        client.clone(),
-        settings::unpack(config, root.join("unpack")),
-    )?;
+    let mut unpack = settings::unpack(config, root.join("unpack"));
+    let readers = Arc::downgrade(&fetcher);
+    unpack.pipeline.demand = Some(soci_unpack::Demand::new(move || {
+        readers
+            .upgrade()
+            .is_some_and(|readers| readers.demand_waits())
+    }));
+    let unpacker = Unpacker::new(client.clone(), unpack)?;
     let meters = Arc::new(soci_telemetry::Meters::new()?);
     let keeper = inherited.keeper.clone();
     let components = soci_lazy::Components {

@@ -10,4 +10,5 @@ mod apply;
 mod containerd;
 mod downloads;
 mod hostile;
+mod pipeline;
 mod unpacker;

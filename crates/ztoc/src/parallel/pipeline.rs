@@ -376,8 +376,32 @@ mod tests {
         }
     }
 
+    /// Both ways of inflating agree.
+    fn check_inflating(layer: &[u8], chunk: usize) {
+        let mut expected = Vec::new();
+        let in_order = crate::GzipStream::new().and_then(|mut stream| {
+            stream.write(layer, |output| {
+                expected.extend_from_slice(output);
+                Ok(())
+            })?;
+            stream.finish()
+        });
+        let mut actual = Vec::new();
+        let asked = AtomicUsize::new(0);
+        let ahead = || !asked.fetch_add(1, Ordering::Relaxed).is_multiple_of(4);
+        let parallel = pipeline(chunk, 3).inflate(layer, &ahead, |output| {
+            actual.extend_from_slice(output);
+            Ok(())
+        });
+        let text = |result: Result<(), BuildError>| result.err().map(|error| error.to_string());
+        let succeeded = in_order.is_ok();
+        assert_eq!(text(in_order), text(parallel));
+        assert!(!succeeded || actual == expected, "other output");
+    }
+
     /// Both ways of building agree.
     fn check(layer: &[u8], chunk: usize) {
+        check_inflating(layer, chunk);
         let expected = in_order(layer);
         let actual = pipeline(chunk, 3).build(layer, Compression::Gzip, options());
         match (expected, actual) {
