@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use soci_layer::LowerLayer;
 use soci_oci::{Descriptor, Digest, media_types};
 use soci_registry::{Client, ClientConfig, NoCredentials};
 use soci_testkit::{
@@ -15,8 +16,8 @@ use soci_testkit::{
 };
 use soci_unpack::{
     ApplyOptions, CompressedSink, Decompressor, Decompressors, Demand, ImageLimits, ImageShare,
-    LayerBlob, LayerProgress, LayerRequest, LowerDirectory, LowerLayer, Pipeline, PipelineConfig,
-    ProgramError, SpeedLimits, Stage, UnpackError, UnpackedLayer, decompress,
+    LayerBlob, LayerProgress, LayerRequest, LowerDirectory, Pipeline, PipelineConfig, ProgramError,
+    SpeedLimits, Stage, UnpackError, UnpackedLayer, decompress,
 };
 use tokio_util::sync::CancellationToken;
 
