@@ -93,6 +93,18 @@ bench: deps ## Print the benchmarks, overlayfs beside them
 	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES)) --package soci-benches
 	target/release/bench
 
+.PHONY: bench-start
+bench-start: deps ## Print what cold starts of the demo image cost, overlayfs beside them (PREVIOUS=…, REFERENCE=…)
+	@test "$$(id -u)" = 0 || { echo "make bench-start needs root: it mounts file systems and starts containers" >&2; exit 1; }
+	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES)) --package soci-benches
+	target/release/bench-start --again
+
+.PHONY: bench-start-torch
+bench-start-torch: deps ## The same for an image with PyTorch: 4 GB, built from PyPI on first use
+	@test "$$(id -u)" = 0 || { echo "make bench-start-torch needs root: it mounts file systems and starts containers" >&2; exit 1; }
+	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES)) --package soci-benches
+	target/release/bench-start --torch --again --overlayfs-runs 1
+
 .PHONY: fuzz
 fuzz: ## Fuzz each target (TARGETS=… for some) for FUZZ_SECONDS, FUZZ_JOBS at a time
 	fuzz/run -s $(FUZZ_SECONDS) -j $(FUZZ_JOBS) $(TARGETS)

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cli;
+pub mod cold;
 pub mod neighbours;
 mod program;
 pub mod restart;

@@ -1,0 +1,254 @@
+//! Cold starts of one image through one throttled registry: with overlayfs, and lazily with what
+//! the daemon knows of earlier starts.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use soci_oci::Digest;
+use soci_testkit::process::processes_below;
+use soci_testkit::{
+    Containerd, ContainerdOptions, OciImage, Proxy, Registry, Run, SociCli, SociDaemon,
+    SociDaemonOptions, TestRoot, Throttle,
+};
+
+/// The containerd namespace that everything is started in.
+const NAMESPACE: &str = "cold";
+const NAME: &str = "app:soci";
+/// Background filling would be counted as fetched for the start.
+const CONFIG: &str = "[background_fetch]\ndisable = true\n";
+/// Time for a start to become quiet and be recorded.
+const RECORDED_WITHIN: Duration = Duration::from_secs(120);
+const RECORDED: &str = "recorded start-up profile";
+
+/// A registry with one image, and the proxy that it is pulled through.
+pub struct Lab {
+    proxy: Proxy,
+    registry: Registry,
+    layers: Vec<Digest>,
+}
+
+/// The files of the start-up profiles that a daemon has recorded.
+#[derive(Debug, Clone, Default)]
+pub struct Recorded(Vec<(PathBuf, Vec<u8>)>);
+
+/// What a cold start cost.
+#[derive(Debug, Clone, Default)]
+pub struct ColdStart {
+    /// Time of the pull.
+    pub pull: Duration,
+    /// Time from the start of the container to its end.
+    pub run: Duration,
+    /// Bytes of layers that were fetched.
+    pub layers: u64,
+    /// Bytes of everything else: indexes, manifests, zTOCs.
+    pub rest: u64,
+    /// Number of requests for layers.
+    pub requests: u64,
+    /// Largest number of requests in flight.
+    pub in_flight: u64,
+    /// Bytes of layers that were fetched and not read, if the daemon reports what was read.
+    pub waste: Option<u64>,
+    /// Processor time of the daemon.
+    pub cpu: Option<Duration>,
+    /// Peak memory of the daemon's processes in bytes.
+    pub memory: Option<u64>,
+    /// The same container again with all of it stored and the page cache dropped.
+    pub again: Option<Duration>,
+}
+
+impl ColdStart {
+    /// Time from the beginning of the pull to the end of the container.
+    #[must_use]
+    pub fn total(&self) -> Duration {
+        self.pull + self.run
+    }
+}
+
+impl Lab {
+    /// Indexes an image into a registry of its own.
+    ///
+    /// # Errors
+    /// When a program is missing or fails.
+    pub fn new(image: &OciImage) -> Result<Self> {
+        let registry = Registry::start()?;
+        let proxy = Proxy::start(registry.address())?;
+        let source = image.dir.display().to_string();
+        let target = format!("docker://{}", registry.reference(NAME));
+        SociCli::standalone()?.output(["convert", "--standalone", &source, &target])?;
+        Ok(Self {
+            proxy,
+            registry,
+            layers: image.layers.iter().map(|layer| layer.digest).collect(),
+        })
+    }
+
+    /// The registry behind the proxy.
+    #[must_use]
+    pub const fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Sets the speed of the registry.
+    pub fn throttle(&self, throttle: Throttle) {
+        self.proxy.throttle(throttle);
+    }
+
+    /// Starts the image with overlayfs, in a containerd of its own.
+    ///
+    /// # Errors
+    /// When a program is missing or fails.
+    pub fn overlayfs(&self, command: &[String], again: bool) -> Result<ColdStart> {
+        let containerd = Containerd::start(&ContainerdOptions::default())?;
+        let ctr = containerd.ctr(NAMESPACE);
+        let reference = self.proxy.reference(NAME);
+        let run = Run::new(&reference, "overlayfs").command(command);
+        let mut start = self.measure(|| ctr.pull(&reference, "overlayfs"), || ctr.run(&run))?;
+        if again {
+            start.again = Some(run_again(&containerd, &run)?);
+        }
+        Ok(start)
+    }
+
+    /// Starts the image lazily with a new daemon, which knows `recorded` of earlier starts. Returns
+    /// also what it has recorded of this one.
+    ///
+    /// # Errors
+    /// When a program is missing or fails.
+    pub fn lazily(
+        &self,
+        program: Option<&Path>,
+        config: &str,
+        recorded: &Recorded,
+        command: &[String],
+        again: bool,
+    ) -> Result<(ColdStart, Recorded)> {
+        let folder = TestRoot::new()?;
+        let daemon = SociDaemon::start(SociDaemonOptions {
+            config: format!("{CONFIG}{config}"),
+            containerd: Some(Containerd::address_in(&folder)),
+            log_level: "info".to_owned(),
+            program: program.map(Path::to_owned),
+            ..SociDaemonOptions::default()
+        })?;
+        let profiles = daemon.root().join("soci/profiles");
+        for (name, content) in &recorded.0 {
+            std::fs::create_dir_all(&profiles).context("make the folder of profiles")?;
+            std::fs::write(profiles.join(name), content).context("write a profile")?;
+        }
+        let containerd =
+            Containerd::start_in(folder, &ContainerdOptions::with_soci(daemon.socket()))?;
+        let reference = self.proxy.reference(NAME);
+        let soci = SociCli::against(containerd.address(), NAMESPACE)?;
+        let run = Run::new(&reference, "soci").command(command);
+        let pull = || {
+            soci.output(["pull", "--plain-http", "--snapshotter", "soci", &reference])
+                .map(drop)
+        };
+        let measured = self.measure(pull, || containerd.ctr(NAMESPACE).run(&run));
+        let mut start = measured.with_context(|| daemon.log().tail(40))?;
+        (start.cpu, start.memory) = costs(&daemon);
+        let read = read_bytes(&daemon);
+        start.waste = read.map(|read| start.layers.saturating_sub(read));
+        let mut new = Recorded::default();
+        for entry in std::fs::read_dir(&profiles).into_iter().flatten().flatten() {
+            let name = PathBuf::from(entry.file_name());
+            if entry.path().is_file() {
+                new.0.push((name, std::fs::read(entry.path())?));
+            }
+        }
+        if again {
+            start.again = Some(run_again(&containerd, &run)?);
+        }
+        Ok((start, new))
+    }
+
+    fn measure(
+        &self,
+        pull: impl FnOnce() -> Result<()>,
+        run: impl FnOnce() -> Result<soci_testkit::RunOutput>,
+    ) -> Result<ColdStart> {
+        self.proxy.reset_stats();
+        let started = Instant::now();
+        pull()?;
+        let pulled = started.elapsed();
+        let run = run()?;
+        ensure!(
+            run.status.success(),
+            "the container ended with {}:\n{}{}",
+            run.status,
+            run.stdout,
+            run.stderr
+        );
+        let stats = self.proxy.stats();
+        let ends: Vec<_> = self.layers.iter().map(|d| format!("/blobs/{d}")).collect();
+        let of_layer = |path: &str| ends.iter().any(|end| path.ends_with(end));
+        let layers = stats.of(|record| of_layer(&record.path));
+        Ok(ColdStart {
+            pull: pulled,
+            run: run.elapsed,
+            layers: layers.bytes,
+            rest: stats.total().bytes.saturating_sub(layers.bytes),
+            requests: layers.requests,
+            in_flight: stats.peak_in_flight,
+            ..ColdStart::default()
+        })
+    }
+}
+
+fn run_again(containerd: &Containerd, run: &Run) -> Result<Duration> {
+    // Clean pages only; nothing is lost.
+    std::fs::write("/proc/sys/vm/drop_caches", "1").context("drop the page cache")?;
+    let output = containerd.ctr(NAMESPACE).run(run)?;
+    ensure!(
+        output.status.success(),
+        "the container failed when started again"
+    );
+    Ok(output.elapsed)
+}
+
+/// Waits until the start was recorded; returns the compressed size of the spans that were read. Not
+/// every daemon records.
+fn read_bytes(daemon: &SociDaemon) -> Option<u64> {
+    let deadline = Instant::now() + RECORDED_WITHIN;
+    let started = Instant::now();
+    loop {
+        for line in daemon.json_log() {
+            let message = line.get("msg").or_else(|| line.get("message"));
+            if message.and_then(|text| text.as_str()) == Some(RECORDED) {
+                return line.get("read_bytes").and_then(serde_json::Value::as_u64);
+            }
+        }
+        let records = daemon.root().join("soci/profiles").exists();
+        if Instant::now() > deadline || (!records && started.elapsed().as_secs() > 15) {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Processor time and peak memory of all processes of a daemon.
+fn costs(daemon: &SociDaemon) -> (Option<Duration>, Option<u64>) {
+    let root = daemon.root();
+    let processes = processes_below(root.parent().unwrap_or(&root));
+    let sum = |of: fn(i32) -> Option<u64>| -> Option<u64> {
+        let values = processes.iter().filter_map(|pid| of(*pid));
+        values.reduce(u64::saturating_add)
+    };
+    let milliseconds = sum(|pid| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // After the name: state, then utime and stime as the 12th and 13th field, in 1/100 s.
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let ticks = |at: usize| fields.get(at)?.parse::<u64>().ok();
+        Some((ticks(11)? + ticks(12)?) * 10)
+    });
+    let memory = sum(|pid| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+        Some(kib << 10)
+    });
+    (milliseconds.map(Duration::from_millis), memory)
+}
