@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use soci_layerfs::{Tree, TreeOptions};
+use soci_layerfs::{ElfWalk, Tree, TreeOptions};
 use soci_unpack::{ApplyOptions, apply};
 use soci_ztoc::{BuildOptions, Compression, FileMetadata, FileType, Ztoc};
 
@@ -35,6 +35,21 @@ struct File {
 }
 
 type Files = BTreeMap<Vec<u8>, File>;
+
+/// What an ELF file says of itself lies in the file, however it lies; the walk ends.
+pub(crate) fn elf_walk(data: &[u8]) {
+    let len = data.len() as u64;
+    let mut walk = ElfWalk::new(len);
+    let found = walk.step(|at, buffer| {
+        let part = usize::try_from(at).ok().and_then(|at| data.get(at..)?.get(..buffer.len()));
+        buffer.copy_from_slice(part.expect("reads lie in the file"));
+        true
+    });
+    assert!(walk.is_done());
+    for range in found.touched.iter().chain(&found.code) {
+        assert!(range.start < range.end && range.end <= len);
+    }
+}
 
 /// A tree is built, or the layer is refused; every listing ends, and every name that is listed is found.
 pub(crate) fn tree(data: &[u8]) {

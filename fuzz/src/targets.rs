@@ -18,6 +18,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("tar_scan", soci_ztoc::fuzz::tar_scan),
     ("tree", layer::tree),
     ("unpack", layer::unpack),
+    ("elf_walk", layer::elf_walk),
     ("fuse_request", soci_fuse::fuzz::request),
     ("fuse_directory", soci_fuse::fuzz::directory),
     ("journal", soci_fuse::fuzz::journal),

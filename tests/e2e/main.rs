@@ -34,6 +34,7 @@ mod poisoning;
 mod privilege;
 mod restart;
 mod shared_layers;
+mod start_hints;
 mod support;
 mod survival;
 mod survival_parts;

@@ -19,7 +19,7 @@ pub use sections::{
     BackgroundFetch, Blob, Config, ContentStore, CriKeychain, DecompressStream, DirectoryCache,
     EcrKeychain, Fetch, Fuse, Holder, Host, Http, KubeconfigKeychain, KubeletCredentialProviders,
     LayerStore, Limits, Mirror, ParallelPullUnpack, Prefetch, Profile, PullMode, PullModes,
-    Resolver, Snapshotter, Trust,
+    Resolver, Snapshotter, StartHints, Trust,
 };
 pub use values::{
     ByteSize, ContentStoreType, DropPolicy, MetadataStoreType, MetricsNetwork, Sharing,

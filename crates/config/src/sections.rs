@@ -2,6 +2,7 @@
 //! the file means the default, unless the field says otherwise.
 
 mod access;
+mod hints;
 mod keychains;
 mod limits;
 mod profile;
@@ -10,6 +11,7 @@ mod service;
 mod trust;
 
 pub use access::{Blob, Host, Http, Mirror, Resolver};
+pub use hints::StartHints;
 pub use keychains::{EcrKeychain, KubeletCredentialProviders};
 pub use limits::Limits;
 pub use profile::Profile;
@@ -94,6 +96,8 @@ pub struct Config {
     pub holder: Holder,
     /// `[profile]`, ours
     pub profile: Profile,
+    /// `[start_hints]`, ours
+    pub start_hints: StartHints,
     /// `[trust]`, ours
     pub trust: Trust,
     /// `[limits]`, ours
@@ -139,6 +143,7 @@ impl Default for Config {
             layer_store: LayerStore::default(),
             holder: Holder::default(),
             profile: Profile::default(),
+            start_hints: StartHints::default(),
             trust: Trust::default(),
             limits: Limits::default(),
             kubelet_credential_providers: KubeletCredentialProviders::default(),
@@ -194,6 +199,7 @@ impl Section for Config {
         v.table("layer_store", &mut self.layer_store);
         v.table("holder", &mut self.holder);
         v.table("profile", &mut self.profile);
+        v.table("start_hints", &mut self.start_hints);
         v.table("trust", &mut self.trust);
         v.table("limits", &mut self.limits);
         v.table(

@@ -26,6 +26,8 @@ pub(crate) struct InflightLimit {
     best: u64,
     quiet: u32,
     halved: Option<Instant>,
+    /// Bytes per second in the last period that began and ended with work that waited.
+    filled_rate: Option<u64>,
 }
 
 impl InflightLimit {
@@ -40,6 +42,7 @@ impl InflightLimit {
             best: 0,
             quiet: 0,
             halved: None,
+            filled_rate: None,
         }
     }
 
@@ -47,13 +50,22 @@ impl InflightLimit {
         self.now
     }
 
+    /// Rate of the link in bytes per second when it was last filled.
+    pub(crate) const fn link_rate(&self) -> Option<u64> {
+        self.filled_rate
+    }
+
     /// Records that work waits because the limit is reached.
-    pub(crate) const fn waited(&mut self) {
+    pub(crate) fn waited(&mut self, at: Instant) {
+        if !self.waited {
+            // What arrived before says nothing of the link.
+            (self.since, self.bytes) = (at, 0);
+        }
         self.waited = true;
     }
 
-    /// Records that bytes arrived.
-    pub(crate) fn received(&mut self, bytes: u64, at: Instant) {
+    /// Records that bytes arrived while `running` requests were in flight.
+    pub(crate) fn received(&mut self, bytes: u64, running: usize, at: Instant) {
         self.bytes = self.bytes.saturating_add(bytes);
         let elapsed = at.saturating_duration_since(self.since);
         if elapsed < PERIOD {
@@ -62,6 +74,9 @@ impl InflightLimit {
         let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
         let rate = self.bytes.saturating_mul(1000) / millis.max(1);
         if self.waited {
+            // All requests but the one that is for background work.
+            let is_full = running + 1 >= self.now;
+            self.filled_rate = is_full.then_some(rate).or(self.filled_rate);
             self.quiet += 1;
             if rate > self.best.saturating_add(self.best / 10) || self.quiet >= PROBE_EVERY {
                 self.now = (self.now + 1).min(self.most);
@@ -96,9 +111,9 @@ mod tests {
         let mut at = Instant::now();
         let mut limit = InflightLimit::new(16, at);
         let mut period = |limit: &mut InflightLimit, bytes| {
-            limit.waited();
+            limit.waited(at);
             at += PERIOD;
-            limit.received(bytes, at);
+            limit.received(bytes, 6, at);
             at
         };
         period(&mut limit, 1000);
@@ -120,9 +135,27 @@ mod tests {
         assert_eq!(limit.get(), 2);
         for step in 1..100 {
             now += PERIOD;
-            limit.waited();
-            limit.received(1000 << step.min(40), now);
+            limit.waited(now);
+            limit.received(1000 << step.min(40), 16, now);
         }
         assert_eq!(limit.get(), 16);
+    }
+
+    #[test]
+    fn the_rate_of_a_link_is_that_of_a_time_in_which_it_was_full() {
+        let begin = Instant::now();
+        let mut limit = InflightLimit::new(16, begin);
+        // A reader alone, and a long time with nothing.
+        limit.received(1000, 1, begin + PERIOD);
+        assert_eq!(limit.link_rate(), None);
+        let later = begin + 100 * PERIOD;
+        limit.waited(later);
+        limit.received(4000, FIRST, later + PERIOD / 2);
+        limit.received(6000, FIRST, later + PERIOD);
+        assert_eq!(limit.link_rate(), Some(20_000));
+        // What was left when nothing waited any more.
+        limit.waited(later + PERIOD);
+        limit.received(10, 1, later + 3 * PERIOD);
+        assert_eq!(limit.link_rate(), Some(20_000));
     }
 }

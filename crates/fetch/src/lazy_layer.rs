@@ -72,6 +72,20 @@ impl LazyLayer {
         self.want_ahead(spans, Priority::Profile);
     }
 
+    /// As [`LazyLayer::prefetch_each`], at the priority of what lies ahead of a sequential reader.
+    pub fn fetch_ahead(&self, spans: &[u32]) {
+        let most = self.layer.spans.len();
+        let spans = spans.iter().copied().filter(|span| *span < most);
+        self.want_ahead(spans, Priority::Readahead);
+    }
+
+    /// Rate of the link to the layer's origin in bytes per second, when it was last filled.
+    #[must_use]
+    pub fn link_rate(&self) -> Option<u64> {
+        let schedule = self.driver.context.schedule.lock();
+        schedule.link_rate(self.layer.id)
+    }
+
     /// Begins a log of the spans that readers ask for, stored or not.
     #[must_use]
     pub fn log_reads(&self) -> Arc<ReadLog> {

@@ -332,6 +332,12 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         limits.min().unwrap_or(self.config.max_inflight)
     }
 
+    /// Rate of the link to a layer's origin in bytes per second, when it was last filled.
+    pub(crate) fn link_rate(&self, layer: LayerId) -> Option<u64> {
+        let origin = self.origins.get(self.layers.get(&layer)?.origin)?;
+        origin.limit.link_rate()
+    }
+
     /// Number of origins, and of those whose circuit is open.
     pub(crate) fn origins(&self) -> (usize, usize) {
         let open = self.origins.all().filter(|origin| origin.circuit.is_open());

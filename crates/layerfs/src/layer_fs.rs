@@ -14,6 +14,7 @@ use soci_fuse::{
 use soci_telemetry::LogLimit;
 
 use crate::counters::{Counters, count};
+use crate::file_watch::FileWatch;
 use crate::first_read::{self, FirstReadError, Part};
 use crate::header_check::Header;
 use crate::inode::{S_IFCHR, S_IFMT, S_IFREG};
@@ -71,6 +72,7 @@ pub struct LayerFs {
     /// Whether the first read of a file compares its tar header with its entry.
     check_headers: bool,
     failures: Arc<ReadFailures>,
+    watch: Arc<FileWatch>,
 }
 
 impl std::fmt::Debug for LayerFs {
@@ -116,6 +118,7 @@ impl LayerFs {
             timers: Timers::default(),
             log_operations: false,
             check_headers: true,
+            watch: Arc::default(),
         }
     }
 
@@ -144,6 +147,13 @@ impl LayerFs {
     #[must_use]
     pub const fn with_header_checks(mut self, check: bool) -> Self {
         self.check_headers = check;
+        self
+    }
+
+    /// The same, reporting first reads of files to the watchers of `watch`.
+    #[must_use]
+    pub fn with_watch(mut self, watch: Arc<FileWatch>) -> Self {
+        self.watch = watch;
         self
     }
 
@@ -240,6 +250,7 @@ impl LayerFs {
             }
         };
         soci_faults::numbered_point("layer-read", ino);
+        self.watch.note(ino);
         let wanted = length
             .saturating_sub(offset)
             .min(u64::from(size))

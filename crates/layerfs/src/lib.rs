@@ -8,6 +8,8 @@
 
 mod build;
 mod counters;
+mod elf;
+mod file_watch;
 mod first_read;
 mod flatten;
 mod header_check;
@@ -30,6 +32,8 @@ mod tree_view;
 mod xattr_sets;
 
 pub use counters::{CounterSnapshot, Counters};
+pub use elf::{ElfFindings, ElfWalk};
+pub use file_watch::{FileWatch, FileWatcher};
 pub use implied::{ImpliedDirectories, ImpliedError};
 pub use layer_fs::{CacheTimes, LayerFs};
 pub use mount::{

@@ -9,6 +9,7 @@ use soci_fuse::{Connection, ConnectionFacts, ContentIdentity, Limits, Pool, Serv
 use soci_oci::Digest;
 
 use crate::counters::{CounterSnapshot, Counters};
+use crate::file_watch::FileWatch;
 use crate::layer_fs::{CacheTimes, LayerFs};
 use crate::timers::Timers;
 use crate::tree::{NUMBERING_VERSION, Tree};
@@ -67,6 +68,8 @@ pub struct MountOptions {
     pub check_headers: bool,
     /// Log every operation, level debug. Shows names of files.
     pub log_operations: bool,
+    /// The watchers of the layer's files.
+    pub watch: Arc<FileWatch>,
 }
 
 impl Default for MountOptions {
@@ -82,6 +85,7 @@ impl Default for MountOptions {
             answer_xattrs: false,
             check_headers: true,
             log_operations: false,
+            watch: Arc::default(),
         }
     }
 }
@@ -191,7 +195,8 @@ fn file_system(
         .with_timers(options.timers)
         .with_answered_xattrs(options.answer_xattrs)
         .with_header_checks(options.check_headers)
-        .with_operation_log(options.log_operations);
+        .with_operation_log(options.log_operations)
+        .with_watch(options.watch);
     let counters = file_system.counters().clone();
     (Arc::new(file_system), counters)
 }
@@ -225,6 +230,13 @@ impl MountedLayer {
     #[must_use]
     pub fn counters(&self) -> CounterSnapshot {
         self.counters.snapshot()
+    }
+
+    /// Sets the kernel's readahead for files that are opened from now on, in KiB.
+    pub fn set_readahead(&self, kib: u32) {
+        if self.is_served() {
+            soci_fuse::set_readahead(self.facts(), kib);
+        }
     }
 
     /// Unmounts the layer. A mount in use is detached, and served until its last user is gone. Another

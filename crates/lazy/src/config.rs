@@ -81,6 +81,8 @@ pub struct LazyConfig {
     pub log_fuse_operations: bool,
     /// Recording and playing of start-up profiles.
     pub profiles: crate::ProfileConfig,
+    /// What is fetched and read ahead for starts without a profile.
+    pub hints: crate::HintConfig,
 }
 
 impl Default for LazyConfig {
@@ -110,6 +112,7 @@ impl Default for LazyConfig {
             operation_count_wait: Duration::from_secs(60),
             log_fuse_operations: false,
             profiles: crate::ProfileConfig::default(),
+            hints: crate::HintConfig::default(),
         }
     }
 }

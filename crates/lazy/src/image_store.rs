@@ -20,6 +20,8 @@ const MAX_MANIFESTS: usize = 256;
 const MAX_IMAGES: usize = 64;
 /// Blobs that are read at the same time.
 const AT_ONCE: usize = 16;
+/// Time between two looks for a blob that containerd downloads.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Time limit of one question: containerd may hang, and itself waits for our answer.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -137,6 +139,16 @@ impl ImageStore {
         let content = Content::new(&self.namespace(namespace).ok()?);
         let read = within(LIMIT, Box::pin(content.get(&digest, size))).await;
         read.ok()?
+    }
+
+    /// Waits until containerd has a blob. Looks rarely: to be raced against fetching it.
+    pub(crate) async fn appears(&self, namespace: &str, digest: Digest, size: u64) -> bytes::Bytes {
+        loop {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            if let Some(blob) = Box::pin(self.blob(namespace, digest, size)).await {
+                return blob;
+            }
+        }
     }
 
     /// Opens the file in which containerd stores a layer, if it does and the file is on this machine.

@@ -103,6 +103,7 @@ impl LayerLoader {
             data: self.fetcher.add_layer(stored, Arc::new(sources.clone())),
             sources,
             tree: Arc::new(tree),
+            watch: Arc::default(),
             verification,
             counted: Mutex::default(),
         })
@@ -126,7 +127,12 @@ impl LayerLoader {
         let (reference, manifest) = (&image.reference, image.manifest);
         self.outages.check(reference, manifest)?;
         let fetch = self.client.blob_bytes(reference, ztoc);
-        let fetched = tokio::time::timeout(self.time_limit, fetch).await;
+        let fetch = tokio::time::timeout(self.time_limit, fetch);
+        // The client downloads it as well, as a child of the image's index, and began before.
+        let fetched = tokio::select! {
+            fetched = fetch => fetched,
+            blob = self.images.appears(namespace, digest, ztoc.size) => return Ok(blob),
+        };
         let seconds = self.time_limit.as_secs();
         let unavailable = |error: LoadError| {
             let source: Cause = Arc::new(error);

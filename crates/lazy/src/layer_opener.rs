@@ -77,8 +77,7 @@ impl LayerOpener {
         } else {
             sources.add(&image.reference);
         }
-        let data = &lease.layer().data;
-        self.start_ups.opened(&image.manifest, key, data);
+        self.start_ups.opened(&image.manifest, key, lease.layer());
         Ok(lease)
     }
 

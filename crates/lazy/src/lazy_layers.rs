@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use soci_layer::OverlayXattr;
 use tokio::sync::Semaphore;
 
+use crate::hints::Hints;
 use crate::holder_link::HolderLink;
 use crate::image_counts::ImageCounts;
 use crate::image_store::ImageStore;
@@ -88,6 +89,7 @@ impl LazyLayers {
             artifacts.clone(),
             &config.profiles,
             config.mount_timeout,
+            Hints::new(&config.hints),
         );
         let leases = Arc::<LeaseMap<OpenLayer>>::default();
         let loader = LayerLoader {
@@ -134,6 +136,7 @@ impl LazyLayers {
             sweeper: sweeper.clone(),
             metering: Metering::new(meters),
             image_counts: ImageCounts::default(),
+            start_ups: start_ups.clone(),
             leaving: AtomicBool::new(false),
             config: config.clone(),
         });

@@ -27,6 +27,7 @@ use crate::inherited::ConnectionNote;
 use crate::lease::Lease;
 use crate::metering::Metering;
 use crate::open_layer::OpenLayer;
+use crate::start_up::StartUps;
 use crate::sweeper::Sweeper;
 use crate::view::ViewOptions;
 
@@ -42,6 +43,7 @@ pub(crate) struct MountTable {
     pub(crate) sweeper: Arc<Sweeper>,
     pub(crate) metering: Metering,
     pub(crate) image_counts: ImageCounts,
+    pub(crate) start_ups: Arc<StartUps>,
     /// The daemon ends and the snapshots stay: unmounting removes nothing that is stored.
     pub(crate) leaving: AtomicBool,
     pub(crate) config: LazyConfig,
@@ -168,6 +170,7 @@ impl MountTable {
             answer_xattrs: layer.view.answer_xattrs,
             check_headers: self.config.check_headers,
             log_operations: self.config.log_fuse_operations,
+            watch: layer.lease.layer().watch.clone(),
             ..MountOptions::default()
         }
     }
@@ -175,6 +178,8 @@ impl MountTable {
     /// Enters a mount into the table, and has the operations of its image counted.
     pub(crate) fn insert(self: &Arc<Self>, mountpoint: PathBuf, mount: Mount) {
         let manifest = mount.layer.image.manifest;
+        self.start_ups
+            .mounted(&manifest, mount.key(), &mount.mounted);
         self.mounts.lock().insert(mountpoint, Arc::new(mount));
         if !self.image_counts.begin(manifest) {
             return;

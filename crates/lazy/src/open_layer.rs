@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use soci_fetch::{BackgroundCounts, LazyLayer};
-use soci_layerfs::Tree;
+use soci_layerfs::{FileWatch, Tree};
 
 use crate::sources::Sources;
 use crate::tree_memory::TreePermit;
@@ -17,6 +17,8 @@ pub(crate) struct OpenLayer {
     pub(crate) tree: Arc<Tree>,
     pub(crate) data: Arc<LazyLayer>,
     pub(crate) sources: Sources,
+    /// The watchers of its files.
+    pub(crate) watch: Arc<FileWatch>,
     /// Whether the layer is what its digests say.
     pub(crate) verification: Verification,
     /// The memory of the tree.

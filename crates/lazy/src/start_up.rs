@@ -8,17 +8,20 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use soci_fetch::LazyLayer;
+use soci_layerfs::MountedLayer;
 use soci_oci::Digest;
 use soci_profile::{Blocks, LayerReads, ProfiledLayer, Recording};
 use soci_registry::Client;
 use soci_store::{LayerKey, ProfileFiles, StartMark};
+use soci_ztoc::SpanId;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::Artifacts;
+use crate::hints::{Hints, StartHints};
 use crate::image_layer::ImageKey;
 use crate::index_files::FoundIndex;
+use crate::open_layer::OpenLayer;
 use crate::player::{Player, StartedLayer};
 use crate::profile_config::ProfileConfig;
 use crate::profile_report::{PlayingReport, ProfileCounts, ProfileReport};
@@ -46,6 +49,7 @@ struct Counters {
 pub(crate) struct StartUps {
     files: ProfileFiles,
     orders: Arc<StartOrders>,
+    hints: Arc<Hints>,
     starts: Mutex<HashMap<Digest, Arc<StartUp>>>,
     counters: Counters,
 }
@@ -59,6 +63,7 @@ struct StartUp {
     /// It is recorded: it was followed from its beginning.
     recorded: bool,
     layers: Mutex<Vec<StartedLayer>>,
+    hints: StartHints,
     /// Notified when a layer was opened.
     opened: Notify,
     playing: Mutex<Option<PlayingReport>>,
@@ -82,6 +87,7 @@ impl StartUps {
         artifacts: Artifacts,
         config: &ProfileConfig,
         time_limit: Duration,
+        hints: Arc<Hints>,
     ) -> Arc<Self> {
         let files = ProfileFiles::new(directory, config.max_size_bytes);
         Arc::new(Self {
@@ -93,6 +99,7 @@ impl StartUps {
                 config: config.clone(),
                 time_limit,
             }),
+            hints,
             starts: Mutex::default(),
             counters: Counters::default(),
         })
@@ -125,7 +132,7 @@ impl StartUps {
     ) {
         let config = &self.orders.config;
         let listed = config.prefetch && !index.index.prefetch.is_empty();
-        if !config.enable && !listed {
+        if !config.enable && !listed && !self.hints.is_active() {
             return;
         }
         let start = Arc::new(StartUp {
@@ -134,6 +141,7 @@ impl StartUps {
             pulled: marked.is_none(),
             recorded: config.enable && marked != Some(StartMark::Reading),
             layers: Mutex::default(),
+            hints: self.hints.begin(),
             opened: Notify::new(),
             playing: Mutex::default(),
             reading: AtomicBool::new(marked == Some(StartMark::Reading)),
@@ -159,10 +167,12 @@ impl StartUps {
     }
 
     /// Notes that a layer of an image is open.
-    pub(crate) fn opened(&self, manifest: &Digest, key: LayerKey, data: &Arc<LazyLayer>) {
+    pub(crate) fn opened(&self, manifest: &Digest, key: LayerKey, layer: &OpenLayer) {
         let Some(start) = self.starts.lock().get(manifest).cloned() else {
             return;
         };
+        let data = &layer.data;
+        start.hints.opened(key, data, &layer.tree, &layer.watch);
         {
             let mut layers = start.layers.lock();
             let gone = |layer: &StartedLayer| layer.key == key && layer.data.strong_count() == 0;
@@ -178,6 +188,13 @@ impl StartUps {
             });
         }
         start.opened.notify_one();
+    }
+
+    /// Notes that a layer of an image is mounted.
+    pub(crate) fn mounted(&self, manifest: &Digest, key: LayerKey, mounted: &MountedLayer) {
+        if let Some(start) = self.starts.lock().get(manifest) {
+            start.hints.mounted(key, mounted);
+        }
     }
 
     pub(crate) fn counts(&self) -> ProfileCounts {
@@ -251,6 +268,7 @@ impl StartUps {
     }
 
     async fn store(&self, start: &StartUp, recording: Recording) {
+        let read_bytes = read_bytes(&start.layers.lock());
         let files = self.files.clone();
         let (manifest, spans) = (start.image.manifest, recording.spans.len());
         let name = start.image.reference.to_string();
@@ -261,7 +279,7 @@ impl StartUps {
         match added.await.unwrap_or_else(|error| Err(error.to_string())) {
             Ok(()) => {
                 self.counters.recorded.fetch_add(1, Ordering::Relaxed);
-                tracing::info!(%manifest, spans, "recorded start-up profile");
+                tracing::info!(%manifest, spans, read_bytes, "recorded start-up profile");
             }
             Err(error) => tracing::warn!(%manifest, error, "cannot store start-up profile"),
         }
@@ -295,6 +313,7 @@ async fn follow(starts: Weak<StartUps>, orders: Arc<StartOrders>, start: Arc<Sta
                 let Some(starts) = starts.upgrade() else {
                     return;
                 };
+                start.hints.profile(order.as_ref().map(|(_, order)| order));
                 if let Some((origin, order)) = order {
                     player = Some(Player::new(&order, config.layers_at_once));
                     starts.counters.played.fetch_add(1, Ordering::Relaxed);
@@ -378,4 +397,16 @@ fn recording(layers: &[StartedLayer], began: Instant) -> Recording {
         }
     });
     Recording::of_reads(reads.collect())
+}
+
+/// Compressed size of the spans that were read.
+fn read_bytes(layers: &[StartedLayer]) -> u64 {
+    let sizes = layers.iter().flat_map(|layer| {
+        let reads = layer.log.first_reads().into_iter();
+        reads.filter_map(|(span, _)| {
+            let span = layer.spans.get(SpanId(span))?.compressed;
+            Some(span.end.saturating_sub(span.start))
+        })
+    });
+    sizes.sum()
 }

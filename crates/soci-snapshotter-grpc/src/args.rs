@@ -90,12 +90,18 @@ pub(crate) enum Command {
     /// Become the process that holds the mounts
     #[command(hide = true)]
     HolderProcess,
+    /// Become the process that reads files of layers into the page cache
+    #[command(hide = true)]
+    PageCacheProcess,
 }
 
 /// The subcommand that becomes a holder.
 pub(crate) const HOLDER_ARGUMENT: &str = "holder-process";
 /// The subcommand that is a server.
 pub(crate) const SERVER_ARGUMENT: &str = "server-process";
+
+/// The subcommand that reads files into the page cache.
+pub(crate) const PAGE_CACHE_ARGUMENT: &str = "page-cache-process";
 
 /// What a process of this program does.
 pub(crate) enum Role<'a> {
@@ -105,6 +111,8 @@ pub(crate) enum Role<'a> {
     Server,
     /// Holds the mounts while there is no server.
     Holder,
+    /// Reads files of layers into the page cache.
+    PageCache,
     PrintVersion,
     PrintConfig(ConfigCommand),
     RequestUpgrade,
@@ -137,6 +145,7 @@ impl Args {
             None => Role::Supervisor,
             Some(Command::ServerProcess) => Role::Server,
             Some(Command::HolderProcess) => Role::Holder,
+            Some(Command::PageCacheProcess) => Role::PageCache,
             Some(Command::Config { show }) => Role::PrintConfig(*show),
             Some(Command::Upgrade) => Role::RequestUpgrade,
             Some(Command::Man { folder }) => Role::WriteManual(folder),

@@ -51,6 +51,13 @@ fn main() -> ExitCode {
             return ExitCode::from(u8::from(usage.use_stderr()));
         }
     };
+    if let Role::PageCache = args.role() {
+        // Nothing is logged: it ends with the daemon that it works for.
+        return match soci_lazy::read_into_page_cache(std::io::stdin()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
     memory::map_large_blocks();
     soci_telemetry::init(args.log_level);
     soci_telemetry::log_panics();
@@ -74,6 +81,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match args.role() {
         Role::Supervisor => return supervise::run(args),
         Role::Server => serve::run(args)?,
+        Role::PageCache => {}
         Role::Holder => return Err(soci_holder::become_holder().into()),
         Role::PrintVersion => show::version()?,
         Role::PrintConfig(which) => show::configuration(which, args)?,

@@ -138,7 +138,23 @@ pub(crate) fn lazy(config: &Config) -> LazyConfig {
             layers_at_once: config.prefetch.max_concurrency.filter(|n| *n > 0).map(size),
             ..soci_lazy::ProfileConfig::default()
         },
+        hints: hints(config),
         ..LazyConfig::default()
+    }
+}
+
+fn hints(config: &Config) -> soci_lazy::HintConfig {
+    let hints = &config.start_hints;
+    soci_lazy::HintConfig {
+        enable: hints.enable,
+        max_unread_bytes: hints.max_unread_bytes,
+        max_unread_percent: hints.max_unread_percent,
+        min_link_rate: hints.min_link_bytes_per_sec,
+        page_cache: hints.fill_page_cache.then(|| soci_lazy::PageCacheProgram {
+            // This program, also after another one was installed in its place.
+            program: "/proc/self/exe".into(),
+            argument: crate::args::PAGE_CACHE_ARGUMENT.to_owned(),
+        }),
     }
 }
 

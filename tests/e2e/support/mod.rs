@@ -15,8 +15,9 @@ use soci_testkit::{
 pub(crate) const NAMESPACE: &str = "e2e";
 /// How long conditions are waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
-/// Configuration without the background fetcher, which would add to what tests measure.
-pub(crate) const NO_BACKGROUND: &str = "[background_fetch]\ndisable = true\n";
+/// Configuration without the background fetcher and hints, which would add to what tests measure.
+pub(crate) const NO_BACKGROUND: &str =
+    "[start_hints]\nenable = false\n[background_fetch]\ndisable = true\n";
 
 pub(crate) fn stack(config: &str) -> Stack {
     stack_with(SociDaemonOptions::with_config(config))

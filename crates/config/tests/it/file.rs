@@ -49,6 +49,7 @@ fn the_defaults_print_as_v0_15_prints_them_and_then_our_own_tables() {
             "layer_store",
             "limits",
             "profile",
+            "start_hints",
             "trust"
         ],
         "v0.15 knows no other tables of ours"
@@ -133,6 +134,12 @@ enable = false
 index = false
 referrers = false
 max_size_bytes = 1000
+[start_hints]
+enable = false
+max_unread_bytes = 1
+max_unread_percent = 2
+min_link_bytes_per_sec = 3
+fill_page_cache = false
 [trust]
 explicit_index = true
 lazy_registries = ["registry.example.com/team"]

@@ -86,7 +86,7 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         }
         let has_share = self.origins.has_share(origin);
         if !free && let Some(origin) = self.origins.get_mut(id) {
-            origin.limit.waited();
+            origin.limit.waited(conditions.now);
         }
         free && has_share
     }
@@ -226,7 +226,7 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         running.left.start = span.saturating_add(1);
         let (layer, origin) = (running.layer, running.origin);
         if let Some(origin) = self.origins.get_mut(origin) {
-            origin.limit.received(bytes, now);
+            origin.limit.received(bytes, origin.running, now);
             origin.last_arrival = Some(now);
         }
         let closed = self.answered(layer, origin);

@@ -173,6 +173,10 @@ impl World {
             meters: Arc::new(soci_telemetry::Meters::new().unwrap()),
             config: LazyConfig {
                 disable_background: true,
+                hints: soci_lazy::HintConfig {
+                    enable: false,
+                    ..config.hints
+                },
                 ..config
             },
         };

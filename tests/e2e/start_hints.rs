@@ -1,0 +1,201 @@
+//! What a start will read is fetched, and read into the page cache, before it is read.
+//! Needs root, FUSE, containerd, runc, docker-registry and the two programs.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::support::{
+    NAMESPACE, PATIENCE, lazy_mounts, pull, run, stack, wait_until, wait_until_durable,
+};
+use soci_testkit::image::busybox_layer;
+use soci_testkit::process::Signal;
+use soci_testkit::{Content, Fault, ImageBuilder, Rule, SociCli, Stack, TestRoot};
+
+/// Without the hint that small layers are fetched whole: nothing may be fetched in vain but what
+/// the structure of files says.
+const STRUCTURE: &str = "[background_fetch]\ndisable = true\n\
+    [start_hints]\nmax_unread_bytes = 8000000\nmax_unread_percent = 0\n";
+const NOISE: u64 = 24 << 20;
+const PAGE: u64 = 4096;
+
+/// The shared library of this name that this very program has loaded.
+fn loaded(name: &str) -> PathBuf {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let paths = maps
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(5));
+    let found = paths
+        .into_iter()
+        .find(|path| path.rsplit('/').next().unwrap().starts_with(name));
+    PathBuf::from(found.unwrap_or_else(|| panic!("no {name} in {maps}")))
+}
+
+/// An image with a program, noise, and the library that the program needs; one span for each 64 KiB.
+fn image(stack: &Stack) -> String {
+    let root = TestRoot::new().unwrap();
+    let layer = busybox_layer()
+        .unwrap()
+        .dir("app")
+        .program("app/program", Path::new("/bin/dash"))
+        .unwrap()
+        .file(
+            "data/noise",
+            Content::Noise {
+                seed: 1,
+                length: NOISE,
+            },
+        )
+        .dir("usr/lib/x86_64-linux-gnu")
+        .program("usr/lib/x86_64-linux-gnu/libc.so.6", &loaded("libc.so"))
+        .unwrap();
+    ImageBuilder::new()
+        .layer(layer)
+        .command(["/bin/sh"])
+        .write(root.path(), "hinted")
+        .unwrap();
+    let source = root.path().display().to_string();
+    let target = format!("docker://{}", stack.registry.reference("hinted:soci"));
+    let convert = [
+        "convert",
+        "--standalone",
+        "--min-layer-size",
+        "0",
+        "--span-size",
+        "65536",
+        &source,
+        &target,
+    ];
+    SociCli::standalone().unwrap().output(convert).unwrap();
+    stack.reference("hinted:soci")
+}
+
+/// A file of the lazy layer.
+fn file(stack: &Stack, path: &str) -> PathBuf {
+    let snapshots = stack.daemon.root().join("snapshotter/snapshots");
+    let folders = std::fs::read_dir(snapshots).unwrap();
+    let mut files = folders.map(|folder| folder.unwrap().path().join("fs").join(path));
+    files.find(|path| path.exists()).unwrap()
+}
+
+const LIBRARY: &str = "usr/lib/x86_64-linux-gnu/libc.so.6";
+
+fn read_page(path: &Path, at: u64) -> std::io::Result<[u8; 4096]> {
+    let mut page = [0; 4096];
+    File::open(path)?.read_exact_at(&mut page, at)?;
+    Ok(page)
+}
+
+/// Pages of a file in the page cache.
+fn cached(path: &Path) -> u64 {
+    let mut command = Command::new("fincore");
+    command
+        .args(["--noheadings", "--output", "PAGES"])
+        .arg(path);
+    let output = command.output().unwrap();
+    String::from_utf8_lossy(&output.stdout)
+        .trim()
+        .parse()
+        .unwrap()
+}
+
+#[test]
+fn what_an_elf_file_needs_is_fetched_before_it_is_read() {
+    let stack = stack(STRUCTURE);
+    let reference = image(&stack);
+    pull(&stack, &reference);
+    let library = file(&stack, LIBRARY);
+    let length = std::fs::metadata(&library).unwrap().len();
+    read_page(&file(&stack, "app/program"), 0).unwrap();
+    // Everything is fetched that loading the library touches: its first pages hold the tables.
+    stack.proxy.reset_stats();
+    let fetched = || stack.proxy.stats().total().bytes;
+    let last = std::cell::Cell::new(0);
+    wait_until("the library was fetched", PATIENCE, || {
+        let (now, before) = (fetched(), last.replace(fetched()));
+        match now == before && now > 300_000 {
+            true => Ok(()),
+            false => Err(format!("{now} bytes, {before} before")),
+        }
+    });
+    stack.proxy.inject(Rule::always(Fault::status(403)));
+    let code = length / 2;
+    for at in [0, 16 * PAGE, code / PAGE * PAGE] {
+        read_page(&library, at).unwrap_or_else(|error| panic!("at {at}: {error}"));
+    }
+    // And nothing else.
+    let noise = file(&stack, "data/noise");
+    read_page(&noise, NOISE / 2).unwrap_err();
+    assert!(fetched() < NOISE / 2, "{}", fetched());
+}
+
+#[test]
+fn hints_can_be_turned_off() {
+    let stack = stack("[background_fetch]\ndisable = true\n[start_hints]\nenable = false\n");
+    let reference = image(&stack);
+    pull(&stack, &reference);
+    read_page(&file(&stack, "app/program"), 0).unwrap();
+    wait_until_durable(&stack.daemon, false);
+    stack.proxy.inject(Rule::always(Fault::status(403)));
+    read_page(&file(&stack, LIBRARY), 16 * PAGE).unwrap_err();
+}
+
+#[test]
+fn what_a_start_will_read_is_in_the_page_cache_before_it_is_read() {
+    let stack = stack(STRUCTURE);
+    let reference = image(&stack);
+    pull(&stack, &reference);
+    let library = file(&stack, LIBRARY);
+    assert_eq!(cached(&library), 0);
+    read_page(&library, 0).unwrap();
+    // Far more than the kernel's own readahead of the first page.
+    let most = std::fs::metadata(&library).unwrap().len().div_ceil(PAGE);
+    wait_until("its code is in the page cache", PATIENCE, || {
+        let pages = cached(&library);
+        (pages > most / 2)
+            .then_some(())
+            .ok_or(format!("{pages} of {most} pages"))
+    });
+    let original = std::fs::read(loaded("libc.so")).unwrap();
+    assert_eq!(std::fs::read(&library).unwrap(), original);
+    assert_eq!(cached(&file(&stack, "app/program")), 0);
+}
+
+#[test]
+fn a_daemon_that_is_killed_replaced_or_unmounts_while_the_page_cache_is_filled_leaves_right_bytes()
+{
+    let mut stack = stack(STRUCTURE);
+    let reference = image(&stack);
+    let original = std::fs::read(loaded("libc.so")).unwrap();
+    for round in 0..6_u64 {
+        pull(&stack, &reference);
+        let library = file(&stack, LIBRARY);
+        let server = stack.daemon.server_pid().unwrap();
+        read_page(&library, 0).unwrap();
+        // At another moment of the filling each time.
+        std::thread::sleep(std::time::Duration::from_millis(round * 15));
+        if round % 2 == 0 {
+            stack.daemon.signal_server(Signal::KILL).unwrap();
+            stack.daemon.wait_for_successor(server).unwrap();
+        } else {
+            stack.daemon.upgrade().unwrap();
+        }
+        stack.wait_for_snapshotter().unwrap();
+        assert!(
+            std::fs::read(&library).unwrap() == original,
+            "round {round}"
+        );
+        assert_eq!(run(&stack, &reference, &["/bin/echo", "well"]), "well\n");
+        let ctr = stack.containerd.ctr(NAMESPACE);
+        let remove = ["images", "rm", "--sync", &reference];
+        ctr.output(remove).unwrap();
+        wait_until("no layer is mounted", PATIENCE, || {
+            match lazy_mounts(&stack) {
+                0 => Ok(()),
+                mounts => Err(format!("{mounts} mounts")),
+            }
+        });
+    }
+    assert!(stack.daemon.interrupt().unwrap().success());
+}
