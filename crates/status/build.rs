@@ -18,6 +18,8 @@ fn main() -> std::io::Result<()> {
         "Severed",
         "Profiles",
         "PlayingProfile",
+        "Pull",
+        "PulledLayer",
     ] {
         builder = builder.message_attribute(
             format!("{PACKAGE}.{message}"),

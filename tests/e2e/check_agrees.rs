@@ -161,7 +161,7 @@ async fn check_says_what_the_daemon_then_does() {
         let config = format!(
             "[http]\nMaxRetries = 1\nMaxWaitMsec = 50\n[trust]\nexplicit_index = {always}\n[pull_modes.soci_v1]\nenable = {v1}\n\
              [pull_modes.soci_v2]\nenable = {v2}\n\
-             [pull_modes.parallel_pull_unpack]\nenable = true\ndiscard_unpacked_layers = true\n\
+             [snapshotter]\nallow_invalid_mounts_on_restart = true\n\
              {NO_BACKGROUND}"
         );
         std::fs::write(&file, &config).unwrap();

@@ -20,6 +20,8 @@ mod crash;
 mod credentials;
 mod cri;
 mod deep_folders;
+mod eager;
+mod eager_cri;
 mod faults;
 mod first_light;
 mod hand_over;

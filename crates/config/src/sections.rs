@@ -26,7 +26,7 @@ pub use trust::Trust;
 use std::time::Duration;
 
 use crate::schema::{Broken, Section, Unit, Visitor};
-use crate::values::{ContentStoreType, MetadataStoreType, MetricsNetwork};
+use crate::values::{MetadataStoreType, MetricsNetwork};
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq)]
@@ -225,23 +225,6 @@ impl Section for Config {
                 format!("{debug:?}"),
                 "an absolute path, or HOST:PORT (or \"\" for none)",
             ));
-        }
-        let parallel = &self.pull_modes.parallel_pull_unpack;
-        let has_store = self.content_store.kind == ContentStoreType::Containerd;
-        if !has_store && !parallel.discard_unpacked_layers {
-            for (on, key) in [
-                (parallel.enable, "pull_modes.parallel_pull_unpack.enable"),
-                (
-                    parallel.experimental_parallel_pull_as_fallback,
-                    "pull_modes.parallel_pull_unpack.experimental_parallel_pull_as_fallback",
-                ),
-            ] {
-                if on {
-                    let allowed = "false, unless content_store.type is \"containerd\" or \
-                                   pull_modes.parallel_pull_unpack.discard_unpacked_layers is true";
-                    broken.push(Broken::new(key, "true", allowed));
-                }
-            }
         }
         broken
     }

@@ -5,10 +5,7 @@ use crate::Config;
 
 /// Keys whose feature is still to come. A name that ends in a dot stands for all keys below it.
 /// An entry goes when its feature lands.
-const NOT_YET: &[&str] = &[
-    "blob.fetching_timeout_sec",
-    "pull_modes.parallel_pull_unpack.",
-];
+const NOT_YET: &[&str] = &["blob.fetching_timeout_sec"];
 
 /// Keys of parts that v0.15 has and this daemon has no use for, now or later.
 const NO_EFFECT: &[&str] = &[

@@ -23,6 +23,9 @@ pub const IMAGE_LAYER_SIZES: &str = "containerd.io/snapshot/remote/image.layers.
 pub const LAYER_SIZE: &str = "containerd.io/snapshot/remote/soci.size";
 /// On Prepare: digest of the SOCI index to use, whatever the image names.
 pub const INDEX_DIGEST: &str = "containerd.io/snapshot/remote/soci.index.digest";
+/// On Prepare: the client has all layers of the image pulled in parallel if no index is found. The
+/// value is `true`.
+pub const EAGER: &str = "containerd.io/snapshot/remote/soci.eager";
 /// On a container's own snapshot: user id map of its user namespace, `container:host:length[,…]`.
 pub const UID_MAP: &str = "containerd.io/snapshot/uidmapping";
 /// On a container's own snapshot: group id map of its user namespace, as in [`UID_MAP`].

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use soci_layer::OverlayXattr;
+use soci_layer::{LayerRefusal, LowerLayer, OverlayXattr, ParentLayer};
 use tokio::sync::Semaphore;
 
 use crate::hints::Hints;
@@ -183,6 +183,18 @@ impl LazyLayers {
     /// earlier run have been restored.
     pub async fn sweep(&self) {
         self.sweeper.sweep().await;
+    }
+
+    /// Opens the layers below one that is unpacked: directories, and lazy layers through their trees.
+    ///
+    /// # Errors
+    /// A lazy layer is not mounted.
+    pub fn lower_layers(
+        &self,
+        parents: &[ParentLayer],
+    ) -> Result<Vec<Box<dyn LowerLayer>>, LayerRefusal> {
+        let lower = self.table.lower_layers(parents);
+        lower.map_err(LayerRefusal::unpack_failed)
     }
 
     /// Lists the mounted layers by mount point.

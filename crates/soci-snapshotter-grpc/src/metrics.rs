@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use soci_eager::EagerLayers;
 use soci_fetch::{PriorityStats, SpanFetcher};
 use soci_fuse::Journal;
 use soci_lazy::LazyLayers;
@@ -15,6 +16,7 @@ use soci_store::LayerStore;
 use soci_telemetry::catalog;
 use soci_telemetry::metrics::{count, image};
 use soci_telemetry::{Meters, MetersError, Sample};
+use soci_unpack::Pipeline;
 use tokio::sync::Mutex;
 
 use crate::args::{REVISION, VERSION};
@@ -28,6 +30,8 @@ pub(crate) struct Metrics {
     pub(crate) meters: Arc<Meters>,
     pub(crate) snapshotter: Arc<Snapshotter>,
     pub(crate) lazy: Arc<LazyLayers>,
+    pub(crate) eager: Arc<EagerLayers>,
+    pub(crate) pipeline: Arc<Pipeline>,
     pub(crate) fetcher: Arc<SpanFetcher>,
     pub(crate) store: LayerStore,
     pub(crate) journal: Arc<Journal>,
@@ -70,6 +74,7 @@ impl Metrics {
         samples.extend(self.snapshots().await?);
         samples.extend(self.fetching());
         samples.extend(self.requests());
+        samples.extend(self.pulls());
         samples.extend(process());
         Ok(self.meters.text(&samples)?)
     }
@@ -122,6 +127,25 @@ impl Metrics {
         [
             Sample::of(&catalog::FUSE_WAITING, waiting),
             Sample::of(&catalog::FUSE_UNRECORDED, self.journal.unrecorded()),
+        ]
+    }
+
+    fn pulls(&self) -> [Sample; 11] {
+        let totals = self.eager.totals();
+        let usage = self.pipeline.usage();
+        let layers = |result, number| Sample::of(&catalog::EAGER_LAYERS, number).labelled([result]);
+        [
+            Sample::of(&catalog::EAGER_IMAGES, totals.images_running),
+            Sample::of(&catalog::EAGER_BYTES, totals.downloaded),
+            Sample::of(&catalog::EAGER_REQUESTS, totals.requests),
+            Sample::of(&catalog::EAGER_UNPACKED, totals.unpacked),
+            Sample::of(&catalog::EAGER_UNPACK_TIME, totals.unpack_milliseconds),
+            layers("pulled", totals.layers),
+            layers("failed", totals.layers_failed),
+            Sample::of(&catalog::EAGER_UNPACKING, usage.unpacking),
+            Sample::of(&catalog::EAGER_UNPACKS_WAITING, usage.unpacks_waiting),
+            Sample::of(&catalog::EAGER_REQUESTS_WAITING, usage.requests_waiting),
+            Sample::of(&catalog::EAGER_MEMORY, usage.memory),
         ]
     }
 

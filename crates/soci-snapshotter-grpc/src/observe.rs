@@ -15,7 +15,7 @@ use crate::debug::{self, Debug};
 use crate::http_socket::{HttpAddress, HttpSocket, SocketError};
 use crate::metrics::{self, Metrics};
 use crate::status_sources::{
-    DaemonSource, HolderSource, LayersSource, ProfilesSource, StoreSource,
+    DaemonSource, HolderSource, LayersSource, ProfilesSource, PullsSource, StoreSource,
 };
 use crate::wiring::Subsystems;
 
@@ -82,6 +82,9 @@ pub(crate) fn sources(subsystems: &Subsystems, root: &Path, owner: Owner) -> Sou
             snapshotter: subsystems.snapshotter.clone(),
             lazy: subsystems.lazy.clone(),
         })
+        .with(PullsSource {
+            eager: subsystems.eager.clone(),
+        })
 }
 
 impl Sockets {
@@ -96,6 +99,8 @@ impl Sockets {
                 meters: subsystems.meters.clone(),
                 snapshotter: subsystems.snapshotter.clone(),
                 lazy: subsystems.lazy.clone(),
+                eager: subsystems.eager.clone(),
+                pipeline: subsystems.pipeline.clone(),
                 fetcher: subsystems.fetcher.clone(),
                 store: subsystems.store.clone(),
                 journal: subsystems.journal.clone(),

@@ -1,19 +1,30 @@
 //! What the configuration file means to each subsystem.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use soci_config::Config;
 use soci_dirtree::Reserve;
+use soci_eager::{EagerMode, PullConfig};
 use soci_fetch::{BackgroundConfig, DropPolicy, FetchConfig};
+use soci_layer::OverlayXattr;
 use soci_lazy::LazyConfig;
 use soci_registry::{ClientConfig, HostHeaders, HostsConfig, Mirror, RetryPolicy};
 use soci_store::LayerStoreConfig;
-use soci_unpack::{DownloadConfig, PipelineConfig, UnpackConfig, UnpackLimits};
+use soci_unpack::{
+    Decompressor, Decompressors, DownloadConfig, ImageLimits, Pipeline, PipelineConfig,
+    UnpackConfig, UnpackLimits,
+};
 
 /// Time after which the retries for a manifest or an index end: a pull waits, and the client can do
 /// without them.
 const DOCUMENT_PATIENCE: Duration = Duration::from_millis(1500);
+/// How long a program that decompresses may do nothing while there is something to do.
+const DECOMPRESSOR_STALL: Duration = Duration::from_secs(60);
+/// Concurrent requests or unpacks of one image where the configuration sets no limit: the budget of
+/// memory is one.
+const NO_CONCURRENCY_LIMIT: usize = 1024;
 /// A request without a time limit: a century.
 const NO_LIMIT: Duration = Duration::from_secs(100 * 365 * 86_400);
 
@@ -168,17 +179,98 @@ pub(crate) fn unpack(config: &Config, scratch: PathBuf) -> UnpackConfig {
             floor: limits.unpack_floor_bytes_per_sec,
             ..defaults.downloads
         },
-        pipeline: PipelineConfig {
-            limits: UnpackLimits {
-                memory: limits.unpack_memory_bytes,
-                output: limits.unpack_output_bytes,
-                reserve: reserve(config),
-                ..defaults.pipeline.limits
-            },
-            ..defaults.pipeline
-        },
+        pipeline: pipeline(config),
         containerd: (!address.is_empty()).then(|| address.clone()),
         ..defaults
+    }
+}
+
+/// Which images are pulled eagerly.
+pub(crate) fn eager_mode(config: &Config) -> EagerMode {
+    let parallel = &config.pull_modes.parallel_pull_unpack;
+    match (
+        parallel.enable,
+        parallel.experimental_parallel_pull_as_fallback,
+    ) {
+        (true, _) => EagerMode::All,
+        (false, true) => EagerMode::WithoutIndex,
+        (false, false) => EagerMode::Off,
+    }
+}
+
+/// The limits of the pipeline that unpacks layers. Keys of eager pulls have no effect while no image
+/// is pulled so.
+pub(crate) fn pipeline(config: &Config) -> PipelineConfig {
+    let parallel = &config.pull_modes.parallel_pull_unpack;
+    let usual = PipelineConfig {
+        memory: config.limits.eager_memory_bytes,
+        limits: unpack_limits(config),
+        ..PipelineConfig::default()
+    };
+    if eager_mode(config) == EagerMode::Off {
+        return usual;
+    }
+    let program = |name: &str| {
+        let stream = parallel.decompress_streams.get(name)?;
+        Some(Decompressor {
+            path: stream.path.clone().into(),
+            args: stream.args.clone(),
+        })
+    };
+    PipelineConfig {
+        downloads: parallel.max_concurrent_downloads.map(size),
+        unpacks: parallel.max_concurrent_unpacks.map(size),
+        decompressors: Decompressors {
+            gzip: program("gzip"),
+            zstd: program("zstd"),
+            stall: Some(DECOMPRESSOR_STALL),
+        },
+        ..usual
+    }
+}
+
+/// How the layers of an image are pulled.
+pub(crate) fn pulls(
+    config: &Config,
+    client: soci_registry::Client,
+    pipeline: &Arc<Pipeline>,
+    root: &Path,
+    userxattr: bool,
+) -> PullConfig {
+    let parallel = &config.pull_modes.parallel_pull_unpack;
+    let address = &config.content_store.containerd_address;
+    let chunk = parallel.concurrent_download_chunk_size.as_ref();
+    let limit = |limit: Option<u64>| limit.map_or(NO_CONCURRENCY_LIMIT, size);
+    PullConfig {
+        client,
+        pipeline: pipeline.clone(),
+        limits: match eager_mode(config) {
+            // Of pulls that ask for it themselves.
+            EagerMode::Off => ImageLimits {
+                downloads: 16,
+                unpacks: 4,
+                chunk: Some(8 << 20),
+            },
+            _ => ImageLimits {
+                downloads: limit(parallel.max_concurrent_downloads_per_image),
+                unpacks: limit(parallel.max_concurrent_unpacks_per_image),
+                chunk: chunk.map(|chunk| chunk.bytes()),
+            },
+        },
+        unpack: unpack_limits(config),
+        containerd: (!address.is_empty()).then(|| address.clone()),
+        keep: !parallel.discard_unpacked_layers,
+        scratch: root.join("unpack"),
+        overlay_xattr: OverlayXattr::for_mount(userxattr),
+    }
+}
+
+fn unpack_limits(config: &Config) -> UnpackLimits {
+    UnpackLimits {
+        memory: config.limits.unpack_memory_bytes,
+        output: config.limits.unpack_output_bytes,
+        reserve: reserve(config),
+        ..UnpackLimits::default()
     }
 }
 

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
+use soci_eager::{EagerLayers, ImageProgress, WorkProgress};
 use soci_holder::Keeper;
 use soci_lazy::LazyLayers;
 use soci_snapshotter::Snapshotter;
 use soci_status::api::{
     Counts, Daemon, GetResponse, Health, Holder, LayerState, LayerStore, PlayingProfile, Profiles,
+    Pull, PulledLayer,
 };
 use soci_status::{SourceError, StatusSource};
 use soci_store::Owner;
@@ -153,5 +155,48 @@ impl StatusSource for LayersSource {
         }
         status.counts = Some(counts);
         Ok(())
+    }
+}
+
+/// The images that are being pulled eagerly.
+pub(crate) struct PullsSource {
+    pub(crate) eager: Arc<EagerLayers>,
+}
+
+#[async_trait]
+impl StatusSource for PullsSource {
+    async fn fill(&self, status: &mut GetResponse) -> Result<(), SourceError> {
+        status.pulls = self.eager.progress().into_iter().map(pull).collect();
+        Ok(())
+    }
+}
+
+fn pull(image: ImageProgress) -> Pull {
+    let milliseconds = u64::try_from(image.elapsed.as_millis()).unwrap_or(u64::MAX);
+    let arrived = image.downloaded.saturating_mul(1000);
+    Pull {
+        reference: image.reference,
+        manifest_digest: image.manifest.to_string(),
+        namespace: image.namespace,
+        elapsed_milliseconds: milliseconds,
+        bytes_per_second: arrived / milliseconds.max(1),
+        layers: image.layers.into_iter().map(pulled_layer).collect(),
+    }
+}
+
+fn pulled_layer(layer: WorkProgress) -> PulledLayer {
+    let state = match layer.state {
+        soci_eager::LayerState::Queued => "queued",
+        soci_eager::LayerState::Downloading => "downloading",
+        soci_eager::LayerState::Unpacking => "unpacking",
+        soci_eager::LayerState::Ready => "ready",
+        soci_eager::LayerState::Committed => "committed",
+    };
+    PulledLayer {
+        digest: layer.digest.to_string(),
+        size_bytes: layer.size,
+        downloaded_bytes: layer.downloaded,
+        unpacked_bytes: layer.unpacked,
+        state: state.to_owned(),
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use soci_config::Config;
+use soci_eager::{EagerConfig, EagerLayers};
 use soci_fetch::SpanFetcher;
 use soci_fuse::Journal;
 use soci_holder::Keeper;
@@ -15,7 +16,7 @@ use soci_registry::Client;
 use soci_snapshotter::{Snapshotter, SnapshotterConfig};
 use soci_store::LayerStore;
 use soci_store::content::OciLayout;
-use soci_unpack::Unpacker;
+use soci_unpack::{Pipeline, Unpacker};
 use tokio::runtime::Handle;
 
 use crate::credentials::CredentialSources;
@@ -33,6 +34,8 @@ pub(crate) struct Subsystems {
     /// With `[cri_keychain] enable_keychain`.
     pub(crate) image_service: Option<ImageServiceProxy>,
     pub(crate) lazy: Arc<LazyLayers>,
+    pub(crate) eager: Arc<EagerLayers>,
+    pub(crate) pipeline: Arc<Pipeline>,
     pub(crate) fetcher: Arc<SpanFetcher>,
     pub(crate) pool: soci_fuse::Pool,
     pub(crate) store: LayerStore,
@@ -55,6 +58,7 @@ impl Subsystems {
             end(pool.clone()).await;
         }
         self.snapshotter.close(stop == Stop::Clean).await;
+        self.eager.close().await;
         self.fetcher.shutdown().await;
         log_fetched(&self.fetcher.stats());
         self.lazy.flush().await;
@@ -108,6 +112,8 @@ pub(crate) async fn wire(
             .is_some_and(|readers| readers.demand_waits())
     }));
     let unpacker = Unpacker::new(client.clone(), unpack)?;
+    let pipeline = unpacker.pipeline().clone();
+    let client_of_pulls = client.clone();
     let meters = Arc::new(soci_telemetry::Meters::new()?);
     let keeper = inherited.keeper.clone();
     let components = soci_lazy::Components {
@@ -129,6 +135,7 @@ pub(crate) async fn wire(
             ..settings::lazy(config)
         },
     };
+    let pulls = settings::pulls(config, client_of_pulls, &pipeline, root, userxattr);
     let lazy = LazyLayers::new(components).context("cannot adopt what an earlier daemon left")?;
     let snapshots = SnapshotterConfig {
         root: root.join("snapshotter"),
@@ -136,7 +143,14 @@ pub(crate) async fn wire(
         restore_patience: RESTORE_PATIENCE,
         userxattr,
     };
-    let snapshotter = Snapshotter::open(snapshots, lazy.clone())
+    let lower = lazy.clone();
+    let eager = EagerConfig {
+        mode: settings::eager_mode(config),
+        pull: pulls,
+        lower: Arc::new(move |parents| lower.lower_layers(parents)),
+    };
+    let eager = EagerLayers::new(lazy.clone(), eager);
+    let snapshotter = Snapshotter::open(snapshots, eager.clone())
         .await
         .context("cannot open the snapshots of earlier runs")?;
     let snapshotter = Arc::new(snapshotter);
@@ -154,6 +168,8 @@ pub(crate) async fn wire(
     Ok(Subsystems {
         snapshotter,
         lazy,
+        eager,
+        pipeline,
         image_service: credentials.image_service,
         fetcher,
         pool,

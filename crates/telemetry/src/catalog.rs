@@ -66,6 +66,8 @@ macro_rules! catalog {
 pub const PRIORITY: &str = "priority";
 /// Label: why a layer is not lazy, one of the codes in `docs/troubleshooting.md`.
 pub const REASON: &str = "reason";
+/// Label: how the pull of a layer ended: `pulled` or `failed`.
+pub const RESULT: &str = "result";
 /// Label: how a layer is provided: `lazy`, `local` or `deferred`.
 pub const STATE: &str = "state";
 
@@ -124,6 +126,26 @@ catalog! {
         "Compressed bytes that profiles fetched.";
     PROFILE_USED_BYTES = "soci_profile_used_bytes_total", Counter, [], "bytes",
         "Part of soci_profile_bytes_total that was read; the rest is waste.";
+    EAGER_IMAGES = "soci_eager_images", Gauge, [], "images",
+        "Images that are being pulled eagerly.";
+    EAGER_BYTES = "soci_eager_bytes_total", Counter, [], "bytes",
+        "Compressed bytes that have arrived for eager pulls.";
+    EAGER_REQUESTS = "soci_eager_requests_total", Counter, [], "requests",
+        "Ranged requests (chunks) that were made for eager pulls.";
+    EAGER_UNPACKED = "soci_eager_unpacked_bytes_total", Counter, [], "bytes",
+        "Uncompressed bytes that eager pulls have unpacked.";
+    EAGER_UNPACK_TIME = "soci_eager_unpack_milliseconds_total", Counter, [], "milliseconds",
+        "Time for which layers were unpacked, from their turn to the last file on disk; layers that are unpacked together count each.";
+    EAGER_LAYERS = "soci_eager_layers_total", Counter, [RESULT], "layers",
+        "Layers whose eager pull has ended.";
+    EAGER_UNPACKING = "soci_eager_unpacking_layers", Gauge, [], "layers",
+        "Layers that are being unpacked.";
+    EAGER_UNPACKS_WAITING = "soci_eager_queue_layers", Gauge, [], "layers",
+        "Layers that wait for their turn to be unpacked.";
+    EAGER_REQUESTS_WAITING = "soci_eager_queue_requests", Gauge, [], "requests",
+        "Ranged requests that wait for others to end, or for memory.";
+    EAGER_MEMORY = "soci_eager_memory_bytes", Gauge, [], "bytes",
+        "Compressed bytes of eager pulls in memory.";
     NOT_LAZY = "soci_layers_not_lazy_total", Counter, [REASON], "layers",
         "Prepares of layers that were not mounted lazily.";
     SNAPSHOT_LAYERS = "soci_snapshot_layers", Gauge, [STATE], "snapshots",

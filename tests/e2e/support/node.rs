@@ -229,13 +229,24 @@ impl Client {
         parent: &str,
         labels: BTreeMap<String, String>,
     ) -> Result<Vec<Mount>, Status> {
+        self.prepare_in("e2e", key, parent, labels).await
+    }
+
+    /// Prepares a snapshot in a namespace of containerd.
+    pub(crate) async fn prepare_in(
+        &self,
+        namespace: &str,
+        key: &str,
+        parent: &str,
+        labels: BTreeMap<String, String>,
+    ) -> Result<Vec<Mount>, Status> {
         let mut request = Request::new(PrepareSnapshotRequest {
             key: key.to_owned(),
             parent: parent.to_owned(),
             labels,
             ..Default::default()
         });
-        let namespace = "e2e".parse().unwrap();
+        let namespace = namespace.parse().unwrap();
         request
             .metadata_mut()
             .insert("containerd-namespace", namespace);

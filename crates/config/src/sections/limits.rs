@@ -5,6 +5,9 @@ use std::time::Duration;
 use crate::schema::{Section, Unit, Visitor};
 use crate::sections::MAX;
 
+/// Fewest bytes in memory with which layers are downloaded while others are unpacked.
+const MIN_EAGER_MEMORY: u64 = 8 << 20;
+
 /// `[limits]`
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
@@ -16,6 +19,8 @@ pub struct Limits {
     pub unpack_first_byte: Duration,
     /// Fewest bytes per second after that, over 15 seconds.
     pub unpack_floor_bytes_per_sec: u64,
+    /// Compressed bytes of eager pulls in memory, of all images together.
+    pub eager_memory_bytes: u64,
     /// Size of the largest zTOC that is used.
     pub ztoc_bytes: u64,
     /// Memory in which the file tree of one layer is built.
@@ -33,6 +38,7 @@ impl Default for Limits {
             unpack_output_bytes: 64 << 30,
             unpack_first_byte: Duration::from_secs(20),
             unpack_floor_bytes_per_sec: 64 << 10,
+            eager_memory_bytes: 64 << 20,
             ztoc_bytes: 128 << 20,
             tree_bytes: 256 << 20,
             image_tree_bytes: 512 << 20,
@@ -62,6 +68,11 @@ impl Section for Limits {
             "unpack_floor_bytes_per_sec",
             &mut self.unpack_floor_bytes_per_sec,
             0..=MAX,
+        );
+        v.number(
+            "eager_memory_bytes",
+            &mut self.eager_memory_bytes,
+            MIN_EAGER_MEMORY..=MAX,
         );
         v.number("ztoc_bytes", &mut self.ztoc_bytes, 0..=MAX);
         v.number("tree_bytes", &mut self.tree_bytes, 0..=MAX);

@@ -77,9 +77,6 @@ fn changed(key: &Key) -> String {
         ("without_image_store", _) => "'allow'",
         ("sharing", _) => "'isolated'",
         ("concurrent_download_chunk_size", _) => "'8mb'",
-        ("enable" | "experimental_parallel_pull_as_fallback", _) if table.contains("parallel") => {
-            "true\ndiscard_unpacked_layers = true"
-        }
         ("config_path", _) if table.contains("kubelet") => "'/x'\nbin_dir = '/y'",
         (_, "[]") => "['registry.example']",
         (_, "true") => "false",

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use soci_oci::{Digest, Manifest, Reference};
 
 use super::{
-    IMAGE_LAYER_SIZES, IMAGE_LAYERS, IMAGE_REF, INDEX_DIGEST, LAYER_DIGEST, LAYER_SIZE,
+    EAGER, IMAGE_LAYER_SIZES, IMAGE_LAYERS, IMAGE_REF, INDEX_DIGEST, LAYER_DIGEST, LAYER_SIZE,
     MANIFEST_DIGEST, MAX_LENGTH, TARGET,
 };
 
@@ -21,6 +21,8 @@ pub struct ImageLabels<'a> {
     pub manifest: &'a Manifest,
     /// SOCI index to use, whatever the image names.
     pub index_digest: Option<Digest>,
+    /// Has all layers pulled in parallel if no index is found.
+    pub eager: bool,
 }
 
 impl ImageLabels<'_> {
@@ -43,6 +45,9 @@ impl ImageLabels<'_> {
         }
         if let Some(index) = self.index_digest {
             labels.push((INDEX_DIGEST, index.to_string()));
+        }
+        if self.eager {
+            labels.push((EAGER, "true".to_owned()));
         }
         let labels = labels.into_iter();
         labels.map(|(key, value)| (key.to_owned(), value)).collect()
@@ -234,8 +239,10 @@ mod tests {
             manifest_digest: Digest::of(b"m"),
             manifest: &manifest,
             index_digest: Some(Digest::of(b"i")),
+            eager: true,
         };
         let built = image.for_layer(1, Digest::of(b"c"));
+        assert_eq!(built[EAGER], "true");
         assert_eq!(built[TARGET], Digest::of(b"c").to_string());
         let [_, second, third] = &manifest.layers[..] else {
             panic!("three layers")
@@ -263,6 +270,7 @@ mod tests {
             manifest_digest: Digest::of(b"m"),
             manifest: &manifest,
             index_digest: None,
+            eager: false,
         }
         .for_layer(0, Digest::of(b"c"));
         for (key, value) in &labels {

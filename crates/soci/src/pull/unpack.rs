@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use soci_containerd::labels::{self, ImageLabels, gc};
-use soci_containerd::{Content, Mount, Namespace, Snapshots, apply};
+use soci_containerd::{Code, Content, Mount, Namespace, Snapshots, apply};
 use soci_discovery::{FoundBy, LazyReport};
 use soci_oci::{Descriptor, Digest, Reference};
 
@@ -85,17 +85,6 @@ impl Unpack<'_> {
             }
         }
         let first_missing = present.map_or(0, |at| at.saturating_add(1));
-        if self.report.is_none_or(|report| report.index.is_err()) {
-            for layer in self
-                .image
-                .manifest
-                .layers
-                .get(first_missing..)
-                .unwrap_or_default()
-            {
-                self.downloads.start(layer).await;
-            }
-        }
         let mut layers = Vec::new();
         let all = self
             .image
@@ -138,6 +127,11 @@ impl Unpack<'_> {
         Ok(layers)
     }
 
+    /// Whether no index of the image was found, or none is of use.
+    fn is_without_index(&self) -> bool {
+        self.report.is_none_or(|report| report.index.is_err())
+    }
+
     /// Why a layer is not lazy.
     fn reason(&self, layer: Digest, state: State, already_present: bool) -> Option<String> {
         if state == State::Lazy {
@@ -176,6 +170,13 @@ impl Unpack<'_> {
         match prepared.with_context(|| format!("layer {}", layer.digest))? {
             Prepared::Taken(labels) => Ok(Some(labels)),
             Prepared::Deferred { key, mounts } => {
+                if self.is_without_index() {
+                    // Those above are left to this program as well.
+                    let above = self.image.manifest.layers.get(at..);
+                    for layer in above.unwrap_or_default() {
+                        self.downloads.start(layer).await;
+                    }
+                }
                 let applied = self.apply(layer, diff_id, chain_id, &key, mounts).await;
                 self.active.forget(&key);
                 if let Err(error) = applied {
@@ -198,11 +199,12 @@ impl Unpack<'_> {
         chain_id: Digest,
         parent: Option<Digest>,
     ) -> anyhow::Result<Prepared> {
-        let image = ImageLabels {
+        let mut image = ImageLabels {
             reference: self.reference,
             manifest_digest: self.image.manifest_digest,
             manifest: &self.image.manifest,
             index_digest: self.index_digest,
+            eager: self.is_without_index(),
         };
         for _ in 0..TRIES {
             let key = extract_key(chain_id);
@@ -219,6 +221,13 @@ impl Unpack<'_> {
                     if let Some(labels) = self.labels(chain_id).await? {
                         return Ok(Prepared::Taken(labels));
                     }
+                }
+                Err(error) if image.eager && error.code() == Some(Code::Unavailable) => {
+                    // Where the snapshotter pulls no other way, it fails once more. Otherwise this
+                    // program may have credentials that the snapshotter does not.
+                    let error = soci_errors::chain(&error);
+                    tracing::warn!(error, "the snapshotter cannot pull the layer");
+                    image.eager = false;
                 }
                 Err(error) => return Err(snapshotter_failed(self.snapshots.snapshotter(), error)),
             }

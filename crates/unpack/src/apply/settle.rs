@@ -2,9 +2,11 @@
 //! be complete only after this one.
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
+use rustix::fs::{Gid, Mode, fchown};
 use soci_meter::{Limits, Meter};
 
 use super::metadata::copy_attributes;
@@ -40,16 +42,41 @@ impl ImpliedDirectories {
         }
         let meter = Meter::new("settling implied directories", Limits::NONE);
         let mut walker = Walker::open(directory, &[], meter)?;
-        for (inode, path) in &self.0 {
+        // Parents first: they decide about the group of what they contain.
+        let mut paths: Vec<(&Vec<u8>, u64)> =
+            self.0.iter().map(|(inode, path)| (path, *inode)).collect();
+        paths.sort_unstable();
+        for (path, inode) in paths {
             let below = attributes_below(lower, path).map_err(failed(path, "look below it"))?;
-            let (Some(below), Some(found)) = (below, walker.find(path, path)?) else {
+            let Some(found) = walker
+                .find(path, path)?
+                .filter(|found| found.inode == inode)
+            else {
                 continue;
             };
-            if found.inode == *inode {
-                copy_attributes(found.fd.as_fd(), &below)
-                    .map_err(failed(path, "set its attributes"))?;
+            match below {
+                Some(below) => copy_attributes(found.fd.as_fd(), &below)
+                    .map_err(failed(path, "set its attributes"))?,
+                None => {
+                    let slash = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+                    let above = path.get(..slash).unwrap_or_default();
+                    if let Some(above) = walker.find(above, path)? {
+                        inherit_group(above.fd.as_fd(), found.fd.as_fd())
+                            .map_err(failed(path, "set its group"))?;
+                    }
+                }
             }
         }
         Ok(())
     }
+}
+
+/// Gives a directory the group that it would have, had it been made after its parent got its
+/// attributes: that of a parent with the setgid bit.
+fn inherit_group(above: BorrowedFd<'_>, directory: BorrowedFd<'_>) -> io::Result<()> {
+    let above = rustix::fs::fstat(above)?;
+    if !Mode::from_raw_mode(above.st_mode).contains(Mode::SGID) {
+        return Ok(());
+    }
+    Ok(fchown(directory, None, Some(Gid::from_raw(above.st_gid)))?)
 }

@@ -76,6 +76,7 @@ impl Report {
                 Ok(()) => none.map(LayerRefusal::from),
             },
         };
+        let refusal = eagerly(refusal, machine.config());
         let mut layers = Vec::new();
         for layer in &image.manifest.layers {
             let config = machine.config();
@@ -151,6 +152,24 @@ impl Report {
     }
 }
 
+/// Returns the refusal of a daemon that pulls all images in parallel, or those without an index.
+fn eagerly(refusal: Option<LayerRefusal>, config: &soci_config::Config) -> Option<LayerRefusal> {
+    let parallel = &config.pull_modes.parallel_pull_unpack;
+    if parallel.enable {
+        let reason = "pull_modes.parallel_pull_unpack.enable = true".to_owned();
+        return Some(LayerRefusal::Eager { reason });
+    }
+    match refusal {
+        Some(refusal @ (LayerRefusal::Disabled { .. } | LayerRefusal::NotIndexed { .. }))
+            if parallel.experimental_parallel_pull_as_fallback =>
+        {
+            let reason = soci_errors::chain(&refusal);
+            Some(LayerRefusal::Eager { reason })
+        }
+        refusal => refusal,
+    }
+}
+
 impl Layer {
     async fn new(
         image: &RemoteImage,
@@ -164,8 +183,11 @@ impl Layer {
         let ztoc = ztoc.and_then(|found| found.index.ztoc_for(&layer.digest));
         // In the order in which the daemon decides.
         let not_allowed = refusal.filter(|refusal| {
-            use LayerRefusal::{Disabled, UntrustedRegistry};
-            matches!(refusal, Disabled { .. } | UntrustedRegistry { .. })
+            use LayerRefusal::{Disabled, Eager, UntrustedRegistry};
+            matches!(
+                refusal,
+                Disabled { .. } | Eager { .. } | UntrustedRegistry { .. }
+            )
         });
         let why_not = if let Some(refusal) = not_allowed {
             Some((refusal.code(), without_index(lookup, refusal).to_owned()))

@@ -2,7 +2,7 @@
 
 use indicatif::BinaryBytes;
 use soci_errors::printable;
-use soci_status::api::{GetResponse, Health, Image, Layer, Profiles};
+use soci_status::api::{GetResponse, Health, Image, Layer, Profiles, Pull, PulledLayer};
 
 use crate::output::Page;
 use crate::style::Style;
@@ -14,6 +14,10 @@ const GAP: &str = "  ";
 pub(crate) fn render(status: &GetResponse, style: Style) -> Page {
     let mut page = Page::default();
     head(status, &mut page);
+    for pull in &status.pulls {
+        page.line("");
+        pull_block(pull, style, &mut page);
+    }
     for image in &status.images {
         page.line("");
         block(image, style, &mut page);
@@ -109,6 +113,29 @@ fn start_ups(profiles: &Profiles, page: &mut Page) {
             BinaryBytes(playing.used_bytes)
         );
         page.line(line);
+    }
+}
+
+/// An image that is being pulled: how far, how fast, and its layers.
+fn pull_block(pull: &Pull, style: Style, page: &mut Page) {
+    let sum = |of: fn(&PulledLayer) -> u64| pull.layers.iter().map(of).sum::<u64>();
+    page.line(format!(
+        "pulling {}: {} of {} after {}, {}/s",
+        printable(&pull.reference),
+        BinaryBytes(sum(|layer| layer.downloaded_bytes)),
+        BinaryBytes(sum(|layer| layer.size_bytes)),
+        uptime(pull.elapsed_milliseconds / 1000),
+        BinaryBytes(pull.bytes_per_second)
+    ));
+    for layer in &pull.layers {
+        page.line(format!(
+            "{GAP}{}{GAP}{}{GAP}{} of {}, {} unpacked",
+            style.digest(&layer.digest),
+            printable(&layer.state),
+            BinaryBytes(layer.downloaded_bytes),
+            BinaryBytes(layer.size_bytes),
+            BinaryBytes(layer.unpacked_bytes)
+        ));
     }
 }
 
@@ -299,6 +326,20 @@ mod tests {
                 snapshot_id: 9,
                 reason: "the holder and the daemon died together".to_owned(),
                 since: 1_700_000_000,
+            }],
+            pulls: vec![Pull {
+                reference: "registry.example/eager:1".to_owned(),
+                manifest_digest: digest('f'),
+                namespace: "k8s.io".to_owned(),
+                elapsed_milliseconds: 3_100,
+                bytes_per_second: 250 << 20,
+                layers: vec![PulledLayer {
+                    digest: digest('1'),
+                    size_bytes: 3 << 30,
+                    downloaded_bytes: 800 << 20,
+                    unpacked_bytes: 1500 << 20,
+                    state: "unpacking".to_owned(),
+                }],
             }],
         }
     }

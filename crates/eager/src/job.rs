@@ -1,0 +1,238 @@
+//! The work on one image.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use soci_layer::{LowerLayer, UnpackedSize};
+use soci_unpack::Stage;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::EagerError;
+use crate::image::{ImageToPull, PlannedLayer, WantedLayer, position};
+use crate::layer_work::LayerWork;
+use crate::puller::ImagePull;
+use crate::report::{ImageProgress, LayerState, WorkProgress};
+use crate::works::Works;
+
+/// The work on one image. Dropping it ends the work on layers that no other image needs.
+pub(crate) struct ImageJob {
+    pub(crate) image: ImageToPull,
+    pub(crate) layers: Vec<PlannedLayer>,
+    started: Instant,
+    /// The namespace whose content store keeps the compressed layers, if one does.
+    namespace: Option<String>,
+    pull: Arc<dyn ImagePull>,
+    works: Arc<Works>,
+    state: Mutex<JobState>,
+    ended: watch::Sender<Option<EagerError>>,
+    pub(crate) clients: Mutex<Clients>,
+}
+
+#[derive(Default)]
+struct JobState {
+    /// Layers under way, or ready, by position.
+    running: BTreeMap<usize, Arc<LayerWork>>,
+    /// Positions of the layers that a Prepare has taken.
+    taken: HashSet<usize>,
+    /// Compressed bytes that have arrived for these.
+    downloaded: u64,
+}
+
+/// The Prepares that are interested in the job.
+#[derive(Debug, Default)]
+pub(crate) struct Clients {
+    pub(crate) number: usize,
+    /// Grows with each that comes.
+    pub(crate) arrived: u64,
+    /// The last thing that one of them did was to give up.
+    pub(crate) gave_up: bool,
+}
+
+/// The snapshot that a layer is for.
+pub(crate) struct Destination {
+    /// Its `fs`, an empty directory.
+    pub(crate) directory: PathBuf,
+    /// The layers below, nearest first.
+    pub(crate) lower: Vec<Box<dyn LowerLayer>>,
+}
+
+impl ImageJob {
+    pub(crate) fn new(
+        image: ImageToPull,
+        layers: Vec<PlannedLayer>,
+        namespace: Option<String>,
+        pull: Arc<dyn ImagePull>,
+        works: Arc<Works>,
+    ) -> Self {
+        Self {
+            image,
+            layers,
+            started: Instant::now(),
+            namespace,
+            pull,
+            works,
+            state: Mutex::default(),
+            ended: watch::Sender::new(None),
+            clients: Mutex::default(),
+        }
+    }
+
+    /// Starts the layers at these positions, lowest first.
+    pub(crate) fn start(self: &Arc<Self>, positions: impl Iterator<Item = usize>) {
+        for at in positions {
+            self.work(at);
+        }
+    }
+
+    /// Returns the work on the layer at a position, which is started unless it is under way.
+    fn work(self: &Arc<Self>, at: usize) -> Option<Arc<LayerWork>> {
+        let layer = self.layers.get(at)?;
+        let mut state = self.state.lock();
+        if let Some(work) = state.running.get(&at).filter(|work| work.is_of_use()) {
+            return Some(Arc::clone(work));
+        }
+        if self.end_reason().is_some() {
+            return None;
+        }
+        let work = self
+            .works
+            .work(self.namespace.as_deref(), layer, &self.pull);
+        state.running.insert(at, Arc::clone(&work));
+        let (ended, job) = (work.ended(), Arc::downgrade(self));
+        tokio::spawn(async move {
+            if let Err(error) = ended.await
+                && let Some(job) = Weak::upgrade(&job)
+            {
+                job.end(error);
+            }
+        });
+        Some(work)
+    }
+
+    /// Waits for the layer at a position and moves it to the directory of its snapshot.
+    pub(crate) async fn deliver(
+        self: &Arc<Self>,
+        at: usize,
+        to: Destination,
+        cancel: &CancellationToken,
+    ) -> Result<UnpackedSize, EagerError> {
+        let pulled = loop {
+            let Some(work) = self.work(at) else {
+                return Err(self.end_reason().unwrap_or(EagerError::Interrupted));
+            };
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Err(EagerError::Cancelled),
+                error = self.wait_for_end() => return Err(error),
+                ended = work.ended() => ended?,
+            }
+            // Another image may have taken it, and its snapshot is gone or on another parent.
+            if let Some(pulled) = work.take() {
+                break pulled;
+            }
+        };
+        {
+            let mut state = self.state.lock();
+            if let Some(work) = state.running.remove(&at) {
+                let downloaded = work.progress.downloaded.load(Ordering::Relaxed);
+                state.downloaded = state.downloaded.saturating_add(downloaded);
+            }
+            state.taken.insert(at);
+        }
+        self.clients.lock().gave_up = false;
+        let size = pulled.size;
+        let moved = soci_task::blocking(move || {
+            if !pulled.implied.is_empty() {
+                let settled = pulled.implied.settle(&pulled.folder.fs(), &to.lower);
+                settled.map_err(|source| EagerError::Settle {
+                    source: Arc::new(source),
+                })?;
+            }
+            pulled.folder.move_to(&to.directory)
+        });
+        moved.await.inspect_err(|error| self.end(error.clone()))?;
+        Ok(size)
+    }
+
+    /// Ends the work on the image; the first reason counts.
+    pub(crate) fn end(&self, reason: EagerError) {
+        let first = self.ended.send_if_modified(|ended| {
+            let first = ended.is_none();
+            if first {
+                *ended = Some(reason);
+            }
+            first
+        });
+        if first {
+            // The folders of layers that are not needed are removed with these.
+            let running = std::mem::take(&mut self.state.lock().running);
+            drop(running);
+        }
+    }
+
+    /// Whether every layer that was started has been taken.
+    pub(crate) fn is_done(&self) -> bool {
+        self.state.lock().running.is_empty()
+    }
+
+    /// Why the work was ended, if it was.
+    pub(crate) fn end_reason(&self) -> Option<EagerError> {
+        self.ended.borrow().clone()
+    }
+
+    async fn wait_for_end(&self) -> EagerError {
+        let mut ended = self.ended.subscribe();
+        match ended.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or(EagerError::Interrupted),
+            Err(_) => EagerError::Interrupted,
+        }
+    }
+
+    /// Whether a Prepare has taken this layer.
+    pub(crate) fn has_committed(&self, layer: &WantedLayer) -> bool {
+        let at = position(self.image.manifest, &self.layers, layer);
+        at.is_ok_and(|at| self.state.lock().taken.contains(&at))
+    }
+
+    /// Reports how far the image is.
+    pub(crate) fn progress(&self) -> ImageProgress {
+        let state = self.state.lock();
+        let mut downloaded = state.downloaded;
+        let layers = self.layers.iter().enumerate().map(|(at, layer)| {
+            let mut progress = WorkProgress {
+                digest: layer.descriptor.digest,
+                size: layer.descriptor.size,
+                downloaded: layer.descriptor.size,
+                unpacked: 0,
+                state: LayerState::Committed,
+            };
+            if let Some(work) = state.running.get(&at) {
+                let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+                progress.downloaded = load(&work.progress.downloaded);
+                downloaded = downloaded.saturating_add(progress.downloaded);
+                progress.unpacked = load(&work.progress.unpacked);
+                progress.state = match work.progress.stage() {
+                    _ if work.is_ready() => LayerState::Ready,
+                    Stage::Queued => LayerState::Queued,
+                    Stage::Downloading => LayerState::Downloading,
+                    Stage::Unpacking | Stage::Syncing | Stage::Done => LayerState::Unpacking,
+                };
+            }
+            progress
+        });
+        let layers = layers.collect();
+        ImageProgress {
+            reference: self.image.reference.to_string(),
+            manifest: self.image.manifest,
+            namespace: self.image.namespace.clone(),
+            elapsed: self.started.elapsed(),
+            downloaded,
+            layers,
+        }
+    }
+}
