@@ -11,6 +11,7 @@ mod apply;
 mod decompress;
 mod downloads;
 mod error;
+mod flush;
 mod image;
 mod keys;
 mod pipeline;

@@ -23,6 +23,7 @@ use soci_oci::{Digest, Hasher};
 use soci_ztoc::{FileMetadata, TarPart, TarStream};
 
 use crate::ApplyError;
+use crate::flush::Flusher;
 use create::OpenFile;
 use file_writers::FileWriters;
 use finish::{Pending, WHITEOUT};
@@ -91,12 +92,15 @@ pub(crate) struct Application<'a> {
     output: Output,
     applier: Applier<'a>,
     stream: TarStream,
+    /// Writes back what was applied so far.
+    pub(crate) flushing: Flusher,
 }
 
 /// A tar that was applied.
 pub(crate) struct Applied {
     path: PathBuf,
     root: File,
+    flushing: Flusher,
     pub(crate) implied: ImpliedDirectories,
     /// Bytes of the tar.
     pub(crate) size: u64,
@@ -133,6 +137,7 @@ impl<'a> Application<'a> {
                 open: None,
             },
             stream: TarStream::new(),
+            flushing: Flusher::new(),
         })
     }
 
@@ -157,6 +162,7 @@ impl<'a> Application<'a> {
         Ok(Applied {
             path: self.path.to_owned(),
             root: self.root,
+            flushing: self.flushing,
             implied,
             size,
         })
@@ -165,11 +171,6 @@ impl<'a> Application<'a> {
     /// The directory.
     pub(crate) const fn root(&self) -> &File {
         &self.root
-    }
-
-    /// The error for what cannot be made durable.
-    pub(crate) fn not_durable(&self, source: std::io::Error) -> ApplyError {
-        not_durable(self.path, source)
     }
 }
 
@@ -183,8 +184,11 @@ fn not_durable(path: &Path, source: std::io::Error) -> ApplyError {
 
 impl Applied {
     /// Waits until everything is on disk.
-    pub(crate) fn sync(&self) -> Result<(), ApplyError> {
-        rustix::fs::syncfs(&self.root).map_err(|error| not_durable(&self.path, error.into()))
+    pub(crate) fn sync(&mut self) -> Result<(), ApplyError> {
+        let flushed = self.flushing.finish();
+        flushed
+            .and_then(|()| Ok(rustix::fs::syncfs(&self.root)?))
+            .map_err(|error| not_durable(&self.path, error))
     }
 }
 

@@ -73,6 +73,9 @@ pub struct PipelineConfig {
     pub decompressors: Decompressors,
     /// What comes before all requests of the pipeline.
     pub demand: Option<Demand>,
+    /// Whether the files of a layer are on disk before it counts as unpacked. containerd does not wait
+    /// for that unless it is configured to.
+    pub durable: bool,
 }
 
 impl Default for PipelineConfig {
@@ -86,6 +89,7 @@ impl Default for PipelineConfig {
             speed: SpeedLimits::default(),
             decompressors: Decompressors::default(),
             demand: None,
+            durable: true,
         }
     }
 }

@@ -409,10 +409,13 @@ impl ImageShare {
         let verified = verdict(outcome, digests(request), blob.as_ref(), config, cancel)?;
         let (compressed_size, arrived) = (verified.compressed_size, verified.arrived);
         let applied = verified.application.complete();
-        let applied = applied.map_err(|error| apply_error(error, config))?;
+        let mut applied = applied.map_err(|error| apply_error(error, config))?;
         request.progress.set_stage(Stage::Syncing);
         let synced = Instant::now();
-        applied.sync().map_err(|error| apply_error(error, config))?;
+        if config.durable {
+            let durable = applied.sync();
+            durable.map_err(|error| apply_error(error, config))?;
+        }
         if let Some(store) = &mut request.store {
             store.finish(&request.diff_id).map_err(UnpackError::Store)?;
         }

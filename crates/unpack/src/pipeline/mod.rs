@@ -8,7 +8,6 @@ mod block;
 mod config;
 mod decompressor;
 mod download;
-mod flush;
 mod image_share;
 mod piece;
 mod program;

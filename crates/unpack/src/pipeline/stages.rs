@@ -27,7 +27,6 @@ use tokio_util::sync::CancellationToken;
 use super::block::{BlockSender, QUEUE};
 use super::config::PipelineConfig;
 use super::download::Download;
-use super::flush::Flusher;
 use super::piece::{Piece, PieceReader};
 use super::program::{self, ProgramError};
 use super::progress::LayerProgress;
@@ -36,6 +35,7 @@ use super::shares::{Claim, Shares};
 use crate::apply::Application;
 use crate::decompress::{Compression, HEAD, window_log, zstd_reader};
 use crate::error::ApplyError;
+use crate::flush::Flusher;
 use crate::{ApplyOptions, Decompressor};
 
 /// Pieces that wait for a thread.
@@ -337,10 +337,11 @@ fn write_all<'l>(
         application.write(&block)?;
         let length = block.len() as u64;
         layer.progress.unpacked.fetch_add(length, Ordering::Relaxed);
-        flusher.wrote(length, application.root());
+        if layer.config.durable {
+            flusher.wrote(length, application.root());
+        }
     }
-    let flushed = flusher.finish();
-    flushed.map_err(|source| application.not_durable(source))?;
+    application.flushing = flusher;
     Ok(application)
 }
 
