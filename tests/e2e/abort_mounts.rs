@@ -51,7 +51,7 @@ fn read(path: PathBuf) -> JoinHandle<std::io::Result<Vec<u8>>> {
 }
 
 fn ends(reader: JoinHandle<std::io::Result<Vec<u8>>>) -> std::io::Result<Vec<u8>> {
-    wait_until("the reader ends", Duration::from_secs(30), || {
+    wait_until("the reader ends", Duration::from_secs(120), || {
         reader
             .is_finished()
             .then_some(())
@@ -86,7 +86,7 @@ async fn without_a_daemon_status_says_what_waits_and_abort_mounts_lets_it_fail()
         assert!(ends(reader).is_err(), "no server");
     }
     // Nothing of what it kept is in the way of another version of the daemon.
-    wait_until("the holder ends", Duration::from_secs(30), || {
+    wait_until("the holder ends", Duration::from_secs(120), || {
         let pid = node.daemon.holder_pid();
         pid.map_or(Ok(()), |pid| Err(format!("process {pid}")))
     });
@@ -100,7 +100,7 @@ async fn without_a_daemon_status_says_what_waits_and_abort_mounts_lets_it_fail()
         "an operator asked for it",
     ] {
         let log = node.daemon.log();
-        let logged = log.wait_for(0, Duration::from_secs(10), |line| line.contains(text));
+        let logged = log.wait_for(0, Duration::from_secs(120), |line| line.contains(text));
         assert!(logged.is_some(), "{text}: {}", log.tail(20));
     }
     assert_eq!(lazy_mounts_below(&node.daemon.root()), count);

@@ -11,7 +11,7 @@ use tonic::Code;
 
 const CRI: &str = "containerd.io/snapshot/cri.";
 const REMOTE: &str = "containerd.io/snapshot/remote/";
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 /// Ends the reason of a layer that the daemon unpacks itself.
 const BY_US: &str = ", by us";
 

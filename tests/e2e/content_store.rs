@@ -29,13 +29,13 @@ fn use_containerd(stack: &mut Stack) -> Content {
 }
 
 fn wait_until(what: &str, stack: &Stack, mut holds: impl FnMut() -> bool) {
-    for _ in 0..600 {
+    for _ in 0..1800 {
         if holds() {
             return;
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    panic!("not within a minute: {what}\n{}", stack.log_tails());
+    panic!("not within three minutes: {what}\n{}", stack.log_tails());
 }
 
 /// The SOCI index of a layout's image, converted into `to`.

@@ -13,7 +13,7 @@ use soci_snapshotter::api::v1::Kind;
 use soci_testkit::{Fault, Rule, SociDaemonOptions};
 use tonic::{Code, Status};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 /// A registry that is not there must not cost minutes.
 const HASTY: &str = "[http]\nMaxRetries = 0\nMinWaitMsec = 1\nMaxWaitMsec = 1\n";
 /// SIGABRT, as abort(3) raises it.

@@ -177,7 +177,7 @@ fn a_second_daemon_on_the_same_root_is_refused_and_harms_nothing() {
     let reference = indexed(&stack, root.path(), "small");
     pull(&stack, &reference);
     let mut rival = stack.daemon.spawn_rival().unwrap();
-    let status = rival.wait(Duration::from_secs(30)).unwrap();
+    let status = rival.wait(Duration::from_secs(120)).unwrap();
     assert_eq!(status.code(), Some(1), "{}", rival.log().tail(20));
     let said = rival.log().tail(20);
     assert!(
@@ -211,7 +211,7 @@ fn a_read_that_needs_a_dead_registry_fails_with_eio_and_the_reader_goes_on() {
     // Nothing of the failure is kept: when the registry is back, the bytes are the right ones.
     stack.registry.start_again().unwrap();
     let digest = soci_oci::Digest::of(&small_image_data().to_vec()).hex();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(120);
     loop {
         let run = Run::new(&reference, "soci").command(["/bin/sha256sum", "/data/noise"]);
         let output = ctr.run(&run).unwrap();
@@ -307,7 +307,7 @@ fn what_a_container_on_lazy_layers_changed_can_be_told_and_committed(release: Re
     ctr.output(["content", "prune", "references"]).unwrap();
     wait_until(
         "what was mounted for it is gone",
-        Duration::from_secs(30),
+        Duration::from_secs(120),
         || match lazy_mounts(&stack) {
             count if count == lazy => Ok(()),
             count => Err(format!("{count} mounts instead of {lazy}")),

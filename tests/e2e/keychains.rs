@@ -300,7 +300,7 @@ fn the_kubelets_credentials_read_lazy_layers_until_the_image_is_removed(release:
         assert!(info.unwrap().into_inner().image_filesystems.len() <= 1);
 
         remove(&mut images, &image).await;
-        for _ in 0..600 {
+        for _ in 0..1800 {
             if node.lazy_mounts() == 0 {
                 break;
             }

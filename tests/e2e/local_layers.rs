@@ -183,7 +183,7 @@ fn layers_without_ztoc_are_unpacked_by_the_daemon_as_by_containerd(release: Rele
     let ctr = stack.containerd.ctr(NAMESPACE);
     ctr.output(["images", "rm", "--sync", &reference]).unwrap();
     let snapshots = stack.daemon.root().join("snapshotter/snapshots");
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(180);
     while fs::read_dir(&snapshots).unwrap().next().is_some() {
         assert!(
             std::time::Instant::now() < deadline,

@@ -14,7 +14,7 @@ use crate::support::NO_BACKGROUND;
 use crate::support::node::Node;
 use soci_testkit::{SociDaemonOptions, TestRoot};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 const LIMIT: u64 = 512 << 20;
 /// fcntl.h: past the page cache, so that each read needs the server.
 const O_DIRECT: i32 = 0o40000;

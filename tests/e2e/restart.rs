@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::NO_BACKGROUND;
 use crate::support::node::{Node, lower_directories};
+use crate::support::{NO_BACKGROUND, PATIENCE, wait_until};
 use soci_testkit::{Fault, Rule, SociDaemonOptions};
 use tonic::Code;
 
@@ -45,7 +45,7 @@ async fn a_lost_store_stops_a_strict_start_and_is_mended_when_the_registry_is_ba
 
     node.proxy.clear_faults();
     // A failure is cached for two seconds, not for the minute of an image without an index.
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(120);
     let mounts = loop {
         match client.prepare("box", &image.top()).await {
             Ok(mounts) => break mounts,
@@ -56,4 +56,31 @@ async fn a_lost_store_stops_a_strict_start_and_is_mended_when_the_registry_is_ba
     let directories = lower_directories(&mounts);
     let read = std::fs::read_to_string(directories[0].join("data/hello"));
     assert_eq!(read.unwrap(), "hello\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_with_a_hidden_root_folder_names_the_holder_that_keeps_the_socket() {
+    let mut node = Node::start(NO_BACKGROUND);
+    let _mounted = node.mounted().await;
+    node.daemon.terminate().unwrap();
+    // As when the volume of the root folder is mounted late, or twice.
+    let root = node.daemon.root();
+    let mount = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "none"])
+        .arg(&root)
+        .status();
+    assert!(mount.unwrap().success());
+    let refused = node.daemon.start_again().unwrap_err();
+    let refused = format!("{refused:#}");
+    // The start has made a holder for the hidden folder, which ends because it holds nothing.
+    wait_until("the mount is not in use", PATIENCE, || {
+        let unmount = std::process::Command::new("umount").arg(&root).output();
+        match unmount.unwrap() {
+            output if output.status.success() => Ok(()),
+            output => Err(format!("{output:?}")),
+        }
+    });
+    assert!(refused.contains("the holder (process "), "{refused}");
+    assert!(refused.contains("hidden by a mount over it"), "{refused}");
+    node.daemon.start_again().unwrap();
 }

@@ -13,7 +13,7 @@ use soci_testkit::{Layer, Run, Stack, TestRoot, container_id};
 const TIME: Duration = Duration::from_secs(15);
 /// How long no daemon runs.
 const PAUSE: Duration = Duration::from_secs(2);
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A stack with a small image, pulled.
 fn small_stack(config: &str) -> (Stack, String) {

@@ -13,7 +13,7 @@ use soci_testkit::image::small_image_data;
 use soci_testkit::process::Signal;
 use soci_testkit::{Fault, Rule, SociDaemonOptions};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 /// fcntl.h: past the page cache, so that the kernel asks once for each call.
 const O_DIRECT: i32 = 0o40000;
 /// errno.h.

@@ -238,7 +238,7 @@ fn a_pod_in_a_user_namespace_owns_what_its_lazy_layers_hold() {
 }
 
 fn wait_until(stack: &Stack, done: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while !done() {
         assert!(Instant::now() < deadline, "{}", stack.log_tails());
         std::thread::sleep(Duration::from_millis(100));

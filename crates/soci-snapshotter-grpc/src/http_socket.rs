@@ -56,7 +56,7 @@ impl HttpSocket {
             HttpAddress::Unix(path) => listen::at_path(path).map(Self::Unix).map_err(|error| {
                 let address = path.display().to_string();
                 match error {
-                    ListenError::InUse(_) => SocketError::Taken { key, address },
+                    ListenError::InUse { .. } => SocketError::Taken { key, address },
                     error => SocketError::Failed {
                         key,
                         address,

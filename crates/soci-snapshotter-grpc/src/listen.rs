@@ -15,6 +15,7 @@ use crate::args::DEFAULT_SOCKET;
 use crate::control::PASSED_SOCKET;
 use crate::descriptor_store::NAME as STORED;
 use crate::holder_keys;
+use crate::socket_owner::Owner;
 
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +30,8 @@ pub(crate) enum Address {
 pub(crate) enum ListenError {
     #[error("{0:?} is not an address: expected a path, unix://PATH or fd://")]
     Address(String),
-    #[error("another process is listening on {}: stop it, or choose another --address", .0.display())]
-    InUse(PathBuf),
+    #[error("another process is listening on {}: {by}", path.display())]
+    InUse { path: PathBuf, by: Owner },
     #[error("{} exists and is not a socket: remove it, or choose another --address", .0.display())]
     NotASocket(PathBuf),
     #[error("cannot {doing} {}: {source}", path.display())]
@@ -50,6 +51,15 @@ pub(crate) enum ListenError {
     NoneListening(String),
     #[error("cannot use the socket that systemd passed: {0}")]
     Passed(io::Error),
+}
+
+impl ListenError {
+    fn in_use(path: &Path) -> Self {
+        Self::InUse {
+            path: path.to_owned(),
+            by: Owner::of(path),
+        }
+    }
 }
 
 /// A listening socket, and its name in the log.
@@ -281,7 +291,7 @@ pub(crate) fn at_path(path: &Path) -> Result<Listener, ListenError> {
                     tracing::debug!(path = %path.display(), "removed a stale socket");
                 }
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Ok(_) | Err(_) => return Err(ListenError::InUse(path.to_owned())),
+                Ok(_) | Err(_) => return Err(ListenError::in_use(path)),
             }
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -290,7 +300,7 @@ pub(crate) fn at_path(path: &Path) -> Result<Listener, ListenError> {
     // Created under the umask, which the server sets to 0077; the mode is the same without that.
     let socket = UnixListener::bind(path).map_err(|source| {
         if source.kind() == io::ErrorKind::AddrInUse {
-            ListenError::InUse(path.to_owned())
+            ListenError::in_use(path)
         } else {
             failed("listen on")(source)
         }
@@ -361,7 +371,7 @@ mod tests {
         assert!(socket.exists(), "std leaves the file: it is stale now");
         let _first = listen(&path(&socket), None, None).unwrap();
         let refused = listen(&path(&socket), None, None).unwrap_err();
-        assert!(matches!(refused, ListenError::InUse(_)), "{refused}");
+        assert!(matches!(refused, ListenError::InUse { .. }), "{refused}");
         assert!(
             UnixStream::connect(&socket).is_ok(),
             "the first still has it"

@@ -25,6 +25,7 @@ mod root_lock;
 mod serve;
 mod settings;
 mod show;
+mod socket_owner;
 mod status_sources;
 mod supervise;
 mod supervision;

@@ -147,7 +147,7 @@ pub fn http_request(
 ) -> Result<HttpResponse> {
     let mut connection =
         TcpStream::connect(address).with_context(|| format!("connect {address}"))?;
-    connection.set_read_timeout(Some(Duration::from_secs(20)))?;
+    connection.set_read_timeout(Some(Duration::from_secs(120)))?;
     connection.set_nodelay(true)?;
     let mut head = Head {
         first_line: format!("{method} {target} HTTP/1.1"),

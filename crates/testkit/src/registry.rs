@@ -103,7 +103,7 @@ impl Registry {
         let mut daemon = Daemon::spawn("docker-registry", root, "docker-registry", |command| {
             command.arg("serve").arg(&config);
         })?;
-        daemon.wait_ready(Duration::from_secs(30), |_| {
+        daemon.wait_ready(Duration::from_secs(120), |_| {
             TcpStream::connect(address).is_ok()
         })?;
         // Had another process taken the port, it would have answered, and ours would have ended.

@@ -11,7 +11,7 @@ use crate::cli::binary;
 use crate::process::{Daemon, LogLines, TestRoot};
 
 /// How long a daemon may take to start or to stop.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 const STARTED: &str = "soci-snapshotter-grpc successfully started";
 
 /// What a daemon under test is like.

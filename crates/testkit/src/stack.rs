@@ -108,9 +108,9 @@ impl Stack {
     /// client answers "unavailable" for as long as it backs off.
     ///
     /// # Errors
-    /// When it does not within 30 seconds.
+    /// When it does not within two minutes.
     pub fn wait_for_snapshotter(&self) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(120);
         let ctr = self.containerd.ctr("probe");
         let snapshots = |arguments: &[&str]| {
             ctr.output(

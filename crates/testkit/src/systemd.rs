@@ -17,7 +17,7 @@ use crate::cli::output_of;
 use crate::process::{Daemon, TestRoot};
 
 /// How long it may take to start on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 const PREFIX: &str = "soci-tk-systemd.";
 /// Where units are installed, inside.
 const UNITS: &str = "/etc/systemd/system";

@@ -18,7 +18,7 @@ const CONTAINERS: [&[&str]; 3] = [
     &["exec", "find", "held"],
 ];
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A registry as slow as one in the cloud, with faults; a daemon; a containerd; the readers' image, pulled.
 pub(crate) struct Scene {
@@ -144,7 +144,7 @@ impl Scene {
     /// After all readers have ended: no process, mount, descriptor or thread more than before.
     pub(crate) fn nothing_leaks(&self) {
         let ctr = self.stack.containerd.ctr(NAMESPACE);
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(120);
         let more = |after: &Leaks| {
             after.mounts != self.before.mounts
                 || after.server_files > self.before.server_files + 24
@@ -173,7 +173,7 @@ impl Scene {
         });
         ctr.output(["images", "rm", "--sync", &self.reference])
             .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(120);
         while lazy_mounts(&self.stack) > 0 {
             assert!(Instant::now() < deadline, "mounts stay");
             std::thread::sleep(Duration::from_millis(50));

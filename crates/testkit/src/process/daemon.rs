@@ -220,7 +220,7 @@ impl Daemon {
         // The process itself may have left the group that it was started in.
         let _ = kill_process_group(self.raw_pid()?, Signal::KILL);
         let _ = kill_process(self.raw_pid()?, Signal::KILL);
-        self.wait(Duration::from_secs(10))
+        self.wait(Duration::from_secs(60))
     }
 
     /// Peak resident memory of the process in bytes (`VmHWM` of proc_pid_status(5)).

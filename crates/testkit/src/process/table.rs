@@ -61,11 +61,11 @@ pub fn processes_below(root: &Path) -> Vec<i32> {
     }
 }
 
-/// Kills the processes that belong to `root` and waits until they are gone, at most ten seconds.
+/// Kills the processes that belong to `root` and waits until they are gone, at most a minute.
 /// Returns the ids of those that are still there.
 #[must_use]
 pub(crate) fn kill_below(root: &Path) -> Vec<i32> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let found = processes_below(root);
         if found.is_empty() || Instant::now() > deadline {
@@ -190,7 +190,7 @@ mod tests {
             .env(MARK, root)
             .spawn()
             .unwrap();
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while processes_below(root).len() < 2 {
             assert!(Instant::now() < deadline, "{:?}", processes_below(root));
         }
