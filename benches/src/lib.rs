@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod cold;
+pub mod eager;
 pub mod neighbours;
 mod program;
 pub mod restart;

@@ -1,0 +1,46 @@
+//! `make bench-eager`: whole pulls of images without an index, beside overlayfs and, where its binary is
+//! given, soci-snapshotter v0.15. Needs root.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, reason = "a program for people")]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use soci_benches::eager::{Work, table};
+
+/// Pulls images without an index and prints what that costs.
+#[derive(Debug, Parser)]
+struct Options {
+    /// What is pulled: `layers`, `files` or `torch`; all but the last without any.
+    work: Vec<String>,
+    /// The daemon of soci-snapshotter v0.15; empty: it is left out.
+    #[arg(long, env = "REFERENCE", default_value = "")]
+    reference: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    soci_benches::run("bench-eager", || bench(&options))
+}
+
+fn bench(options: &Options) -> Result<()> {
+    let wanted = options.work.iter().map(|work| match work.as_str() {
+        "layers" => Ok(Work::Layers),
+        "files" => Ok(Work::Files),
+        "torch" => Ok(Work::Torch),
+        other => anyhow::bail!("{other}: there are layers, files and torch"),
+    });
+    let mut wanted = wanted.collect::<Result<Vec<_>>>()?;
+    if wanted.is_empty() {
+        wanted.extend(Work::LOCAL);
+    }
+    let reference = options.reference.as_path();
+    let reference = (!reference.as_os_str().is_empty()).then_some(reference);
+    for work in wanted {
+        println!("{}", table(work, reference)?);
+    }
+    Ok(())
+}
