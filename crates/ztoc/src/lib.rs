@@ -49,5 +49,5 @@ pub use span::{Span, SpanTable};
 pub use span_id::SpanId;
 pub use tar_stream::{TarPart, TarStream};
 pub use toc::{FileMetadata, FileType};
-pub use verify::{VerifyError, entry_of_header, verify_entries, verify_layer};
+pub use verify::{VerifyError, entry_of_header, verify_entries};
 pub use ztoc::{Compression, CompressionInfo, Ztoc};

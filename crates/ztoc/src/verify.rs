@@ -3,7 +3,7 @@
 
 use std::io::Read;
 
-use soci_oci::{Digest, Hasher};
+use soci_oci::Hasher;
 
 use crate::entry::Entry;
 use crate::tar_scan::TarScanner;
@@ -57,14 +57,6 @@ pub enum VerifyError {
         /// Where the tar ends.
         actual: u64,
     },
-    /// The stream is not the one that the image's configuration names.
-    #[error("the layer's stream has digest {actual} instead of its diff ID {expected}")]
-    DiffId {
-        /// The diff ID.
-        expected: Digest,
-        /// The digest of the stream.
-        actual: Digest,
-    },
 }
 
 impl VerifyError {
@@ -75,33 +67,14 @@ impl VerifyError {
     }
 }
 
-/// Verifies a layer: the tar in `stream` has exactly the zTOC's entries, in order, with all their
-/// fields, and the whole stream has the digest `diff_id`.
+/// Verifies that the tar in `stream` has exactly the zTOC's entries, in order, with all their fields,
+/// and returns the hasher of the bytes that were read.
 ///
-/// `stream` is the uncompressed layer to its *end*, with what follows the tar's end, which the layer
-/// store does not keep: see [`SpanTable::behind_the_tar`](crate::SpanTable::behind_the_tar). Fields
-/// without any effect are not compared: the size of an entry that is not a regular file, and how a
-/// time is written. Memory is bounded; the work is one pass over the stream.
-///
-/// # Errors
-/// The layer is another one, or the stream cannot be read.
-pub fn verify_layer(
-    stream: impl Read,
-    index: &LayerIndex,
-    diff_id: &Digest,
-) -> Result<(), VerifyError> {
-    let actual = verify_entries(stream, index)?.finish();
-    if actual != *diff_id {
-        return Err(VerifyError::DiffId {
-            expected: *diff_id,
-            actual,
-        });
-    }
-    Ok(())
-}
-
-/// Verifies the entries only, as [`verify_layer`] does, and returns the hasher of the bytes that were
-/// read. `stream` may end with the tar: what follows it can be added to the hasher.
+/// `stream` may end with the tar. The diff ID covers what follows the tar's end as well, which the
+/// layer store does not keep: it is added to the hasher, see
+/// [`SpanTable::behind_the_tar`](crate::SpanTable::behind_the_tar). Fields without any effect are not
+/// compared: the size of an entry that is not a regular file, and how a time is written. Memory is
+/// bounded; the work is one pass over the stream.
 ///
 /// # Errors
 /// The layer is another one, or the stream cannot be read.

@@ -1,10 +1,11 @@
 //! Layers whose zTOC is large or hostile: what they cost is limited, and they hold up no other.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use soci_layer::{LayerProvider, LayerRequest};
+use soci_layer::{IdMaps, IdRange, LayerProvider, LayerRequest, Purpose, View};
 use soci_lazy::{LazyConfig, LazyLayers, Limits};
 use soci_oci::{Descriptor, Digest, annotations, media_types};
 use soci_testkit::{Proxy, Registry, TestRoot};
@@ -245,5 +246,73 @@ fn a_layer_over_a_limit_is_refused_with_the_key_and_leaves_nothing() {
         let request = alone(world, 0, "a");
         lazy.mount(request.clone()).await.unwrap();
         lazy.unmount(&request.mountpoint).await.unwrap();
+    });
+}
+
+/// Resident memory of this process, in bytes.
+fn resident() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS"));
+    let kib: u64 = line
+        .unwrap()
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
+    kib * 1024
+}
+
+#[test]
+fn fifty_containers_in_user_namespaces_share_the_tree_of_a_layer() {
+    const FILES: u64 = 200_000;
+    // What one tree takes at least: an inode of 40 bytes, and a name.
+    const TREE: u64 = FILES * 50;
+    world(vec![large(FILES)]).test(async |world| {
+        let lazy = world.lazy(LazyConfig {
+            mount_timeout: Duration::from_secs(600),
+            ..LazyConfig::default()
+        });
+        let own = alone(world, 0, "own");
+        lazy.mount(own.clone()).await.unwrap();
+        let mapped = |number: u32| {
+            let range = IdRange {
+                container: 0,
+                host: 100_000 * (number + 1),
+                length: 65_536,
+            };
+            let id_maps = Some(IdMaps {
+                uid: vec![range],
+                gid: vec![range],
+            });
+            LayerRequest {
+                purpose: Purpose::SecondView,
+                view: View {
+                    id_maps,
+                    ..View::default()
+                },
+                snapshot: own.snapshot.clone(),
+                ..alone(world, 0, &format!("pod-{number}"))
+            }
+        };
+        let before = resident();
+        let pods: Vec<LayerRequest> = (0..50).map(mapped).collect();
+        for (number, pod) in pods.iter().enumerate() {
+            lazy.mount(pod.clone()).await.unwrap();
+            let folder = pod.mountpoint.join("folder7");
+            let owner = tokio::task::spawn_blocking(move || {
+                assert_eq!(fs::read_dir(&folder).unwrap().count(), 200);
+                folder.join("file7").metadata().unwrap().uid()
+            });
+            let host = 100_000 * (u32::try_from(number).unwrap() + 1);
+            assert_eq!(owner.await.unwrap(), host);
+        }
+        // Fifty copies would be far more; other tests run beside this one.
+        let grown = resident().saturating_sub(before);
+        assert!(grown < 20 * TREE, "{} KiB more", grown >> 10);
+        for request in pods.iter().chain([&own]) {
+            lazy.unmount(&request.mountpoint).await.unwrap();
+        }
+        assert_eq!(world.stored(), 0);
     });
 }
