@@ -167,3 +167,82 @@ mod tests {
         assert!(!layers.in_use(&key(1)));
     }
 }
+
+/// Interleavings of callers, chosen at random by shuttle. `SHUTTLE_ITERATIONS` sets the number of
+/// schedules per test.
+#[cfg(test)]
+mod concurrency {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use shuttle::future::{block_on, spawn, yield_now};
+    use soci_oci::Digest;
+
+    use super::*;
+
+    fn check(test: impl Fn() + Send + Sync + 'static) {
+        let set = std::env::var("SHUTTLE_ITERATIONS").ok();
+        let iterations = set.and_then(|text| text.parse().ok()).unwrap_or(300);
+        shuttle::check_random(test, iterations);
+    }
+
+    /// A layer that is open: there is never another one with its key.
+    struct Open(Arc<AtomicUsize>);
+
+    impl Open {
+        fn new(open: Arc<AtomicUsize>) -> Self {
+            assert_eq!(open.fetch_add(1, Ordering::SeqCst), 0, "opened twice");
+            Self(open)
+        }
+    }
+
+    impl Drop for Open {
+        fn drop(&mut self) {
+            assert_eq!(self.0.fetch_sub(1, Ordering::SeqCst), 1);
+        }
+    }
+
+    #[test]
+    fn a_layer_is_open_once_however_its_callers_come_fail_give_up_and_go() {
+        check(|| {
+            let layers = Arc::new(LeaseMap::<Open>::default());
+            let open = Arc::new(AtomicUsize::new(0));
+            let key = LayerKey {
+                layer: Digest::of(b"layer"),
+                ztoc: Digest::of(b"z"),
+            };
+            let callers = (0..4).map(|caller| {
+                let (layers, open) = (layers.clone(), open.clone());
+                spawn(async move {
+                    let opening = async {
+                        yield_now().await;
+                        let opened = Open::new(open);
+                        yield_now().await;
+                        match caller {
+                            0 => Err(()),
+                            _ => Ok(opened),
+                        }
+                    };
+                    let acquire = layers.acquire(key, opening);
+                    if caller == 1 {
+                        // Gives up: the future is dropped after its first step.
+                        let _ =
+                            futures::future::select(Box::pin(acquire), Box::pin(yield_now())).await;
+                        return;
+                    }
+                    let lease = acquire.await;
+                    assert!(lease.is_err() || layers.in_use(&key));
+                    yield_now().await;
+                    drop(lease);
+                })
+            });
+            let callers: Vec<_> = callers.collect();
+            block_on(async {
+                for caller in callers {
+                    caller.await.unwrap();
+                }
+            });
+            assert!(!layers.in_use(&key));
+            assert_eq!(open.load(Ordering::SeqCst), 0);
+        });
+    }
+}
