@@ -81,7 +81,10 @@ fn image() -> Vec<u8> {
     layer.program("bin/busybox", &program).tar()
 }
 
-/// The best of five runs, after dentries and inodes were dropped or not.
+/// How often each program runs.
+const RUNS: u64 = 3;
+
+/// The best of several runs, after dentries and inodes were dropped or not.
 fn best_of(cold: bool, action: &dyn Fn()) -> Duration {
     let run = || {
         if cold {
@@ -89,7 +92,7 @@ fn best_of(cold: bool, action: &dyn Fn()) -> Duration {
         }
         timed(action).1
     };
-    (0..5).map(|_| run()).min().unwrap()
+    (0..RUNS).map(|_| run()).min().unwrap()
 }
 
 /// What `getfattr -R` asks for: the names of the attributes of each file.
@@ -127,28 +130,37 @@ fn extended_attributes() {
     std::fs::create_dir(&unpacked).unwrap();
     let [from, to] = [&archive, &unpacked].map(|path| path.to_str().unwrap());
     run("tar", &["-xf", from, "-C", to]);
-    let measure = |what: &str, lower: &Path, at: &Path| {
+    let measure = |what: &str, lower: &Path, at: &Path, requests: &dyn Fn() -> [u64; 2]| {
         overlay(lower, at);
         let merged = at.join("merged");
         let merged = merged.to_str().unwrap();
         let execs =
             format!("i=0; while [ $i -lt 2000 ]; do {merged}/bin/busybox true; i=$((i+1)); done");
         let tar = format!("tar --xattrs -cf - {merged}/usr | cat");
-        let programs: [(&str, &dyn Fn()); 4] = [
+        let programs: [(&str, &dyn Fn()); 5] = [
             ("listxattr of each", &|| list_attributes(Path::new(merged))),
             ("tar --xattrs", &|| quietly(&["sh", "-c", &tar])),
             ("find with stat", &|| {
                 quietly(&["find", merged, "-printf", "%s"])
             }),
+            ("ls -lR", &|| quietly(&["ls", "-lR", merged])),
             ("2000 times exec", &|| quietly(&["sh", "-c", &execs])),
         ];
         for (name, program) in programs {
+            let before = requests();
             let (cold, warm) = (best_of(true, program), best_of(false, program));
-            println!("{what:<18} {name:<18} cold {cold:>10.2?}, warm {warm:>10.2?}");
+            let [get, list] = requests();
+            let runs = 2 * RUNS;
+            println!(
+                "{what:<18} {name:<18} cold {cold:>10.2?}, warm {warm:>10.2?}, a run: \
+                 getxattr {}, listxattr {}",
+                (get - before[0]) / runs,
+                (list - before[1]) / runs,
+            );
         }
         run("umount", &[merged]);
     };
-    measure("plain directories", &unpacked, plain.path());
+    measure("plain directories", &unpacked, plain.path(), &|| [0, 0]);
     for answer_xattrs in [false, true] {
         let options = MountOptions {
             answer_xattrs,
@@ -156,12 +168,11 @@ fn extended_attributes() {
         };
         let mount = Mount::new(&ztoc, tar.clone(), options);
         let what = if answer_xattrs { "answered" } else { "ENOSYS" };
-        measure(what, &mount.path(""), mount.beside());
-        let counts = mount.layer.counters();
-        println!(
-            "getxattr {}, listxattr {}",
-            counts.getxattr, counts.listxattr
-        );
+        let requests = || {
+            let counts = mount.layer.counters();
+            [counts.getxattr, counts.listxattr]
+        };
+        measure(what, &mount.path(""), mount.beside(), &requests);
     }
 }
 

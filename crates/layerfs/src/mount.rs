@@ -60,9 +60,9 @@ pub struct MountOptions {
     pub limits: Limits,
     /// The timers of reads and listings.
     pub timers: Timers,
-    /// Answer requests for extended attributes even if no file of the layer has any.
+    /// Answer requests for one extended attribute even if no file of the layer has any.
     /// Otherwise the first request gets ENOSYS: the kernel sends no more, and programs get
-    /// EOPNOTSUPP.
+    /// EOPNOTSUPP. Lists of attributes are answered in any case.
     pub answer_xattrs: bool,
     /// Compare a file's tar header with its entry in the zTOC at the first read.
     pub check_headers: bool,

@@ -250,9 +250,11 @@ fn for_attributes_that_no_file_has_the_kernel_asks_once_or_is_answered() {
         let name = "security.capability";
         rustix::fs::lgetxattr(mount.path("f"), name, &mut room).unwrap_err()
     };
+    let list = |mount: &Mount| rustix::fs::llistxattr(mount.path("f"), &mut [0; 16][..]);
     let mount = Mount::of_tar(tar());
     for _ in 0..3 {
         assert_eq!(look(&mount), Errno::OPNOTSUPP);
+        assert_eq!(list(&mount), Ok(0));
     }
     assert_eq!(mount.layer.counters().getxattr, 1);
 
@@ -264,7 +266,41 @@ fn for_attributes_that_no_file_has_the_kernel_asks_once_or_is_answered() {
     let mount = Mount::new(&ztoc_of(&tar), tar, options);
     for _ in 0..3 {
         assert_eq!(look(&mount), Errno::NODATA);
+        assert_eq!(list(&mount), Ok(0));
     }
+}
+
+/// Programs that keep extended attributes list them: on overlayfs over a layer without any, they find
+/// an empty list, and a walk costs no other request for attributes.
+#[test]
+fn an_archive_with_attributes_is_made_of_a_layer_without_any() {
+    let _alone = alone();
+    let mut layer = Layer::new();
+    for number in 0..40 {
+        layer = layer.file(&format!("d{}/f{number}", number % 4), b"x");
+    }
+    let mount = Mount::of_tar(layer.tar());
+    let beside = |name: &str| {
+        let path = mount.beside().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    };
+    let (empty, merged) = (beside("empty"), beside("merged"));
+    let lower = mount.path("");
+    let lower = format!("lowerdir={}:{}", lower.display(), empty.display());
+    let at = merged.to_str().unwrap();
+    run("mount", &["-t", "overlay", "overlay", "-o", &lower, at]);
+    let archive = Command::new("tar")
+        .args(["--xattrs", "-C", at, "-cf", "-", "."])
+        .output()
+        .unwrap();
+    run("umount", &[at]);
+    let said = String::from_utf8_lossy(&archive.stderr);
+    assert!(archive.status.success() && said.is_empty(), "{said}");
+    let counts = mount.layer.counters();
+    assert!(counts.listxattr >= 40, "{counts:?}");
+    // ENOSYS to the first.
+    assert!(counts.getxattr <= 1, "{counts:?}");
 }
 
 #[test]
