@@ -20,6 +20,8 @@ fn main() -> std::io::Result<()> {
         "PlayingProfile",
         "Pull",
         "PulledLayer",
+        "Registry",
+        "RegistryHost",
     ] {
         builder = builder.message_attribute(
             format!("{PACKAGE}.{message}"),
@@ -38,6 +40,8 @@ fn main() -> std::io::Result<()> {
         "Layer.error",
         "Layer.mountpoint",
         "Layer.namespace",
+        "Registry.error",
+        "RegistryHost.asked_last_for_ms",
     ] {
         builder = builder.field_attribute(
             format!("{PACKAGE}.{absent}"),

@@ -32,6 +32,7 @@ mod local_layers;
 mod memory;
 mod mirrors;
 mod observe;
+mod outages;
 mod poisoning;
 mod privilege;
 mod restart;

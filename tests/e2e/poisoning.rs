@@ -538,7 +538,7 @@ fn annotations_of_layers_lead_the_transfer_service_to_no_other_image() {
 }
 
 /// A port that accepts no connection and refuses none: its queue is full.
-fn black_hole() -> (std::net::TcpListener, Vec<std::net::TcpStream>) {
+pub(crate) fn black_hole() -> (std::net::TcpListener, Vec<std::net::TcpStream>) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let short = std::time::Duration::from_millis(200);
@@ -549,7 +549,6 @@ fn black_hole() -> (std::net::TcpListener, Vec<std::net::TcpStream>) {
     (listener, held)
 }
 
-/// See `/work/shared/cases/01-unreachable-registry`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_preloaded_image_needs_no_registry_that_could_be_reached() {
     let stack = tokio::task::block_in_place(|| stack(NO_BACKGROUND));

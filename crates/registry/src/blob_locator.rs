@@ -17,6 +17,7 @@ use crate::auth::AuthTarget;
 use crate::endpoint::{Endpoint, Need};
 use crate::engine::{Engine, note};
 use crate::error::ErrorKind;
+use crate::manifest::refuse_page;
 use crate::range::parse_content_range;
 use crate::range_support::Ranges;
 use crate::reach::Reach;
@@ -276,6 +277,7 @@ impl BlobLocator {
                 "the body is encoded as {encoding:?} although identity was requested"
             ));
         }
+        refuse_page(&response)?;
         match response.status().as_u16() {
             200 => {
                 if length.is_some_and(|length| length != size) {

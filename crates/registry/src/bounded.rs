@@ -27,6 +27,11 @@ impl<K: Hash + Eq + Clone, V> Bounded<K, V> {
         self.entries.get(key)
     }
 
+    /// Lists the entries, in no order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.entries.iter()
+    }
+
     /// Inserts or replaces an entry.
     pub(crate) fn insert(&mut self, key: K, value: V) {
         if self.entries.insert(key.clone(), value).is_some() {

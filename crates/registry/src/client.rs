@@ -18,7 +18,7 @@ use crate::transport::Transport;
 use crate::upload::{self, BlobUpload};
 use crate::{
     BlobBody, ClientConfig, Credentials, DownloadLimits, ManifestKey, PushOutcome, RegistryError,
-    RemoteBlob, blob_file, manifest, referrers, whole_blob,
+    RegistryReport, RemoteBlob, blob_file, manifest, referrers, registry_report, whole_blob,
 };
 
 /// The registry client. Clones share connections, tokens and what was learnt about hosts.
@@ -235,6 +235,19 @@ impl Client {
             .await?;
         }
         Ok(digest)
+    }
+
+    /// Lists the registries of `[resolver.host]`, and those whose `hosts.toml` was read, with the state
+    /// of their hosts.
+    #[must_use]
+    pub fn registries(&self) -> Vec<RegistryReport> {
+        registry_report::report(&self.engine)
+    }
+
+    /// Returns the folders in which `hosts.toml` files are looked for.
+    #[must_use]
+    pub fn hosts_folders(&self) -> &[std::path::PathBuf] {
+        &self.engine.config().hosts_dirs
     }
 
     fn locator(&self, reference: &Reference, descriptor: &Descriptor) -> Arc<BlobLocator> {

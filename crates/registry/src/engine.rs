@@ -55,6 +55,10 @@ impl Engine {
         }
     }
 
+    pub(crate) const fn hosts_files(&self) -> &HostsFiles {
+        &self.hosts_files
+    }
+
     pub(crate) fn config(&self) -> &ClientConfig {
         self.transport.config()
     }

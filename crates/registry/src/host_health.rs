@@ -29,7 +29,8 @@ struct Down {
 pub(crate) struct HostHealth(Mutex<HashMap<String, Down>>);
 
 impl HostHealth {
-    /// Whether the endpoint may be asked first. When a mirror's pause is over, one caller tries it; the others wait for what comes of that, or for another pause.
+    /// Whether the endpoint may be asked first. When a mirror's pause is over, one caller tries it; the
+    /// others wait for what comes of that, or for another pause.
     pub(crate) fn prefers(&self, endpoint: &Endpoint) -> bool {
         if !endpoint.is_mirror() {
             return true;
@@ -44,6 +45,14 @@ impl HostHealth {
         }
         down.until = now + pause(down.failures);
         true
+    }
+
+    /// The failures of a mirror since it last worked, and the time for which it is asked last.
+    pub(crate) fn of(&self, endpoint: &Endpoint) -> Option<(u32, Duration)> {
+        let all = self.0.lock();
+        let down = all.get(endpoint.base().as_str())?;
+        let left = down.until.saturating_duration_since(Instant::now());
+        Some((down.failures, left))
     }
 
     /// Notes that the endpoint answered.

@@ -29,6 +29,8 @@ struct Entry {
     stamp: Stamp,
     /// With an error: why the files cannot be used now.
     endpoints: Result<FileEndpoints, RegistryError>,
+    /// Why the files cannot be used now, while earlier endpoints are in force.
+    rejected: Option<String>,
 }
 
 /// The state of the files that the endpoints were made of.
@@ -41,6 +43,20 @@ impl Default for HostsFiles {
 }
 
 impl HostsFiles {
+    /// Lists the registries that have files: their hosts, and why the files cannot be used.
+    pub(crate) fn known(&self) -> Vec<(String, Vec<Arc<Endpoint>>, Option<String>)> {
+        let known = self.0.lock();
+        let known = known.iter().filter_map(|(registry, entry)| {
+            let (hosts, error) = match &entry.endpoints {
+                Ok(None) => return None,
+                Ok(Some(hosts)) => (hosts.to_vec(), entry.rejected.clone()),
+                Err(error) => (Vec::new(), Some(error.to_string())),
+            };
+            Some((registry.clone(), hosts, error))
+        });
+        known.collect()
+    }
+
     /// Returns the endpoints that the folders of the configuration give a registry. Files that become
     /// unusable leave what they said before in force.
     pub(crate) async fn endpoints(
@@ -96,6 +112,7 @@ fn read(config: &ClientConfig, registry: &str, before: Option<Entry>) -> Entry {
                     .map_err(|error| error.to_string())
             }
         });
+    let mut rejected = None;
     let endpoints = match found {
         Ok(endpoints) => {
             if before.is_some() || endpoints.is_some() {
@@ -114,6 +131,7 @@ fn read(config: &ClientConfig, registry: &str, before: Option<Entry>) -> Entry {
                 ..
             }) => {
                 tracing::warn!(registry, reason, "keeping the earlier hosts of a registry");
+                rejected = Some(reason);
                 Ok(endpoints)
             }
             _ => {
@@ -126,6 +144,7 @@ fn read(config: &ClientConfig, registry: &str, before: Option<Entry>) -> Entry {
         checked: Instant::now(),
         stamp,
         endpoints,
+        rejected,
     }
 }
 

@@ -171,6 +171,7 @@ async fn get(
         ManifestKey::Tag(_) => content_digest(&response),
     };
     let what = response.line().to_string();
+    refuse_page(&response)?;
     let media_type = content_type(&response).filter(|media_type| is_specific(media_type));
     let bytes = response.bytes(engine.config().max_manifest_size).await?;
     let actual = Digest::of(&bytes);
@@ -205,6 +206,17 @@ pub(crate) fn check_digest(
 /// The digest that a response states for its content.
 pub(crate) fn content_digest(response: &Incoming) -> Option<Digest> {
     response.header(CONTENT_DIGEST)?.parse().ok()
+}
+
+/// Refuses a page for people, with which proxies and portals answer in place of what is asked for.
+pub(crate) fn refuse_page(response: &Incoming) -> Result<(), RegistryError> {
+    if content_type(response).as_deref() != Some("text/html") {
+        return Ok(());
+    }
+    Err(RegistryError::Protocol {
+        request: response.line().clone(),
+        reason: "the response is a page for people (text/html)".to_owned(),
+    })
 }
 
 /// The media type without parameters such as `charset`.

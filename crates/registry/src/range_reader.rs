@@ -30,6 +30,8 @@ pub(crate) struct RangeReader {
     since_failure: u64,
     /// Start of the current period of the request time-out, and the number of bytes since.
     window: (Instant, u64),
+    /// Bodies that broke off since the last progress.
+    broken: u32,
     /// Longest time for retries without progress.
     patience: Option<Duration>,
     ended: bool,
@@ -69,6 +71,7 @@ impl RangeReader {
             last_failure: None,
             since_failure: 0,
             window: (Instant::now(), 0),
+            broken: 0,
             patience: None,
             ended: false,
         }
@@ -161,6 +164,7 @@ impl RangeReader {
                     self.window.1 = self.window.1.saturating_add(length);
                     if self.since_failure >= PROGRESS {
                         self.backoff.reset();
+                        self.broken = 0;
                     }
                     self.extend_patience();
                     self.check_progress().await?;
@@ -168,7 +172,14 @@ impl RangeReader {
                 }
                 // A server may send less than was requested; the rest is requested next.
                 Ok(None) => self.current = None,
-                Err(error) => self.failed(error).await?,
+                Err(error) => {
+                    self.broken = self.broken.saturating_add(1);
+                    // One connection may break; what breaks again is the host.
+                    if self.broken > 1 {
+                        self.locator.distrust(&error);
+                    }
+                    self.failed(error).await?;
+                }
             }
         }
     }

@@ -15,7 +15,8 @@ use crate::debug::{self, Debug};
 use crate::http_socket::{HttpAddress, HttpSocket, SocketError};
 use crate::metrics::{self, Metrics};
 use crate::status_sources::{
-    DaemonSource, HolderSource, LayersSource, ProfilesSource, PullsSource, StoreSource,
+    DaemonSource, HolderSource, LayersSource, ProfilesSource, PullsSource, RegistriesSource,
+    StoreSource,
 };
 use crate::wiring::Subsystems;
 
@@ -71,6 +72,9 @@ pub(crate) fn sources(subsystems: &Subsystems, root: &Path, owner: Owner) -> Sou
             keeper: subsystems.keeper.clone(),
             pool: subsystems.pool.clone(),
             snapshotter: subsystems.snapshotter.clone(),
+        })
+        .with(RegistriesSource {
+            client: subsystems.client.clone(),
         })
         .with(StoreSource {
             store: subsystems.store.clone(),

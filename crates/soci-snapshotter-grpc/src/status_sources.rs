@@ -11,7 +11,7 @@ use soci_lazy::LazyLayers;
 use soci_snapshotter::Snapshotter;
 use soci_status::api::{
     Counts, Daemon, GetResponse, Health, Holder, LayerState, LayerStore, PlayingProfile, Profiles,
-    Pull, PulledLayer,
+    Pull, PulledLayer, Registry, RegistryHost,
 };
 use soci_status::{SourceError, StatusSource};
 use soci_store::Owner;
@@ -198,5 +198,35 @@ fn pulled_layer(layer: WorkProgress) -> PulledLayer {
         downloaded_bytes: layer.downloaded,
         unpacked_bytes: layer.unpacked,
         state: state.to_owned(),
+    }
+}
+
+/// The hosts of registries.
+pub(crate) struct RegistriesSource {
+    pub(crate) client: soci_registry::Client,
+}
+
+#[async_trait]
+impl StatusSource for RegistriesSource {
+    async fn fill(&self, status: &mut GetResponse) -> Result<(), SourceError> {
+        let folders = self.client.hosts_folders().iter();
+        status.hosts_folders = folders.map(|folder| folder.display().to_string()).collect();
+        let host = |host: soci_registry::HostReport| RegistryHost {
+            url: host.url,
+            capabilities: host.capabilities.into_iter().map(str::to_owned).collect(),
+            failures: host.failures,
+            asked_last_for_ms: host
+                .asked_last_for
+                .map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+        };
+        let registries = self.client.registries().into_iter();
+        status.registries = registries
+            .map(|registry| Registry {
+                name: registry.registry,
+                hosts: registry.hosts.into_iter().map(host).collect(),
+                error: registry.error,
+            })
+            .collect();
+        Ok(())
     }
 }

@@ -36,6 +36,7 @@ pub(crate) struct Subsystems {
     pub(crate) lazy: Arc<LazyLayers>,
     pub(crate) eager: Arc<EagerLayers>,
     pub(crate) pipeline: Arc<Pipeline>,
+    pub(crate) client: Client,
     pub(crate) fetcher: Arc<SpanFetcher>,
     pub(crate) pool: soci_fuse::Pool,
     pub(crate) store: LayerStore,
@@ -117,7 +118,7 @@ pub(crate) async fn wire(
     let meters = Arc::new(soci_telemetry::Meters::new()?);
     let keeper = inherited.keeper.clone();
     let components = soci_lazy::Components {
-        client,
+        client: client.clone(),
         layers: layers.clone(),
         artifacts: artifacts(config, &content),
         images: ImageStore::new(&config.content_store.containerd_address),
@@ -170,6 +171,7 @@ pub(crate) async fn wire(
         lazy,
         eager,
         pipeline,
+        client,
         image_service: credentials.image_service,
         fetcher,
         pool,

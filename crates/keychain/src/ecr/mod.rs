@@ -1,5 +1,5 @@
 //! Credentials for Amazon ECR without a helper program (`[ecr_keychain]`): the node's or pod's role is
-//! traded for a registry password. See decision 21.
+//! traded for a registry password. See decision 22.
 
 mod endpoints;
 mod host;

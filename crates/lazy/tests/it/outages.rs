@@ -169,3 +169,41 @@ fn a_registry_that_is_slow_but_works_is_waited_for() {
         unmount(&lazy, &request.mountpoint).await;
     });
 }
+
+#[test]
+fn a_read_during_an_outage_fails_or_waits_as_its_retries_say() {
+    World::new("kinds", "soci-v2").test(async |world| {
+        for (max_retries, fails) in [(1, true), (1_000, false)] {
+            let mut config = ClientConfig::default();
+            config.retries.max_wait = Duration::from_millis(100);
+            config.span_retries = Some(soci_registry::RetryPolicy {
+                max_retries,
+                ..config.retries
+            });
+            let client = Client::new(config, Arc::new(NoCredentials)).unwrap();
+            let (lazy, fetcher) =
+                world.lazy_through(client, LazyConfig::default(), FetchConfig::default());
+            let mut request = world.request(0, "a");
+            let above = "containerd.io/snapshot/cri.image-layers";
+            request.labels.remove(above);
+            lazy.mount(request.clone()).await.unwrap();
+            world.proxy.inject(Rule::always(Fault::status(503)));
+            world.proxy.reset_stats();
+            let reading = tokio::spawn(check_contents(request.mountpoint.clone()));
+            if fails {
+                assert!(reading.await.unwrap_err().is_panic(), "EIO");
+                world.proxy.clear_faults();
+            } else {
+                // The network comes back only after more attempts than the other could make.
+                while world.proxy.stats().total().requests < 10 {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                world.proxy.clear_faults();
+                reading.await.unwrap();
+            }
+            unmount(&lazy, &request.mountpoint).await;
+            fetcher.shutdown().await;
+            assert_eq!(world.stored(), 0);
+        }
+    });
+}

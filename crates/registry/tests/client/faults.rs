@@ -386,3 +386,31 @@ async fn what_a_pull_waits_for_ends_soon_when_the_registry_does_not_work() {
         }
     }
 }
+
+#[tokio::test]
+async fn parts_of_layers_are_retried_as_often_as_their_own_limit_says() {
+    let data = noise(100);
+    for (max_retries, fails, succeeds) in [(0, 1, false), (2, 4, false), (5, 4, true)] {
+        let served = data.clone();
+        let fake = Fake::start(move |number, request| {
+            Some(match number < fails {
+                true => status(503),
+                false => serve(request, &served),
+            })
+        })
+        .await;
+        let mut config = config();
+        // Those of everything else.
+        config.retries.max_retries = 3;
+        config.span_retries = Some(soci_registry::RetryPolicy {
+            max_retries,
+            ..config.retries
+        });
+        let client = Client::new(config, Arc::new(NoCredentials)).unwrap();
+        let blob = client.blob(&fake.reference("a/b:t"), &descriptor(&data));
+        let got = blob.read_range(1..9, Deadline::far()).await;
+        assert_eq!(got.is_ok(), succeeds, "{max_retries}: {got:?}");
+        let tried = fails.min(usize::try_from(max_retries).unwrap()) + 1;
+        assert_eq!(fake.requests().len(), tried, "{max_retries}");
+    }
+}

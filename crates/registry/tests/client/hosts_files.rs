@@ -122,6 +122,25 @@ async fn a_file_that_changes_counts_soon_and_one_that_breaks_leaves_the_others_a
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(read("other.invalid").await.unwrap(), data.slice(1..9));
+    // What `soci status` shows.
+    let shown = client.registries();
+    let of = |name: &str| {
+        shown
+            .iter()
+            .find(|one| one.registry == name)
+            .unwrap()
+            .clone()
+    };
+    let (changed, other, broken) = (
+        of("changing.invalid"),
+        of("other.invalid"),
+        of("broken.invalid"),
+    );
+    assert_eq!(changed.hosts[0].url, second.url("/v2"));
+    assert_eq!(changed.error, None);
+    assert_eq!(other.hosts[0].url, first.url("/v2"));
+    assert!(other.error.unwrap().contains("line 1"));
+    assert!(broken.hosts.is_empty() && broken.error.unwrap().contains("line 4"));
 }
 
 #[tokio::test]

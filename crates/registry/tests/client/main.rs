@@ -5,6 +5,7 @@
 
 mod authentication;
 mod blobs;
+mod caches;
 mod certificates;
 mod docker_registry;
 mod fake;
@@ -14,6 +15,7 @@ mod hosts_files;
 mod manifests;
 mod mirrors;
 mod nginx;
+mod peers;
 mod reach;
 mod redirects;
 mod referrers;

@@ -12,7 +12,7 @@ use soci_registry::{BlobSource, Client, Deadline, NoCredentials};
 
 use crate::fake::{config, descriptor, noise};
 
-struct Nginx(Child);
+pub(crate) struct Nginx(Child);
 
 impl Drop for Nginx {
     fn drop(&mut self) {
@@ -35,6 +35,11 @@ impl Nginx {
              server {{\n  listen 127.0.0.1:{port} ssl http2;\n  ssl_certificate {at}/tls.crt;\n\
              ssl_certificate_key {at}/tls.key;\n  root {at}/files;\n }}\n}}\n"
         );
+        Self::with(folder, &text)
+    }
+
+    /// Runs it with this configuration.
+    pub(crate) fn with(folder: &Path, text: &str) -> Self {
         let file = folder.join("nginx.conf");
         std::fs::write(&file, text).unwrap();
         let process = Command::new("nginx")
@@ -50,7 +55,7 @@ impl Nginx {
     }
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     free.local_addr().unwrap().port()
 }

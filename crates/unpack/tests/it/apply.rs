@@ -401,7 +401,7 @@ fn directories_that_layers_imply_look_as_under_containerd() {
         let stat = fs::symlink_metadata(merged.join(name)).unwrap();
         (stat.mode() & 0o7777, stat.uid(), stat.gid())
     };
-    // As in /work/shared/cases/03-implied-directories: containerd 2.2.7 with overlayfs.
+    // As containerd 2.2.7 with overlayfs shows it.
     let expected = [
         ("", (0o755, 0, 0)),
         ("tmp", (0o1777, 0, 0)),

@@ -73,6 +73,32 @@ fn head(status: &GetResponse, page: &mut Page) {
     if let Some(profiles) = &status.profiles {
         start_ups(profiles, page);
     }
+    registries(status, page);
+}
+
+/// The folders with hosts.toml files, and the hosts of the registries that are known to have some.
+fn registries(status: &GetResponse, page: &mut Page) {
+    for folder in &status.hosts_folders {
+        page.line(printable(&format!("hosts.toml files: {folder}")));
+    }
+    for registry in &status.registries {
+        page.line(printable(&format!("registry {}:", registry.name)));
+        if let Some(error) = &registry.error {
+            page.line(printable(&format!("{GAP}error: {error}")));
+        }
+        for host in &registry.hosts {
+            let state = match (host.failures, host.asked_last_for_ms) {
+                (0, _) => String::new(),
+                (failures, None) => format!(", {failures} failures, tried again"),
+                (failures, Some(left)) => {
+                    let seconds = left.div_ceil(1000);
+                    format!(", {failures} failures, asked last for {seconds}s")
+                }
+            };
+            let can = host.capabilities.join(", ");
+            page.line(printable(&format!("{GAP}{} ({can}){state}", host.url)));
+        }
+    }
 }
 
 fn start_ups(profiles: &Profiles, page: &mut Page) {
@@ -216,7 +242,8 @@ pub(super) fn uptime(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use soci_status::api::{
-        Counts, Daemon, Holder, LayerState, LayerStore, PlayingProfile, Severed,
+        Counts, Daemon, Holder, LayerState, LayerStore, PlayingProfile, Registry, RegistryHost,
+        Severed,
     };
 
     use super::*;
@@ -341,6 +368,25 @@ mod tests {
                     state: "unpacking".to_owned(),
                 }],
             }],
+            registries: vec![Registry {
+                name: "registry.example".to_owned(),
+                hosts: vec![
+                    RegistryHost {
+                        url: "http://mirror.example/v2".to_owned(),
+                        capabilities: vec!["pull".to_owned(), "resolve".to_owned()],
+                        failures: 2,
+                        asked_last_for_ms: Some(1_900),
+                    },
+                    RegistryHost {
+                        url: "https://registry.example/v2".to_owned(),
+                        capabilities: vec!["pull".to_owned()],
+                        failures: 0,
+                        asked_last_for_ms: None,
+                    },
+                ],
+                error: Some("cannot use hosts.toml: line 3: what".to_owned()),
+            }],
+            hosts_folders: vec!["/etc/containerd/certs.d".to_owned()],
         }
     }
 

@@ -1,0 +1,224 @@
+//! Images that containerd has while their registry cannot be reached. Needs root, FUSE, containerd,
+//! docker-registry and the two programs.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use crate::support::node::Client;
+use crate::support::{NAMESPACE, NO_BACKGROUND, lazy_mounts, stack};
+use serde_json::Value;
+use soci_oci::Digest;
+use soci_testkit::image::{ImageBuilder, Layer};
+use soci_testkit::{SociCli, Stack, TestRoot};
+
+/// A port whose SYNs are dropped, as long as what is returned with it is kept.
+fn black_hole() -> (std::net::TcpListener, Vec<std::net::TcpStream>) {
+    crate::poisoning::black_hole()
+}
+
+/// An image of six layers, indexed, in a layout.
+fn image(layout: &Path) {
+    let source = TestRoot::new().unwrap();
+    let mut image = ImageBuilder::new();
+    for number in 0..6 {
+        let name = format!("f{number}");
+        image = image.layer(Layer::new().text(&name, &name.repeat(1000)));
+    }
+    image.write(source.path(), "image").unwrap();
+    let soci = SociCli::standalone().unwrap();
+    let (from, to) = (
+        source.path().display().to_string(),
+        layout.display().to_string(),
+    );
+    let convert = [
+        "convert",
+        "--standalone",
+        "--min-layer-size",
+        "0",
+        &from,
+        &to,
+    ];
+    soci.output(convert).unwrap();
+}
+
+/// Imports all of a layout into containerd under a name.
+fn import(stack: &Stack, layout: &Path, reference: &str) {
+    let archive = layout.with_extension("tar");
+    let tar = std::process::Command::new("tar")
+        .args(["--create", "--file"])
+        .arg(&archive)
+        .arg("--directory")
+        .arg(layout)
+        .arg(".")
+        .status();
+    assert!(tar.unwrap().success());
+    let file = archive.display().to_string();
+    let import = [
+        "images",
+        "import",
+        "--no-unpack",
+        "--all-platforms",
+        "--index-name",
+        reference,
+        &file,
+    ];
+    stack.containerd.ctr(NAMESPACE).output(import).unwrap();
+    std::fs::remove_file(&archive).unwrap();
+}
+
+fn blob(layout: &Path, digest: &str) -> Value {
+    let name = digest.trim_start_matches("sha256:");
+    let bytes = std::fs::read(layout.join("blobs/sha256").join(name)).unwrap();
+    serde_json::from_slice(&bytes).unwrap()
+}
+
+/// The image manifest and the SOCI index behind a layout's entry.
+fn manifests(layout: &Path) -> (String, String) {
+    let index: Value =
+        serde_json::from_slice(&std::fs::read(layout.join("index.json")).unwrap()).unwrap();
+    let entry = index["manifests"][0]["digest"].as_str().unwrap();
+    let listed = blob(layout, entry);
+    let of = |is_index: bool| {
+        let mut all = listed["manifests"].as_array().unwrap().iter();
+        let found = all
+            .find(|one| one.get("artifactType").is_some() == is_index)
+            .unwrap();
+        found["digest"].as_str().unwrap().to_owned()
+    };
+    (of(false), of(true))
+}
+
+/// Prepares all layers as containerd's client does; returns how many are lazy, and the names of all,
+/// the lowest first.
+async fn prepare_all(stack: &Stack, layout: &Path, reference: &str) -> (usize, Vec<String>) {
+    let (manifest, _) = manifests(layout);
+    let listed = blob(layout, &manifest);
+    let config = blob(layout, listed["config"]["digest"].as_str().unwrap());
+    let diff_ids: Vec<Digest> =
+        serde_json::from_value(config["rootfs"]["diff_ids"].clone()).unwrap();
+    let client = Client::at(stack.daemon.socket()).await;
+    let (mut parent, mut lazy, mut chains) = (String::new(), 0, Vec::new());
+    let start = Instant::now();
+    for (number, layer) in listed["layers"].as_array().unwrap().iter().enumerate() {
+        let cri = |key: &str| format!("containerd.io/snapshot/cri.{key}");
+        let chain = match parent.as_str() {
+            "" => diff_ids[0].to_string(),
+            below => Digest::of(format!("{below} {}", diff_ids[number]).as_bytes()).to_string(),
+        };
+        let labels = BTreeMap::from([
+            ("containerd.io/snapshot.ref".to_owned(), chain.clone()),
+            (cri("image-ref"), reference.to_owned()),
+            (cri("manifest-digest"), manifest.clone()),
+            (
+                cri("layer-digest"),
+                layer["digest"].as_str().unwrap().to_owned(),
+            ),
+        ]);
+        let key = format!("extract {reference} {number}");
+        let began = Instant::now();
+        match client.prepare_with(&key, &parent, labels).await {
+            Ok(_) => client.commit(&chain, &key).await.unwrap(),
+            Err(status) => {
+                assert_eq!(status.code(), tonic::Code::AlreadyExists, "{status}");
+                lazy += 1;
+            }
+        }
+        println!("{reference}: layer {number}: {:?}", began.elapsed());
+        chains.push(chain.clone());
+        parent = chain;
+    }
+    println!("{reference}: all: {:?}", start.elapsed());
+    // It was half a minute, and then half a minute for each layer; one time-out is 3 s.
+    assert!(
+        start.elapsed() < std::time::Duration::from_secs(50),
+        "{:?}",
+        start.elapsed()
+    );
+    (lazy, chains)
+}
+
+/// Removes a blob from containerd.
+fn forget(stack: &Stack, digest: &str) {
+    let ctr = stack.containerd.ctr(NAMESPACE);
+    ctr.output(["content", "rm", digest]).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preloaded_indexed_image_waits_once_for_a_registry_that_is_a_black_hole() {
+    // Retries would go on for minutes.
+    let config = format!("mount_timeout_sec = 600\n{NO_BACKGROUND}[http]\nMaxRetries = 100\n");
+    let (stack, root, _held, hosts) = tokio::task::block_in_place(|| {
+        let root = TestRoot::new().unwrap();
+        let layout = root.dir("layout").unwrap();
+        std::fs::remove_dir(&layout).unwrap();
+        image(&layout);
+        let stack = stack(&config);
+        let (hole, held) = black_hole();
+        let closed = {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.local_addr().unwrap()
+        };
+        let hole_again = hole.local_addr().unwrap().to_string();
+        let hosts = [
+            hole_again.clone(),
+            closed.to_string(),
+            "registry.invalid".to_owned(),
+            hole_again,
+        ];
+        (stack, root, (hole, held), hosts)
+    });
+    let layout = root.path().join("layout");
+    let (_, index) = manifests(&layout);
+    let ztocs: Vec<String> = blob(&layout, &index)["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|ztoc| ztoc["digest"].as_str().unwrap().to_owned())
+        .collect();
+    // Without the index at each registry; then, at the first, without the zTOCs.
+    for (round, host) in hosts.iter().enumerate() {
+        let name = format!("{host}/app{round}:1");
+        tokio::task::block_in_place(|| {
+            import(&stack, &layout, &name);
+            match round {
+                0..3 => forget(&stack, &index),
+                _ => ztocs.iter().for_each(|ztoc| forget(&stack, ztoc)),
+            }
+        });
+        let (lazy, chains) = prepare_all(&stack, &layout, &name).await;
+        assert_eq!(lazy, 0, "{}", stack.log_tails());
+        let client = Client::at(stack.daemon.socket()).await;
+        for chain in chains.iter().rev() {
+            client.remove(chain).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_was_imported_with_its_index_is_lazy_without_a_registry() {
+    let (stack, root, _held, name) = tokio::task::block_in_place(|| {
+        let root = TestRoot::new().unwrap();
+        let layout = root.dir("layout").unwrap();
+        std::fs::remove_dir(&layout).unwrap();
+        image(&layout);
+        let stack = stack(NO_BACKGROUND);
+        let (hole, held) = black_hole();
+        let name = format!("{}/app:1", hole.local_addr().unwrap());
+        import(&stack, &layout, &name);
+        (stack, root, (hole, held), name)
+    });
+    let layout = root.path().join("layout");
+    let (lazy, _) = prepare_all(&stack, &layout, &name).await;
+    assert_eq!(lazy, 6, "{}", stack.log_tails());
+    tokio::task::block_in_place(|| {
+        assert_eq!(lazy_mounts(&stack), 6);
+        let mounts = soci_testkit::process::mounts_below(&stack.daemon.root()).unwrap();
+        for number in 0..6 {
+            let name = format!("f{number}");
+            let mut mounts = mounts.iter().map(|mount| mount.join(&name));
+            let file = mounts.find(|file| file.exists()).unwrap();
+            assert_eq!(std::fs::read_to_string(file).unwrap(), name.repeat(1000));
+        }
+    });
+}
