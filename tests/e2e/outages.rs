@@ -33,6 +33,8 @@ fn image(layout: &Path) {
     );
     let convert = [
         "convert",
+        "--format",
+        "oci-dir",
         "--standalone",
         "--min-layer-size",
         "0",
@@ -40,6 +42,12 @@ fn image(layout: &Path) {
         &to,
     ];
     soci.output(convert).unwrap();
+    // The image's own index takes the place of the layout's, which names it.
+    let index = layout.join("index.json");
+    let named: Value = serde_json::from_slice(&std::fs::read(&index).unwrap()).unwrap();
+    let digest = named["manifests"][0]["digest"].as_str().unwrap();
+    let name = digest.trim_start_matches("sha256:");
+    std::fs::copy(layout.join("blobs/sha256").join(name), index).unwrap();
 }
 
 /// Imports all of a layout into containerd under a name.
@@ -75,10 +83,8 @@ fn blob(layout: &Path, digest: &str) -> Value {
 
 /// The image manifest and the SOCI index behind a layout's entry.
 fn manifests(layout: &Path) -> (String, String) {
-    let index: Value =
-        serde_json::from_slice(&std::fs::read(layout.join("index.json")).unwrap()).unwrap();
-    let entry = index["manifests"][0]["digest"].as_str().unwrap();
-    let listed = blob(layout, entry);
+    let index = std::fs::read(layout.join("index.json")).unwrap();
+    let listed: Value = serde_json::from_slice(&index).unwrap();
     let of = |is_index: bool| {
         let mut all = listed["manifests"].as_array().unwrap().iter();
         let found = all
@@ -151,7 +157,6 @@ async fn a_preloaded_indexed_image_waits_once_for_a_registry_that_is_a_black_hol
     let (stack, root, _held, hosts) = tokio::task::block_in_place(|| {
         let root = TestRoot::new().unwrap();
         let layout = root.dir("layout").unwrap();
-        std::fs::remove_dir(&layout).unwrap();
         image(&layout);
         let stack = stack(&config);
         let (hole, held) = black_hole();
@@ -200,7 +205,6 @@ async fn an_image_that_was_imported_with_its_index_is_lazy_without_a_registry() 
     let (stack, root, _held, name) = tokio::task::block_in_place(|| {
         let root = TestRoot::new().unwrap();
         let layout = root.dir("layout").unwrap();
-        std::fs::remove_dir(&layout).unwrap();
         image(&layout);
         let stack = stack(NO_BACKGROUND);
         let (hole, held) = black_hole();
