@@ -272,12 +272,16 @@ impl Requests {
         offset..end
     }
 
+    /// Most memory of a request. Half of all is left, so that a layer that is unpacked gets its part
+    /// although others have the other half.
     fn window(&self) -> u64 {
         let largest = self.plan.chunk.unwrap_or(0);
-        let share = self.plan.memory.total() / 4;
+        let total = self.plan.memory.total();
         largest
             .saturating_add(largest / 8)
-            .clamp(WINDOW, share.max(WINDOW))
+            .clamp(WINDOW, (total / 4).max(WINDOW))
+            .min(total / 2)
+            .max(1)
     }
 
     async fn permits(&self) -> [Units; 2] {

@@ -4,10 +4,11 @@ use std::fmt;
 use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use soci_registry::{BlobSource as _, Deadline, RegistryError, RemoteBlob};
 use tokio::runtime::Handle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::config::{ImageLimits, PipelineConfig};
@@ -23,6 +24,8 @@ use crate::scratch::empty_folder;
 
 /// Memory for windows of zstd, of all layers, in bytes.
 const WINDOWS: u64 = 64 << 20;
+/// How long the first bytes of a layer that was begun earlier are waited for.
+const START: Duration = Duration::from_secs(5);
 /// Cores that a layer keeps busy without inflating ahead.
 const CORES_OF_LAYER: u64 = 2;
 
@@ -139,12 +142,15 @@ impl Begun {
         }
     }
 
-    /// Waits for the first bytes, and returns whether they have come.
+    /// Waits a while for the first bytes, and returns whether the download has not failed by then.
     pub(crate) fn has_started(&self) -> impl Future<Output = bool> + Send + use<> {
         let failure = self.failure();
         async move {
             match failure {
-                Some(failure) => failure.none_at_start().await,
+                // It may wait for memory, which it gets when it is unpacked.
+                Some(failure) => timeout(START, failure.none_at_start())
+                    .await
+                    .unwrap_or(true),
                 None => true,
             }
         }

@@ -217,9 +217,7 @@ impl Shares {
             let layers = state.layers.values();
             layers.filter(|l| l.image == image).map(|l| l.units).sum()
         };
-        let fits_ahead = |waiter: &Waiter| {
-            used_ahead == 0 || used_ahead.saturating_add(waiter.units) <= self.ahead
-        };
+        let fits_ahead = |waiter: &Waiter| used_ahead.saturating_add(waiter.units) <= self.ahead;
         let urgency = |waiter: &Waiter| {
             let active = state.is_active(waiter.claim);
             let claim = waiter.claim;
@@ -294,6 +292,8 @@ mod tests {
     #[test]
     fn layers_ahead_leave_half_to_those_that_are_unpacked() {
         let shares = Shares::halved(8);
+        // Not even if nothing else is in use: those that are unpacked could wait for it forever.
+        assert!(shares.acquire(claim(1, 9, 9), 5).now_or_never().is_none());
         let one = shares.acquire(claim(1, 2, 1), 4).now_or_never().unwrap();
         assert!(shares.acquire(claim(1, 3, 2), 1).now_or_never().is_none());
         shares.activate(claim(1, 1, 0));

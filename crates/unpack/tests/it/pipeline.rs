@@ -305,6 +305,37 @@ fn memory_stays_within_the_budget_however_many_layers_there_are() {
 }
 
 #[test]
+fn layers_that_wait_for_their_turn_never_hold_up_the_one_that_has_it() {
+    let world = large(4);
+    // Less than two requests take.
+    let pipeline = Pipeline::new(PipelineConfig {
+        memory: 4 << 20,
+        ..PipelineConfig::default()
+    });
+    for chunk in [None, Some(16 << 20)] {
+        run(async {
+            let share = pipeline.image(ImageLimits {
+                downloads: 2,
+                unpacks: 1,
+                chunk,
+            });
+            // The upper ones begin first.
+            let layers = (0..4).rev().map(|number| {
+                let name = format!("fs-{number}-{}", chunk.is_some());
+                let folder = world.root.dir(&name).unwrap();
+                let share = share.clone();
+                let request = request(&world, number, &folder);
+                tokio::spawn(async move { unpack(&share, request).await })
+            });
+            for layer in layers.collect::<Vec<_>>() {
+                layer.await.unwrap().unwrap();
+            }
+            becomes_idle(&pipeline).await;
+        });
+    }
+}
+
+#[test]
 fn while_readers_wait_a_layer_makes_one_request_at_a_time() {
     let world = large(1);
     world.proxy.throttle(Throttle {
