@@ -21,8 +21,10 @@ use crate::page_cache_process::ReadOrder;
 
 /// Time between two looks at what has arrived.
 const PERIOD: Duration = Duration::from_millis(10);
-/// Time between two looks while nothing is waited for.
+/// Time between two looks when nothing was read for a while.
 const REST: Duration = Duration::from_millis(200);
+/// Number of looks after which that is so.
+const MOST_IDLE: u32 = 200;
 /// The kernel's readahead while hints fill the page cache, in KiB; and otherwise.
 const READAHEAD_KIB: [u32; 2] = [512, 4096];
 /// Files below this size have neighbours that are read as well, in bytes.
@@ -53,6 +55,10 @@ pub(crate) struct HintedStart {
     order: Vec<(usize, u64)>,
     /// Folders whose libraries were looked at.
     folders: HashSet<(usize, Vec<u8>)>,
+    /// Whether a container has read a file.
+    has_reads: bool,
+    /// Number of looks since the last event.
+    idle: u32,
 }
 
 impl HintedStart {
@@ -70,22 +76,28 @@ impl HintedStart {
             files: HashMap::new(),
             order: Vec::new(),
             folders: HashSet::new(),
+            has_reads: false,
+            idle: 0,
         }
     }
 
     pub(crate) async fn run(mut self, mut events: mpsc::UnboundedReceiver<HintEvent>) {
         loop {
-            let wait = if self.is_busy() { PERIOD } else { REST };
-            match tokio::time::timeout(wait, events.recv()).await {
-                Ok(Some(event)) => {
+            let event = match self.wait() {
+                Some(wait) => tokio::time::timeout(wait, events.recv()).await.ok(),
+                None => Some(events.recv().await),
+            };
+            match event {
+                Some(Some(event)) => {
+                    self.idle = 0;
                     self.note(event);
                     // What came with it.
                     while let Ok(event) = events.try_recv() {
                         self.note(event);
                     }
                 }
-                Ok(None) => break,
-                Err(_) => {}
+                Some(None) => break,
+                None => self.idle = self.idle.saturating_add(1),
             }
             let looked = soci_task::run(move || {
                 self.look();
@@ -111,17 +123,20 @@ impl HintedStart {
                 "start-up hints ended"
             );
         }
-        if self.hints.page_cache.is_some() {
+        if self.knows_blocks() {
             for mount in self.mounts.values() {
                 mount.set_readahead(READAHEAD_KIB[1]);
             }
         }
     }
 
-    fn is_busy(&self) -> bool {
+    /// Time until the next look; `None`: nothing is waited for but a read.
+    fn wait(&self) -> Option<Duration> {
         let waits =
             |file: &HintedFile| file.walk.is_some() || (file.is_read && !file.expected.is_empty());
-        self.budget.is_waiting() || self.files.values().any(waits)
+        let busy = self.has_reads && (self.budget.is_waiting() || self.files.values().any(waits));
+        let period = if self.idle < MOST_IDLE { PERIOD } else { REST };
+        busy.then_some(period)
     }
 
     fn note(&mut self, event: HintEvent) {
@@ -141,7 +156,7 @@ impl HintedStart {
                 }
             }
             HintEvent::Mounted(key, mount) => {
-                if self.hints.page_cache.is_some() {
+                if self.knows_blocks() {
                     mount.set_readahead(READAHEAD_KIB[0]);
                 }
                 if let Some(layer) = self.layers.iter_mut().find(|layer| layer.key == key) {
@@ -151,12 +166,23 @@ impl HintedStart {
             }
             HintEvent::Profile(profile) => {
                 self.profile = Some(profile);
+                if self.knows_blocks() {
+                    for mount in self.mounts.values() {
+                        mount.set_readahead(READAHEAD_KIB[0]);
+                    }
+                }
                 for number in 0..self.layers.len() {
                     self.whole_layer(number);
                 }
             }
             HintEvent::Read(layer, ino) => self.file_read(layer, ino),
         }
+    }
+
+    /// Whether a profile says what to read into the page cache, so that the kernel need not guess.
+    fn knows_blocks(&self) -> bool {
+        let mut known = self.profile.iter().flat_map(HashMap::values);
+        self.hints.page_cache.is_some() && known.any(|layer| !layer.blocks.is_empty())
     }
 
     /// Whether earlier starts are known.
@@ -184,6 +210,7 @@ impl HintedStart {
 
     /// Notes that a container reads a file for the first time.
     fn file_read(&mut self, layer: usize, ino: u64) {
+        self.has_reads = true;
         let Some(number) = self.known_file(layer, ino, true) else {
             return;
         };
