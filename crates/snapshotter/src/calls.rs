@@ -1,6 +1,7 @@
 //! The calls of the Snapshots service.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -16,6 +17,9 @@ use crate::metadata::{Commit, Usage};
 use crate::snapshotter::Snapshotter;
 use crate::store::Creation;
 use crate::{client_copy, compare, disk_usage, snapshot_name};
+
+/// How long the removal of a key waits for the end of its Prepare.
+const END_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Snapshotter {
     /// Creates a writable snapshot of `parent`, or of nothing if that is empty.
@@ -163,14 +167,19 @@ impl Snapshotter {
     /// Removes a snapshot. Its directory is deleted by the next sweep.
     pub(crate) async fn remove(&self, key: String) -> Result<(), SnapshotterError> {
         let call = self.calls.enter()?;
-        if self.preparing.end(&key) {
-            return Ok(());
-        }
+        // A limited time: looking up a lazy layer is not cancelled.
+        let ending = self.preparing.end(&key);
+        let ended = tokio::time::timeout(END_PATIENCE, ending).await;
+        let was_prepared = ended.unwrap_or(true);
         let removed = self.store.blocking(move |store| {
             let _call = call;
             store.remove(&key)
         });
-        self.layer_mounts.removed(&removed.await?.info.labels);
+        match removed.await {
+            Ok(record) => self.layer_mounts.removed(&record.info.labels),
+            Err(error) if was_prepared && error.code() == tonic::Code::NotFound => {}
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 

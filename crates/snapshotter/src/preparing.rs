@@ -7,10 +7,19 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-type Calls = Mutex<HashMap<String, Vec<(u64, CancellationToken)>>>;
+type Calls = Mutex<HashMap<String, Vec<Call>>>;
+
+/// A Prepare of a key.
+struct Call {
+    number: u64,
+    /// Cancels it.
+    cancel: CancellationToken,
+    /// Cancelled when it has ended.
+    ended: CancellationToken,
+}
 
 /// The Prepares under way.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Preparing {
     calls: Arc<Calls>,
     begun: Mutex<u64>,
@@ -33,7 +42,11 @@ impl Preparing {
         };
         let mut calls = self.calls.lock();
         let of_key = calls.entry(key.to_owned()).or_default();
-        of_key.push((number, cancel.clone()));
+        of_key.push(Call {
+            number,
+            cancel: cancel.clone(),
+            ended: CancellationToken::new(),
+        });
         UnderWay {
             calls: Arc::clone(&self.calls),
             key: key.to_owned(),
@@ -41,16 +54,22 @@ impl Preparing {
         }
     }
 
-    /// Cancels the Prepares of `key`; `false` if there is none.
-    pub(crate) fn end(&self, key: &str) -> bool {
-        let calls = self.calls.lock();
-        let Some(of_key) = calls.get(key) else {
-            return false;
+    /// Cancels the Prepares of `key`, and waits until they have ended; `false` if there is none.
+    pub(crate) async fn end(&self, key: &str) -> bool {
+        let ended: Vec<CancellationToken> = {
+            let calls = self.calls.lock();
+            let of_key = calls.get(key).into_iter().flatten();
+            of_key
+                .map(|call| {
+                    call.cancel.cancel();
+                    call.ended.clone()
+                })
+                .collect()
         };
-        for (_, cancel) in of_key {
-            cancel.cancel();
+        for ended in &ended {
+            ended.cancelled().await;
         }
-        true
+        !ended.is_empty()
     }
 }
 
@@ -58,7 +77,13 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         let mut calls = self.calls.lock();
         if let Some(of_key) = calls.get_mut(&self.key) {
-            of_key.retain(|(number, _)| *number != self.number);
+            of_key.retain(|call| {
+                let stays = call.number != self.number;
+                if !stays {
+                    call.ended.cancel();
+                }
+                stays
+            });
             if of_key.is_empty() {
                 calls.remove(&self.key);
             }
