@@ -35,6 +35,7 @@ mod observe;
 mod outages;
 mod poisoning;
 mod privilege;
+mod profiles;
 mod restart;
 mod shared_layers;
 mod start_hints;

@@ -296,3 +296,113 @@ impl StartOrders {
         Ok(Prefetch::parse(&bytes)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use soci_oci::{Digest, media_types};
+    use soci_registry::{ChainedCredentials, ClientConfig};
+    use soci_store::content::OciLayout;
+    use soci_ztoc::soci_index::{IndexVersion, PrefetchDescriptor, SociIndex, ZtocDescriptor};
+
+    use super::*;
+
+    fn ztoc(layer: &str) -> ZtocDescriptor {
+        let blob = format!("ztoc of {layer}");
+        let layer = Digest::of(layer.as_bytes());
+        ZtocDescriptor::new(
+            blob.as_bytes(),
+            layer,
+            media_types::OCI_LAYER_GZIP,
+            1,
+            false,
+        )
+    }
+
+    /// Finds the order of an image whose index lists these artifacts, which are stored.
+    async fn order(artifacts: &[(&str, &str)], config: ProfileConfig) -> Vec<(LayerKey, u32)> {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = OciLayout::open(dir.path()).unwrap();
+        let listed = artifacts.iter().map(|(layer, artifact)| {
+            let listed = PrefetchDescriptor::new(artifact.as_bytes(), Digest::of(layer.as_bytes()));
+            layout.put(&listed.descriptor, artifact.as_bytes()).unwrap();
+            listed
+        });
+        let ztocs = vec![ztoc("a"), ztoc("b")];
+        let (version, listed) = (IndexVersion::V2, listed.collect());
+        let index = SociIndex::new(version, ztocs, listed, None, BTreeMap::new());
+        let credentials = Arc::new(ChainedCredentials::new(Vec::new()));
+        let orders = StartOrders {
+            files: None,
+            client: Client::new(ClientConfig::default(), credentials).unwrap(),
+            artifacts: Artifacts::Layout(layout),
+            config,
+            time_limit: Duration::from_secs(5),
+        };
+        let image = ImageKey {
+            // Nothing listens there.
+            reference: "127.0.0.1:1/app:1".parse().unwrap(),
+            manifest: Digest::of(b"m"),
+            explicit_index: None,
+            namespace: String::new(),
+        };
+        let digest = Digest::of(b"index");
+        let found = orders
+            .find(&image, &FoundIndex { digest, index }, false)
+            .await;
+        found.map_or_else(Vec::new, |(origin, order)| {
+            assert_eq!(origin, StartOrigin::Index);
+            order.spans
+        })
+    }
+
+    fn key(layer: &str) -> LayerKey {
+        crate::layer_loader::layer_key(&ztoc(layer))
+    }
+
+    #[tokio::test]
+    async fn artifacts_of_an_index_are_played_in_one_order_over_all_layers() {
+        let a = r#"{"version":"1.0","prefetch_spans":[{"start_span":4,"end_span":5,"priority":2},{"start_span":9,"end_span":9}]}"#;
+        let b = r#"{"version":"1.0","prefetch_spans":[{"start_span":7,"end_span":7,"priority":1},{"start_span":1,"end_span":1}]}"#;
+        let artifacts = [("a", a), ("b", b)];
+        let played = order(&artifacts, ProfileConfig::default()).await;
+        let (a, b) = (key("a"), key("b"));
+        assert_eq!(played, [(a, 9), (b, 1), (b, 7), (a, 4), (a, 5)]);
+        let off = ProfileConfig {
+            prefetch: false,
+            ..ProfileConfig::default()
+        };
+        assert!(order(&artifacts, off).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn hostile_artifacts_are_ignored_or_cut_off() {
+        let span = |span: u64| format!(r#"{{"start_span":{span},"end_span":{span}}}"#);
+        let artifact = |spans: &str| format!(r#"{{"version":"1.0","prefetch_spans":[{spans}]}}"#);
+        let good = artifact(&span(3));
+        let whole = artifact(r#"{"start_span":0,"end_span":4294967295}"#);
+        let million = artifact(&vec![span(1); 100_000].join(","));
+        let newer = good.replace("1.0", "2.0");
+        let config = ProfileConfig::default;
+        for bad in [&million, &newer, &"{".to_owned(), &artifact("")] {
+            let played = order(&[("b", bad), ("a", &good)], config()).await;
+            assert_eq!(
+                played,
+                [(key("a"), 3)],
+                "{}",
+                bad.get(..40.min(bad.len())).unwrap()
+            );
+        }
+        // Everything there is: as much as a start may have.
+        let played = order(&[("a", &whole), ("b", &whole)], config()).await;
+        assert_eq!(played.len(), MAX_SPANS);
+        // Of two for one layer the first; of a layer that the index does not know none.
+        let other = artifact(&span(8));
+        let artifacts: [(&str, &str); 3] = [("a", &good), ("a", &other), ("c", &other)];
+        assert_eq!(order(&artifacts, config()).await, [(key("a"), 3)]);
+        let many: Vec<(&str, &str)> = vec![("a", &good); 5000];
+        assert_eq!(order(&many, config()).await, [(key("a"), 3)]);
+    }
+}
