@@ -53,6 +53,8 @@ fn snapshotters(options: &ContainerdOptions, version_3: bool) -> String {
         }
     }
     if version_3 {
+        // Its socket is the machine's, one containerd's only.
+        text.push_str("[plugins.\"io.containerd.nri.v1.nri\"]\n  disable = true\n");
         let own = options.snapshotters.iter().map(|(name, _)| name.as_str());
         let own = own.filter(|_| options.transfer.unpack);
         for name in own.chain(["overlayfs"]) {
