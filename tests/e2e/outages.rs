@@ -42,12 +42,6 @@ fn image(layout: &Path) {
         &to,
     ];
     soci.output(convert).unwrap();
-    // The image's own index takes the place of the layout's, which names it.
-    let index = layout.join("index.json");
-    let named: Value = serde_json::from_slice(&std::fs::read(&index).unwrap()).unwrap();
-    let digest = named["manifests"][0]["digest"].as_str().unwrap();
-    let name = digest.trim_start_matches("sha256:");
-    std::fs::copy(layout.join("blobs/sha256").join(name), index).unwrap();
 }
 
 /// Imports all of a layout into containerd under a name.
@@ -81,10 +75,11 @@ fn blob(layout: &Path, digest: &str) -> Value {
     serde_json::from_slice(&bytes).unwrap()
 }
 
-/// The image manifest and the SOCI index behind a layout's entry.
+/// The image manifest and the SOCI index of a layout, which lists the image's own index.
 fn manifests(layout: &Path) -> (String, String) {
     let index = std::fs::read(layout.join("index.json")).unwrap();
-    let listed: Value = serde_json::from_slice(&index).unwrap();
+    let index: Value = serde_json::from_slice(&index).unwrap();
+    let listed = blob(layout, index["manifests"][0]["digest"].as_str().unwrap());
     let of = |is_index: bool| {
         let mut all = listed["manifests"].as_array().unwrap().iter();
         let found = all

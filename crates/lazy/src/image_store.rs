@@ -1,6 +1,6 @@
 //! The images that containerd has: which of them are made of a chain of layers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,8 @@ use soci_oci::{Digest, ImageConfig, Index, Manifest, Reference};
 const MOST: u64 = 8 << 20;
 /// Greatest number of manifests of one image that are looked at.
 const MAX_MANIFESTS: usize = 256;
+/// How many indexes within another are looked into.
+const MAX_DEPTH: usize = 4;
 /// Greatest number of images whose layers are prepared at a time. Forgetting one costs two reads.
 const MAX_IMAGES: usize = 64;
 /// Blobs that are read at the same time.
@@ -299,8 +301,7 @@ impl ImageStore {
     }
 
     fn forget_others(&self, namespace: &str, records: &[ImageRecord]) {
-        let names: std::collections::HashSet<&str> =
-            records.iter().map(|record| record.name.as_str()).collect();
+        let names: HashSet<&str> = records.iter().map(|record| record.name.as_str()).collect();
         let mut known = self.records.lock();
         known.retain(|(of, name), _| of != namespace || names.contains(name.as_str()));
     }
@@ -332,29 +333,33 @@ fn source_keys(reference: &Reference) -> [String; 2] {
     [key, format!("{SOURCE_PREFIX}{host}")]
 }
 
-/// Reads the images that are stored of a target: an image manifest, or an index of some.
+/// Reads the images that are stored of a target: an image manifest, or an index of some, or of indexes.
 async fn read_target(
     content: Content,
     target: Digest,
 ) -> Result<Vec<StoredImage>, ContainerdError> {
-    let Some(bytes) = read(&content, target).await? else {
-        return Ok(Vec::new());
-    };
-    let index = serde_json::from_slice::<Index>(&bytes).ok();
-    let mut manifests: Vec<Digest> = match index {
-        Some(index) if !index.manifests.is_empty() => {
-            let images = index
-                .manifests
-                .iter()
-                .filter(|one| one.artifact_type.is_none());
-            images.map(|one| one.digest).collect()
-        }
-        _ => vec![target],
-    };
-    manifests.truncate(MAX_MANIFESTS);
+    let mut waiting = VecDeque::from([(target, 0)]);
+    let mut seen = HashSet::new();
     let mut images = Vec::new();
-    for manifest in manifests {
-        images.extend(read_image(content.clone(), manifest).await?);
+    while let Some((digest, depth)) = waiting.pop_front() {
+        if seen.len() > MAX_MANIFESTS {
+            break;
+        }
+        if !seen.insert(digest) {
+            continue;
+        }
+        let Some(bytes) = read(&content, digest).await? else {
+            continue;
+        };
+        let index = serde_json::from_slice::<Index>(&bytes).ok();
+        if let Some(index) = index.filter(|index| !index.manifests.is_empty()) {
+            let children = index.manifests.into_iter();
+            let children =
+                children.filter(|child| depth < MAX_DEPTH && child.artifact_type.is_none());
+            waiting.extend(children.map(|child| (child.digest, depth + 1)));
+        } else {
+            images.extend(parse_image(&content, digest, &bytes).await?);
+        }
     }
     Ok(images)
 }
@@ -367,10 +372,19 @@ async fn read_image(
     let Some(bytes) = read(&content, digest).await? else {
         return Ok(None);
     };
-    let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) else {
+    parse_image(&content, digest, &bytes).await
+}
+
+/// Parses an image manifest and reads its configuration.
+async fn parse_image(
+    content: &Content,
+    digest: Digest,
+    manifest: &[u8],
+) -> Result<Option<StoredImage>, ContainerdError> {
+    let Ok(manifest) = serde_json::from_slice::<Manifest>(manifest) else {
         return Ok(None);
     };
-    let Some(bytes) = read(&content, manifest.config.digest).await? else {
+    let Some(bytes) = read(content, manifest.config.digest).await? else {
         return Ok(None);
     };
     let config = serde_json::from_slice::<ImageConfig>(&bytes);

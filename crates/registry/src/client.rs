@@ -1,7 +1,6 @@
 //! The registry client: its whole interface, one method per operation.
 
 use std::fmt;
-use std::fs::File;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,8 +16,8 @@ use crate::source::ByteStream;
 use crate::transport::Transport;
 use crate::upload::{self, BlobUpload};
 use crate::{
-    BlobBody, ClientConfig, Credentials, DownloadLimits, ManifestKey, PushOutcome, RegistryError,
-    RegistryReport, RemoteBlob, blob_file, manifest, referrers, registry_report, whole_blob,
+    BlobBody, ClientConfig, Credentials, ManifestKey, PushOutcome, RegistryError, RegistryReport,
+    RemoteBlob, manifest, referrers, registry_report, whole_blob,
 };
 
 /// The registry client. Clones share connections, tokens and what was learnt about hosts.
@@ -149,37 +148,6 @@ impl Client {
         descriptor: &Descriptor,
     ) -> Result<ByteStream, RegistryError> {
         whole_blob::stream(self.locator(reference, descriptor)).await
-    }
-
-    /// Writes a whole blob into `file`, from its start, and verifies it. Large ones come in
-    /// parallel ranges; memory does not grow with the blob. After an error the file's content is
-    /// undefined.
-    ///
-    /// # Errors
-    /// The blob does not exist or does not have the digest, or the file cannot be written.
-    pub async fn blob_to_file(
-        &self,
-        reference: &Reference,
-        descriptor: &Descriptor,
-        file: Arc<File>,
-    ) -> Result<(), RegistryError> {
-        blob_file::fill(&self.locator(reference, descriptor), &file, None).await
-    }
-
-    /// As [`Client::blob_to_file`], given up when it is slower than `limits`, or the server asks to
-    /// wait for longer than they allow.
-    ///
-    /// # Errors
-    /// As there, or [`RegistryError::TooSlow`].
-    pub async fn blob_to_file_within(
-        &self,
-        reference: &Reference,
-        descriptor: &Descriptor,
-        file: Arc<File>,
-        limits: DownloadLimits,
-    ) -> Result<(), RegistryError> {
-        let locator = self.locator(reference, descriptor);
-        blob_file::fill(&locator, &file, Some(limits)).await
     }
 
     /// Uploads a blob unless the registry has it. `mount_from` is another repository of the same

@@ -6,7 +6,6 @@
 
 mod auth;
 mod blob;
-mod blob_file;
 mod blob_locator;
 mod body;
 mod bounded;
@@ -22,7 +21,6 @@ mod deadline;
 mod dial_clock;
 mod docker_config;
 mod docker_helper;
-mod download_limits;
 mod dump;
 mod endpoint;
 mod engine;
@@ -75,7 +73,6 @@ pub use credentials::{
 };
 pub use deadline::Deadline;
 pub use docker_config::{DockerConfigCredentials, same_registry};
-pub use download_limits::DownloadLimits;
 pub use error::{ErrorKind, RegistryError, RequestLine};
 pub use go_duration::go_duration;
 pub use host_headers::{HeaderError, HostHeaders};

@@ -6,9 +6,7 @@ use std::time::Duration;
 use axum::body::Body;
 use bytes::Bytes;
 use futures::StreamExt;
-use soci_registry::{
-    BlobSource, Client, Deadline, DownloadLimits, ErrorKind, NoCredentials, RegistryError,
-};
+use soci_registry::{BlobSource, Client, Deadline, ErrorKind, NoCredentials};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -300,60 +298,6 @@ async fn connections_are_used_again() {
         assert_eq!(blob.read_range(1..4, Deadline::far()).await.unwrap(), "bcd");
     }
     server.await.unwrap();
-}
-
-#[tokio::test]
-async fn a_download_ends_when_it_is_slower_than_its_limits() {
-    let limits = |first_byte, period| DownloadLimits {
-        first_byte: Deadline::after(first_byte),
-        floor: 1000,
-        period,
-    };
-    let (short, long) = (Duration::from_millis(300), Duration::from_secs(600));
-    // Never answered; told to wait; a byte now and then; whole.
-    for (kind, limits, requests) in [
-        (0, limits(short, long), 1),
-        (1, limits(long, short), 1),
-        (2, limits(long, short), 1),
-        (3, limits(long, short), 1),
-    ] {
-        let data = noise(10_000);
-        let served = data.clone();
-        let fake = Fake::start(move |_, _| match kind {
-            0 => None,
-            1 => Some(status(429).with("retry-after", "200")),
-            2 => {
-                let part = served.slice(0..1500);
-                let pieces = futures::stream::iter([Ok::<_, std::io::Error>(part)]);
-                let trickle = futures::stream::unfold((), |()| async {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                    Some((Ok(Bytes::from_static(b"x")), ()))
-                });
-                let body = Body::from_stream(pieces.chain(trickle));
-                Some(status(200).with("content-length", "10000").body(body))
-            }
-            _ => Some(status(200).body(served.clone())),
-        })
-        .await;
-        let mut config = config();
-        config.retries.max_wait = Duration::from_secs(300);
-        let client = Client::new(config, Arc::new(NoCredentials)).unwrap();
-        let file = Arc::new(tempfile::tempfile().unwrap());
-        let (reference, blob) = (fake.reference("a/b:t"), descriptor(&data));
-        let got = client
-            .blob_to_file_within(&reference, &blob, file, limits)
-            .await;
-        match (kind, got) {
-            (0 | 2, Err(error)) => {
-                assert!(matches!(error, RegistryError::TooSlow { .. }), "{error}");
-                assert_eq!(error.kind(), ErrorKind::Timeout);
-            }
-            (1, Err(error)) => assert_eq!(error.kind(), ErrorKind::TooManyRequests, "{error}"),
-            (3, Ok(())) => {}
-            (_, other) => panic!("{kind}: {other:?}"),
-        }
-        assert_eq!(fake.requests().len(), requests, "{kind}");
-    }
 }
 
 #[tokio::test]
