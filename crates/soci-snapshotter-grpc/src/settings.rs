@@ -205,6 +205,7 @@ pub(crate) fn pipeline(config: &Config) -> PipelineConfig {
     let usual = PipelineConfig {
         memory: config.limits.eager_memory_bytes,
         limits: unpack_limits(config),
+        durable: config.layer_store.sync_unpacked,
         ..PipelineConfig::default()
     };
     if eager_mode(config) == EagerMode::Off {
@@ -340,6 +341,16 @@ mod tests {
         );
         let limits: Vec<_> = mirrors.iter().map(|m| m.request_timeout).collect();
         assert_eq!(limits, [Some(Duration::from_secs(7)), None, Some(NO_LIMIT)]);
+    }
+
+    #[test]
+    fn unpacked_layers_are_synced_unless_that_is_off() {
+        let eager = "[pull_modes.parallel_pull_unpack]\nenable = true\ndiscard_unpacked_layers = true\n";
+        for pulls in ["", eager] {
+            assert!(pipeline(&parse(pulls)).durable);
+            let off = format!("{pulls}[layer_store]\nsync_unpacked = false\n");
+            assert!(!pipeline(&parse(&off)).durable);
+        }
     }
 
     #[test]

@@ -304,6 +304,8 @@ pub struct LayerStore {
     pub min_free_percent: u64,
     /// Whom a layer on this node serves.
     pub sharing: Sharing,
+    /// Wait until the files of an unpacked layer are on disk before it counts as unpacked.
+    pub sync_unpacked: bool,
 }
 
 impl Default for LayerStore {
@@ -312,6 +314,7 @@ impl Default for LayerStore {
             max_size_bytes: 0,
             min_free_percent: 10,
             sharing: Sharing::Shared,
+            sync_unpacked: true,
         }
     }
 }
@@ -321,6 +324,7 @@ impl Section for LayerStore {
         v.number("max_size_bytes", &mut self.max_size_bytes, 0..=MAX);
         v.number("min_free_percent", &mut self.min_free_percent, 0..=60);
         v.choice("sharing", &mut self.sharing);
+        v.flag("sync_unpacked", &mut self.sync_unpacked);
     }
 }
 

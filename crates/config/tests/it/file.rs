@@ -110,6 +110,7 @@ max_readahead_bytes = 1048576
 max_size_bytes = 1000
 min_free_percent = 7
 sharing = "isolated"
+sync_unpacked = false
 [limits]
 unpack_memory_bytes = 1
 unpack_output_bytes = 2
