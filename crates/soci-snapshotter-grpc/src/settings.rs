@@ -345,7 +345,8 @@ mod tests {
 
     #[test]
     fn unpacked_layers_are_synced_unless_that_is_off() {
-        let eager = "[pull_modes.parallel_pull_unpack]\nenable = true\ndiscard_unpacked_layers = true\n";
+        let eager =
+            "[pull_modes.parallel_pull_unpack]\nenable = true\ndiscard_unpacked_layers = true\n";
         for pulls in ["", eager] {
             assert!(pipeline(&parse(pulls)).durable);
             let off = format!("{pulls}[layer_store]\nsync_unpacked = false\n");
