@@ -238,9 +238,8 @@ impl<'a> Builder<'a> {
             }
         };
         let key = (parent, base);
-        if let Some(hidden) = base.strip_prefix(WHITEOUT)
-            && entry.file_type != FileType::Dir
-        {
+        // Whatever its type, as containerd takes it.
+        if let Some(hidden) = base.strip_prefix(WHITEOUT) {
             self.apply_whiteout(key, hidden, entry)?;
             // A file of AUFS (`.wh..wh.`) may be the target of hard links; it is left out at the end.
             if !base.starts_with(WHITEOUT_META) || base == OPAQUE {
