@@ -28,9 +28,13 @@ struct Place {
 impl Place {
     /// `app:plain`: a layer with busybox, and one with two files of noise.
     fn start(config: &str) -> Self {
+        Self::start_with(NO_BACKGROUND, config)
+    }
+
+    fn start_with(background: &str, config: &str) -> Self {
         // Whatever room the disk has: profiles keep off a full one.
         let room = "[layer_store]\nmin_free_percent = 0\n";
-        let stack = stack(&format!("{NO_BACKGROUND}{room}{config}"));
+        let stack = stack(&format!("{background}{room}{config}"));
         let root = TestRoot::new().unwrap();
         let dir = root.dir("image").unwrap();
         let noise = |seed| Content::Noise {
@@ -193,6 +197,33 @@ fn a_recorded_start_is_played_at_the_next_pull_which_then_needs_no_registry() {
         "{used} of {fetched} bytes were used"
     );
     assert_eq!(place.logged("recorded start-up profile"), 2);
+}
+
+#[test]
+fn what_is_filled_and_verified_during_a_start_is_not_part_of_its_recording() {
+    let filling = "[start_hints]\nenable = false\n\
+        [background_fetch]\nsilence_period_msec = 100\nfetch_period_msec = 10\n";
+    let place = Place::start_with(filling, "");
+    let reference = place.convert("soci", &[]);
+    pull(&place.stack, &reference);
+    let command = ["/bin/sh", "-c", &format!("{START}; sleep 5")];
+    assert_eq!(run(&place.stack, &reference, &command), "started\n");
+    place.wait_until_recorded(1);
+    // All of both layers was read by the daemon itself.
+    assert_eq!(place.logged("layer verified"), 2);
+    let lines = place.stack.daemon.json_log();
+    let mut recorded = lines
+        .iter()
+        .filter(|line| line["msg"] == "recorded start-up profile");
+    let read: u64 = recorded.next().unwrap()["read_bytes"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(
+        (2_000_000..16_000_000).contains(&read),
+        "{read} bytes of 25 MB"
+    );
 }
 
 #[test]

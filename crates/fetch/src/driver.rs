@@ -238,7 +238,7 @@ impl Driver {
     /// Reports a span that cannot be had: to its readers, the layer's state and the log.
     fn report(&self, failed: FailedSpan<Arc<ServedLayer>, Arc<PendingRead>>) {
         let (layer, error) = (failed.layer, failed.error);
-        if failed.priority == Priority::Background {
+        if failed.priority.is_background() {
             layer.fill_progress.failed();
         }
         if failed.reported {

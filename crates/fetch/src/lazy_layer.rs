@@ -69,6 +69,8 @@ impl LazyLayer {
     pub fn prefetch_each(&self, spans: &[u32]) {
         let most = self.layer.spans.len();
         let spans = spans.iter().copied().filter(|span| *span < most);
+        // It is a part of filling the layer.
+        self.layer.fill_progress.begin();
         self.want_ahead(spans, Priority::Profile);
     }
 

@@ -14,6 +14,11 @@ pub(crate) enum Priority {
 }
 
 impl Priority {
+    /// Whether neither a reader nor the position of one asks for it.
+    pub(crate) const fn is_background(self) -> bool {
+        matches!(self, Self::Profile | Self::Background)
+    }
+
     /// All priorities, the most urgent first.
     pub(crate) const ALL: [Self; 4] = [
         Self::Demand,

@@ -77,7 +77,7 @@ impl SpanWork {
             .of(self.priority)
             .spans
             .fetch_add(1, Ordering::Relaxed);
-        if self.priority == Priority::Background {
+        if self.priority.is_background() {
             self.layer.fill_progress.fetched();
         }
         let at = self

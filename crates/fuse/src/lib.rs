@@ -37,7 +37,7 @@ pub use journal::{ExitKind, Journal};
 pub use mount::{
     MountOptions, as_in_mountinfo, is_mount_point, is_mounted, mount, set_readahead, unmount,
 };
-pub use pool::{Pool, Served};
+pub use pool::{Pool, Served, WeakServed};
 pub use reply::{Reply, ReplySink};
 pub use request::{KernelOffer, Operation, ParseError, Request};
 pub use rustix::io::Errno;

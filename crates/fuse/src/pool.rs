@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -237,6 +237,30 @@ pub struct Served {
     session: Arc<Session>,
 }
 
+/// A connection that may be served, which this keeps neither alive nor in memory.
+#[derive(Clone)]
+pub struct WeakServed {
+    shared: Weak<PoolShared>,
+    session: Weak<Session>,
+}
+
+impl fmt::Debug for WeakServed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.upgrade().fmt(f)
+    }
+}
+
+impl WeakServed {
+    /// The connection, unless it is gone.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<Served> {
+        Some(Served {
+            shared: self.shared.upgrade()?,
+            session: self.session.upgrade()?,
+        })
+    }
+}
+
 impl fmt::Debug for Served {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Served")
@@ -247,6 +271,15 @@ impl fmt::Debug for Served {
 }
 
 impl Served {
+    /// The same connection, without a part in keeping it.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakServed {
+        WeakServed {
+            shared: Arc::downgrade(&self.shared),
+            session: Arc::downgrade(&self.session),
+        }
+    }
+
     /// The connection's facts.
     #[must_use]
     pub fn facts(&self) -> &ConnectionFacts {

@@ -37,7 +37,8 @@ pub use file_watch::{FileWatch, FileWatcher};
 pub use implied::{ImpliedDirectories, ImpliedError};
 pub use layer_fs::{CacheTimes, LayerFs};
 pub use mount::{
-    AdoptError, MountError, MountOptions, MountedLayer, adopt_layer, content_identity, mount_layer,
+    AdoptError, MountError, MountOptions, MountedLayer, WeakMountedLayer, adopt_layer,
+    content_identity, mount_layer,
 };
 pub use options::{CancelOnDrop, Cancelled, TreeError, TreeOptions};
 pub use resolve::ResolveError;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use soci_fetch::LayerData;
-use soci_fuse::{Connection, ConnectionFacts, ContentIdentity, Limits, Pool, Served};
+use soci_fuse::{Connection, ConnectionFacts, ContentIdentity, Limits, Pool, Served, WeakServed};
 use soci_oci::Digest;
 
 use crate::counters::{CounterSnapshot, Counters};
@@ -109,6 +109,24 @@ impl MountOptions {
 pub struct MountedLayer {
     served: Served,
     counters: Arc<Counters>,
+}
+
+/// A mounted layer, of which this keeps nothing.
+#[derive(Debug, Clone)]
+pub struct WeakMountedLayer {
+    served: WeakServed,
+    counters: Arc<Counters>,
+}
+
+impl WeakMountedLayer {
+    /// The layer, unless it is gone.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<MountedLayer> {
+        Some(MountedLayer {
+            served: self.served.upgrade()?,
+            counters: Arc::clone(&self.counters),
+        })
+    }
 }
 
 /// Mounts a layer and begins to serve it.
@@ -224,6 +242,15 @@ impl MountedLayer {
     #[must_use]
     pub fn is_served(&self) -> bool {
         !self.served.has_ended()
+    }
+
+    /// The same layer, without a part in keeping it.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakMountedLayer {
+        WeakMountedLayer {
+            served: self.served.downgrade(),
+            counters: Arc::clone(&self.counters),
+        }
     }
 
     /// Counts of operations since it was mounted.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use soci_fetch::LazyLayer;
-use soci_layerfs::{ElfFindings, ElfWalk, MountedLayer, Tree};
+use soci_layerfs::{ElfFindings, ElfWalk, MountedLayer, Tree, WeakMountedLayer};
 use soci_store::LayerKey;
 use soci_ztoc::SpanId;
 use tokio::sync::mpsc;
@@ -47,7 +47,8 @@ pub(crate) struct HintedStart {
     hints: Arc<Hints>,
     events: mpsc::WeakUnboundedSender<HintEvent>,
     layers: Vec<HintedLayer>,
-    mounts: HashMap<LayerKey, MountedLayer>,
+    /// Not kept: a layer that is removed must go.
+    mounts: HashMap<LayerKey, WeakMountedLayer>,
     profile: Option<HashMap<LayerKey, KnownLayer>>,
     budget: HintBudget,
     files: HashMap<(usize, u64), HintedFile>,
@@ -124,9 +125,7 @@ impl HintedStart {
             );
         }
         if self.knows_blocks() {
-            for mount in self.mounts.values() {
-                mount.set_readahead(READAHEAD_KIB[1]);
-            }
+            self.set_readahead(READAHEAD_KIB[1]);
         }
     }
 
@@ -156,7 +155,9 @@ impl HintedStart {
                 }
             }
             HintEvent::Mounted(key, mount) => {
-                if self.knows_blocks() {
+                if self.knows_blocks()
+                    && let Some(mount) = mount.upgrade()
+                {
                     mount.set_readahead(READAHEAD_KIB[0]);
                 }
                 if let Some(layer) = self.layers.iter_mut().find(|layer| layer.key == key) {
@@ -167,15 +168,19 @@ impl HintedStart {
             HintEvent::Profile(profile) => {
                 self.profile = Some(profile);
                 if self.knows_blocks() {
-                    for mount in self.mounts.values() {
-                        mount.set_readahead(READAHEAD_KIB[0]);
-                    }
+                    self.set_readahead(READAHEAD_KIB[0]);
                 }
                 for number in 0..self.layers.len() {
                     self.whole_layer(number);
                 }
             }
             HintEvent::Read(layer, ino) => self.file_read(layer, ino),
+        }
+    }
+
+    fn set_readahead(&self, kib: u32) {
+        for mount in self.mounts.values().filter_map(WeakMountedLayer::upgrade) {
+            mount.set_readahead(kib);
         }
     }
 
@@ -515,8 +520,13 @@ impl HintedStart {
                 continue;
             };
             let layer = self.layers.get(file.layer);
-            let ready =
-                layer.and_then(|layer| Some((layer.mount.as_ref()?, layer.data.upgrade()?, layer)));
+            let ready = layer.and_then(|layer| {
+                Some((
+                    layer.mount.as_ref()?.upgrade()?,
+                    layer.data.upgrade()?,
+                    layer,
+                ))
+            });
             let Some((mount, data, layer)) =
                 ready.filter(|_| file.is_read && file.len > READ_WHOLE)
             else {
@@ -524,7 +534,7 @@ impl HintedStart {
             };
             let ranges = file.take_stored(&data);
             if !ranges.is_empty() && mount.is_served() {
-                page_cache.read(order(mount, &layer.tree, file.ino, ranges));
+                page_cache.read(order(&mount, &layer.tree, file.ino, ranges));
             }
         }
     }

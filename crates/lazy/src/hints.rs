@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use soci_fetch::{LazyLayer, ReadLog};
-use soci_layerfs::{FileWatch, FileWatcher, MountedLayer, Tree};
+use soci_layerfs::{FileWatch, FileWatcher, MountedLayer, Tree, WeakMountedLayer};
 use soci_profile::Blocks;
 use soci_store::LayerKey;
 use tokio::sync::mpsc;
@@ -59,7 +59,7 @@ pub(crate) enum HintEvent {
     /// A layer was opened.
     Opened(HintedLayer),
     /// A layer was mounted.
-    Mounted(LayerKey, MountedLayer),
+    Mounted(LayerKey, WeakMountedLayer),
     /// A container reads a file for the first time: number of the layer, inode number.
     Read(usize, u64),
     /// What earlier starts have read.
@@ -74,7 +74,7 @@ pub(crate) struct HintedLayer {
     pub(crate) log: Arc<ReadLog>,
     pub(crate) watch: Arc<FileWatch>,
     pub(crate) watcher: Option<Arc<FileWatcher>>,
-    pub(crate) mount: Option<MountedLayer>,
+    pub(crate) mount: Option<WeakMountedLayer>,
 }
 
 /// The hints for one start. Dropping it ends them.
@@ -144,7 +144,7 @@ impl StartHints {
 
     /// Notes that a layer is mounted.
     pub(crate) fn mounted(&self, key: LayerKey, mounted: &MountedLayer) {
-        self.send(HintEvent::Mounted(key, mounted.clone()));
+        self.send(HintEvent::Mounted(key, mounted.downgrade()));
     }
 
     /// Notes what earlier starts have read.

@@ -10,7 +10,7 @@ use soci_errors::chain;
 use soci_fetch::{LayerData as _, LazyLayer};
 use soci_oci::{Digest, Hasher};
 use soci_registry::{BlobSource as _, Deadline, RegistryError};
-use soci_store::StoreError;
+use soci_store::{ReadOutcome, StoreError};
 use soci_ztoc::{SpanError, SpanId, VerifyError, verify_entries};
 use tokio::sync::Semaphore;
 
@@ -254,11 +254,9 @@ impl Read for LayerStream {
         let Some(part) = buf.get_mut(..len).filter(|part| !part.is_empty()) else {
             return Ok(0);
         };
-        if !self
-            .data
-            .try_read(self.at, part)
-            .map_err(io::Error::other)?
-        {
+        // Not as a container reads: that would be part of the start-up profile.
+        let stored = self.data.stored().read_at(self.at, part);
+        if !matches!(stored, Ok(ReadOutcome::Filled)) {
             let (done, result) = mpsc::channel();
             let tell = move |bytes| {
                 // The receiver waits.
