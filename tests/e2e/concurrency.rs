@@ -18,7 +18,8 @@ const LAYERS: usize = 3;
 fn config() -> String {
     format!(
         "mount_timeout_sec = 120\n\
-         [http]\nDialTimeoutMsec = 60000\nResponseHeaderTimeoutMsec = 60000\n{NO_BACKGROUND}"
+         [http]\nDialTimeoutMsec = 60000\nResponseHeaderTimeoutMsec = 60000\n\
+         [profile]\nreferrers = false\n{NO_BACKGROUND}"
     )
 }
 

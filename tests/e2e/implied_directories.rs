@@ -197,7 +197,8 @@ fn view(
             open.extend(entries.map(|entry| path.join(entry.unwrap().file_name())));
         }
     }
-    unmount(&target, UnmountFlags::empty()).unwrap();
+    // What a process of another test inherited in a namespace of its own may still use it.
+    unmount(&target, UnmountFlags::DETACH).unwrap();
     let _ = ctr.output(snapshots.iter().chain(&["rm", &key]));
     seen
 }
