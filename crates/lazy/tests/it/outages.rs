@@ -23,10 +23,12 @@ fn lazy(world: &World) -> Arc<LazyLayers> {
     };
     config.retries.max_wait = Duration::from_secs(300);
     let client = Client::new(config, Arc::new(NoCredentials)).unwrap();
-    let config = LazyConfig {
+    let mut config = LazyConfig {
         mount_timeout: Duration::from_secs(600),
         ..LazyConfig::default()
     };
+    // It is looked for beside the mounts, whenever that is.
+    config.profiles.referrers = false;
     world.lazy_through(client, config, FetchConfig::default()).0
 }
 
