@@ -84,8 +84,8 @@ impl Tree {
     /// The tree of a layer, from its zTOC's entries and the length of its tar in bytes.
     ///
     /// Names are cleaned (`./`, leading `/`, `..`), the last of several entries with one name
-    /// wins, missing parents are 0755 root (unless [`ImpliedDirectories`] says otherwise), hard links share an inode and the last one's metadata
-    /// holds, a parent that is a symbolic link of the same layer is followed within the layer. A
+    /// wins, missing parents are 0755 root (unless `ImpliedDirectories` says otherwise), hard links
+    /// share an inode and the last one's metadata holds, a parent that is a symbolic link of the same layer is followed within the layer. A
     /// hard link whose target is not in the layer makes containerd's unpacking fail, so it is an
     /// error: the layer falls back to unpacking, which reports it.
     ///
