@@ -8,8 +8,3 @@ mod exec;
 mod keychain;
 
 pub use keychain::{CredentialProviders, ProviderSettings};
-
-#[cfg(feature = "fuzzing")]
-pub(crate) fn fuzz_config(text: &str) {
-    let _ = config::parse(text);
-}
