@@ -20,7 +20,7 @@ use crate::error::ErrorKind;
 use crate::manifest::refuse_page;
 use crate::range::parse_content_range;
 use crate::range_support::Ranges;
-use crate::reach::Reach;
+use crate::reach::{Reach, Zone};
 use crate::request::RequestSpec;
 use crate::response::Incoming;
 use crate::signed_url;
@@ -29,12 +29,17 @@ use crate::{RegistryError, RequestLine};
 /// Time after which a mirror that did not have a blob is asked for it again.
 const ASK_AGAIN: Duration = Duration::from_secs(300);
 
+/// Most URLs of a manifest that are asked for one blob.
+const MOST_URLS: usize = 4;
+
 /// One blob, and the location that last served it.
 pub(crate) struct BlobLocator {
     pub(crate) engine: Arc<Engine>,
     reference: Reference,
     pub(crate) digest: Digest,
     pub(crate) size: u64,
+    /// Servers that the manifest names for the blob, and its URL there.
+    foreign: Vec<Arc<Endpoint>>,
     /// Number of requests that were retried.
     pub(crate) retries: Arc<AtomicU64>,
     location: Mutex<Option<Location>>,
@@ -92,9 +97,41 @@ impl BlobLocator {
             reference,
             digest,
             size,
+            foreign: Vec::new(),
             retries: Arc::default(),
             location: Mutex::default(),
         }
+    }
+
+    /// The same blob, which its manifest says is at these URLs. As containerd's, they are asked before the
+    /// registry, without credentials. URLs without TLS are ignored, unless the configuration allows to do
+    /// without.
+    pub(crate) fn also_at(mut self, urls: &[String]) -> Self {
+        let urls = urls.iter().filter_map(|url| Url::parse(url).ok());
+        let config = self.engine.config();
+        let plain = config.plain_http || config.plain_http_redirects;
+        let usable = |url: &Url| {
+            (url.scheme() == "https" || (plain && url.scheme() == "http"))
+                && url.username().is_empty()
+                && url.password().is_none()
+        };
+        self.foreign = urls
+            .filter(usable)
+            .take(MOST_URLS)
+            .map(|url| Arc::new(Endpoint::foreign(config, &url)))
+            .collect();
+        self
+    }
+
+    /// The URL of the blob at an endpoint, and how far it may lead. What a manifest names comes from the
+    /// image's author: it leads to the network only.
+    fn url_at(&self, endpoint: &Endpoint) -> (Url, Reach) {
+        if endpoint.is_foreign() {
+            return (endpoint.base().clone(), Reach::NamedFrom(Zone::Network));
+        }
+        let digest = self.digest.to_string();
+        let url = endpoint.url(self.reference.repository(), &["blobs", &digest]);
+        (url, Reach::Anywhere)
     }
 
     /// Names the blob for messages, without secrets.
@@ -137,9 +174,8 @@ impl BlobLocator {
     /// Makes one attempt to open a body with the bytes of `range`, or the first of them.
     pub(crate) async fn open(&self, range: &Range<u64>) -> Result<OpenBody, RegistryError> {
         let engine = &self.engine;
-        let endpoints = engine
-            .endpoints(self.reference.registry(), Need::Pull)
-            .await?;
+        let of_registry = engine.endpoints(self.reference.registry(), Need::Pull);
+        let endpoints = [self.foreign.clone(), of_registry.await?].concat();
         let now = Instant::now();
         let known = self.location.lock().clone();
         let mut without = Vec::new();
@@ -170,16 +206,12 @@ impl BlobLocator {
                 }
             }
         }
-        let mut failure = None;
+        let (mut failure, mut elsewhere) = (None, None);
         for endpoint in endpoints {
             if without.contains(endpoint.base()) {
                 continue;
             }
-            let url = endpoint.url(
-                self.reference.repository(),
-                &["blobs", &self.digest.to_string()],
-            );
-            let place = (url, Reach::Anywhere);
+            let place = self.url_at(&endpoint);
             let once = || self.request(&endpoint, place.clone(), range).boxed();
             match engine.ask(&endpoint, once).await {
                 Ok(body) => {
@@ -201,13 +233,19 @@ impl BlobLocator {
                     if endpoint.is_mirror() && !error.is_transient() {
                         without.push(endpoint.base().clone());
                     }
-                    if note(&mut failure, &endpoint, error) {
+                    if endpoint.is_foreign() {
+                        elsewhere = Some(error);
+                    } else if note(&mut failure, &endpoint, error) {
                         break;
                     }
                 }
             }
         }
         let failure = failure.map(|(error, _)| error);
+        // A registry need not have what its manifest says is elsewhere.
+        if let (Some(error), true) = (elsewhere, failure.as_ref().is_none_or(is_absent)) {
+            return Err(error);
+        }
         Err(failure.unwrap_or_else(|| {
             RegistryError::Config(format!("{} has no endpoint", self.describe()))
         }))
@@ -340,4 +378,9 @@ impl BlobLocator {
             status => protocol(format!("status {status} in response to a GET")),
         }
     }
+}
+
+/// Whether a registry says that it does not have a blob.
+fn is_absent(error: &RegistryError) -> bool {
+    error.status() == Some(404)
 }

@@ -116,11 +116,13 @@ impl Client {
     }
 
     /// Returns a blob to read in parts; makes no request yet. The bytes are *not* checked against
-    /// the digest: callers that read parts have digests of parts.
+    /// the digest: callers that read parts have digests of parts. The `urls` of the descriptor (foreign
+    /// layers) are asked before the registry, without credentials, as far as they lead to the network.
     #[must_use]
     pub fn blob(&self, reference: &Reference, descriptor: &Descriptor) -> RemoteBlob {
+        let locator = self.new_locator(reference, descriptor);
         RemoteBlob {
-            locator: self.locator(reference, descriptor),
+            locator: Arc::new(locator.also_at(&descriptor.urls)),
         }
     }
 
@@ -219,11 +221,15 @@ impl Client {
     }
 
     fn locator(&self, reference: &Reference, descriptor: &Descriptor) -> Arc<BlobLocator> {
-        Arc::new(BlobLocator::new(
+        Arc::new(self.new_locator(reference, descriptor))
+    }
+
+    fn new_locator(&self, reference: &Reference, descriptor: &Descriptor) -> BlobLocator {
+        BlobLocator::new(
             Arc::clone(&self.engine),
             reference.clone(),
             descriptor.digest,
             descriptor.size,
-        ))
+        )
     }
 }

@@ -61,6 +61,8 @@ pub(crate) struct Endpoint {
     namespace: Option<String>,
     /// Whether it is asked before the registry itself.
     mirror: bool,
+    /// Whether a manifest named it: it never gets credentials.
+    foreign: bool,
     /// Whether plain HTTP was chosen because the host is a loopback address, not by configuration.
     assumed_plain: bool,
     /// What it may be asked for.
@@ -92,7 +94,24 @@ impl Endpoint {
 
     /// Whether this endpoint serves the URL, and may see our credentials and its headers.
     pub(crate) fn owns(&self, url: &Url) -> bool {
-        self.base.origin() == url.origin()
+        !self.foreign && self.base.origin() == url.origin()
+    }
+
+    /// The server of a URL that a manifest names, asked before the registry.
+    pub(crate) fn foreign(config: &ClientConfig, url: &Url) -> Self {
+        Self {
+            base: url.clone(),
+            credential_host: authority(url),
+            namespace: None,
+            mirror: true,
+            foreign: true,
+            assumed_plain: false,
+            capabilities: Capabilities::MIRROR,
+            request_timeout: config.request_timeout,
+            dial_timeout: config.dial_timeout,
+            tls: Arc::clone(&config.tls),
+            headers: HostHeaders::default(),
+        }
     }
 
     /// The same server with TLS, if plain HTTP is only assumed of it.
@@ -119,6 +138,11 @@ impl Endpoint {
     pub(crate) const fn is_mirror(&self) -> bool {
         self.mirror
     }
+
+    /// Whether a manifest named the server.
+    pub(crate) const fn is_foreign(&self) -> bool {
+        self.foreign
+    }
 }
 
 /// Lists the endpoints of a registry: its mirrors in order, then the registry itself.
@@ -142,6 +166,7 @@ pub(crate) fn origin(config: &ClientConfig, registry: &str) -> Result<Endpoint, 
             credential_host: registry.to_owned(),
             namespace: None,
             mirror: false,
+            foreign: false,
             assumed_plain: false,
             capabilities: Capabilities::ALL,
             request_timeout: config.request_timeout,
@@ -163,6 +188,7 @@ pub(crate) fn origin(config: &ClientConfig, registry: &str) -> Result<Endpoint, 
         credential_host: registry.to_owned(),
         namespace: None,
         mirror: false,
+        foreign: false,
         capabilities: Capabilities::ALL,
         request_timeout: config.request_timeout,
         dial_timeout: config.dial_timeout,
@@ -221,6 +247,7 @@ fn mirror_endpoint(
         credential_host: host.to_owned(),
         namespace: Some(registry.to_owned()),
         mirror: true,
+        foreign: false,
         assumed_plain: false,
         capabilities: Capabilities::MIRROR,
         request_timeout: mirror.request_timeout.unwrap_or(config.request_timeout),
@@ -257,6 +284,7 @@ pub(crate) fn from_hosts_file(
             base,
             credential_host,
             mirror: !is_origin,
+            foreign: false,
             assumed_plain: false,
             capabilities: Capabilities {
                 pull: host.pull,

@@ -1,7 +1,7 @@
 //! Which machines a URL from a server may lead to. The daemon makes requests from the network of
-//! the host: a registry's redirect or token realm must not reach what listens for this machine
-//! alone, or the metadata service of a cloud. Addresses are checked where the connection is made,
-//! after names were resolved.
+//! the host: a registry's redirect or token realm, or the URL of a foreign layer, must not reach what
+//! listens for this machine alone, or the metadata service of a cloud. Addresses are checked where the
+//! connection is made, after names were resolved.
 
 use std::fmt;
 use std::io;
@@ -126,11 +126,11 @@ impl fmt::Display for OutOfReach {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
             Zone::Link => {
-                "refused to follow a server's redirect or token realm to a link-local address or a \
+                "refused to follow a redirect, token realm or layer URL to a link-local address or a \
                  cloud's metadata service; only a registry that is itself there may lead there"
             }
             _ => {
-                "refused to follow a server's redirect or token realm to an address of this machine; \
+                "refused to follow a redirect, token realm or layer URL to an address of this machine; \
                  only a registry that is itself there may lead there"
             }
         })

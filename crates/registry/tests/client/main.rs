@@ -10,6 +10,7 @@ mod certificates;
 mod docker_registry;
 mod fake;
 mod faults;
+mod foreign;
 mod host_headers;
 mod hosts_files;
 mod manifests;
