@@ -2,7 +2,9 @@
 //!
 //! A request is made when there is memory for all of its bytes, in the order of the layer: whatever is
 //! in memory can be used as soon as the bytes before it were. A layer that must come in one request
-//! gets a window instead: when that is full, the request waits and does not count as under way.
+//! gets a window instead: when that is full, the request waits and does not count as under way. While
+//! readers of containers wait for the network, all requests but one wait as well, and leave unread what
+//! is sent to them.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,6 +48,8 @@ pub(crate) struct Plan {
     pub(crate) claim: Claim,
     /// Requests under way, of the image and of the daemon.
     pub(crate) requests: [Arc<Shares>; 2],
+    /// The one request of the daemon that continues while readers of containers wait.
+    pub(crate) beside_readers: Arc<Shares>,
     pub(crate) memory: Arc<Shares>,
     pub(crate) speed: SpeedLimits,
     /// When the first byte must have come; `None`: counted from the first request.
@@ -191,7 +195,9 @@ impl Requests {
             let mut range = self.range(offset);
             let window = (range.end - range.start).min(self.window());
             let memory = plan.memory.acquire(plan.claim, window).await;
-            let permits = self.permits().await;
+            let waiting = Instant::now();
+            let permits = Permits::acquire(plan).await;
+            let waited = waiting.elapsed();
             // Each piece but the last has this many bytes at least.
             let pieces = usize::try_from(window / PIECE as u64).unwrap_or(1) + 2;
             let (sender, receiver) = mpsc::channel(pieces);
@@ -201,7 +207,7 @@ impl Requests {
             let mut stream = None;
             if offset == 0 {
                 // It shows where the blob is, with which credentials, and whether ranges are honoured.
-                let opened = self.open_first(&mut range).await;
+                let opened = self.open_first(&mut range, waited).await;
                 match opened {
                     Ok(opened) => {
                         stream = Some(opened);
@@ -233,24 +239,14 @@ impl Requests {
         while under_way.join_next().await.is_some() {}
     }
 
-    /// Waits until one more request may be made.
+    /// Waits until one more request of the layer may be made.
     async fn turn(&self, under_way: &mut JoinSet<()>, most: usize) {
         loop {
             while under_way.try_join_next().is_some() {}
-            let demand = self.plan.demand.as_ref();
-            let waits = !under_way.is_empty() && demand.is_some_and(Demand::waits);
-            if under_way.len() < most && !waits {
+            if under_way.len() < most {
                 return;
             }
-            if waits {
-                // One request is left while readers wait: the layer is not starved.
-                tokio::select! {
-                    _ = under_way.join_next() => {}
-                    () = tokio::time::sleep(DEMAND_LOOK) => {}
-                }
-            } else {
-                under_way.join_next().await;
-            }
+            under_way.join_next().await;
         }
     }
 
@@ -284,16 +280,19 @@ impl Requests {
             .max(1)
     }
 
-    async fn permits(&self) -> [Units; 2] {
-        permits(&self.plan).await
-    }
-
-    /// Opens the first request. If its host ignores ranges, everything is requested.
-    async fn open_first(&self, range: &mut Range<u64>) -> Result<ByteStream, RegistryError> {
+    /// Opens the first request, which was held up for `waited`. If its host ignores ranges, everything is
+    /// requested.
+    async fn open_first(
+        &self,
+        range: &mut Range<u64>,
+        waited: Duration,
+    ) -> Result<ByteStream, RegistryError> {
         let plan = &self.plan;
         let began = Instant::now();
+        // That other requests and readers came first is not the registry's fault.
         let deadline = plan
             .first_byte
+            .filter(|_| waited < DEMAND_LOOK)
             .unwrap_or_else(|| Deadline::after(plan.speed.first_byte));
         let whole = 0..plan.size;
         let open = async {
@@ -320,11 +319,48 @@ impl Requests {
     }
 }
 
-/// Waits until the image and the daemon make fewer requests than they may.
-async fn permits(plan: &Plan) -> [Units; 2] {
-    let [image, all] = &plan.requests;
-    let image = image.acquire(plan.claim, 1).await;
-    [image, all.acquire(plan.claim, 1).await]
+/// What a request holds while bytes of it arrive.
+struct Permits {
+    /// Of the image and of the daemon.
+    _units: [Units; 2],
+    /// It is the one that continues while readers wait.
+    beside_readers: Option<Units>,
+}
+
+impl Permits {
+    /// Waits until the image and the daemon make fewer requests than they may, and for readers of
+    /// containers: while one waits for the network, one request of the daemon continues, so that pulls
+    /// are not starved.
+    async fn acquire(plan: &Plan) -> Self {
+        let beside_readers = Self::wait_for_readers(plan).await;
+        let [image, all] = &plan.requests;
+        let image = image.acquire(plan.claim, 1).await;
+        Self {
+            _units: [image, all.acquire(plan.claim, 1).await],
+            beside_readers,
+        }
+    }
+
+    async fn wait_for_readers(plan: &Plan) -> Option<Units> {
+        loop {
+            if !readers_wait(plan) {
+                return None;
+            }
+            tokio::select! {
+                unit = plan.beside_readers.acquire(plan.claim, 1) => return Some(unit),
+                () = tokio::time::sleep(DEMAND_LOOK) => {}
+            }
+        }
+    }
+
+    /// Whether the request has to wait for readers.
+    fn yields(&self, plan: &Plan) -> bool {
+        self.beside_readers.is_none() && readers_wait(plan)
+    }
+}
+
+fn readers_wait(plan: &Plan) -> bool {
+    plan.demand.as_ref().is_some_and(Demand::waits)
 }
 
 /// One request.
@@ -334,7 +370,7 @@ struct Request {
     failure: Arc<Failure>,
     range: Range<u64>,
     memory: Arc<Units>,
-    permits: Option<[Units; 2]>,
+    permits: Option<Permits>,
     sender: mpsc::Sender<Result<Piece, RegistryError>>,
     /// How long this request waited for bytes, and the bytes of the layer that had come before.
     waited: Duration,
@@ -382,23 +418,28 @@ impl Request {
         Ok(())
     }
 
-    /// Passes bytes on. While there is no room for them, the request is not under way. `false` if
-    /// nothing reads them any more.
+    /// Passes bytes on. While there is no room for them, or while readers of containers wait, the request is
+    /// not under way. `false` if nothing reads them any more.
     async fn pass_on(&mut self, parts: Vec<Bytes>) -> bool {
         let piece = Piece {
             parts,
             _memory: Some(Arc::clone(&self.memory)),
         };
-        match self.sender.try_send(Ok(piece)) {
+        let sent = match self.sender.try_send(Ok(piece)) {
             Ok(()) => true,
             Err(mpsc::error::TrySendError::Closed(_)) => false,
             Err(mpsc::error::TrySendError::Full(piece)) => {
                 self.permits = None;
-                let sent = self.sender.send(piece).await.is_ok();
-                self.permits = Some(permits(&self.plan).await);
-                sent
+                self.sender.send(piece).await.is_ok()
             }
-        }
+        };
+        let permits = self.permits.take();
+        self.permits = match permits.filter(|permits| !permits.yields(&self.plan)) {
+            Some(permits) => Some(permits),
+            None if sent => Some(Permits::acquire(&self.plan).await),
+            None => None,
+        };
+        sent
     }
 
     /// Waits for the next bytes, unless the layer comes too slowly.

@@ -35,6 +35,7 @@ pub struct Pipeline {
     cores: usize,
     memory: Arc<Shares>,
     requests: Arc<Shares>,
+    beside_readers: Arc<Shares>,
     unpacks: Arc<Shares>,
     windows: Arc<Shares>,
     next: AtomicU64,
@@ -72,6 +73,7 @@ impl Pipeline {
             cores,
             memory: Shares::halved(config.memory),
             requests: Shares::new(units(config.downloads)),
+            beside_readers: Shares::new(1),
             unpacks: Shares::new(unpacks as u64),
             windows: Shares::new(WINDOWS),
             next: AtomicU64::new(0),
@@ -174,10 +176,11 @@ impl Drop for Slots<'_> {
 
 impl ImageShare {
     /// The pools in which layers that are being unpacked come first.
-    fn with_turns(&self) -> [&Arc<Shares>; 3] {
+    fn with_turns(&self) -> [&Arc<Shares>; 4] {
         [
             &self.pipeline.memory,
             &self.pipeline.requests,
+            &self.pipeline.beside_readers,
             &self.requests,
         ]
     }
@@ -303,6 +306,7 @@ impl ImageShare {
                 Arc::clone(&self.requests),
                 Arc::clone(&self.pipeline.requests),
             ],
+            beside_readers: Arc::clone(&self.pipeline.beside_readers),
             memory: Arc::clone(&self.pipeline.memory),
             speed: config.speed,
             first_byte: layer.first_byte,

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Cursor};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -174,9 +175,7 @@ fn requests_are_as_large_and_as_many_at_a_time_as_they_may_be() {
         stats.peak_in_flight
     );
     let size = world.image.layers[0].size;
-    let counted = progress
-        .downloaded
-        .load(std::sync::atomic::Ordering::Relaxed);
+    let counted = progress.downloaded.load(Ordering::Relaxed);
     assert_eq!((counted, progress.stage()), (size, Stage::Done));
     assert_eq!(fs::metadata(folder.join("large")).unwrap().len(), LARGE);
 }
@@ -336,23 +335,79 @@ fn layers_that_wait_for_their_turn_never_hold_up_the_one_that_has_it() {
 }
 
 #[test]
-fn while_readers_wait_a_layer_makes_one_request_at_a_time() {
-    let world = large(1);
+fn while_readers_wait_one_request_of_the_daemon_continues() {
+    let world = large(2);
     world.proxy.throttle(Throttle {
         first_byte: Duration::from_millis(30),
         ..Throttle::default()
     });
-    let folder = world.root.dir("fs").unwrap();
     let pipeline = Pipeline::new(PipelineConfig {
         demand: Some(Demand::new(|| true)),
         ..PipelineConfig::default()
     });
-    run(unpack(
-        &pipeline.image(limits()),
-        request(&world, 0, &folder),
-    ))
-    .unwrap();
+    let folders = ["a", "b"].map(|name| world.root.dir(name).unwrap());
+    run(async {
+        // Two images.
+        let shares = [(); 2].map(|()| pipeline.image(limits()));
+        let [first, second] = [0, 1].map(|layer| {
+            let request = request(&world, layer, &folders[layer]);
+            unpack(&shares[layer], request)
+        });
+        let (first, second) = tokio::join!(Box::pin(first), Box::pin(second));
+        first.unwrap();
+        second.unwrap();
+        becomes_idle(&pipeline).await;
+    });
     assert_eq!(world.proxy.stats().peak_in_flight, 1);
+}
+
+#[test]
+fn what_is_under_way_when_readers_begin_to_wait_is_left_unread_but_for_one_request() {
+    let world = large(3);
+    world.proxy.throttle(Throttle {
+        per_response: Some(4 << 20),
+        ..Throttle::default()
+    });
+    let waiting = Arc::new(AtomicBool::new(false));
+    let readers = waiting.clone();
+    let pipeline = Pipeline::new(PipelineConfig {
+        demand: Some(Demand::new(move || readers.load(Ordering::Relaxed))),
+        ..PipelineConfig::default()
+    });
+    let folders = ["a", "b", "c"].map(|name| world.root.dir(name).unwrap());
+    let under_way = async |most: bool| {
+        let reached = async {
+            while (pipeline.usage().requests > 1) != most {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, reached).await.unwrap();
+    };
+    run(async {
+        let share = pipeline.image(ImageLimits {
+            // Each layer in one request.
+            chunk: None,
+            downloads: 4,
+            unpacks: 3,
+        });
+        let layers = [0, 1, 2].map(|layer| {
+            let request = request(&world, layer, &folders[layer]);
+            Box::pin(unpack(&share, request))
+        });
+        let observed = async {
+            under_way(true).await;
+            waiting.store(true, Ordering::Relaxed);
+            under_way(false).await;
+            assert!(!is_idle(&pipeline), "one request continues");
+            waiting.store(false, Ordering::Relaxed);
+            under_way(true).await;
+        };
+        let (unpacked, ()) = tokio::join!(futures::future::join_all(layers), observed);
+        for layer in unpacked {
+            layer.unwrap();
+        }
+        becomes_idle(&pipeline).await;
+    });
 }
 
 #[test]
