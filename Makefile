@@ -100,7 +100,7 @@ bench-start: deps ## Print what cold starts of the demo image cost, overlayfs be
 	target/release/bench-start --again
 
 .PHONY: bench-eager
-bench-eager: deps ## Print what whole pulls cost, overlayfs beside them (EAGER="layers files torch", REFERENCE=…)
+bench-eager: deps ## Print what whole pulls cost, overlayfs beside them (EAGER="layers files large torch", REFERENCE=…)
 	@test "$$(id -u)" = 0 || { echo "make bench-eager needs root: it mounts file systems" >&2; exit 1; }
 	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES)) --package soci-benches
 	target/release/bench-eager $(EAGER)

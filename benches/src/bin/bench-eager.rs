@@ -14,11 +14,15 @@ use soci_benches::eager::{Work, table};
 /// Pulls images without an index and prints what that costs.
 #[derive(Debug, Parser)]
 struct Options {
-    /// What is pulled: `layers`, `files` or `torch`; all but the last without any.
-    work: Vec<String>,
+    /// What is pulled: `layers`, `files`, `large` (those without any), `torch`, or `FOLDER@TAG`, an image in an
+    /// OCI layout.
+    work: Vec<Work>,
     /// The daemon of soci-snapshotter v0.15; empty: it is left out.
     #[arg(long, env = "REFERENCE", default_value = "")]
     reference: PathBuf,
+    /// Number of pulls of each kind; the fastest counts.
+    #[arg(long, default_value_t = 1)]
+    runs: usize,
 }
 
 fn main() -> ExitCode {
@@ -27,20 +31,14 @@ fn main() -> ExitCode {
 }
 
 fn bench(options: &Options) -> Result<()> {
-    let wanted = options.work.iter().map(|work| match work.as_str() {
-        "layers" => Ok(Work::Layers),
-        "files" => Ok(Work::Files),
-        "torch" => Ok(Work::Torch),
-        other => anyhow::bail!("{other}: there are layers, files and torch"),
-    });
-    let mut wanted = wanted.collect::<Result<Vec<_>>>()?;
+    let mut wanted = options.work.clone();
     if wanted.is_empty() {
         wanted.extend(Work::LOCAL);
     }
     let reference = options.reference.as_path();
     let reference = (!reference.as_os_str().is_empty()).then_some(reference);
-    for work in wanted {
-        println!("{}", table(work, reference)?);
+    for work in &wanted {
+        println!("{}", table(work, reference, options.runs)?);
     }
     Ok(())
 }

@@ -1,0 +1,190 @@
+//! One pull, and what it has cost.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use soci_testkit::{
+    Containerd, ContainerdOptions, OciImage, Proxy, Registry, SociCli, SociDaemon,
+    SociDaemonOptions, TestRoot, Throttle, daemon_program,
+};
+
+const NAMESPACE: &str = "bench";
+/// What EKS AMIs ship, but for the keychain.
+const CONFIG: &str = "[pull_modes.soci_v1]\nenable = false\n[pull_modes.soci_v2]\nenable = false\n\
+     [pull_modes.parallel_pull_unpack]\nenable = true\nmax_concurrent_downloads_per_image = 20\n\
+     concurrent_download_chunk_size = \"16mb\"\nmax_concurrent_unpacks_per_image = 12\n\
+     discard_unpacked_layers = true\n";
+
+/// What unpacks the image.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum With<'p> {
+    /// containerd; at the end the files are on disk, or not.
+    Overlayfs { sync: bool },
+    /// The daemon of v0.15.
+    Replaced(&'p Path),
+    /// Our daemon on so many cores, with this `[layer_store] sync_unpacked`.
+    Ours { cores: usize, sync: bool },
+}
+
+/// What a pull has cost.
+pub(super) struct Cost {
+    pub(super) time: Duration,
+    /// Processor time of the daemon that unpacks, with its children.
+    pub(super) cpu: Duration,
+    pub(super) peak: u64,
+    /// Bytes of layers that the registry sent.
+    pub(super) bytes: u64,
+    /// The longest that a layer waited until it was on disk.
+    pub(super) disk: Option<Duration>,
+}
+
+/// Processor time of a process.
+pub(super) struct ProcessorTime {
+    pub(super) own: Duration,
+    /// Of its children that have ended.
+    pub(super) children: Duration,
+}
+
+/// Pulls an image with nothing stored before.
+pub(super) fn pull(image: &OciImage, registry: &Registry, with: With<'_>) -> Result<Cost> {
+    let proxy = Proxy::start(registry.address())?;
+    proxy.throttle(Throttle::cloud());
+    let reference = proxy.reference(&format!("eager:{}", image.tag));
+    match with {
+        With::Overlayfs { sync } => with_overlayfs(&proxy, &reference, sync),
+        With::Replaced(program) => with_daemon(
+            image,
+            &proxy,
+            &reference,
+            Daemon {
+                program: Some(program.to_owned()),
+                more: "",
+                pid: |daemon| Ok(daemon.daemon().pid()),
+                peak: |daemon| daemon.daemon().peak_memory(),
+            },
+        ),
+        With::Ours { cores, sync } => {
+            let scripts = TestRoot::new()?;
+            let program = on_cores(&scripts, cores)?;
+            let daemon = Daemon {
+                program: Some(program),
+                more: match sync {
+                    true => "",
+                    false => "[layer_store]\nsync_unpacked = false\n",
+                },
+                pid: SociDaemon::server_pid,
+                peak: SociDaemon::peak_memory,
+            };
+            with_daemon(image, &proxy, &reference, daemon)
+        }
+    }
+}
+
+/// A script that runs our daemon on some cores.
+fn on_cores(folder: &TestRoot, cores: usize) -> Result<PathBuf> {
+    let (script, program) = (folder.path().join("daemon"), daemon_program()?);
+    let last = cores.saturating_sub(1);
+    let text = format!(
+        "#!/bin/sh\nexec taskset --cpu-list 0-{last} {} \"$@\"\n",
+        program.display()
+    );
+    std::fs::write(&script, text)?;
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+    Ok(script)
+}
+
+fn with_overlayfs(proxy: &Proxy, reference: &str, sync: bool) -> Result<Cost> {
+    let containerd = Containerd::start_in(TestRoot::new()?, &ContainerdOptions::default())?;
+    let pid = containerd.daemon().pid();
+    settle(containerd.root())?;
+    let (before, started) = (cpu(pid)?, Instant::now());
+    containerd.ctr(NAMESPACE).pull(reference, "overlayfs")?;
+    let pulled = Instant::now();
+    if sync {
+        settle(containerd.root())?;
+    }
+    Ok(Cost {
+        time: started.elapsed(),
+        cpu: cpu(pid)?.saturating_sub(before),
+        peak: containerd.daemon().peak_memory()?,
+        bytes: proxy.stats().blobs().bytes,
+        disk: sync.then(|| pulled.elapsed()),
+    })
+}
+
+struct Daemon {
+    program: Option<PathBuf>,
+    /// More configuration.
+    more: &'static str,
+    pid: fn(&SociDaemon) -> Result<u32>,
+    peak: fn(&SociDaemon) -> Result<u64>,
+}
+
+fn with_daemon(image: &OciImage, proxy: &Proxy, reference: &str, kind: Daemon) -> Result<Cost> {
+    let folder = TestRoot::new()?;
+    let socket = Containerd::address_in(&folder);
+    let config = format!(
+        "{CONFIG}{}[content_store]\ntype = \"containerd\"\ncontainerd_address = {:?}\n",
+        kind.more,
+        socket.display().to_string()
+    );
+    let daemon = SociDaemon::start(SociDaemonOptions {
+        containerd: Some(socket),
+        program: kind.program,
+        log_level: "info".to_owned(),
+        ..SociDaemonOptions::with_config(&config)
+    })?;
+    let containerd = Containerd::start_in(folder, &ContainerdOptions::with_soci(daemon.socket()))?;
+    let pid = (kind.pid)(&daemon)?;
+    let soci = SociCli::against(containerd.address(), NAMESPACE)?;
+    settle(&daemon.root())?;
+    let (before, started) = (cpu(pid)?, Instant::now());
+    soci.output(["pull", "--plain-http", reference])?;
+    let time = started.elapsed();
+    let log = daemon.log().all().join("\n");
+    ensure!(
+        log.matches("local-snapshot-prepared").count() >= image.layers.len(),
+        "the layers were not pulled by the snapshotter:\n{log}"
+    );
+    let waits = daemon.json_log();
+    let waits = waits.iter().filter_map(|line| line["sync_ms"].as_u64());
+    Ok(Cost {
+        time,
+        cpu: cpu(pid)?.saturating_sub(before),
+        peak: (kind.peak)(&daemon)?,
+        bytes: proxy.stats().blobs().bytes,
+        disk: waits.max().map(Duration::from_millis),
+    })
+}
+
+/// Waits until nothing of earlier work is left to be written to this file system.
+fn settle(folder: &Path) -> Result<()> {
+    let synced = std::process::Command::new("sync")
+        .arg("--file-system")
+        .arg(folder)
+        .status()?;
+    ensure!(synced.success(), "sync ended with {synced}");
+    Ok(())
+}
+
+fn cpu(pid: u32) -> Result<Duration> {
+    let time = processor_time(pid)?;
+    Ok(time.own + time.children)
+}
+
+/// Reads the processor time of a process.
+pub(super) fn processor_time(pid: u32) -> Result<ProcessorTime> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, fields) = stat.rsplit_once(") ").context("no name in stat")?;
+    // utime, stime, cutime and cstime are the fields 14 to 17 (proc_pid_stat(5)), in ticks.
+    let ticks = fields.split(' ').skip(11).map(|field| field.parse::<u64>());
+    let mut ticks = ticks.map(Result::unwrap_or_default);
+    let mut two = || {
+        let ticks = ticks.next().unwrap_or_default() + ticks.next().unwrap_or_default();
+        Duration::from_millis(ticks.saturating_mul(10))
+    };
+    let (own, children) = (two(), two());
+    Ok(ProcessorTime { own, children })
+}
