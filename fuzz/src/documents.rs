@@ -1,6 +1,35 @@
 //! References and documents of images.
 
 use soci_oci::{Digest, ImageConfig, Index, Manifest, Platform, Reference};
+use soci_profile::Profile;
+use soci_ztoc::Ztoc;
+
+/// A zTOC that a profile is played with.
+const ZTOC: &[u8] = include_bytes!("../seed/ztoc_parse/kinds");
+
+/// A start-up profile that is read is written and read again as the same, and what is played of it lies within the
+/// layer.
+pub(crate) fn profile(data: &[u8]) {
+    let Ok(profile) = Profile::parse(data) else {
+        return;
+    };
+    let written = profile.encode();
+    assert!(written.len() as u64 <= soci_profile::MAX_SIZE);
+    // A profile that was too large lost recordings.
+    if let Ok(again) = Profile::parse(&written)
+        && again.recordings() == profile.recordings()
+    {
+        assert_eq!(again, profile);
+    }
+    let table = Ztoc::parse_index(ZTOC).unwrap().spans;
+    let merged = profile.merged();
+    for span in merged.spans() {
+        for ztoc in [span.layer.ztoc, Digest::of(ZTOC)] {
+            let places = merged.in_table(&span.layer.layer, &ztoc, &table);
+            assert!(places.keys().all(|&span| span < table.len()));
+        }
+    }
+}
 
 /// A reference, digest or platform that is read is written and read again as the same.
 pub(crate) fn reference(data: &[u8]) {

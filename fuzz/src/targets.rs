@@ -31,6 +31,8 @@ const TARGETS: &[(&str, Target)] = &[
     ("docker_config", soci_registry::fuzz::docker_config),
     ("hosts_toml", soci_registry::fuzz::hosts_toml),
     ("kubeconfig", soci_keychain::fuzz::kubeconfig),
+    ("credential_providers", soci_keychain::fuzz::credential_providers),
+    ("profile", documents::profile),
     ("filters", soci_snapshotter::fuzz::filters),
     ("labels", soci_snapshotter::fuzz::labels),
     ("reference", documents::reference),

@@ -130,15 +130,20 @@ pub(super) async fn run(
         }
         Some(Ok(_)) => {}
     }
-    let wrong = |what: &str| failed(false, format!("printed {what} for {image}"));
+    parse_response(&printed, &provider.api_version)
+        .map_err(|what| failed(false, format!("printed {what} for {image}")))
+}
+
+/// Parses what a program printed. The error names what was printed instead, without quoting it.
+pub(super) fn parse_response(printed: &[u8], api_version: &str) -> Result<Response, &'static str> {
     let printed: Printed =
-        serde_json::from_slice(&printed).map_err(|_| wrong("no CredentialProviderResponse"))?;
-    if printed.kind != "CredentialProviderResponse" || printed.api_version != provider.api_version {
-        return Err(wrong("a response of another kind or version"));
+        serde_json::from_slice(printed).map_err(|_| "no CredentialProviderResponse")?;
+    if printed.kind != "CredentialProviderResponse" || printed.api_version != api_version {
+        return Err("a response of another kind or version");
     }
     let keep_for = match printed.cache_duration.as_deref() {
         None => None,
-        Some(text) => Some(go_duration(text).ok_or_else(|| wrong("a wrong cacheDuration"))?),
+        Some(text) => Some(go_duration(text).ok_or("a wrong cacheDuration")?),
     };
     let auth = printed.auth.into_iter().flatten();
     Ok(Response {

@@ -8,3 +8,25 @@ mod exec;
 mod keychain;
 
 pub use keychain::{CredentialProviders, ProviderSettings};
+
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz(data: &[u8]) {
+    let versions = ["v1", "v1beta1", "v1alpha1"];
+    for version in versions.map(|version| format!("credentialprovider.kubelet.k8s.io/{version}")) {
+        if let Err(what) = exec::parse_response(data, &version) {
+            assert!(!what.contains('{'), "{what}");
+        }
+    }
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    for provider in config::parse(text).into_iter().flatten() {
+        let file = std::path::Path::new(&provider.name);
+        assert_eq!(
+            file.file_name(),
+            Some(file.as_os_str()),
+            "{}",
+            provider.name
+        );
+    }
+}
