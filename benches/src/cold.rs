@@ -75,7 +75,7 @@ impl Lab {
         let proxy = Proxy::start(registry.address())?;
         let source = image.dir.display().to_string();
         let target = format!("docker://{}", registry.reference(NAME));
-        SociCli::standalone()?.output(["convert", "--standalone", &source, &target])?;
+        SociCli::standalone()?.convert(&[], &source, &target)?;
         Ok(Self {
             proxy,
             registry,

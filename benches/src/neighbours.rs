@@ -214,6 +214,6 @@ fn large_file(stack: &Stack, known: &[PathBuf]) -> Result<PathBuf> {
 fn indexed(registry: &Registry, proxy: &Proxy, image: &OciImage) -> Result<String> {
     let source = image.dir.display().to_string();
     let target = format!("docker://{}", registry.reference("large:soci"));
-    SociCli::standalone()?.output(["convert", "--standalone", &source, &target])?;
+    SociCli::standalone()?.convert(&[], &source, &target)?;
     Ok(proxy.reference("large:soci"))
 }

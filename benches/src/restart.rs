@@ -153,17 +153,9 @@ fn fill(stack: &Stack) -> Result<()> {
         builder = builder.layer(layer.file(&format!("{folder}/noise"), noise));
     }
     builder.write(layout.path(), "many")?;
-    let target = format!("docker://{}", stack.registry.reference("many:soci"));
+    let target = stack.registry.docker_reference("many:soci");
     let source = layout.path().display().to_string();
-    let arguments = [
-        "convert",
-        "--standalone",
-        "--min-layer-size",
-        "0",
-        &source,
-        &target,
-    ];
-    SociCli::standalone()?.output(arguments)?;
+    SociCli::standalone()?.convert(&["--min-layer-size", "0"], &source, &target)?;
     let reference = stack.reference("many:soci");
     stack
         .soci(NAMESPACE)?

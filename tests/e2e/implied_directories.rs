@@ -9,7 +9,7 @@ use std::process::Command;
 
 use rustix::mount::{UnmountFlags, unmount};
 use soci_testkit::image::OciImage;
-use soci_testkit::{Content, ImageBuilder, Layer, Run, SociCli, Stack, TestRoot};
+use soci_testkit::{Content, ImageBuilder, Layer, Run, Stack, TestRoot};
 
 use crate::support::{self, NAMESPACE, NO_BACKGROUND, PATIENCE, lazy_mounts, stack, wait_until};
 
@@ -122,16 +122,7 @@ fn image(root: &TestRoot, large: usize) -> OciImage {
 
 /// Pulls the image, with the layers lazy that are at least of this size.
 fn pull(stack: &Stack, image: &OciImage, least: &str) -> String {
-    let at = |tag: &str| {
-        let name = stack.registry.reference(&format!("app:{tag}"));
-        format!("docker://{name}")
-    };
-    stack.push(&image.dir, "plain", "app").unwrap();
-    let convert = ["convert", "--standalone", "--min-layer-size", least];
-    let arguments = convert.map(str::to_owned).into_iter();
-    let arguments = arguments.chain([at("plain"), at("soci")]);
-    SociCli::standalone().unwrap().output(arguments).unwrap();
-    let reference = stack.reference("app:soci");
+    let reference = support::push_indexed(stack, image, least);
     support::pull(stack, &reference);
     reference
 }

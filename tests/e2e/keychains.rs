@@ -234,19 +234,9 @@ fn image_pull_secrets_of_the_cluster_read_lazy_layers_also_after_a_restart() {
 fn convert(layout: &Path, reference: &str, user: &str) {
     let target = format!("docker://{reference}");
     let layout = layout.display().to_string();
-    SociCli::standalone()
-        .unwrap()
-        .output([
-            "convert",
-            "--standalone",
-            "--min-layer-size",
-            "0",
-            "--user",
-            user,
-            &layout,
-            &target,
-        ])
-        .unwrap();
+    let options = ["--min-layer-size", "0", "--user", user];
+    let soci = SociCli::standalone().unwrap();
+    soci.convert(&options, &layout, &target).unwrap();
 }
 
 on_each_containerd! {

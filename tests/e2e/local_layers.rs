@@ -6,20 +6,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::support::releases::on_each_containerd;
-use crate::support::{NAMESPACE, NO_BACKGROUND, lazy_mounts, pull, run, stack, stack_under};
-use soci_testkit::image::OciImage;
+use crate::support::{self, NAMESPACE, NO_BACKGROUND, lazy_mounts, pull, run, stack, stack_under};
+use soci_testkit::image::{OciImage, shell_layer};
 use soci_testkit::listing::{self, Listing};
-use soci_testkit::{Fault, ImageBuilder, Layer, Release, Rule, SociCli, Stack, TestRoot};
+use soci_testkit::{Fault, ImageBuilder, Layer, Release, Rule, Stack, TestRoot};
 
 /// Smaller layers get no zTOC.
 const MINIMUM: &str = "100000";
 
 /// A large layer, and two small ones with what is hard to unpack.
 fn image(root: &TestRoot) -> OciImage {
-    let busybox = Layer::new()
-        .program("bin/busybox", Path::new("/bin/busybox"))
+    let busybox = shell_layer()
         .unwrap()
-        .symlink("bin/sh", "busybox")
         .symlink("bin/cat", "busybox")
         .dir("srv")
         .mode(0o2770)
@@ -55,18 +53,7 @@ fn image(root: &TestRoot) -> OciImage {
 
 /// Pushes the image with an index that lists its large layer only; gives its name.
 fn indexed(stack: &Stack, image: &OciImage) -> String {
-    stack.push(&image.dir, "plain", "app").unwrap();
-    let at = |tag: &str| {
-        format!(
-            "docker://{}",
-            stack.registry.reference(&format!("app:{tag}"))
-        )
-    };
-    let convert = ["convert", "--standalone", "--min-layer-size", MINIMUM];
-    let arguments = convert.map(str::to_owned).into_iter();
-    let arguments = arguments.chain([at("plain"), at("soci")]);
-    SociCli::standalone().unwrap().output(arguments).unwrap();
-    stack.reference("app:soci")
+    support::push_indexed(stack, image, MINIMUM)
 }
 
 fn numbered(folder: &Path) -> Vec<PathBuf> {

@@ -1,9 +1,9 @@
 //! Lazy pulls of images whose registry is reached through containerd's `hosts.toml` only. Needs root,
 //! FUSE, containerd, runc, docker-registry and the two programs.
 
-use crate::support::{NAMESPACE, NO_BACKGROUND, lazy_mounts, run};
+use crate::support::{self, NAMESPACE, NO_BACKGROUND, lazy_mounts, run};
 use soci_testkit::image::{small_image, small_image_data};
-use soci_testkit::{SociCli, SociDaemonOptions, Stack, StackOptions, TestRoot};
+use soci_testkit::{SociDaemonOptions, Stack, StackOptions, TestRoot};
 
 #[test]
 fn the_daemon_reads_an_image_through_the_mirror_that_hosts_toml_names() {
@@ -20,19 +20,7 @@ fn the_daemon_reads_an_image_through_the_mirror_that_hosts_toml_names() {
         ..StackOptions::default()
     })
     .unwrap();
-    let target = format!("docker://{}", stack.reference("mirrored:soci"));
-    let layout = layout.display().to_string();
-    SociCli::standalone()
-        .unwrap()
-        .output([
-            "convert",
-            "--standalone",
-            "--min-layer-size",
-            "0",
-            &layout,
-            &target,
-        ])
-        .unwrap();
+    support::indexed(&stack, &layout, "mirrored");
 
     // The registry itself does not exist. The file comes after the start of the daemon.
     let registry = root.dir("certs.d/registry.invalid").unwrap();

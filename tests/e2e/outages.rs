@@ -1,14 +1,12 @@
 //! Images that containerd has while their registry cannot be reached. Needs root, FUSE, containerd,
 //! docker-registry and the two programs.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
 use crate::support::node::Client;
-use crate::support::{NAMESPACE, NO_BACKGROUND, lazy_mounts, stack};
+use crate::support::{self, NAMESPACE, NO_BACKGROUND, lazy_mounts, stack};
 use serde_json::Value;
-use soci_oci::Digest;
 use soci_testkit::image::{ImageBuilder, Layer};
 use soci_testkit::{SociCli, Stack, TestRoot};
 
@@ -26,22 +24,13 @@ fn image(layout: &Path) {
         image = image.layer(Layer::new().text(&name, &name.repeat(1000)));
     }
     image.write(source.path(), "image").unwrap();
-    let soci = SociCli::standalone().unwrap();
     let (from, to) = (
         source.path().display().to_string(),
         layout.display().to_string(),
     );
-    let convert = [
-        "convert",
-        "--format",
-        "oci-dir",
-        "--standalone",
-        "--min-layer-size",
-        "0",
-        &from,
-        &to,
-    ];
-    soci.output(convert).unwrap();
+    let options = ["--format", "oci-dir", "--min-layer-size", "0"];
+    let soci = SociCli::standalone().unwrap();
+    soci.convert(&options, &from, &to).unwrap();
 }
 
 /// Imports all of a layout into containerd under a name.
@@ -96,26 +85,15 @@ async fn prepare_all(stack: &Stack, layout: &Path, reference: &str) -> (usize, V
     let (manifest, _) = manifests(layout);
     let listed = blob(layout, &manifest);
     let config = blob(layout, listed["config"]["digest"].as_str().unwrap());
-    let diff_ids: Vec<Digest> =
-        serde_json::from_value(config["rootfs"]["diff_ids"].clone()).unwrap();
+    let config: soci_oci::ImageConfig = serde_json::from_value(config).unwrap();
     let client = Client::at(stack.daemon.socket()).await;
     let (mut parent, mut lazy, mut chains) = (String::new(), 0, Vec::new());
     let start = Instant::now();
-    for (number, layer) in listed["layers"].as_array().unwrap().iter().enumerate() {
-        let cri = |key: &str| format!("containerd.io/snapshot/cri.{key}");
-        let chain = match parent.as_str() {
-            "" => diff_ids[0].to_string(),
-            below => Digest::of(format!("{below} {}", diff_ids[number]).as_bytes()).to_string(),
-        };
-        let labels = BTreeMap::from([
-            ("containerd.io/snapshot.ref".to_owned(), chain.clone()),
-            (cri("image-ref"), reference.to_owned()),
-            (cri("manifest-digest"), manifest.clone()),
-            (
-                cri("layer-digest"),
-                layer["digest"].as_str().unwrap().to_owned(),
-            ),
-        ]);
+    let layers = listed["layers"].as_array().unwrap();
+    for (number, (layer, chain)) in layers.iter().zip(config.rootfs.chain_ids()).enumerate() {
+        let chain = chain.to_string();
+        let layer = layer["digest"].as_str().unwrap();
+        let labels = support::cri_labels(&chain, reference, &manifest, layer);
         let key = format!("extract {reference} {number}");
         let began = Instant::now();
         match client.prepare_with(&key, &parent, labels).await {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use soci_oci::{Digest, Index, Manifest, annotations};
+use soci_testkit::image::shell_layer;
 use soci_testkit::{
     ImageBuilder, Layer, Release, Run, SociCli, SociDaemonOptions, Stack, StackOptions, TestRoot,
     TransferOptions,
@@ -14,7 +15,7 @@ use soci_ztoc::Ztoc;
 use tonic::Code;
 
 use crate::support::node::{Client, fetch_manifest};
-use crate::support::{NAMESPACE, NO_BACKGROUND, PATIENCE, pull, stack, status, wait_until};
+use crate::support::{self, NAMESPACE, NO_BACKGROUND, PATIENCE, pull, stack, status, wait_until};
 
 /// What the honest image has in its two files.
 const SHOWN: &str = "open: all users read this.\nshut: only root reads this\n";
@@ -55,11 +56,7 @@ impl Layout {
     }
 
     fn build(source: &Path, layer: Layer) {
-        let programs = Layer::new()
-            .dir("bin")
-            .program("bin/busybox", Path::new("/bin/busybox"))
-            .unwrap()
-            .symlink("bin/cat", "busybox");
+        let programs = shell_layer().unwrap().symlink("bin/cat", "busybox");
         let image = ImageBuilder::new().layer(programs).layer(layer);
         image.command(CAT).write(source, "image").unwrap();
     }
@@ -587,25 +584,14 @@ async fn a_preloaded_image_needs_no_registry_that_could_be_reached() {
     let client = Client::at(stack.daemon.socket()).await;
     let mut parent = String::new();
     let configs = Layout::blobs(layout.path()).into_values();
-    let mut diff_ids = configs.filter_map(|blob| {
-        let config = serde_json::from_slice::<Value>(&blob).ok()?;
-        let ids = config.pointer("/rootfs/diff_ids")?.clone();
-        serde_json::from_value::<Vec<Digest>>(ids).ok()
-    });
-    let diff_ids = diff_ids.next().unwrap();
+    let mut configs =
+        configs.filter_map(|blob| serde_json::from_slice::<soci_oci::ImageConfig>(&blob).ok());
+    let chains = configs.next().unwrap().rootfs.chain_ids();
     let start = std::time::Instant::now();
-    for (number, layer) in built.layers.iter().enumerate() {
-        let cri = |key: &str| format!("containerd.io/snapshot/cri.{key}");
-        let chain = match parent.as_str() {
-            "" => diff_ids[0].to_string(),
-            below => Digest::of(format!("{below} {}", diff_ids[number]).as_bytes()).to_string(),
-        };
-        let labels = BTreeMap::from([
-            ("containerd.io/snapshot.ref".to_owned(), chain.clone()),
-            (cri("image-ref"), reference.clone()),
-            (cri("manifest-digest"), built.manifest.digest.to_string()),
-            (cri("layer-digest"), layer.digest.to_string()),
-        ]);
+    for (number, (layer, chain)) in built.layers.iter().zip(chains).enumerate() {
+        let chain = chain.to_string();
+        let manifest = built.manifest.digest.to_string();
+        let labels = support::cri_labels(&chain, &reference, &manifest, &layer.digest.to_string());
         let key = format!("extract {number}");
         client.prepare_with(&key, &parent, labels).await.unwrap();
         client.commit(&chain, &key).await.unwrap();

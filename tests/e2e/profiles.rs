@@ -2,9 +2,8 @@
 //! start anywhere, through restarts, hand-over and removal, and hostile ones. Needs root, FUSE,
 //! containerd, runc, docker-registry and the two programs.
 
-use std::path::Path;
-
 use serde_json::Value;
+use soci_testkit::image::shell_layer;
 use soci_testkit::{
     Content, Fault, ImageBuilder, Layer, OciImage, Rule, SociCli, Stack, TestRoot, Throttle,
 };
@@ -42,13 +41,7 @@ impl Place {
             length: 12_000_000,
         };
         let image = ImageBuilder::new()
-            .layer(
-                Layer::new()
-                    .dir("bin")
-                    .program("bin/busybox", Path::new("/bin/busybox"))
-                    .unwrap()
-                    .symlink("bin/sh", "busybox"),
-            )
+            .layer(shell_layer().unwrap())
             .layer(
                 Layer::new()
                     .dir("data")
@@ -63,12 +56,8 @@ impl Place {
 
     /// Converts `app:plain` to `app:TAG`; returns its name seen through the proxy.
     fn convert(&self, tag: &str, more: &[&str]) -> String {
-        let name = |tag: &str| {
-            format!(
-                "docker://{}",
-                self.stack.registry.reference(&format!("app:{tag}"))
-            )
-        };
+        let registry = &self.stack.registry;
+        let name = |tag: &str| registry.docker_reference(&format!("app:{tag}"));
         let (plain, target) = (name("plain"), name(tag));
         let options = ["convert", "--min-layer-size", "0", "--span-size", "262144"];
         let arguments = [&options[..], more, &[&plain, &target]].concat();

@@ -40,20 +40,13 @@ fn push(node: &Node, repository: &str) {
     let own = Layer::new().text("of", repository);
     let image = ImageBuilder::new().layer(shared).layer(own);
     image.write(layout.path(), "image").unwrap();
-    let target = node.registry.reference(&format!("{repository}:soci"));
-    SociCli::standalone()
-        .unwrap()
-        .output([
-            "convert",
-            "--standalone",
-            "--min-layer-size",
-            "0",
-            "--span-size",
-            "65536",
-            &layout.path().display().to_string(),
-            &format!("docker://{target}"),
-        ])
-        .unwrap();
+    let source = layout.path().display().to_string();
+    let target = node
+        .registry
+        .docker_reference(&format!("{repository}:soci"));
+    let options = ["--min-layer-size", "0", "--span-size", "65536"];
+    let soci = SociCli::standalone().unwrap();
+    soci.convert(&options, &source, &target).unwrap();
 }
 
 fn demand(node: &Node, accounts: &[(&str, (&str, &str))]) {

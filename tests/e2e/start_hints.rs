@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::{
-    NAMESPACE, PATIENCE, lazy_mounts, pull, run, stack, wait_until, wait_until_durable,
+    self, NAMESPACE, PATIENCE, lazy_mounts, pull, run, stack, wait_until, wait_until_durable,
 };
 use soci_testkit::image::busybox_layer;
 use soci_testkit::process::Signal;
-use soci_testkit::{Content, Fault, ImageBuilder, Rule, SociCli, Stack, TestRoot};
+use soci_testkit::{Content, Fault, ImageBuilder, Rule, Stack, TestRoot};
 
 /// Without the hint that small layers are fetched whole: nothing may be fetched in vain but what
 /// the structure of files says.
@@ -55,20 +55,8 @@ fn image(stack: &Stack) -> String {
         .command(["/bin/sh"])
         .write(root.path(), "hinted")
         .unwrap();
-    let source = root.path().display().to_string();
-    let target = format!("docker://{}", stack.registry.reference("hinted:soci"));
-    let convert = [
-        "convert",
-        "--standalone",
-        "--min-layer-size",
-        "0",
-        "--span-size",
-        "65536",
-        &source,
-        &target,
-    ];
-    SociCli::standalone().unwrap().output(convert).unwrap();
-    stack.reference("hinted:soci")
+    let options = ["--min-layer-size", "0", "--span-size", "65536"];
+    support::indexed_with(stack, root.path(), "hinted", &options)
 }
 
 /// A file of the lazy layer.

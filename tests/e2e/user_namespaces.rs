@@ -3,14 +3,17 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::support::releases::on_each_containerd;
-use crate::support::{NAMESPACE, NO_BACKGROUND, PATIENCE, lazy_mounts, pull, run, stack_under};
+use crate::support::{
+    self, NAMESPACE, NO_BACKGROUND, PATIENCE, lazy_mounts, pull, run, stack_under,
+};
+use soci_testkit::image::shell_layer;
 use soci_testkit::{
-    Content, CriPull, ImageBuilder, Layer, Release, Run, SociCli, SociDaemonOptions, Stack,
-    StackOptions, TestRoot, container_id,
+    Content, CriPull, ImageBuilder, Layer, Release, Run, SociDaemonOptions, Stack, StackOptions,
+    TestRoot, container_id,
 };
 
 const MAP: &str = "0:100000:65536";
@@ -30,10 +33,8 @@ fn indexed_image(stack: &Stack, root: &TestRoot) -> String {
     };
     let image = ImageBuilder::new()
         .layer(
-            Layer::new()
-                .program("bin/busybox", Path::new("/bin/busybox"))
+            shell_layer()
                 .unwrap()
-                .symlink("bin/sh", "busybox")
                 .text("etc/shadow", "root only")
                 .mode(0o600)
                 .text("etc/user", "u")
@@ -48,18 +49,7 @@ fn indexed_image(stack: &Stack, root: &TestRoot) -> String {
         .layer(Layer::new().file("noise", noise(1)).owner(3, 4))
         .write(&root.dir("layout").unwrap(), "plain")
         .unwrap();
-    stack.push(&image.dir, "plain", "app").unwrap();
-    let at = |tag: &str| {
-        format!(
-            "docker://{}",
-            stack.registry.reference(&format!("app:{tag}"))
-        )
-    };
-    let convert = ["convert", "--standalone", "--min-layer-size", "100000"];
-    let arguments = convert.map(str::to_owned).into_iter();
-    let arguments = arguments.chain([at("plain"), at("soci")]);
-    SociCli::standalone().unwrap().output(arguments).unwrap();
-    stack.reference("app:soci")
+    support::push_indexed(stack, &image, "100000")
 }
 
 /// What the container sees of ids, and that it may read what only root may, and write.

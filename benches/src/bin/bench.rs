@@ -329,7 +329,7 @@ fn indexed(stack: &Stack, image: &OciImage, name: &str) -> Result<String> {
         "docker://{}",
         stack.registry.reference(&format!("{name}:soci"))
     );
-    SociCli::standalone()?.output(["convert", "--standalone", &source, &target])?;
+    SociCli::standalone()?.convert(&[], &source, &target)?;
     Ok(stack.reference(&format!("{name}:soci")))
 }
 

@@ -68,7 +68,7 @@ fn show(stack: &Stack, options: &Options, throttle: Throttle) -> Result<()> {
         "docker://{}",
         stack.registry.reference(&format!("demo:{PYTHON_TAG}"))
     );
-    let converted = SociCli::standalone()?.output(["convert", "--standalone", &source, &target])?;
+    let converted = SociCli::standalone()?.convert(&[], &source, &target)?;
     eprint!("{}", indented(&converted));
     let size = image_size(stack)?;
 

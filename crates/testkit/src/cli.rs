@@ -51,6 +51,15 @@ impl SociCli {
         command
     }
 
+    /// Runs `convert --standalone` with these options and returns its stdout.
+    ///
+    /// # Errors
+    /// When it fails; the message holds its stderr.
+    pub fn convert(&self, options: &[&str], source: &str, target: &str) -> Result<String> {
+        let arguments = [&["convert", "--standalone"], options, &[source, target]];
+        self.output(arguments.concat())
+    }
+
     /// Runs it and returns its stdout.
     ///
     /// # Errors

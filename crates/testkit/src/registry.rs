@@ -57,6 +57,12 @@ impl Registry {
         format!("{}/{name_and_tag}", self.address)
     }
 
+    /// The same as `soci convert --standalone` takes it: `docker://HOST/NAME:TAG`.
+    #[must_use]
+    pub fn docker_reference(&self, name_and_tag: &str) -> String {
+        format!("docker://{}", self.reference(name_and_tag))
+    }
+
     /// The process.
     #[must_use]
     pub fn daemon(&self) -> &Daemon {

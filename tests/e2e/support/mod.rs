@@ -5,6 +5,7 @@ pub(crate) mod releases;
 pub(crate) mod survival;
 pub(crate) mod systemd;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -43,20 +44,44 @@ pub(crate) fn stack_with(daemon: SociDaemonOptions) -> Stack {
 
 /// Indexes the image of a layout into the registry; returns its name seen through the proxy.
 pub(crate) fn indexed(stack: &Stack, layout: &Path, name: &str) -> String {
-    let target = format!(
-        "docker://{}",
-        stack.registry.reference(&format!("{name}:soci"))
-    );
-    let arguments = [
-        "convert",
-        "--standalone",
-        "--min-layer-size",
-        "0",
-        &layout.display().to_string(),
-        &target,
-    ];
-    SociCli::standalone().unwrap().output(arguments).unwrap();
-    stack.reference(&format!("{name}:soci"))
+    indexed_with(stack, layout, name, &["--min-layer-size", "0"])
+}
+
+/// The same with options of `soci convert`.
+pub(crate) fn indexed_with(stack: &Stack, layout: &Path, name: &str, options: &[&str]) -> String {
+    let name = format!("{name}:soci");
+    let source = layout.display().to_string();
+    let soci = SociCli::standalone().unwrap();
+    soci.convert(options, &source, &stack.registry.docker_reference(&name))
+        .unwrap();
+    stack.reference(&name)
+}
+
+/// Pushes an image as `app:plain`, and as `app:soci` with an index of the layers that have at least `least`
+/// bytes; returns the name of the latter seen through the proxy.
+pub(crate) fn push_indexed(stack: &Stack, image: &OciImage, least: &str) -> String {
+    stack.push(&image.dir, "plain", "app").unwrap();
+    let at = |tag: &str| stack.registry.docker_reference(&format!("app:{tag}"));
+    let soci = SociCli::standalone().unwrap();
+    soci.convert(&["--min-layer-size", least], &at("plain"), &at("soci"))
+        .unwrap();
+    stack.reference("app:soci")
+}
+
+/// The labels of a Prepare by the kubelet's runtime, without those of the layers above.
+pub(crate) fn cri_labels(
+    target: &str,
+    reference: &str,
+    manifest: &str,
+    layer: &str,
+) -> BTreeMap<String, String> {
+    let cri = |key: &str| format!("containerd.io/snapshot/cri.{key}");
+    BTreeMap::from([
+        ("containerd.io/snapshot.ref".to_owned(), target.to_owned()),
+        (cri("image-ref"), reference.to_owned()),
+        (cri("manifest-digest"), manifest.to_owned()),
+        (cri("layer-digest"), layer.to_owned()),
+    ])
 }
 
 /// Pulls with our CLI; returns its output.

@@ -120,12 +120,10 @@ impl Image {
         let indexed = min_layer_size.is_some();
         if let Some(min_layer_size) = min_layer_size {
             let source = layout.display().to_string();
-            let tagged = registry.reference(&format!("{name}:soci"));
-            let target = format!("docker://{tagged}");
-            let arguments = ["convert", "--standalone", "--min-layer-size"];
-            let arguments = arguments.into_iter().chain([min_layer_size, &source]);
+            let target = registry.docker_reference(&format!("{name}:soci"));
             let soci = SociCli::standalone().unwrap();
-            soci.output(arguments.chain([target.as_str()])).unwrap();
+            soci.convert(&["--min-layer-size", min_layer_size], &source, &target)
+                .unwrap();
         } else {
             registry.push_layout(layout, "small", name).unwrap();
         }
@@ -170,14 +168,15 @@ impl Image {
             .iter()
             .map(|layer| layer.digest.to_string())
             .collect();
-        let cri = |key: &str| format!("containerd.io/snapshot/cri.{key}");
-        BTreeMap::from([
-            ("containerd.io/snapshot.ref".to_owned(), self.target(layer)),
-            (cri("image-ref"), self.reference.clone()),
-            (cri("manifest-digest"), self.manifest.to_string()),
-            (cri("layer-digest"), self.layers[layer].digest.to_string()),
-            (cri("image-layers"), above.join(",")),
-        ])
+        let mut all = super::cri_labels(
+            &self.target(layer),
+            &self.reference,
+            &self.manifest.to_string(),
+            &self.layers[layer].digest.to_string(),
+        );
+        let key = "containerd.io/snapshot/cri.image-layers".to_owned();
+        all.insert(key, above.join(","));
+        all
     }
 }
 

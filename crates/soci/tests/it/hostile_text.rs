@@ -99,15 +99,7 @@ fn no_command_prints_what_a_terminal_obeys() {
         .unwrap();
     let image = bench.registry.reference("hostile:v1");
     // containerd does not fetch a layer whose type is no value of an HTTP header.
-    let fetch = [
-        "content",
-        "fetch",
-        "--plain-http",
-        "--platform",
-        "linux/amd64",
-        &image,
-    ];
-    bench.ctr().output(fetch).unwrap();
+    bench.fetch(&image);
     let remote = format!("docker://{image}");
     let converted = bench.registry.reference("hostile:v2");
     let local = bench.layouts.path().display().to_string();

@@ -21,11 +21,8 @@ fn push(stack: &Stack, min_layer_size: u64) -> Vec<Descriptor> {
     let output = Command::new(env!("CARGO_BIN_EXE_soci"))
         .args(["convert", "--standalone", "--span-size", "262144"])
         .args(["--min-layer-size", &min_layer_size.to_string()])
-        .arg(format!(
-            "docker://{}",
-            stack.registry.reference("app:plain")
-        ))
-        .arg(format!("docker://{}", stack.registry.reference("app:soci")))
+        .arg(stack.registry.docker_reference("app:plain"))
+        .arg(stack.registry.docker_reference("app:soci"))
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");

@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use soci_oci::{Digest, Index, Manifest};
+use soci_testkit::image::shell_layer;
 use soci_testkit::{Content, ImageBuilder, Layer, Registry, TestRoot, http_request};
 
 const MEDIA_TYPE: &str = "application/vnd.soci-snapshotter.profile.v2+json";
@@ -31,13 +32,7 @@ impl Place {
             length: 4_000_000,
         };
         ImageBuilder::new()
-            .layer(
-                Layer::new()
-                    .dir("bin")
-                    .program("bin/busybox", Path::new("/bin/busybox"))
-                    .unwrap()
-                    .symlink("bin/sh", "busybox"),
-            )
+            .layer(shell_layer().unwrap())
             .layer(
                 Layer::new()
                     .dir("data")
@@ -54,8 +49,7 @@ impl Place {
 
     /// Converts `app:plain`.
     fn convert(&self, to: &str, more: &[&str]) {
-        let plain = format!("docker://{}", self.image("app:plain"));
-        let target = format!("docker://{}", self.image(to));
+        let [plain, target] = ["app:plain", to].map(|name| self.registry.docker_reference(name));
         let options = ["convert", "--min-layer-size", "0", "--span-size", "262144"];
         self.ok(&[&options[..], more, &[&plain, &target]].concat());
     }

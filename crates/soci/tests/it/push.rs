@@ -308,7 +308,7 @@ fn an_index_is_made_at_a_registry_and_copied_to_another_without_containerd() {
     assert!(is_at(bench.registry.address(), "app", &index));
 
     let other = soci_testkit::Registry::start().unwrap();
-    let to = format!("docker://{}", other.reference("copy:v1"));
+    let to = other.docker_reference("copy:v1");
     let error = bench.fails(&["push", &from, &to]);
     assert!(error.contains("copy the image there first"), "{error}");
     let layout = bench.layouts.path().join("image");

@@ -75,15 +75,7 @@ fn platforms_that_were_not_pulled_stay_listed_and_all_platforms_needs_them() {
     multi_platform(&layout, "v1");
     bench.registry.push_layout(&layout, "v1", "multi").unwrap();
     let image = bench.registry.reference("multi:v1");
-    let fetch = [
-        "content",
-        "fetch",
-        "--plain-http",
-        "--platform",
-        "linux/amd64",
-        &image,
-    ];
-    bench.ctr().output(fetch).unwrap();
+    bench.fetch(&image);
     let before = bench.index(&bench.target(&image));
     let flags = ["--min-layer-size", "0", "--platform", "linux/amd64"];
     let converted = bench.registry.reference("multi:soci");
@@ -192,8 +184,8 @@ fn ztocs_of_a_pulled_image_are_found_where_they_are_stored() {
     let dir = tempfile::tempdir().unwrap();
     three_layers().unwrap().write(dir.path(), "plain").unwrap();
     stack.push(dir.path(), "plain", "app").unwrap();
-    let plain = format!("docker://{}", stack.registry.reference("app:plain"));
-    let with_index = format!("docker://{}", stack.registry.reference("app:soci"));
+    let plain = stack.registry.docker_reference("app:plain");
+    let with_index = stack.registry.docker_reference("app:soci");
     let root = stack.daemon.root();
     let soci = |arguments: &[&str]| run(&stack, &root, arguments);
     soci(&["convert", "--min-layer-size", "0", &plain, &with_index]);

@@ -1,10 +1,11 @@
 //! `soci check`, `ls`, `cat` and `mount` of images at a real registry. `mount` needs root and FUSE.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
+use soci_testkit::image::shell_layer;
 use soci_testkit::{Content, ImageBuilder, Layer, LayerCompression, Registry, TestRoot};
 
 const NOISE: Content = Content::Noise {
@@ -28,11 +29,8 @@ impl Remote {
         let dir = this.root.dir("image").unwrap();
         ImageBuilder::new()
             .layer(
-                Layer::new()
-                    .dir("bin")
-                    .program("bin/busybox", Path::new("/bin/busybox"))
+                shell_layer()
                     .unwrap()
-                    .symlink("bin/sh", "busybox")
                     .dir("data")
                     .text("data/gone", "deleted above\n")
                     .dir("old")
@@ -53,9 +51,9 @@ impl Remote {
             .write(&dir, "plain")
             .unwrap();
         this.registry.push_layout(&dir, "plain", "app").unwrap();
-        let plain = format!("docker://{}", this.registry.reference("app:plain"));
+        let plain = this.registry.docker_reference("app:plain");
         let options = ["--span-size", "262144", "--min-layer-size", "100000"];
-        let v2 = format!("docker://{}", this.registry.reference("app:v2"));
+        let v2 = this.registry.docker_reference("app:v2");
         this.ok(&[&["convert"], &options[..], &[&plain, &v2]].concat());
         this
     }

@@ -21,7 +21,7 @@ pub use layer::Layer;
 pub use python::{APP_OUTPUT, APP_SCRIPT, PYTHON_TAG, python_image, torch_image};
 pub use readers::{READER_MODES, READER_SCRIPT, readers_image};
 pub use samples::{
-    busybox_image, busybox_layer, large_file_image, pause_image, small_image, small_image_data,
-    three_layers,
+    busybox_image, busybox_layer, large_file_image, pause_image, shell_layer, small_image,
+    small_image_data, three_layers,
 };
 pub use sink::{LayerCompression, LayerSink};

@@ -37,6 +37,16 @@ const APPLETS: [&str; 24] = [
     "readlink",
 ];
 
+/// A layer with `/bin/busybox` and `/bin/sh`.
+///
+/// # Errors
+/// When Debian's package `busybox-static` is not installed.
+pub fn shell_layer() -> Result<Layer> {
+    let layer = Layer::new().dir("bin");
+    let layer = layer.program("bin/busybox", Path::new(BUSYBOX))?;
+    Ok(layer.symlink("bin/sh", "busybox"))
+}
+
 /// A layer that containers can start from: busybox and links to it.
 ///
 /// # Errors
@@ -117,10 +127,7 @@ pub fn small_image(dir: &Path, tag: &str) -> Result<OciImage> {
 /// # Errors
 /// When Debian's package `busybox-static` is not installed.
 pub fn three_layers() -> Result<ImageBuilder> {
-    let programs = Layer::new()
-        .dir("bin")
-        .program("bin/busybox", Path::new(BUSYBOX))?
-        .symlink("bin/sh", "busybox")
+    let programs = shell_layer()?
         .symlink("bin/cat", "busybox")
         .symlink("bin/sha256sum", "busybox");
     let noise = Content::Noise {

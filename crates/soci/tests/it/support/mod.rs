@@ -112,6 +112,19 @@ impl Bench {
         reference
     }
 
+    /// Fetches an image's content for linux/amd64, without unpacking.
+    pub(crate) fn fetch(&self, reference: &str) {
+        let fetch = [
+            "content",
+            "fetch",
+            "--plain-http",
+            "--platform",
+            "linux/amd64",
+        ];
+        let ctr = self.ctr();
+        ctr.output(fetch.into_iter().chain([reference])).unwrap();
+    }
+
     /// The images that containerd has.
     pub(crate) fn images(&self) -> Vec<String> {
         lines(&self.ctr().output(["images", "ls", "-q"]).unwrap())
