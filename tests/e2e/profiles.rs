@@ -404,6 +404,7 @@ fn a_start_that_a_restart_or_a_hand_over_interrupts_is_played_to_its_end() {
         place.wait_until_played();
         place.refuse_layers();
         place.start_container(&reference);
+        place.wait_until_recorded(1);
     }
 }
 

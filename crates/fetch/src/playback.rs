@@ -2,7 +2,8 @@
 //! their use over all its layers, before they are asked for.
 //!
 //! A profile is a guess. What it fetches is bounded in all, further bounded until a container reads
-//! at all, and held to what readers use of it from then on.
+//! at all, and held to what readers use of it from then on. On a slow link, where it would delay the
+//! rest of the pull, it begins when a container reads.
 
 use std::time::Duration;
 
@@ -22,6 +23,12 @@ const USED_PART: u64 = 4;
 const GRACE: Duration = Duration::from_secs(2);
 /// Time without progress after which the rest is given up.
 const STUCK: Duration = Duration::from_secs(60);
+/// Compressed bytes that are wanted at a time until it is known how fast the link is.
+const PROBE: u64 = 16 << 20;
+/// Compressed bytes that have to arrive before a link counts as fast.
+const PROBED: u64 = 4 << 20;
+/// Time after which a link that is not known to be fast counts as slow.
+const PROBE_TIME: Duration = Duration::from_secs(1);
 /// Spans of a profile.
 const MOST_SPANS: usize = 8192;
 
@@ -44,6 +51,8 @@ pub trait PlayedLayer {
     fn has_room(&self, span: u32) -> bool;
     /// Whether a reader asked for a span.
     fn was_read(&self, span: u32) -> bool;
+    /// Rate of the link to the layer in bytes per second, if it is known.
+    fn link_rate(&self) -> Option<u64>;
     /// Fetches spans that no reader waits for.
     fn fetch(&self, spans: &[u32]);
 }
@@ -57,8 +66,74 @@ pub struct Played {
     pub used: u64,
     /// Whether it waits because too little is used.
     pub held: bool,
+    /// Whether it waits for the first read, because the link is slow.
+    pub waits: bool,
     /// Whether it has ended.
     pub ended: bool,
+}
+
+/// How fast a link is, as far as it matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Link {
+    Unknown,
+    Fast,
+    Slow,
+}
+
+/// Finds out how fast a link is.
+#[derive(Debug)]
+struct LinkProbe {
+    /// Rate in bytes per second from which on a link is fast.
+    least: u64,
+    /// Since when compressed bytes were wanted, and how many have arrived.
+    since: Option<(Instant, u64)>,
+    link: Link,
+}
+
+impl LinkProbe {
+    const fn new(least: u64) -> Self {
+        Self {
+            least,
+            since: None,
+            link: if least == 0 {
+                Link::Fast
+            } else {
+                Link::Unknown
+            },
+        }
+    }
+
+    /// Notes the rate that is known otherwise, and the bytes that have arrived since the last call.
+    fn note(&mut self, known: Option<u64>, arrived: u64, now: Instant) -> Link {
+        if self.least == 0 {
+            return Link::Fast;
+        }
+        if let Some(rate) = known {
+            self.link = if rate < self.least {
+                Link::Slow
+            } else {
+                Link::Fast
+            };
+            return self.link;
+        }
+        if let (Link::Unknown, Some((since, bytes))) = (self.link, &mut self.since) {
+            *bytes = bytes.saturating_add(arrived);
+            let elapsed = now.saturating_duration_since(*since);
+            let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+            let rate = bytes.saturating_mul(1000) / millis.max(1);
+            if *bytes >= PROBED && rate >= self.least {
+                self.link = Link::Fast;
+            } else if elapsed >= PROBE_TIME {
+                self.link = Link::Slow;
+            }
+        }
+        self.link
+    }
+
+    /// Notes that bytes are wanted.
+    fn wanted(&mut self, now: Instant) {
+        self.since.get_or_insert((now, 0));
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +156,7 @@ pub struct Playback {
     played: Played,
     /// Number of layers that are fetched from at a time.
     layers_at_once: usize,
+    probe: LinkProbe,
 }
 
 impl Playback {
@@ -97,7 +173,15 @@ impl Playback {
             progress: None,
             played: Played::default(),
             layers_at_once: usize::MAX,
+            probe: LinkProbe::new(0),
         }
+    }
+
+    /// Has it begin at the first read on links below this rate, in bytes per second.
+    #[must_use]
+    pub const fn with_least_link_rate(mut self, least: u64) -> Self {
+        self.probe = LinkProbe::new(least);
+        self
     }
 
     /// Limits the number of layers that are fetched from at a time.
@@ -122,7 +206,8 @@ impl Playback {
             return self.played;
         }
         let began = *self.progress.get_or_insert(now);
-        let (mut bytes, mut used, mut outstanding, mut progress) = (0, 0, 0_u64, false);
+        let (mut bytes, mut used, mut outstanding, mut arrived) = (0, 0, 0_u64, 0_u64);
+        let mut progress = false;
         let mut busy = std::collections::HashSet::new();
         for (span, state) in &mut self.spans {
             let Some(layer) = layers.get(span.layer).and_then(Option::as_ref) else {
@@ -135,6 +220,7 @@ impl Playback {
             match *state {
                 State::Wanted if layer.is_stored(span.span) => {
                     *state = State::Fetched;
+                    arrived += size;
                     progress = true;
                 }
                 State::Wanted => {
@@ -152,7 +238,15 @@ impl Playback {
         if progress {
             self.progress = Some(now);
         }
+        let mut rates = layers.iter().flatten().filter_map(PlayedLayer::link_rate);
+        let link = self.probe.note(rates.next(), arrived, now);
+        let window = match (first_read, link) {
+            (None, Link::Unknown) => PROBE,
+            _ => WINDOW,
+        };
+        let waits = first_read.is_none() && link == Link::Slow;
         let limit = match first_read {
+            None if waits => 0,
             None => BEFORE_READS,
             Some(at) if now < at + GRACE => MOST,
             Some(_) => TRIAL.max(used.saturating_mul(USED_PART)).min(MOST),
@@ -169,10 +263,10 @@ impl Playback {
                 continue;
             };
             if bytes + size > limit {
-                held = true;
+                held = !waits;
                 break;
             }
-            if outstanding > 0 && outstanding + size > WINDOW {
+            if outstanding > 0 && outstanding + size > window {
                 break;
             }
             if !layer.has_room(span.span) {
@@ -187,6 +281,7 @@ impl Playback {
             outstanding += size;
             bytes += size;
             self.progress = Some(now);
+            self.probe.wanted(now);
             if let Some(list) = lists.get_mut(span.layer) {
                 list.push(span.span);
             }
@@ -204,6 +299,7 @@ impl Playback {
             bytes,
             used,
             held,
+            waits: waits && left,
             ended: !left || stuck,
         };
         self.played
@@ -239,6 +335,7 @@ mod tests {
         stored: RefCell<BTreeSet<u32>>,
         read: RefCell<BTreeSet<u32>>,
         room: bool,
+        rate: std::cell::Cell<Option<u64>>,
     }
 
     impl Fake {
@@ -269,6 +366,9 @@ mod tests {
         }
         fn was_read(&self, span: u32) -> bool {
             self.read.borrow().contains(&span)
+        }
+        fn link_rate(&self) -> Option<u64> {
+            self.rate.get()
         }
         fn fetch(&self, spans: &[u32]) {
             self.fetched.borrow_mut().extend(spans);
@@ -326,6 +426,55 @@ mod tests {
         assert_eq!(*second.fetched.borrow(), [3, 0]);
         second.arrive();
         assert!(play.step(&layers, None, now).ended);
+    }
+
+    #[test]
+    fn on_a_link_that_is_known_to_be_slow_it_begins_at_the_first_read() {
+        let mut play = Playback::new(spans(0, 0..100)).with_least_link_rate(50_000_000);
+        let layers = [Fake::new(100)];
+        let layer = layers[0].as_ref().unwrap();
+        let begin = Instant::now();
+        layer.rate.set(Some(20_000_000));
+        for second in 0..100 {
+            let now = begin + Duration::from_secs(second);
+            let played = play.step(&layers, None, now);
+            assert!(played.waits && !played.ended && !played.held);
+        }
+        assert!(layer.fetched.borrow().is_empty());
+        let first = begin + Duration::from_secs(100);
+        let played = play.step(&layers, Some(first), first);
+        assert!(!played.waits);
+        assert_eq!(played.bytes, WINDOW);
+        // A link may be faster than it was.
+        let mut play = Playback::new(spans(0, 0..100)).with_least_link_rate(50_000_000);
+        let layers = [Fake::new(100)];
+        let layer = layers[0].as_ref().unwrap();
+        layer.rate.set(Some(20_000_000));
+        assert!(play.step(&layers, None, begin).waits);
+        layer.rate.set(Some(60_000_000));
+        assert_eq!(play.step(&layers, None, begin).bytes, WINDOW);
+    }
+
+    #[test]
+    fn the_beginning_of_a_profile_shows_how_fast_an_unknown_link_is() {
+        let begin = Instant::now();
+        let probed = |arrived: u32, after: Duration| {
+            let mut play = Playback::new(spans(0, 0..500)).with_least_link_rate(50_000_000);
+            let layers = [Fake::new(500)];
+            let layer = layers[0].as_ref().unwrap();
+            assert_eq!(play.step(&layers, None, begin).bytes, PROBE);
+            layer.stored.borrow_mut().extend(0..arrived);
+            play.step(&layers, None, begin + after)
+        };
+        let tenth = Duration::from_millis(100);
+        // 8 MiB in 0.1 s.
+        let played = probed(4, tenth);
+        assert_eq!((played.bytes, played.waits), (WINDOW + 4 * SPAN, false));
+        // Nothing is known after 0.1 s; after a second nearly all has arrived, and that is slow.
+        let played = probed(1, tenth);
+        assert_eq!((played.bytes, played.waits), (PROBE + SPAN, false));
+        let played = probed(7, PROBE_TIME);
+        assert_eq!((played.bytes, played.waits), (PROBE, true));
     }
 
     #[test]

@@ -166,6 +166,7 @@ impl LazyLayers {
     /// Has unmounting keep what is stored from now on: the daemon ends, the snapshots stay.
     pub fn leave(&self) {
         self.table.leaving.store(true, Ordering::Relaxed);
+        self.start_ups.leave();
     }
 
     /// Makes fetched spans durable. To be called last, after the fetcher was shut down.

@@ -8,6 +8,7 @@ use soci_store::LayerKey;
 use soci_ztoc::{Span, SpanId, SpanTable};
 use tokio::time::Instant;
 
+use crate::profile_config::ProfileConfig;
 use crate::start_order::StartOrder;
 
 /// A layer of a start.
@@ -53,6 +54,10 @@ impl PlayedLayer for Played {
         self.log.was_read(span)
     }
 
+    fn link_rate(&self) -> Option<u64> {
+        self.data.link_rate()
+    }
+
     fn fetch(&self, spans: &[u32]) {
         self.data.prefetch_each(spans);
     }
@@ -68,7 +73,7 @@ pub(crate) struct Player {
 }
 
 impl Player {
-    pub(crate) fn new(order: &StartOrder, layers_at_once: Option<usize>) -> Self {
+    pub(crate) fn new(order: &StartOrder, config: &ProfileConfig) -> Self {
         let mut keys = Vec::new();
         let mut numbers = HashMap::new();
         let spans: Vec<_> = order
@@ -82,9 +87,9 @@ impl Player {
                 ProfileSpan { layer, span: *span }
             })
             .collect();
-        let playback = Playback::new(spans);
+        let playback = Playback::new(spans).with_least_link_rate(config.min_link_rate);
         Self {
-            playback: match layers_at_once {
+            playback: match config.layers_at_once {
                 Some(layers) => playback.with_layers_at_once(layers),
                 None => playback,
             },

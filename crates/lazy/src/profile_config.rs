@@ -15,6 +15,9 @@ pub struct ProfileConfig {
     pub prefetch: bool,
     /// Number of layers of an image that are fetched from at a time; `None`: no limit.
     pub layers_at_once: Option<usize>,
+    /// Rate of the link in bytes per second below which playing begins at the first read, because it
+    /// would delay the rest of the pull; 0: it never does.
+    pub min_link_rate: u64,
     /// Time without a first read of a span that ends a start.
     pub quiet: Duration,
 }
@@ -27,6 +30,7 @@ impl Default for ProfileConfig {
             referrers: true,
             prefetch: true,
             layers_at_once: None,
+            min_link_rate: 50_000_000,
             quiet: Duration::from_secs(10),
         }
     }

@@ -51,6 +51,8 @@ pub(crate) struct StartUps {
     orders: Arc<StartOrders>,
     hints: Arc<Hints>,
     starts: Mutex<HashMap<Digest, Arc<StartUp>>>,
+    /// The daemon ends: starts are left to the next process.
+    leaving: AtomicBool,
     counters: Counters,
 }
 
@@ -101,8 +103,15 @@ impl StartUps {
             }),
             hints,
             starts: Mutex::default(),
+            leaving: AtomicBool::new(false),
             counters: Counters::default(),
         })
+    }
+
+    /// Leaves the starts to the next process: that their layers are closed from now on does not end
+    /// them.
+    pub(crate) fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
     }
 
     /// Begins the start of an image that is pulled, unless it has begun.
@@ -305,6 +314,7 @@ async fn follow(starts: Weak<StartUps>, orders: Arc<StartOrders>, start: Arc<Sta
     let mut finding = std::pin::pin!(orders.find(&start.image, &start.index, start.pulled));
     let (mut found, mut period) = (false, PERIOD);
     let mut player: Option<Player> = None;
+    let mut waits = false;
     let recording = loop {
         tokio::select! {
             biased;
@@ -315,7 +325,7 @@ async fn follow(starts: Weak<StartUps>, orders: Arc<StartOrders>, start: Arc<Sta
                 };
                 start.hints.profile(order.as_ref().map(|(_, order)| order));
                 if let Some((origin, order)) = order {
-                    player = Some(Player::new(&order, config.layers_at_once));
+                    player = Some(Player::new(&order, config));
                     starts.counters.played.fetch_add(1, Ordering::Relaxed);
                     let report = PlayingReport {
                         reference: start.image.reference.to_string(),
@@ -337,6 +347,9 @@ async fn follow(starts: Weak<StartUps>, orders: Arc<StartOrders>, start: Arc<Sta
         let Some(starts) = starts.upgrade() else {
             return;
         };
+        if starts.leaving.load(Ordering::Relaxed) {
+            return;
+        }
         let layers = start.layers.lock().clone();
         let times = layers.iter().flat_map(|layer| layer.log.first_reads());
         let times: Vec<_> = times.map(|(_, at)| at).collect();
@@ -350,6 +363,9 @@ async fn follow(starts: Weak<StartUps>, orders: Arc<StartOrders>, start: Arc<Sta
             if let Some(report) = start.playing.lock().as_mut() {
                 (report.bytes, report.used_bytes) = (played.bytes, played.used);
                 report.held = played.held;
+            }
+            if played.waits && !std::mem::replace(&mut waits, true) {
+                tracing::info!(%manifest, "start-up profile waits for the first read on a slow link");
             }
         }
         let busy = player.as_ref().is_some_and(|player| !player.has_ended());

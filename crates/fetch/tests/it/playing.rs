@@ -30,6 +30,9 @@ impl PlayedLayer for Open {
     fn was_read(&self, span: u32) -> bool {
         self.log.was_read(span)
     }
+    fn link_rate(&self) -> Option<u64> {
+        self.layer.link_rate()
+    }
     fn fetch(&self, spans: &[u32]) {
         self.layer.prefetch_each(spans);
     }

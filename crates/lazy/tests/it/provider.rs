@@ -48,7 +48,7 @@ fn golden(case: &str) -> PathBuf {
 fn assemble(case: &str, part: &str, into: &Path) {
     let target = into.join("blobs/sha256");
     fs::create_dir_all(&target).unwrap();
-    for part in ["image", "soci-v1", "soci-v2"] {
+    for part in ["image", "soci-v1", "soci-v2", part] {
         for blob in fs::read_dir(golden(case).join(part).join("blobs/sha256")).unwrap() {
             let blob = blob.unwrap();
             fs::copy(blob.path(), target.join(blob.file_name())).unwrap();
@@ -644,6 +644,87 @@ fn a_start_is_recorded_and_the_next_cold_start_plays_it() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(lazy.profile_counts(), soci_lazy::ProfileCounts::default());
         unmount(&lazy, &request.mountpoint).await;
+    });
+}
+
+#[test]
+fn what_v0_15_lists_for_prefetching_is_fetched_before_it_is_read() {
+    World::new("kinds", "soci-v2-prefetch").test(async |world| {
+        let (lazy, fetcher) = world.lazy_and_fetcher(LazyConfig::default());
+        let request = world.request(0, "a");
+        lazy.mount(request.clone()).await.unwrap();
+        // Two spans of the first layer, and one of the second, which is opened ahead.
+        let played = async {
+            while fetcher.stats().profile.spans < 3 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), played)
+            .await
+            .unwrap();
+        assert_eq!(lazy.profile_counts().played, 1);
+        world.proxy.inject(Rule::always(Fault::status(403)));
+        let sums = fs::read_to_string(golden("kinds").join("unpacked/layer-1.sha256")).unwrap();
+        let path = request.mountpoint.join("data/text");
+        let content = blocking(move || fs::read(path).unwrap()).await;
+        let line = format!("{}  ./data/text", Digest::of(&content).hex());
+        assert!(sums.lines().any(|known| known == line));
+        let stats = fetcher.stats();
+        assert_eq!((stats.demand.requests, stats.profile.spans), (0, 3));
+        unmount(&lazy, &request.mountpoint).await;
+    });
+}
+
+#[test]
+fn a_start_that_the_end_of_the_daemon_interrupts_is_played_and_recorded_by_the_next() {
+    World::new("kinds", "soci-v2").test(async |world| {
+        let config = LazyConfig {
+            profiles: soci_lazy::ProfileConfig {
+                quiet: Duration::from_millis(300),
+                ..soci_lazy::ProfileConfig::default()
+            },
+            ..LazyConfig::default()
+        };
+        let until = async |what: &str, done: &dyn Fn() -> bool| {
+            let wait = async {
+                while !done() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
+            assert!(waited.is_ok(), "{what}");
+        };
+        let request = world.request(0, "a");
+        let first = world.lazy(config.clone());
+        first.mount(request.clone()).await.unwrap();
+        check_contents(request.mountpoint.clone()).await;
+        until("recorded", &|| first.profile_counts().recorded == 1).await;
+        unmount(&first, &request.mountpoint).await;
+        drop(first);
+        fs::remove_dir_all(world.root.path().join("daemon/soci/layers")).unwrap();
+
+        // Pulled, and the daemon ends before a container reads.
+        let (before, fetcher) = world.lazy_and_fetcher(config.clone());
+        before.mount(request.clone()).await.unwrap();
+        until("played", &|| before.profile_counts().played == 1).await;
+        before.leave();
+        unmount(&before, &request.mountpoint).await;
+        // Long enough to notice that its layers are closed.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        fetcher.shutdown().await;
+        before.flush().await;
+        drop((before, fetcher));
+
+        let after = world.lazy(config);
+        let restore = LayerRequest {
+            purpose: Purpose::Restore,
+            ..request.clone()
+        };
+        after.restore(restore).await.unwrap();
+        until("played again", &|| after.profile_counts().played == 1).await;
+        check_contents(request.mountpoint.clone()).await;
+        until("recorded again", &|| after.profile_counts().recorded == 1).await;
+        unmount(&after, &request.mountpoint).await;
     });
 }
 
