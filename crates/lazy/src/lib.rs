@@ -43,6 +43,7 @@ mod preflight;
 mod profile_config;
 mod profile_report;
 mod provider;
+mod publisher;
 mod report;
 mod repository_use;
 mod restore;

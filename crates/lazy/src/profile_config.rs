@@ -11,6 +11,8 @@ pub struct ProfileConfig {
     pub max_size_bytes: u64,
     /// Asks the registry for a profile that refers to the image.
     pub referrers: bool,
+    /// Publishes what was recorded beside the image at its registry, unless a profile is there.
+    pub publish: bool,
     /// Plays the prefetch artifacts that an index lists.
     pub prefetch: bool,
     /// Number of layers of an image that are fetched from at a time; `None`: no limit.
@@ -28,6 +30,7 @@ impl Default for ProfileConfig {
             enable: true,
             max_size_bytes: 8 << 20,
             referrers: true,
+            publish: false,
             prefetch: true,
             layers_at_once: None,
             min_link_rate: 50_000_000,

@@ -25,6 +25,7 @@ use crate::open_layer::OpenLayer;
 use crate::player::{Player, StartedLayer};
 use crate::profile_config::ProfileConfig;
 use crate::profile_report::{PlayingReport, ProfileCounts, ProfileReport};
+use crate::publisher::Publisher;
 use crate::start_order::StartOrders;
 
 /// Time between two looks at a start.
@@ -51,6 +52,8 @@ pub(crate) struct StartUps {
     orders: Arc<StartOrders>,
     hints: Arc<Hints>,
     starts: Mutex<HashMap<Digest, Arc<StartUp>>>,
+    /// Publishes what was recorded; `None`: it stays on this node.
+    publisher: Option<Publisher>,
     /// The daemon ends: starts are left to the next process.
     leaving: AtomicBool,
     counters: Counters,
@@ -92,7 +95,11 @@ impl StartUps {
         hints: Arc<Hints>,
     ) -> Arc<Self> {
         let files = ProfileFiles::new(directory, config.max_size_bytes);
+        let publisher = config
+            .publish
+            .then(|| Publisher::new(files.clone(), client.clone(), time_limit));
         Arc::new(Self {
+            publisher,
             files: files.clone(),
             orders: Arc::new(StartOrders {
                 files: config.enable.then_some(files),
@@ -276,7 +283,8 @@ impl StartUps {
         }
     }
 
-    async fn store(&self, start: &StartUp, recording: Recording) {
+    /// Stores a recording. Returns whether it is stored.
+    async fn store(&self, start: &StartUp, recording: Recording) -> bool {
         let read_bytes = read_bytes(&start.layers.lock());
         let files = self.files.clone();
         let (manifest, spans) = (start.image.manifest, recording.spans.len());
@@ -289,8 +297,12 @@ impl StartUps {
             Ok(()) => {
                 self.counters.recorded.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(%manifest, spans, read_bytes, "recorded start-up profile");
+                true
             }
-            Err(error) => tracing::warn!(%manifest, error, "cannot store start-up profile"),
+            Err(error) => {
+                tracing::warn!(%manifest, error, "cannot store start-up profile");
+                false
+            }
         }
     }
 
@@ -390,10 +402,12 @@ async fn follow(starts: Weak<StartUps>, orders: Arc<StartOrders>, start: Arc<Sta
     if starts.follows(&start) {
         starts.starts.lock().remove(&manifest);
     }
-    if start.recorded && !recording.spans.is_empty() {
-        starts.store(&start, recording).await;
-    }
+    let is_stored =
+        start.recorded && !recording.spans.is_empty() && starts.store(&start, recording).await;
     starts.mark(&start, None).await;
+    if let Some(publisher) = starts.publisher.as_ref().filter(|_| is_stored) {
+        publisher.publish(&start.image).await;
+    }
 }
 
 /// What was read since the start was begun.

@@ -145,6 +145,7 @@ pub(crate) fn lazy(config: &Config) -> LazyConfig {
             enable: config.profile.enable,
             max_size_bytes: config.profile.max_size_bytes,
             referrers: config.profile.referrers,
+            publish: config.profile.publish,
             min_link_rate: config.profile.min_link_bytes_per_sec,
             prefetch: config.prefetch.enable || (config.profile.enable && config.profile.index),
             layers_at_once: config.prefetch.max_concurrency.filter(|n| *n > 0).map(size),

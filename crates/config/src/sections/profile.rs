@@ -14,6 +14,8 @@ pub struct Profile {
     pub index: bool,
     /// Ask the registry for a profile that refers to the image.
     pub referrers: bool,
+    /// Publish what was recorded beside the image at its registry, unless a profile is there.
+    pub publish: bool,
     /// Rate of the link in bytes per second below which playing begins at the first read; 0: never.
     pub min_link_bytes_per_sec: u64,
 }
@@ -25,6 +27,7 @@ impl Default for Profile {
             max_size_bytes: 8 << 20,
             index: true,
             referrers: true,
+            publish: false,
             min_link_bytes_per_sec: 50_000_000,
         }
     }
@@ -36,6 +39,7 @@ impl Section for Profile {
         v.number("max_size_bytes", &mut self.max_size_bytes, 0..=MAX);
         v.flag("index", &mut self.index);
         v.flag("referrers", &mut self.referrers);
+        v.flag("publish", &mut self.publish);
         v.number(
             "min_link_bytes_per_sec",
             &mut self.min_link_bytes_per_sec,

@@ -135,6 +135,7 @@ enable_keychain = true
 enable = false
 index = false
 referrers = false
+publish = true
 min_link_bytes_per_sec = 4
 max_size_bytes = 1000
 [start_hints]

@@ -648,6 +648,83 @@ fn a_start_is_recorded_and_the_next_cold_start_plays_it() {
 }
 
 #[test]
+fn a_recorded_start_is_published_once_and_another_node_plays_it() {
+    World::new("kinds", "soci-v2").test(async |world| {
+        let config = LazyConfig {
+            profiles: soci_lazy::ProfileConfig {
+                quiet: Duration::from_millis(300),
+                publish: true,
+                ..soci_lazy::ProfileConfig::default()
+            },
+            ..LazyConfig::default()
+        };
+        let until = async |what: &str, done: &dyn Fn() -> bool| {
+            let wait = async {
+                while !done() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
+            assert!(waited.is_ok(), "{what}");
+        };
+        let request = world.request(0, "a");
+        let profiles = world.root.path().join("daemon/soci/profiles");
+        let puts = || {
+            let stats = world.proxy.stats();
+            let manifests = stats.of(|r| r.method == "PUT" && r.path.contains("/manifests/"));
+            manifests.requests
+        };
+        let forget = || {
+            fs::remove_dir_all(&profiles).unwrap();
+            fs::remove_dir_all(world.root.path().join("daemon/soci/layers")).unwrap();
+        };
+        let start = async |lazy: &Arc<LazyLayers>| {
+            let before = lazy.profile_counts().recorded;
+            lazy.mount(request.clone()).await.unwrap();
+            check_contents(request.mountpoint.clone()).await;
+            until("recorded", &|| lazy.profile_counts().recorded > before).await;
+        };
+        // A registry that takes nothing: the start is recorded all the same, and serves this node.
+        world
+            .proxy
+            .inject(Rule::always(Fault::status(403)).method("POST"));
+        let lazy = world.lazy(config.clone());
+        start(&lazy).await;
+        until("refused", &|| {
+            let stats = world.proxy.stats();
+            stats.of(|request| request.method == "POST").requests > 0
+        })
+        .await;
+        unmount(&lazy, &request.mountpoint).await;
+        drop(lazy);
+        forget();
+        world.proxy.clear_faults();
+        assert_eq!(puts(), 0);
+
+        // The artifact, and the list of referrers under a tag, as the registry has no API for it.
+        let lazy = world.lazy(config.clone());
+        start(&lazy).await;
+        until("published", &|| puts() == 2).await;
+        unmount(&lazy, &request.mountpoint).await;
+        drop(lazy);
+        forget();
+
+        let lazy = world.lazy(config);
+        world.proxy.reset_stats();
+        start(&lazy).await;
+        assert_eq!(lazy.profile_counts().played, 1, "found at the registry");
+        // At the pull, and before anything would be published.
+        until("looked for twice", &|| {
+            let stats = world.proxy.stats();
+            stats.of(|r| r.path.contains("/referrers/")).requests == 2
+        })
+        .await;
+        unmount(&lazy, &request.mountpoint).await;
+        assert_eq!(puts(), 0, "one is there");
+    });
+}
+
+#[test]
 fn what_v0_15_lists_for_prefetching_is_fetched_before_it_is_read() {
     World::new("kinds", "soci-v2-prefetch").test(async |world| {
         let (lazy, fetcher) = world.lazy_and_fetcher(LazyConfig::default());
