@@ -99,6 +99,18 @@ bench-start: deps ## Print what cold starts of the demo image cost, overlayfs be
 	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES)) --package soci-benches
 	target/release/bench-start --again
 
+.PHONY: bench-keep
+bench-keep: deps ## Print what filling and keeping images costs (PREVIOUS=… measures another build instead)
+	@test "$$(id -u)" = 0 || { echo "make bench-keep needs root: it mounts file systems and starts containers" >&2; exit 1; }
+	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES)) --package soci-benches
+	target/release/bench-keep
+
+.PHONY: bench-keep-torch
+bench-keep-torch: deps ## The same for an image with PyTorch: 4 GB, built from PyPI on first use
+	@test "$$(id -u)" = 0 || { echo "make bench-keep-torch needs root: it mounts file systems and starts containers" >&2; exit 1; }
+	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES)) --package soci-benches
+	target/release/bench-keep --torch
+
 .PHONY: bench-eager
 bench-eager: deps ## Print what whole pulls cost, overlayfs beside them (EAGER="layers files large torch", REFERENCE=…)
 	@test "$$(id -u)" = 0 || { echo "make bench-eager needs root: it mounts file systems" >&2; exit 1; }

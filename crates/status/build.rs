@@ -9,6 +9,7 @@ fn main() -> std::io::Result<()> {
     let mut builder = tonic_prost_build::configure();
     for message in [
         "GetResponse",
+        "FillResponse",
         "Daemon",
         "Holder",
         "LayerStore",

@@ -23,6 +23,7 @@ mod deep_folders;
 mod eager;
 mod eager_cri;
 mod faults;
+mod filling;
 mod first_light;
 mod hand_over;
 mod implied_directories;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::Config;
 use crate::schema::{Section, Unit, Visitor};
-use crate::values::{ByteSize, Choice};
+use crate::values::{ByteSize, Choice, Pause};
 
 enum Line {
     Table(String),
@@ -212,6 +212,10 @@ impl Visitor for Writer {
             Unit::Milliseconds => value.as_millis(),
         };
         self.key(key, number.to_string());
+    }
+
+    fn pause_if_set(&mut self, key: &'static str, unit: Unit, value: &mut Pause) {
+        self.duration(key, unit, &mut { value.or_default() });
     }
 
     fn size(&mut self, key: &'static str, value: &mut Option<ByteSize>) {

@@ -22,7 +22,7 @@ pub use sections::{
     Resolver, Snapshotter, StartHints, Trust,
 };
 pub use values::{
-    ByteSize, ContentStoreType, DropPolicy, MetadataStoreType, MetricsNetwork, Sharing,
+    ByteSize, ContentStoreType, DropPolicy, MetadataStoreType, MetricsNetwork, Pause, Sharing,
     WithoutImageStore,
 };
 

@@ -12,7 +12,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::error::{ConfigError, Problem};
 use crate::schema::{Section, Unit, Visitor};
-use crate::values::{ByteSize, Choice};
+use crate::values::{ByteSize, Choice, Pause};
 use crate::{Config, Loaded};
 
 /// Longer times are cut to this; a century is "for ever", and adding it to a clock cannot overflow.
@@ -379,6 +379,15 @@ impl Visitor for Reader<'_, '_> {
 
     fn pause(&mut self, key: &'static str, unit: Unit, value: &mut Duration) {
         self.time(key, unit, value, Some(unit.times(1)));
+    }
+
+    fn pause_if_set(&mut self, key: &'static str, unit: Unit, value: &mut Pause) {
+        // No pause that can be written in the file.
+        let (mut set, none) = (Duration::ZERO, Duration::ZERO);
+        self.time(key, unit, &mut set, Some(unit.times(1)));
+        if set > none {
+            *value = Pause::set(set);
+        }
     }
 
     fn size(&mut self, key: &'static str, value: &mut Option<ByteSize>) {

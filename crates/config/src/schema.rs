@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::values::{ByteSize, Choice};
+use crate::values::{ByteSize, Choice, Pause};
 
 /// The unit in which a duration is written in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +94,8 @@ pub(crate) trait Visitor {
     fn pause(&mut self, key: &'static str, unit: Unit, value: &mut Duration) {
         self.duration(key, unit, value);
     }
+    /// A pause that v0.15 sets by default and this daemon does not.
+    fn pause_if_set(&mut self, key: &'static str, unit: Unit, value: &mut Pause);
     fn size(&mut self, key: &'static str, value: &mut Option<ByteSize>);
     fn table<S: Section>(&mut self, key: &'static str, value: &mut S);
     /// Tables whose names the operator chooses. Not printed when there are none.

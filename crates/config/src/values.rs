@@ -1,6 +1,7 @@
 //! The value types of the file: named choices and sizes in bytes.
 
 use std::fmt;
+use std::time::Duration;
 
 /// A value that is one of a few words.
 pub(crate) trait Choice: Copy + PartialEq + 'static {
@@ -32,6 +33,47 @@ macro_rules! choice {
             }
         }
     };
+}
+
+/// A pause that v0.15 makes by default and this daemon only if the file sets it. It is printed as
+/// v0.15 prints it, so that two pauses are equal if they are printed alike: a file that was made of
+/// the printed defaults sets them.
+#[derive(Debug, Clone, Copy)]
+pub struct Pause {
+    time: Duration,
+    is_set: bool,
+}
+
+impl Pause {
+    /// One that the file sets.
+    pub(crate) const fn set(time: Duration) -> Self {
+        Self { time, is_set: true }
+    }
+
+    /// One that it does not; `default` is v0.15's.
+    pub(crate) const fn not_set(default: Duration) -> Self {
+        Self {
+            time: default,
+            is_set: false,
+        }
+    }
+
+    /// The pause, if the file sets one.
+    #[must_use]
+    pub fn if_set(self) -> Option<Duration> {
+        self.is_set.then_some(self.time)
+    }
+
+    /// The pause that is printed.
+    pub(crate) const fn or_default(self) -> Duration {
+        self.time
+    }
+}
+
+impl PartialEq for Pause {
+    fn eq(&self, other: &Self) -> bool {
+        self.time == other.time
+    }
 }
 
 choice! {

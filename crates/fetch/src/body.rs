@@ -27,10 +27,20 @@ const FIRST_BYTES: usize = 64 << 10;
 /// How often the schedule is notified that bytes arrive.
 const NOTE_EVERY: Duration = Duration::from_millis(100);
 
+/// Whether a reader waits for a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hurry {
+    /// A server that has too many requests is asked again.
+    Reader,
+    /// It is not.
+    None,
+}
+
 /// A body that is cut into spans.
 pub(crate) struct Body<'a> {
     context: &'a Context,
     layer: &'a ServedLayer,
+    hurry: Hurry,
     /// The request of the schedule; `None` if a span is fetched again.
     request: Option<RequestId>,
     stream: ByteStream,
@@ -56,6 +66,7 @@ impl<'a> Body<'a> {
     pub(crate) async fn open(
         context: &'a Context,
         layer: &'a ServedLayer,
+        hurry: Hurry,
         request: Option<RequestId>,
         rest: Range<u64>,
         deadline: Instant,
@@ -63,8 +74,9 @@ impl<'a> Body<'a> {
         Ok(Self {
             context,
             layer,
+            hurry,
             request,
-            stream: open_stream(context, layer, rest.clone(), deadline).await?,
+            stream: open_stream(context, layer, hurry, rest.clone(), deadline).await?,
             deadline,
             span_deadline: deadline,
             pace: Pace::default(),
@@ -166,7 +178,7 @@ impl<'a> Body<'a> {
             let start = self.rest.start.saturating_add(self.held() as u64);
             let rest = start..self.rest.end;
             let until = self.deadline.min(self.span_deadline);
-            self.stream = open_stream(self.context, self.layer, rest, until).await?;
+            self.stream = open_stream(self.context, self.layer, self.hurry, rest, until).await?;
             self.since_open = 0;
             self.pace.restart();
         }
@@ -218,6 +230,7 @@ impl<'a> Body<'a> {
 async fn open_stream(
     context: &Context,
     layer: &ServedLayer,
+    hurry: Hurry,
     range: Range<u64>,
     deadline: Instant,
 ) -> Result<ByteStream, RequestError> {
@@ -225,7 +238,11 @@ async fn open_stream(
     if deadline <= Instant::now() {
         return Err(stalled);
     }
-    let opened = layer.source.stream_range(range, Deadline::at(deadline));
+    let until = Deadline::at(deadline);
+    let opened = match hurry {
+        Hurry::Reader => layer.source.stream_range(range, until),
+        Hurry::None => layer.source.stream_range_giving_way(range, until),
+    };
     let stream = timeout_at(deadline, opened).await.map_err(|_| stalled)?;
     Ok(stream?)
 }

@@ -181,10 +181,7 @@ impl Fetching {
 
     fn start_requests(&self, breaks: bool) {
         let now = Instant::now();
-        let conditions = Conditions {
-            now,
-            background_allowed: true,
-        };
+        let conditions = Conditions { now, background: 2 };
         let effects = self.schedule.lock().start_requests(conditions);
         for effect in effects {
             let Effect::Start(request) = effect else {

@@ -33,10 +33,11 @@ pub struct FetchConfig {
 pub struct BackgroundConfig {
     /// Turns background filling off.
     pub disable: bool,
-    /// Time without a mount and without a read from the network after which filling starts.
-    pub silence_period: Duration,
-    /// Time from one batch to the next.
-    pub fetch_period: Duration,
+    /// Time without a mount and without a read from the network after which filling starts; `None`:
+    /// a second and a half, and a request at a time between readers that never rest.
+    pub silence_period: Option<Duration>,
+    /// Time from one batch to the next; `None`: no pause, as fast as link, processors and disk allow.
+    pub fetch_period: Option<Duration>,
     /// Largest number of layers in the queue; `None`: no limit.
     pub max_queue_size: Option<usize>,
     /// Which layer leaves a full queue.
@@ -78,8 +79,8 @@ impl Default for BackgroundConfig {
     fn default() -> Self {
         Self {
             disable: false,
-            silence_period: Duration::from_secs(30),
-            fetch_period: Duration::from_millis(500),
+            silence_period: None,
+            fetch_period: None,
             max_queue_size: Some(300),
             drop_policy: DropPolicy::Newest,
         }

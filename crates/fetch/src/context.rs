@@ -56,7 +56,7 @@ impl Context {
     pub(crate) fn conditions(&self) -> Conditions {
         Conditions {
             now: Instant::now(),
-            background_allowed: self.activity.is_quiet(),
+            background: self.activity.background_requests(),
         }
     }
 

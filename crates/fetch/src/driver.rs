@@ -311,6 +311,12 @@ async fn transfer(mut guard: EndGuard, request: LayerRequest) {
     if error.is_overload() {
         driver.overloaded(layer);
     }
+    if request.priority == Priority::Background
+        && let Some(wait) = error.throttle()
+    {
+        let mut schedule = driver.context.schedule.lock();
+        schedule.throttled(layer.id, wait, Instant::now());
+    }
     if let Some(held_back) = driver.context.log_limit.pass() {
         tracing::warn!(brought, error = %error, held_back, "range request failed");
     }

@@ -63,6 +63,8 @@ impl SpanFetcher {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let context = &self.driver.context;
+        // Before the schedule is locked: the queue locks it in turn.
+        let background = self.driver.background.load();
         let load = {
             let schedule = context.schedule.lock();
             let (queued_spans, requests) = schedule.load();
@@ -72,7 +74,7 @@ impl SpanFetcher {
                 request_limit: schedule.request_limit(),
                 origins: schedule.origins(),
                 memory: context.budget.usage(),
-                background: self.driver.background.load(),
+                background,
             }
         };
         context.counters.snapshot(&load)
@@ -82,6 +84,11 @@ impl SpanFetcher {
     #[must_use]
     pub fn demand_waits(&self) -> bool {
         self.driver.context.schedule.lock().demand_waits()
+    }
+
+    /// Notes that other work needs the network now: filling waits for its end as for that of a start.
+    pub fn note_use(&self) {
+        self.driver.context.activity.note_use();
     }
 
     /// Closes all layers: waiting readers get [`crate::ReadError::Closed`], requests are cancelled,

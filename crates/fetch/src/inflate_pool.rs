@@ -1,5 +1,8 @@
 //! The threads that verify and inflate spans: few, because the work is pure computing, and separate
 //! from those of the runtime, so that requests continue.
+//!
+//! What no reader has requested has threads of its own at the lowest priority of the kernel: it gets
+//! the processor time that is left, and what a reader waits for interrupts it.
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -18,37 +21,64 @@ const LARGEST_KEPT: usize = 16 << 20;
 /// Work on a span. The buffer belongs to the thread and receives the uncompressed bytes.
 pub(crate) type Work = Box<dyn FnOnce(&mut Vec<u8>) + Send>;
 
+/// Nice value of the threads of the background.
+const LOWEST: i32 = 19;
+
 /// The threads. Dropping it ends them after their current work.
 pub(crate) struct InflatePool {
+    /// For what readers wait for, or soon will.
+    urgent: Threads,
+    background: Threads,
+}
+
+struct Threads {
     queue: Arc<WorkQueue>,
 }
 
+#[derive(Default)]
 struct WorkQueue {
     state: Mutex<State>,
     wake: Condvar,
-    threads: usize,
 }
 
 #[derive(Default)]
 struct State {
     waiting: BTreeMap<(Priority, u64), Work>,
     next: u64,
-    in_background: usize,
     stop: bool,
 }
 
 impl InflatePool {
     pub(crate) fn new(threads: usize) -> Self {
-        let queue = Arc::new(WorkQueue {
-            state: Mutex::default(),
-            wake: Condvar::new(),
-            threads,
-        });
+        Self {
+            urgent: Threads::start("inflate", threads, None),
+            background: Threads::start("fill", threads, Some(LOWEST)),
+        }
+    }
+
+    /// Queues work; the most urgent is done first. The memory budget bounds the queue.
+    pub(crate) fn submit(&self, priority: Priority, work: Work) {
+        let threads = match priority {
+            Priority::Background => &self.background,
+            _ => &self.urgent,
+        };
+        threads.submit(priority, work);
+    }
+}
+
+impl Threads {
+    fn start(name: &str, threads: usize, nice: Option<i32>) -> Self {
+        let queue = Arc::<WorkQueue>::default();
         for number in 0..threads {
             let for_thread = queue.clone();
             let started = std::thread::Builder::new()
-                .name(format!("inflate-{number}"))
-                .spawn(move || run(&for_thread));
+                .name(format!("{name}-{number}"))
+                .spawn(move || {
+                    if let Some(nice) = nice {
+                        be_nice(nice);
+                    }
+                    run(&for_thread);
+                });
             if let Err(error) = started {
                 // Without threads, `submit` does the work itself.
                 tracing::error!(error = %error, "cannot start inflate thread");
@@ -59,8 +89,7 @@ impl InflatePool {
         Self { queue }
     }
 
-    /// Queues work; the most urgent is done first. The memory budget bounds the queue.
-    pub(crate) fn submit(&self, priority: Priority, work: Work) {
+    fn submit(&self, priority: Priority, work: Work) {
         let mut state = self.queue.state.lock();
         if state.stop {
             drop(state);
@@ -74,7 +103,16 @@ impl InflatePool {
     }
 }
 
-impl Drop for InflatePool {
+/// Lowers the priority of this thread: on Linux it is one of threads, in spite of setpriority(2)'s
+/// argument.
+fn be_nice(nice: i32) {
+    let thread = rustix::thread::gettid();
+    if let Err(error) = rustix::process::setpriority_process(Some(thread), nice) {
+        tracing::debug!(%error, "cannot lower the priority of a thread");
+    }
+}
+
+impl Drop for Threads {
     fn drop(&mut self) {
         let mut state = self.queue.state.lock();
         state.stop = true;
@@ -88,19 +126,12 @@ impl Drop for InflatePool {
 
 fn run(queue: &WorkQueue) {
     let mut buffer = Vec::new();
-    // At least one thread stays free of background work.
-    let most_in_background = queue.threads.saturating_sub(1).max(1);
     let mut state = queue.state.lock();
     loop {
         if state.stop {
             return;
         }
-        let next = state.waiting.first_key_value().map(|(key, _)| *key);
-        let allowed = next.filter(|(priority, _)| {
-            *priority != Priority::Background || state.in_background < most_in_background
-        });
-        let Some((key, work)) = allowed.and_then(|key| Some((key, state.waiting.remove(&key)?)))
-        else {
+        let Some((_, work)) = state.waiting.pop_first() else {
             if buffer.capacity() == 0 {
                 queue.wake.wait(&mut state);
             } else if queue.wake.wait_for(&mut state, KEEP_BUFFER).timed_out() {
@@ -108,8 +139,6 @@ fn run(queue: &WorkQueue) {
             }
             continue;
         };
-        let in_background = usize::from(key.0 == Priority::Background);
-        state.in_background += in_background;
         drop(state);
         if std::panic::catch_unwind(AssertUnwindSafe(|| work(&mut buffer))).is_err() {
             // The panic hook has logged it, and the work's guard has answered its readers.
@@ -120,10 +149,6 @@ fn run(queue: &WorkQueue) {
             buffer = Vec::new();
         }
         state = queue.state.lock();
-        state.in_background -= in_background;
-        if in_background > 0 {
-            queue.wake.notify_one();
-        }
     }
 }
 
@@ -134,16 +159,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn demand_overtakes_the_background_and_a_panic_harms_nobody() {
+    fn demand_overtakes_what_is_ahead_of_readers_and_a_panic_harms_nobody() {
         let pool = InflatePool::new(1);
         let (hold, held) = mpsc::channel::<()>();
         let (send, done) = mpsc::channel();
-        pool.submit(
-            Priority::Background,
-            Box::new(move |_| held.recv().unwrap()),
-        );
+        pool.submit(Priority::Profile, Box::new(move |_| held.recv().unwrap()));
         for (priority, name) in [
-            (Priority::Background, "background"),
+            (Priority::Profile, "profile"),
             (Priority::Readahead, "readahead"),
             (Priority::Demand, "demand"),
         ] {
@@ -153,25 +175,31 @@ mod tests {
         pool.submit(Priority::Demand, Box::new(|_| panic!("on purpose")));
         hold.send(()).unwrap();
         let order: Vec<_> = (0..3).map(|_| done.recv().unwrap()).collect();
-        assert_eq!(order, ["demand", "readahead", "background"]);
+        assert_eq!(order, ["demand", "readahead", "profile"]);
     }
 
     #[test]
-    fn a_thread_is_kept_free_of_background_work() {
-        let pool = InflatePool::new(2);
+    fn the_background_has_threads_of_its_own_that_the_kernel_puts_last() {
+        let pool = InflatePool::new(1);
         let (hold, held) = mpsc::channel::<()>();
-        let held = Arc::new(Mutex::new(held));
-        for _ in 0..2 {
-            let held = held.clone();
-            pool.submit(
-                Priority::Background,
-                Box::new(move |_| held.lock().recv().unwrap()),
-            );
-        }
         let (send, done) = mpsc::channel();
-        pool.submit(Priority::Demand, Box::new(move |_| send.send(()).unwrap()));
-        done.recv().unwrap();
-        hold.send(()).unwrap();
+        let nice = || {
+            let thread = rustix::thread::gettid();
+            rustix::process::getpriority_process(Some(thread)).unwrap()
+        };
+        let tell = send.clone();
+        let background = move |_: &mut Vec<u8>| {
+            tell.send(nice()).unwrap();
+            held.recv().unwrap();
+        };
+        pool.submit(Priority::Background, Box::new(background));
+        assert_eq!(done.recv().unwrap(), LOWEST);
+        let before = nice();
+        pool.submit(
+            Priority::Demand,
+            Box::new(move |_| send.send(nice()).unwrap()),
+        );
+        assert_eq!(done.recv().unwrap(), before);
         hold.send(()).unwrap();
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use soci_oci::Digest;
 use soci_store::{ReadOutcome, StoreError, StoredLayer};
 use soci_ztoc::SpanId;
 use tokio::time::Instant;
@@ -17,7 +18,10 @@ use crate::read_error::SpansLost;
 use crate::request::length;
 use crate::schedule::WantResult;
 use crate::served_layer::ServedLayer;
-use crate::{BackgroundCounts, LayerData, LayerStatus, ReadDone, ReadError, ReadLog, StillWanted};
+use crate::{
+    BackgroundCounts, Fill, FillState, LayerData, LayerStatus, ReadDone, ReadError, ReadLog,
+    StillWanted,
+};
 
 /// How often a read looks again for spans that leave the store while it waits: because they are
 /// damaged, or reclaimed.
@@ -53,10 +57,34 @@ impl LazyLayer {
         Self { driver, layer }
     }
 
-    /// Adds the layer to the background queue: it is filled when there is no reader for a while.
-    pub fn start_background(&self) {
+    /// Adds the layer to the background queue: it is filled when no reader needs the network.
+    /// `image`: digest of the manifest of an image that it belongs to.
+    pub fn start_background(&self, image: Digest) {
         self.driver.context.activity.note_use();
-        self.driver.background.add(self.layer.clone());
+        self.driver.background.add(self.layer.clone(), image);
+    }
+
+    /// Has the layer filled before all others for some time, also where filling is turned off and
+    /// without waiting for readers to be quiet: a client waits for it. Readers still come first.
+    pub fn request_fill(&self, time: Duration) {
+        let until = Instant::now() + time;
+        self.driver.background.request(&self.layer, until);
+    }
+
+    /// How filling proceeds.
+    #[must_use]
+    pub fn fill(&self) -> Fill {
+        let progress = &self.layer.fill_progress;
+        let complete = self.is_complete();
+        Fill {
+            state: match progress.state() {
+                _ if complete => FillState::Complete,
+                // It has just lost spans.
+                FillState::Complete => FillState::Waiting,
+                state => state,
+            },
+            bytes_per_second: if complete { 0 } else { progress.rate() },
+        }
     }
 
     /// Fetches these spans at the priority of a recorded start-up profile.
@@ -179,6 +207,11 @@ impl LazyLayer {
     fn log_read(&self, range: &Range<u64>) {
         let layer = &self.layer;
         let spans = || layer.spans.covering(range.clone());
+        if !self.is_complete() {
+            spans().for_each(|span| layer.reads.note(span));
+        } else if let Some(span) = spans().next() {
+            layer.reads.note(span);
+        }
         layer.read_logs.note(range, spans);
     }
 

@@ -32,6 +32,7 @@ mod read_backwards;
 mod read_error;
 mod read_log;
 mod readahead;
+mod reader_marks;
 mod request;
 mod request_error;
 mod schedule;
@@ -46,7 +47,7 @@ mod unsaved;
 
 pub use config::{BackgroundConfig, DropPolicy, FetchConfig};
 pub use fetcher::SpanFetcher;
-pub use fill_progress::BackgroundCounts;
+pub use fill_progress::{BackgroundCounts, Fill, FillState};
 pub use layer_data::{LayerData, LayerStatus, ReadDone, StillWanted};
 pub use layer_failure::{FailureClass, LayerFailure};
 pub use lazy_layer::{LazyLayer, Oversized};

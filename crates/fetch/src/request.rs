@@ -8,8 +8,9 @@ use bytes::Bytes;
 use soci_ztoc::{Span, SpanId};
 use tokio::time::Instant;
 
-use crate::body::Body;
+use crate::body::{Body, Hurry};
 use crate::context::Context;
+use crate::priority::Priority;
 use crate::request_error::RequestError;
 use crate::schedule::Request;
 use crate::served_layer::ServedLayer;
@@ -34,7 +35,12 @@ pub(crate) async fn receive(
         return Ok(());
     };
     let range = first.compressed.start..last.compressed.end;
-    let mut body = Body::open(context, layer, Some(request.id), range, request.deadline).await?;
+    let hurry = match request.priority {
+        Priority::Background => Hurry::None,
+        _ => Hurry::Reader,
+    };
+    let (id, deadline) = (Some(request.id), request.deadline);
+    let mut body = Body::open(context, layer, hurry, id, range, deadline).await?;
     for id in request.spans.clone() {
         let receiving = context.schedule.lock().receiving(request.id, id);
         // Cut off: a reader could not wait for this request to get that far.
@@ -77,7 +83,8 @@ pub(crate) async fn fetch_span(
     span: &Span,
 ) -> Result<Bytes, RequestError> {
     let deadline = Instant::now() + context.config.read_timeout;
-    let mut body = Body::open(context, layer, None, span.compressed.clone(), deadline).await?;
+    let range = span.compressed.clone();
+    let mut body = Body::open(context, layer, Hurry::Reader, None, range, deadline).await?;
     body.begin(span).await?;
     let bytes = body.span(span).await?;
     body.finish().await;

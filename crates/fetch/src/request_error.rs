@@ -43,6 +43,14 @@ impl RequestError {
         }
     }
 
+    /// The wait that an origin requests that has too many requests; `None` if it is another error.
+    pub(crate) fn throttle(&self) -> Option<Option<Duration>> {
+        match self {
+            Self::Registry(error) if error.is_throttle() => Some(error.retry_after()),
+            _ => None,
+        }
+    }
+
     /// What the error says about the origin. Refusals are answers: they concern the blob.
     pub(crate) fn health(&self) -> fn(&Cause) -> Health {
         let failing = |cause: &Cause| Health::Failing(cause.clone());

@@ -5,6 +5,7 @@
 
 mod circuit;
 mod effect;
+mod fill_pause;
 mod giving_up;
 mod origins;
 #[cfg(test)]
@@ -33,6 +34,9 @@ pub(crate) use requests::Conditions;
 /// A span this far behind the position of a less urgent request is taken out of that request, in
 /// compressed bytes.
 const TOO_FAR: u64 = 4 << 20;
+
+/// A background request is cut off for a reader if it has more than this left, in compressed bytes.
+const WORTH_A_CUT: u64 = 1 << 20;
 
 /// What the schedule knows of a layer's blob.
 pub(crate) trait SpanLayout {
@@ -201,7 +205,51 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
                 Stage::Arrived => {}
             }
         }
+        if priority == Priority::Demand {
+            self.yield_to_readers();
+        }
         WantResult::Pending
+    }
+
+    /// Has background requests end with the span that they bring, because a reader waits: the rest
+    /// is queued again. Where a reader waits for one of their spans, they go on to it.
+    fn yield_to_readers(&mut self) {
+        for (id, request) in &mut self.requests {
+            let Some(queue) = self.layers.get_mut(&request.layer) else {
+                continue;
+            };
+            if request.priority != Priority::Background || queue.layer.ignores_ranges() {
+                continue;
+            }
+            let mut left = queue.wanted.range(request.left.clone()).rev();
+            let urgent = left.find(|(_, wanted)| {
+                wanted.stage == Stage::Requested(*id) && wanted.priority < Priority::Background
+            });
+            let last = urgent.map_or(request.left.start, |(span, _)| *span);
+            let end = last.saturating_add(1).min(request.left.end);
+            let (Some(first), Some(rest)) = (
+                queue.layer.compressed(end),
+                request
+                    .left
+                    .end
+                    .checked_sub(1)
+                    .and_then(|last| queue.layer.compressed(last)),
+            ) else {
+                continue;
+            };
+            // The connection is lost with the rest.
+            if end >= request.left.end || rest.end.saturating_sub(first.start) < WORTH_A_CUT {
+                continue;
+            }
+            for (span, wanted) in queue.wanted.range_mut(end..request.left.end) {
+                if wanted.stage == Stage::Requested(*id) {
+                    wanted.stage = Stage::Queued;
+                    queue.queued.get_mut(wanted.priority).push_back(*span);
+                    self.turns.get_mut(wanted.priority).join(request.layer);
+                }
+            }
+            request.left.end = end;
+        }
     }
 
     /// Raises the priority of a span that a less urgent request will bring. If that would take long,
@@ -369,6 +417,55 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
 
     fn origin_of(&mut self, layer: LayerId) -> Option<&mut origins::Origin> {
         self.origins.get_mut(self.layers.get(&layer)?.origin)
+    }
+
+    /// Notes that the origin of a layer refused a background request because it has too many, and
+    /// the wait that it requests.
+    pub(crate) fn throttled(&mut self, layer: LayerId, wait: Option<Duration>, now: Instant) {
+        if let Some(origin) = self.origin_of(layer) {
+            origin.fill_pause.refused(wait, now);
+        }
+    }
+
+    /// Whether background work for a layer lets its origin rest.
+    pub(crate) fn is_throttled(&self, layer: LayerId, now: Instant) -> bool {
+        let queue = self.layers.get(&layer);
+        let origin = queue.and_then(|queue| self.origins.get(queue.origin));
+        origin.is_some_and(|origin| origin.fill_pause.is_throttled(now))
+    }
+
+    /// Whether the last request for a layer failed because of its origin, which still fails.
+    pub(crate) fn is_failing(&self, layer: LayerId) -> bool {
+        let Some(queue) = self.layers.get(&layer) else {
+            return false;
+        };
+        let origin = self.origins.get(queue.origin);
+        queue.failing && origin.is_some_and(|origin| origin.circuit.is_open())
+    }
+
+    /// Whether background spans of a layer wait for a request or are being requested.
+    pub(crate) fn has_background_of(&self, layer: LayerId) -> bool {
+        let queue = self.layers.get(&layer);
+        queue.is_some_and(|queue| {
+            let mut wanted = queue.wanted.values();
+            wanted.any(|wanted| {
+                wanted.priority == Priority::Background && wanted.stage != Stage::Arrived
+            })
+        })
+    }
+
+    /// Compressed bytes of background spans that have not arrived.
+    pub(crate) fn background_bytes(&self) -> u64 {
+        let mut bytes = 0_u64;
+        for queue in self.layers.values() {
+            for (span, wanted) in &queue.wanted {
+                let range = queue.layer.compressed(*span).unwrap_or_default();
+                if wanted.priority == Priority::Background && wanted.stage != Stage::Arrived {
+                    bytes = bytes.saturating_add(range.end.saturating_sub(range.start));
+                }
+            }
+        }
+        bytes
     }
 
     /// Whether background spans are still being fetched.

@@ -14,6 +14,7 @@ use crate::read_backwards::BackwardWalks;
 use crate::read_error::{Cause, OriginFailing};
 use crate::read_log::ReadLogs;
 use crate::readahead::Streams;
+use crate::reader_marks::ReaderMarks;
 use crate::schedule::SpanLayout;
 use crate::span_key::{LayerId, SpanKey};
 use crate::{LayerFailure, ReadError};
@@ -27,6 +28,7 @@ pub(crate) struct ServedLayer {
     pub(crate) streams: Mutex<Streams>,
     pub(crate) walks: Mutex<BackwardWalks>,
     pub(crate) read_logs: ReadLogs,
+    pub(crate) reads: ReaderMarks,
     /// Number of start-up profiles that are played: no other readahead is needed then.
     pub(crate) profiles: AtomicUsize,
     pub(crate) fill_progress: FillProgress,
@@ -42,11 +44,12 @@ impl ServedLayer {
         Self {
             id,
             spans: stored.spans().clone(),
-            stored,
             source,
             streams: Mutex::default(),
             walks: Mutex::default(),
             read_logs: ReadLogs::default(),
+            reads: ReaderMarks::new(stored.spans().len()),
+            stored,
             profiles: AtomicUsize::new(0),
             fill_progress: FillProgress::default(),
             retries: AtomicU64::new(0),

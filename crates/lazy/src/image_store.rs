@@ -131,6 +131,17 @@ impl ImageStore {
         Ok(within(LIMIT, Box::pin(read(&content, digest))).await?)
     }
 
+    /// Returns the image with a name whose manifest and configuration containerd has.
+    pub(crate) async fn named(
+        &self,
+        namespace: &str,
+        reference: &Reference,
+    ) -> Option<Arc<StoredImage>> {
+        let same = |record: &ImageRecord| reference_of(&record.name).as_ref() == Some(reference);
+        let mut named = self.resolve(namespace, same).await.ok()?;
+        named.pop().map(|named| named.image)
+    }
+
     /// Reads a blob of a known size, if containerd has it.
     pub(crate) async fn blob(
         &self,

@@ -1,10 +1,14 @@
 //! The lazy layers of a daemon: the four parts and how they are connected.
 
+use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use soci_layer::{LayerRefusal, LowerLayer, OverlayXattr, ParentLayer};
+use soci_oci::Digest;
 use tokio::sync::Semaphore;
 
 use crate::hints::Hints;
@@ -202,6 +206,39 @@ impl LazyLayers {
     #[must_use]
     pub fn mounts(&self) -> Vec<MountReport> {
         self.table.report()
+    }
+
+    /// Has the layers that are mounted there filled before all others for some time, also where
+    /// filling is turned off: a client waits for them.
+    pub fn request_fill(&self, mountpoints: &HashSet<PathBuf>, time: Duration) {
+        self.table.request_fill(mountpoints, time);
+    }
+
+    /// Manifest and uppermost chain ID of an image that containerd has, by its name or the digest of
+    /// its manifest.
+    pub async fn image_in_containerd(
+        &self,
+        namespace: &str,
+        image: &str,
+    ) -> Option<(Digest, Digest)> {
+        // Boxed: calls of containerd are large futures.
+        let found = match image.parse::<Digest>() {
+            Ok(manifest) => Box::pin(self.images.image(namespace, manifest))
+                .await
+                .ok()??,
+            Err(_) => {
+                let reference = image.parse().ok()?;
+                Box::pin(self.images.named(namespace, &reference)).await?
+            }
+        };
+        Some((found.digest, *found.chain_ids.last()?))
+    }
+
+    /// Number of layers of an image, if containerd has its manifest.
+    pub async fn number_of_layers(&self, namespace: &str, manifest: Digest) -> Option<usize> {
+        // Boxed: calls of containerd are large futures.
+        let image = Box::pin(self.images.image(namespace, manifest)).await;
+        image.ok()?.map(|image| image.manifest.layers.len())
     }
 
     /// Returns what start-up profiles have done.

@@ -71,5 +71,6 @@ pub use profile_report::{PlayingReport, ProfileCounts, ProfileReport};
 pub use report::MountReport;
 pub use repository_use::needs_repository;
 pub use soci_discovery::{LazyRegistries, Policy};
+pub use soci_fetch::{Fill, FillState};
 pub use start_order::StartOrigin;
 pub use tree_memory::Limits;

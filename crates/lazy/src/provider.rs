@@ -111,7 +111,8 @@ impl LazyLayers {
         })?;
         soci_faults::point("lazy-layer-mounted");
         if !self.config.disable_background {
-            mount.layer.lease.layer().data.start_background();
+            let data = &mount.layer.lease.layer().data;
+            data.start_background(mount.layer.image.manifest);
         }
         self.opener.prepared.lock().remove(&mount.key());
         let root = mount.root;

@@ -1,8 +1,10 @@
 //! The mounted layers, for metrics and `soci status`.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use soci_fetch::LayerData as _;
+use soci_fetch::{Fill, LayerData as _};
 use soci_oci::{Digest, Reference};
 
 use crate::mount_table::MountTable;
@@ -27,6 +29,8 @@ pub struct MountReport {
     pub size: u64,
     /// Compressed bytes that are stored.
     pub fetched: u64,
+    /// What filling it does or waits for, and the rate at which it arrives.
+    pub fill: Fill,
     /// The last failure, until the next success.
     pub error: Option<String>,
     /// Why it is forged, if it is.
@@ -46,6 +50,7 @@ impl MountTable {
             .map(|(mountpoint, mount)| {
                 let (key, layer) = (mount.key(), &mount.layer);
                 let status = layer.lease.layer().data.status();
+                let fill = layer.lease.layer().data.fill();
                 let verdict = layer.lease.layer().verification.verdict();
                 MountReport {
                     mountpoint: mountpoint.clone(),
@@ -56,6 +61,7 @@ impl MountTable {
                     ztoc: key.ztoc,
                     size: status.size,
                     fetched: status.fetched_size,
+                    fill,
                     error: status.error.map(|failure| failure.detail),
                     verified: verdict.is_some(),
                     forged: match verdict {
@@ -69,6 +75,15 @@ impl MountTable {
         drop(mounts);
         reports.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
         reports
+    }
+
+    /// Has layers filled before all others for some time: a client waits for them.
+    pub(crate) fn request_fill(&self, mountpoints: &HashSet<PathBuf>, time: Duration) {
+        let mounts = self.mounts.lock();
+        let wanted = mounts.iter().filter(|(at, _)| mountpoints.contains(*at));
+        for (_, mount) in wanted {
+            mount.layer.lease.layer().data.request_fill(time);
+        }
     }
 
     /// Adds what has been counted since the last call to the metrics.

@@ -190,6 +190,7 @@ impl Sources {
         &self,
         range: &Range<u64>,
         deadline: Deadline,
+        hurry: Hurry,
     ) -> Result<ByteStream, RegistryError> {
         let count = self.known.read().len();
         let first = self.next.load(Ordering::Relaxed);
@@ -202,7 +203,11 @@ impl Sources {
             self.next.store(position.wrapping_add(1), Ordering::Relaxed);
             let (start, located) = (Instant::now(), source.is_located());
             let limit = share(deadline, first.saturating_add(count) - position);
-            match source.stream_range(range.clone(), limit).await {
+            let streamed = match hurry {
+                Hurry::Reader => source.stream_range(range.clone(), limit).await,
+                Hurry::None => source.stream_range_giving_way(range.clone(), limit).await,
+            };
+            match streamed {
                 Ok(stream) => {
                     let layer = self.blob.digest.to_string();
                     let took = |operation| self.meters.took(operation, &layer, start.elapsed());
@@ -231,6 +236,39 @@ impl Sources {
     fn current(&self) -> Option<RemoteBlob> {
         self.at(self.next.load(Ordering::Relaxed))
     }
+
+    async fn stream(
+        &self,
+        range: Range<u64>,
+        deadline: Deadline,
+        hurry: Hurry,
+    ) -> Result<ByteStream, RegistryError> {
+        let namespaces = || self.namespaces.read().clone();
+        let local = self.local.range(range.clone(), &self.images, namespaces);
+        if let Some(stream) = local.await {
+            return Ok(stream);
+        }
+        let failure = match self.of_repositories(&range, deadline, hurry).await {
+            Ok(stream) => return Ok(stream),
+            Err(failure) => failure,
+        };
+        let before = self.known.read().len();
+        // Boxed: calls of containerd are large futures.
+        let further = Box::pin(deadline.limit(self.add_further())).await;
+        if further == Ok(true) && self.known.read().len() > before {
+            let next = self.next.load(Ordering::Relaxed).max(before);
+            self.next.store(next, Ordering::Relaxed);
+            return self.of_repositories(&range, deadline, hurry).await;
+        }
+        Err(failure)
+    }
+}
+
+/// Whether a reader waits for bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hurry {
+    Reader,
+    None,
 }
 
 /// The deadline of the next of `left` repositories: a dead one leaves time for those after it.
@@ -250,24 +288,15 @@ impl BlobSource for Sources {
         range: Range<u64>,
         deadline: Deadline,
     ) -> Result<ByteStream, RegistryError> {
-        let namespaces = || self.namespaces.read().clone();
-        let local = self.local.range(range.clone(), &self.images, namespaces);
-        if let Some(stream) = local.await {
-            return Ok(stream);
-        }
-        let failure = match self.of_repositories(&range, deadline).await {
-            Ok(stream) => return Ok(stream),
-            Err(failure) => failure,
-        };
-        let before = self.known.read().len();
-        // Boxed: calls of containerd are large futures.
-        let further = Box::pin(deadline.limit(self.add_further())).await;
-        if further == Ok(true) && self.known.read().len() > before {
-            let next = self.next.load(Ordering::Relaxed).max(before);
-            self.next.store(next, Ordering::Relaxed);
-            return self.of_repositories(&range, deadline).await;
-        }
-        Err(failure)
+        self.stream(range, deadline, Hurry::Reader).await
+    }
+
+    async fn stream_range_giving_way(
+        &self,
+        range: Range<u64>,
+        deadline: Deadline,
+    ) -> Result<ByteStream, RegistryError> {
+        self.stream(range, deadline, Hurry::None).await
     }
 
     fn ignores_ranges(&self) -> bool {

@@ -91,6 +91,18 @@ impl BlobSource for RemoteBlob {
         Ok(reader.into_stream().boxed())
     }
 
+    async fn stream_range_giving_way(
+        &self,
+        range: Range<u64>,
+        deadline: Deadline,
+    ) -> Result<ByteStream, RegistryError> {
+        self.check(&range)?;
+        let locator = Arc::clone(&self.locator);
+        let mut reader = RangeReader::for_readers(locator, range, deadline).giving_way();
+        reader.open().await?;
+        Ok(reader.into_stream().boxed())
+    }
+
     fn ignores_ranges(&self) -> bool {
         self.locator.honours_ranges() == Some(false)
     }

@@ -324,6 +324,13 @@ impl RegistryError {
         }
     }
 
+    /// Returns whether the server has too many requests: 429, or another failure with which it
+    /// requests a wait.
+    #[must_use]
+    pub fn is_throttle(&self) -> bool {
+        self.kind() == ErrorKind::TooManyRequests || self.retry_after().is_some()
+    }
+
     /// Returns whether the object does not exist.
     #[must_use]
     pub fn is_not_found(&self) -> bool {

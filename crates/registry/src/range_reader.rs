@@ -83,6 +83,12 @@ impl RangeReader {
         self
     }
 
+    /// The same reader, which does not ask a server again that has too many requests.
+    pub(crate) fn giving_way(mut self) -> Self {
+        self.backoff.gives_way = true;
+        self
+    }
+
     /// The same reader, whose retries end after a time without progress.
     pub(crate) fn patient_for(mut self, patience: Option<Duration>) -> Self {
         self.patience = patience;

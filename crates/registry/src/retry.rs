@@ -16,6 +16,8 @@ pub(crate) struct Backoff {
     deadline: Deadline,
     /// A longer wait is not begun.
     pub(crate) longest_wait: Option<Duration>,
+    /// A server that has too many requests is not asked again: the caller has no hurry.
+    pub(crate) gives_way: bool,
     used: u32,
     damaged: bool,
 }
@@ -27,6 +29,7 @@ impl Backoff {
             retries,
             deadline,
             longest_wait: None,
+            gives_way: false,
             used: 0,
             damaged: false,
         }
@@ -41,6 +44,9 @@ impl Backoff {
             return Err(error);
         }
         self.damaged |= damaged;
+        if self.gives_way && error.is_throttle() {
+            return Err(error);
+        }
         let wait = delay(self.policy, self.used, error.retry_after(), fastrand::f64());
         let too_long = self.longest_wait.is_some_and(|longest| wait > longest);
         if too_long || wait >= self.deadline.remaining() {

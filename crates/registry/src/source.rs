@@ -33,6 +33,19 @@ pub trait BlobSource: Send + Sync + 'static {
         deadline: Deadline,
     ) -> Result<ByteStream, RegistryError>;
 
+    /// As [`BlobSource::stream_range`], for bytes that no reader waits for: a server that has too
+    /// many requests ([`RegistryError::is_throttle`]) is not asked again, and its error returned.
+    ///
+    /// # Errors
+    /// As for [`BlobSource::stream_range`].
+    async fn stream_range_giving_way(
+        &self,
+        range: Range<u64>,
+        deadline: Deadline,
+    ) -> Result<ByteStream, RegistryError> {
+        self.stream_range(range, deadline).await
+    }
+
     /// Returns exactly the bytes of `range`.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 
-use soci_lazy::MountReport;
+use soci_lazy::{FillState, MountReport};
 use soci_snapshotter::{LayerMode, LayerState, RefusalReason};
 use soci_status::api::{self, Health, Image, Layer};
 
@@ -38,22 +38,85 @@ pub(crate) fn images(layers: &[LayerState], mounts: &[MountReport]) -> Vec<Image
     }
     found
         .into_iter()
-        .map(|((reference, manifest), layers)| Image {
-            reference: reference.to_owned(),
-            manifest_digest: manifest.to_owned(),
-            index_digest: layers
-                .values()
-                .find_map(|layer| mounts.get(layer.mountpoint.as_ref()?))
-                .map(|mount| mount.index.to_string()),
-            layers: layers
-                .values()
-                .map(|layer| {
-                    let mount = layer.mountpoint.as_ref().and_then(|at| mounts.get(at));
-                    layer_of(layer, mount.copied())
-                })
-                .collect(),
-        })
+        .map(|(name, layers)| image(name, &layers, &mounts))
         .collect()
+}
+
+/// An image that consists of a snapshot and those below it, which were made for other images.
+/// `top`: chain ID of the uppermost.
+pub(crate) fn image_of_chain(
+    name: (&str, &str),
+    top: &str,
+    layers: &[LayerState],
+    mounts: &[MountReport],
+) -> Option<Image> {
+    let mounts: HashMap<&PathBuf, &MountReport> = mounts
+        .iter()
+        .map(|mount| (&mount.mountpoint, mount))
+        .collect();
+    let by_name: HashMap<&str, &LayerState> = layers
+        .iter()
+        .map(|layer| (layer.name.as_str(), layer))
+        .collect();
+    // Names are NAMESPACE/NUMBER/CHAIN-ID.
+    let is_top = |layer: &&LayerState| layer.name.rsplit('/').next() == Some(top);
+    let chain = chain(layers.iter().find(is_top)?, &by_name);
+    let by_height = chain.iter().rev().enumerate();
+    let by_height = by_height.map(|(height, layer)| ((height, layer.id), *layer));
+    Some(image(name, &by_height.collect(), &mounts))
+}
+
+fn image(
+    (reference, manifest): (&str, &str),
+    layers: &ByHeight<'_>,
+    mounts: &HashMap<&PathBuf, &MountReport>,
+) -> Image {
+    let mount_of = |layer: &LayerState| mounts.get(layer.mountpoint.as_ref()?).copied();
+    let lazy = layers
+        .values()
+        .filter(|layer| layer.mode == LayerMode::Lazy);
+    let mut fills: Vec<FillState> = Vec::new();
+    let (mut lazy_bytes, mut stored_bytes, mut rate) = (0_u64, 0_u64, 0_u64);
+    for layer in lazy {
+        let mount = mount_of(layer);
+        let size = mount.map(|mount| mount.size).or(layer.size);
+        lazy_bytes = lazy_bytes.saturating_add(size.unwrap_or_default());
+        if let Some(mount) = mount {
+            stored_bytes = stored_bytes.saturating_add(mount.fetched);
+            rate = rate.saturating_add(mount.fill.bytes_per_second);
+        }
+        // One that is not mounted is not filled.
+        fills.push(mount.map_or(FillState::Failing, |mount| mount.fill.state));
+    }
+    let complete = fills.iter().all(|fill| *fill == FillState::Complete);
+    // What is done for any of its layers is done for the image.
+    let order = [
+        FillState::Filling,
+        FillState::NoRoom,
+        FillState::Throttled,
+        FillState::Failing,
+        FillState::Waiting,
+        FillState::Queued,
+        FillState::Off,
+    ];
+    let fill = order.into_iter().find(|state| fills.contains(state));
+    Image {
+        reference: reference.to_owned(),
+        manifest_digest: manifest.to_owned(),
+        index_digest: layers
+            .values()
+            .find_map(|layer| mount_of(layer))
+            .map(|mount| mount.index.to_string()),
+        layers: layers
+            .values()
+            .map(|layer| layer_of(layer, mount_of(layer)))
+            .collect(),
+        complete,
+        lazy_bytes,
+        stored_bytes,
+        bytes_per_second: rate,
+        fill: fill.unwrap_or(FillState::Complete).word().to_owned(),
+    }
 }
 
 fn image_of(layer: &LayerState) -> (&str, &str) {

@@ -15,8 +15,8 @@ use crate::debug::{self, Debug};
 use crate::http_socket::{HttpAddress, HttpSocket, SocketError};
 use crate::metrics::{self, Metrics};
 use crate::status_sources::{
-    DaemonSource, HolderSource, LayersSource, ProfilesSource, PullsSource, RegistriesSource,
-    StoreSource,
+    DaemonSource, HolderSource, ImageFiller, LayersSource, ProfilesSource, PullsSource,
+    RegistriesSource, StoreSource,
 };
 use crate::wiring::Subsystems;
 
@@ -88,6 +88,10 @@ pub(crate) fn sources(subsystems: &Subsystems, root: &Path, owner: Owner) -> Sou
         })
         .with(PullsSource {
             eager: subsystems.eager.clone(),
+        })
+        .with_filler(ImageFiller {
+            snapshotter: subsystems.snapshotter.clone(),
+            lazy: subsystems.lazy.clone(),
         })
 }
 

@@ -91,8 +91,8 @@ pub(crate) fn fetch(config: &Config) -> FetchConfig {
             .unwrap_or(u32::MAX),
         background: BackgroundConfig {
             disable: background.disable,
-            silence_period: background.silence_period,
-            fetch_period: background.fetch_period,
+            silence_period: background.silence_period.if_set(),
+            fetch_period: background.fetch_period.if_set(),
             max_queue_size: background.max_queue_size.map(size),
             drop_policy: match background.drop_policy {
                 soci_config::DropPolicy::Oldest => DropPolicy::Oldest,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use soci_eager::{EagerLayers, ImageProgress, WorkProgress};
@@ -10,14 +10,14 @@ use soci_holder::Keeper;
 use soci_lazy::LazyLayers;
 use soci_snapshotter::Snapshotter;
 use soci_status::api::{
-    Counts, Daemon, GetResponse, Health, Holder, LayerState, LayerStore, PlayingProfile, Profiles,
-    Pull, PulledLayer, Registry, RegistryHost,
+    Counts, Daemon, GetResponse, Health, Holder, Image, LayerState, LayerStore, PlayingProfile,
+    Profiles, Pull, PulledLayer, Registry, RegistryHost,
 };
-use soci_status::{SourceError, StatusSource};
+use soci_status::{Filler, SourceError, StatusSource};
 use soci_store::Owner;
 
 use crate::args::{REVISION, VERSION};
-use crate::images::images;
+use crate::images::{image_of_chain, images};
 
 /// This process.
 pub(crate) struct DaemonSource {
@@ -156,6 +156,66 @@ impl StatusSource for LayersSource {
         status.counts = Some(counts);
         Ok(())
     }
+}
+
+/// Time for which a request to fill an image counts: clients repeat it every second or so.
+const REQUESTED_FOR: Duration = Duration::from_secs(10);
+
+/// Fills images that clients wait for.
+pub(crate) struct ImageFiller {
+    pub(crate) snapshotter: Arc<Snapshotter>,
+    pub(crate) lazy: Arc<LazyLayers>,
+}
+
+#[async_trait]
+impl Filler for ImageFiller {
+    async fn fill(&self, image: &str, namespace: &str) -> Result<Vec<Image>, SourceError> {
+        let mut mounts = self.lazy.mounts();
+        let layers = self.snapshotter.layers().await.map_err(SourceError::new)?;
+        mounts.extend(self.lazy.mounts());
+        let mut found = images(&layers, &mounts);
+        found.retain(|other| is_meant(other, image));
+        if found.is_empty() {
+            // All its layers may have come with another image.
+            let named = self.lazy.image_in_containerd(namespace, image).await;
+            let shared = named.and_then(|(manifest, top)| {
+                let name = (image, manifest.to_string());
+                image_of_chain((name.0, &name.1), &top.to_string(), &layers, &mounts)
+            });
+            found.extend(shared);
+        }
+        let wanted = found.iter().flat_map(|image| &image.layers);
+        let wanted = wanted.filter_map(|layer| layer.mountpoint.as_deref());
+        self.lazy
+            .request_fill(&wanted.map(PathBuf::from).collect(), REQUESTED_FOR);
+        for image in &mut found {
+            let Ok(manifest) = image.manifest_digest.parse() else {
+                continue;
+            };
+            let of_layer = image
+                .layers
+                .iter()
+                .find_map(|layer| layer.namespace.clone());
+            let namespace = of_layer.unwrap_or_else(|| namespace.to_owned());
+            // Its pull may be under way.
+            let number = self.lazy.number_of_layers(&namespace, manifest).await;
+            if number.is_some_and(|number| image.layers.len() < number) {
+                image.complete = false;
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Whether an image has this name, or its manifest this digest.
+fn is_meant(image: &Image, name: &str) -> bool {
+    if image.reference.is_empty() {
+        return false;
+    }
+    let of = |name: &str| name.parse::<soci_oci::Reference>().ok();
+    image.manifest_digest == name
+        || image.reference == name
+        || of(name).is_some_and(|name| of(&image.reference) == Some(name))
 }
 
 /// The images that are being pulled eagerly.

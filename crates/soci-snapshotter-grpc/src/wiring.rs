@@ -1,7 +1,7 @@
 //! Builds the subsystems from the configuration, and the snapshotter from the subsystems.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -27,6 +27,9 @@ use crate::{credential_memfd, credentials, settings, v015_cleanup};
 /// How long layers of an earlier run may delay the start. What takes longer, because it needs a registry, is
 /// completed while the daemon serves.
 const RESTORE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Time between two looks for eager pulls.
+const LOOK_FOR_PULLS: Duration = Duration::from_millis(500);
 
 /// The running subsystems, to be ended in order.
 pub(crate) struct Subsystems {
@@ -98,6 +101,12 @@ pub(crate) async fn wire(
         disabled = fetch.background.disable,
         "constructing background fetcher"
     );
+    if let Some(silence) = fetch.background.silence_period {
+        tracing::info!(
+            silence_period_msec = silence.as_millis(),
+            "images are filled after a silence that the configuration sets; without the key it begins when a start is over"
+        );
+    }
     let fetcher = SpanFetcher::new(fetch, Handle::current());
     // The threads wait for the disk at times, never for the network.
     let threads = std::thread::available_parallelism().map_or(4, |cores| cores.get().clamp(4, 16));
@@ -151,6 +160,10 @@ pub(crate) async fn wire(
         lower: Arc::new(move |parents| lower.lower_layers(parents)),
     };
     let eager = EagerLayers::new(lazy.clone(), eager);
+    tokio::spawn(hold_filling_during_pulls(
+        Arc::downgrade(&eager),
+        Arc::downgrade(&fetcher),
+    ));
     let snapshotter = Snapshotter::open(snapshots, eager.clone())
         .await
         .context("cannot open the snapshots of earlier runs")?;
@@ -180,6 +193,19 @@ pub(crate) async fn wire(
         meters,
         keeper,
     })
+}
+
+/// Has filling wait for the end of eager pulls, for which clients wait.
+async fn hold_filling_during_pulls(pulls: Weak<EagerLayers>, fetcher: Weak<SpanFetcher>) {
+    loop {
+        tokio::time::sleep(LOOK_FOR_PULLS).await;
+        let (Some(pulls), Some(fetcher)) = (pulls.upgrade(), fetcher.upgrade()) else {
+            return;
+        };
+        if !pulls.progress().is_empty() {
+            fetcher.note_use();
+        }
+    }
 }
 
 /// The place where SOCI indexes and zTOCs are looked up before the registry.

@@ -25,6 +25,7 @@ use crate::commands::pull::Pull;
 use crate::commands::push::Push;
 use crate::commands::rebuild_db::RebuildDb;
 use crate::commands::status::Status;
+use crate::commands::wait::Wait;
 use crate::commands::ztoc::ZtocCommand;
 use crate::global::Global;
 use crate::index_args::IndexingArgs;
@@ -75,6 +76,7 @@ enum Command {
     Push(Push),
     Pull(Pull),
     Status(Status),
+    Wait(Wait),
     AbortMounts(AbortMounts),
     #[command(subcommand)]
     Index(IndexCommand),
@@ -173,6 +175,7 @@ impl Command {
             Self::Man(command) => Work::unlimited(async move { command.run(Cli::command()) }),
             Self::Push(command) => Work::limited(command.run(global)),
             Self::Status(command) => Work::limited(command.run(global)),
+            Self::Wait(command) => Work::unlimited(command.run(global)),
             Self::Index(command) => Work::limited(command.run(global)),
             Self::Ztoc(command) => Work::limited(command.run(global)),
             Self::Prefetch(command) => Work::limited(command.run(global)),

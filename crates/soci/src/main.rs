@@ -12,6 +12,7 @@ mod commands;
 mod container;
 mod containerd;
 mod duration;
+mod filling;
 mod global;
 mod go_flags;
 mod index_args;
@@ -23,6 +24,7 @@ mod progress;
 mod pull;
 mod registry_args;
 mod remote;
+mod snapshotter_args;
 mod style;
 mod table;
 mod usage_error;
@@ -34,7 +36,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             output::error(&error);
-            ExitCode::FAILURE
+            match error.downcast_ref::<filling::ExitError>() {
+                Some(error) => ExitCode::from(error.code),
+                None => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -122,6 +122,50 @@ fn template(columns: u16) -> &'static str {
     }
 }
 
+/// The bar of an image that is being filled.
+#[derive(Debug)]
+pub(crate) struct FillBar(ProgressBar);
+
+impl FillBar {
+    /// A bar; hidden when `quiet` or without a terminal.
+    pub(crate) fn new(quiet: bool) -> Self {
+        let bar = ProgressBar::new(0);
+        match !quiet && output::stderr_is_terminal() {
+            true => bar.set_draw_target(ProgressDrawTarget::stderr()),
+            false => bar.set_draw_target(ProgressDrawTarget::hidden()),
+        }
+        if let Ok(style) = ProgressStyle::with_template(fill_template(columns())) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        Self(bar)
+    }
+
+    /// Shows how far the image is.
+    pub(crate) fn show(&self, image: &soci_status::api::Image) {
+        self.0.set_length(image.lazy_bytes);
+        self.0.set_position(image.stored_bytes);
+        let rate = indicatif::BinaryBytes(image.bytes_per_second);
+        self.0.set_prefix(image.fill.clone());
+        self.0.set_message(format!("{rate}/s"));
+    }
+}
+
+impl Drop for FillBar {
+    /// However the command ends, no bar stays on the screen.
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// The form of the bar of an image that fits into so many columns. The rate is the daemon's.
+fn fill_template(columns: u16) -> &'static str {
+    match columns {
+        0..32 => "{prefix:9} {percent:>3}%",
+        32..80 => "{prefix:9} {percent:>3}% {msg}",
+        _ => "{prefix:9} [{bar:20}] {percent:>3}% {bytes:>10}/{total_bytes:<10} {msg}",
+    }
+}
+
 /// What `soci convert` and `soci create` show.
 #[derive(Debug)]
 pub(crate) struct ConvertProgress {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tonic::Code;
 
 use crate::api::status_client::StatusClient;
-use crate::api::{GetRequest, GetResponse};
+use crate::api::{FillRequest, FillResponse, GetRequest, GetResponse};
 use crate::service::MAX_MESSAGE;
 
 /// Why there is no status.
@@ -59,14 +59,44 @@ pub async fn get(path: &Path) -> Result<GetResponse, StatusError> {
     let mut client = StatusClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     match client.get(GetRequest {}).await {
         Ok(response) => Ok(response.into_inner()),
-        Err(status) if status.code() == Code::Unimplemented => {
-            Err(StatusError::Unknown(path.to_owned()))
-        }
-        Err(status) => Err(StatusError::Failed {
-            path: path.to_owned(),
+        Err(status) => Err(failure(path, &status)),
+    }
+}
+
+/// Has the daemon that listens on the socket `path` fill an image before all others, for the next
+/// seconds. Returns how far it is; `None` if the daemon has no layer of it.
+///
+/// # Errors
+/// The daemon does not answer, or its answer is malformed.
+pub async fn fill(
+    path: &Path,
+    image: &str,
+    namespace: &str,
+) -> Result<Option<FillResponse>, StatusError> {
+    let channel = soci_grpc::connect(path)
+        .await
+        .map_err(|error| not_there(path, &error))?;
+    let mut client = StatusClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    let request = FillRequest {
+        image: image.to_owned(),
+        namespace: namespace.to_owned(),
+    };
+    match client.fill(request).await {
+        Ok(response) => Ok(Some(response.into_inner())),
+        Err(status) if status.code() == Code::NotFound => Ok(None),
+        Err(status) => Err(failure(path, &status)),
+    }
+}
+
+fn failure(path: &Path, status: &tonic::Status) -> StatusError {
+    let path = path.to_owned();
+    match status.code() {
+        Code::Unimplemented => StatusError::Unknown(path),
+        code => StatusError::Failed {
+            path,
             message: status.message().to_owned(),
-            code: status.code(),
-        }),
+            code,
+        },
     }
 }
 

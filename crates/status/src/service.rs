@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tonic::{Request, Response, Status};
 
 use crate::api::status_server::{Status as StatusApi, StatusServer};
-use crate::api::{GetRequest, GetResponse};
+use crate::api::{FillRequest, FillResponse, GetRequest, GetResponse, Image};
 
 /// More than the layers of 10,000 images take.
 pub(crate) const MAX_MESSAGE: usize = 64 << 20;
@@ -19,6 +19,16 @@ pub trait StatusSource: Send + Sync + 'static {
     /// # Errors
     /// The part cannot be had; then there is no answer.
     async fn fill(&self, status: &mut GetResponse) -> Result<(), SourceError>;
+}
+
+/// Has images filled before others.
+#[async_trait]
+pub trait Filler: Send + Sync + 'static {
+    /// Requests it for the next seconds. Returns the images that are meant.
+    ///
+    /// # Errors
+    /// The images cannot be listed.
+    async fn fill(&self, image: &str, namespace: &str) -> Result<Vec<Image>, SourceError>;
 }
 
 /// A part of the answer cannot be had.
@@ -35,11 +45,14 @@ impl SourceError {
 
 /// The sources of an answer, in the order in which they are asked.
 #[derive(Clone, Default)]
-pub struct Sources(Vec<Arc<dyn StatusSource>>);
+pub struct Sources {
+    parts: Vec<Arc<dyn StatusSource>>,
+    filler: Option<Arc<dyn Filler>>,
+}
 
 impl std::fmt::Debug for Sources {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Sources({})", self.0.len())
+        write!(f, "Sources({})", self.parts.len())
     }
 }
 
@@ -47,7 +60,14 @@ impl Sources {
     /// Adds one that is asked after those that are there.
     #[must_use]
     pub fn with(mut self, source: impl StatusSource) -> Self {
-        self.0.push(Arc::new(source));
+        self.parts.push(Arc::new(source));
+        self
+    }
+
+    /// Adds who fills images.
+    #[must_use]
+    pub fn with_filler(mut self, filler: impl Filler) -> Self {
+        self.filler = Some(Arc::new(filler));
         self
     }
 
@@ -57,7 +77,7 @@ impl Sources {
     /// That of the first source that fails.
     pub async fn collect(&self) -> Result<GetResponse, SourceError> {
         let mut status = GetResponse::default();
-        for source in &self.0 {
+        for source in &self.parts {
             source.fill(&mut status).await?;
         }
         Ok(status)
@@ -78,6 +98,21 @@ impl StatusApi for Service {
         match self.0.collect().await {
             Ok(status) => Ok(Response::new(status)),
             Err(error) => Err(Status::unavailable(error.to_string())),
+        }
+    }
+
+    async fn fill(&self, request: Request<FillRequest>) -> Result<Response<FillResponse>, Status> {
+        let Some(filler) = &self.0.filler else {
+            return Err(Status::unimplemented("this daemon fills no images"));
+        };
+        let FillRequest { image, namespace } = request.into_inner();
+        let images = filler.fill(&image, &namespace).await;
+        let images = images.map_err(|error| Status::unavailable(error.to_string()))?;
+        match images.is_empty() {
+            true => Err(Status::not_found(
+                "no layer of such an image is on this node",
+            )),
+            false => Ok(Response::new(FillResponse { images })),
         }
     }
 }

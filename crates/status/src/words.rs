@@ -2,7 +2,7 @@
 
 use serde::Serializer;
 
-use crate::api::{Health, Layer, LayerState};
+use crate::api::{Health, Image, Layer, LayerState};
 
 impl LayerState {
     /// The word, empty for what the daemon did not say.
@@ -41,6 +41,21 @@ impl Layer {
         match (self.fetched_bytes?, self.size_bytes?) {
             (_, 0) => Some(100.0),
             (fetched, size) => Some(fetched as f64 * 100.0 / size as f64),
+        }
+    }
+}
+
+impl Image {
+    /// The stored share of its lazy layers, 0 to 100.
+    #[must_use]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a percentage needs no 64 bits of precision"
+    )]
+    pub fn stored_percent(&self) -> f64 {
+        match self.lazy_bytes {
+            0 => 100.0,
+            lazy => self.stored_bytes as f64 * 100.0 / lazy as f64,
         }
     }
 }

@@ -27,7 +27,9 @@ impl StoredLayer {
         if written.is_empty() {
             return Ok(());
         }
-        if let Err(error) = self.data.sync_data() {
+        let synced = self.data.sync_data();
+        self.synced(&written);
+        if let Err(error) = synced {
             for id in written {
                 self.states.change(id, State::Fresh, State::Unchecked);
             }
@@ -45,6 +47,11 @@ impl StoredLayer {
                 }
             }
             if let Err(error) = record.set(&durable) {
+                let spans = durable
+                    .iter()
+                    .filter_map(|kept| self.spans.get(SpanId(kept.span)));
+                let again = spans.map(|span| length(&span)).sum();
+                self.shared.unsynced.fetch_add(again, Ordering::Relaxed);
                 self.dirty
                     .lock()
                     .extend(durable.iter().map(|kept| kept.span));

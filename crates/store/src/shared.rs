@@ -20,6 +20,8 @@ pub(crate) struct Shared {
     pub(crate) disk: Disk,
     /// Uncompressed bytes in the spans of open layers.
     pub(crate) stored: AtomicU64,
+    /// Uncompressed bytes that were written and are not durable yet.
+    pub(crate) unsynced: AtomicU64,
     /// One reclaims at a time.
     pub(crate) reclaiming: Mutex<()>,
     /// Advances with each span that is written: the clock by which spans are old or new.
@@ -44,6 +46,7 @@ impl Shared {
             budget,
             disk,
             stored: AtomicU64::new(0),
+            unsynced: AtomicU64::new(0),
             reclaiming: Mutex::default(),
             clock: AtomicU32::new(0),
             dirty: Mutex::default(),

@@ -233,6 +233,7 @@ impl StoredLayer {
         self.fetched.fetch_add(self.weight(id), Ordering::Relaxed);
         self.states.change(id.0, State::Busy, State::Fresh);
         // After the state: a sync that finds it here takes it for written.
+        self.shared.unsynced.fetch_add(len, Ordering::Relaxed);
         self.dirty.lock().push(id.0);
         if let Some(me) = self
             .me
@@ -390,6 +391,20 @@ impl StoredLayer {
         budget.min(self.shared.disk.room_for_background())
     }
 
+    /// Uncompressed bytes, of all layers of the store, that were written and are not durable yet: more
+    /// than a moment's work of the disk means that it is slower than what is fetched.
+    #[must_use]
+    pub fn write_backlog(&self) -> u64 {
+        self.shared.unsynced.load(Ordering::Relaxed)
+    }
+
+    /// Notes that written spans are durable, or will never be.
+    pub(crate) fn synced(&self, written: &[u32]) {
+        let lengths = written.iter().filter_map(|id| self.spans.get(SpanId(*id)));
+        let sum = lengths.map(|span| length(&span)).sum();
+        self.shared.unsynced.fetch_sub(sum, Ordering::Relaxed);
+    }
+
     fn known(&self, id: SpanId) -> Result<Span, StoreError> {
         self.spans
             .get(id)
@@ -414,6 +429,8 @@ impl StoredLayer {
 
 impl Drop for StoredLayer {
     fn drop(&mut self) {
+        let written = std::mem::take(&mut *self.dirty.lock());
+        self.synced(&written);
         for id in (0..self.spans.len()).filter(|id| self.states.state(*id).is_here()) {
             if let Some(span) = self.spans.get(SpanId(id)) {
                 self.shared.give_room(length(&span));

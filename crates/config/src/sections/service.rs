@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::MAX;
 use crate::schema::{Broken, Section, Unit, Visitor};
-use crate::values::{ContentStoreType, DropPolicy, Sharing};
+use crate::values::{ContentStoreType, DropPolicy, Pause, Sharing};
 
 const CONTAINERD: &str = "/run/containerd/containerd.sock";
 
@@ -83,10 +83,10 @@ impl Section for Fuse {
 pub struct BackgroundFetch {
     /// Do not.
     pub disable: bool,
-    /// Rest after a mount.
-    pub silence_period: Duration,
-    /// Pause between fetches.
-    pub fetch_period: Duration,
+    /// Rest after a mount or a read from the network. Not set: until a start is over.
+    pub silence_period: Pause,
+    /// Pause between fetches. Not set: none.
+    pub fetch_period: Pause,
     /// Layers that may wait; `None` is no limit.
     pub max_queue_size: Option<u64>,
     /// Which layer goes when the queue is full.
@@ -99,8 +99,8 @@ impl Default for BackgroundFetch {
     fn default() -> Self {
         Self {
             disable: false,
-            silence_period: Duration::from_millis(30_000),
-            fetch_period: Duration::from_millis(500),
+            silence_period: Pause::not_set(Duration::from_millis(30_000)),
+            fetch_period: Pause::not_set(Duration::from_millis(500)),
             max_queue_size: Some(300),
             drop_policy: DropPolicy::Newest,
             emit_metric_period: Duration::from_secs(10),
@@ -111,12 +111,12 @@ impl Default for BackgroundFetch {
 impl Section for BackgroundFetch {
     fn visit(&mut self, v: &mut impl Visitor) {
         v.flag("disable", &mut self.disable);
-        v.pause(
+        v.pause_if_set(
             "silence_period_msec",
             Unit::Milliseconds,
             &mut self.silence_period,
         );
-        v.pause(
+        v.pause_if_set(
             "fetch_period_msec",
             Unit::Milliseconds,
             &mut self.fetch_period,

@@ -282,13 +282,28 @@ fn every_number_of_v0_15_may_be_below_zero() {
     }
     let short = Duration::from_millis(1);
     assert_eq!((http.min_wait, http.max_wait), (short, short));
-    assert_eq!(config.background_fetch.fetch_period, short);
+    assert_eq!(config.background_fetch.fetch_period.if_set(), Some(short));
     assert_eq!(config.snapshotter.min_layer_size, 0);
     assert_eq!(config.blob.max_span_verification_retries, 0);
     assert_eq!(read(&config.to_toml()), config);
     // Our own keys have no such meaning.
     let own = "[holder]\nabandon_after_sec = -1\n";
     assert!(Config::parse(own, Path::new(FILE)).is_err());
+}
+
+/// What an operator sets keeps its meaning, also where v0.15 has it by default.
+#[test]
+fn pauses_of_filling_are_those_that_the_file_sets() {
+    let pauses = |config: &Config| {
+        let fetch = &config.background_fetch;
+        [fetch.silence_period, fetch.fetch_period].map(soci_config::Pause::if_set)
+    };
+    assert_eq!(pauses(&Config::default()), [None, None]);
+    let printed = Config::default().to_toml();
+    let expected = [30_000, 500].map(|millis| Some(Duration::from_millis(millis)));
+    assert_eq!(pauses(&parse(&printed)), expected);
+    let set = parse("[background_fetch]\nsilence_period_msec = 5000\nfetch_period_msec = 0\n");
+    assert_eq!(pauses(&set), [Some(Duration::from_secs(5)), None]);
 }
 
 #[test]

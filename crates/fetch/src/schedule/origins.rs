@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::circuit::Circuit;
+use super::fill_pause::FillPause;
 use crate::inflight_limit::InflightLimit;
 use crate::span_key::OriginId;
 
@@ -30,6 +31,8 @@ pub(super) struct Origin {
     pub(super) name: Arc<str>,
     pub(super) limit: InflightLimit,
     pub(super) circuit: Circuit,
+    /// Whether background work lets it rest, because it has too many requests.
+    pub(super) fill_pause: FillPause,
     pub(super) running: usize,
     /// When it last delivered bytes.
     pub(super) last_arrival: Option<Instant>,
@@ -59,6 +62,7 @@ impl Origins {
             name: name.into(),
             limit: InflightLimit::new(self.most, now),
             circuit: Circuit::default(),
+            fill_pause: FillPause::default(),
             running: 0,
             last_arrival: None,
             layers: 1,

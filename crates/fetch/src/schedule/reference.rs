@@ -23,6 +23,8 @@ const LAYERS: u64 = 4;
 const ORIGINS: u64 = 2;
 const SPANS: u32 = 24;
 const SPAN_SIZE: u64 = 1 << 20;
+/// Background requests that may be in flight.
+const BACKGROUND: usize = 2;
 const CONFIG: ScheduleConfig = ScheduleConfig {
     max_inflight: 4,
     max_request_bytes: 16 << 20,
@@ -273,6 +275,9 @@ impl Pair {
                 {
                     self.cut_off(id, key, priority);
                 }
+                if priority == Priority::Demand {
+                    self.cut_off_background();
+                }
             }
         }
     }
@@ -294,10 +299,44 @@ impl Pair {
         }
     }
 
+    /// Background requests end with the span that they bring, or that a reader waits for.
+    fn cut_off_background(&mut self) {
+        for (id, flight) in &mut self.flights {
+            let request = &flight.request;
+            if request.priority != Priority::Background || request.layer.ignores_ranges {
+                continue;
+            }
+            let layer = request.layer.layer;
+            let mut end = flight.next + 1;
+            for span in flight.next..flight.end {
+                let urgent = self
+                    .wanted
+                    .get(&SpanKey { layer, span })
+                    .is_some_and(|expected| {
+                        expected.stage == Stage::Request(*id)
+                            && self.schedule.priority(SpanKey { layer, span })
+                                < Some(Priority::Background)
+                    });
+                end = if urgent { end.max(span + 1) } else { end };
+            }
+            if u64::from(flight.end.saturating_sub(end)) * SPAN_SIZE < super::WORTH_A_CUT {
+                continue;
+            }
+            for span in end..flight.end {
+                if let Some(expected) = self.wanted.get_mut(&SpanKey { layer, span })
+                    && expected.stage == Stage::Request(*id)
+                {
+                    expected.stage = Stage::Queue;
+                }
+            }
+            flight.end = end;
+        }
+    }
+
     fn start_requests(&mut self) {
         let conditions = Conditions {
             now: self.now,
-            background_allowed: self.quiet,
+            background: if self.quiet { BACKGROUND } else { 0 },
         };
         for effect in self.schedule.start_requests(conditions) {
             match effect {
@@ -374,7 +413,11 @@ impl Pair {
         let layer = request.layer.layer;
         assert!(self.open.contains(&layer) && !request.spans.is_empty());
         let bytes = request.spans.len() as u64 * SPAN_SIZE;
-        assert!(bytes <= CONFIG.max_request_bytes || request.spans.len() == 1);
+        let most = match request.layer.ignores_ranges {
+            true => CONFIG.max_request_bytes,
+            false => CONFIG.max_request_bytes.min(8 << 20),
+        };
+        assert!(bytes <= most || request.spans.len() == 1);
         let mut earliest: Option<Instant> = None;
         for span in request.spans.clone() {
             let key = SpanKey { layer, span };
@@ -399,8 +442,12 @@ impl Pair {
             assert!(!could, "something more urgent waits");
         }
         if request.priority == Priority::Background {
-            let urgent = |flight: &Flight| flight.request.priority <= Priority::Readahead;
+            let urgent = |flight: &Flight| flight.request.priority < Priority::Background;
             assert!(self.quiet && !self.flights.values().any(urgent));
+            let origin = origin_of(layer);
+            let others = self.flights.values();
+            let others = others.filter(|flight| origin_of(flight.request.layer.layer) == origin);
+            assert!(others.count() < BACKGROUND);
         }
         let flight = Flight {
             next: request.spans.start,

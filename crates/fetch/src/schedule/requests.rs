@@ -12,9 +12,9 @@ use super::{InFlight, Schedule, SpanLayout, Stage};
 use crate::priority::Priority;
 use crate::span_key::{LayerId, OriginId};
 
-/// Size in bytes of the parts into which ranges are split, unless they are background: several
-/// connections are faster than one.
-const URGENT_PART: u64 = 8 << 20;
+/// Size in bytes of the parts into which ranges are split, unless the origin ignores ranges: several
+/// connections are faster than one, and what is more urgent waits for one of them at most.
+const PART: u64 = 8 << 20;
 /// Longest time for which a request that probes a failing origin waits for bytes.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -22,8 +22,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Conditions {
     pub(crate) now: Instant,
-    /// Whether there has been no reader for long enough.
-    pub(crate) background_allowed: bool,
+    /// Largest number of background requests in flight; 0 while readers need the link.
+    pub(crate) background: usize,
 }
 
 impl<L: SpanLayout + Clone, W> Schedule<L, W> {
@@ -65,8 +65,8 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         };
         let (id, failing) = (queue.origin, queue.failing);
         let in_background = self.running_in_background(id);
-        let urgent = |request: &InFlight| request.priority <= Priority::Readahead;
-        let quiet = conditions.background_allowed && !self.requests.values().any(urgent);
+        let urgent = |request: &InFlight| request.priority < Priority::Background;
+        let others_need_none = !self.requests.values().any(urgent);
         let Some(origin) = self.origins.get(id) else {
             return false;
         };
@@ -81,8 +81,17 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         };
         let free = origin.running < most;
         if priority == Priority::Background {
-            let share = (limit / 2).max(1);
-            return free && quiet && in_background < share && self.origins.has_share(origin);
+            let throttled = origin.fill_pause.is_throttled(conditions.now);
+            let has_share = self.origins.has_share(origin) && !throttled;
+            let wanted = others_need_none && in_background < conditions.background;
+            if wanted
+                && !free
+                && let Some(origin) = self.origins.get_mut(id)
+            {
+                // More requests may bring more.
+                origin.limit.waited(conditions.now);
+            }
+            return free && wanted && has_share;
         }
         let has_share = self.origins.has_share(origin);
         if !free && let Some(origin) = self.origins.get_mut(id) {
@@ -123,10 +132,9 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         let queue = self.layers.get_mut(&layer_id)?;
         let layer = queue.layer.clone();
         let most = self.config.max_request_bytes.max(1);
-        let most = if priority > Priority::Profile || layer.ignores_ranges() {
-            most
-        } else {
-            most.min(URGENT_PART)
+        let most = match layer.ignores_ranges() {
+            true => most,
+            false => most.min(PART),
         };
         let end_of_first = layer.compressed(span)?.end;
         // Also earlier spans of this urgency: the order in which they were wanted means little.
@@ -228,6 +236,9 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         if let Some(origin) = self.origins.get_mut(origin) {
             origin.limit.received(bytes, origin.running, now);
             origin.last_arrival = Some(now);
+            if running.priority == Priority::Background {
+                origin.fill_pause.end();
+            }
         }
         let closed = self.answered(layer, origin);
         self.pending.extend(closed);

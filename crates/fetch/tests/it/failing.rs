@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::support::{Retrying, Rig, Sample, check_all, eventually, finish, quick, read, start};
 use soci_fetch::{FetchConfig, LayerData as _, LazyLayer, ReadError};
+use soci_oci::Digest;
 use soci_registry::testing::{Fault, MemoryBlob};
 use soci_store::LayerStoreConfig;
 use soci_ztoc::SpanId;
@@ -279,8 +280,8 @@ fn demand_does_not_wait_for_a_background_that_is_stuck() {
         ..no_readahead()
     };
     config.read_timeout = Duration::from_secs(3600);
-    config.background.silence_period = Duration::ZERO;
-    config.background.fetch_period = Duration::from_millis(1);
+    config.background.silence_period = Some(Duration::ZERO);
+    config.background.fetch_period = Some(Duration::from_millis(1));
     let rig = Rig::new(config);
     // The background's requests start at 0, and all are held; what is read afterwards is not.
     let gate = Arc::new(Semaphore::new(0));
@@ -291,7 +292,7 @@ fn demand_does_not_wait_for_a_background_that_is_stuck() {
         gate: gate.clone(),
     };
     let layer = rig.open(&sample, source);
-    layer.start_background();
+    layer.start_background(Digest::of(b"image"));
     eventually("stuck", || rig.fetcher.stats().requests_in_flight >= 3);
     let at = sample.tar.len() - 1_500_000;
     let got = read(&layer, at as u64, 400_000).unwrap();
@@ -332,11 +333,11 @@ fn a_reader_does_not_wait_for_a_long_request_of_less_urgency() {
 fn the_background_fills_a_quiet_layer_and_stops_when_it_is_closed() {
     let sample = Sample::gzip(60, 100_000);
     let mut config = quick();
-    config.background.silence_period = Duration::ZERO;
-    config.background.fetch_period = Duration::from_millis(1);
+    config.background.silence_period = Some(Duration::ZERO);
+    config.background.fetch_period = Some(Duration::from_millis(1));
     let rig = Rig::new(config.clone());
     let layer = rig.open(&sample, MemoryBlob::new(sample.blob.clone()));
-    layer.start_background();
+    layer.start_background(Digest::of(b"image"));
     eventually("filled", || layer.stored().is_complete());
     eventually("out of the queue", || {
         rig.fetcher.stats().background_layers == 0
@@ -348,7 +349,7 @@ fn the_background_fills_a_quiet_layer_and_stops_when_it_is_closed() {
     let source = MemoryBlob::new(sample.blob.clone());
     source.fault_always(Some(Fault::Delay(Duration::from_secs(3600))));
     let layer = rig.open(&sample, source);
-    layer.start_background();
+    layer.start_background(Digest::of(b"image"));
     eventually("asked", || rig.fetcher.stats().requests_in_flight > 0);
     layer.close();
     eventually("stopped", || rig.fetcher.stats().requests_in_flight == 0);
@@ -357,7 +358,7 @@ fn the_background_fills_a_quiet_layer_and_stops_when_it_is_closed() {
     config.background.disable = true;
     let rig = Rig::new(config);
     let layer = rig.open(&sample, MemoryBlob::new(sample.blob.clone()));
-    layer.start_background();
+    layer.start_background(Digest::of(b"image"));
     assert_eq!(rig.fetcher.stats().background_layers, 0);
 }
 
@@ -369,15 +370,17 @@ fn a_full_background_queue_drops_as_configured() {
     ] {
         let samples = [Sample::gzip(3, 100_000), Sample::gzip(4, 100_000)];
         let mut config = quick();
-        config.background.silence_period = Duration::ZERO;
-        config.background.fetch_period = Duration::from_millis(200);
+        config.background.silence_period = Some(Duration::ZERO);
+        config.background.fetch_period = Some(Duration::from_millis(200));
         config.background.max_queue_size = Some(1);
         config.background.drop_policy = policy;
         let rig = Rig::new(config);
         let layers = [&samples[0], &samples[1]]
             .map(|sample| rig.open(sample, MemoryBlob::new(sample.blob.clone())));
         // Held back, so that the first is still in the queue when the second comes.
-        layers.iter().for_each(|layer| layer.start_background());
+        layers
+            .iter()
+            .for_each(|layer| layer.start_background(Digest::of(b"image")));
         assert_eq!(rig.fetcher.stats().background_dropped, 1);
         eventually("filled", || layers[filled].stored().is_complete());
         assert!(!layers[1 - filled].stored().is_complete());

@@ -6,6 +6,7 @@
 )]
 
 mod failing;
+mod filling;
 mod misbehaving;
 mod neighbours;
 mod playing;

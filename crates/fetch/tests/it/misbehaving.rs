@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::support::{Retrying, Rig, Sample, check_all, eventually, finish, quick, read, start};
 use parking_lot::Mutex;
 use soci_fetch::{FetchConfig, ReadError};
+use soci_oci::Digest;
 use soci_registry::testing::{Fault, MemoryBlob};
 use soci_registry::{BlobSource, ByteStream, Deadline, RegistryError};
 use soci_store::LayerStoreConfig;
@@ -190,8 +191,8 @@ fn spans_that_cannot_be_stored_leave_readers_the_memory_that_they_need() {
 fn the_background_does_not_push_out_what_is_stored() {
     let sample = Sample::gzip(60, 100_000);
     let mut config = no_readahead();
-    config.background.silence_period = Duration::ZERO;
-    config.background.fetch_period = Duration::from_millis(1);
+    config.background.silence_period = Some(Duration::ZERO);
+    config.background.fetch_period = Some(Duration::from_millis(1));
     let store = LayerStoreConfig {
         budget_bytes: Some(2_000_000),
         ..LayerStoreConfig::default()
@@ -199,7 +200,7 @@ fn the_background_does_not_push_out_what_is_stored() {
     let rig = Rig::paused(config, store);
     let _time = rig.enter();
     let layer = rig.open(&sample, MemoryBlob::new(sample.blob.clone()));
-    layer.start_background();
+    layer.start_background(Digest::of(b"image"));
     let idle = || {
         let stats = rig.fetcher.stats();
         stats.requests_in_flight == 0 && stats.memory_in_use == 0

@@ -16,4 +16,5 @@ pub(crate) mod pull;
 pub(crate) mod push;
 pub(crate) mod rebuild_db;
 pub(crate) mod status;
+pub(crate) mod wait;
 pub(crate) mod ztoc;

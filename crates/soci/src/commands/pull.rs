@@ -10,12 +10,14 @@ use soci_discovery::{FoundBy, RegistryManifests, lazy_report};
 use soci_oci::{Digest, Platform, Reference};
 
 use crate::containerd;
+use crate::filling::{self, Filled, Goal};
 use crate::global::{Global, LEASE_TIME};
 use crate::interrupt::{committing, limited};
 use crate::output;
 use crate::progress::Bars;
 use crate::pull::{self, Active, Downloads, Layer, State, Unpack};
 use crate::registry_args::RegistryArgs;
+use crate::snapshotter_args::SnapshotterArgs;
 
 /// The snapshotter that mounts layers lazily.
 const LAZY_SNAPSHOTTER: &str = "soci";
@@ -28,6 +30,7 @@ const LAZY_SNAPSHOTTER: &str = "soci";
 #[command(after_help = "\
 Examples:
   soci pull registry.example/app:1-soci
+  soci pull --complete registry.example/app:1-soci
   soci pull --platform linux/arm64 --json registry.example/app:1-soci
   ctr run --rm --snapshotter soci registry.example/app:1-soci test sh
 
@@ -36,6 +39,9 @@ containerd needs the snapshotter as a proxy plugin in its configuration:
     type = \"snapshot\"
     address = \"/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock\"
     capabilities = [\"remap-ids\", \"multi-remap-ids\"]
+
+With --complete the image can be started as soon as its layers are listed; the command ends when
+the snapshotter has stored all of it, with the exit codes of `soci wait`.
 
 The snapshotter reads lazy layers with credentials of its own, which are those of `docker login`
 of the user that it runs as: it does not get those of --user.")]
@@ -61,6 +67,13 @@ pub(crate) struct Pull {
     #[arg(long, value_name = "N", default_value = "3")]
     max_concurrent_downloads: NonZeroUsize,
 
+    /// Wait until all of it is stored, so that it needs its registry no more
+    #[arg(long)]
+    complete: bool,
+
+    #[command(flatten)]
+    daemon: SnapshotterArgs,
+
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -84,6 +97,9 @@ struct Pulled {
     #[serde(skip_serializing_if = "Option::is_none")]
     soci_index: Option<Digest>,
     layers: Vec<Layer>,
+    /// With `--complete`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    filled: Option<Filled>,
 }
 
 impl Pull {
@@ -99,9 +115,26 @@ impl Pull {
         // However it ended: nothing half-done stays, and the lease goes.
         active.remove_all(&snapshots).await;
         let released = containerd.release_lease().await;
-        let pulled = result?;
+        let mut pulled = result?;
         released?;
+        if self.complete {
+            pulled.filled = Some(limited(None, self.fill(&pulled, global)).await?);
+        }
         self.print(&pulled)
+    }
+
+    /// Waits until the image is stored.
+    async fn fill(&self, pulled: &Pulled, global: &Global) -> anyhow::Result<Filled> {
+        let image = pulled.manifest.to_string();
+        let goal = Goal {
+            socket: self.daemon.socket(),
+            image: &image,
+            namespace: &global.namespace,
+            percent: 100,
+            timeout: global.timeout,
+            quiet: self.quiet,
+        };
+        filling::wait(goal).await
     }
 
     async fn pull(
@@ -159,6 +192,7 @@ impl Pull {
             snapshotter: self.snapshotter.clone(),
             soci_index: used.map(|found| found.digest),
             layers,
+            filled: None,
         })
     }
 
@@ -180,6 +214,9 @@ impl Pull {
                 pulled.digest,
                 pulled.layers.len()
             ));
+            if let Some(filled) = &pulled.filled {
+                output::line(filled.line());
+            }
         }
         Ok(())
     }

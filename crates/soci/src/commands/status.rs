@@ -3,7 +3,7 @@
 mod table;
 mod waiting;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -11,6 +11,7 @@ use clap::Args;
 
 use crate::global::Global;
 use crate::output::{self, Lines};
+use crate::snapshotter_args::SnapshotterArgs;
 use crate::style::Style;
 
 /// After this long without an answer it is looked whether there is a daemon at all: the holder keeps its
@@ -24,22 +25,16 @@ const PATIENCE: Duration = Duration::from_secs(20);
 ///
 /// For each layer: whether it is lazy (mounted, fetched as it is read), local (unpacked by the
 /// daemon) or deferred (unpacked by the client), why it is not lazy, how much of it has been
-/// fetched, and what went wrong last.
+/// fetched, and what went wrong last. For each image: how much of it is stored, whether it needs
+/// its registry any more, and what filling it does or waits for.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   soci status
   soci status --json | jq '.images[].layers[] | select(.health == \"broken\")'")]
 pub(crate) struct Status {
-    /// The socket of the snapshotter daemon
-    #[arg(
-        long,
-        value_name = "PATH",
-        env = "SOCI_SNAPSHOTTER_ADDRESS",
-        hide_env_values = true,
-        default_value = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock"
-    )]
-    snapshotter_address: PathBuf,
+    #[command(flatten)]
+    snapshotter: SnapshotterArgs,
 
     /// Print everything as JSON
     #[arg(long)]
@@ -48,9 +43,7 @@ pub(crate) struct Status {
 
 impl Status {
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let address = self.snapshotter_address;
-        let path = address.strip_prefix("unix://").unwrap_or(&address);
-        let status = answer(path, &global.root).await?;
+        let status = answer(self.snapshotter.socket(), &global.root).await?;
         if self.json {
             return output::json(&status);
         }

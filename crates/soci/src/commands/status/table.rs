@@ -177,6 +177,9 @@ fn block(image: &Image, style: Style, page: &mut Page) {
     if let Some(index) = &image.index_digest {
         page.line(format!("index    {index}"));
     }
+    if let Some(line) = stored_line(image) {
+        page.line(line);
+    }
     let head = ["LAYER", "SIZE", "STATE", "FETCHED", "NOTE"].map(str::to_owned);
     let rows: Vec<[String; 5]> = std::iter::once(head)
         .chain(image.layers.iter().map(|layer| row(layer, style)))
@@ -191,6 +194,33 @@ fn block(image: &Image, style: Style, page: &mut Page) {
             format!("{GAP}{a:layer$}{GAP}{b:>size$}{GAP}{c:state$}{GAP}{d:>fetched$}{GAP}{note}");
         page.line(row.trim_end());
     }
+}
+
+/// How much of an image is stored, and what filling it does; `None` from a daemon that does not say.
+fn stored_line(image: &Image) -> Option<String> {
+    let stored = BinaryBytes(image.stored_bytes);
+    let lazy = BinaryBytes(image.lazy_bytes);
+    let percent = image.stored_percent();
+    let why = match image.fill.as_str() {
+        "" => return None,
+        "complete" => return Some("stored   complete: it needs its registry no more".to_owned()),
+        "waiting" => "waiting until readers are quiet",
+        "queued" => "others are filled before it",
+        "throttled" => "the registry has too many requests, filling rests",
+        "failing" => "the registry does not answer or refuses, filling is tried again",
+        "no-room" => "filling has stopped: the disk's reserve or the store's limit is reached",
+        "off" => "it is not filled ([background_fetch], or too many layers waited)",
+        "filling" => {
+            let rate = BinaryBytes(image.bytes_per_second);
+            return Some(format!(
+                "stored   {percent:.1} % ({stored} of {lazy}), filling, {rate}/s"
+            ));
+        }
+        other => other,
+    };
+    Some(format!(
+        "stored   {percent:.1} % ({stored} of {lazy}), {why}"
+    ))
 }
 
 fn row(layer: &Layer, style: Style) -> [String; 5] {
@@ -327,6 +357,11 @@ mod tests {
                     manifest_digest: digest('d'),
                     index_digest: Some(digest('e')),
                     layers: vec![lazy, broken, deferred],
+                    complete: false,
+                    lazy_bytes: 61_135_780,
+                    stored_bytes: 16_777_216,
+                    bytes_per_second: 3 << 20,
+                    fill: "filling".to_owned(),
                 },
             ],
             profiles: Some(Profiles {
@@ -403,6 +438,34 @@ mod tests {
     #[test]
     fn an_empty_answer_of_another_version_is_no_failure() {
         assert_eq!(render(&GetResponse::default(), Style::People).as_str(), "");
+    }
+
+    #[test]
+    fn every_state_of_filling_has_a_sentence() {
+        let line = |fill: &str| {
+            let image = Image {
+                fill: fill.to_owned(),
+                lazy_bytes: 200,
+                stored_bytes: 50,
+                ..Image::default()
+            };
+            stored_line(&image)
+        };
+        assert_eq!(line(""), None, "an older daemon says nothing");
+        let words = [
+            "filling",
+            "waiting",
+            "queued",
+            "throttled",
+            "failing",
+            "no-room",
+            "off",
+        ];
+        for word in words {
+            let text = line(word).unwrap();
+            assert!(text.contains("25.0 %") && text.len() > 50, "{text}");
+        }
+        assert!(line("complete").unwrap().contains("no more"));
     }
 
     #[test]

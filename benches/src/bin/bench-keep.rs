@@ -1,0 +1,77 @@
+//! `make bench-keep` and `make bench-keep-torch`: what comes after a lazy start. Nothing is asserted.
+//! Needs root; build for release.
+
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program for people"
+)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use soci_benches::keep;
+use soci_testkit::image::{python_image, torch_image};
+
+/// Prints what filling and keeping images costs.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Fill an image with PyTorch and CUDA: 4 GB, built from PyPI on first use.
+    #[arg(long)]
+    torch: bool,
+    /// The rows.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Part::ALL)]
+    parts: Vec<Part>,
+    /// Another build of soci-snapshotter-grpc to measure instead of ours.
+    #[arg(long, env = "PREVIOUS", default_value = "")]
+    previous: String,
+    /// More configuration of the daemon, before the section [background_fetch].
+    #[arg(long, default_value = "")]
+    config: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// The time until an image is complete, and a start after a reboot.
+    Fill,
+    /// Cold reads of another image while one is filled.
+    Neighbour,
+}
+
+impl Part {
+    const ALL: [Self; 2] = [Self::Fill, Self::Neighbour];
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    soci_benches::run("bench-keep", || bench(&options))
+}
+
+fn bench(options: &Options) -> Result<()> {
+    if cfg!(debug_assertions) {
+        eprintln!("bench-keep: built for debugging: the figures say nothing, use --release");
+    }
+    let (name, image) = if options.torch {
+        ("PyTorch image, cloud", torch_image()?)
+    } else {
+        ("demo image, cloud", python_image()?)
+    };
+    let program = (!options.previous.is_empty()).then(|| PathBuf::from(&options.previous));
+    let program = program.as_deref();
+    let mut table = keep::table(name);
+    for part in &options.parts {
+        eprintln!("==> {part:?}");
+        let rows = match part {
+            Part::Fill => keep::fill(&image, program, &options.config)?,
+            Part::Neighbour => keep::neighbour(&image, program, &options.config)?,
+        };
+        for row in rows {
+            table.row(row);
+        }
+    }
+    println!("{table}");
+    Ok(())
+}

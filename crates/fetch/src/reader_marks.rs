@@ -1,0 +1,129 @@
+//! What readers have read of a layer: when last, and which spans. Filling takes what lies beside it
+//! first.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::served_layer::ServedLayer;
+
+const WORD: u32 = u64::BITS;
+
+/// The spans of a layer that were read.
+#[derive(Debug)]
+pub(crate) struct ReaderMarks {
+    since: Instant,
+    /// Milliseconds since `since` of the last read, plus one; 0: none.
+    last: AtomicU64,
+    spans: u32,
+    /// A bit for each span, allocated at the first read.
+    read: OnceLock<Box<[AtomicU64]>>,
+}
+
+impl ReaderMarks {
+    /// Marks for a layer with that many spans.
+    pub(crate) fn new(spans: u32) -> Self {
+        Self {
+            since: Instant::now(),
+            last: AtomicU64::new(0),
+            spans,
+            read: OnceLock::new(),
+        }
+    }
+
+    fn millis(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Notes a read of a span.
+    pub(crate) fn note(&self, span: u32) {
+        let now = self.millis().saturating_add(1);
+        if self.last.load(Ordering::Relaxed) != now {
+            self.last.store(now, Ordering::Relaxed);
+        }
+        let words = self.read.get_or_init(|| {
+            let words = self.spans.div_ceil(WORD);
+            (0..words).map(|_| AtomicU64::new(0)).collect()
+        });
+        if let Some(word) = words.get((span / WORD) as usize) {
+            let bit = 1_u64 << (span % WORD);
+            if word.load(Ordering::Relaxed) & bit == 0 {
+                word.fetch_or(bit, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Whether there was a read within the last `time`.
+    pub(crate) fn was_read_within(&self, time: Duration) -> bool {
+        let last = self.last.load(Ordering::Relaxed);
+        let ago = self.millis().saturating_sub(last);
+        last > 0 && Duration::from_millis(ago) <= time
+    }
+
+    fn was_read(&self, span: u32) -> bool {
+        let word = self
+            .read
+            .get()
+            .and_then(|words| words.get((span / WORD) as usize));
+        word.is_some_and(|word| word.load(Ordering::Relaxed) >> (span % WORD) & 1 == 1)
+    }
+
+    /// The distance of each span to the nearest one that was read, in spans; [`u32::MAX`] if none
+    /// was.
+    pub(crate) fn distances(&self, spans: u32) -> Vec<u32> {
+        let mut distances = vec![u32::MAX; spans as usize];
+        if self.read.get().is_none() {
+            return distances;
+        }
+        let mut pass = |order: &mut dyn Iterator<Item = u32>| {
+            let mut distance = u32::MAX;
+            for span in order {
+                distance = match self.was_read(span) {
+                    true => 0,
+                    false => distance.saturating_add(1),
+                };
+                if let Some(known) = distances.get_mut(span as usize) {
+                    *known = distance.min(*known);
+                }
+            }
+        };
+        pass(&mut (0..spans));
+        pass(&mut (0..spans).rev());
+        distances
+    }
+
+    /// Whether a missing span of the layer is within `near` spans of one that was read.
+    pub(crate) fn has_near(&self, layer: &ServedLayer, near: u32) -> bool {
+        if self.read.get().is_none() {
+            return false;
+        }
+        let distances = self.distances(self.spans);
+        let mut missing = layer.stored.missing().into_iter().flatten();
+        missing.any(|span| distances.get(span as usize).is_some_and(|at| *at <= near))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn distances_are_to_the_nearest_span_that_was_read() {
+        let marks = ReaderMarks::new(200);
+        assert!(marks.distances(3).iter().all(|at| *at == u32::MAX));
+        assert!(!marks.was_read_within(Duration::from_secs(1)));
+        marks.note(2);
+        marks.note(70);
+        marks.note(70);
+        assert!(marks.was_read_within(Duration::from_secs(1)));
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert!(!marks.was_read_within(Duration::from_secs(1)));
+        let distances = marks.distances(200);
+        assert_eq!(distances[..4], [2, 1, 0, 1]);
+        assert_eq!([distances[36], distances[69], distances[75]], [34, 1, 5]);
+        // What a damaged table may claim.
+        marks.note(u32::MAX);
+    }
+}

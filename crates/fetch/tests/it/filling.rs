@@ -1,0 +1,199 @@
+//! Filling: whose turn it is, and how it gives way to readers, to registries and to the disk.
+
+use std::time::Duration;
+
+use crate::support::{Rig, Sample, check_all, eventually, finish, quick, read, start};
+use soci_fetch::{FetchConfig, FillState, LayerData as _, LazyLayer};
+use soci_oci::Digest;
+use soci_registry::testing::{Fault, MemoryBlob};
+use soci_store::LayerStoreConfig;
+use soci_ztoc::SpanId;
+
+/// A request that is never answered within a test.
+const NEVER: Duration = Duration::from_secs(3600);
+
+fn config() -> FetchConfig {
+    FetchConfig {
+        max_readahead: 0,
+        read_timeout: 2 * NEVER,
+        ..quick()
+    }
+}
+
+fn image(number: u8) -> Digest {
+    Digest::of(&[number])
+}
+
+fn state(layer: &LazyLayer) -> FillState {
+    layer.fill().state
+}
+
+/// Lets the time of a paused rig pass until something is so.
+fn passes_until(rig: &Rig, what: &str, so: impl Fn() -> bool) {
+    eventually(what, || {
+        rig.pass(Duration::from_millis(10));
+        so()
+    });
+}
+
+#[test]
+fn a_reader_of_another_layer_ends_the_requests_of_filling_with_their_span() {
+    let samples = [Sample::gzip(140, 200_000), Sample::gzip(3, 100_000)];
+    let mut config = config();
+    config.background.silence_period = Some(Duration::ZERO);
+    let rig = Rig::new(config);
+    let held = MemoryBlob::new(samples[0].blob.clone());
+    held.fault(0, Fault::Delay(NEVER));
+    let filled = rig.open(&samples[0], held.clone());
+    filled.start_background(image(0));
+    eventually("requested", || held.requests().len() == 1);
+    let whole = held.requests()[0].clone();
+    let reader = rig.open(&samples[1], MemoryBlob::new(samples[1].blob.clone()));
+    read(&reader, 1000, 10).unwrap();
+    // All but the first span is requested again, although the first request is not answered.
+    let spans = filled.stored().spans().len();
+    let rest = |span: u32| filled.stored().has(SpanId(span));
+    eventually("the rest is filled", || (1..spans).all(rest));
+    assert!(!filled.stored().has(SpanId(0)));
+    let again = held.requests()[1].clone();
+    let second = filled.stored().spans().span(SpanId(1)).compressed;
+    assert_eq!((again.start, again.end), (second.start, whole.end));
+}
+
+#[test]
+fn filling_begins_when_a_start_is_over_and_not_between_its_reads() {
+    let sample = Sample::gzip(60, 100_000);
+    let rig = Rig::paused(config(), LayerStoreConfig::default());
+    let _time = rig.enter();
+    let layer = rig.open(&sample, MemoryBlob::new(sample.blob.clone()));
+    layer.start_background(image(0));
+    for at in 0..10 {
+        let answers = start(&layer, at * 200_000, 10);
+        passes_until(&rig, "answered", || {
+            rig.fetcher.stats().requests_in_flight == 0
+        });
+        finish(&answers).unwrap();
+        rig.pass(Duration::from_secs(1));
+        assert_eq!(state(&layer), FillState::Waiting);
+    }
+    assert_eq!(rig.fetcher.stats().background.requests, 0);
+    passes_until(&rig, "filled", || layer.stored().is_complete());
+    passes_until(&rig, "out of the queue", || {
+        rig.fetcher.stats().background_layers == 0
+    });
+    assert_eq!(state(&layer), FillState::Complete);
+    check_all(&layer, &sample.tar, 1_000_000);
+}
+
+#[test]
+fn an_image_that_is_read_is_filled_before_one_that_only_lies_there() {
+    let samples = [30, 31, 32].map(|files| Sample::gzip(files, 100_000));
+    let mut config = config();
+    // A layer at a time.
+    config.background.fetch_period = Some(Duration::from_millis(50));
+    let rig = Rig::paused(config, LayerStoreConfig::default());
+    let _time = rig.enter();
+    let sources = samples
+        .each_ref()
+        .map(|sample| MemoryBlob::new(sample.blob.clone()));
+    let [idle, below, top] = [0, 1, 2].map(|at| rig.open(&samples[at], sources[at].clone()));
+    idle.start_background(image(0));
+    below.start_background(image(1));
+    top.start_background(image(1));
+    let answers = start(&top, 1000, 10);
+    passes_until(&rig, "answered", || {
+        rig.fetcher.stats().requests_in_flight == 0
+    });
+    finish(&answers).unwrap();
+    // The layer that is read, then the other one of its image.
+    passes_until(&rig, "filled", || top.stored().is_complete());
+    assert!(sources[0].requests().is_empty() && sources[1].requests().is_empty());
+    passes_until(&rig, "filled", || below.stored().is_complete());
+    assert!(sources[0].requests().is_empty());
+    passes_until(&rig, "filled", || idle.stored().is_complete());
+}
+
+#[test]
+fn a_registry_that_throttles_filling_is_left_alone_and_readers_go_on() {
+    let sample = Sample::gzip(60, 100_000);
+    let rig = Rig::paused(config(), LayerStoreConfig::default());
+    let _time = rig.enter();
+    let source = MemoryBlob::new(sample.blob.clone());
+    source.fault_always(Some(Fault::Fail(MemoryBlob::status(429))));
+    let layer = rig.open(&sample, source.clone());
+    layer.start_background(image(0));
+    passes_until(&rig, "throttled", || state(&layer) == FillState::Throttled);
+    let refused = source.requests().len();
+    rig.pass(Duration::from_secs(3));
+    assert_eq!(source.requests().len(), refused);
+    source.fault_always(None);
+    let answers = start(&layer, 1000, 10);
+    passes_until(&rig, "answered", || {
+        rig.fetcher.stats().requests_in_flight == 0
+    });
+    finish(&answers).unwrap();
+    assert_eq!(rig.fetcher.stats().background.spans, 0);
+    passes_until(&rig, "filled", || layer.stored().is_complete());
+}
+
+#[test]
+fn a_layer_that_a_client_waits_for_is_filled_first_although_filling_is_off() {
+    let samples = [Sample::gzip(30, 100_000), Sample::gzip(31, 100_000)];
+    let mut config = config();
+    config.background.disable = true;
+    config.background.silence_period = Some(NEVER);
+    let rig = Rig::new(config);
+    let layers = [0, 1].map(|at| {
+        let source = MemoryBlob::new(samples[at].blob.clone());
+        let layer = rig.open(&samples[at], source);
+        layer.start_background(image(0));
+        layer
+    });
+    assert_eq!(state(&layers[1]), FillState::Off);
+    layers[1].request_fill(NEVER);
+    eventually("filled", || state(&layers[1]) == FillState::Complete);
+    assert_eq!(state(&layers[0]), FillState::Off);
+    assert_eq!(layers[0].stored().stored_spans(), 0);
+    // A request that is not repeated is forgotten.
+    layers[0].request_fill(Duration::ZERO);
+    eventually("forgotten", || rig.fetcher.stats().background_layers == 0);
+    assert_eq!(state(&layers[0]), FillState::Off);
+}
+
+#[test]
+fn filling_stops_below_the_limit_of_the_store_and_says_so() {
+    let sample = Sample::gzip(60, 100_000);
+    let store = LayerStoreConfig {
+        budget_bytes: Some(2_000_000),
+        ..LayerStoreConfig::default()
+    };
+    let rig = Rig::paused(config(), store);
+    let _time = rig.enter();
+    let layer = rig.open(&sample, MemoryBlob::new(sample.blob.clone()));
+    layer.start_background(image(0));
+    passes_until(&rig, "stopped", || state(&layer) == FillState::NoRoom);
+    assert!(!layer.stored().is_complete());
+    assert_eq!(layer.status().error, None, "no failure of the layer");
+}
+
+#[test]
+fn a_layer_that_is_removed_while_it_is_filled_leaves_no_work() {
+    let sample = Sample::gzip(60, 100_000);
+    let mut config = config();
+    config.background.silence_period = Some(Duration::ZERO);
+    let rig = Rig::new(config);
+    let source = MemoryBlob::new(sample.blob.clone());
+    source.fault_always(Some(Fault::Delay(NEVER)));
+    let layer = rig.open(&sample, source);
+    layer.start_background(image(0));
+    layer.request_fill(NEVER);
+    eventually("requested", || rig.fetcher.stats().requests_in_flight > 0);
+    rig.store
+        .remove(sample.digest(), sample.ztoc_digest())
+        .unwrap();
+    drop(layer);
+    eventually("nothing is left", || {
+        let stats = rig.fetcher.stats();
+        stats.requests_in_flight + stats.background_layers + stats.queued_spans == 0
+    });
+}
