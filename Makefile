@@ -54,6 +54,10 @@ build: deps ## Build both programs for debugging
 release: deps ## Build both programs for use
 	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES))
 
+.PHONY: package
+package: deps ## Build the release files into dist: archives, static archive, .deb, .rpm, SBOM, checksums
+	scripts/release.sh
+
 .PHONY: demo
 demo: deps ## Index an image, run it lazily and with overlayfs, print both (IMAGE=… for one of yours)
 	@test "$$(id -u)" = 0 || { echo "make demo needs root: it mounts file systems and starts containers" >&2; exit 1; }
@@ -63,10 +67,15 @@ demo: deps ## Index an image, run it lazily and with overlayfs, print both (IMAG
 # Cargo builds all programs before the first test runs. SOCI_BIN_DIR has the end-to-end tests use those instead
 # of building them again with other features.
 .PHONY: test
-test: deps previous ## Run every test (root)
+test: deps previous package-tools ## Run every test (root)
 	@test "$$(id -u)" = 0 || { echo "make test needs root: it mounts file systems and starts containers ('make check' does not)" >&2; exit 1; }
 	SOCI_BIN_DIR=$${CARGO_TARGET_DIR:-$(CURDIR)/target}/debug RUST_TEST_THREADS=$(TEST_THREADS) \
 		$(CARGO) test --locked --workspace --no-fail-fast
+
+# What tests make .deb and .rpm files with.
+.PHONY: package-tools
+package-tools: deps
+	@scripts/install-package-tools.sh $${CARGO_TARGET_DIR:-target}/tools cargo-deb cargo-generate-rpm
 
 # The daemon of the version before, which tests upgrade from.
 .PHONY: previous

@@ -24,6 +24,8 @@ openssl                                     openssl
 nginx                                       nginx-light
 /usr/share/keyrings/debian-archive-keyring.gpg  debian-archive-keyring
 dpkg-deb                                    dpkg
+dpkg-shlibdeps                              dpkg-dev
+rpm                                         rpm
 setpriv                                     util-linux
 mount                                       mount
 systemd-analyze                             systemd

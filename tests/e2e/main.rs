@@ -34,6 +34,7 @@ mod memory;
 mod mirrors;
 mod observe;
 mod outages;
+mod packages;
 mod poisoning;
 mod privilege;
 mod profiles;

@@ -42,6 +42,27 @@ exec env -i PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin container=other \
     "$2" --system --unit=multi-user.target --log-target=null
 "#;
 
+/// The same in a root folder of its own. Arguments: the test's folder, the program inside, the root folder.
+const INIT_IN_TREE: &str = r#"
+set -eu
+mount --make-rprivate /
+mount --bind "$3" "$3"
+cd "$3"
+mkdir -p proc sys dev run tmp ".$1" .old
+mount --rbind /dev dev
+mount --rbind /sys sys
+umount -l sys/fs/cgroup
+mount -t cgroup2 cgroup2 sys/fs/cgroup
+mount -t proc proc proc
+mount -t tmpfs tmpfs run
+mount --bind "$1" ".$1"
+pivot_root . .old
+umount -l .old
+rmdir .old
+exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin container=other \
+    "$2" --system --unit=multi-user.target --log-target=null
+"#;
+
 /// Units that others refer to without being asked; none of them does anything.
 const TARGETS: [&str; 7] = [
     "sysinit",
@@ -59,6 +80,9 @@ pub struct Systemd {
     init: i32,
     outer: Daemon,
     control_group: PathBuf,
+    /// `/etc/systemd/system` and `/usr/local/bin` inside.
+    units: PathBuf,
+    programs: PathBuf,
     root: TestRoot,
 }
 
@@ -68,30 +92,60 @@ impl Systemd {
     /// # Errors
     /// What this machine lacks for it.
     pub fn start() -> Result<Self> {
-        let program = ["/usr/lib/systemd/systemd", "/lib/systemd/systemd"]
-            .into_iter()
-            .find(|path| Path::new(path).is_file())
-            .context("there is no systemd on this machine: install the package systemd")?;
-        let control_group = new_control_group()?;
         let root = TestRoot::new()?;
         for folder in ["units", "var-lib", "bin"] {
             root.dir(folder)?;
         }
+        let folders = [root.path().join("units"), root.path().join("bin")];
+        Self::start_with(root, folders, INIT, "/", None)
+    }
+
+    /// Starts one in a copy of a root folder, where packages can be installed.
+    ///
+    /// # Errors
+    /// If there is no systemd in it, or this machine lacks something.
+    pub fn start_in(tree: &Path) -> Result<Self> {
+        let root = TestRoot::new()?;
+        let own = root.path().join("tree");
+        let mut copy = Command::new("cp");
+        copy.args(["--archive", "--reflink=auto"])
+            .arg(tree)
+            .arg(&own);
+        output_of(copy)?;
+        let inside = |path: &str| own.join(path.trim_start_matches('/'));
+        let folders = [inside(UNITS), inside("/usr/local/bin")];
+        Self::start_with(root, folders, INIT_IN_TREE, &own, Some(&own))
+    }
+
+    fn start_with(
+        root: TestRoot,
+        [units, programs]: [PathBuf; 2],
+        init: &str,
+        system: impl AsRef<Path>,
+        tree: Option<&Path>,
+    ) -> Result<Self> {
+        let program = ["/usr/lib/systemd/systemd", "/lib/systemd/systemd"]
+            .into_iter()
+            .find(|path| system.as_ref().join(&path[1..]).is_file())
+            .context("there is no systemd on this machine: install the package systemd")?;
         for target in TARGETS {
-            let path = root.path().join(format!("units/{target}.target"));
+            let path = units.join(format!("{target}.target"));
             std::fs::write(path, "[Unit]\nDefaultDependencies=no\n")?;
         }
+        let control_group = new_control_group()?;
         let enter = r#"echo $$ > "$0/cgroup.procs"; exec unshare "$@""#;
         let outer = Daemon::spawn("systemd", &root, "sh", |command| {
             command.args(["-c", enter]).arg(&control_group);
             command.args(["-C", "-m", "-p", "-i", "-u", "--fork", "--kill-child"]);
-            command.args(["--propagation", "private", "sh", "-c", INIT, "init"]);
-            command.arg(root.path()).arg(program);
+            command.args(["--propagation", "private", "sh", "-c", init, "init"]);
+            command.arg(root.path()).arg(program).args(tree);
         })?;
         let mut systemd = Self {
             init: 0,
             outer,
             control_group,
+            units,
+            programs,
             root,
         };
         systemd.wait_until_it_runs()?;
@@ -184,7 +238,7 @@ impl Systemd {
     /// When they cannot be written.
     pub fn install_units(&self, units: &[(&str, &str)]) -> Result<()> {
         for (name, text) in units {
-            let path = self.root.path().join("units").join(name);
+            let path = self.units.join(name);
             if let Some(folder) = path.parent() {
                 std::fs::create_dir_all(folder)?;
             }
@@ -199,7 +253,7 @@ impl Systemd {
     /// When it cannot be copied.
     pub fn install_program(&self, program: &Path) -> Result<()> {
         let name = program.file_name().context("a program has a name")?;
-        let folder = self.root.path().join("bin");
+        let folder = &self.programs;
         let unfinished = folder.join(".new");
         std::fs::copy(program, &unfinished)
             .with_context(|| format!("copy {}", program.display()))?;

@@ -61,13 +61,18 @@ impl SystemdNode {
     /// With the daemon running, a lazy image pulled, and a container's root made of it mounted.
     pub(crate) fn start(units: &Units) -> Self {
         let node = Self::bare();
-        node.install_programs();
-        let [service, socket] = *units;
-        let units = [(SERVICE, service), (SOCKET_UNIT, socket)];
-        node.systemd.install_units(&units).unwrap();
-        node.systemctl(&["start", SOCKET_UNIT, SERVICE]);
+        node.install_from_archive(units);
         node.pull();
         node
+    }
+
+    /// Programs in `/usr/local/bin`, units in `/etc`: as guides install v0.15; and starts it.
+    pub(crate) fn install_from_archive(&self, units: &Units) {
+        self.install_programs();
+        let [service, socket] = *units;
+        let units = [(SERVICE, service), (SOCKET_UNIT, socket)];
+        self.systemd.install_units(&units).unwrap();
+        self.systemctl(&["start", SOCKET_UNIT, SERVICE]);
     }
 
     /// The same, installed by the Makefile; `make` gives it the target.
@@ -79,10 +84,18 @@ impl SystemdNode {
         node
     }
 
+    /// A Debian of its own with nothing of ours in it.
+    pub(crate) fn start_in(tree: &Path) -> Self {
+        Self::with(Systemd::start_in(tree).unwrap())
+    }
+
     fn bare() -> Self {
+        Self::with(Systemd::start().unwrap())
+    }
+
+    fn with(systemd: Systemd) -> Self {
         let registry = Registry::start().unwrap();
         let proxy = Proxy::start(registry.address()).unwrap();
-        let systemd = Systemd::start().unwrap();
         let node = Self {
             systemd,
             proxy,
@@ -152,7 +165,7 @@ impl SystemdNode {
     }
 
     /// Pulls a lazy image as containerd would and mounts a container's root.
-    fn pull(&self) {
+    pub(crate) fn pull(&self) {
         let layout = TestRoot::new().unwrap();
         let data = Layer::new()
             .dir("data")
@@ -182,7 +195,7 @@ impl SystemdNode {
         assert_eq!(mounts.len(), 1);
         let mount = &mounts[0];
         assert_eq!(mount.r#type, "overlay");
-        self.systemd.run("mkdir", [BOX]).unwrap();
+        self.systemd.run("mkdir", ["-p", BOX]).unwrap();
         let options = mount.options.join(",");
         self.systemd
             .run("mount", ["-t", "overlay", "overlay", "-o", &options, BOX])

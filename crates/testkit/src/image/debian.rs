@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use super::cached;
 use crate::cli::output_of;
 use crate::process::{TestRoot, unmount_below};
 
@@ -23,8 +24,40 @@ pub(super) const EXCLUDED: [&str; 12] = [
     "etc/hostname",
     "tmp",
 ];
-/// Makes a root folder with the packages that Debian calls required, and apt.
-pub(super) fn debootstrap(target: &Path, codename: &str, sources: &Path) -> Result<()> {
+/// A root folder of Debian with systemd and rpm, in which packages are installed in tests. Copy it
+/// before changing it. Built on first use and then kept in the cache.
+///
+/// # Errors
+/// If mmdebstrap is not installed, or packages cannot be fetched.
+pub fn debian_with_systemd() -> Result<PathBuf> {
+    let codename = codename()?;
+    let packages = ["systemd", "rpm"];
+    let recipe = format!("root folder 1, {codename}, {packages:?}");
+    let cache = cached(&recipe, |folder| {
+        let sources = folder.join("debian.sources");
+        std::fs::write(&sources, own_sources(&codename)?)?;
+        let root = folder.join("root");
+        debootstrap(&root, &codename, &sources, &packages)?;
+        // Its own journal, device manager and consoles would only slow the tests down.
+        let units = root.join("usr/lib/systemd/system");
+        for entry in std::fs::read_dir(units)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|kind| kind == "wants") {
+                std::fs::remove_dir_all(path)?;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(cache.join("root"))
+}
+
+/// Makes a root folder with the packages that Debian calls required, apt, and some more.
+pub(super) fn debootstrap(
+    target: &Path,
+    codename: &str,
+    sources: &Path,
+    packages: &[&str],
+) -> Result<()> {
     let mut command = Command::new("mmdebstrap");
     command.args([
         "--mode=root",
@@ -48,6 +81,9 @@ pub(super) fn debootstrap(target: &Path, codename: &str, sources: &Path) -> Resu
         "Acquire::Check-Date \"false\"",
     ] {
         command.arg(format!("--aptopt={option}"));
+    }
+    if !packages.is_empty() {
+        command.arg(format!("--include={}", packages.join(",")));
     }
     command.arg(codename).arg(target).arg(sources);
     output_of(command)

@@ -17,6 +17,7 @@ pub(crate) use debian::debian_mirror;
 
 pub use builder::{ImageBuilder, OciImage, OciLayer};
 pub use content::Content;
+pub use debian::debian_with_systemd;
 pub use layer::Layer;
 pub use python::{APP_OUTPUT, APP_SCRIPT, PYTHON_TAG, python_image, torch_image};
 pub use readers::{READER_MODES, READER_SCRIPT, readers_image};

@@ -71,7 +71,7 @@ fn build(layout: &Path, codename: &str, wheels: &[&str], script: &str) -> Result
     let base = work.path().join("base");
     let sources = work.path().join("debian.sources");
     std::fs::write(&sources, own_sources(codename)?)?;
-    debootstrap(&base, codename, &sources)?;
+    debootstrap(&base, codename, &sources, &[])?;
     std::thread::scope(|scope| {
         // Packing a layer and installing the next one overlap.
         let mut layers = vec![scope.spawn(|| pack(layout, &base))];
