@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::{
-    CreateImageRequest, GetImageRequest, Image, ListImagesRequest, UpdateImageRequest,
+    CreateImageRequest, DeleteImageRequest, GetImageRequest, Image, ListImagesRequest,
+    UpdateImageRequest,
 };
 use containerd_client::tonic::Code;
 use containerd_client::tonic::transport::Channel;
@@ -104,6 +105,26 @@ impl Images {
         let images = answer.map_err(self.namespace.failed("list images"))?;
         let images = images.into_inner().images.into_iter();
         Ok(images.filter_map(read).collect())
+    }
+
+    /// Removes the record of an image; one that does not exist counts as removed. What only it kept is
+    /// garbage from then on.
+    ///
+    /// # Errors
+    /// containerd refuses.
+    pub async fn remove(&self, name: &str) -> Result<(), ContainerdError> {
+        let request = self.namespace.request(DeleteImageRequest {
+            name: name.to_owned(),
+            ..DeleteImageRequest::default()
+        });
+        match self.client().delete(request).await {
+            Err(status) if status.code() != Code::NotFound => {
+                Err(self.namespace.failed(format!("remove image {name}"))(
+                    status,
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Sets labels of an image; an empty value removes one.

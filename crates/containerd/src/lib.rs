@@ -15,6 +15,8 @@ pub mod labels;
 #[cfg(feature = "client")]
 mod lease;
 #[cfg(feature = "client")]
+mod node;
+#[cfg(feature = "client")]
 mod snapshots;
 
 #[cfg(feature = "client")]
@@ -24,5 +26,6 @@ pub use {
     content::{BlobInfo, BlobStream, BlobWriter, Content},
     error::{ContainerdError, Refusal},
     images::{ImageRecord, Images},
+    node::Plugin,
     snapshots::{Snapshots, apply},
 };
