@@ -19,6 +19,7 @@ use crate::commands::index::IndexCommand;
 use crate::commands::ls::Ls;
 use crate::commands::man::Man;
 use crate::commands::mount::Mount;
+use crate::commands::node::NodeCommand;
 use crate::commands::prefetch::PrefetchCommand;
 use crate::commands::profile::ProfileCommand;
 use crate::commands::pull::Pull;
@@ -91,6 +92,8 @@ enum Command {
     Ls(Ls),
     Cat(Cat),
     Mount(Mount),
+    #[command(subcommand)]
+    Node(NodeCommand),
     Completion(Completion),
     Man(Man),
 }
@@ -168,6 +171,7 @@ impl Command {
             Self::Create(command) => Work::unlimited(command.run(global)),
             Self::Pull(command) => Work::unlimited(command.run(global)),
             Self::Mount(command) => Work::unlimited(command.run(global)),
+            Self::Node(command) => Work::unlimited(command.prepare(global)?.run()),
             Self::AbortMounts(command) => Work::unlimited(async move { command.run(global) }),
             Self::Completion(command) => {
                 Work::unlimited(async move { command.run(Cli::command()) })

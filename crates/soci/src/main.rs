@@ -11,6 +11,8 @@ mod cli_page;
 mod commands;
 mod container;
 mod containerd;
+#[cfg(test)]
+mod document_commands;
 mod duration;
 mod filling;
 mod global;

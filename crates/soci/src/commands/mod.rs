@@ -10,6 +10,7 @@ pub(crate) mod index;
 pub(crate) mod ls;
 pub(crate) mod man;
 pub(crate) mod mount;
+pub(crate) mod node;
 pub(crate) mod prefetch;
 pub(crate) mod profile;
 pub(crate) mod pull;
