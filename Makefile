@@ -148,6 +148,10 @@ lint: ## Check format, clippy, documentation, promises, architecture, oldest Rus
 	scripts/check-msrv.sh
 	scripts/check-dependencies.sh $(ADVISORIES)
 
+.PHONY: check-kubernetes
+check-kubernetes: ## Render the Helm chart and validate it (fetches helm and schemas on first use)
+	scripts/check-kubernetes.sh
+
 .PHONY: install
 install: ## Install programs, units, completions, manual pages and default configuration (DESTDIR, PREFIX)
 	@for b in $(BINARIES); do test -x $(RELEASE_DIR)/$$b || { echo "$(RELEASE_DIR)/$$b is missing: make release first" >&2; exit 1; }; done
