@@ -32,6 +32,7 @@ mod keychains;
 mod local_layers;
 mod memory;
 mod mirrors;
+mod node_install;
 mod observe;
 mod outages;
 mod packages;

@@ -261,6 +261,27 @@ impl Systemd {
         Ok(())
     }
 
+    /// Makes `/etc` inside writable: changes go to a private layer above this machine's files. Units are
+    /// where they were.
+    ///
+    /// # Errors
+    /// The layer cannot be mounted.
+    pub fn writable_etc(&self) -> Result<()> {
+        let upper = self.root.dir("etc")?;
+        let work = self.root.dir("etc-work")?;
+        let options = format!(
+            "lowerdir=/etc,upperdir={},workdir={}",
+            upper.display(),
+            work.display()
+        );
+        self.run(
+            "mount",
+            ["-t", "overlay", "overlay", "-o", &options, "/etc"],
+        )?;
+        let units = self.root.path().join("units").display().to_string();
+        self.run("mount", ["--bind", &units, UNITS]).map(drop)
+    }
+
     /// A path inside, as the test reaches it.
     #[must_use]
     pub fn path(&self, inside: &str) -> PathBuf {

@@ -53,8 +53,8 @@ fn big() -> Content {
 /// Fields end in this order.
 pub(crate) struct SystemdNode {
     pub(crate) systemd: Systemd,
-    proxy: Proxy,
-    registry: Registry,
+    pub(crate) proxy: Proxy,
+    pub(crate) registry: Registry,
 }
 
 impl SystemdNode {
@@ -89,7 +89,8 @@ impl SystemdNode {
         Self::with(Systemd::start_in(tree).unwrap())
     }
 
-    fn bare() -> Self {
+    /// With nothing installed.
+    pub(crate) fn bare() -> Self {
         Self::with(Systemd::start().unwrap())
     }
 

@@ -60,6 +60,23 @@ impl ContainerdOptions {
     }
 }
 
+impl ContainerdOptions {
+    /// Writes the configuration of a containerd below `root`, with its socket at `address`, for one that
+    /// another program starts: the file is `root`/containerd.toml.
+    ///
+    /// # Errors
+    /// The release is not to be had, or a file cannot be written.
+    pub fn write(&self, root: &Path, address: &Path) -> Result<PathBuf> {
+        let config = root.join("containerd.toml");
+        let text = config::text(root, address, self)?;
+        std::fs::write(&config, text).context("write containerd's configuration")?;
+        if self.cri.is_some() {
+            cri::network::write(&root.join(cri::CNI_BIN), &root.join(cri::CNI_CONF))?;
+        }
+        Ok(config)
+    }
+}
+
 /// A containerd with root, state and sockets of its own. Dropping it ends its containers too.
 #[derive(Debug)]
 pub struct Containerd {
@@ -91,15 +108,7 @@ impl Containerd {
     /// As [`Containerd::start`].
     pub fn start_in(root: TestRoot, options: &ContainerdOptions) -> Result<Self> {
         let address = Self::address_in(&root);
-        let config = root.path().join("containerd.toml");
-        let text = config::text(root.path(), &address, options)?;
-        std::fs::write(&config, text).context("write containerd's configuration")?;
-        if options.cri.is_some() {
-            cri::network::write(
-                &root.path().join(cri::CNI_BIN),
-                &root.path().join(cri::CNI_CONF),
-            )?;
-        }
+        options.write(root.path(), &address)?;
         let daemon = Self::serve(options.release, &root, &address)?;
         Ok(Self {
             daemon,
