@@ -1,4 +1,5 @@
-//! Every `soci` command in the documents is one that this program takes.
+//! Every `soci` command in the documents is one that this program takes. `docs/cli.md` is left out: it is made of
+//! help texts, which are wrapped within commands.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,10 @@ fn documents() -> Vec<PathBuf> {
         let entries = std::fs::read_dir(folder).unwrap();
         found.extend(entries.map(|entry| entry.unwrap().path()));
     }
-    found.retain(|path| path.extension().is_some_and(|end| end == "md"));
+    let is_read = |path: &PathBuf| {
+        path.extension().is_some_and(|end| end == "md") && !path.ends_with("cli.md")
+    };
+    found.retain(is_read);
     found.sort();
     found
 }
