@@ -65,7 +65,6 @@ fn help_of_every_command() {
         "ls",
         "cat",
         "mount",
-        "node",
         "completion",
         "man",
     ] {
@@ -75,7 +74,6 @@ fn help_of_every_command() {
         ("index", &["list", "info", "remove"][..]),
         ("ztoc", &["list", "info", "get-file"]),
         ("prefetch", &["list", "info"]),
-        ("node", &["install", "uninstall", "status"]),
     ] {
         // A group without one of its commands tells which there are.
         assert_eq!(stdout(&[group]), stdout(&[group, "-h"]));
