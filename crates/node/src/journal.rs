@@ -50,6 +50,9 @@ pub(crate) struct State {
     pub handed_back: bool,
 }
 
+/// Content and permissions of a file.
+type Kept = (Vec<u8>, u32);
+
 /// The journal of a node.
 #[derive(Debug)]
 pub(crate) struct Journal {
@@ -58,7 +61,7 @@ pub(crate) struct Journal {
     /// The state; that of the disk after [`Journal::save`].
     pub state: State,
     /// Path, content and permissions before this run, in the order of the changes.
-    undo: Vec<(PathBuf, Option<(Vec<u8>, u32)>)>,
+    undo: Vec<(PathBuf, Option<Kept>)>,
     /// Locked as long as the journal is open, so that one installer works at a time.
     _lock: std::fs::File,
 }
@@ -234,7 +237,7 @@ impl Journal {
     /// It cannot be removed.
     pub(crate) fn forget(&mut self) -> Result<(), NodeError> {
         self.state = State::default();
-        match std::fs::remove_dir_all(&self.folder) {
+        match soci_dirtree::remove_path(&self.folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(NodeError::file("remove", &self.folder)(error))
             }
@@ -255,7 +258,7 @@ impl Journal {
 }
 
 /// Content and permissions of a file, if there is one.
-fn read(path: &Path) -> Result<Option<(Vec<u8>, u32)>, NodeError> {
+fn read(path: &Path) -> Result<Option<Kept>, NodeError> {
     match std::fs::read(path) {
         Ok(bytes) => {
             let metadata = path.metadata().map_err(NodeError::file("look at", path))?;
@@ -267,7 +270,7 @@ fn read(path: &Path) -> Result<Option<(Vec<u8>, u32)>, NodeError> {
 }
 
 /// Writes a file, or removes it if it shall have no content.
-fn put(path: &Path, content: Option<&(Vec<u8>, u32)>) -> Result<(), NodeError> {
+fn put(path: &Path, content: Option<&Kept>) -> Result<(), NodeError> {
     match content {
         Some((bytes, mode)) => replace(path, bytes, *mode),
         None => match std::fs::remove_file(path) {

@@ -105,8 +105,8 @@ impl<'a> Services<'a> {
                 let ours = with_snapshotter.then_some(&ours).into_iter().cloned();
                 let wanted = needed
                     .iter()
-                    .cloned()
                     .filter(|(_, id)| id != "soci")
+                    .cloned()
                     .chain(ours);
                 let missing = wanted.filter(|plugin| !found.contains(plugin));
                 missing
