@@ -56,6 +56,7 @@ fn help_of_every_command() {
         "push",
         "pull",
         "status",
+        "wait",
         "abort-mounts",
         "index",
         "ztoc",
