@@ -27,6 +27,8 @@ pub(crate) struct ContentSink {
 enum State {
     New,
     Writing(Box<BlobWriter>),
+    /// containerd has it in another namespace, and needs no bytes.
+    Shared(Box<BlobWriter>),
     /// Another pull has stored it, or this one.
     Stored,
 }
@@ -50,29 +52,23 @@ impl ContentSink {
     }
 
     fn begin(&mut self) -> Result<(), ContainerdError> {
-        if !matches!(self.state, State::New) {
-            return Ok(());
+        while matches!(self.state, State::New) {
+            let name = write_name(&self.blob);
+            let begun = self.content.begin_write(&name, &self.blob);
+            let begun = self.runtime.block_on(begun)?;
+            self.state = match begun {
+                Some(writer) if writer.offset() == 0 => State::Writing(Box::new(writer)),
+                Some(writer) if writer.offset() == self.blob.size => {
+                    State::Shared(Box::new(writer))
+                }
+                // Left by an earlier process with our number.
+                Some(writer) => {
+                    self.runtime.block_on(writer.abort())?;
+                    State::New
+                }
+                None => State::Stored,
+            };
         }
-        // A name of its own: nothing that was left under it must be continued, and nothing waits for
-        // another client that pulls the layer at the same time.
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let name = format!(
-            "soci-eager-{}-{}-{}",
-            self.blob.digest,
-            std::process::id(),
-            NUMBER.fetch_add(1, Ordering::Relaxed)
-        );
-        let begun = self.content.begin_write(&name, &self.blob);
-        let begun = self.runtime.block_on(begun)?;
-        self.state = match begun {
-            // Left by an earlier process with our number.
-            Some(writer) if writer.offset() > 0 => {
-                self.runtime.block_on(writer.abort())?;
-                return self.begin();
-            }
-            Some(writer) => State::Writing(Box::new(writer)),
-            None => State::Stored,
-        };
         Ok(())
     }
 
@@ -80,7 +76,7 @@ impl ContentSink {
         self.begin()?;
         match &mut self.state {
             State::Writing(writer) => self.runtime.block_on(writer.append(bytes)),
-            State::New | State::Stored => Ok(()),
+            State::New | State::Shared(_) | State::Stored => Ok(()),
         }
     }
 
@@ -89,7 +85,9 @@ impl ContentSink {
         self.send(rest)?;
         let labels = std::mem::take(&mut self.labels);
         match std::mem::replace(&mut self.state, State::Stored) {
-            State::Writing(mut writer) => self.runtime.block_on(writer.commit(labels)),
+            State::Writing(mut writer) | State::Shared(mut writer) => {
+                self.runtime.block_on(writer.commit(labels))
+            }
             State::New | State::Stored => {
                 let labelled = self.content.add_labels(&self.blob.digest, labels);
                 self.runtime.block_on(labelled)
@@ -100,15 +98,46 @@ impl ContentSink {
     fn give_up(&mut self) -> Option<Box<BlobWriter>> {
         self.pending.clear();
         match std::mem::replace(&mut self.state, State::New) {
-            State::Writing(writer) => Some(writer),
+            State::Writing(writer) | State::Shared(writer) => Some(writer),
             State::New | State::Stored => None,
         }
     }
 }
 
+/// A name of its own for a write: nothing that was left under it must be continued, and nothing waits
+/// for another client that pulls the layer at the same time.
+fn write_name(blob: &Descriptor) -> String {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    format!(
+        "soci-eager-{}-{}-{}",
+        blob.digest,
+        std::process::id(),
+        NUMBER.fetch_add(1, Ordering::Relaxed)
+    )
+}
+
+/// Has a blob that containerd keeps for another namespace stored in this one as well, as containerd's
+/// own pull does. `false` if it keeps none, or shares nothing (`content_sharing_policy = "isolated"`).
+pub(crate) async fn share(
+    content: &Content,
+    blob: &Descriptor,
+    labels: HashMap<String, String>,
+) -> Result<bool, ContainerdError> {
+    let begun = content.begin_write(&write_name(blob), blob).await?;
+    let Some(mut writer) = begun else {
+        return Ok(true);
+    };
+    if blob.size > 0 && writer.offset() == blob.size {
+        writer.commit(labels).await?;
+        return Ok(true);
+    }
+    writer.abort().await?;
+    Ok(false)
+}
+
 impl CompressedSink for ContentSink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if matches!(self.state, State::Stored) {
+        if matches!(self.state, State::Stored | State::Shared(_)) {
             return Ok(());
         }
         self.pending.extend_from_slice(bytes);

@@ -21,7 +21,7 @@ use tokio::sync::OnceCell;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 use tokio_util::sync::CancellationToken;
 
-use crate::content_sink::ContentSink;
+use crate::content_sink::{self, ContentSink};
 use crate::error::EagerError;
 use crate::folder::Folder;
 use crate::image::{ImageToPull, PlannedLayer, plan};
@@ -239,8 +239,8 @@ impl RegistryPull {
         let (digest, size) = (layer.descriptor.digest, layer.descriptor.size);
         let open = async {
             let content = Content::new(&containerd.namespace(&self.image.namespace)?);
-            let known = content.info(&digest).await?;
-            if known.is_none_or(|known| known.size != size) {
+            let known = content.info(&digest).await?.map(|known| known.size);
+            if known != Some(size) && !(known.is_none() && self.share(layer).await?) {
                 return Ok(None);
             }
             if let Some(file) = content.file(&digest, size).await {
@@ -256,6 +256,37 @@ impl RegistryPull {
             tracing::debug!(layer = %digest, error, "cannot look for a layer in containerd's content store");
             None
         })
+    }
+
+    /// If layers are kept: has containerd store a layer that it keeps for another namespace in that of
+    /// the image.
+    async fn share(&self, layer: &PlannedLayer) -> Result<bool, ContainerdError> {
+        if !self.shared.config.keep {
+            return Ok(false);
+        }
+        let content = Content::new(self.leased().await?);
+        content_sink::share(&content, &layer.descriptor, self.labels(layer)).await
+    }
+
+    /// The labels of a kept layer.
+    fn labels(&self, layer: &PlannedLayer) -> HashMap<String, String> {
+        HashMap::from([
+            uncompressed(&layer.diff_id),
+            labels::source(&self.image.reference),
+        ])
+    }
+
+    /// The image's namespace under the lease of this pull.
+    async fn leased(&self) -> Result<&Namespace, ContainerdError> {
+        let leased = self.leased.get_or_try_init(|| async {
+            let address = self.shared.config.containerd.as_deref().unwrap_or_default();
+            let containerd = within(PATIENCE, Containerd::connect(address)).await?;
+            containerd
+                .namespace(&self.image.namespace)?
+                .leased(LEASE)
+                .await
+        });
+        leased.await
     }
 
     /// Labels a layer of containerd's content store with its diff ID, as unpacking by containerd does.
@@ -280,19 +311,8 @@ impl RegistryPull {
         let keep = |error: ContainerdError| EagerError::Keep {
             source: Arc::new(error),
         };
-        let leased = self.leased.get_or_try_init(|| async {
-            let address = self.shared.config.containerd.as_deref().unwrap_or_default();
-            let containerd = within(PATIENCE, Containerd::connect(address)).await?;
-            containerd
-                .namespace(&self.image.namespace)?
-                .leased(LEASE)
-                .await
-        });
-        let content = Content::new(leased.await.map_err(keep)?);
-        let labels = HashMap::from([
-            uncompressed(&layer.diff_id),
-            labels::source(&self.image.reference),
-        ]);
+        let content = Content::new(self.leased().await.map_err(keep)?);
+        let labels = self.labels(layer);
         let sink = ContentSink::new(Handle::current(), content, &layer.descriptor, labels);
         Ok(Box::new(sink))
     }

@@ -11,6 +11,8 @@ use soci_layer::{
     LowerLayer, MountedInfo, ParentLayer, ProviderError, Purpose, Restored, UnpackRequest,
     UnpackedSize, UseRefusal,
 };
+use soci_telemetry::Meters;
+use soci_telemetry::metrics::count;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::EagerError;
@@ -40,6 +42,8 @@ pub struct EagerConfig {
     pub pull: PullConfig,
     /// Reads the layers below one that is unpacked.
     pub lower: LowerLayers,
+    /// Counts layers that could not be unpacked.
+    pub meters: Arc<Meters>,
 }
 
 /// Opens the layers below one that is unpacked, lazy ones among them.
@@ -52,6 +56,7 @@ pub struct EagerLayers {
     mode: EagerMode,
     jobs: Arc<Jobs>,
     lower: LowerLayers,
+    meters: Arc<Meters>,
 }
 
 impl EagerLayers {
@@ -65,6 +70,7 @@ impl EagerLayers {
             mode: config.mode,
             jobs: Arc::new(Jobs::new(puller, by_namespace)),
             lower: config.lower,
+            meters: config.meters,
         })
     }
 
@@ -183,7 +189,13 @@ impl LayerProvider for EagerLayers {
         cancel: CancellationToken,
     ) -> Result<Option<UnpackedSize>, LayerRefusal> {
         match request.eager.take() {
-            Some(committed) => self.pull(request, committed, &cancel).await.map(Some),
+            Some(committed) => {
+                let pulled = self.pull(request, committed, &cancel).await;
+                if pulled.is_err() && !cancel.is_cancelled() {
+                    self.meters.count(count::LOCAL_MOUNT_FAILURE, "", 1);
+                }
+                pulled.map(Some)
+            }
             None => self.inner.unpack(request, cancel).await,
         }
     }

@@ -153,6 +153,7 @@ impl LazyLayers {
                 unpacker,
                 outages,
                 table: table.clone(),
+                meters: indexes.meters.clone(),
                 overlay_xattr: OverlayXattr::for_mount(config.userxattr),
                 min_layer_size: config.min_layer_size,
             },

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use soci_layer::{Cause, LayerRefusal, LayerRequest, OverlayXattr};
+use soci_telemetry::Meters;
+use soci_telemetry::metrics::count;
 use soci_unpack::{ApplyOptions, LayerOfImage, Target, Unpacker};
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +29,7 @@ pub(crate) struct LocalUnpack {
     pub(crate) unpacker: Unpacker,
     pub(crate) outages: Arc<Outages>,
     pub(crate) table: Arc<MountTable>,
+    pub(crate) meters: Arc<Meters>,
     /// The attributes in which overlayfs looks for its marks.
     pub(crate) overlay_xattr: OverlayXattr,
     pub(crate) min_layer_size: u64,
@@ -35,6 +38,18 @@ pub(crate) struct LocalUnpack {
 impl LocalUnpack {
     /// Fetches, verifies and unpacks a layer.
     pub(crate) async fn unpack(
+        &self,
+        layer: LayerRequest,
+        cancel: &CancellationToken,
+    ) -> Result<(), LayerRefusal> {
+        let unpacked = Box::pin(self.try_to_unpack(layer, cancel)).await;
+        if unpacked.is_err() && !cancel.is_cancelled() {
+            self.meters.count(count::LOCAL_MOUNT_FAILURE, "", 1);
+        }
+        unpacked
+    }
+
+    async fn try_to_unpack(
         &self,
         layer: LayerRequest,
         cancel: &CancellationToken,

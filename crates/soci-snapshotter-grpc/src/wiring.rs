@@ -158,6 +158,7 @@ pub(crate) async fn wire(
         mode: settings::eager_mode(config),
         pull: pulls,
         lower: Arc::new(move |parents| lower.lower_layers(parents)),
+        meters: meters.clone(),
     };
     let eager = EagerLayers::new(lazy.clone(), eager);
     tokio::spawn(hold_filling_during_pulls(
