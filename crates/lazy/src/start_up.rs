@@ -26,12 +26,14 @@ use crate::player::{Player, StartedLayer};
 use crate::profile_config::ProfileConfig;
 use crate::profile_report::{PlayingReport, ProfileCounts, ProfileReport};
 use crate::publisher::Publisher;
-use crate::start_order::StartOrders;
+use crate::start_order::{StartOrder, StartOrders, StartOrigin};
 
 /// Time between two looks at a start.
 const PERIOD: Duration = Duration::from_millis(100);
 /// Time between two looks at a start of which nothing is to be expected soon.
 const SLOW_PERIOD: Duration = Duration::from_secs(1);
+/// Time for the layers of an image to be restored after a restart.
+const RESTORED_WITHIN: Duration = Duration::from_secs(1);
 /// Time for which a layer is waited for.
 const PATIENCE: Duration = Duration::from_secs(1800);
 /// Number of starts that are followed at a time.
@@ -323,7 +325,7 @@ async fn follow(starts: Weak<StartUps>, orders: Arc<StartOrders>, start: Arc<Sta
         let mark = start.mark();
         starts.mark(&start, Some(mark)).await;
     }
-    let mut finding = std::pin::pin!(orders.find(&start.image, &start.index, start.pulled));
+    let mut finding = std::pin::pin!(find_order(&orders, &start));
     let (mut found, mut period) = (false, PERIOD);
     let mut player: Option<Player> = None;
     let mut waits = false;
@@ -408,6 +410,22 @@ async fn follow(starts: Weak<StartUps>, orders: Arc<StartOrders>, start: Arc<Sta
     if let Some(publisher) = starts.publisher.as_ref().filter(|_| is_stored) {
         publisher.publish(&start.image).await;
     }
+}
+
+/// Finds what is known of a start. Nothing is looked for, at a registry least of all, for an image
+/// that was stored whole before the daemon was restarted.
+async fn find_order(orders: &StartOrders, start: &StartUp) -> Option<(StartOrigin, StartOrder)> {
+    if !start.pulled {
+        tokio::time::sleep(RESTORED_WITHIN).await;
+        let is_complete = |layer: &StartedLayer| {
+            let data = layer.data.upgrade();
+            data.is_none_or(|data| data.stored().is_complete())
+        };
+        if start.layers.lock().iter().all(is_complete) {
+            return None;
+        }
+    }
+    orders.find(&start.image, &start.index, start.pulled).await
 }
 
 /// What was read since the start was begun.
