@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::{
-    self, NAMESPACE, PATIENCE, lazy_mounts, pull, run, stack, wait_until, wait_until_durable,
+    self, NAMESPACE, PATIENCE, lazy_mounts, left_behind, pull, run, stack, status, wait_until,
+    wait_until_durable,
 };
 use soci_testkit::image::busybox_layer;
 use soci_testkit::process::Signal;
-use soci_testkit::{Content, Fault, ImageBuilder, Rule, Stack, TestRoot};
+use soci_testkit::{Content, Fault, ImageBuilder, Rule, Run, Stack, TestRoot};
 
 /// Without the hint that small layers are fetched whole: nothing may be fetched in vain but what
 /// the structure of files says.
@@ -148,6 +149,53 @@ fn what_a_start_will_read_is_in_the_page_cache_before_it_is_read() {
     let original = std::fs::read(loaded("libc.so")).unwrap();
     assert_eq!(std::fs::read(&library).unwrap(), original);
     assert_eq!(cached(&file(&stack, "app/program")), 0);
+}
+
+/// What is read ahead counts as the daemon's: it neither takes the container's memory nor stops at it.
+#[test]
+fn what_is_read_ahead_of_a_container_does_not_count_against_its_memory_limit() {
+    const LIMIT: u64 = 12 << 20;
+    let stack = stack("[background_fetch]\ndisable = true\n[layer_store]\nmin_free_percent = 0\n");
+    let reference = image(&stack);
+    pull(&stack, &reference);
+    let sum = run(&stack, &reference, &["/bin/sha256sum", "/data/noise"]);
+    wait_until("the start is recorded", PATIENCE, || {
+        let profiles = status(&stack.daemon)["profiles"].clone();
+        let recorded = profiles["recorded"] == 1;
+        recorded.then_some(()).ok_or_else(|| profiles.to_string())
+    });
+    let ctr = stack.containerd.ctr(NAMESPACE);
+    ctr.output(["images", "rm", "--sync", &reference]).unwrap();
+    wait_until("the image is gone", PATIENCE, || {
+        let left = left_behind(&stack);
+        left.is_empty().then_some(()).ok_or_else(|| left.join(", "))
+    });
+
+    pull(&stack, &reference);
+    let noise = file(&stack, "data/noise");
+    assert_eq!(cached(&noise), 0);
+    let signal = TestRoot::new().unwrap();
+    let mount = format!(
+        "type=bind,src={},dst=/app,options=rbind:ro",
+        signal.path().display()
+    );
+    let command = "dd if=/data/noise of=/dev/null bs=4096 count=1 2>/dev/null; \
+        until test -e /app/go; do sleep 0.1; done; sha256sum /data/noise";
+    let limited = Run::new(&reference, "soci")
+        .command(["/bin/sh", "-c", command])
+        .option(&format!("--memory-limit={LIMIT}"))
+        .option(&format!("--mount={mount}"));
+    std::thread::scope(|scope| {
+        let container = scope.spawn(|| stack.containerd.ctr(NAMESPACE).run_ok(&limited));
+        wait_until("the file is in the page cache", PATIENCE, || {
+            let pages = cached(&noise);
+            let enough = pages * PAGE > LIMIT * 3 / 2 || container.is_finished();
+            enough.then_some(()).ok_or(format!("{pages} pages"))
+        });
+        assert!(!container.is_finished(), "it waits for the signal");
+        std::fs::write(signal.path().join("go"), b"").unwrap();
+        assert_eq!(container.join().unwrap().unwrap(), sum);
+    });
 }
 
 #[test]
