@@ -786,10 +786,11 @@ fn a_start_that_the_end_of_the_daemon_interrupts_is_played_and_recorded_by_the_n
         until("played", &|| before.profile_counts().played == 1).await;
         before.leave();
         unmount(&before, &request.mountpoint).await;
-        // Long enough to notice that its layers are closed.
-        tokio::time::sleep(Duration::from_millis(1500)).await;
         fetcher.shutdown().await;
+        // Closes the layer that was opened ahead as well.
         before.flush().await;
+        // Long enough to notice that all its layers are closed.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
         drop((before, fetcher));
 
         let after = world.lazy(config);
