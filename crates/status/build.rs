@@ -10,6 +10,8 @@ fn main() -> std::io::Result<()> {
     for message in [
         "GetResponse",
         "FillResponse",
+        "CollectResponse",
+        "Leftover",
         "Daemon",
         "Holder",
         "LayerStore",

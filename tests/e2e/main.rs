@@ -28,6 +28,7 @@ mod first_light;
 mod hand_over;
 mod implied_directories;
 mod install;
+mod keep;
 mod keychains;
 mod local_layers;
 mod memory;

@@ -55,8 +55,18 @@ impl Space {
         if self.inodes > 0 && percent > 0 && self.free_inodes <= kept_inodes {
             return 0;
         }
-        let kept = (self.total / 100 * percent).min(MOST_AT_TEN * percent / 10);
-        self.free.saturating_sub(kept)
+        self.free.saturating_sub(self.kept(reserve))
+    }
+
+    /// Bytes that are missing from the reserve.
+    #[must_use]
+    pub fn shortage(&self, reserve: Reserve) -> u64 {
+        self.kept(reserve).saturating_sub(self.free)
+    }
+
+    fn kept(&self, reserve: Reserve) -> u64 {
+        let percent = u64::from(reserve.percent);
+        (self.total / 100 * percent).min(MOST_AT_TEN * percent / 10)
     }
 }
 
@@ -88,6 +98,8 @@ mod tests {
         let reserve = Reserve { percent: 10 };
         assert_eq!(space(100, 50).spare(reserve) / GIB, 40);
         assert_eq!(space(100, 9).spare(reserve), 0);
+        assert_eq!(space(100, 9).shortage(reserve), GIB);
+        assert_eq!(space(100, 11).shortage(reserve), 0);
         assert_eq!(space(10_000, 50).spare(reserve), 34 * GIB);
         assert_eq!(space(100, 9).spare(Reserve::default()), 9 * GIB);
         let no_inodes = Space {

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use soci_containerd::labels::EAGER;
 use soci_layer::{
     Announcement, ChainUse, CommittedLayers, Interest, LayerProvider, LayerRefusal, LayerRequest,
-    LowerLayer, MountedInfo, ParentLayer, ProviderError, Purpose, Restored, UnpackRequest,
-    UnpackedSize, UseRefusal,
+    LayerUses, LowerLayer, MountedInfo, ParentLayer, ProviderError, Purpose, Restored,
+    UnpackRequest, UnpackedSize, UseRefusal,
 };
 use soci_telemetry::Meters;
 use soci_telemetry::metrics::count;
@@ -225,6 +225,14 @@ impl LayerProvider for EagerLayers {
             self.jobs.removed(image.manifest, &wanted);
         }
         self.inner.removed(labels);
+    }
+
+    fn uses(&self, uses: &LayerUses) {
+        self.inner.uses(uses);
+    }
+
+    fn disk_usage(&self, mountpoint: &Path) -> Option<UnpackedSize> {
+        self.inner.disk_usage(mountpoint)
     }
 
     async fn vet_labels(

@@ -24,7 +24,7 @@ use crate::request_error::read_error;
 use crate::schedule::{CircuitChange, Effect, FailedSpan, Health, Outcome, RequestId};
 use crate::served_layer::ServedLayer;
 use crate::span_work::{SpanFailure, SpanWork};
-use crate::{FetchConfig, LayerFailure, ReadError};
+use crate::{FailureClass, FetchConfig, LayerFailure, ReadError};
 
 /// An effect of the schedule of served layers.
 type LayerEffect = Effect<Arc<ServedLayer>, Arc<PendingRead>>;
@@ -244,7 +244,11 @@ impl Driver {
         if failed.reported {
             let counters = &self.context.counters;
             counters.spans_failed.fetch_add(1, Ordering::Relaxed);
-            if layer.set_error(LayerFailure::of(&error))
+            let failure = LayerFailure::of(&error);
+            if failure.class != FailureClass::Local {
+                layer.stored.standing().note_source(false);
+            }
+            if layer.set_error(failure)
                 && let Some(held_back) = self.context.log_limit.pass()
             {
                 tracing::error!(layer = %layer.stored.digest(), error = %error, held_back, "cannot serve span");

@@ -73,6 +73,7 @@ impl SpanWork {
     fn deliver(&mut self, context: &Context, bytes: &[u8]) {
         let counters = &context.counters;
         counters.spans_verified.fetch_add(1, Ordering::Relaxed);
+        self.layer.stored.standing().note_source(true);
         counters
             .of(self.priority)
             .spans
@@ -91,7 +92,16 @@ impl SpanWork {
                 waiter.fill(at, bytes);
                 waiter.arrived();
             },
-            || store(context, &self.layer, self.span, bytes, &mut self.permit),
+            || {
+                store(
+                    context,
+                    &self.layer,
+                    self.span,
+                    bytes,
+                    self.priority,
+                    &mut self.permit,
+                )
+            },
         );
     }
 
@@ -123,9 +133,14 @@ fn store(
     layer: &ServedLayer,
     span: u32,
     bytes: &[u8],
+    priority: Priority,
     permit: &mut Option<Permit>,
 ) {
-    let Err(error) = layer.stored.write_span(SpanId(span), bytes) else {
+    let stored = match priority {
+        Priority::Demand => layer.stored.write_span(SpanId(span), bytes),
+        _ => layer.stored.write_ahead(SpanId(span), bytes),
+    };
+    let Err(error) = stored else {
         layer.clear_error();
         return;
     };

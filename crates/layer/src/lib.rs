@@ -19,7 +19,7 @@ pub use overlay::OverlayXattr;
 pub use provider::{LayerProvider, MountedInfo, ProviderError, Restoration, Restored};
 pub use refusal::{Cause, LayerRefusal};
 pub use request::{
-    Announcement, ChainUse, CommittedLayers, Interest, LayerRequest, ParentLayer, Purpose,
-    UnpackRequest, UnpackedSize, UsedLayer, View,
+    Announcement, ChainUse, CommittedLayers, Interest, LayerRequest, LayerUses, ParentLayer,
+    Purpose, UnpackRequest, UnpackedSize, UsedLayer, View,
 };
 pub use use_refusal::UseRefusal;

@@ -7,7 +7,9 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use crate::refusal::{Cause, LayerRefusal};
-use crate::request::{Announcement, ChainUse, Interest, LayerRequest, UnpackRequest, UnpackedSize};
+use crate::request::{
+    Announcement, ChainUse, Interest, LayerRequest, LayerUses, UnpackRequest, UnpackedSize,
+};
 use crate::use_refusal::UseRefusal;
 
 /// Serves the file systems of image layers.
@@ -106,6 +108,18 @@ pub trait LayerProvider: Send + Sync + 'static {
     /// another client may be preparing it.
     async fn announce(&self, announcement: Announcement) -> Option<Interest> {
         let _ = announcement;
+        None
+    }
+
+    /// Notes what clients use now. Called at the start, and after changes that may have changed it.
+    fn uses(&self, uses: &LayerUses) {
+        let _ = uses;
+    }
+
+    /// Returns the disk space that is taken for the layer mounted at `mountpoint`. Of several mounts
+    /// of the same data one has all of it. `None`: no layer is mounted there. Blocks on the disk.
+    fn disk_usage(&self, mountpoint: &Path) -> Option<UnpackedSize> {
+        let _ = mountpoint;
         None
     }
 

@@ -1,6 +1,6 @@
 //! What a provider is asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Debug;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -80,6 +80,15 @@ pub struct Announcement {
 
 /// A client's interest in an image that is pulled. It ends when this is dropped.
 pub type Interest = Box<dyn std::any::Any + Send>;
+
+/// What clients use of the layers that exist, and what the others take.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LayerUses {
+    /// Mount points of the lazy layers that active snapshots and views stand on.
+    pub in_use: HashSet<PathBuf>,
+    /// Allocated bytes of all committed snapshots that are not lazy.
+    pub unpacked_bytes: u64,
+}
 
 /// Disk space of a directory that a layer was unpacked into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

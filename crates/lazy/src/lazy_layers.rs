@@ -9,6 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use soci_layer::{LayerRefusal, LowerLayer, OverlayXattr, ParentLayer};
 use soci_oci::Digest;
+use soci_store::LayerKey;
 use tokio::sync::Semaphore;
 
 use crate::hints::Hints;
@@ -29,6 +30,7 @@ use crate::mount_table::MountTable;
 use crate::open_layer::OpenLayer;
 use crate::outages::Outages;
 use crate::start_up::StartUps;
+use crate::store_limit::{self, StoreLimit};
 use crate::sweeper::{Requested, Sweeper};
 use crate::tree_memory::TreeMemory;
 use crate::verifier::Verifier;
@@ -141,9 +143,11 @@ impl LazyLayers {
             metering: Metering::new(meters),
             image_counts: ImageCounts::default(),
             start_ups: start_ups.clone(),
+            store_limit: StoreLimit::default(),
             leaving: AtomicBool::new(false),
             config: config.clone(),
         });
+        tokio::spawn(store_limit::run(Arc::downgrade(&table)));
         let verifier = Arc::<Verifier>::default();
         tokio::spawn(verifier.clone().run_in_background(Arc::downgrade(&table)));
         Ok(Arc::new(Self {
@@ -189,6 +193,19 @@ impl LazyLayers {
     /// earlier run have been restored.
     pub async fn sweep(&self) {
         self.sweeper.sweep().await;
+    }
+
+    /// Whether a stored layer is in use, or may be: not all snapshots of an earlier run are restored.
+    #[must_use]
+    pub fn needs(&self, key: LayerKey) -> bool {
+        self.sweeper.requested.lock().is_some() || self.sweeper.leases.in_use(&key)
+    }
+
+    /// Removes what is stored of a layer unless it is in use.
+    pub async fn remove_unneeded(&self, key: LayerKey) {
+        if !self.needs(key) {
+            self.sweeper.remove_unused(key).await;
+        }
     }
 
     /// Opens the layers below one that is unpacked: directories, and lazy layers through their trees.

@@ -50,6 +50,7 @@ mod restore;
 mod sources;
 mod start_order;
 mod start_up;
+mod store_limit;
 mod sweeper;
 mod tree_memory;
 mod verdict;

@@ -28,6 +28,7 @@ use crate::lease::Lease;
 use crate::metering::Metering;
 use crate::open_layer::OpenLayer;
 use crate::start_up::StartUps;
+use crate::store_limit::StoreLimit;
 use crate::sweeper::Sweeper;
 use crate::view::ViewOptions;
 
@@ -44,6 +45,7 @@ pub(crate) struct MountTable {
     pub(crate) metering: Metering,
     pub(crate) image_counts: ImageCounts,
     pub(crate) start_ups: Arc<StartUps>,
+    pub(crate) store_limit: StoreLimit,
     /// The daemon ends and the snapshots stay: unmounting removes nothing that is stored.
     pub(crate) leaving: AtomicBool,
     pub(crate) config: LazyConfig,
@@ -230,7 +232,14 @@ impl MountTable {
     pub(crate) fn forget_when_ended(self: &Arc<Self>, mount: Arc<Mount>) {
         let table = self.clone();
         tokio::spawn(async move {
+            let mut release = Some(Instant::now());
             while !mount.mounted.connection().has_ended() {
+                let due = release.is_some_and(|at| at <= Instant::now());
+                if due && !table.leaving.load(Ordering::Relaxed) {
+                    let (key, layer) = (mount.key(), mount.layer.lease.layer());
+                    let again = table.release(key, layer).await;
+                    release = again.map(|wait| Instant::now() + wait);
+                }
                 tokio::time::sleep(QUIET_AFTER).await;
             }
             table.forget(mount).await;

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use soci_containerd::labels::{INDEX_DIGEST, TARGET};
 use soci_discovery::NoIndex;
 use soci_layer::{
-    Cause, ChainUse, LayerProvider, LayerRefusal, LayerRequest, MountedInfo, OverlayXattr,
-    ProviderError, Purpose, Restored, UnpackRequest, UnpackedSize, UseRefusal,
+    Cause, ChainUse, LayerProvider, LayerRefusal, LayerRequest, LayerUses, MountedInfo,
+    OverlayXattr, ProviderError, Purpose, Restored, UnpackRequest, UnpackedSize, UseRefusal,
 };
 use soci_telemetry::metrics::{count, duration_ms};
 use soci_ztoc::soci_index::ZtocDescriptor;
@@ -66,7 +66,19 @@ impl LayerProvider for LazyLayers {
         self.check_labels(request).await
     }
 
+    fn uses(&self, uses: &LayerUses) {
+        self.table.note_uses(uses);
+    }
+
+    fn disk_usage(&self, mountpoint: &Path) -> Option<UnpackedSize> {
+        self.table.disk_usage(mountpoint)
+    }
+
     async fn admit(&self, use_of: ChainUse) -> Result<(), UseRefusal> {
+        let mountpoints = use_of.layers.iter();
+        for mountpoint in mountpoints.filter_map(|layer| layer.mountpoint.as_ref()) {
+            self.table.note_use(mountpoint);
+        }
         admission::admit_use(self, use_of).await
     }
 

@@ -207,15 +207,21 @@ impl Snapshotter {
             .await
     }
 
-    /// Returns the disk space of one snapshot without its parents.
+    /// Returns the disk space of one snapshot without its parents: for a lazy one, what is stored of
+    /// its layer now.
     pub(crate) async fn usage(&self, key: String) -> Result<Usage, SnapshotterError> {
         let _call = self.calls.enter()?;
+        let provider = self.layer_mounts.provider();
         self.store
             .blocking(move |store| {
                 let record = store.metadata.get(&key)?;
+                let fs = store.directories.fs(record.id);
                 match record.kind() {
-                    Kind::Active => Ok(disk_usage::measure(&store.directories.fs(record.id))?),
-                    // Zero for a lazy snapshot: its mount is not walked.
+                    Kind::Active => Ok(disk_usage::measure(&fs)?),
+                    // The mount of a lazy one is not walked.
+                    Kind::Committed => Ok(provider
+                        .disk_usage(&fs)
+                        .map_or(record.usage, |size| disk_usage::of(size.bytes, size.inodes))),
                     _ => Ok(record.usage),
                 }
             })

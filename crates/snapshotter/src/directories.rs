@@ -161,6 +161,23 @@ impl Directories {
         Ok(dirs)
     }
 
+    /// Lists what has a name that neither we nor v0.15 give.
+    pub(crate) fn unknown(&self) -> Result<Vec<PathBuf>, FileError> {
+        let failed = || FileError::at("read directory", &self.snapshots);
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.snapshots).map_err(failed())? {
+            let name = entry.map_err(failed())?.file_name();
+            let known = name.to_str().is_some_and(|name| {
+                let mut parts = name.split(['_', '-']);
+                parts.all(|part| part.parse::<u64>().is_ok())
+            });
+            if !known {
+                found.push(self.snapshots.join(&name));
+            }
+        }
+        Ok(found)
+    }
+
     /// Lists the directories `<id>_<new>` of v0.15, each with `new`: the layer of snapshot `id` with
     /// other owners for snapshot `new`.
     pub(crate) fn id_mapped_by_v015(&self) -> Result<Vec<(PathBuf, u64)>, FileError> {

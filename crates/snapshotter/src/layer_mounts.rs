@@ -18,8 +18,8 @@ use crate::refusal::RefusalReason;
 use crate::snapshot_dir::SnapshotDir;
 use crate::store::SnapshotStore;
 use soci_layer::{
-    Announcement, ChainUse, Interest, LayerProvider, LayerRefusal, LayerRequest, MountedInfo,
-    ProviderError, Purpose, Restoration, UnpackRequest, UnpackedSize, UsedLayer,
+    Announcement, ChainUse, Interest, LayerProvider, LayerRefusal, LayerRequest, LayerUses,
+    MountedInfo, ProviderError, Purpose, Restoration, UnpackRequest, UnpackedSize, UsedLayer,
 };
 
 /// Number of layers that are mounted or unmounted at the same time.
@@ -70,6 +70,16 @@ impl LayerMounts {
     /// Notes that a snapshot was removed.
     pub(crate) fn removed(&self, labels: &Labels) {
         self.provider.removed(labels);
+    }
+
+    /// Notes what clients use now.
+    pub(crate) fn uses(&self, uses: &LayerUses) {
+        self.provider.uses(uses);
+    }
+
+    /// Returns the provider, to be asked what a lazy layer takes on disk.
+    pub(crate) fn provider(&self) -> Arc<dyn LayerProvider> {
+        Arc::clone(&self.provider)
     }
 
     /// Returns the labels of a Prepare without those that the image set.

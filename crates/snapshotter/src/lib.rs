@@ -27,6 +27,8 @@ mod info_batch;
 pub mod labels;
 mod layer_mounts;
 mod layer_states;
+mod layer_uses;
+mod leftovers;
 mod local_layer;
 mod lost_mounts;
 mod lowerdirs;

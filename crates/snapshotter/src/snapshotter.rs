@@ -12,6 +12,7 @@ use crate::call_gate::CallGate;
 use crate::error::SnapshotterError;
 use crate::layer_mounts::LayerMounts;
 use crate::layer_states::{self, CountCache, LayerCounts, LayerState};
+use crate::layer_uses;
 use crate::lost_mounts::{LostMounts, Severed};
 use crate::prepare::LayerPreparer;
 use crate::preparing::Preparing;
@@ -82,6 +83,7 @@ impl Snapshotter {
         let calls = CallGate::default();
         let sweeper = Arc::new(Sweeper::new(Arc::clone(&mounts), removals));
         let background = tokio::spawn(Arc::clone(&sweeper).run());
+        let uses = tokio::spawn(layer_uses::run(Arc::clone(&mounts)));
         store.removed.notify_one();
         Ok(Self {
             preparer: Arc::new(LayerPreparer::new(Arc::clone(&mounts), calls.closing())),
@@ -92,7 +94,7 @@ impl Snapshotter {
             lost,
             calls,
             layer_counts: CountCache::default(),
-            background: Mutex::new(restoring.into_iter().chain([background]).collect()),
+            background: Mutex::new(restoring.into_iter().chain([background, uses]).collect()),
             restored,
         })
     }

@@ -13,8 +13,10 @@ use crate::removals::Removals;
 use crate::snapshot_dir::SnapshotDir;
 use crate::store::SnapshotStore;
 
-/// Time between two sweeps in the background, so that one sweep handles several removals.
-const DELAY: Duration = Duration::from_secs(5);
+/// Time before the first sweep, in which the server becomes ready.
+const FIRST: Duration = Duration::from_secs(5);
+/// Time after a removal in which further ones are waited for, so that one sweep handles several.
+const DELAY: Duration = Duration::from_millis(250);
 
 /// Deletes directories without a snapshot.
 pub(crate) struct Sweeper {
@@ -36,9 +38,10 @@ impl Sweeper {
     /// Sweeps whenever directories may have lost their snapshot, and for the first time when the
     /// server had time to become ready. Does not return.
     pub(crate) async fn run(self: Arc<Self>) {
+        tokio::time::sleep(FIRST).await;
         loop {
-            tokio::time::sleep(DELAY).await;
             self.mounts.store.removed.notified().await;
+            tokio::time::sleep(DELAY).await;
             if let Err(error) = self.sweep_due(false).await {
                 let error = soci_errors::chain(&error);
                 tracing::warn!(error, "cannot list the directories of removed snapshots");
@@ -119,7 +122,7 @@ fn delete_id_mapped_by_v015(store: &SnapshotStore) -> Result<(), SnapshotterErro
 
 /// Lists the directories whose snapshot has no metadata. The order matters: a snapshot that is being
 /// made is reserved before it has a directory, and until it has metadata.
-fn orphans(store: &SnapshotStore) -> Result<Vec<SnapshotDir>, SnapshotterError> {
+pub(crate) fn orphans(store: &SnapshotStore) -> Result<Vec<SnapshotDir>, SnapshotterError> {
     let mut dirs = store.directories.list()?;
     dirs.retain(|dir| store.ids.owns(dir.snapshot()));
     let reserved = store.ids.reserved();

@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 mod args;
+mod collector;
 mod control;
 mod credential_memfd;
 mod credentials;

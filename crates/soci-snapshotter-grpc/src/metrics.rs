@@ -176,6 +176,8 @@ impl Metrics {
                 &catalog::STORE_LIMIT,
                 usage.budget_bytes.unwrap_or_default(),
             ),
+            Sample::of(&catalog::STORE_UNPACKED, usage.elsewhere_bytes),
+            Sample::of(&catalog::STORE_EVICTED, usage.evicted_bytes),
             Sample::of(&catalog::STORE_SPANS, self.store.stored_spans()),
             Sample::of(&catalog::STORE_LAYERS, usage.open_layers as u64),
             Sample::of(&catalog::QUEUE_SPANS, stats.queued_spans),

@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::collector::DaemonCollector;
 use crate::debug::{self, Debug};
 use crate::http_socket::{HttpAddress, HttpSocket, SocketError};
 use crate::metrics::{self, Metrics};
@@ -88,6 +89,11 @@ pub(crate) fn sources(subsystems: &Subsystems, root: &Path, owner: Owner) -> Sou
         })
         .with(PullsSource {
             eager: subsystems.eager.clone(),
+        })
+        .with_collector(DaemonCollector {
+            root: root.to_owned(),
+            snapshotter: subsystems.snapshotter.clone(),
+            lazy: subsystems.lazy.clone(),
         })
         .with_filler(ImageFiller {
             snapshotter: subsystems.snapshotter.clone(),

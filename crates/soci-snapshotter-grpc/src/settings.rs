@@ -107,6 +107,7 @@ pub(crate) fn layer_store(config: &Config) -> LayerStoreConfig {
     let most = config.layer_store.max_size_bytes;
     LayerStoreConfig {
         budget_bytes: (most > 0).then_some(most),
+        budget_percent: u8::try_from(config.layer_store.max_size_percent).unwrap_or(100),
         reserve: reserve(config),
         ..LayerStoreConfig::default()
     }
@@ -361,6 +362,7 @@ mod tests {
         assert_eq!(layer_store(&parse("")).budget_bytes, None);
         let config = parse("[layer_store]\nmax_size_bytes = 5");
         assert_eq!(layer_store(&config).budget_bytes, Some(5));
+        assert_eq!(layer_store(&config).budget_percent, 80);
     }
 
     #[test]

@@ -53,6 +53,8 @@ impl StatusSource for StoreSource {
         status.store = Some(LayerStore {
             size_bytes: usage.stored_bytes,
             limit_bytes: usage.budget_bytes,
+            unpacked_bytes: usage.elsewhere_bytes,
+            evicted_bytes: usage.evicted_bytes,
             spans: self.store.stored_spans(),
             layers: usage.open_layers as u64,
         });

@@ -15,6 +15,7 @@ use crate::commands::check::Check;
 use crate::commands::completion::Completion;
 use crate::commands::convert::Convert;
 use crate::commands::create::Create;
+use crate::commands::gc::Gc;
 use crate::commands::index::IndexCommand;
 use crate::commands::ls::Ls;
 use crate::commands::man::Man;
@@ -78,6 +79,7 @@ enum Command {
     Pull(Pull),
     Status(Status),
     Wait(Wait),
+    Gc(Gc),
     AbortMounts(AbortMounts),
     #[command(subcommand)]
     Index(IndexCommand),
@@ -180,6 +182,7 @@ impl Command {
             Self::Push(command) => Work::limited(command.run(global)),
             Self::Status(command) => Work::limited(command.run(global)),
             Self::Wait(command) => Work::unlimited(command.run(global)),
+            Self::Gc(command) => Work::limited(command.run(global)),
             Self::Index(command) => Work::limited(command.run(global)),
             Self::Ztoc(command) => Work::limited(command.run(global)),
             Self::Prefetch(command) => Work::limited(command.run(global)),

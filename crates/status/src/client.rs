@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use tonic::Code;
 
 use crate::api::status_client::StatusClient;
-use crate::api::{FillRequest, FillResponse, GetRequest, GetResponse};
+use crate::api::{
+    CollectRequest, CollectResponse, FillRequest, FillResponse, GetRequest, GetResponse,
+};
 use crate::service::MAX_MESSAGE;
 
 /// Why there is no status.
@@ -84,6 +86,22 @@ pub async fn fill(
     match client.fill(request).await {
         Ok(response) => Ok(Some(response.into_inner())),
         Err(status) if status.code() == Code::NotFound => Ok(None),
+        Err(status) => Err(failure(path, &status)),
+    }
+}
+
+/// Has the daemon that listens on the socket `path` find, and unless it is a dry run free, what
+/// nothing uses.
+///
+/// # Errors
+/// The daemon does not answer, or its answer is malformed.
+pub async fn collect(path: &Path, dry_run: bool) -> Result<CollectResponse, StatusError> {
+    let channel = soci_grpc::connect(path)
+        .await
+        .map_err(|error| not_there(path, &error))?;
+    let mut client = StatusClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    match client.collect(CollectRequest { dry_run }).await {
+        Ok(response) => Ok(response.into_inner()),
         Err(status) => Err(failure(path, &status)),
     }
 }

@@ -9,5 +9,5 @@ mod client;
 mod service;
 mod words;
 
-pub use client::{StatusError, fill, get};
-pub use service::{Filler, SourceError, Sources, StatusSource};
+pub use client::{StatusError, collect, fill, get};
+pub use service::{Collector, Filler, SourceError, Sources, StatusSource};

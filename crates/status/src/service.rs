@@ -6,7 +6,9 @@ use async_trait::async_trait;
 use tonic::{Request, Response, Status};
 
 use crate::api::status_server::{Status as StatusApi, StatusServer};
-use crate::api::{FillRequest, FillResponse, GetRequest, GetResponse, Image};
+use crate::api::{
+    CollectRequest, CollectResponse, FillRequest, FillResponse, GetRequest, GetResponse, Image,
+};
 
 /// More than the layers of 10,000 images take.
 pub(crate) const MAX_MESSAGE: usize = 64 << 20;
@@ -31,6 +33,16 @@ pub trait Filler: Send + Sync + 'static {
     async fn fill(&self, image: &str, namespace: &str) -> Result<Vec<Image>, SourceError>;
 }
 
+/// Finds and frees what nothing uses.
+#[async_trait]
+pub trait Collector: Send + Sync + 'static {
+    /// Finds what nothing uses, and frees it unless this is a dry run.
+    ///
+    /// # Errors
+    /// It cannot be found out.
+    async fn collect(&self, dry_run: bool) -> Result<CollectResponse, SourceError>;
+}
+
 /// A part of the answer cannot be had.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("the status is incomplete: {0}")]
@@ -48,6 +60,7 @@ impl SourceError {
 pub struct Sources {
     parts: Vec<Arc<dyn StatusSource>>,
     filler: Option<Arc<dyn Filler>>,
+    collector: Option<Arc<dyn Collector>>,
 }
 
 impl std::fmt::Debug for Sources {
@@ -68,6 +81,13 @@ impl Sources {
     #[must_use]
     pub fn with_filler(mut self, filler: impl Filler) -> Self {
         self.filler = Some(Arc::new(filler));
+        self
+    }
+
+    /// Has what nothing uses found and freed by a collector.
+    #[must_use]
+    pub fn with_collector(mut self, collector: impl Collector) -> Self {
+        self.collector = Some(Arc::new(collector));
         self
     }
 
@@ -113,6 +133,20 @@ impl StatusApi for Service {
                 "no layer of such an image is on this node",
             )),
             false => Ok(Response::new(FillResponse { images })),
+        }
+    }
+
+    async fn collect(
+        &self,
+        request: Request<CollectRequest>,
+    ) -> Result<Response<CollectResponse>, Status> {
+        let Some(collector) = &self.0.collector else {
+            return Err(Status::unimplemented("this daemon collects nothing"));
+        };
+        let dry_run = request.into_inner().dry_run;
+        match collector.collect(dry_run).await {
+            Ok(collected) => Ok(Response::new(collected)),
+            Err(error) => Err(Status::unavailable(error.to_string())),
         }
     }
 }

@@ -26,6 +26,10 @@ struct State {
     /// Bytes above the reserve, and above that of the background.
     spare: u64,
     background: u64,
+    /// Bytes that are missing from the reserve.
+    shortage: u64,
+    /// Size of the file system in bytes; 0 if it cannot be asked.
+    total: u64,
     logged: Option<Instant>,
 }
 
@@ -48,6 +52,12 @@ impl Disk {
             state.spare -= len;
             return true;
         }
+        false
+    }
+
+    /// Logs that the reserve is touched, not at every repetition.
+    pub(crate) fn log_full(&self) {
+        let mut state = self.state.lock();
         if state.logged.is_none_or(|logged| logged.elapsed() > SILENCE) {
             state.logged = Some(Instant::now());
             tracing::warn!(
@@ -56,7 +66,25 @@ impl Disk {
                 "the disk is nearly full: layer data is not stored; layer_store.min_free_percent sets the reserve"
             );
         }
-        false
+    }
+
+    /// Bytes that must be freed before `len` more leave the reserve alone. Asks the file system now.
+    pub(crate) fn shortage(&self, len: u64) -> u64 {
+        if self.reserve.percent == 0 {
+            return 0;
+        }
+        self.state.lock().looked = None;
+        let state = self.look();
+        match state.spare {
+            0 => state.shortage.saturating_add(len),
+            spare => len.saturating_sub(spare),
+        }
+    }
+
+    /// Size of the file system in bytes, if it can be asked.
+    pub(crate) fn total(&self) -> Option<u64> {
+        let total = self.look().total;
+        (total > 0).then_some(total)
     }
 
     /// Bytes that can be fetched in the background.
@@ -79,9 +107,16 @@ impl Disk {
                 .percent
                 .saturating_add(self.reserve.percent / 2),
         };
-        // What cannot be asked is left to ENOSPC.
-        let spare = |reserve| Space::at(&self.dir).map_or(u64::MAX, |space| space.spare(reserve));
-        (state.spare, state.background) = (spare(self.reserve), spare(half_more));
+        let Ok(space) = Space::at(&self.dir) else {
+            // What cannot be asked is left to ENOSPC.
+            (state.spare, state.background) = (u64::MAX, u64::MAX);
+            (state.shortage, state.total) = (0, 0);
+            return state;
+        };
+        state.spare = space.spare(self.reserve);
+        state.background = space.spare(half_more);
+        state.shortage = space.shortage(self.reserve);
+        state.total = space.total;
         state
     }
 }

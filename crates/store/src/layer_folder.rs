@@ -16,6 +16,7 @@ use crate::atomic_file::{UNFINISHED, sync_folder, write_file};
 use crate::shared::Shared;
 use crate::span_states::{SpanStates, State};
 use crate::spans_file::{About, Kept, SpansFile};
+use crate::standing::Standing;
 use crate::stored_layer::length;
 use crate::{LayerKey, StoreError, StoredLayer, page_cache};
 
@@ -88,6 +89,7 @@ pub(crate) fn open(
         checking: Mutex::default(),
         fetched: AtomicU64::new(0),
         removed: AtomicBool::new(false),
+        standing: Standing::default(),
         shared: shared.clone(),
     });
     for Kept { span, .. } in kept {
@@ -98,6 +100,7 @@ pub(crate) fn open(
             shared.stored.fetch_add(length(&span), Ordering::AcqRel);
         }
     }
+    layer.free_unrecorded();
     Ok(Opened { layer, index })
 }
 

@@ -15,22 +15,27 @@ use soci_ztoc::LayerIndex;
 use crate::disk::Disk;
 use crate::flusher::Flusher;
 use crate::layer_folder::{self, Opened};
+use crate::limits::Limits;
+use crate::reclaim::Trimmed;
 use crate::shared::Shared;
 use crate::{LayerKey, StoreError, StoredLayer};
 
 /// Where folders go before their content is deleted, so that a crash leaves no half of one.
-const REMOVED: &str = ".removed";
+pub(crate) const REMOVED: &str = ".removed";
 
 /// How the store behaves.
 #[derive(Debug, Clone)]
 pub struct LayerStoreConfig {
-    /// How many bytes of uncompressed data may be stored in open layers; `None`: as many as fit.
+    /// How many bytes of uncompressed data may be stored in open layers, together with what
+    /// [`LayerStore::set_elsewhere`] adds; `None`: as many as fit.
     ///
     /// Layers on disk that are not open do not count, since room is made only in those that are:
     /// at a start every layer that a snapshot uses is opened and all others are removed, so what is
     /// left are layers of snapshots that could not be mounted again. Their spans are kept, because
     /// they may be all that the next start has.
     pub budget_bytes: Option<u64>,
+    /// The same limit as a percentage of the size of the file system; 0: none. The lower one counts.
+    pub budget_percent: u8,
     /// The part of the disk that is kept free. Below half as much again nothing is fetched in the
     /// background.
     pub reserve: Reserve,
@@ -42,6 +47,7 @@ impl Default for LayerStoreConfig {
     fn default() -> Self {
         Self {
             budget_bytes: None,
+            budget_percent: 0,
             reserve: Reserve::default(),
             sync_interval: Duration::from_secs(1),
         }
@@ -55,6 +61,10 @@ pub struct Usage {
     pub stored_bytes: u64,
     /// The limit, if there is one.
     pub budget_bytes: Option<u64>,
+    /// Bytes that other forms of layers take of the limit.
+    pub elsewhere_bytes: u64,
+    /// Uncompressed bytes that were evicted since the store was opened.
+    pub evicted_bytes: u64,
     /// How many layers are open.
     pub open_layers: usize,
 }
@@ -120,7 +130,11 @@ impl LayerStore {
         }
         fs::create_dir_all(&removed).map_err(refused)?;
         let disk = Disk::new(dir, config.reserve);
-        let shared = Arc::new(Shared::new(config.budget_bytes, disk));
+        let limits = Limits {
+            bytes: config.budget_bytes,
+            percent: config.budget_percent,
+        };
+        let shared = Arc::new(Shared::new(limits, disk));
         let flusher = Flusher::start(shared.clone(), config.sync_interval).map_err(refused)?;
         let store = Self {
             inner: Arc::new(Inner {
@@ -250,9 +264,30 @@ impl LayerStore {
     pub fn usage(&self) -> Usage {
         Usage {
             stored_bytes: self.inner.shared.stored.load(Ordering::Relaxed),
-            budget_bytes: self.inner.shared.budget,
+            budget_bytes: self.inner.shared.limit(),
+            elsewhere_bytes: self.inner.shared.elsewhere.load(Ordering::Relaxed),
+            evicted_bytes: self.inner.shared.evicted.load(Ordering::Relaxed),
             open_layers: self.inner.shared.open_layers().len(),
         }
+    }
+
+    /// Sets how many bytes of layers are on disk in another form, for example unpacked. They count
+    /// against the budget, but are not evicted.
+    pub fn set_elsewhere(&self, bytes: u64) {
+        self.inner.shared.elsewhere.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether more is stored than the limit and the reserve of the disk allow.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.inner.shared.excess() > 0
+    }
+
+    /// Evicts what is stored beyond the limit or in the reserve of the disk, as far as it may go.
+    ///
+    /// Waits for the disk.
+    pub fn trim(&self) -> Trimmed {
+        self.inner.shared.trim()
     }
 
     /// How many spans are stored of all open layers. Looks at each span: for metrics, not for reads.

@@ -6,8 +6,10 @@
 
 pub mod artifacts;
 mod atomic_file;
+mod clock;
 pub mod content;
 mod disk;
+mod disk_fault;
 mod durability;
 mod error;
 mod flusher;
@@ -17,6 +19,8 @@ pub mod fuzz;
 mod layer_folder;
 mod layer_key;
 mod layer_store;
+mod leftovers;
+mod limits;
 mod page_cache;
 mod private;
 mod profile_files;
@@ -25,6 +29,7 @@ mod root_lock;
 mod shared;
 mod span_states;
 mod spans_file;
+mod standing;
 mod stored_layer;
 mod stored_ztocs;
 
@@ -33,7 +38,10 @@ pub use error::StoreError;
 pub use layer_folder::check_span_lengths;
 pub use layer_key::LayerKey;
 pub use layer_store::{LayerStore, LayerStoreConfig, Usage};
+pub use leftovers::{Leftover, LeftoverKind, find as find_leftovers};
 pub use profile_files::{ProfileFileError, ProfileFiles, StartMark, StoredProfile};
+pub use reclaim::Trimmed;
 pub use root_lock::{Owner, RootLock};
+pub use standing::{Source, Standing};
 pub use stored_layer::{ReadOutcome, StoredLayer};
 pub use stored_ztocs::StoredZtocs;

@@ -3,10 +3,13 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::clock::{later, ticks};
 use crate::disk::Disk;
+use crate::limits::{Limits, Reclaiming};
 use crate::{LayerKey, StoredLayer};
 
 /// A place for one open layer; its lock is held while the layer is being opened or removed.
@@ -16,15 +19,20 @@ pub(crate) type Place = Arc<Mutex<Weak<StoredLayer>>>;
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) layers: Mutex<HashMap<LayerKey, Place>>,
-    pub(crate) budget: Option<u64>,
+    pub(crate) limits: Limits,
     pub(crate) disk: Disk,
     /// Uncompressed bytes in the spans of open layers.
     pub(crate) stored: AtomicU64,
     /// Uncompressed bytes that were written and are not durable yet.
     pub(crate) unsynced: AtomicU64,
+    /// Bytes of layers that are on disk in another form, and count against the budget.
+    pub(crate) elsewhere: AtomicU64,
+    /// Uncompressed bytes that were evicted since the store was opened.
+    pub(crate) evicted: AtomicU64,
     /// One reclaims at a time.
-    pub(crate) reclaiming: Mutex<()>,
-    /// Advances with each span that is written: the clock by which spans are old or new.
+    pub(crate) reclaiming: Mutex<Reclaiming>,
+    started: Instant,
+    /// The last time that was given to a span that was written.
     clock: AtomicU32,
     pub(crate) dirty: Mutex<Dirty>,
     pub(crate) wake: Condvar,
@@ -40,26 +48,39 @@ pub(crate) struct Dirty {
 }
 
 impl Shared {
-    pub(crate) fn new(budget: Option<u64>, disk: Disk) -> Self {
+    pub(crate) fn new(limits: Limits, disk: Disk) -> Self {
         Self {
             layers: Mutex::default(),
-            budget,
+            limits,
             disk,
             stored: AtomicU64::new(0),
             unsynced: AtomicU64::new(0),
+            elsewhere: AtomicU64::new(0),
+            evicted: AtomicU64::new(0),
             reclaiming: Mutex::default(),
+            started: Instant::now(),
             clock: AtomicU32::new(0),
             dirty: Mutex::default(),
             wake: Condvar::new(),
         }
     }
 
+    /// The time on the store's clock, which no change of the system's time moves.
     pub(crate) fn now(&self) -> u32 {
-        self.clock.load(Ordering::Relaxed)
+        later(
+            ticks(self.started.elapsed()),
+            self.clock.load(Ordering::Relaxed),
+        )
     }
 
+    /// A time after all that were given to spans before.
     pub(crate) fn tick(&self) -> u32 {
-        self.clock.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
+        let now = ticks(self.started.elapsed());
+        let next = |last: u32| Some(later(now, last.wrapping_add(1)));
+        let last = self
+            .clock
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        last.map_or(now, |last| later(now, last.wrapping_add(1)))
     }
 
     /// The place of a layer.

@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::atomic_file::write_file;
+use crate::disk_fault::fault;
 use crate::{LayerKey, StoreError};
 
 const MAGIC: &[u8; 8] = b"SOCISPAN";
@@ -142,16 +143,16 @@ impl SpansFile {
             }
         }
         self.write(&bitmap, HEADER_LEN as u64)?;
-        self.file
-            .sync_data()
+        fault("store-sync-record")
+            .and_then(|()| self.file.sync_data())
             .map_err(|e| StoreError::io("sync", &self.path, e))?;
         self.bitmap = bitmap;
         Ok(())
     }
 
     fn write(&self, data: &[u8], at: u64) -> Result<(), StoreError> {
-        self.file
-            .write_all_at(data, at)
+        fault("store-write-record")
+            .and_then(|()| self.file.write_all_at(data, at))
             .map_err(|e| StoreError::io("write", &self.path, e))
     }
 }

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -13,10 +13,13 @@ use parking_lot::Mutex;
 use soci_oci::Digest;
 use soci_ztoc::{LayerIndex, Span, SpanId, SpanTable, Ztoc, ZtocError};
 
+use crate::clock::recent;
+use crate::disk_fault::fault;
 use crate::page_cache;
 use crate::shared::Shared;
 use crate::span_states::{SpanStates, State};
 use crate::spans_file::SpansFile;
+use crate::standing::Standing;
 use crate::{LayerKey, StoreError};
 
 /// How much is read at once when a checksum is compared.
@@ -58,6 +61,7 @@ pub struct StoredLayer {
     pub(crate) checking: Mutex<()>,
     pub(crate) fetched: AtomicU64,
     pub(crate) removed: AtomicBool,
+    pub(crate) standing: Standing,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -195,13 +199,35 @@ impl StoredLayer {
         Ok(window)
     }
 
-    /// Stores a span's uncompressed bytes. It is readable at once, and durable after
-    /// [`StoredLayer::sync`] or a moment later. A stored span, or one that is being removed to make
-    /// room, is left alone.
+    /// What decides whether its spans may be evicted.
+    #[must_use]
+    pub const fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    /// Stores a span's uncompressed bytes, which a reader waits for. It is readable at once, and
+    /// durable after [`StoredLayer::sync`] or a moment later. A stored span, or one that is being
+    /// removed to make room, is left alone.
+    ///
+    /// Other spans make room within the budget. What a running container reads is stored even if
+    /// they cannot: it is served from the disk, not fetched again for each read.
     ///
     /// # Errors
     /// [`StoreError::NoSpace`], or the file system refused; then the span is not here.
     pub fn write_span(&self, id: SpanId, data: &[u8]) -> Result<(), StoreError> {
+        self.write(id, data, true)
+    }
+
+    /// As [`StoredLayer::write_span`], for a span that no reader waits for: it never exceeds the
+    /// budget, and counts as old until it is read.
+    ///
+    /// # Errors
+    /// As [`StoredLayer::write_span`].
+    pub fn write_ahead(&self, id: SpanId, data: &[u8]) -> Result<(), StoreError> {
+        self.write(id, data, false)
+    }
+
+    fn write(&self, id: SpanId, data: &[u8], for_reader: bool) -> Result<(), StoreError> {
         let span = self.known(id)?;
         let len = data.len() as u64;
         if len != length(&span) {
@@ -210,26 +236,16 @@ impl StoredLayer {
         if !self.states.change(id.0, State::Missing, State::Busy) {
             return Ok(());
         }
-        if !self.shared.disk.has_room(len) {
+        if let Err(error) = self.write_data(&span, data, for_reader) {
             self.states.change(id.0, State::Busy, State::Missing);
-            let action =
-                "store a span above the reserve, which layer_store.min_free_percent sets, in";
-            let path = self.dir.join("data");
-            return Err(StoreError::NoSpace { action, path });
+            return Err(error);
         }
-        if !self.shared.take_room(len) {
-            self.states.change(id.0, State::Busy, State::Missing);
-            let action = "store a span within the budget in";
-            let path = self.dir.join("data");
-            return Err(StoreError::NoSpace { action, path });
-        }
-        if let Err(error) = self.data.write_all_at(data, span.uncompressed.start) {
-            self.shared.give_room(len);
-            self.states.change(id.0, State::Busy, State::Missing);
-            return Err(StoreError::io("write", self.dir.join("data"), error));
-        }
-        self.states
-            .set_sum(id.0, crc32c::crc32c(data), self.shared.tick());
+        let used = self.shared.tick();
+        let used = match for_reader {
+            true => used,
+            false => used.wrapping_sub(recent()),
+        };
+        self.states.set_sum(id.0, crc32c::crc32c(data), used);
         self.fetched.fetch_add(self.weight(id), Ordering::Relaxed);
         self.states.change(id.0, State::Busy, State::Fresh);
         // After the state: a sync that finds it here takes it for written.
@@ -243,6 +259,46 @@ impl StoredLayer {
             self.shared.written(me, len);
         }
         Ok(())
+    }
+
+    /// Makes room for a span and writes its bytes. After a failure it counts as not written.
+    fn write_data(&self, span: &Span, data: &[u8], for_reader: bool) -> Result<(), StoreError> {
+        let len = data.len() as u64;
+        let path = || self.dir.join("data");
+        if !self.shared.take_disk(len) {
+            let action =
+                "store a span above the reserve, which layer_store.min_free_percent sets, in";
+            return Err(StoreError::NoSpace {
+                action,
+                path: path(),
+            });
+        }
+        if !self
+            .shared
+            .take_room(len, for_reader && self.standing.is_in_use())
+        {
+            let action = "store a span within the budget in";
+            return Err(StoreError::NoSpace {
+                action,
+                path: path(),
+            });
+        }
+        let write = || {
+            fault("store-write-data")?;
+            self.data.write_all_at(data, span.uncompressed.start)
+        };
+        let mut written = write();
+        if let Err(error) = &written
+            && error.kind() == io::ErrorKind::StorageFull
+            && self.shared.reclaim_now(len) > 0
+        {
+            // Something else fills the disk, and there is no reserve.
+            written = write();
+        }
+        written.map_err(|error| {
+            self.shared.give_room(len);
+            StoreError::io("write", path(), error)
+        })
     }
 
     /// Reads uncompressed bytes if all of them are stored. A span whose bytes turn out to be damaged is
@@ -384,7 +440,7 @@ impl StoredLayer {
     /// the reserve. Without both, all there are.
     #[must_use]
     pub fn spare_room(&self) -> u64 {
-        let budget = self.shared.budget.map_or(u64::MAX, |budget| {
+        let budget = self.shared.budget().map_or(u64::MAX, |budget| {
             let stored = self.shared.stored.load(Ordering::Relaxed);
             (budget - budget / 8).saturating_sub(stored)
         });
@@ -403,6 +459,28 @@ impl StoredLayer {
         let lengths = written.iter().filter_map(|id| self.spans.get(SpanId(*id)));
         let sum = lengths.map(|span| length(&span)).sum();
         self.shared.unsynced.fetch_sub(sum, Ordering::Relaxed);
+    }
+
+    /// Returns what the layer takes on disk: allocated bytes, and inodes.
+    ///
+    /// # Errors
+    /// The file system refused.
+    pub fn disk_usage(&self) -> Result<(u64, u64), StoreError> {
+        let failed = |e| StoreError::io("look at", &self.dir, e);
+        let open = [&self.data, &self.ztoc].map(|file| file.metadata().map_err(failed));
+        let paths = [&self.dir, &self.dir.join("spans"), &self.dir.join(VERDICT)];
+        // A layer that was removed while it is read has no paths any more.
+        let named = paths.map(|path| std::fs::symlink_metadata(path).ok());
+        let (mut bytes, mut inodes) = (0_u64, 0_u64);
+        for file in open {
+            bytes = bytes.saturating_add(file?.blocks().saturating_mul(512));
+            inodes += 1;
+        }
+        for file in named.into_iter().flatten() {
+            bytes = bytes.saturating_add(file.blocks().saturating_mul(512));
+            inodes += 1;
+        }
+        Ok((bytes, inodes))
     }
 
     fn known(&self, id: SpanId) -> Result<Span, StoreError> {

@@ -89,7 +89,11 @@ catalog! {
     STORE_SIZE = "soci_layer_store_size_bytes", Gauge, [], "bytes",
         "Uncompressed layer data in the layer store.";
     STORE_LIMIT = "soci_layer_store_limit_bytes", Gauge, [], "bytes",
-        "The limit of the layer store, max_size_bytes; 0 without one.";
+        "The limit of layers on disk, the lower of max_size_bytes and max_size_percent; 0 without one.";
+    STORE_UNPACKED = "soci_layer_store_unpacked_bytes", Gauge, [], "bytes",
+        "Bytes of unpacked layers, which count against the limit of layers on disk.";
+    STORE_EVICTED = "soci_layer_store_evicted_bytes_total", Counter, [], "bytes",
+        "Uncompressed layer data that was evicted from the layer store.";
     STORE_SPANS = "soci_layer_store_spans", Gauge, [], "spans",
         "Spans in the layer store.";
     STORE_LAYERS = "soci_layer_store_layers", Gauge, [], "layers",

@@ -297,9 +297,11 @@ impl Section for Fetch {
 /// `[layer_store]`, not in v0.15: fetched layer data on disk.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerStore {
-    /// Most uncompressed bytes on disk of the layers that are served; 0 is no limit. Layers that could
-    /// not be mounted again at the start are kept and do not count.
+    /// Most bytes on disk of layers, lazy and unpacked ones; 0 is no limit. Layers that could not be
+    /// mounted again at the start are kept and do not count.
     pub max_size_bytes: u64,
+    /// The same limit as a percentage of the disk; 0 is no limit. The lower one counts.
+    pub max_size_percent: u64,
     /// Percentage of the disk that is kept free of layers, 16 GiB per 10 percent at most; 0 is none.
     pub min_free_percent: u64,
     /// Whom a layer on this node serves.
@@ -312,6 +314,7 @@ impl Default for LayerStore {
     fn default() -> Self {
         Self {
             max_size_bytes: 0,
+            max_size_percent: 80,
             min_free_percent: 10,
             sharing: Sharing::Shared,
             sync_unpacked: true,
@@ -322,6 +325,7 @@ impl Default for LayerStore {
 impl Section for LayerStore {
     fn visit(&mut self, v: &mut impl Visitor) {
         v.number("max_size_bytes", &mut self.max_size_bytes, 0..=MAX);
+        v.number("max_size_percent", &mut self.max_size_percent, 0..=100);
         v.number("min_free_percent", &mut self.min_free_percent, 0..=60);
         v.choice("sharing", &mut self.sharing);
         v.flag("sync_unpacked", &mut self.sync_unpacked);

@@ -108,6 +108,7 @@ memory_budget_bytes = 33554432
 max_readahead_bytes = 1048576
 [layer_store]
 max_size_bytes = 1000
+max_size_percent = 50
 min_free_percent = 7
 sharing = "isolated"
 sync_unpacked = false

@@ -23,6 +23,15 @@ pub(crate) struct Snapshot {
     pub(crate) parents: Vec<Link>,
 }
 
+/// What is used of the committed snapshots, and what they take.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Uses {
+    /// Ids of the lazy snapshots below active ones and views.
+    pub(crate) lazy: HashSet<u64>,
+    /// Allocated bytes of those that are not lazy.
+    pub(crate) unpacked: u64,
+}
+
 /// What the database records about an import from v0.15's database beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ImportState {
@@ -165,6 +174,25 @@ impl Metadata {
                 Ok(())
             })?;
             Ok(found)
+        })
+    }
+
+    /// Returns what is used of the committed snapshots, and what they take.
+    pub(crate) fn uses(&self) -> Result<Uses, MetadataError> {
+        self.read(|tables| {
+            let mut uses = Uses::default();
+            each(tables, |_, record| {
+                if matches!(record.kind(), Kind::Active | Kind::View) {
+                    let parents = chain(&tables.snapshots, &tables.lazy, &record.info.parent)?;
+                    let lazy = parents.into_iter().filter(|parent| parent.lazy.is_some());
+                    uses.lazy.extend(lazy.map(|parent| parent.id));
+                } else if tables.lazy.get(record.id)?.is_none() {
+                    let size = u64::try_from(record.usage.size).unwrap_or(0);
+                    uses.unpacked = uses.unpacked.saturating_add(size);
+                }
+                Ok(())
+            })?;
+            Ok(uses)
         })
     }
 

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use redb::{Database, ReadableDatabase, TableError};
+use tokio::sync::Notify;
 
 pub(crate) use change::{Commit, LayerCommit, LayerOutcome, NewLayer, NewSnapshot};
 pub use error::MetadataError;
@@ -38,6 +39,8 @@ pub(crate) struct Metadata {
     database: Database,
     path: PathBuf,
     changes: AtomicU64,
+    /// Notified after each change.
+    pub(crate) changed: Notify,
 }
 
 impl Metadata {
@@ -56,6 +59,7 @@ impl Metadata {
             database,
             path: path.to_owned(),
             changes: AtomicU64::new(0),
+            changed: Notify::new(),
         };
         metadata.check_schema()?;
         Ok(metadata)
@@ -116,6 +120,7 @@ impl Metadata {
             soci_faults::point("metadata-changed");
             transaction.commit()?;
             self.changes.fetch_add(1, Ordering::Release);
+            self.changed.notify_one();
             Ok(result)
         };
         attempt().map_err(|failure| self.located(failure))

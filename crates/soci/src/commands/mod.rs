@@ -6,6 +6,7 @@ pub(crate) mod check;
 pub(crate) mod completion;
 pub(crate) mod convert;
 pub(crate) mod create;
+pub(crate) mod gc;
 pub(crate) mod index;
 pub(crate) mod ls;
 pub(crate) mod man;

@@ -57,6 +57,7 @@ fn help_of_every_command() {
         "pull",
         "status",
         "wait",
+        "gc",
         "abort-mounts",
         "index",
         "ztoc",

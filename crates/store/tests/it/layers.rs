@@ -11,14 +11,14 @@ use soci_store::{LayerStore, LayerStoreConfig, ReadOutcome, StoreError, StoredLa
 use soci_ztoc::SpanId;
 
 /// A gzip layer of a tar with one file, its zTOC, and the truth.
-struct Sample {
+pub(crate) struct Sample {
     tar: Vec<u8>,
     layer: Digest,
     ztoc: Vec<u8>,
 }
 
 impl Sample {
-    fn new(span_size: u64) -> Self {
+    pub(crate) fn new(span_size: u64) -> Self {
         let mut seed = 1_u64;
         let mut tar = vec![0; 512];
         tar[..4].copy_from_slice(b"file");
@@ -58,29 +58,29 @@ impl Sample {
         Digest::of(&self.ztoc)
     }
 
-    fn open(&self, store: &LayerStore) -> Arc<StoredLayer> {
+    pub(crate) fn open(&self, store: &LayerStore) -> Arc<StoredLayer> {
         store
             .create_or_open(self.layer, self.ztoc_digest(), Some(&self.ztoc))
             .unwrap()
     }
 
-    fn reopen(&self, store: &LayerStore) -> Result<Arc<StoredLayer>, StoreError> {
+    pub(crate) fn reopen(&self, store: &LayerStore) -> Result<Arc<StoredLayer>, StoreError> {
         store.create_or_open(self.layer, self.ztoc_digest(), None)
     }
 
-    fn truth(&self, layer: &StoredLayer, id: u32) -> &[u8] {
+    pub(crate) fn truth(&self, layer: &StoredLayer, id: u32) -> &[u8] {
         let span = layer.spans().span(SpanId(id)).uncompressed;
         &self.tar[usize::try_from(span.start).unwrap()..usize::try_from(span.end).unwrap()]
     }
 
-    fn fill(&self, layer: &StoredLayer) {
+    pub(crate) fn fill(&self, layer: &StoredLayer) {
         for id in 0..layer.spans().len() {
             layer.write_span(SpanId(id), self.truth(layer, id)).unwrap();
         }
     }
 
     /// Every span is the truth or missing; returns how many are stored.
-    fn check(&self, layer: &StoredLayer) -> usize {
+    pub(crate) fn check(&self, layer: &StoredLayer) -> usize {
         let stored = self.read(layer);
         for (id, &stored) in (0..).zip(&stored) {
             assert_eq!(layer.has(SpanId(id)), stored, "span {id}");
@@ -110,7 +110,23 @@ impl Sample {
         (0..layer.spans().len()).map(read).collect()
     }
 
-    fn folder(&self, dir: &Path) -> PathBuf {
+    /// Reads the first byte of a span.
+    pub(crate) fn read_one(&self, layer: &StoredLayer, id: u32) {
+        let at = layer.spans().span(SpanId(id)).uncompressed.start;
+        let mut byte = [0];
+        assert_eq!(layer.read_at(at, &mut byte).unwrap(), ReadOutcome::Filled);
+        assert_eq!(byte[0], self.truth(layer, id)[0]);
+    }
+
+    pub(crate) fn tar(&self) -> &[u8] {
+        &self.tar
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.tar.len() as u64
+    }
+
+    pub(crate) fn folder(&self, dir: &Path) -> PathBuf {
         dir.join(format!("{}-{}", self.layer.hex(), self.ztoc_digest().hex()))
     }
 }
@@ -472,6 +488,8 @@ fn a_reserve_of_the_disk_is_not_touched() {
         };
         let store = LayerStore::open(dir.path(), config).unwrap();
         let layer = sample.open(&store);
+        // Nothing makes room: a container uses the layer, and it may not be possible to fetch it again.
+        layer.standing().set_in_use(true);
         let results: Vec<_> = (0..layer.spans().len())
             .map(|id| layer.write_span(SpanId(id), sample.truth(&layer, id)))
             .collect();
@@ -539,6 +557,7 @@ fn a_full_disk_is_an_error_and_harms_nothing_that_is_stored() {
         let sample = Sample::new(150_000);
         let store = open(dir.path());
         let layer = sample.open(&store);
+        layer.standing().set_in_use(true);
         let results: Vec<_> = (0..layer.spans().len())
             .map(|id| layer.write_span(SpanId(id), sample.truth(&layer, id)))
             .collect();

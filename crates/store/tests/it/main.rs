@@ -5,4 +5,5 @@
     reason = "a test fails by panicking, its helpers too"
 )]
 
+mod eviction;
 mod layers;

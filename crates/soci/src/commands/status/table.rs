@@ -1,5 +1,7 @@
 //! The status for people.
 
+use std::fmt::Write as _;
+
 use indicatif::BinaryBytes;
 use soci_errors::printable;
 use soci_status::api::{GetResponse, Health, Image, Layer, Profiles, Pull, PulledLayer};
@@ -57,12 +59,25 @@ fn head(status: &GetResponse, page: &mut Page) {
             Some(limit) => format!(" of {}", BinaryBytes(limit)),
             None => String::new(),
         };
-        page.line(format!(
+        let mut line = format!(
             "layer store: {}{limit} in {} spans of {} layers",
             BinaryBytes(store.size_bytes),
             store.spans,
             store.layers
-        ));
+        );
+        if store.unpacked_bytes > 0 {
+            let _ = write!(line, ", {} unpacked", BinaryBytes(store.unpacked_bytes));
+        }
+        if store.evicted_bytes > 0 {
+            let _ = write!(line, ", {} evicted", BinaryBytes(store.evicted_bytes));
+        }
+        let held = store.size_bytes.saturating_add(store.unpacked_bytes);
+        if store.limit_bytes.is_some_and(|limit| held > limit) {
+            line.push_str(
+                "; above the limit: the rest is in use, unpacked, or cannot be fetched again",
+            );
+        }
+        page.line(line);
     }
     if let Some(counts) = &status.counts {
         page.line(format!(
@@ -338,6 +353,8 @@ mod tests {
             store: Some(LayerStore {
                 size_bytes: 123_456_789,
                 limit_bytes: Some(10 << 30),
+                unpacked_bytes: 0,
+                evicted_bytes: 0,
                 spans: 30,
                 layers: 2,
             }),
