@@ -100,7 +100,7 @@ def certificates(folder):
 
 def soci(root, reference):
     """Has `soci` look at an image from inside; what it printed."""
-    command = ["chroot", str(root), "/soci", "ls", reference, "/"]
+    command = [shutil.which("chroot") or "/usr/sbin/chroot", str(root), "/soci", "ls", reference]
     environment = {"PATH": "/", "HOME": "/"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
     return done.stdout.decode(errors="replace")

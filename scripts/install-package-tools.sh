@@ -4,19 +4,20 @@
 #
 # usage: install-package-tools.sh FOLDER TOOL…
 set -euo pipefail
-# Without its own xz, cargo-deb takes the system's (package.sh: --compress-system).
 versions='
-cargo-deb           3.8.0   --no-default-features
+cargo-deb           3.8.0
 cargo-generate-rpm  0.21.1
 cargo-cyclonedx     0.5.9
 '
 folder=$1
 shift
+# They run for seconds: building them quickly matters more than what they could gain from optimization.
+export CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
 for tool in "$@"; do
-    read -r version options <<<"$(awk -v tool="$tool" '$1 == tool { print $2, $3 }' <<<"$versions")"
+    version=$(awk -v tool="$tool" '$1 == tool { print $2 }' <<<"$versions")
     test -n "$version" || { echo "install-package-tools: unknown tool: $tool" >&2 && exit 2; }
     if grep -qs "^\"$tool $version " "$folder/.crates.toml"; then continue; fi
     echo "install-package-tools: installing $tool $version" >&2
-    CARGO_TARGET_DIR=$folder/build cargo install --quiet --locked --root "$folder" --version "$version" $options "$tool"
+    CARGO_TARGET_DIR=$folder/build cargo install --quiet --locked --root "$folder" --version "$version" "$tool"
     rm -rf "$folder/build"
 done

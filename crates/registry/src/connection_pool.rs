@@ -106,14 +106,12 @@ fn build(
         .referer(false)
         .connect_timeout(key.dial_timeout)
         .connector_layer(ObserveDial)
+        .dns_resolver(Arc::new(GuardedResolver(key.reach)))
         .pool_idle_timeout(Duration::from_secs(60))
         .tcp_nodelay(true)
         .tcp_keepalive(Duration::from_secs(30));
     if matches!(key.kind, PoolKind::PlainDirect | PoolKind::TlsDirect) {
         builder = builder.no_proxy();
-    }
-    if key.reach != Reach::Anywhere {
-        builder = builder.dns_resolver(Arc::new(GuardedResolver(key.reach)));
     }
     match key.kind {
         // No certificates: these pools never use TLS.

@@ -4,13 +4,14 @@
 //! connection is made, after names were resolved.
 
 use std::fmt;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use http::Uri;
 use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
+
+use crate::names;
 
 /// Where an address is, as far as servers differ in what they may name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -139,25 +140,33 @@ impl fmt::Display for OutOfReach {
 
 impl std::error::Error for OutOfReach {}
 
-/// Resolves names with the system's resolver, without the addresses that are out of reach.
+/// Resolves names as this machine does, without the addresses that are out of reach.
 pub(crate) struct GuardedResolver(pub(crate) Reach);
 
 impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let reach = self.0;
         Box::pin(async move {
-            let found: Vec<SocketAddr> =
-                tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            let found = names::addresses(name.as_str()).await?;
             let (good, bad): (Vec<_>, Vec<_>) = found
                 .into_iter()
-                .partition(|address| reach.allows(Zone::of(address.ip())));
+                .partition(|&address| reach.allows(Zone::of(address)));
             match (good.is_empty(), bad.first()) {
-                (true, Some(first)) => Err(OutOfReach(Zone::of(first.ip())).into()),
-                (true, None) => Err(io::Error::other("the name has no address").into()),
-                (false, _) => Ok(Box::new(good.into_iter()) as Addrs),
+                (true, Some(first)) => Err(OutOfReach(Zone::of(*first)).into()),
+                _ => {
+                    let good = good.into_iter().map(|address| SocketAddr::new(address, 0));
+                    Ok(Box::new(good) as Addrs)
+                }
             }
         })
     }
+}
+
+/// Resolves names for clients of `reqwest` whose servers the configuration names, in programs of
+/// every kind of linking.
+#[must_use]
+pub fn resolver() -> impl Resolve + 'static {
+    GuardedResolver(Reach::Anywhere)
 }
 
 /// Which requests a proxy of the environment makes. It resolves names itself, from its own place in

@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use axum::Router;
+use soci_registry::listen_addresses;
 
 use crate::listen::{self, ListenError};
 
@@ -102,11 +103,16 @@ impl HttpSocket {
 }
 
 fn bind_tcp(address: &str) -> io::Result<TcpListener> {
-    let socket = match address.strip_prefix(':') {
+    let own;
+    let address = match address.strip_prefix(':') {
         // There is no authentication, and the answers name the images of all tenants.
-        Some(port) => TcpListener::bind(format!("127.0.0.1:{port}")),
-        None => TcpListener::bind(address),
-    }?;
+        Some(port) => {
+            own = format!("127.0.0.1:{port}");
+            &own
+        }
+        None => address,
+    };
+    let socket = TcpListener::bind(&*listen_addresses(address)?)?;
     socket.set_nonblocking(true)?;
     Ok(socket)
 }

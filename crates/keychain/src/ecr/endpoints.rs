@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::{RequestBuilder, StatusCode};
@@ -114,6 +115,7 @@ impl Https {
     pub(super) fn new() -> Result<Self, String> {
         let builder = || {
             reqwest::Client::builder()
+                .dns_resolver(Arc::new(soci_registry::resolver()))
                 .connect_timeout(DIAL_TIMEOUT)
                 .timeout(REQUEST_TIMEOUT)
                 // No service of AWS redirects, and keys must not follow.

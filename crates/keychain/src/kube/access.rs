@@ -2,6 +2,7 @@
 //! `~/.kube/config`, or the service account of the pod.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use url::Url;
@@ -119,6 +120,7 @@ impl Access {
             base.set_path(&format!("{}/", base.path()));
         }
         let mut builder = reqwest::Client::builder()
+            .dns_resolver(Arc::new(soci_registry::resolver()))
             .connect_timeout(DIAL_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
