@@ -67,6 +67,7 @@ fn help_of_every_command() {
         "ls",
         "cat",
         "mount",
+        "node",
         "completion",
         "man",
     ] {
@@ -76,6 +77,7 @@ fn help_of_every_command() {
         ("index", &["list", "info", "remove"][..]),
         ("ztoc", &["list", "info", "get-file"]),
         ("prefetch", &["list", "info"]),
+        ("node", &["install", "uninstall", "status"]),
     ] {
         // A group without one of its commands tells which there are.
         assert_eq!(stdout(&[group]), stdout(&[group, "-h"]));
