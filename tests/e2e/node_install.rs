@@ -7,10 +7,10 @@ use std::process::Output;
 use crate::support::releases::on_each_containerd;
 use crate::support::systemd::{SERVICE, SystemdNode};
 use crate::support::{PATIENCE, wait_until};
-use soci_testkit::image::{pause_image, small_image};
+use soci_testkit::image::{busybox_layer, pause_image, small_image};
 use soci_testkit::{
-    ContainerdOptions, Cri, CriOptions, CriPull, Pod, PodContainer, Release, SociCli, TestRoot,
-    binary,
+    ContainerdOptions, Cri, CriOptions, CriPull, ImageBuilder, Layer, Pod, PodContainer, Release,
+    SociCli, TestRoot, binary,
 };
 
 const UNIT: &str = "containerd.service";
@@ -37,11 +37,18 @@ impl Node {
         node.registry
             .push_layout(layout.path(), "pause", "pause")
             .unwrap();
+        // Of other layers than the lazy one, which containerd shall not have.
         let layout = TestRoot::new().unwrap();
-        small_image(layout.path(), "small").unwrap();
+        ImageBuilder::new()
+            .layer(busybox_layer().unwrap())
+            .layer(Layer::new().dir("data").text("data/hello", "hello\n"))
+            .write(layout.path(), "small")
+            .unwrap();
         node.registry
             .push_layout(layout.path(), "small", "plain")
             .unwrap();
+        let layout = TestRoot::new().unwrap();
+        small_image(layout.path(), "small").unwrap();
         let source = layout.path().display().to_string();
         let target = format!("docker://{}", node.registry.reference("lazy:soci"));
         let convert = [
@@ -190,6 +197,22 @@ impl Node {
     }
 }
 
+/// Starts containerd. Where the machine's cgroup controllers are in hierarchies of version 1, runc needs those,
+/// while systemd has that of version 2: containerd sees them in a mount namespace of its own, into which the
+/// node's mounts propagate.
+const START: &str = r#"#!/bin/sh
+if test -e BROKEN && grep -rq proxy_plugins.soci /etc/containerd; then exit 1; fi
+if grep -qw cpu /sys/fs/cgroup/cgroup.controllers; then exec containerd --config CONFIG; fi
+exec unshare --mount --propagation slave sh -c '
+    umount /sys/fs/cgroup
+    mount -t tmpfs tmpfs /sys/fs/cgroup
+    for kind in $(sed -n "s/^[1-9][0-9]*:\([a-z_,]*\):.*/\1/p" /proc/self/cgroup); do
+        mkdir "/sys/fs/cgroup/$kind"
+        mount -t cgroup -o "$kind" cgroup "/sys/fs/cgroup/$kind"
+    done
+    exec containerd --config CONFIG'
+"#;
+
 /// Installs containerd's unit, starts it and connects to its CRI plugin.
 fn start_containerd(node: &SystemdNode, release: Release, root: &Path, socket: &Path) -> Cri {
     let path = match release.programs().unwrap() {
@@ -197,10 +220,7 @@ fn start_containerd(node: &SystemdNode, release: Release, root: &Path, socket: &
         None => String::new(),
     };
     let starts = root.join("start");
-    let script = format!(
-        "#!/bin/sh\nif test -e {BROKEN} && grep -rq proxy_plugins.soci /etc/containerd; then exit 1; fi\n\
-         exec containerd --config {CONFIG}\n"
-    );
+    let script = START.replace("BROKEN", BROKEN).replace("CONFIG", CONFIG);
     std::fs::write(&starts, script).unwrap();
     let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(&starts, executable).unwrap();
@@ -213,6 +233,7 @@ fn start_containerd(node: &SystemdNode, release: Release, root: &Path, socket: &
         node.systemd.shared().join("containerd.log").display()
     );
     node.systemd.install_units(&[(UNIT, &unit)]).unwrap();
+    node.systemd.run("mount", ["--make-rshared", "/"]).unwrap();
     node.systemctl(&["start", UNIT]);
     Cri::connect(socket).unwrap()
 }
