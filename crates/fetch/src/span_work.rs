@@ -137,7 +137,7 @@ fn store(
     permit: &mut Option<Permit>,
 ) {
     let stored = match priority {
-        Priority::Demand => layer.stored.write_span(SpanId(span), bytes),
+        Priority::Demand | Priority::Readahead => layer.stored.write_span(SpanId(span), bytes),
         _ => layer.stored.write_ahead(SpanId(span), bytes),
     };
     let Err(error) = stored else {

@@ -154,6 +154,8 @@ fn a_full_disk_is_room_for_what_readers_need_as_long_as_something_may_go() {
     rustix::mount::mount("tmpfs", dir.path(), "tmpfs", flags, c"size=5m")
         .expect("this test needs root");
     let result = std::panic::catch_unwind(|| {
+        // Something else takes a part of the space.
+        fs::write(dir.path().join("other"), vec![7; 3 << 19]).unwrap();
         let reserve = soci_dirtree::Reserve { percent: 30 };
         let config = LayerStoreConfig {
             reserve,
@@ -164,8 +166,6 @@ fn a_full_disk_is_room_for_what_readers_need_as_long_as_something_may_go() {
         let [idle, used] = [samples[0].open(&store), samples[1].open(&store)];
         used.standing().set_in_use(true);
         samples[0].fill(&idle);
-        // Something else takes the space.
-        fs::write(dir.path().join("other"), vec![7; 3 << 19]).unwrap();
         samples[1].fill(&used);
         assert!(used.is_complete());
         assert!(!idle.is_complete());
@@ -235,31 +235,29 @@ fn a_disk_that_fails_at_any_step_costs_spans_and_never_the_truth() {
         return churn(Path::new(&dir));
     }
     for step in STEPS.iter().chain(&POINTS) {
-        for count in [1, 2] {
-            // In memory: syncs are many.
-            let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-            let child = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "--test-threads=1"])
-                .arg("eviction::a_disk_that_fails_at_any_step_costs_spans_and_never_the_truth")
-                .env(DIR, dir.path())
-                .env(soci_faults::VARIABLE, format!("{step}:{count}"))
-                .output()
-                .unwrap();
-            let died = POINTS.contains(step);
-            let text = String::from_utf8_lossy(&child.stdout);
-            assert_eq!(child.status.success(), !died, "{step}: {text}");
-            // The next process finds the truth or nothing, and frees what is not on record.
-            let samples = [Sample::new(50_000), Sample::new(60_000)];
-            let store = with_budget(dir.path(), BUDGET);
-            for sample in &samples {
-                let layer = sample.reopen(&store).unwrap();
-                let here = sample.check(&layer);
-                let kept = here as u64 * 80_000 + (128 << 10);
-                let left = allocated(dir.path(), sample);
-                assert!(left <= kept, "{step}: {left} bytes for {here} spans");
-                sample.fill(&layer);
-                sample.check(&layer);
-            }
+        // In memory: syncs are many.
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--test-threads=1"])
+            .arg("eviction::a_disk_that_fails_at_any_step_costs_spans_and_never_the_truth")
+            .env(DIR, dir.path())
+            .env(soci_faults::VARIABLE, *step)
+            .output()
+            .unwrap();
+        let died = POINTS.contains(step);
+        let text = String::from_utf8_lossy(&child.stdout);
+        assert_eq!(child.status.success(), !died, "{step}: {text}");
+        // The next process finds the truth or nothing, and frees what is not on record.
+        let samples = [Sample::new(50_000), Sample::new(60_000)];
+        let store = with_budget(dir.path(), BUDGET);
+        for sample in &samples {
+            let layer = sample.reopen(&store).unwrap();
+            let here = sample.check(&layer);
+            let kept = here as u64 * 80_000 + (128 << 10);
+            let left = allocated(dir.path(), sample);
+            assert!(left <= kept, "{step}: {left} bytes for {here} spans");
+            sample.fill(&layer);
+            sample.check(&layer);
         }
     }
 }
