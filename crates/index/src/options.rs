@@ -44,6 +44,9 @@ pub struct ConvertOptions {
     pub prefetch_files: Vec<String>,
     /// A recorded start of the image, whose spans are listed for prefetching in their order.
     pub profile: Option<std::sync::Arc<soci_profile::Merged>>,
+    /// Largest zTOC in bytes; a layer that needs a larger one is damaged. `None`: what the format can
+    /// hold.
+    pub max_ztoc_size: Option<u64>,
     /// Layers worked on at a time.
     pub parallelism: NonZeroUsize,
     /// What zTOCs and indexes say built them.
@@ -60,6 +63,7 @@ impl Default for ConvertOptions {
             platforms: Platforms::Default,
             prefetch_files: Vec::new(),
             profile: None,
+            max_ztoc_size: None,
             parallelism: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             build_tool_identifier: BuildOptions::default().build_tool_identifier,
         }
@@ -81,6 +85,7 @@ impl ConvertOptions {
         BuildOptions {
             span_size: self.span_size,
             build_tool_identifier: self.build_tool_identifier.clone(),
+            max_size: self.max_ztoc_size,
             ..BuildOptions::default()
         }
     }

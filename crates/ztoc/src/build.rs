@@ -24,6 +24,10 @@ pub struct BuildOptions {
     pub build_tool_identifier: String,
     /// Also compute the digest of the uncompressed stream, which costs as much as hashing it.
     pub diff_id: bool,
+    /// Largest zTOC in bytes, as far as it can be estimated; a layer that needs a larger one is an
+    /// error. Bounds the memory of a build. `None`: what the format can hold, see
+    /// [`BuildError::is_unsupported`].
+    pub max_size: Option<u64>,
 }
 
 impl Default for BuildOptions {
@@ -33,6 +37,7 @@ impl Default for BuildOptions {
             build_tool_identifier: concat!("soci-snapshotter-rs v", env!("CARGO_PKG_VERSION"))
                 .to_owned(),
             diff_id: false,
+            max_size: None,
         }
     }
 }
@@ -256,7 +261,13 @@ impl Assembly {
         };
         let tar = &self.output.tar;
         let entries = (tar.entries() as u64 * ENTRY_SIZE).saturating_add(tar.text_len());
-        if spans.saturating_add(entries) >= MAX_ZTOC {
+        let size = spans.saturating_add(entries);
+        if let Some(limit) = self.options.max_size
+            && size > limit
+        {
+            return Err(BuildError::Limit { limit });
+        }
+        if size >= MAX_ZTOC {
             return Err(BuildError::TooLarge(
                 "it has too many files, or too many spans: try a larger span size",
             ));

@@ -152,6 +152,15 @@ pub enum BuildError {
     /// The layer is larger than the format can say.
     #[error("the layer is too large for a zTOC: {0}")]
     TooLarge(&'static str),
+    /// The zTOC would exceed the limit of the options.
+    #[error(
+        "its zTOC would be larger than the limit of {limit} bytes: it unpacks to far more than its size, or \
+         needs a larger span size or limit"
+    )]
+    Limit {
+        /// [`crate::BuildOptions::max_size`].
+        limit: u64,
+    },
 }
 
 impl BuildError {

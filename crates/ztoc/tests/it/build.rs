@@ -8,6 +8,7 @@ fn options(golden: &crate::golden::Golden) -> BuildOptions {
         span_size: crate::golden::SPAN_SIZE,
         build_tool_identifier: expected.build_tool_identifier,
         diff_id: true,
+        max_size: None,
     }
 }
 
