@@ -96,6 +96,15 @@ impl<'a> AuthTarget<'a> {
         }
     }
 
+    /// Listing the repositories of the registry of `reference`.
+    pub(crate) fn catalog(endpoint: &'a Endpoint, reference: &'a Reference) -> Self {
+        Self {
+            endpoint,
+            reference,
+            scope: "registry:catalog:*".to_owned(),
+        }
+    }
+
     /// Whether it is for reading only.
     fn is_pull(&self) -> bool {
         !self.scope.contains("push")

@@ -17,7 +17,7 @@ use crate::transport::Transport;
 use crate::upload::{self, BlobUpload};
 use crate::{
     BlobBody, ClientConfig, Credentials, ManifestKey, PushOutcome, RegistryError, RegistryReport,
-    RemoteBlob, manifest, referrers, registry_report, whole_blob,
+    RemoteBlob, listing, manifest, referrers, registry_report, whole_blob,
 };
 
 /// The registry client. Clones share connections, tokens and what was learnt about hosts.
@@ -90,6 +90,27 @@ impl Client {
         artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>, RegistryError> {
         referrers::list(&self.engine, reference, subject, artifact_type).await
+    }
+
+    /// Lists the tags of the repository. Mirrors are not asked.
+    ///
+    /// # Errors
+    /// The repository does not exist, the list cannot be read, or it is too large.
+    pub async fn tags(&self, reference: &Reference) -> Result<Vec<String>, RegistryError> {
+        listing::tags(&self.engine, reference).await
+    }
+
+    /// Lists the repositories of a registry, named as in image references. Not every registry allows
+    /// it.
+    ///
+    /// # Errors
+    /// The registry refuses it, the list cannot be read, or it is too large.
+    pub async fn repositories(&self, registry: &str) -> Result<Vec<String>, RegistryError> {
+        // The list belongs to no repository; requests are made in the name of one.
+        let any: Reference = format!("{registry}/catalog")
+            .parse()
+            .map_err(|error: soci_oci::ReferenceError| RegistryError::Config(error.to_string()))?;
+        listing::repositories(&self.engine, &any).await
     }
 
     /// Returns whether the repository has the manifest that the reference names. Mirrors are not

@@ -97,8 +97,7 @@ fn build(
     tls: &TlsSettings,
     config: &ClientConfig,
 ) -> Result<reqwest::Client, RegistryError> {
-    // Fails only when a provider is installed already, which then is the one to use.
-    let _ = CryptoProvider::install_default(CryptoProvider::clone(&crate::p521::provider()));
+    crate::p521::install_cryptography();
     let mut builder = reqwest::Client::builder()
         .user_agent(&config.user_agent)
         .redirect(reqwest::redirect::Policy::none())

@@ -82,6 +82,13 @@ fn with_p521(
     all.leak()
 }
 
+/// Installs the cryptography of this crate for all of the process, unless there is another one.
+/// [`crate::Client`] does so at its first request; to be called where TLS is needed before.
+pub fn install_cryptography() {
+    // Fails only when a provider is installed already, which then is the one to use.
+    let _ = CryptoProvider::install_default(CryptoProvider::clone(&provider()));
+}
+
 /// Returns ring's cryptography with P-521 for signatures and, last, for key exchange.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
