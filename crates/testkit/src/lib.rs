@@ -37,7 +37,7 @@ pub use https::Https;
 pub use image::{Content, ImageBuilder, Layer, LayerCompression, OciImage};
 pub use process::{TestRoot, clean_up_at_signals};
 pub use proxy::{Auth, Fault, Proxy, Rule, Throttle};
-pub use registry::Registry;
+pub use registry::{Notify, Registry};
 pub use release::Release;
 pub use soci::{SociDaemon, SociDaemonOptions, daemon_program};
 pub use stack::{Stack, StackOptions};

@@ -16,6 +16,16 @@ pub struct Registry {
     daemon: Daemon,
     address: SocketAddr,
     root: TestRoot,
+    notify: Option<Notify>,
+}
+
+/// Where a registry sends a notification of each push.
+#[derive(Debug, Clone)]
+pub struct Notify {
+    /// The URL.
+    pub url: String,
+    /// A header of the requests: name and value.
+    pub header: (String, String),
 }
 
 impl Registry {
@@ -24,6 +34,18 @@ impl Registry {
     /// # Errors
     /// When `docker-registry` is not installed or does not start.
     pub fn start() -> Result<Self> {
+        Self::start_with(None)
+    }
+
+    /// As [`Registry::start`]; sends a notification of each push.
+    ///
+    /// # Errors
+    /// As for [`Registry::start`].
+    pub fn start_notifying(notify: Notify) -> Result<Self> {
+        Self::start_with(Some(notify))
+    }
+
+    fn start_with(notify: Option<Notify>) -> Result<Self> {
         let root = TestRoot::new()?;
         // Between choosing a free port and using it another process may take it.
         let mut attempts = 0;
@@ -31,12 +53,13 @@ impl Registry {
             let address = TcpListener::bind(("127.0.0.1", 0))
                 .and_then(|listener| listener.local_addr())
                 .context("find a free port")?;
-            match Self::serve(&root, address) {
+            match Self::serve(&root, address, notify.as_ref()) {
                 Ok(daemon) => {
                     return Ok(Self {
                         daemon,
                         address,
                         root,
+                        notify,
                     });
                 }
                 Err(_) if attempts < 3 => attempts += 1,
@@ -83,7 +106,7 @@ impl Registry {
     /// When it does not start, for example because another process took the port.
     pub fn start_again(&mut self) -> Result<()> {
         self.daemon.kill()?;
-        self.daemon = Self::serve(&self.root, self.address)?;
+        self.daemon = Self::serve(&self.root, self.address, self.notify.as_ref())?;
         Ok(())
     }
 
@@ -95,16 +118,26 @@ impl Registry {
         layout::push(dir, tag, self.address, repository)
     }
 
-    fn serve(root: &TestRoot, address: SocketAddr) -> Result<Daemon> {
+    fn serve(root: &TestRoot, address: SocketAddr, notify: Option<&Notify>) -> Result<Daemon> {
         let storage = root.dir("storage")?;
         let config = root.path().join("registry.yml");
-        let text = format!(
+        let mut text = format!(
             "version: 0.1\n\
              log: {{ accesslog: {{ disabled: true }}, level: error }}\n\
              storage:\n  filesystem: {{ rootdirectory: {} }}\n  delete: {{ enabled: true }}\n\
              http: {{ addr: '{address}', secret: testkit }}\n",
             storage.display()
         );
+        if let Some(Notify {
+            url,
+            header: (name, value),
+        }) = notify
+        {
+            text.push_str(&format!(
+                "notifications:\n  endpoints:\n    - name: testkit\n      url: {url}\n      \
+                 headers: {{ {name}: ['{value}'] }}\n      timeout: 5s\n      threshold: 3\n      backoff: 200ms\n"
+            ));
+        }
         std::fs::write(&config, text).context("write the registry's configuration")?;
         let mut daemon = Daemon::spawn("docker-registry", root, "docker-registry", |command| {
             command.arg("serve").arg(&config);

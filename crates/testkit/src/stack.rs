@@ -12,7 +12,7 @@ use crate::cri::{CriOptions, CriPull};
 use crate::image::pause_image;
 use crate::process::TestRoot;
 use crate::proxy::{Proxy, Throttle};
-use crate::registry::Registry;
+use crate::registry::{Notify, Registry};
 use crate::release::Release;
 use crate::soci::{SociDaemon, SociDaemonOptions};
 
@@ -31,6 +31,8 @@ pub struct StackOptions {
     pub transfer: TransferOptions,
     /// Leave out the line that makes containerd 2.x leave user namespaces to the snapshotter.
     pub without_capabilities: bool,
+    /// Where the registry sends a notification of each push.
+    pub notify: Option<Notify>,
 }
 
 /// Registry, proxy, our daemon and a containerd that uses it. Fields end in this order.
@@ -52,7 +54,10 @@ impl Stack {
     /// # Errors
     /// When a part does not start.
     pub fn start(options: StackOptions) -> Result<Self> {
-        let registry = Registry::start()?;
+        let registry = match options.notify {
+            Some(notify) => Registry::start_notifying(notify)?,
+            None => Registry::start()?,
+        };
         let proxy = Proxy::start(registry.address())?;
         proxy.throttle(options.throttle);
         let folder = TestRoot::new()?;
