@@ -126,6 +126,11 @@ bench-eager: deps ## Print what whole pulls cost, overlayfs beside them (EAGER="
 	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES)) --package soci-benches
 	target/release/bench-eager $(EAGER)
 
+.PHONY: bench-index-builder
+bench-index-builder: deps ## Print what the index builder needs for a burst of pushes, `soci convert` of each beside it
+	$(CARGO) build --locked --release --package soci --package soci-benches
+	target/release/bench-index-builder
+
 .PHONY: bench-start-torch
 bench-start-torch: deps ## The same for an image with PyTorch: 4 GB, built from PyPI on first use
 	@test "$$(id -u)" = 0 || { echo "make bench-start-torch needs root: it mounts file systems and starts containers" >&2; exit 1; }

@@ -6,6 +6,7 @@
 pub mod cli;
 pub mod cold;
 pub mod eager;
+pub mod index_builder;
 pub mod keep;
 pub mod neighbours;
 mod program;
