@@ -27,6 +27,7 @@ mod filling;
 mod first_light;
 mod hand_over;
 mod implied_directories;
+mod index_builder;
 mod install;
 mod keep;
 mod keychains;

@@ -17,6 +17,7 @@ use crate::commands::convert::Convert;
 use crate::commands::create::Create;
 use crate::commands::gc::Gc;
 use crate::commands::index::IndexCommand;
+use crate::commands::index_builder::IndexBuilderCommand;
 use crate::commands::ls::Ls;
 use crate::commands::man::Man;
 use crate::commands::mount::Mount;
@@ -84,6 +85,8 @@ enum Command {
     #[command(subcommand)]
     Index(IndexCommand),
     #[command(subcommand)]
+    IndexBuilder(IndexBuilderCommand),
+    #[command(subcommand)]
     Ztoc(ZtocCommand),
     #[command(subcommand)]
     Prefetch(PrefetchCommand),
@@ -106,6 +109,8 @@ struct Work<'a> {
     http_log: &'static [&'static str],
     /// Whether signals and `--timeout` are its own affair, because it cleans up after its work.
     limits_itself: bool,
+    /// Whether it is a service, which logs as the daemon does.
+    is_service: bool,
     run: LocalBoxFuture<'a, anyhow::Result<()>>,
 }
 
@@ -115,6 +120,7 @@ impl<'a> Work<'a> {
         Self {
             http_log: &[],
             limits_itself: false,
+            is_service: false,
             run: run.boxed_local(),
         }
     }
@@ -162,12 +168,17 @@ impl Command {
                 remote: RemoteArgs { registry, .. },
                 ..
             }) => registry.prepare()?,
+            Self::IndexBuilder(command) => match command.registry() {
+                Some(registry) => registry.prepare()?,
+                None => &[],
+            },
             Self::Profile(command) => match command.registry() {
                 Some(registry) => registry.prepare()?,
                 None => &[],
             },
             _ => &[],
         };
+        let is_service = matches!(&self, Self::IndexBuilder(command) if command.is_service());
         let work = match self {
             Self::Convert(command) => Work::unlimited(command.run(global)),
             Self::Create(command) => Work::unlimited(command.run(global)),
@@ -184,6 +195,7 @@ impl Command {
             Self::Wait(command) => Work::unlimited(command.run(global)),
             Self::Gc(command) => Work::limited(command.run(global)),
             Self::Index(command) => Work::limited(command.run(global)),
+            Self::IndexBuilder(command) => Work::unlimited(command.run(global)),
             Self::Ztoc(command) => Work::limited(command.run(global)),
             Self::Prefetch(command) => Work::limited(command.run(global)),
             Self::Profile(command) => Work::unlimited(command.run(global)),
@@ -192,7 +204,10 @@ impl Command {
             Self::Ls(command) => Work::limited(command.run()),
             Self::Cat(command) => Work::limited(command.run()),
         };
-        Ok(work.logging(http_log))
+        Ok(Work {
+            is_service,
+            ..work.logging(http_log)
+        })
     }
 }
 
@@ -224,7 +239,16 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Resu
     };
     let global = cli.global;
     let work = command.prepare(&global)?;
-    log_to_stderr(global.debug, work.http_log);
+    if work.is_service {
+        let debug = global.debug || !work.http_log.is_empty();
+        soci_telemetry::init(if debug {
+            soci_telemetry::Level::Debug
+        } else {
+            soci_telemetry::Level::Info
+        });
+    } else {
+        log_to_stderr(global.debug, work.http_log);
+    }
     if work.limits_itself {
         block_on(work.run)
     } else {

@@ -73,7 +73,7 @@ impl IndexingArgs {
 /// How zTOCs are built.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Index options")]
-struct ZtocArgs {
+pub(crate) struct ZtocArgs {
     /// Bytes of uncompressed data between two points that reading can start from (0: as near to each other
     /// as the layer allows)
     #[arg(long, value_name = "BYTES", value_parser = span_size, allow_negative_numbers = true,
@@ -114,7 +114,7 @@ enum Optimization {
 }
 
 impl ZtocArgs {
-    fn options(&self, platforms: Platforms) -> anyhow::Result<ConvertOptions> {
+    pub(crate) fn options(&self, platforms: Platforms) -> anyhow::Result<ConvertOptions> {
         let mut prefetch_files = self.prefetch_files.clone();
         if let Some(path) = &self.prefetch_files_json {
             prefetch_files.extend(read_list(path)?);

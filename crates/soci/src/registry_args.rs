@@ -199,19 +199,41 @@ impl RegistryArgs {
         reference: &Reference,
         user: Option<&UserPassword>,
     ) -> anyhow::Result<Client> {
-        let docker: Arc<dyn Credentials> = Arc::new(DockerConfigCredentials::new());
+        self.client_of(Some(reference.registry()), user, Vec::new())
+    }
+
+    /// The client for many registries, with further sources of credentials. What `--user` and `--refresh`
+    /// give is for `registry`.
+    pub(crate) fn client_with(
+        &self,
+        registry: Option<&str>,
+        sources: Vec<Arc<dyn Credentials>>,
+    ) -> anyhow::Result<Client> {
+        self.client_of(registry, self.user.as_ref(), sources)
+    }
+
+    fn client_of(
+        &self,
+        registry: Option<&str>,
+        user: Option<&UserPassword>,
+        mut sources: Vec<Arc<dyn Credentials>>,
+    ) -> anyhow::Result<Client> {
+        sources.insert(0, Arc::new(DockerConfigCredentials::new()));
         let given = match (user, &self.refresh) {
             (Some(user), _) => Some(self.credential(user)?),
             (None, Some(token)) => Some(Credential::IdentityToken(token.0.clone())),
             (None, None) => None,
         };
-        let credentials = match given {
-            None => docker,
-            Some(credential) => {
-                let given = StaticCredentials::new(reference.registry(), credential);
-                Arc::new(ChainedCredentials::new(vec![Arc::new(given), docker]))
+        match (given, registry) {
+            (None, _) => {}
+            (Some(credential), Some(registry)) => {
+                sources.insert(0, Arc::new(StaticCredentials::new(registry, credential)));
             }
-        };
+            (Some(_), None) => {
+                bail!("--user and --refresh need the one --registry that they are for")
+            }
+        }
+        let credentials = Arc::new(ChainedCredentials::new(sources));
         let mut config = ClientConfig {
             plain_http: self.plain_http,
             ..ClientConfig::default()

@@ -8,6 +8,7 @@ pub(crate) mod convert;
 pub(crate) mod create;
 pub(crate) mod gc;
 pub(crate) mod index;
+pub(crate) mod index_builder;
 pub(crate) mod ls;
 pub(crate) mod man;
 pub(crate) mod mount;

@@ -60,6 +60,7 @@ fn help_of_every_command() {
         "gc",
         "abort-mounts",
         "index",
+        "index-builder",
         "ztoc",
         "prefetch",
         "rebuild-db",
@@ -78,6 +79,7 @@ fn help_of_every_command() {
         ("ztoc", &["list", "info", "get-file"]),
         ("prefetch", &["list", "info"]),
         ("node", &["install", "uninstall", "status"]),
+        ("index-builder", &["status", "list", "retry"]),
     ] {
         // A group without one of its commands tells which there are.
         assert_eq!(stdout(&[group]), stdout(&[group, "-h"]));

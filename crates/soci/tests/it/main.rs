@@ -11,6 +11,7 @@ mod artifacts;
 mod command_line;
 mod convert;
 mod hostile_text;
+mod index_builder;
 mod interop;
 mod lazy_pull;
 mod nerdctl;

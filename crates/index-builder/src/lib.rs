@@ -1,0 +1,27 @@
+//! Indexing images as they are pushed: a push event comes in ([`event`]), waits in a durable queue
+//! ([`Queue`]), and a worker ([`Pool`]) writes the indexed image beside it ([`Indexer`]).
+
+#![forbid(unsafe_code)]
+
+pub mod event;
+mod filter;
+mod indexer;
+mod job;
+mod lambda;
+mod policy;
+mod poll;
+mod queue;
+mod queue_file;
+pub mod service;
+mod worker;
+
+pub use event::Push;
+pub use filter::{FilterError, Filters};
+pub use indexer::{Failure, Index, IndexSettings, Indexer, Outcome, Versions};
+pub use job::{Job, JobState};
+pub use lambda::serve as serve_lambda;
+pub use policy::{Decision, Policy};
+pub use poll::poll;
+pub use queue::{Added, Claim, Counts, Finish, Queue, WorkerId};
+pub use queue_file::QueueError;
+pub use worker::{Pool, PoolSettings};

@@ -1,0 +1,351 @@
+//! Images at a real registry (Debian's `docker-registry`), and damaged ones behind a proxy.
+
+use std::sync::Arc;
+
+use soci_index::{ConvertOptions, Image, Platforms, RegistrySource};
+use soci_index_builder::{Failure, Index as _, IndexSettings, Indexer, Outcome, Push, Versions};
+use soci_oci::{Digest, Platform, Reference, media_types};
+use soci_registry::{Client, ClientConfig, NoCredentials, RetryPolicy};
+use soci_testkit::image::{Content, OciImage, small_image};
+use soci_testkit::{Fault, ImageBuilder, Layer, Proxy, Registry, Rule};
+
+fn client() -> Client {
+    let retries = RetryPolicy {
+        max_retries: 1,
+        ..RetryPolicy::default()
+    };
+    let config = ClientConfig {
+        retries,
+        ..ClientConfig::default()
+    };
+    Client::new(config, Arc::new(NoCredentials)).unwrap()
+}
+
+fn settings() -> IndexSettings {
+    IndexSettings {
+        versions: Versions::V2,
+        suffix: "-soci".to_owned(),
+        min_image_size: 0,
+        convert: ConvertOptions {
+            min_layer_size: 0,
+            span_size: 128 << 10,
+            platforms: Platforms::All,
+            ..ConvertOptions::default()
+        },
+    }
+}
+
+fn indexer(settings: IndexSettings) -> Indexer {
+    Indexer::new(client(), settings)
+}
+
+/// A registry with [`small_image`] as `app:1`.
+struct Bench {
+    registry: Registry,
+    layout: tempfile::TempDir,
+    image: OciImage,
+    digest: Digest,
+}
+
+impl Bench {
+    fn start() -> Self {
+        let (registry, layout) = (Registry::start().unwrap(), tempfile::tempdir().unwrap());
+        let image = small_image(layout.path(), "1").unwrap();
+        let pushed = registry.push_layout(layout.path(), "1", "app").unwrap();
+        Self {
+            registry,
+            layout,
+            image,
+            digest: pushed.digest,
+        }
+    }
+
+    fn push(&self) -> Push {
+        push(&self.registry.address().to_string(), "1", self.digest)
+    }
+
+    async fn load(&self, name: &str) -> Image {
+        let reference: Reference = self.registry.reference(name).parse().unwrap();
+        Image::load(&RegistrySource::new(client(), reference))
+            .await
+            .unwrap()
+    }
+}
+
+/// For tests with a proxy, which has a runtime of its own.
+fn wait(work: impl Future<Output = Result<Outcome, Failure>>) -> Result<Outcome, Failure> {
+    tokio::runtime::Runtime::new().unwrap().block_on(work)
+}
+
+fn push(registry: &str, tag: &str, digest: Digest) -> Push {
+    Push::new(registry, "app", Some(tag), Some(digest)).unwrap()
+}
+
+fn layers(image: &Image) -> Vec<Digest> {
+    let manifests = image
+        .entries
+        .iter()
+        .filter_map(|entry| match &entry.content {
+            soci_index::Content::Image { manifest, .. } => Some(manifest),
+            _ => None,
+        });
+    manifests
+        .flat_map(|manifest| manifest.layers.iter().map(|layer| layer.digest))
+        .collect()
+}
+
+#[tokio::test]
+async fn an_image_is_indexed_under_its_tag_with_the_suffix_and_a_second_time_only_looked_at() {
+    let bench = Bench::start();
+    let indexer = indexer(settings());
+    let first = indexer.index(&bench.push()).await.unwrap();
+    assert_eq!(first.layers, 3);
+    assert_eq!(first.bytes, bench.image.compressed_size());
+    assert_eq!(
+        first.image.as_deref(),
+        Some(&*bench.registry.reference("app:1-soci"))
+    );
+    let indexed = bench.load("app:1-soci").await;
+    assert_eq!(layers(&indexed), layers(&bench.load("app:1").await));
+    assert_eq!(indexed.entries.len(), 2, "the image and its index");
+    let again = indexer.index(&bench.push()).await.unwrap();
+    assert_eq!(
+        again,
+        Outcome {
+            layers: 0,
+            bytes: 0,
+            ..first
+        }
+    );
+    // Its own result, and what is not an image, are left alone.
+    let result = push(&bench.push().registry, "other", again.image_digest.unwrap());
+    let left = indexer.index(&result).await.unwrap_err();
+    assert!(matches!(left, Failure::NotWanted(_)), "{left}");
+}
+
+#[tokio::test]
+async fn both_versions_are_made_from_one_reading_of_the_layers() {
+    let bench = Bench::start();
+    let both = IndexSettings {
+        versions: Versions::Both,
+        ..settings()
+    };
+    let outcome = indexer(both.clone()).index(&bench.push()).await.unwrap();
+    assert_eq!(outcome.bytes, bench.image.compressed_size());
+    assert!(outcome.image_digest.is_some());
+    assert_eq!(outcome.indexes.len(), 1);
+    let reference: Reference = bench.registry.reference("app:1").parse().unwrap();
+    let kind = Some(media_types::SOCI_INDEX_V1);
+    let list = client()
+        .referrers(&reference, bench.digest, kind)
+        .await
+        .unwrap();
+    assert_eq!(
+        list.iter().map(|one| one.digest).collect::<Vec<_>>(),
+        outcome.indexes
+    );
+    let only = IndexSettings {
+        versions: Versions::V1,
+        ..both
+    };
+    let again = indexer(only).index(&bench.push()).await.unwrap();
+    assert_eq!((again.bytes, again.indexes), (0, outcome.indexes));
+}
+
+#[tokio::test]
+async fn the_digest_of_the_event_counts_wherever_its_tag_points() {
+    let bench = Bench::start();
+    let other = tempfile::tempdir().unwrap();
+    let image = ImageBuilder::new().layer(Layer::new().text("a", "newer"));
+    image.write(other.path(), "1").unwrap();
+    bench
+        .registry
+        .push_layout(other.path(), "1", "app")
+        .unwrap();
+    indexer(settings()).index(&bench.push()).await.unwrap();
+    let indexed = bench.load("app:1-soci").await;
+    assert_eq!(layers(&indexed).len(), 3, "the older image");
+}
+
+#[tokio::test]
+async fn small_images_and_other_platforms_are_left_alone() {
+    let bench = Bench::start();
+    let large = IndexSettings {
+        min_image_size: 1 << 30,
+        ..settings()
+    };
+    let error = indexer(large).index(&bench.push()).await.unwrap_err();
+    assert!(
+        matches!(&error, Failure::NotWanted(why) if why.contains("bytes")),
+        "{error}"
+    );
+    let platforms = |names: &[&str]| {
+        let mut settings = settings();
+        let platforms: Vec<Platform> = names.iter().map(|name| name.parse().unwrap()).collect();
+        settings.convert.platforms = Platforms::These(platforms);
+        indexer(settings)
+    };
+    let error = platforms(&["linux/s390x"])
+        .index(&bench.push())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, Failure::NotWanted(why) if why.contains("linux/s390x")),
+        "{error}"
+    );
+    // What the image has of the chosen platforms is indexed.
+    let host = Platform::host().to_string();
+    platforms(&["linux/s390x", &host])
+        .index(&bench.push())
+        .await
+        .unwrap();
+}
+
+#[test]
+fn a_poisoned_image_is_given_up_with_its_reason() {
+    let bench = Bench::start();
+    let proxy = Proxy::start(bench.registry.address()).unwrap();
+    let layer = bench.image.layers.get(1).unwrap();
+    let behind = push(&proxy.address().to_string(), "1", bench.digest);
+
+    proxy.inject(Rule::always(Fault::CorruptBlob(layer.size / 2)).blob(layer.digest));
+    let error = wait(indexer(settings()).index(&behind)).unwrap_err();
+    assert!(matches!(&error, Failure::Permanent(_)), "{error}");
+
+    // A layer that unpacks to far more than its size.
+    let mut bomb = settings();
+    bomb.convert.max_ztoc_size = Some(1 << 20);
+    let folder = tempfile::tempdir().unwrap();
+    let zeros = Content::Bytes(vec![0; 16 << 20]);
+    let image = ImageBuilder::new().layer(Layer::new().file("zeros", zeros));
+    image.write(folder.path(), "bomb").unwrap();
+    let pushed = bench
+        .registry
+        .push_layout(folder.path(), "bomb", "app")
+        .unwrap();
+    let event = push(&bench.registry.address().to_string(), "bomb", pushed.digest);
+    let error = wait(indexer(bomb).index(&event)).unwrap_err();
+    assert!(
+        matches!(&error, Failure::Permanent(why) if why.contains("limit of 1048576")),
+        "{error}"
+    );
+
+    let missing = push(
+        &bench.registry.address().to_string(),
+        "1",
+        Digest::of(b"none"),
+    );
+    let error = wait(indexer(settings()).index(&missing)).unwrap_err();
+    assert!(
+        matches!(&error, Failure::Permanent(why) if why.contains("404")),
+        "{error}"
+    );
+    drop(bench.layout);
+}
+
+#[tokio::test]
+async fn a_layer_that_does_not_end_is_given_up() {
+    use soci_testkit::fake::{Fake, With as _, status};
+    let bench = Bench::start();
+    let source: Reference = bench.registry.reference("app:1").parse().unwrap();
+    let (_, manifest) = client().manifest(&source, bench.digest).await.unwrap();
+    let config = client();
+    let parsed: soci_oci::Manifest = serde_json::from_slice(&manifest).unwrap();
+    let config = config.blob_bytes(&source, &parsed.config).await.unwrap();
+    let sizes: Vec<(String, u64)> = parsed
+        .layers
+        .iter()
+        .map(|layer| (layer.digest.to_string(), layer.size))
+        .collect();
+    let fake = Fake::start(move |_, request| {
+        if request.method == "POST" || request.method == "PUT" {
+            return Some(status(405));
+        }
+        if request.path.contains("/manifests/sha256:") {
+            let kind = media_types::OCI_MANIFEST;
+            return Some(
+                status(200)
+                    .with("content-type", kind)
+                    .body(manifest.clone()),
+            );
+        }
+        if request.path.ends_with(&parsed.config.digest.to_string()) {
+            return Some(soci_testkit::fake::serve(request, &config));
+        }
+        let layer = sizes
+            .iter()
+            .find(|(digest, _)| request.path.ends_with(digest));
+        let endless = futures::stream::repeat_with(|| {
+            Ok::<_, std::io::Error>(bytes::Bytes::from_static(&[0x1f; 4096]))
+        });
+        match layer {
+            Some(_) => Some(status(200).body(axum::body::Body::from_stream(endless))),
+            None => Some(status(404)),
+        }
+    })
+    .await;
+    let error = indexer(settings())
+        .index(&push(&fake.host(), "1", bench.digest))
+        .await;
+    let error = error.unwrap_err();
+    assert!(!matches!(error, Failure::NotWanted(_)), "{error}");
+}
+
+#[test]
+fn a_registry_that_is_down_or_refuses_credentials_is_tried_again() {
+    let mut bench = Bench::start();
+    let proxy = Proxy::start(bench.registry.address()).unwrap();
+    let behind = push(&proxy.address().to_string(), "1", bench.digest);
+    for status in [401, 403, 429, 500, 503] {
+        proxy.clear_faults();
+        proxy.inject(Rule::always(Fault::status(status)));
+        let error = wait(indexer(settings()).index(&behind)).unwrap_err();
+        assert!(matches!(error, Failure::Transient(_)), "{status}: {error}");
+    }
+    bench.registry.kill().unwrap();
+    let error = wait(indexer(settings()).index(&bench.push())).unwrap_err();
+    assert!(matches!(error, Failure::Transient(_)), "{error}");
+    bench.registry.start_again().unwrap();
+    wait(indexer(settings()).index(&bench.push())).unwrap();
+}
+
+#[test]
+fn a_token_that_expires_in_the_middle_is_replaced() {
+    use soci_testkit::proxy::Auth;
+    let bench = Bench::start();
+    let proxy = Proxy::start(bench.registry.address()).unwrap();
+    proxy.demand(Auth::Bearer {
+        user: None,
+        uses: Some(2),
+    });
+    let behind = push(&proxy.address().to_string(), "1", bench.digest);
+    let outcome = wait(indexer(settings()).index(&behind)).unwrap();
+    assert_eq!(outcome.layers, 3);
+    let tokens = proxy.stats().of(|request| request.path.contains("token"));
+    assert!(tokens.requests > 3, "{tokens:?}");
+}
+
+#[tokio::test]
+async fn catalogs_and_tags_are_polled() {
+    use std::collections::{BTreeMap, BTreeSet};
+    let bench = Bench::start();
+    bench
+        .registry
+        .push_layout(bench.layout.path(), "1", "team/other")
+        .unwrap();
+    let host = bench.registry.address().to_string();
+    let policy = soci_index_builder::Policy {
+        filters: "app:*,team/*:1".parse().unwrap(),
+        registries: BTreeSet::from([host.clone()]),
+        aliases: BTreeMap::new(),
+        suffix: "-soci".to_owned(),
+    };
+    indexer(settings()).index(&bench.push()).await.unwrap();
+    let found = soci_index_builder::poll(&client(), &host, &policy)
+        .await
+        .unwrap();
+    let mut names: Vec<String> = found.iter().map(ToString::to_string).collect();
+    names.sort();
+    let expected = ["app:1", "team/other:1"].map(|name| format!("{host}/{name}@{}", bench.digest));
+    assert_eq!(names, expected);
+}
