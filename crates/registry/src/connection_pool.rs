@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rustls::crypto::CryptoProvider;
 use soci_errors::chain;
 use url::Url;
 
