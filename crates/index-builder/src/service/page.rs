@@ -95,21 +95,23 @@ fn age(since_ms: u64) -> String {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |now| now.as_secs());
-    match now.saturating_sub(since_ms / 1000) {
-        seconds @ ..120 => format!("{seconds} s"),
-        seconds @ ..7200 => format!("{} min", seconds / 60),
-        seconds @ ..172_800 => format!("{} h", seconds / 3600),
-        seconds => format!("{} d", seconds / 86_400),
+    let seconds = now.saturating_sub(since_ms / 1000);
+    if seconds < 120 {
+        format!("{seconds} s")
+    } else if seconds < 7200 {
+        format!("{} min", seconds / 60)
+    } else if seconds < 172_800 {
+        format!("{} h", seconds / 3600)
+    } else {
+        format!("{} d", seconds / 86_400)
     }
 }
 
 fn size(bytes: u64) -> String {
-    let in_units = |unit: u64, name: &str| format!("{:.1} {name}", bytes as f64 / unit as f64);
-    match bytes {
-        ..1024 => format!("{bytes} B"),
-        ..1_048_576 => in_units(1 << 10, "KiB"),
-        ..1_073_741_824 => in_units(1 << 20, "MiB"),
-        _ => in_units(1 << 30, "GiB"),
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units.into_iter().find(|(unit, _)| bytes >= *unit) {
+        Some((unit, name)) => format!("{:.1} {name}", bytes as f64 / unit as f64),
+        None => format!("{bytes} B"),
     }
 }
 
