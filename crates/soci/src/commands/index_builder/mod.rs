@@ -17,9 +17,9 @@ use crate::global::Global;
 /// `status` and `list`, and tried again by `retry`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum IndexBuilderCommand {
-    Serve(serve::Serve),
-    Run(run::Run),
-    Lambda(lambda::Lambda),
+    Serve(Box<serve::Serve>),
+    Run(Box<run::Run>),
+    Lambda(Box<lambda::Lambda>),
     Status(jobs::Status),
     List(jobs::List),
     Retry(jobs::Retry),
