@@ -146,12 +146,12 @@ fn a_percentage_of_the_disk_is_a_budget() {
     }
 }
 
-/// Needs root: mounts a tmpfs of 5 MiB.
+/// Needs root: mounts a tmpfs of 6 MiB.
 #[test]
 fn a_full_disk_is_room_for_what_readers_need_as_long_as_something_may_go() {
     let dir = tempfile::tempdir().unwrap();
     let flags = rustix::mount::MountFlags::empty();
-    rustix::mount::mount("tmpfs", dir.path(), "tmpfs", flags, c"size=5m")
+    rustix::mount::mount("tmpfs", dir.path(), "tmpfs", flags, c"size=6m")
         .expect("this test needs root");
     let result = std::panic::catch_unwind(|| {
         // Something else takes a part of the space.
