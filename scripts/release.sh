@@ -27,7 +27,8 @@ build() { # FLAGS TARGET-FOLDER
 }
 build "" "$target/dynamic"
 # The C library's linker script for static programs needs libc.a: Debian's libc6-dev has it.
-build "-C target-feature=+crt-static" "$target/static"
+# A static program cannot look the C library's getrandom up, and would need /dev/urandom instead: the system call.
+build '-C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"' "$target/static"
 
 static=$target/static/$host/release
 scripts/check-static.py "$static"
