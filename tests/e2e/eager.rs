@@ -20,12 +20,12 @@ use soci_testkit::{
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// All images, and nothing of them kept.
-const ENABLED: &str = "[pull_modes.parallel_pull_unpack]\nenable = true\n\
+pub(crate) const ENABLED: &str = "[pull_modes.parallel_pull_unpack]\nenable = true\n\
      max_concurrent_downloads_per_image = 20\nconcurrent_download_chunk_size = \"1mb\"\n\
      max_concurrent_unpacks_per_image = 12\ndiscard_unpacked_layers = true\n";
 
 /// busybox, and layers of noise on top of it.
-fn layers(root: &TestRoot, tag: &str, number: u64, bytes: u64) -> OciImage {
+pub(crate) fn layers(root: &TestRoot, tag: &str, number: u64, bytes: u64) -> OciImage {
     let mut image = ImageBuilder::new().layer(busybox_layer().unwrap());
     for seed in 1..number {
         let content = Content::Noise {
@@ -48,7 +48,7 @@ fn logged(stack: &Stack, key: &str, value: &str) -> usize {
     log.iter().filter(|line| line[key] == value).count()
 }
 
-fn scratch_is_empty(stack: &Stack) {
+pub(crate) fn scratch_is_empty(stack: &Stack) {
     let scratch = stack.daemon.root().join("unpack");
     wait_until(
         "the scratch folder is empty",
@@ -225,6 +225,36 @@ fn kept_layers_are_in_containerd_as_after_an_ordinary_pull_and_go_with_the_image
 }
 
 #[test]
+fn kept_layers_that_containerd_has_in_another_namespace_are_shared() {
+    let root = TestRoot::new().unwrap();
+    let image = layers(&root, "app", 3, 1 << 20);
+    let keep = ENABLED.replace("discard_unpacked_layers = true", "");
+    let stack = stack(&format!("{NO_BACKGROUND}{keep}"));
+    stack.push(&image.dir, "app", "app").unwrap();
+    let reference = stack.reference("app:app");
+    let server = stack.daemon.server_pid().unwrap();
+    let other = stack.containerd.ctr("other");
+    other.pull(&reference, "overlayfs").unwrap();
+    stack.proxy.reset_stats();
+    pull(&stack, &reference);
+    let stats = stack.proxy.stats();
+    let ctr = stack.containerd.ctr(NAMESPACE);
+    let content = ctr.output(["content", "ls"]).unwrap();
+    for layer in &image.layers {
+        assert_eq!(stats.blob(layer.digest).bytes, 0);
+        let digest = layer.digest.to_string();
+        let line = content.lines().find(|line| line.starts_with(&digest));
+        let line = line.unwrap_or_else(|| panic!("{digest} in {content}"));
+        assert!(
+            line.contains("containerd.io/uncompressed=sha256:"),
+            "{line}"
+        );
+    }
+    assert_eq!(stack.daemon.server_pid().unwrap(), server);
+    assert_eq!(run(&stack, &reference, &["/bin/cat", "/data/top"]), "2");
+}
+
+#[test]
 fn layers_that_containerd_has_are_read_from_there() {
     let root = TestRoot::new().unwrap();
     let image = layers(&root, "app", 3, 1 << 20);
@@ -357,7 +387,7 @@ fn a_registry_that_throttles_cuts_off_and_ignores_ranges_is_survived() {
 }
 
 /// A slow registry, so that a pull lasts.
-fn slow(config: &str) -> Stack {
+pub(crate) fn slow(config: &str) -> Stack {
     let stack = stack(config);
     stack.proxy.throttle(Throttle {
         total: Some(1 << 20),
@@ -367,7 +397,7 @@ fn slow(config: &str) -> Stack {
 }
 
 /// Waits until layers are being pulled, and returns what `soci status` says of the image.
-fn pulling(stack: &Stack) -> serde_json::Value {
+pub(crate) fn pulling(stack: &Stack) -> serde_json::Value {
     let mut pull = serde_json::Value::Null;
     let deadline = std::time::Instant::now() + PATIENCE;
     while pull.is_null() || pull["bytesPerSecond"].as_u64() == Some(0) {

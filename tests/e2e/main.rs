@@ -22,6 +22,7 @@ mod cri;
 mod deep_folders;
 mod eager;
 mod eager_cri;
+mod eager_trouble;
 mod faults;
 mod filling;
 mod first_light;

@@ -16,7 +16,7 @@ use soci_testkit::{Stack, TestRoot};
 /// the container reads before it does.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-fn metrics(socket: &Path) -> String {
+pub(crate) fn metrics(socket: &Path) -> String {
     let mut stream = UnixStream::connect(socket).unwrap();
     stream
         .write_all(b"GET /metrics HTTP/1.1\r\nHost: daemon\r\nConnection: close\r\n\r\n")

@@ -211,9 +211,13 @@ impl Jobs {
             );
             return self.end(job, "its client gave up");
         }
-        let (jobs, job) = (Arc::downgrade(self), Arc::clone(job));
+        // An image that is done in the meantime is dropped then, with the lease on its kept layers.
+        let (jobs, job) = (Arc::downgrade(self), Arc::downgrade(job));
         let wait = async move {
             tokio::time::sleep(IDLE).await;
+            let Some(job) = job.upgrade() else {
+                return;
+            };
             let still = {
                 let clients = job.clients.lock();
                 clients.number == 0 && clients.arrived == arrived
