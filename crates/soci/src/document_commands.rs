@@ -52,7 +52,7 @@ fn commands(line: &str) -> Vec<Vec<String>> {
         let mut words = part
             .split_whitespace()
             .take_while(|word| !word.starts_with(['>', '<']))
-            .map(|word| word.trim_matches('"').to_owned())
+            .map(|word| word.trim_matches(['"', '\'']).to_owned())
             .skip_while(|word| word == "sudo" || word == "$" || word.contains('='));
         let Some(program) = words.next() else {
             continue;

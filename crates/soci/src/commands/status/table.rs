@@ -480,7 +480,7 @@ mod tests {
         ];
         for word in words {
             let text = line(word).unwrap();
-            assert!(text.contains("25.0 %") && text.len() > 50, "{text}");
+            assert!(text.contains("25.0 % (50 B of 200 B), "), "{text}");
         }
         assert!(line("complete").unwrap().contains("no more"));
     }
