@@ -1,5 +1,6 @@
 //! `soci index-builder run`: one event, or what waits in a queue, and then the end.
 
+use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -63,7 +64,12 @@ impl Run {
             }
         };
         let queue = Queue::open(folder)?;
-        let first = queue.list(None, 1)?.first().map_or(0, |job| job.id);
+        let before: BTreeSet<_> = queue
+            .list(None, usize::MAX)?
+            .iter()
+            .filter(|job| has_ended(job))
+            .map(|job| job.id)
+            .collect();
         queue.add(&pushes)?;
         let settings = PoolSettings {
             until_empty: true,
@@ -82,11 +88,15 @@ impl Run {
             return Err(signal);
         }
         let jobs = queue.list(None, usize::MAX)?;
-        report(
-            jobs.iter()
-                .filter(|job| job.id > first || self.queue.is_none()),
-        )
+        report(jobs.iter().filter(|job| !before.contains(&job.id)))
     }
+}
+
+fn has_ended(job: &Job) -> bool {
+    matches!(
+        job.state,
+        JobState::Done | JobState::Skipped | JobState::Dead
+    )
 }
 
 /// What came of the jobs, a line each.
