@@ -202,7 +202,10 @@ fn kept_layers_are_in_containerd_as_after_an_ordinary_pull_and_go_with_the_image
             assert!(line.contains(&source), "{line}");
         }
         // Whole, although the garbage collector has run.
-        ctr.output(["content", "prune", "references"]).unwrap();
+        let collect = ["leases", "create", "--id", "collect-garbage"];
+        ctr.output(collect).unwrap();
+        let collect = ["leases", "delete", "--sync", "collect-garbage"];
+        ctr.output(collect).unwrap();
         let archive = root.path().join("app.tar");
         let path = archive.display().to_string();
         ctr.output(["images", "export", &path, &reference]).unwrap();
