@@ -390,27 +390,33 @@ fn a_full_background_queue_drops_as_configured() {
 /// Needs root: mounts a tmpfs of 4 MiB.
 #[test]
 fn readers_are_served_although_the_disk_is_full() {
-    let sample = Sample::gzip(60, 100_000);
-    let dir = tempfile::tempdir().unwrap();
-    let _mount = Tmpfs::mount(dir.path());
-    let dir = Arc::new(dir);
-    let rig = Rig::at(dir, quick(), LayerStoreConfig::default());
-    let source = MemoryBlob::new(sample.blob.clone());
-    let layer = rig.open(&sample, source);
-    check_all(&layer, &sample.tar, 10_000);
-    let error = layer.status().error.unwrap().detail;
-    assert!(error.contains("no space"), "{error}");
-    let stats = rig.fetcher.stats();
-    assert!(stats.store_failures > 0);
-    // A span that could not be stored is not fetched for each read of it.
-    assert!(
-        stats.spans_verified < 4 * u64::from(layer.stored().spans().len()),
-        "{stats:?}"
-    );
-    // What was stored stays, and is right.
-    assert!(layer.stored().fetched_bytes() > 0);
-    check_all(&layer, &sample.tar, 100_000);
-    drop((layer, rig));
+    // Spans of a layer without a container give way; those of one in use that were just read do not.
+    for in_use in [false, true] {
+        let sample = Sample::gzip(60, 100_000);
+        let dir = tempfile::tempdir().unwrap();
+        let _mount = Tmpfs::mount(dir.path());
+        let dir = Arc::new(dir);
+        let rig = Rig::at(dir, quick(), LayerStoreConfig::default());
+        let source = MemoryBlob::new(sample.blob.clone());
+        let layer = rig.open(&sample, source);
+        layer.stored().standing().set_in_use(in_use);
+        check_all(&layer, &sample.tar, 10_000);
+        let stats = rig.fetcher.stats();
+        if in_use {
+            let error = layer.status().error.unwrap().detail;
+            assert!(error.contains("no space"), "{error}");
+            assert!(stats.store_failures > 0);
+        }
+        // A span that could not be stored is not fetched for each read of it.
+        assert!(
+            stats.spans_verified < 4 * u64::from(layer.stored().spans().len()),
+            "{stats:?}"
+        );
+        // What was stored stays, and is right.
+        assert!(layer.stored().fetched_bytes() > 0);
+        check_all(&layer, &sample.tar, 100_000);
+        drop((layer, rig));
+    }
 }
 
 struct Tmpfs(std::path::PathBuf);

@@ -46,7 +46,7 @@ fn a_reader_of_another_layer_ends_the_requests_of_filling_with_their_span() {
     held.fault(0, Fault::Delay(NEVER));
     let filled = rig.open(&samples[0], held.clone());
     filled.start_background(image(0));
-    eventually("requested", || held.requests().len() == 1);
+    eventually("requested", || !held.requests().is_empty());
     let whole = held.requests()[0].clone();
     let reader = rig.open(&samples[1], MemoryBlob::new(samples[1].blob.clone()));
     read(&reader, 1000, 10).unwrap();
@@ -55,9 +55,9 @@ fn a_reader_of_another_layer_ends_the_requests_of_filling_with_their_span() {
     let rest = |span: u32| filled.stored().has(SpanId(span));
     eventually("the rest is filled", || (1..spans).all(rest));
     assert!(!filled.stored().has(SpanId(0)));
-    let again = held.requests()[1].clone();
     let second = filled.stored().spans().span(SpanId(1)).compressed;
-    assert_eq!((again.start, again.end), (second.start, whole.end));
+    let again = second.start..whole.end;
+    assert!(held.requests().contains(&again), "{:?}", held.requests());
 }
 
 #[test]
@@ -100,18 +100,27 @@ fn an_image_that_is_read_is_filled_before_one_that_only_lies_there() {
     idle.start_background(image(0));
     below.start_background(image(1));
     top.start_background(image(1));
+    // As the file system does: what is not stored is requested then.
+    assert!(!top.try_read(1000, &mut [0; 10]).unwrap());
     let answers = start(&top, 1000, 10);
     passes_until(&rig, "answered", || {
         rig.fetcher.stats().requests_in_flight == 0
     });
     finish(&answers).unwrap();
-    // The layer that is read, then the other one of its image.
-    let requested = |at: usize| !sources[at].requests().is_empty();
-    passes_until(&rig, "the next", || requested(0) || requested(1));
-    assert!(top.stored().is_complete() && !requested(0));
-    passes_until(&rig, "the last", || requested(0));
-    assert!(below.stored().is_complete());
-    passes_until(&rig, "filled", || idle.stored().is_complete());
+    // The rest of the layer that is read, then the other one of its image. The last spans may be on
+    // their way to the disk when the next layer is requested.
+    let requests = |at: usize| sources[at].requests().len();
+    passes_until(&rig, "the next", || requests(0) + requests(1) > 0);
+    assert!(
+        requests(2) > 1 && requests(0) == 0,
+        "{:?}",
+        [0, 1, 2].map(|at| sources[at].requests())
+    );
+    passes_until(&rig, "the last", || requests(0) > 0);
+    assert!(requests(1) > 0);
+    passes_until(&rig, "filled", || {
+        [&idle, &below, &top].map(|layer| layer.stored().is_complete()) == [true; 3]
+    });
 }
 
 #[test]
@@ -146,6 +155,9 @@ fn a_layer_that_a_client_waits_for_is_filled_first_although_filling_is_off() {
     let rig = Rig::new(config);
     let layers = [0, 1].map(|at| {
         let source = MemoryBlob::new(samples[at].blob.clone());
+        if at == 0 {
+            source.fault(0, Fault::Delay(NEVER));
+        }
         let layer = rig.open(&samples[at], source);
         layer.start_background(image(0));
         layer
@@ -156,7 +168,7 @@ fn a_layer_that_a_client_waits_for_is_filled_first_although_filling_is_off() {
     assert_eq!(state(&layers[0]), FillState::Off);
     assert_eq!(layers[0].stored().stored_spans(), 0);
     // A request that is not repeated is forgotten.
-    layers[0].request_fill(Duration::ZERO);
+    layers[0].request_fill(Duration::from_millis(100));
     eventually("forgotten", || rig.fetcher.stats().background_layers == 0);
     assert_eq!(state(&layers[0]), FillState::Off);
 }

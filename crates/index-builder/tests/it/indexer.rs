@@ -6,7 +6,7 @@ use soci_index::{ConvertOptions, Image, Platforms, RegistrySource};
 use soci_index_builder::{Failure, Index as _, IndexSettings, Indexer, Outcome, Push, Versions};
 use soci_oci::{Digest, Platform, Reference, media_types};
 use soci_registry::{Client, ClientConfig, NoCredentials, RetryPolicy};
-use soci_testkit::image::{Content, OciImage, small_image};
+use soci_testkit::image::{OciImage, small_image};
 use soci_testkit::{Fault, ImageBuilder, Layer, Proxy, Registry, Rule};
 
 fn client() -> Client {
@@ -212,12 +212,12 @@ fn a_poisoned_image_is_given_up_with_its_reason() {
     let error = wait(indexer(settings()).index(&behind)).unwrap_err();
     assert!(matches!(&error, Failure::Permanent(_)), "{error}");
 
-    // A layer that unpacks to far more than its size.
+    // A layer whose zTOC takes far more than its size.
     let mut bomb = settings();
     bomb.convert.max_ztoc_size = Some(1 << 20);
     let folder = tempfile::tempdir().unwrap();
-    let zeros = Content::Bytes(vec![0; 16 << 20]);
-    let image = ImageBuilder::new().layer(Layer::new().file("zeros", zeros));
+    let empty = |layer: Layer, number: u32| layer.text(&format!("directory/{number}"), "");
+    let image = ImageBuilder::new().layer((0..20_000).fold(Layer::new(), empty));
     image.write(folder.path(), "bomb").unwrap();
     let pushed = bench
         .registry
