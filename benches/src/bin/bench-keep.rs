@@ -28,7 +28,7 @@ struct Options {
     /// Another build of soci-snapshotter-grpc to measure instead of ours.
     #[arg(long, env = "PREVIOUS", default_value = "")]
     previous: String,
-    /// More configuration of the daemon, before the section [background_fetch].
+    /// More configuration of the daemon, before the section `[background_fetch]`.
     #[arg(long, default_value = "")]
     config: String,
 }
