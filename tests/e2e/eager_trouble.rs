@@ -188,7 +188,8 @@ fn a_hand_over_in_the_middle_of_a_pull_leaves_nothing_and_the_retry_succeeds() {
         // A client that asks for the next layers only now gets them from the new server.
         if let Err(error) = client.join().unwrap() {
             let error = format!("{error:#}");
-            assert!(error.contains("shutting down"), "{error}");
+            // The pull was cancelled, or the request came between the two servers.
+            assert!(error.contains("(Unavailable)"), "{error}");
         }
     });
     scratch_is_empty(&stack);
