@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -19,7 +19,7 @@ struct Options {
     work: Vec<Work>,
     /// The daemon of soci-snapshotter v0.15; empty: it is left out.
     #[arg(long, env = "REFERENCE", default_value = "")]
-    reference: PathBuf,
+    reference: String,
     /// Number of pulls of each kind; the fastest counts.
     #[arg(long, default_value_t = 1)]
     runs: usize,
@@ -35,8 +35,7 @@ fn bench(options: &Options) -> Result<()> {
     if wanted.is_empty() {
         wanted.extend(Work::LOCAL);
     }
-    let reference = options.reference.as_path();
-    let reference = (!reference.as_os_str().is_empty()).then_some(reference);
+    let reference = (!options.reference.is_empty()).then_some(Path::new(&options.reference));
     for work in &wanted {
         println!("{}", table(work, reference, options.runs)?);
     }
