@@ -9,6 +9,8 @@ use soci_store::{Owner, RootLock, StoreError};
 
 /// How long a server without supervisor may take to end when the next daemon starts.
 const ORPHAN_ENDS: Duration = Duration::from_secs(20);
+/// How long a process that was killed may keep the lock after the kernel has closed its files.
+const LOCK_GOES: Duration = Duration::from_secs(2);
 
 /// The owner to record for this process. Without a supervisor it takes that part, too.
 pub(crate) fn ourselves(supervised: bool) -> Owner {
@@ -24,19 +26,26 @@ pub(crate) fn ourselves(supervised: bool) -> Owner {
 /// was killed: it serves until the next daemon starts, which asks it to end.
 pub(crate) fn lock(root: &Path, owner: Owner) -> anyhow::Result<RootLock> {
     let begin = Instant::now();
-    let mut asked = false;
+    let (mut asked, mut logged) = (false, false);
     loop {
         match RootLock::acquire(root, owner) {
             Err(StoreError::Locked {
                 owner: Some(other), ..
             }) if is_orphan(other) && begin.elapsed() < ORPHAN_ENDS => {
                 if !asked {
-                    tracing::warn!(
-                        pid = other.server,
-                        "asking a server without supervisor to release the root folder"
-                    );
-                    signal(root, other, Receiver::Server, Signal::TERM)?;
-                    asked = true;
+                    if !logged {
+                        tracing::warn!(
+                            pid = other.server,
+                            "asking a server without supervisor to release the root folder"
+                        );
+                        logged = true;
+                    }
+                    match signal(root, other, Receiver::Server, Signal::TERM) {
+                        Ok(()) => asked = true,
+                        // It has ended between the two looks.
+                        Err(_) if begin.elapsed() < LOCK_GOES => {}
+                        Err(error) => return Err(error),
+                    }
                 } else if begin.elapsed() > ORPHAN_ENDS / 2 {
                     signal(root, other, Receiver::Server, Signal::KILL)?;
                 }
