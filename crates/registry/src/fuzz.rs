@@ -8,7 +8,7 @@ use http::header::{HeaderValue, WWW_AUTHENTICATE};
 use soci_oci::Reference;
 
 use crate::docker_config::DockerConfigCredentials;
-use crate::{challenge, hosts_toml, range, referrers};
+use crate::{challenge, hosts_toml, list_page, range};
 
 /// `WWW-Authenticate`: each line of the input is a value of the header.
 pub fn challenge(data: &[u8]) {
@@ -39,7 +39,7 @@ pub fn content_range(data: &[u8]) {
 /// When that does not hold.
 pub fn link(data: &[u8]) {
     let Some(header) = text(data) else { return };
-    if let Some(next) = referrers::next_link(header) {
+    if let Some(next) = list_page::next_link(header) {
         assert!(header.contains(next));
     }
 }

@@ -35,6 +35,7 @@ mod host_health;
 mod hosts_dir;
 mod hosts_files;
 mod hosts_toml;
+mod list_page;
 mod listing;
 mod manifest;
 mod names;

@@ -3,7 +3,6 @@
 
 use futures::FutureExt;
 use http::HeaderMap;
-use http::header::LINK;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use soci_oci::Reference;
@@ -13,7 +12,7 @@ use crate::RegistryError;
 use crate::auth::AuthTarget;
 use crate::endpoint::Endpoint;
 use crate::engine::Engine;
-use crate::referrers::next_link;
+use crate::list_page::{self, Page};
 use crate::request::RequestSpec;
 
 /// Largest list in bytes, all its pages together.
@@ -67,14 +66,15 @@ async fn all<T: DeserializeOwned + Send>(
 ) -> Result<Vec<String>, RegistryError> {
     url.query_pairs_mut().append_pair("n", PAGE);
     let mut all = Vec::new();
+    let malformed = format!("the list of {what} cannot be read");
     let mut left = MAX_LIST;
     for _ in 0..MAX_PAGES {
-        let this = url.clone();
-        let page = move || {
-            let url = this.clone();
-            page::<T>(engine, target, url, what, left).boxed()
+        let (this, malformed) = (&url, &malformed);
+        let page = || {
+            let spec = RequestSpec::get(this.clone(), HeaderMap::new());
+            list_page::page::<T>(engine, target, spec, left, malformed).boxed()
         };
-        let (list, next, size) = engine.retry(engine.document_deadline(), page).await?;
+        let Page { list, next, size } = engine.retry(engine.document_deadline(), page).await?;
         all.extend(names(list));
         left = left.saturating_sub(size);
         match next {
@@ -87,26 +87,4 @@ async fn all<T: DeserializeOwned + Send>(
         what: format!("the list of {what}"),
         limit: MAX_LIST,
     })
-}
-
-async fn page<T: DeserializeOwned>(
-    engine: &Engine,
-    target: &AuthTarget<'_>,
-    url: Url,
-    what: &str,
-    limit: u64,
-) -> Result<(T, Option<Url>, u64), RegistryError> {
-    let spec = RequestSpec::get(url, HeaderMap::new());
-    let response = engine.exchange(target, spec).await?;
-    let line = response.line().clone();
-    let next = response
-        .header(LINK)
-        .and_then(next_link)
-        .and_then(|next| response.url().join(next).ok());
-    let bytes = response.bytes(limit).await?;
-    let list = serde_json::from_slice(&bytes).map_err(|error| RegistryError::Protocol {
-        request: line,
-        reason: format!("the list of {what} cannot be read ({error})"),
-    })?;
-    Ok((list, next, bytes.len() as u64))
 }

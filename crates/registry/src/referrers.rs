@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use futures::FutureExt;
-use http::header::{ACCEPT, LINK};
+use http::header::ACCEPT;
 use http::{HeaderMap, HeaderValue};
 use serde::Deserialize;
 use soci_oci::{Descriptor, Digest, Index, Reference, media_types};
@@ -14,6 +14,7 @@ use url::Url;
 use crate::auth::AuthTarget;
 use crate::endpoint::{Endpoint, Need};
 use crate::engine::Engine;
+use crate::list_page::{self, Page};
 use crate::request::RequestSpec;
 use crate::upload::put_manifest;
 use crate::{Deadline, RegistryError};
@@ -129,9 +130,9 @@ async fn from_api(
     let mut all = Vec::new();
     let mut left = MAX_LIST;
     for _ in 0..MAX_PAGES {
-        let Page { index, next, size } =
+        let Page { list, next, size } =
             page(engine, endpoint, reference, url.clone(), left).await?;
-        all.extend(index.manifests);
+        all.extend(list.manifests);
         left = left.saturating_sub(size);
         match next {
             Some(next) => url = next,
@@ -153,16 +154,10 @@ async fn from_tag(
 ) -> Result<Option<Index>, RegistryError> {
     let url = endpoint.url(reference.repository(), &["manifests", &tag_of(subject)]);
     match page(engine, endpoint, reference, url, MAX_LIST).await {
-        Ok(page) => Ok(Some(page.index)),
+        Ok(page) => Ok(Some(page.list)),
         Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-struct Page {
-    index: Index,
-    next: Option<Url>,
-    size: u64,
 }
 
 async fn page(
@@ -171,39 +166,13 @@ async fn page(
     reference: &Reference,
     url: Url,
     limit: u64,
-) -> Result<Page, RegistryError> {
+) -> Result<Page<Index>, RegistryError> {
     let mut headers = HeaderMap::new();
     headers.insert(ACCEPT, HeaderValue::from_static(media_types::OCI_INDEX));
     let target = AuthTarget::pull(endpoint, reference);
-    let response = engine
-        .exchange(&target, RequestSpec::get(url, headers))
-        .await?;
-    let line = response.line().clone();
-    let next = response
-        .header(LINK)
-        .and_then(next_link)
-        .and_then(|next| response.url().join(next).ok());
-    let bytes = response.bytes(limit).await?;
-    let index = serde_json::from_slice(&bytes).map_err(|error| RegistryError::Protocol {
-        request: line,
-        reason: format!("the list of referrers is not an image index ({error})"),
-    })?;
-    Ok(Page {
-        index,
-        next,
-        size: bytes.len() as u64,
-    })
-}
-
-/// The target of `<…>; rel="next"` (RFC 8288).
-pub(crate) fn next_link(header: &str) -> Option<&str> {
-    header.split(',').find_map(|link| {
-        let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
-        parameters
-            .split(';')
-            .any(|p| matches!(p.trim(), "rel=\"next\"" | "rel=next"))
-            .then_some(target)
-    })
+    let spec = RequestSpec::get(url, headers);
+    let malformed = "the list of referrers is not an image index";
+    list_page::page(engine, &target, spec, limit, malformed).await
 }
 
 /// Returns the subject of a manifest, and the descriptor of the manifest in a list of referrers,
@@ -231,14 +200,6 @@ fn referrer_of(media_type: &str, manifest: &[u8]) -> Option<(Digest, Descriptor)
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn links_to_the_next_page_are_found() {
-        assert_eq!(next_link("</v2/x?n=2>; rel=\"next\""), Some("/v2/x?n=2"));
-        assert_eq!(next_link("<a>; rel=prev, <b>; rel=next"), Some("b"));
-        assert_eq!(next_link("<a>; rel=prev"), None);
-        assert_eq!(next_link(""), None);
-    }
 
     #[test]
     fn a_referrer_is_listed_by_its_artifact_type_or_config_type() {
