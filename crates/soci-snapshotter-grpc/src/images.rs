@@ -13,14 +13,7 @@ type ByHeight<'a> = BTreeMap<(usize, u64), &'a LayerState>;
 /// Lists the images by reference, then manifest. A snapshot records only the image that it was made for; a
 /// layer that later images share is found among the parents of their layers.
 pub(crate) fn images(layers: &[LayerState], mounts: &[MountReport]) -> Vec<Image> {
-    let mounts: HashMap<&PathBuf, &MountReport> = mounts
-        .iter()
-        .map(|mount| (&mount.mountpoint, mount))
-        .collect();
-    let by_name: HashMap<&str, &LayerState> = layers
-        .iter()
-        .map(|layer| (layer.name.as_str(), layer))
-        .collect();
+    let (by_name, mounts) = (by_name(layers), by_mountpoint(mounts));
     let mut found: BTreeMap<(&str, &str), ByHeight<'_>> = BTreeMap::new();
     let mut listed = HashSet::new();
     for layer in layers.iter().filter(|layer| layer.image.is_some()) {
@@ -50,20 +43,23 @@ pub(crate) fn image_of_chain(
     layers: &[LayerState],
     mounts: &[MountReport],
 ) -> Option<Image> {
-    let mounts: HashMap<&PathBuf, &MountReport> = mounts
-        .iter()
-        .map(|mount| (&mount.mountpoint, mount))
-        .collect();
-    let by_name: HashMap<&str, &LayerState> = layers
-        .iter()
-        .map(|layer| (layer.name.as_str(), layer))
-        .collect();
+    let (by_name, mounts) = (by_name(layers), by_mountpoint(mounts));
     // Names are NAMESPACE/NUMBER/CHAIN-ID.
     let is_top = |layer: &&LayerState| layer.name.rsplit('/').next() == Some(top);
     let chain = chain(layers.iter().find(is_top)?, &by_name);
     let by_height = chain.iter().rev().enumerate();
     let by_height = by_height.map(|(height, layer)| ((height, layer.id), *layer));
     Some(image(name, &by_height.collect(), &mounts))
+}
+
+fn by_name(layers: &[LayerState]) -> HashMap<&str, &LayerState> {
+    let layers = layers.iter();
+    layers.map(|layer| (layer.name.as_str(), layer)).collect()
+}
+
+fn by_mountpoint(mounts: &[MountReport]) -> HashMap<&PathBuf, &MountReport> {
+    let mounts = mounts.iter();
+    mounts.map(|mount| (&mount.mountpoint, mount)).collect()
 }
 
 fn image(

@@ -1,6 +1,6 @@
 //! `soci gc`: shows and frees what an interrupted past left below the daemon's root folder.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -12,6 +12,7 @@ use soci_store::{LeftoverKind, Owner, RootLock};
 
 use crate::global::Global;
 use crate::output::{self, Page};
+use crate::snapshotter_args::SnapshotterArgs;
 
 /// Free what nothing uses below the daemon's root folder
 ///
@@ -30,15 +31,8 @@ pub(crate) struct Gc {
     #[arg(long)]
     dry_run: bool,
 
-    /// The socket of the snapshotter daemon
-    #[arg(
-        long,
-        value_name = "PATH",
-        env = "SOCI_SNAPSHOTTER_ADDRESS",
-        hide_env_values = true,
-        default_value = "/run/soci-snapshotter-grpc/soci-snapshotter-grpc.sock"
-    )]
-    snapshotter_address: PathBuf,
+    #[command(flatten)]
+    snapshotter: SnapshotterArgs,
 
     /// Print it as JSON
     #[arg(long)]
@@ -47,9 +41,7 @@ pub(crate) struct Gc {
 
 impl Gc {
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let address = &self.snapshotter_address;
-        let socket = address.strip_prefix("unix://").unwrap_or(address);
-        let found = match soci_status::collect(socket, self.dry_run).await {
+        let found = match soci_status::collect(self.snapshotter.socket(), self.dry_run).await {
             Ok(found) => found,
             Err(error @ StatusError::NotThere { .. }) => {
                 if !global.root.is_dir() {
