@@ -171,6 +171,23 @@ fn images_without_index_are_eager_beside_lazy_ones() {
     assert!(read.starts_with(&digest), "{read}");
 }
 
+/// containerd has all layers of an image with their diff IDs; returns what `ctr content ls` prints of each.
+fn kept(stack: &Stack, image: &OciImage) -> Vec<String> {
+    let ctr = stack.containerd.ctr(NAMESPACE);
+    let content = ctr.output(["content", "ls"]).unwrap();
+    let line_of = |digest: String| {
+        let line = content.lines().find(|line| line.starts_with(&digest));
+        let line = line.unwrap_or_else(|| panic!("{digest} in {content}"));
+        assert!(
+            line.contains("containerd.io/uncompressed=sha256:"),
+            "{line}"
+        );
+        line.to_owned()
+    };
+    let digests = image.layers.iter().map(|layer| layer.digest.to_string());
+    digests.map(line_of).collect()
+}
+
 #[test]
 fn kept_layers_are_in_containerd_as_after_an_ordinary_pull_and_go_with_the_image() {
     let root = TestRoot::new().unwrap();
@@ -186,15 +203,7 @@ fn kept_layers_are_in_containerd_as_after_an_ordinary_pull_and_go_with_the_image
         pull(&stack, &reference);
         pulled_once(&stack, &image);
         let ctr = stack.containerd.ctr(NAMESPACE);
-        let content = ctr.output(["content", "ls"]).unwrap();
-        for layer in &image.layers {
-            let digest = layer.digest.to_string();
-            let line = content.lines().find(|line| line.starts_with(&digest));
-            let line = line.unwrap_or_else(|| panic!("{digest} in {content}"));
-            assert!(
-                line.contains("containerd.io/uncompressed=sha256:"),
-                "{line}"
-            );
+        for line in kept(&stack, &image) {
             let source = format!(
                 "containerd.io/distribution.source.{}=app",
                 stack.proxy.address()
@@ -241,18 +250,10 @@ fn kept_layers_that_containerd_has_in_another_namespace_are_shared() {
     stack.proxy.reset_stats();
     pull(&stack, &reference);
     let stats = stack.proxy.stats();
-    let ctr = stack.containerd.ctr(NAMESPACE);
-    let content = ctr.output(["content", "ls"]).unwrap();
     for layer in &image.layers {
         assert_eq!(stats.blob(layer.digest).bytes, 0);
-        let digest = layer.digest.to_string();
-        let line = content.lines().find(|line| line.starts_with(&digest));
-        let line = line.unwrap_or_else(|| panic!("{digest} in {content}"));
-        assert!(
-            line.contains("containerd.io/uncompressed=sha256:"),
-            "{line}"
-        );
     }
+    kept(&stack, &image);
     assert_eq!(stack.daemon.server_pid().unwrap(), server);
     assert_eq!(run(&stack, &reference, &["/bin/cat", "/data/top"]), "2");
 }

@@ -587,28 +587,38 @@ fn a_layer_whose_spans_need_much_memory_is_refused_unless_it_was_mounted_before(
     });
 }
 
+/// A configuration in which the recording of a start ends soon.
+fn recording() -> LazyConfig {
+    LazyConfig {
+        profiles: soci_lazy::ProfileConfig {
+            quiet: Duration::from_millis(300),
+            ..soci_lazy::ProfileConfig::default()
+        },
+        ..LazyConfig::default()
+    }
+}
+
+/// Waits until something is so.
+async fn until(what: &str, done: impl Fn() -> bool) {
+    let wait = async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
+    assert!(waited.is_ok(), "{what}");
+}
+
 #[test]
 fn a_start_is_recorded_and_the_next_cold_start_plays_it() {
     World::new("kinds", "soci-v2").test(async |world| {
-        let config = LazyConfig {
-            profiles: soci_lazy::ProfileConfig {
-                quiet: Duration::from_millis(300),
-                ..soci_lazy::ProfileConfig::default()
-            },
-            ..LazyConfig::default()
-        };
-        let patience = Duration::from_secs(60);
+        let config = recording();
         let request = world.request(0, "a");
         {
             let lazy = world.lazy(config.clone());
             lazy.mount(request.clone()).await.unwrap();
             check_contents(request.mountpoint.clone()).await;
-            let recorded = async || {
-                while lazy.profile_counts().recorded == 0 {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
-            };
-            tokio::time::timeout(patience, recorded()).await.unwrap();
+            until("recorded", || lazy.profile_counts().recorded > 0).await;
             assert_eq!(lazy.profile_counts().played, 0);
             unmount(&lazy, &request.mountpoint).await;
         }
@@ -616,12 +626,11 @@ fn a_start_is_recorded_and_the_next_cold_start_plays_it() {
 
         let (lazy, fetcher) = world.lazy_and_fetcher(config.clone());
         lazy.mount(request.clone()).await.unwrap();
-        let played = async || {
-            while fetcher.stats().profile.spans == 0 || fetcher.stats().requests_in_flight > 0 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(patience, played()).await.unwrap();
+        until("played", || {
+            let stats = fetcher.stats();
+            stats.profile.spans > 0 && stats.requests_in_flight == 0
+        })
+        .await;
         assert_eq!(lazy.profile_counts().played, 1);
         // Everything that the start reads is there.
         world.proxy.inject(Rule::always(Fault::status(403)));
@@ -650,23 +659,8 @@ fn a_start_is_recorded_and_the_next_cold_start_plays_it() {
 #[test]
 fn a_recorded_start_is_published_once_and_another_node_plays_it() {
     World::new("kinds", "soci-v2").test(async |world| {
-        let config = LazyConfig {
-            profiles: soci_lazy::ProfileConfig {
-                quiet: Duration::from_millis(300),
-                publish: true,
-                ..soci_lazy::ProfileConfig::default()
-            },
-            ..LazyConfig::default()
-        };
-        let until = async |what: &str, done: &dyn Fn() -> bool| {
-            let wait = async {
-                while !done() {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
-            };
-            let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
-            assert!(waited.is_ok(), "{what}");
-        };
+        let mut config = recording();
+        config.profiles.publish = true;
         let request = world.request(0, "a");
         let profiles = world.root.path().join("daemon/soci/profiles");
         let puts = || {
@@ -682,7 +676,7 @@ fn a_recorded_start_is_published_once_and_another_node_plays_it() {
             let before = lazy.profile_counts().recorded;
             lazy.mount(request.clone()).await.unwrap();
             check_contents(request.mountpoint.clone()).await;
-            until("recorded", &|| lazy.profile_counts().recorded > before).await;
+            until("recorded", || lazy.profile_counts().recorded > before).await;
         };
         // A registry that takes nothing: the start is recorded all the same, and serves this node.
         world
@@ -690,7 +684,7 @@ fn a_recorded_start_is_published_once_and_another_node_plays_it() {
             .inject(Rule::always(Fault::status(403)).method("POST"));
         let lazy = world.lazy(config.clone());
         start(&lazy).await;
-        until("refused", &|| {
+        until("refused", || {
             let stats = world.proxy.stats();
             stats.of(|request| request.method == "POST").requests > 0
         })
@@ -704,7 +698,7 @@ fn a_recorded_start_is_published_once_and_another_node_plays_it() {
         // The artifact, and the list of referrers under a tag, as the registry has no API for it.
         let lazy = world.lazy(config.clone());
         start(&lazy).await;
-        until("published", &|| puts() == 2).await;
+        until("published", || puts() == 2).await;
         unmount(&lazy, &request.mountpoint).await;
         drop(lazy);
         forget();
@@ -714,7 +708,7 @@ fn a_recorded_start_is_published_once_and_another_node_plays_it() {
         start(&lazy).await;
         assert_eq!(lazy.profile_counts().played, 1, "found at the registry");
         // At the pull, and before anything would be published.
-        until("looked for twice", &|| {
+        until("looked for twice", || {
             let stats = world.proxy.stats();
             stats.of(|r| r.path.contains("/referrers/")).requests == 2
         })
@@ -755,27 +749,12 @@ fn what_v0_15_lists_for_prefetching_is_fetched_before_it_is_read() {
 #[test]
 fn a_start_that_the_end_of_the_daemon_interrupts_is_played_and_recorded_by_the_next() {
     World::new("kinds", "soci-v2").test(async |world| {
-        let config = LazyConfig {
-            profiles: soci_lazy::ProfileConfig {
-                quiet: Duration::from_millis(300),
-                ..soci_lazy::ProfileConfig::default()
-            },
-            ..LazyConfig::default()
-        };
-        let until = async |what: &str, done: &dyn Fn() -> bool| {
-            let wait = async {
-                while !done() {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
-            };
-            let waited = tokio::time::timeout(Duration::from_secs(60), wait).await;
-            assert!(waited.is_ok(), "{what}");
-        };
+        let config = recording();
         let request = world.request(0, "a");
         let first = world.lazy(config.clone());
         first.mount(request.clone()).await.unwrap();
         check_contents(request.mountpoint.clone()).await;
-        until("recorded", &|| first.profile_counts().recorded == 1).await;
+        until("recorded", || first.profile_counts().recorded == 1).await;
         unmount(&first, &request.mountpoint).await;
         drop(first);
         fs::remove_dir_all(world.root.path().join("daemon/soci/layers")).unwrap();
@@ -783,7 +762,7 @@ fn a_start_that_the_end_of_the_daemon_interrupts_is_played_and_recorded_by_the_n
         // Pulled, and the daemon ends before a container reads.
         let (before, fetcher) = world.lazy_and_fetcher(config.clone());
         before.mount(request.clone()).await.unwrap();
-        until("played", &|| before.profile_counts().played == 1).await;
+        until("played", || before.profile_counts().played == 1).await;
         before.leave();
         unmount(&before, &request.mountpoint).await;
         fetcher.shutdown().await;
@@ -799,9 +778,9 @@ fn a_start_that_the_end_of_the_daemon_interrupts_is_played_and_recorded_by_the_n
             ..request.clone()
         };
         after.restore(restore).await.unwrap();
-        until("played again", &|| after.profile_counts().played == 1).await;
+        until("played again", || after.profile_counts().played == 1).await;
         check_contents(request.mountpoint.clone()).await;
-        until("recorded again", &|| after.profile_counts().recorded == 1).await;
+        until("recorded again", || after.profile_counts().recorded == 1).await;
         unmount(&after, &request.mountpoint).await;
     });
 }
