@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use soci_containerd::ContainerdError;
+use soci_layer::{LayerRefusal, UnpackFault};
 use soci_oci::Digest;
 use soci_unpack::UnpackError;
 
@@ -76,6 +77,29 @@ pub enum EagerError {
     /// A task of ours panicked, or the runtime is ending.
     #[error("work on the image did not finish")]
     Interrupted,
+}
+
+impl EagerError {
+    fn fault(&self) -> UnpackFault {
+        match self {
+            Self::Describe { source, .. } | Self::Layer { source, .. } => source.fault(),
+            Self::Labels { .. } => UnpackFault::Image,
+            Self::Settle { source } => source.fault(),
+            Self::Folder { source, .. } => soci_unpack::fault_of(source),
+            Self::Keep { .. } | Self::Ended { .. } | Self::Cancelled | Self::Interrupted => {
+                UnpackFault::Passing
+            }
+        }
+    }
+}
+
+impl From<EagerError> for LayerRefusal {
+    fn from(error: EagerError) -> Self {
+        Self::UnpackFailed {
+            fault: error.fault(),
+            source: Arc::new(error),
+        }
+    }
 }
 
 impl From<soci_task::Interrupted> for EagerError {

@@ -116,7 +116,7 @@ impl EagerLayers {
             () = cancel.cancelled() => Err(EagerError::Cancelled),
             joined = Box::pin(join) => joined,
         };
-        let (client, at) = joined.map_err(LayerRefusal::unpack_failed)?;
+        let (client, at) = joined?;
         let to = Destination {
             lower: (self.lower)(&layer.parents)?,
             directory: layer.mountpoint,
@@ -125,7 +125,7 @@ impl EagerLayers {
         if matches!(delivered, Err(EagerError::Cancelled)) {
             client.give_up();
         }
-        delivered.map_err(LayerRefusal::unpack_failed)
+        Ok(delivered?)
     }
 
     /// Turns the refusal of an image without an index into that of an image that is pulled eagerly,

@@ -17,7 +17,7 @@ pub use id_maps::{IdMapError, IdMaps, IdRange};
 pub use lower::{DirectoryAttributes, Lower, LowerLayer, attributes_below};
 pub use overlay::OverlayXattr;
 pub use provider::{LayerProvider, MountedInfo, ProviderError, Restoration, Restored};
-pub use refusal::{Cause, LayerRefusal};
+pub use refusal::{Cause, LayerRefusal, UnpackFault};
 pub use request::{
     Announcement, ChainUse, CommittedLayers, Interest, LayerRequest, LayerUses, ParentLayer,
     Purpose, UnpackRequest, UnpackedSize, UsedLayer, View,

@@ -6,6 +6,19 @@ use std::sync::Arc;
 /// The cause of a refusal, shared because refusals are cached.
 pub type Cause = Arc<dyn Error + Send + Sync>;
 
+/// Where the fault of a layer lies that cannot be fetched and unpacked: what its client can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum UnpackFault {
+    /// The image: its layer is damaged, over a limit, or not what its digests say. The same image
+    /// fails again.
+    Image,
+    /// The disk of this node, which is full.
+    Space,
+    /// The registry, the network, this node or this program: another try may succeed.
+    Passing,
+}
+
 /// The reason why a layer is not mounted lazily.
 ///
 /// Each has a sentence for people and a stable [`code`](LayerRefusal::code) for logs, metrics and
@@ -131,6 +144,8 @@ pub enum LayerRefusal {
     UnpackFailed {
         /// The cause.
         source: Cause,
+        /// Where the fault lies.
+        fault: UnpackFault,
     },
     /// Registry, disk, zTOC or mount failed.
     #[error("mounting the layer failed")]
@@ -221,10 +236,12 @@ impl LayerRefusal {
         }
     }
 
-    /// Creates [`LayerRefusal::UnpackFailed`] from its cause: an error, or a text.
+    /// Creates [`LayerRefusal::UnpackFailed`] from its cause, an error or a text: another try may
+    /// succeed.
     pub fn unpack_failed(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::UnpackFailed {
             source: Cause::from(cause.into()),
+            fault: UnpackFault::Passing,
         }
     }
 

@@ -77,12 +77,13 @@ impl LocalUnpack {
         let unpacked = Box::pin(self.unpacker.unpack(&layer, target, cancel)).await;
         let unpacked = unpacked.map_err(|error| {
             let is_outage = error.is_outage();
+            let fault = error.fault();
             let source: Cause = Arc::new(error);
             if is_outage {
                 let outages = &self.outages;
                 outages.note(&layer.reference, layer.manifest, source.clone());
             }
-            LayerRefusal::UnpackFailed { source }
+            LayerRefusal::UnpackFailed { source, fault }
         })?;
         tracing::debug!(
             layer = %layer.layer,

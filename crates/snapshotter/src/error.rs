@@ -11,7 +11,7 @@ use crate::filter::FilterError;
 use crate::labels::InvalidLabel;
 use crate::metadata::MetadataError;
 use crate::v015::OldMetadataError;
-use soci_layer::{LayerRefusal, ProviderError, UseRefusal};
+use soci_layer::{LayerRefusal, ProviderError, UnpackFault, UseRefusal};
 
 /// The failure of a call to the snapshotter, or of opening it.
 #[derive(Debug, thiserror::Error)]
@@ -183,8 +183,8 @@ impl SnapshotterError {
             Self::UseRefused(UseRefusal::Forged { .. }) => Code::FailedPrecondition,
             Self::UseRefused(UseRefusal::Unverified { .. })
             | Self::LayerUnavailable { .. }
-            | Self::NotUnpacked { .. }
             | Self::Closed => Code::Unavailable,
+            Self::NotUnpacked { source } => not_unpacked_code(source),
             Self::Cancelled => Code::Cancelled,
             Self::File(error) => file_code(error),
             Self::NoDirectoryTypes { .. }
@@ -212,6 +212,24 @@ fn metadata_code(error: &MetadataError) -> Code {
         MetadataError::Database { .. }
         | MetadataError::Schema { .. }
         | MetadataError::Corrupt { .. } => Code::Internal,
+    }
+}
+
+/// An image that can never be unpacked is not a passing failure: clients retry those.
+fn not_unpacked_code(refusal: &LayerRefusal) -> Code {
+    match refusal {
+        LayerRefusal::MissingLabel { .. } | LayerRefusal::InvalidLabel { .. } => {
+            Code::InvalidArgument
+        }
+        LayerRefusal::UnpackFailed {
+            fault: UnpackFault::Image,
+            ..
+        } => Code::FailedPrecondition,
+        LayerRefusal::UnpackFailed {
+            fault: UnpackFault::Space,
+            ..
+        } => Code::ResourceExhausted,
+        _ => Code::Unavailable,
     }
 }
 
@@ -262,6 +280,28 @@ mod tests {
             assert!(message.starts_with("snapshot \""), "{message:.40}");
             assert!(message.ends_with("\" does not exist"));
             assert!(message.len() < MAX_MESSAGE + 20, "{}", message.len());
+        }
+    }
+
+    #[test]
+    fn the_code_of_an_eager_failure_says_whether_another_try_helps() {
+        let failed = |fault| LayerRefusal::UnpackFailed {
+            source: std::sync::Arc::new(io::Error::other("cause")),
+            fault,
+        };
+        let cases = [
+            (failed(UnpackFault::Image), Code::FailedPrecondition),
+            (failed(UnpackFault::Space), Code::ResourceExhausted),
+            (failed(UnpackFault::Passing), Code::Unavailable),
+            (LayerRefusal::missing_label("label"), Code::InvalidArgument),
+            (
+                LayerRefusal::invalid_label("label", "no"),
+                Code::InvalidArgument,
+            ),
+            (LayerRefusal::failed("cause"), Code::Unavailable),
+        ];
+        for (source, code) in cases {
+            assert_eq!(SnapshotterError::NotUnpacked { source }.code(), code);
         }
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use soci_layer::UnpackFault;
 use soci_oci::Digest;
 use soci_registry::{ErrorKind, RegistryError};
 
@@ -113,6 +114,27 @@ pub enum ApplyError {
     Cancelled,
 }
 
+impl ApplyError {
+    /// Returns where the fault lies.
+    #[must_use]
+    pub fn fault(&self) -> UnpackFault {
+        match self {
+            Self::Entry { source, .. } | Self::Root { source, .. } => fault_of(source),
+            Self::Reserve { .. } => UnpackFault::Space,
+            Self::Cancelled => UnpackFault::Passing,
+            _ => UnpackFault::Image,
+        }
+    }
+}
+
+/// Returns where the fault of a file operation lies.
+pub fn fault_of(error: &io::Error) -> UnpackFault {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => UnpackFault::Space,
+        _ => UnpackFault::Passing,
+    }
+}
+
 /// Why a layer cannot be fetched and unpacked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -214,6 +236,22 @@ impl UnpackError {
             Self::Registry { source, .. } => source.is_outage(),
             Self::Slow { .. } => true,
             _ => false,
+        }
+    }
+
+    /// Returns where the fault lies.
+    #[must_use]
+    pub fn fault(&self) -> UnpackFault {
+        match self {
+            Self::Registry { source, .. } if source.kind() == ErrorKind::DigestMismatch => {
+                UnpackFault::Image
+            }
+            Self::Image { .. } | Self::DiffId { .. } | Self::Digest { .. } => UnpackFault::Image,
+            Self::Apply(error) => error.fault(),
+            Self::Local(source) | Self::Store(source) | Self::Scratch { source, .. } => {
+                fault_of(source)
+            }
+            _ => UnpackFault::Passing,
         }
     }
 

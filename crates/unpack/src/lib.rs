@@ -24,7 +24,7 @@ pub use apply::settle::ImpliedDirectories;
 pub use apply::{ApplyOptions, apply};
 pub use decompress::{Compression, decompress};
 pub use downloads::DownloadConfig;
-pub use error::{ApplyError, UnpackError};
+pub use error::{ApplyError, UnpackError, fault_of};
 pub use image::{ImageLayers, LayerDescription, LayerOfImage};
 pub use keys::FIRST_BYTE_KEY;
 pub use pipeline::{

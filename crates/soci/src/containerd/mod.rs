@@ -59,11 +59,26 @@ pub(crate) fn snapshotter_failed(snapshotter: &str, error: ContainerdError) -> a
             "containerd's configuration needs it under [proxy_plugins.{snapshotter}], and \
              containerd a restart after that (see soci pull --help)"
         ),
-        error if error.code() == Some(Code::Unavailable) => format!(
-            "is the daemon of snapshotter {snapshotter:?} running, at the address that containerd's \
+        ContainerdError::Refused(refusal)
+            if error.code() == Some(Code::Unavailable) && names_connection(refusal.message()) =>
+        {
+            format!(
+                "is the daemon of snapshotter {snapshotter:?} running, at the address that containerd's \
              configuration has under [proxy_plugins.{snapshotter}]?"
-        ),
+            )
+        }
         _ => return error.into(),
     };
     anyhow!("{error}; {advice}")
+}
+
+/// Whether an error is gRPC's own about the connection from containerd to the snapshotter: a
+/// snapshotter that is there may be unavailable for other reasons, in other words.
+fn names_connection(message: &str) -> bool {
+    const WORDS: [&str; 3] = [
+        "connection error",
+        "error reading from server",
+        "transport is closing",
+    ];
+    WORDS.iter().any(|words| message.contains(words))
 }
