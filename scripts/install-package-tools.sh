@@ -18,6 +18,8 @@ for tool in "$@"; do
     test -n "$version" || { echo "install-package-tools: unknown tool: $tool" >&2 && exit 2; }
     if grep -qs "^\"$tool $version " "$folder/.crates.toml"; then continue; fi
     echo "install-package-tools: installing $tool $version" >&2
+    # One folder for all: crates that two tools share are built once.
     CARGO_TARGET_DIR=$folder/build cargo install --quiet --locked --root "$folder" --version "$version" "$tool"
-    rm -rf "$folder/build"
+    installed=1
 done
+if test -n "${installed-}"; then rm -rf "$folder/build"; fi
