@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::support::node::Node;
-use crate::support::{NO_BACKGROUND, lazy_mounts_below, wait_until};
+use crate::support::{NO_BACKGROUND, lazy_mounts_below, wait_for_lazy_mounts, wait_until};
 use soci_testkit::SociCli;
 
 /// A daemon with a lazy image and a container's snapshot, and the folders of its layers.
@@ -103,7 +103,7 @@ async fn without_a_daemon_status_says_what_waits_and_abort_mounts_lets_it_fail()
         let logged = log.wait_for(0, Duration::from_secs(120), |line| line.contains(text));
         assert!(logged.is_some(), "{text}: {}", log.tail(20));
     }
-    assert_eq!(lazy_mounts_below(&node.daemon.root()), count);
+    wait_for_lazy_mounts(&node.daemon.root(), count);
     let hello = folders
         .iter()
         .filter_map(|folder| ends(read(folder.join("data/hello"))).ok());

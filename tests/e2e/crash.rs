@@ -1,7 +1,9 @@
 //! The state that a crash of the daemon leaves, and the next start on it. Needs root, FUSE,
 //! containerd, runc, docker-registry and the two programs.
 
-use crate::support::{NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack, wait_until_durable};
+use crate::support::{
+    NO_BACKGROUND, indexed, pull, run, stack, wait_for_lazy_mounts, wait_until_durable,
+};
 use soci_testkit::TestRoot;
 use soci_testkit::image::{small_image, small_image_data};
 
@@ -21,11 +23,7 @@ fn after_a_kill_the_next_start_serves_the_layers_again_and_fetches_nothing_twice
     stack.daemon.kill().unwrap();
     stack.daemon.start_again().unwrap();
     stack.wait_for_snapshotter().unwrap();
-    assert_eq!(
-        lazy_mounts(&stack),
-        image.layers.len(),
-        "each layer is mounted once"
-    );
+    wait_for_lazy_mounts(&stack.daemon.root(), image.layers.len());
     // What is stored needs no registry: neither spans nor index nor zTOCs.
     stack.registry.kill().unwrap();
     let output = run(&stack, &reference, &read);

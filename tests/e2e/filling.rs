@@ -8,7 +8,8 @@ use soci_testkit::image::{APP_OUTPUT, PYTHON_TAG, python_image, small_image};
 use soci_testkit::{Fault, Rule, Stack, TestRoot, output_of};
 
 use crate::support::{
-    NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack, status, wait_until_durable,
+    NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack, status, wait_for_lazy_mounts,
+    wait_until_durable,
 };
 
 /// A command of our CLI against the daemon.
@@ -66,7 +67,7 @@ fn a_complete_image_starts_after_a_reboot_without_a_request_to_its_registry() {
     stack.proxy.reset_stats();
     stack.daemon.start_again().unwrap();
     stack.wait_for_snapshotter().unwrap();
-    assert_eq!(lazy_mounts(&stack), python.layers.len());
+    wait_for_lazy_mounts(&stack.daemon.root(), python.layers.len());
     assert_eq!(run(&stack, &reference, &[]), APP_OUTPUT);
     let waited = output_of(soci(&stack, &["wait", "--timeout", "60s", &reference])).unwrap();
     assert!(waited.contains("complete"), "{waited}");

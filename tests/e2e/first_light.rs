@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::support::releases::on_each_containerd;
 use crate::support::{
-    NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack, stack_under, wait_until,
-    wait_until_durable,
+    NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack, stack_under,
+    wait_for_lazy_mounts, wait_until, wait_until_durable,
 };
 use soci_testkit::image::{APP_OUTPUT, PYTHON_TAG, python_image, small_image, small_image_data};
 use soci_testkit::{Release, Run, TestRoot, container_id};
@@ -54,11 +54,7 @@ fn python_computes_while_less_than_the_whole_image_has_been_fetched() {
     assert!(stack.daemon.terminate().unwrap().success());
     stack.daemon.start_again().unwrap();
     stack.wait_for_snapshotter().unwrap();
-    assert_eq!(
-        lazy_mounts(&stack),
-        image.layers.len(),
-        "mounts are restored"
-    );
+    wait_for_lazy_mounts(&stack.daemon.root(), image.layers.len());
     stack.proxy.reset_stats();
     assert_eq!(run(&stack, &reference, &[]), APP_OUTPUT);
     let again = stack.proxy.stats().total().bytes;

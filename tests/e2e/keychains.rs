@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::support::releases::on_each_containerd;
-use crate::support::{NO_BACKGROUND, lazy_mounts, lazy_mounts_below, stack};
+use crate::support::{NO_BACKGROUND, lazy_mounts, lazy_mounts_below, stack, wait_for_lazy_mounts};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
 use soci_testkit::cri::api::image_service_client::ImageServiceClient;
@@ -223,12 +223,7 @@ fn image_pull_secrets_of_the_cluster_read_lazy_layers_also_after_a_restart() {
         std::fs::remove_dir_all(stack.daemon.root().join(folder)).unwrap();
     }
     stack.daemon.start_again().unwrap();
-    assert_eq!(
-        lazy_mounts(&stack),
-        built.layers.len(),
-        "{}",
-        stack.log_tails()
-    );
+    wait_for_lazy_mounts(&stack.daemon.root(), built.layers.len());
 }
 
 fn convert(layout: &Path, reference: &str, user: &str) {

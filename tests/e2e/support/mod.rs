@@ -150,6 +150,18 @@ pub(crate) fn lazy_mounts_below(root: &Path) -> usize {
     soci_testkit::process::lazy_mounts_below(root).unwrap()
 }
 
+/// Waits until a daemon that was started again has its lazy layers mounted: on a busy machine it serves before.
+pub(crate) fn wait_for_lazy_mounts(root: &Path, count: usize) {
+    wait_until(
+        "the lazy layers are mounted again",
+        PATIENCE,
+        || match lazy_mounts_below(root) {
+            mounted if mounted == count => Ok(()),
+            mounted => Err(format!("{mounted} of {count}")),
+        },
+    );
+}
+
 /// Waits until `done` succeeds; its last error is in the failure.
 pub(crate) fn wait_until(what: &str, patience: Duration, done: impl Fn() -> Result<(), String>) {
     let deadline = Instant::now() + patience;
