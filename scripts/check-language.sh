@@ -11,7 +11,7 @@ complain() {
     failed=1
 }
 
-words='\b(whoever|somebody|nobody|anew|meanwhile|besides|thus|(is|are|was|were) told|tells? (of|about)|gives? (it )?back|given back|takes? up|taken up|took up|lets? go( of)?|goes on|went on|(is|are) here|what is no|that is none)\b'
+words='\b(whoever|somebody|nobody|anew|meanwhile|besides|thus|(is|are|was|were) told|tells? (of|about)|gives? (it )?back|given back|takes? up|taken up|took up|lets? go( of)?|goes on|went on|(is|are) here|what is no|that is none|ask(s|ed|ing)? for)\b'
 # The page that lists the words, a generated page, the history, and this script.
 mapfile -t found < <(
     git grep -nIiE "$words" -- '*.rs' '*.md' '*.toml' '*.sh' Makefile \
@@ -21,6 +21,19 @@ mapfile -t found < <(
 for line in "${found[@]}"; do
     complain "docs/style.md replaces a word: ${line:0:160}"
 done
+
+# A doc comment states what the item is or does.
+while IFS= read -r line; do
+    complain "a doc comment begins with a verb of another actor, or is a question: ${line:0:160}"
+done < <(
+    git grep -nIE '^[[:space:]]*//[/!] ((Has|Lets|Gives|Tells|Says) |(Is|Are|Was|Were|Does|Do|Did|Can|Could|May|Must|Has) [^.]*\?)' -- '*.rs' || true
+)
+
+# A test's name is a sentence.
+in_names='_(told|tells?_of|said|whoever|nobodys?|somebody|everybody|anew|meanwhile|besides|thus|here|lets?_go|go(es)?_on|tak(en|es)_up|ask(s|ed|ing)?_for)(_|\()|\bfn what_is_no_[a-km-z]'
+while IFS= read -r line; do
+    complain "docs/style.md replaces a word in a name: $line"
+done < <(git grep -nIoE "fn [a-z0-9_]+\(" -- '*.rs' | grep -E "$in_names" || true)
 
 while IFS= read -r line; do
     complain "longer than 100 columns: $line"

@@ -105,7 +105,7 @@ fn gaps(stack: &Stack, runs: u32) -> Result<Gaps> {
     for run in 0..runs {
         let server = stack.daemon.signal_server(Signal::KILL)?;
         let began = Instant::now();
-        // A name that is asked for the first time, so that the kernel has no answer.
+        // A name that is looked up for the first time, so that the kernel has no answer.
         let name = format!("missing-{run}");
         let waited: Vec<Duration> = std::thread::scope(|scope| {
             let ask = |root: &std::path::PathBuf| {

@@ -1,4 +1,4 @@
-//! Tells the pages their date: that of the sources, so that building them twice gives the same bytes.
+//! Passes the date of the pages: that of the sources, so that building them twice gives the same bytes.
 
 use std::process::Command;
 

@@ -1,4 +1,4 @@
-//! Tells the program which revision it was built from.
+//! Passes the revision of the sources to the program.
 
 use std::process::Command;
 

@@ -97,7 +97,7 @@ async fn without_a_daemon_status_says_what_waits_and_abort_mounts_lets_it_fail()
     node.daemon.start_again().unwrap();
     for text in [
         "the mounts of an earlier daemon were given up",
-        "an operator asked for it",
+        "an operator requested it",
     ] {
         let log = node.daemon.log();
         let logged = log.wait_for(0, Duration::from_secs(120), |line| line.contains(text));
@@ -155,7 +155,7 @@ async fn for_an_uninstall_the_lazy_mounts_are_taken_down_even_in_use() {
 }
 
 #[test]
-fn a_wrong_root_is_told() {
+fn a_wrong_root_is_an_error() {
     let mut command = SociCli::standalone().unwrap().command(["abort-mounts"]);
     let output = command.args(["--root", "/nonexistent"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");

@@ -65,7 +65,7 @@ fn predict_all(kinds: &[Kind], config: &Path) -> Vec<[String; 2]> {
     })
 }
 
-/// Has the daemon prepare the lowest layer, and returns the outcome in the form of [`predicted`].
+/// Prepares the lowest layer with the daemon, and returns the outcome in the form of [`predicted`].
 async fn prepared(node: &Node, client: &Client, kind: &Kind, explicit: Option<Digest>) -> String {
     let mark = node.daemon.log().mark();
     let mut labels = kind.image.labels(0);

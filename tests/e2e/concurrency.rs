@@ -111,7 +111,7 @@ fn wait_for_resources(node: &Node, before: (usize, usize)) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fifty_pulls_at_once_of_the_same_and_of_other_images_ask_for_everything_once_and_leak_nothing()
+async fn fifty_concurrent_pulls_of_the_same_and_of_other_images_request_everything_once_and_leak_nothing()
  {
     const IMAGES: usize = 10;
     const CLIENTS: usize = 5;
@@ -167,7 +167,7 @@ async fn the_layers_of_an_image_are_made_ready_at_the_same_time() {
     node.proxy.reset_stats();
     let slow = Rule::always(Fault::Delay(Duration::from_secs(2)));
     node.proxy.inject(slow.path("/blobs/").unwrap());
-    // Asked for one after another, the first one names the others.
+    // Requested one after another, the first one names the others.
     pull(&client, &image).await;
     let stats = node.proxy.stats();
     assert_eq!(stats.blobs().requests, LAYERS as u64, "one zTOC for each");
@@ -175,7 +175,7 @@ async fn the_layers_of_an_image_are_made_ready_at_the_same_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_layer_that_is_removed_while_it_is_read_is_let_go_of_when_the_reader_has_ended() {
+async fn a_layer_that_is_removed_while_it_is_read_is_released_when_the_reader_has_ended() {
     let node = Node::start(&config());
     let image = image(&node, 0);
     let client = node.client().await;

@@ -131,7 +131,7 @@ fn what_the_daemon_fetches_is_kept_in_containerd_as_long_as_the_image_is_in_use(
 }
 
 #[test]
-fn what_only_containerd_has_is_used_and_left_to_whoever_made_it() {
+fn what_only_containerd_has_is_used_and_left_to_its_creator() {
     let root = TestRoot::new().unwrap();
     let (layout, target) = (root.dir("layout").unwrap(), root.path().join("target"));
     let built = small_image(&layout, "small").unwrap();

@@ -81,7 +81,7 @@ fn lazily_with(auth: Auth) {
 }
 
 #[test]
-fn a_registry_that_wants_a_password_serves_lazy_layers_and_the_password_is_never_said() {
+fn a_registry_that_requires_a_password_serves_lazy_layers_and_the_password_is_never_logged() {
     lazily_with(Auth::Basic {
         user: USER.to_owned(),
         password: PASSWORD.to_owned(),

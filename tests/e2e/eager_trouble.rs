@@ -196,7 +196,7 @@ fn a_hand_over_in_the_middle_of_a_pull_leaves_nothing_and_the_retry_succeeds() {
         pulling(&stack);
         stack.daemon.upgrade().unwrap();
         assert_ne!(stack.daemon.server_pid().unwrap(), before);
-        // A client that asks for the next layers only now gets them from the new server.
+        // A client that requests the next layers only now gets them from the new server.
         if let Err(error) = client.join().unwrap() {
             let error = format!("{error:#}");
             // The pull was cancelled, or the request came between the two servers.

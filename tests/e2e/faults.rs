@@ -157,7 +157,7 @@ async fn check_consistent(client: &Client, root: &Path) {
     });
 }
 
-/// Lets the daemon die at a point, and follows what comes after. False: it was not reached.
+/// Crashes the daemon at a point, and checks the next start. False: it was not reached.
 async fn dies_at(node: &mut Node, images: &Images, point: &str) -> bool {
     node.daemon.terminate().unwrap();
     let mut options = SociDaemonOptions::with_config(&config());

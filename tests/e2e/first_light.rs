@@ -15,9 +15,9 @@ use soci_testkit::{Release, Run, TestRoot, container_id};
 on_each_containerd! {
     a_lazy_image_shows_exactly_what_unpacking_it_shows,
     an_image_without_an_index_is_unpacked_and_runs,
-    an_indexed_image_is_an_ordinary_image_for_everybody_else,
+    an_indexed_image_is_an_ordinary_image_for_other_clients,
     sigint_takes_the_mounts_along_and_sigterm_leaves_them,
-    what_a_container_on_lazy_layers_changed_can_be_told_and_committed,
+    what_a_container_on_lazy_layers_changed_can_be_compared_and_committed,
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn an_image_without_an_index_is_unpacked_and_runs(release: Release) {
     );
 }
 
-fn an_indexed_image_is_an_ordinary_image_for_everybody_else(release: Release) {
+fn an_indexed_image_is_an_ordinary_image_for_other_clients(release: Release) {
     let root = TestRoot::new().unwrap();
     small_image(root.path(), "small").unwrap();
     let stack = stack_under(release, NO_BACKGROUND);
@@ -184,7 +184,7 @@ fn a_second_daemon_on_the_same_root_is_refused_and_harms_nothing() {
 }
 
 #[test]
-fn a_read_that_needs_a_dead_registry_fails_with_eio_and_the_reader_goes_on() {
+fn a_read_that_needs_a_dead_registry_fails_with_eio_and_the_reader_continues() {
     let root = TestRoot::new().unwrap();
     small_image(root.path(), "small").unwrap();
     let quick = "[http]\nMaxRetries = 1\nMinWaitMsec = 10\nMaxWaitMsec = 50\n\
@@ -262,7 +262,7 @@ fn sigint_takes_the_mounts_along_and_sigterm_leaves_them(release: Release) {
 }
 
 /// containerd's differ compares extended attributes and takes "not supported" for a failure.
-fn what_a_container_on_lazy_layers_changed_can_be_told_and_committed(release: Release) {
+fn what_a_container_on_lazy_layers_changed_can_be_compared_and_committed(release: Release) {
     let root = TestRoot::new().unwrap();
     let image = small_image(&root.dir("image").unwrap(), "v1").unwrap();
     let stack = stack_under(release, NO_BACKGROUND);

@@ -60,7 +60,7 @@ fn is_refused(scene: &Scene, reason: &str) {
 }
 
 #[test]
-fn a_program_that_is_broken_is_refused_and_the_old_server_goes_on() {
+fn a_program_that_is_broken_is_refused_and_the_old_server_stays() {
     let folder = TestRoot::new().unwrap();
     let (scene, program) = scene(folder.path());
     let readers = scene.start_readers(TIME);
@@ -91,7 +91,7 @@ fn a_program_that_is_broken_is_refused_and_the_old_server_goes_on() {
 }
 
 #[test]
-fn a_program_that_cannot_serve_what_is_here_is_refused_and_the_old_server_goes_on() {
+fn a_program_that_cannot_serve_the_stored_state_is_refused_and_the_old_server_stays() {
     let folder = TestRoot::new().unwrap();
     let (scene, _program) = scene(folder.path());
     let readers = scene.start_readers(TIME);
@@ -119,7 +119,7 @@ fn a_program_that_cannot_serve_what_is_here_is_refused_and_the_old_server_goes_o
 }
 
 #[test]
-fn a_program_that_dies_when_it_has_taken_over_gives_everything_back() {
+fn a_program_that_dies_after_the_hand_over_returns_everything() {
     let options = SociDaemonOptions {
         environment: vec![(
             "SOCI_FAULT_POINT".to_owned(),
@@ -143,7 +143,7 @@ fn a_program_that_dies_when_it_has_taken_over_gives_everything_back() {
 }
 
 #[test]
-fn an_old_server_that_cannot_serve_again_is_said_to_be_lost_and_is_replaced() {
+fn an_old_server_that_cannot_serve_again_is_reported_lost_and_replaced() {
     let folder = TestRoot::new().unwrap();
     let (scene, program) = scene(folder.path());
     let readers = scene.start_readers(TIME);

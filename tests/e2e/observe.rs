@@ -161,7 +161,7 @@ fn manifest_of(stack: &Stack, reference: &str) -> String {
 }
 
 #[test]
-fn status_tells_of_every_layer_what_became_of_it_and_why() {
+fn status_shows_the_state_of_every_layer_and_its_reason() {
     let root = TestRoot::new().unwrap();
     let layout = root.dir("layout").unwrap();
     let image = small_image(&layout, "small").unwrap();
@@ -209,7 +209,7 @@ fn status_tells_of_every_layer_what_became_of_it_and_why() {
     }
     let shown = of(&answer, &eager);
     let layer = &shown["layers"][0];
-    // soci pull asks for a parallel pull of what has no index.
+    // soci pull requests a parallel pull of what has no index.
     assert_eq!(layer["state"], "local", "{layer:#}");
     assert_eq!(layer["reasonCode"], "parallel-pull");
     assert!(layer["reason"].as_str().unwrap().contains("SOCI index"));

@@ -172,7 +172,7 @@ impl Layout {
         ids.next().unwrap()
     }
 
-    /// Gives the layers of the unconverted image annotations, which containerd sends as labels.
+    /// Adds annotations to the layers of the unconverted image, which containerd sends as labels.
     fn annotate_layers(&self, annotations: &BTreeMap<String, String>) {
         let dir = self.source();
         let path = dir.join("index.json");
@@ -476,7 +476,7 @@ async fn labels_that_an_image_sets_lead_to_no_request() {
 }
 
 /// The transfer service of containerd 2.1 sends the annotations of layers as labels, with labels of
-/// its own or, unless configuration asks for those, alone.
+/// its own or, unless configuration requests those, alone.
 #[test]
 fn annotations_of_layers_lead_the_transfer_service_to_no_other_image() {
     for sent in [true, false] {

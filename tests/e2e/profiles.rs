@@ -126,7 +126,7 @@ impl Place {
         layers.map(|layer| stats.blob(layer.digest).bytes).sum()
     }
 
-    /// Has the registry refuse the layers: what a reader would have to wait for ends with an error.
+    /// Makes the registry refuse the layers: what a reader would have to wait for ends with an error.
     fn refuse_layers(&self) {
         for layer in &self.image.layers {
             let refuse = Rule::always(Fault::status(403)).blob(layer.digest);

@@ -122,7 +122,7 @@ fn readers_notice_nothing_when_the_holder_is_killed_and_later_the_server() {
 }
 
 #[test]
-fn without_its_supervisor_the_server_goes_on_until_the_next_start_takes_over() {
+fn without_its_supervisor_the_server_serves_until_the_next_start_replaces_it() {
     let mut scene = Scene::new("");
     let readers = scene.start_readers(TIME);
     while readers.go_on() {
@@ -188,7 +188,7 @@ fn without_a_daemon_for_too_long_readers_get_errors_and_end() {
     let signals = TestRoot::new().unwrap();
     let shared = signals.path().display();
     let mount = format!("type=bind,src={shared},dst=/tmp,options=rbind:rw");
-    // What it reads then was never read before, so that it has to be asked for.
+    // What it reads then was never read before, so that it has to be requested.
     let script = "echo >/tmp/ready; while ! test -e /tmp/go; do sleep 0.1; done; cat /data/noise >/tmp/noise";
     let waiting = Run::new(&reference, "soci")
         .option("--mount")

@@ -108,7 +108,7 @@ async fn look_up(roots: &[PathBuf], name: &'static str) -> Vec<Option<i32>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mount_whose_requests_cannot_be_read_ends_and_the_next_start_mounts_it_anew() {
+async fn a_mount_whose_requests_cannot_be_read_ends_and_the_next_start_mounts_it_again() {
     let mut node = Node::start(NO_BACKGROUND);
     let (_, _, roots) = node.mounted().await;
     node.daemon.terminate().unwrap();

@@ -65,7 +65,7 @@ fn under_our_units_readers_notice_no_restart_stop_kill_or_reload() {
 }
 
 #[test]
-fn a_reload_that_fails_says_why_and_the_old_server_goes_on() {
+fn a_reload_that_fails_says_why_and_the_old_server_stays() {
     let node = SystemdNode::start(&OUR_UNITS);
     let reader = node.start_reader();
     let before = node.server();

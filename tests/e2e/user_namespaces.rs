@@ -167,7 +167,7 @@ fn ranges_of_users_and_groups_are_mapped_each_for_itself() {
 
 const LINE: &str = "capabilities = [\"remap-ids\", \"multi-remap-ids\"]";
 
-/// Without the line containerd 2.x translates the owners of the image itself, in a copy, and asks for
+/// Without the line containerd 2.x translates the owners of the image itself, in a copy, and requests
 /// their translation as well.
 #[test]
 fn without_the_capabilities_line_a_user_namespace_is_refused_with_a_sentence_that_names_it() {

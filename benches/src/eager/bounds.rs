@@ -122,7 +122,7 @@ fn each_piece(
     }
 }
 
-/// Has GNU tar create the files of a layer; returns its processor time.
+/// Extracts a layer with GNU tar; returns its processor time.
 fn write(image: &OciImage, layer: soci_oci::Digest) -> Result<Duration> {
     let folder = TestRoot::new()?;
     let mut tar = Command::new("tar")

@@ -7,7 +7,7 @@ use crate::page::{Element, HEADER, Page, u64_at};
 /// Trees are not deeper; one of four billion keys has a depth of less than 30.
 const MAX_DEPTH: usize = 64;
 
-/// A bucket. Cheap to copy; nothing is read before it is asked for.
+/// A bucket. Cheap to copy; nothing is read before it is requested.
 #[derive(Debug, Clone, Copy)]
 pub struct Bucket<'a> {
     database: &'a Database,

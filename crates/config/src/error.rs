@@ -10,7 +10,7 @@ pub enum ConfigError {
     /// The file is missing or cannot be read as UTF-8 text.
     #[error("failed to open config file {}: {source}", path.display())]
     Read {
-        /// The file as it was asked for.
+        /// The file, as it was given.
         path: PathBuf,
         /// The operating system's reason.
         source: std::io::Error,

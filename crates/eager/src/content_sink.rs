@@ -116,7 +116,7 @@ fn write_name(blob: &Descriptor) -> String {
     )
 }
 
-/// Has a blob that containerd keeps for another namespace stored in this one as well, as containerd's
+/// Stores a blob that containerd keeps for another namespace in this one as well, as containerd's
 /// own pull does. `false` if it keeps none, or shares nothing (`content_sharing_policy = "isolated"`).
 pub(crate) async fn share(
     content: &Content,

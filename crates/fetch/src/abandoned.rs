@@ -8,7 +8,7 @@ use crate::driver::Driver;
 /// Time between two looks.
 const PERIOD: Duration = Duration::from_millis(500);
 
-/// Gives up abandoned requests until the fetcher is dropped.
+/// Drops abandoned requests until the fetcher is dropped.
 pub(crate) async fn run(driver: Weak<Driver>) {
     loop {
         tokio::time::sleep(PERIOD).await;

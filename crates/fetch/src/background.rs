@@ -95,7 +95,7 @@ fn review(driver: &Driver, now: Instant, may_fetch: bool, store_accepts: bool) {
     });
 }
 
-/// Has the next spans fetched.
+/// Requests the next spans.
 fn fetch(driver: &Arc<Driver>, now: Instant, period: Option<Duration>) {
     loop {
         let enough = {

@@ -140,7 +140,7 @@ impl BackgroundQueue {
         self.added.notify_one();
     }
 
-    /// Has a layer filled before all others until a moment, also with filling turned off.
+    /// Puts a layer before all others until a moment, also with filling turned off.
     pub(crate) fn request(&self, layer: &Arc<ServedLayer>, until: Instant) {
         let mut state = self.state.lock();
         if state.stopped || layer.is_closed() || layer.stored.is_complete() {

@@ -217,7 +217,7 @@ impl Driver {
         schedule.overloaded(layer.id, Instant::now());
     }
 
-    /// Has a span verified and delivered by the threads that inflate.
+    /// Hands a span to the inflate threads, which verify and deliver it.
     fn inflate(self: &Arc<Self>, mut guard: SpanGuard, compressed: Bytes) {
         let (driver, priority) = (self.clone(), guard.work.priority);
         let work = move |buffer: &mut Vec<u8>| {

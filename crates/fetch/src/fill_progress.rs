@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_from_first_batch_to_last_span_is_told_once() {
+    fn the_time_from_first_batch_to_last_span_is_logged_once() {
         let progress = FillProgress::default();
         progress.end();
         assert_eq!(progress.take_time(), None, "readers fetched it all");

@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn demand_overtakes_what_is_ahead_of_readers_and_a_panic_harms_nobody() {
+    fn demand_overtakes_what_is_ahead_of_readers_and_a_panic_harms_no_other_read() {
         let pool = InflatePool::new(1);
         let (hold, held) = mpsc::channel::<()>();
         let (send, done) = mpsc::channel();

@@ -64,7 +64,7 @@ impl LazyLayer {
         self.driver.background.add(self.layer.clone(), image);
     }
 
-    /// Has the layer filled before all others for some time, also where filling is turned off and
+    /// Puts the layer before all others in filling for some time, also where filling is turned off and
     /// without waiting for readers to be quiet: a client waits for it. Readers still come first.
     pub fn request_fill(&self, time: Duration) {
         let until = Instant::now() + time;
@@ -116,7 +116,7 @@ impl LazyLayer {
         schedule.link_rate(self.layer.id)
     }
 
-    /// Begins a log of the spans that readers ask for, stored or not.
+    /// Begins a log of the spans that readers request, stored or not.
     #[must_use]
     pub fn log_reads(&self) -> Arc<ReadLog> {
         self.layer.read_logs.begin()
@@ -248,7 +248,7 @@ impl LazyLayer {
         read.fail(ReadError::store(SpansLost { blob }));
     }
 
-    /// Has a read wait for those spans that are missing; returns those that are stored.
+    /// Registers a read as waiter for those spans that are missing; returns those that are stored.
     fn want_for(&self, read: &Arc<PendingRead>, spans: Vec<u32>) -> Result<Vec<u32>, ReadError> {
         let context = &self.driver.context;
         let now = Instant::now();

@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_answered_when_its_last_part_is_here() {
+    fn it_is_answered_when_its_last_part_arrives() {
         // The locks are shuttle's: see [`crate::sync`].
         let test = || {
             let (read, answers) = read(10, 5);

@@ -1,5 +1,5 @@
 //! Playing a start-up profile: fetching the spans that a start of the image needs, in the order of
-//! their use over all its layers, before they are asked for.
+//! their use over all its layers, before they are requested.
 //!
 //! A profile is a guess. What it fetches is bounded in all, further bounded until a container reads
 //! at all, and held to what readers use of it from then on. On a slow link, where it would delay the
@@ -49,7 +49,7 @@ pub trait PlayedLayer {
     fn is_stored(&self, span: u32) -> bool;
     /// Whether the store has room for a span that no reader waits for.
     fn has_room(&self, span: u32) -> bool;
-    /// Whether a reader asked for a span.
+    /// Whether a reader requested a span.
     fn was_read(&self, span: u32) -> bool;
     /// Rate of the link to the layer in bytes per second, if it is known.
     fn link_rate(&self) -> Option<u64>;
@@ -177,7 +177,7 @@ impl Playback {
         }
     }
 
-    /// Has it begin at the first read on links below this rate, in bytes per second.
+    /// Sets the rate of links below which it begins at the first read, in bytes per second.
     #[must_use]
     pub const fn with_least_link_rate(mut self, least: u64) -> Self {
         self.probe = LinkProbe::new(least);

@@ -14,7 +14,7 @@ pub(crate) enum Priority {
 }
 
 impl Priority {
-    /// Whether neither a reader nor the position of one asks for it.
+    /// Whether neither a reader nor the position of one requests it.
     pub(crate) const fn is_background(self) -> bool {
         matches!(self, Self::Profile | Self::Background)
     }

@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn two_readers_at_once_are_told_apart() {
+    fn two_concurrent_readers_are_distinguished() {
         let (spans, mut streams) = (spans(), Streams::default());
         let mut ahead = [0, 0];
         for step in 0..64 {

@@ -211,7 +211,7 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         WantResult::Pending
     }
 
-    /// Has background requests end with the span that they bring, because a reader waits: the rest
+    /// Ends background requests after the span that they bring, because a reader waits: the rest
     /// is queued again. Where a reader waits for one of their spans, they go on to it.
     fn yield_to_readers(&mut self) {
         for (id, request) in &mut self.requests {

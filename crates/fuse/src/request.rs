@@ -78,12 +78,12 @@ pub enum Operation<'a> {
     GetXattr {
         /// Its name.
         name: &'a [u8],
-        /// Room for the value; 0 asks for its length.
+        /// Size of the buffer for the value; 0 requests its length.
         size: u32,
     },
     /// Names of the extended attributes.
     ListXattr {
-        /// Room for the names; 0 asks for their length.
+        /// Size of the buffer for the names; 0 requests their length.
         size: u32,
     },
     /// Check of permissions. Not sent when the kernel checks them itself.

@@ -90,7 +90,7 @@ impl PoolShared {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Has the threads end after the request that they are handling.
+    /// Ends the threads after the request that they are handling.
     pub(crate) fn stop_threads(&self) {
         self.interrupts.stop();
         self.stopping.store(true, Ordering::Release);
@@ -139,7 +139,7 @@ impl PoolShared {
         })
     }
 
-    /// Lets the workers serve a session.
+    /// Starts to serve a session with the workers.
     pub(crate) fn watch(&self, session: &Arc<Session>) -> Result<(), FuseError> {
         let id = session.id;
         self.sessions.write().insert(id, session.clone());

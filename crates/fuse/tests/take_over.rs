@@ -157,7 +157,7 @@ impl Server {
     }
 }
 
-/// Reads without the page cache: a failed readahead would be asked for once more.
+/// Reads without the page cache: a failed readahead would be requested once more.
 fn reader(at: &Mountpoint) -> JoinHandle<std::io::Result<Vec<u8>>> {
     let file = at.path().join("file");
     let direct = rustix::fs::OFlags::DIRECT.bits().cast_signed();
@@ -216,7 +216,7 @@ fn a_fatal_read_ends(resend: bool) {
 }
 
 #[test]
-fn a_read_in_flight_at_two_crashes_is_answered_eio_and_others_go_on() {
+fn a_read_in_flight_at_two_crashes_is_answered_eio_and_others_continue() {
     a_fatal_read_ends(true);
 }
 
@@ -225,7 +225,7 @@ fn the_same_from_the_journal() {
     a_fatal_read_ends(false);
 }
 
-/// Has more requests in flight than the journal has entries for one connection.
+/// Puts more requests in flight than the journal has entries for one connection.
 fn more_readers_than_entries(at: &Mountpoint) -> Vec<JoinHandle<std::io::Result<Vec<u8>>>> {
     (0..2100).map(|_| reader(at)).collect()
 }
@@ -253,7 +253,7 @@ fn requests_that_had_no_entry_are_answered_eio_after_a_crash_and_the_others_as_e
     drop(second);
 }
 
-fn a_planned_end_blames_nobody(resend: bool) {
+fn a_planned_end_blames_no_request(resend: bool) {
     let _beside_others = ALONE.read();
     let at = Mountpoint(tempfile::tempdir().unwrap());
     let (mut server, held) = begin(&at.path(), resend);
@@ -270,13 +270,13 @@ fn a_planned_end_blames_nobody(resend: bool) {
 
 #[test]
 fn planned_ends_are_not_counted_against_a_request() {
-    a_planned_end_blames_nobody(true);
-    a_planned_end_blames_nobody(false);
+    a_planned_end_blames_no_request(true);
+    a_planned_end_blames_no_request(false);
 }
 
 /// Killed while there is no server, a reader ends as soon as there is one.
 #[test]
-fn a_reader_that_is_killed_meanwhile_ends() {
+fn a_reader_that_is_killed_while_it_waits_ends() {
     let _alone = ALONE.write();
     for resend in [true, false] {
         let at = Mountpoint(tempfile::tempdir().unwrap());

@@ -280,7 +280,7 @@ impl Holder {
             Request::Abandon { force } => match self.server() {
                 Some(pid) if !force => refused(&format!("process {pid} serves the connections")),
                 _ => Response::Done {
-                    count: self.abandon("an operator asked for it"),
+                    count: self.abandon("an operator requested it"),
                 },
             },
             Request::Quit => {

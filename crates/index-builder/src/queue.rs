@@ -340,7 +340,7 @@ impl Queue {
         })
     }
 
-    /// Has jobs that were given up tried again: those of `ids`, or all of them. Returns the numbers of
+    /// Queues jobs that were given up again: those of `ids`, or all of them. Returns the numbers of
     /// the jobs.
     ///
     /// # Errors

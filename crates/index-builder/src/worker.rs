@@ -97,7 +97,7 @@ impl Pool {
         self
     }
 
-    /// Has the workers look for new jobs now.
+    /// Wakes the workers, which look for new jobs.
     pub fn wake(&self) {
         self.wake.notify_waiters();
     }

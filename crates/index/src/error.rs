@@ -97,12 +97,12 @@ pub enum IndexError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The image is not there for a platform asked for.
+    /// The image does not exist for a requested platform.
     #[error(
         "the image is not there for platform {wanted}; it has {have} (choose with --platform, or take --all-platforms)"
     )]
     NoSuchPlatform {
-        /// The platform asked for.
+        /// The requested platform.
         wanted: String,
         /// The platforms that the image has.
         have: String,
@@ -133,7 +133,7 @@ pub enum IndexError {
         /// The destination.
         path: PathBuf,
     },
-    /// The destination cannot be what was asked for.
+    /// The requested destination cannot be used.
     #[error("destination {}: {reason}", path.display())]
     Destination {
         /// The destination.

@@ -37,7 +37,7 @@ pub(crate) struct LayerWork {
 #[derive(Debug)]
 pub(crate) struct LayerResult {
     pub(crate) layer: Descriptor,
-    /// What to tell; `None` for a layer of an image that gets no index.
+    /// The outcome to report; `None` for a layer of an image that gets no index.
     pub(crate) outcome: Option<LayerOutcome>,
     pub(crate) ztoc: Option<LayerZtoc>,
 }
@@ -177,7 +177,7 @@ pub(crate) async fn process(
     }
 }
 
-/// Is this a layer that registries need not hold?
+/// Returns whether registries need not hold this layer.
 pub(crate) fn is_foreign(layer: &Descriptor) -> bool {
     layer.media_type.contains("nondistributable") || layer.media_type.contains(".foreign.")
 }

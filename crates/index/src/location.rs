@@ -171,7 +171,7 @@ fn parse(text: &str) -> Result<Reference, IndexError> {
         })
 }
 
-/// Does the text itself name a tag, and no digest? (A parsed reference has a default tag.)
+/// Returns whether the text itself names a tag, and no digest. (A parsed reference has a default tag.)
 fn is_tagged(reference: &str) -> bool {
     !reference.contains('@')
         && reference.rsplit('/').next().is_some_and(|last| {
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_without_the_prefix_is_told_what_it_lacks() {
+    fn a_reference_without_the_prefix_is_refused_with_the_prefix_named() {
         let source: Source = "registry.example/app:1".parse().unwrap();
         let error = source
             .open(|| Err(IndexError::Options(String::new())))

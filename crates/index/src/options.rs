@@ -33,8 +33,8 @@ pub struct ConvertOptions {
     pub span_size: u64,
     /// Layers with fewer compressed bytes get no zTOC.
     pub min_layer_size: u64,
-    /// Mark layers without extended attributes and opaque directories, so that they are never
-    /// asked for any.
+    /// Mark layers without extended attributes and opaque directories, so that none are
+    /// requested from them.
     pub optimize_xattrs: bool,
     /// Build zTOCs again although the source already has them.
     pub force: bool,

@@ -21,7 +21,7 @@ pub enum LayerOutcome {
         /// The source had it already.
         reused: bool,
     },
-    /// It is smaller than asked for.
+    /// It is smaller than the requested minimum.
     TooSmall {
         /// The limit in bytes.
         min_layer_size: u64,

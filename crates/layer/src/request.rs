@@ -1,4 +1,4 @@
-//! What a provider is asked for.
+//! The requests to a provider.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Debug;

@@ -95,7 +95,7 @@ fn best_of(cold: bool, action: &dyn Fn()) -> Duration {
     (0..RUNS).map(|_| run()).min().unwrap()
 }
 
-/// What `getfattr -R` asks for: the names of the attributes of each file.
+/// What `getfattr -R` requests: the names of the attributes of each file.
 fn list_attributes(directory: &Path) {
     let mut open = vec![directory.to_owned()];
     while let Some(directory) = open.pop() {

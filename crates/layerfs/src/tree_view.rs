@@ -9,7 +9,7 @@ use crate::implied::ImpliedDirectories;
 use crate::inode::{S_IFDIR, S_IFMT};
 use crate::tree::Tree;
 
-/// A tree as one mount shows it. Owners are mapped and attributes hidden when they are asked for.
+/// A tree as one mount shows it. Owners are mapped and attributes hidden when they are requested.
 #[derive(Debug, Clone)]
 pub struct TreeView {
     tree: Arc<Tree>,

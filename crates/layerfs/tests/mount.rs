@@ -210,7 +210,7 @@ fn everything_but_content_is_answered_while_reads_wait() {
 }
 
 #[test]
-fn xattrs_of_a_layer_without_any_are_not_asked_for_twice() {
+fn xattrs_of_a_layer_without_any_are_requested_once() {
     let _alone = alone();
     let mount = Mount::of_tar(Layer::new().file("f", b"x").tar());
     for _ in 0..3 {
@@ -222,7 +222,7 @@ fn xattrs_of_a_layer_without_any_are_not_asked_for_twice() {
 }
 
 #[test]
-fn what_the_kernel_knows_is_not_asked_again() {
+fn what_the_kernel_has_cached_is_not_requested_again() {
     let _alone = alone();
     let mount = Mount::of_tar(Layer::new().file("d/f", b"x").symlink("s", "d/f").tar());
     let look = || {
@@ -410,7 +410,7 @@ fn direct_reader(mount: &Mount, name: &str) -> std::process::Child {
 }
 
 #[test]
-fn a_reader_that_handles_a_signal_goes_on_waiting() {
+fn a_reader_that_handles_a_signal_keeps_waiting() {
     let _alone = alone();
     let content = noise(3000);
     let mount = Mount::of_tar(Layer::new().file("f", &content).tar());

@@ -107,7 +107,7 @@ impl Artifacts {
         }
     }
 
-    /// Has containerd's collector remove an index that is not used any more, if this daemon fetched
+    /// Releases, for containerd's collector, an index that is not used any more, if this daemon fetched
     /// it: only then it has the label.
     pub(crate) async fn release_index(&self, namespace: &str, digest: &Digest) {
         let Self::Containerd(containerd) = self else {

@@ -70,7 +70,7 @@ pub struct LazyConfig {
     pub max_concurrency: Option<usize>,
     /// Disables the background fetch of spans that no reader has requested.
     pub disable_background: bool,
-    /// Has the kernel resend the requests that were in flight when a server died, where it can
+    /// Whether the kernel resends the requests that were in flight when a server died, where it can
     /// (Linux 6.9); otherwise they are answered from the journal.
     pub resend: bool,
     /// Overlays are mounted with `userxattr`: they look for `user.overlay.*`.

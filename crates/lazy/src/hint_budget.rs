@@ -18,7 +18,7 @@ pub(crate) struct HintLimits {
     pub(crate) percent: u64,
 }
 
-/// The spans that hints have asked for.
+/// The spans that hints have requested.
 #[derive(Debug)]
 pub(crate) struct HintBudget {
     limits: HintLimits,
@@ -45,21 +45,21 @@ impl HintBudget {
         }
     }
 
-    /// Asks for a span, once.
+    /// Requests a span, once.
     pub(crate) fn ask(&mut self, span: HintedSpan, bytes: u64) {
         if self.waiting.len() < MOST_WAITING && self.known.insert(span) {
             self.waiting.push_back((span, bytes));
         }
     }
 
-    /// Asks for a span that is less probable than the others, once.
+    /// Requests a span that is less probable than the others, once.
     pub(crate) fn ask_last(&mut self, span: HintedSpan, bytes: u64) {
         if self.last.len() < MOST_WAITING && !self.known.contains(&span) {
             self.last.push_back((span, bytes));
         }
     }
 
-    /// Takes a span whatever the limits are; false if it was asked for before.
+    /// Takes a span whatever the limits are; false if it was requested before.
     pub(crate) fn take(&mut self, span: HintedSpan, bytes: u64) -> bool {
         let new = self.known.insert(span);
         if new {
@@ -74,8 +74,8 @@ impl HintBudget {
         self.unread.insert(span, bytes);
     }
 
-    /// Grants spans in the order in which they were asked for, as far as the limits allow.
-    /// `was_read` is asked for each span that was granted and not read yet; `read_bytes` is the
+    /// Grants spans in the order in which they were requested, as far as the limits allow.
+    /// `was_read` is called for each span that was granted and not read yet; `read_bytes` is the
     /// compressed size of all spans that were read.
     pub(crate) fn grant(
         &mut self,

@@ -195,7 +195,7 @@ impl HintedStart {
         self.profile.as_ref().is_some_and(|known| !known.is_empty())
     }
 
-    /// Asks for a whole layer, if it is small and nothing is known of earlier starts.
+    /// Requests a whole layer, if it is small and nothing is known of earlier starts.
     fn whole_layer(&mut self, number: usize) {
         let Some(layer) = self.layers.get(number) else {
             return;
@@ -506,7 +506,7 @@ impl HintedStart {
         }
     }
 
-    /// Has what is stored of files that are read, and expected to be read, read into the page
+    /// Reads what is stored of files that are read, and expected to be read, into the page
     /// cache: the newest file first.
     fn fill_page_cache(&mut self) {
         let Some(page_cache) = self.hints.page_cache.clone() else {

@@ -42,7 +42,7 @@ impl HolderLink {
         keeper.confirm().await;
     }
 
-    /// Has the holder close its descriptor of a connection.
+    /// Requests that the holder closes its descriptor of a connection.
     pub(crate) fn release(&self, facts: &ConnectionFacts) {
         if let Some(keeper) = &self.0 {
             keeper.remove(&holder_key(facts));

@@ -172,7 +172,7 @@ impl LazyLayers {
         }))
     }
 
-    /// Has unmounting keep what is stored from now on: the daemon ends, the snapshots stay.
+    /// Makes unmounting keep what is stored from now on: the daemon ends, the snapshots stay.
     pub fn leave(&self) {
         self.table.leaving.store(true, Ordering::Relaxed);
         self.start_ups.leave();
@@ -226,7 +226,7 @@ impl LazyLayers {
         self.table.report()
     }
 
-    /// Has the layers that are mounted there filled before all others for some time, also where
+    /// Puts the layers that are mounted there before all others in filling for some time, also where
     /// filling is turned off: a client waits for them.
     pub fn request_fill(&self, mountpoints: &HashSet<PathBuf>, time: Duration) {
         self.table.request_fill(mountpoints, time);

@@ -132,7 +132,7 @@ impl Player {
         self.played.ended
     }
 
-    /// Has sequential readers get readahead again.
+    /// Turns readahead of sequential readers on again.
     fn release(&mut self) {
         for (_, layer) in self.playing.drain() {
             if let Some(layer) = layer.upgrade() {

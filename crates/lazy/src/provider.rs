@@ -300,7 +300,7 @@ impl LazyLayers {
     }
 }
 
-/// Has a layer remember the position in an image for which it is mounted.
+/// Records with a layer the position in an image for which it is mounted.
 fn claim(request: &LayerRequest, layer: &OpenLayer) -> Option<ChainPosition> {
     let position = ChainPosition::of(request.labels.get(TARGET)?, request.parent.as_deref()?)?;
     layer.verification.claim(position);

@@ -77,7 +77,7 @@ impl MountTable {
         reports
     }
 
-    /// Has layers filled before all others for some time: a client waits for them.
+    /// Puts layers before all others in filling for some time: a client waits for them.
     pub(crate) fn request_fill(&self, mountpoints: &HashSet<PathBuf>, time: Duration) {
         let mounts = self.mounts.lock();
         let wanted = mounts.iter().filter(|(at, _)| mountpoints.contains(*at));

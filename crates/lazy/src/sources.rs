@@ -43,7 +43,7 @@ pub(crate) struct Sources {
     namespaces: Arc<RwLock<BTreeSet<String>>>,
     /// When the images of the clients were last searched for further repositories.
     searched: Arc<tokio::sync::Mutex<Option<Instant>>>,
-    /// Held by repository while its registry is asked for the blob.
+    /// Held by repository while the blob is requested from its registry.
     asking: Arc<KeyedLocks<String>>,
     /// Position of the repository for the next request: the last one that worked, or the one after.
     next: Arc<AtomicUsize>,

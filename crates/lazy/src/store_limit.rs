@@ -1,5 +1,5 @@
 //! Keeps the layer store within its limits: which layers are in use, and whether what is stored of
-//! them can be fetched again, which their sources are asked for before it goes.
+//! them can be fetched again, which their sources confirm before they are removed.
 
 use std::collections::HashMap;
 use std::path::Path;

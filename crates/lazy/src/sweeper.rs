@@ -43,7 +43,7 @@ enum SweepError {
 }
 
 impl Sweeper {
-    /// Has the sweep spare a layer and its image.
+    /// Protects a layer and its image from the sweep.
     pub(crate) fn spare(&self, layer: &ImageLayer) {
         if let Some(requested) = self.requested.lock().as_mut() {
             requested.layers.insert(layer.layer);

@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ztoc_that_claims_to_be_huge_is_refused_before_it_is_asked_for() {
+    fn a_ztoc_that_claims_to_be_huge_is_refused_before_it_is_requested() {
         let memory = ZtocMemory::new(10 << 20, LARGEST);
         for size in [LARGEST + 1, u64::MAX] {
             let refusal = memory.acquire(size).now_or_never().unwrap().unwrap_err();

@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paragraphs_examples_and_names_are_told_apart() {
+    fn paragraphs_examples_and_names_are_distinguished() {
         let mut roff = Roff::new();
         roff.control("SH", ["NOTES"]);
         add(

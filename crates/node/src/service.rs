@@ -87,7 +87,7 @@ impl<'a> Services<'a> {
             .any(|(kind, id)| kind == SNAPSHOTTERS && id == "soci")
     }
 
-    /// Restarts containerd and waits until it answers, with every plugin that worked before and, if asked for,
+    /// Restarts containerd and waits until it answers, with every plugin that worked before and, if requested,
     /// the snapshotter.
     pub(crate) fn restart_containerd(
         &self,

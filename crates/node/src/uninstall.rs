@@ -19,7 +19,7 @@ pub enum HandedBack {
     Removed,
 }
 
-/// Gives CRI its snapshotter back; then, unless containers use snapshots of ours, stops the daemon and removes
+/// Restores CRI's snapshotter; then, unless containers use snapshots of ours, stops the daemon and removes
 /// what was installed. Running it again continues. With `force` containers on our snapshots lose them.
 ///
 /// # Errors

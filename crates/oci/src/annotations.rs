@@ -10,7 +10,7 @@ pub const IMAGE_LAYER_DIGEST: &str = "com.amazon.soci.image-layer-digest";
 pub const IMAGE_LAYER_MEDIA_TYPE: &str = "com.amazon.soci.image-layer-mediaType";
 /// On a zTOC descriptor: the span size it was built with, in bytes, decimal.
 pub const SPAN_SIZE: &str = "com.amazon.soci.span-size";
-/// On a zTOC descriptor or an index: `"true"` when the layer has no xattrs worth asking for.
+/// On a zTOC descriptor or an index: `"true"` when the layer has no xattrs worth a request.
 pub const DISABLE_XATTRS: &str = "com.amazon.soci.disable-xattrs";
 /// On a SOCI index: the tool that built it.
 pub const BUILD_TOOL_IDENTIFIER: &str = "com.amazon.soci.build-tool-identifier";

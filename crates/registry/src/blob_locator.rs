@@ -26,10 +26,10 @@ use crate::response::Incoming;
 use crate::signed_url;
 use crate::{RegistryError, RequestLine};
 
-/// Time after which a mirror that did not have a blob is asked for it again.
+/// Time after which a blob is requested again from a mirror that did not have it.
 const ASK_AGAIN: Duration = Duration::from_secs(300);
 
-/// Most URLs of a manifest that are asked for one blob.
+/// Most URLs of a manifest that are tried for one blob.
 const MOST_URLS: usize = 4;
 
 /// One blob, and the location that last served it.
@@ -341,7 +341,7 @@ impl BlobLocator {
                     .header(CONTENT_TYPE)
                     .is_some_and(|kind| kind.starts_with("multipart/"));
                 let left = match parse_content_range(given) {
-                    // As long as what was asked for, if nothing says otherwise: the digest decides.
+                    // As long as what was requested, if nothing says otherwise: the digest decides.
                     None if !multipart && length == Some(wanted) => wanted,
                     Some(content)
                         if content.bytes.start == range.start && content.bytes.end <= range.end =>

@@ -53,7 +53,7 @@ impl DialClock {
     }
 }
 
-/// Has a connector report to the clock of the request that it connects for.
+/// Makes a connector report to the clock of the request that it connects for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ObserveDial;
 

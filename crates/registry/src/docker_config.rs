@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_helper_is_asked_for_its_registry_only_and_auths_make_up_for_it() {
+    async fn a_helper_is_used_for_its_registry_only_and_auths_for_the_others() {
         let json = r#"{"credHelpers":{"a":"there-is-none","b":"there-is-none"},
             "auths":{"a":{"username":"u","password":"p"}}}"#;
         assert_eq!(look(json, "a").await, basic("u", "p"));

@@ -121,7 +121,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(30);
 
     #[tokio::test]
-    async fn helpers_are_asked_for_the_server_and_answer_in_json() {
+    async fn helpers_receive_the_server_and_answer_in_json() {
         let answer = r#"read s; echo "{\"Username\":\"$1-$s\",\"Secret\":\"pw\"}""#;
         assert_eq!(
             with_script(answer, LONG).await,

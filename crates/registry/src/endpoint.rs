@@ -13,7 +13,7 @@ use crate::{
     TlsSettings,
 };
 
-/// What a server may be asked for.
+/// The capabilities of a server.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Capabilities {
     pub(crate) pull: bool,
@@ -65,7 +65,7 @@ pub(crate) struct Endpoint {
     foreign: bool,
     /// Whether plain HTTP was chosen because the host is a loopback address, not by configuration.
     assumed_plain: bool,
-    /// What it may be asked for.
+    /// Its capabilities.
     pub(crate) capabilities: Capabilities,
     /// Longest time for a whole request.
     pub(crate) request_timeout: Duration,

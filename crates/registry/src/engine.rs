@@ -144,7 +144,7 @@ impl Engine {
         first.extend(last);
         if first.is_empty() {
             return Err(RegistryError::Config(format!(
-                "no host of {registry} may be asked for this; see the capabilities in its hosts.toml"
+                "no host of {registry} may be used for this; see the capabilities in its hosts.toml"
             )));
         }
         Ok(first)

@@ -19,7 +19,7 @@ use crate::request::RequestSpec;
 const MAX_LIST: u64 = 64 << 20;
 /// Most pages of a list.
 const MAX_PAGES: usize = 10_000;
-/// Names on a page, as we ask for it.
+/// Names on a page that we request.
 const PAGE: &str = "1000";
 
 #[derive(Deserialize)]

@@ -208,7 +208,7 @@ pub(crate) fn content_digest(response: &Incoming) -> Option<Digest> {
     response.header(CONTENT_DIGEST)?.parse().ok()
 }
 
-/// Refuses a page for people, with which proxies and portals answer in place of what is asked for.
+/// Refuses a page for people, with which proxies and portals answer in place of the requested manifest.
 pub(crate) fn refuse_page(response: &Incoming) -> Result<(), RegistryError> {
     if content_type(response).as_deref() != Some("text/html") {
         return Ok(());

@@ -254,7 +254,7 @@ mod tests {
             }
         }
 
-        /// The names that it was asked for, each once.
+        /// The names that were looked up, each once.
         fn asked(&self) -> Vec<String> {
             let mut names = std::mem::take(&mut *self.queries.lock());
             names.dedup();

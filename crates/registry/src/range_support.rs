@@ -15,7 +15,7 @@ pub(crate) enum Ranges {
     Honoured,
     /// It sends everything; a cache may send ranges later.
     Ignored,
-    /// Its answers to ranges cannot be used: it is asked for everything.
+    /// Its answers to ranges cannot be used: whole blobs are requested.
     Unusable,
 }
 

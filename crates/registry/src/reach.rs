@@ -180,7 +180,7 @@ impl Default for Proxies {
 }
 
 impl Proxies {
-    /// Whether a proxy is asked for `url`.
+    /// Whether `url` is requested through a proxy.
     pub(crate) fn serve(&self, url: &Url) -> bool {
         url.as_str()
             .parse::<Uri>()

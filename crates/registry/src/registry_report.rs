@@ -21,7 +21,7 @@ pub struct RegistryReport {
 pub struct HostReport {
     /// The URL that replaces `/v2`.
     pub url: String,
-    /// What it may be asked for: `pull`, `resolve`, `push`.
+    /// Its capabilities: `pull`, `resolve`, `push`.
     pub capabilities: Vec<&'static str>,
     /// Failures since it last worked.
     pub failures: u32,

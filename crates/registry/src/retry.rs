@@ -65,7 +65,7 @@ impl Backoff {
         self.used = 0;
     }
 
-    /// Has the retries end at another moment.
+    /// Sets another moment at which the retries end.
     pub(crate) fn end_at(&mut self, deadline: Deadline) {
         self.deadline = deadline;
     }

@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_usual_signatures_tell_their_end() {
+    fn the_usual_signatures_carry_their_expiry() {
         let now = timestamp("20260101T000000Z").unwrap();
         let left =
             |query: &str| usable_for(&Url::parse(&format!("https://s/x?{query}")).unwrap(), now);

@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn views_for_comparisons_are_told_by_the_names_that_containerd_gives_them() {
+    fn views_for_comparisons_are_known_by_the_names_that_containerd_uses() {
         for (name, is_comparison) in [
             ("default/7/sha256:ab-parent-view-123456-AbC_", true),
             ("default/7/sha256:ab-view-123456-AbC_", true),

@@ -131,12 +131,12 @@ impl Args {
     /// Reads the process's command line.
     ///
     /// # Errors
-    /// If it is invalid, or asks for help: the error is the text to print.
+    /// If it is invalid, or requests help: the error is the text to print.
     pub(crate) fn read() -> Result<Self, clap::Error> {
         Self::try_parse_from(std::env::args_os().map(with_two_dashes))
     }
 
-    /// The role that the command line asks for.
+    /// The role that the command line requests.
     pub(crate) fn role(&self) -> Role<'_> {
         if self.version {
             return Role::PrintVersion;

@@ -1,5 +1,5 @@
 //! systemd's descriptor store (`FileDescriptorStoreMax=`): a second store of the mounts, for the case that
-//! holder and server both die. Used where the unit asks for it ([`SWITCH`], or systemd from version 254 on).
+//! holder and server both die. Used where the unit requests it ([`SWITCH`], or systemd from version 254 on).
 //!
 //! Each descriptor is stored together with a memfd that contains its key and note, under one name.
 

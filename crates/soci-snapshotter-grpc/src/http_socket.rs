@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_alone_is_this_machine_and_every_address_has_to_be_asked_for() {
+    fn a_port_alone_means_loopback_and_all_addresses_must_be_requested() {
         let socket = HttpSocket::bind(&HttpAddress::parse(":0"), "metrics_address").unwrap();
         assert!(socket.address().starts_with("127.0.0.1:"), "{socket:?}");
         let place = HttpAddress::parse("0.0.0.0:0");

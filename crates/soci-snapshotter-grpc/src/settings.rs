@@ -249,7 +249,7 @@ pub(crate) fn pulls(
         client,
         pipeline: pipeline.clone(),
         limits: match eager_mode(config) {
-            // Of pulls that ask for it themselves.
+            // Of pulls that request it themselves.
             EagerMode::Off => ImageLimits {
                 downloads: 16,
                 unpacks: 4,

@@ -10,7 +10,7 @@ use crate::control::{ControlStream, Predecessor, ServerCommand, ServerEvent};
 /// Time between two reports of a start that continues.
 const STARTING_PERIOD: Duration = Duration::from_secs(5);
 
-/// Has systemd wait for a start for another minute: layers may have to be restored from a registry.
+/// Extends systemd's start time-out by a minute: layers may have to be restored from a registry.
 pub(crate) const START_CONTINUES: sd_notify::NotifyState<'static> =
     sd_notify::NotifyState::ExtendTimeoutUsec(60_000_000);
 

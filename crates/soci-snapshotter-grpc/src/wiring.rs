@@ -172,7 +172,7 @@ pub(crate) async fn wire(
     v015_cleanup::remove_caches(root);
     let (restoring, sweeping, cri) = (snapshotter.clone(), lazy.clone(), credentials.cri);
     tokio::spawn(async move {
-        // Every layer that a snapshot uses has been asked for then; the rest only takes room.
+        // Every layer that a snapshot uses has been requested then; the rest only takes room.
         restoring.restored().await;
         sweeping.serve_rest().await;
         sweeping.sweep().await;
@@ -196,7 +196,7 @@ pub(crate) async fn wire(
     })
 }
 
-/// Has filling wait for the end of eager pulls, for which clients wait.
+/// Makes filling wait for the end of eager pulls, for which clients wait.
 async fn hold_filling_during_pulls(pulls: Weak<EagerLayers>, fetcher: Weak<SpanFetcher>) {
     loop {
         tokio::time::sleep(LOOK_FOR_PULLS).await;

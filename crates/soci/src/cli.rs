@@ -105,7 +105,7 @@ enum Command {
 
 /// A command that has not begun.
 struct Work<'a> {
-    /// The log targets that its flags ask for.
+    /// The log targets that its flags request.
     http_log: &'static [&'static str],
     /// Whether signals and `--timeout` are its own affair, because it cleans up after its work.
     limits_itself: bool,

@@ -87,7 +87,7 @@ impl Filled {
     }
 }
 
-/// Has the daemon fill an image and waits until enough of it is stored.
+/// Requests that the daemon fills an image, and waits until enough of it is stored.
 ///
 /// # Errors
 /// The daemon does not know the image or does not answer; with an [`ExitError`], filling has stopped

@@ -95,7 +95,7 @@ impl Global {
         Ok(value)
     }
 
-    /// The database of what was made here.
+    /// The artifact database.
     pub(crate) fn artifacts(&self) -> ArtifactDb {
         ArtifactDb::new(&self.root)
     }

@@ -22,7 +22,7 @@ Looking into images at a registry, without pulling them: `soci ls`, `soci cat`, 
 Options may also be given with one dash and with a value for switches, as programs written in Go take them.";
 
 const EXIT_STATUS: [(&str, &str); 2] = [
-    ("0", "The command did what it was asked for."),
+    ("0", "Success."),
     (
         "1",
         "It did not; one line on standard error, `soci: REASON`, says why. Also for a wrong command line, when the time of

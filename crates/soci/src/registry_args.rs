@@ -126,7 +126,7 @@ impl UserPassword {
 }
 
 impl RegistryArgs {
-    /// Reads the password if it is on stdin. Returns the log targets that show what the flags ask for.
+    /// Reads the password if it is on stdin. Returns the log targets that show what the flags request.
     pub(crate) fn prepare(&self) -> anyhow::Result<&'static [&'static str]> {
         let in_arguments = self.user.as_ref().is_some_and(|user| user.0.contains(':'));
         if self.password_stdin {

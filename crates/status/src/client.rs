@@ -65,7 +65,7 @@ pub async fn get(path: &Path) -> Result<GetResponse, StatusError> {
     }
 }
 
-/// Has the daemon that listens on the socket `path` fill an image before all others, for the next
+/// Requests that the daemon on the socket `path` fills an image before all others, for the next
 /// seconds. Returns how far it is; `None` if the daemon has no layer of it.
 ///
 /// # Errors
@@ -90,7 +90,7 @@ pub async fn fill(
     }
 }
 
-/// Has the daemon that listens on the socket `path` find, and unless it is a dry run free, what
+/// Requests that the daemon on the socket `path` finds, and unless it is a dry run frees, what
 /// nothing uses.
 ///
 /// # Errors

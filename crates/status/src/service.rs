@@ -23,7 +23,7 @@ pub trait StatusSource: Send + Sync + 'static {
     async fn fill(&self, status: &mut GetResponse) -> Result<(), SourceError>;
 }
 
-/// Has images filled before others.
+/// Fills images before others.
 #[async_trait]
 pub trait Filler: Send + Sync + 'static {
     /// Requests it for the next seconds. Returns the images that are meant.
@@ -84,7 +84,7 @@ impl Sources {
         self
     }
 
-    /// Has what nothing uses found and freed by a collector.
+    /// Adds a collector, which finds and frees what nothing uses.
     #[must_use]
     pub fn with_collector(mut self, collector: impl Collector) -> Self {
         self.collector = Some(Arc::new(collector));

@@ -1,4 +1,4 @@
-//! The artifact database of `soci`: which SOCI indexes, zTOCs and prefetch artifacts were made here,
+//! The artifact database of `soci`: which SOCI indexes, zTOCs and prefetch artifacts were made on this machine,
 //! of what and when. The artifacts themselves are in a content store; this is what `soci index list`
 //! and `soci ztoc list` print, and where `create` finds the zTOCs that it can use again.
 //!

@@ -38,7 +38,7 @@ pub struct OciLayout {
 pub enum PutOutcome {
     /// The blob was written.
     Written,
-    /// It was here already.
+    /// It was stored already.
     Exists,
 }
 
@@ -214,7 +214,7 @@ impl OciLayout {
         self.blobs().join(digest.hex())
     }
 
-    /// Is the blob here? Its content is not checked.
+    /// Returns whether the blob is stored. Its content is not checked.
     #[must_use]
     pub fn contains(&self, digest: &Digest) -> bool {
         self.size(digest).is_some()
@@ -227,7 +227,7 @@ impl OciLayout {
         metadata.is_file().then_some(metadata.len())
     }
 
-    /// Removes a blob; answers whether it was here.
+    /// Removes a blob; returns whether it was stored.
     ///
     /// # Errors
     /// The file system refused.

@@ -156,7 +156,7 @@ impl StoredLayer {
     /// process ended. Called before the layer has users.
     pub(crate) fn free_unrecorded(&self) {
         let stored: u64 = (0..self.spans.len())
-            .filter(|id| self.states.state(*id).is_here())
+            .filter(|id| self.states.state(*id).is_stored())
             .filter_map(|id| Some(length(&self.spans.get(SpanId(id))?)))
             .sum();
         let runs = self.missing();

@@ -70,7 +70,7 @@ pub enum StoreError {
     /// It is not in the store.
     #[error("{what} is not in {}", .path.display())]
     NotFound {
-        /// What was asked for.
+        /// What was looked up.
         what: String,
         /// The store.
         path: PathBuf,
@@ -116,7 +116,7 @@ pub enum StoreError {
         /// The most that is handled.
         most: u64,
     },
-    /// Bytes past the end of the layer were asked for.
+    /// Bytes past the end of the layer were requested.
     #[error("bytes {offset} to {offset}+{len} lie outside of layer {layer} of {size} bytes")]
     OutOfRange {
         /// The layer.
@@ -191,7 +191,7 @@ impl StoreError {
         }
     }
 
-    /// Is it only that the object is not in the store?
+    /// Returns whether the object is not in the store, which is no failure of the store.
     #[must_use]
     pub const fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })

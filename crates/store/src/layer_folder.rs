@@ -30,7 +30,7 @@ pub(crate) struct Opened {
     pub(crate) index: LayerIndex,
 }
 
-/// Could the folder have been finished?
+/// Returns whether the folder may have been finished.
 pub(crate) fn is_usable(folder: &Path) -> bool {
     folder.join("ztoc").is_file()
 }

@@ -209,7 +209,7 @@ impl LayerStore {
         Ok((layer, Some(index)))
     }
 
-    /// Is anything stored of the layer, be it open or not?
+    /// Returns whether anything is stored of the layer, be it open or not.
     #[must_use]
     pub fn is_stored(&self, key: LayerKey) -> bool {
         self.folder(key).exists()

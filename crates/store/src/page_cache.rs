@@ -27,7 +27,7 @@ pub(crate) fn drop_all(file: &File) {
     let _ = rustix::fs::fadvise(file, 0, None, Advice::DontNeed);
 }
 
-/// Turns off the kernel's readahead: we are asked for exactly what is wanted.
+/// Turns off the kernel's readahead: exactly the wanted pages are requested.
 pub(crate) fn expect_random_reads(file: &File) {
     let _ = rustix::fs::fadvise(file, 0, None, Advice::Random);
 }

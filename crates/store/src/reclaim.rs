@@ -28,7 +28,7 @@ pub struct Trimmed {
     pub freed: u64,
     /// Bytes that are still stored beyond the limit or in the reserve of the disk.
     pub excess: u64,
-    /// Layers whose spans stayed because their source failed, or was not asked for a while.
+    /// Layers whose spans stayed because their source failed, or was not checked for a while.
     pub unproven: Vec<Arc<StoredLayer>>,
 }
 

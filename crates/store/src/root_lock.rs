@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_the_root_can_be_asked_and_may_change() {
+    fn the_process_that_holds_the_root_can_be_read_and_may_change() {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(RootLock::owner(root.path()).unwrap(), None);
         let server = std::process::id();
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_daemon_is_told_who_has_the_root() {
+    fn a_second_daemon_is_refused_with_the_process_that_holds_the_root() {
         let root = tempfile::tempdir().unwrap();
         let lock = RootLock::acquire(&root.path().join("new"), us()).unwrap();
         let error = RootLock::acquire(&root.path().join("new"), us()).unwrap_err();

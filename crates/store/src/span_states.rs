@@ -6,13 +6,13 @@ use std::time::Duration;
 /// What is known of a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
-    /// Not here.
+    /// Not stored.
     Missing,
     /// Stored by an earlier process; its checksum has not been compared yet.
     Unchecked,
-    /// Here, and not yet durable.
+    /// Stored, not yet durable.
     Fresh,
-    /// Here and durable.
+    /// Stored and durable.
     Durable,
     /// Being written or removed: missing for readers, and owned by the thread that set it.
     Busy,
@@ -42,7 +42,7 @@ impl State {
         }
     }
 
-    pub(crate) const fn is_here(self) -> bool {
+    pub(crate) const fn is_stored(self) -> bool {
         matches!(self, Self::Unchecked | Self::Fresh | Self::Durable)
     }
 }
@@ -98,7 +98,7 @@ impl SpanStates {
         // State and count share a word: a change of state sees the reader, or the reader sees the change.
         let state = State::of(slot.word.fetch_add(READER, Ordering::AcqRel));
         let pin = Pin { slot, state };
-        if !state.is_here() {
+        if !state.is_stored() {
             return None;
         }
         slot.used.store(now, Ordering::Relaxed);

@@ -126,7 +126,7 @@ impl SpansFile {
         self.update(spans.iter().map(|kept| kept.span), |byte, bit| byte | bit)
     }
 
-    /// Makes it durable that these spans are not here.
+    /// Makes it durable that these spans are missing.
     pub(crate) fn clear(&mut self, spans: &[u32]) -> Result<(), StoreError> {
         self.update(spans.iter().copied(), |byte, bit| byte & !bit)
     }

@@ -12,7 +12,7 @@ const PROOF: Duration = Duration::from_secs(600);
 /// What is known of a layer's source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// It was not asked for a while.
+    /// It was not checked for a while.
     Unknown,
     /// It answered a short time ago: evicted spans can be fetched again.
     Answers,

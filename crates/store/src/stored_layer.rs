@@ -34,7 +34,7 @@ const VERDICT: &str = "verdict";
 pub enum ReadOutcome {
     /// The whole buffer is filled.
     Filled,
-    /// From the first to the last span that is needed and not here; some between may be here. The
+    /// From the first to the last span that is needed and missing; some between may be stored. The
     /// buffer's content is undefined.
     Missing(Range<u32>),
 }
@@ -145,13 +145,13 @@ impl StoredLayer {
         crate::atomic_file::write_file(&self.dir.join(VERDICT), verdict.as_bytes())
     }
 
-    /// Is the span here?
+    /// Returns whether the span is stored.
     #[must_use]
     pub fn has(&self, id: SpanId) -> bool {
-        self.states.state(id.0).is_here()
+        self.states.state(id.0).is_stored()
     }
 
-    /// The runs of spans that are not here, ascending.
+    /// The runs of missing spans, ascending.
     #[must_use]
     pub fn missing(&self) -> Vec<Range<u32>> {
         let mut runs: Vec<Range<u32>> = Vec::new();
@@ -171,7 +171,7 @@ impl StoredLayer {
         here.count() as u64
     }
 
-    /// Are all spans here?
+    /// Returns whether all spans are stored.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         (0..self.spans.len()).all(|id| self.has(SpanId(id)))
@@ -213,7 +213,7 @@ impl StoredLayer {
     /// they cannot: it is served from the disk, not fetched again for each read.
     ///
     /// # Errors
-    /// [`StoreError::NoSpace`], or the file system refused; then the span is not here.
+    /// [`StoreError::NoSpace`], or the file system refused; then the span is missing.
     pub fn write_span(&self, id: SpanId, data: &[u8]) -> Result<(), StoreError> {
         self.write(id, data, true)
     }
@@ -248,7 +248,7 @@ impl StoredLayer {
         self.states.set_sum(id.0, crc32c::crc32c(data), used);
         self.fetched.fetch_add(self.weight(id), Ordering::Relaxed);
         self.states.change(id.0, State::Busy, State::Fresh);
-        // After the state: a sync that finds it here takes it for written.
+        // After the state: a sync that finds it stored takes it for written.
         self.shared.unsynced.fetch_add(len, Ordering::Relaxed);
         self.dirty.lock().push(id.0);
         if let Some(me) = self
@@ -302,7 +302,7 @@ impl StoredLayer {
     }
 
     /// Reads uncompressed bytes if all of them are stored. A span whose bytes turn out to be damaged is
-    /// not here any more.
+    /// missing again.
     ///
     /// # Errors
     /// The range is outside of the layer.
@@ -336,7 +336,7 @@ impl StoredLayer {
         Ok(ReadOutcome::Filled)
     }
 
-    /// Reads a part of one span; `false`: it is not here.
+    /// Reads a part of one span; `false`: it is missing.
     fn read_part(&self, id: SpanId, at: u64, part: &mut [u8]) -> bool {
         let Some(pin) = self.states.pin(id.0, self.shared.now()) else {
             return false;
@@ -360,7 +360,7 @@ impl StoredLayer {
         let _one = self.checking.lock();
         match self.states.state(id.0) {
             State::Unchecked => {}
-            state => return state.is_here(),
+            state => return state.is_stored(),
         }
         match self.known(id).and_then(|span| self.sum_on_disk(&span)) {
             Ok(sum) if sum == self.states.sum(id.0) => {
@@ -389,10 +389,10 @@ impl StoredLayer {
         Ok(sum)
     }
 
-    /// A span on disk is damaged: from now on it is not here.
+    /// A span on disk is damaged: from now on it is missing.
     fn lose(&self, id: SpanId, reason: &str) {
         let state = self.states.state(id.0);
-        if !state.is_here() || !self.states.change(id.0, state, State::Busy) {
+        if !state.is_stored() || !self.states.change(id.0, state, State::Busy) {
             return;
         }
         tracing::warn!(
@@ -509,7 +509,7 @@ impl Drop for StoredLayer {
     fn drop(&mut self) {
         let written = std::mem::take(&mut *self.dirty.lock());
         self.synced(&written);
-        for id in (0..self.spans.len()).filter(|id| self.states.state(*id).is_here()) {
+        for id in (0..self.spans.len()).filter(|id| self.states.state(*id).is_stored()) {
             if let Some(span) = self.spans.get(SpanId(id)) {
                 self.shared.give_room(length(&span));
             }

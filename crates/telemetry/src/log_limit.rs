@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 const LINES: u32 = 10;
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// Lets ten log lines pass in ten seconds and counts the rest.
+/// Passes ten log lines in ten seconds and counts the rest.
 #[derive(Debug, Default)]
 pub struct LogLimit {
     state: Mutex<State>,

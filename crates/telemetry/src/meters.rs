@@ -22,7 +22,7 @@ use crate::metrics::{
 #[error("metrics: {0}; this is a defect of the snapshotter, please report it")]
 pub struct MetersError(#[from] prometheus::Error);
 
-/// A value that is looked at when metrics are asked for.
+/// A value that is read when metrics are scraped.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
     /// Which metric; one of the catalog's that is a counter or a gauge.
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_uses_any_more_is_not_shown_any_more() {
+    fn what_is_no_longer_used_is_no_longer_shown() {
         let meters = Meters::new().unwrap();
         meters.took(duration_ms::MOUNT, "sha256:a", Duration::from_secs(1));
         meters.count(count::RESOLVE_CACHE_MISS, "sha256:a", 1);

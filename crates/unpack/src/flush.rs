@@ -8,7 +8,7 @@ use std::thread::{Builder, JoinHandle};
 /// Bytes between two flushes.
 const INTERVAL: u64 = 256 << 20;
 
-/// Has the file system of a layer written back from time to time.
+/// Writes the file system of a layer back from time to time.
 pub(crate) struct Flusher {
     bytes: u64,
     thread: Option<(SyncSender<()>, JoinHandle<io::Result<()>>)>,

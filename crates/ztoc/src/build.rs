@@ -49,7 +49,7 @@ pub struct Built {
     pub ztoc: Ztoc,
     /// The digest of the layer blob.
     pub compressed_digest: Digest,
-    /// The digest of the uncompressed stream, if it was asked for.
+    /// The digest of the uncompressed stream, if it was requested.
     pub diff_id: Option<Digest>,
 }
 

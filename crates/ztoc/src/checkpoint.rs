@@ -225,7 +225,7 @@ impl GzipCheckpoints {
         Some(BLOB_HEADER + stored * POINT_SIZE + POINT_HEADER)
     }
 
-    /// Is the first checkpoint implied, without a window?
+    /// Returns whether the first checkpoint is implied, without a window.
     pub(crate) const fn first_implied(&self) -> bool {
         self.first_implied
     }

@@ -46,7 +46,7 @@ pub enum SpanError {
     /// The span does not exist.
     #[error("span {} does not exist, the layer has {count}", id.0)]
     NoSuchSpan {
-        /// The span asked for.
+        /// The requested span.
         id: SpanId,
         /// How many spans there are.
         count: u32,

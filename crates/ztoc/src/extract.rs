@@ -29,7 +29,7 @@ pub(crate) fn inflate_span(
         }
         Ok(!cut || out.len() < len)
     })?;
-    // The allocation may be larger than asked for, so a cut stream may have filled more.
+    // The allocation may be larger than requested, so a cut stream may have filled more.
     if cut {
         out.truncate(len);
     }

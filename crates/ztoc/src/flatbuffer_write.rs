@@ -12,7 +12,7 @@ pub(crate) struct Writer {
     /// What is written lies in `bytes[head..]`.
     bytes: Vec<u8>,
     head: usize,
-    /// The strictest alignment that was asked for.
+    /// The strictest alignment that was requested.
     alignment: usize,
     /// Where the vtables are that were written so far.
     vtables: Vec<ObjectRef>,

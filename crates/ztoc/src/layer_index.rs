@@ -1,4 +1,4 @@
-//! What a mount needs of a zTOC: its entries, read from the blob when they are asked for, and its spans.
+//! What a mount needs of a zTOC: its entries, read from the blob when they are requested, and its spans.
 
 use bytes::Bytes;
 

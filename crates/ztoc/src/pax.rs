@@ -50,7 +50,7 @@ pub(crate) fn parse(mut data: &[u8]) -> Result<Records, &'static str> {
     Ok(records)
 }
 
-/// Does the file have holes that the tar leaves out (GNU tar's PAX formats 0.0 to 1.0)?
+/// Returns whether the file has holes that the tar leaves out (GNU tar's PAX formats 0.0 to 1.0).
 pub(crate) fn is_sparse(records: &Records) -> bool {
     let value = |key: &[u8]| records.get(key).map_or(&b""[..], Vec::as_slice);
     match (value(b"GNU.sparse.major"), value(b"GNU.sparse.minor")) {
@@ -69,7 +69,7 @@ pub(crate) fn sparse_name(records: &Records) -> Option<&Vec<u8>> {
         .filter(|name| !name.is_empty())
 }
 
-/// Lets records overrule the header's fields; empty ones do not. Returns the time if there is one.
+/// Applies records over the header's fields; empty ones are ignored. Returns the time if there is one.
 pub(crate) fn apply(records: &Records, header: &mut Header) -> Result<Option<Time>, &'static str> {
     const BAD_NUMBER: &str = "a number in its PAX records is malformed";
     let mut mtime = None;

@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_artifact_is_refused() {
+    fn invalid_artifacts_are_refused() {
         for bad in [
             "",
             "{}",

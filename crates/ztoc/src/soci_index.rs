@@ -35,7 +35,7 @@ pub struct ZtocDescriptor {
     pub layer_media_type: String,
     /// The span size that it was built with, in bytes, if the index says so.
     pub span_size: Option<u64>,
-    /// The layer has no extended attributes worth asking for.
+    /// The layer has no extended attributes worth a request.
     pub disable_xattrs: bool,
 }
 

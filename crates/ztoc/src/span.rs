@@ -79,7 +79,7 @@ impl SpanTable {
         u32::try_from(self.table.starts.len()).unwrap_or(u32::MAX)
     }
 
-    /// Is there no span? So for a plain tar layer of no bytes.
+    /// Returns whether there is no span, as for a plain tar layer of no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.table.starts.is_empty()

@@ -119,7 +119,7 @@ impl Scene {
         }
     }
 
-    /// Has the kernel forget names, attributes and content, so that it asks again.
+    /// Drops the kernel's caches of names, attributes and content, so that it requests them again.
     #[expect(clippy::unused_self, reason = "it is done to the scene's machine")]
     pub(crate) fn forget_caches(&self) {
         std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();

@@ -79,7 +79,7 @@ pub struct Blob {
     pub max_wait: Duration,
     /// Ask the registry on every access whether the blob is there. Without effect.
     pub check_always: bool,
-    /// Never ask for several ranges in one request. Without effect: ours never does.
+    /// Never request several ranges in one request. Without effect: ours never does.
     pub force_single_range_mode: bool,
     /// How often a span with the wrong digest is fetched again.
     pub max_span_verification_retries: u64,

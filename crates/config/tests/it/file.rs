@@ -237,7 +237,7 @@ fn zero_and_empty_mean_the_default_where_v0_15_says_so() {
 }
 
 #[test]
-fn no_retries_are_asked_for_by_minus_one_and_a_low_maximum_lowers_the_minimum() {
+fn minus_one_means_no_retries_and_a_low_maximum_lowers_the_minimum() {
     let text =
         "[http]\nMaxRetries = -1\nMaxWaitMsec = 10\n[blob]\nmax_retries = -1\nmax_wait_msec = 20\n";
     let config = parse(text);
@@ -684,7 +684,7 @@ fn v0_15s_special_values_are_understood() {
 }
 
 #[test]
-fn all_bad_values_are_said_at_once_in_the_order_of_their_lines() {
+fn all_bad_values_are_reported_together_in_the_order_of_their_lines() {
     let all = problems(
         "[http]\nMinWaitMsec = 'y'\n[background_fetch]\ndisable = 1\n[blob]\nmin_wait_msec = 'x'",
     );

@@ -192,12 +192,12 @@ impl Content {
     }
 }
 
-/// Is another client writing the blob?
+/// Returns whether another client writes the blob.
 fn is_locked(status: &Status) -> bool {
     status.code() == Code::Unavailable && status.message().contains("locked")
 }
 
-/// Were the bytes wrong, as containerd or their source found?
+/// Returns whether containerd or the source found the bytes to be wrong.
 fn is_damage(error: &ContainerdError) -> bool {
     match error {
         ContainerdError::Damaged { .. } => true,
@@ -241,7 +241,7 @@ impl BlobWriter {
             .await
     }
 
-    /// Gives the write up: nothing of it is kept.
+    /// Aborts the write: nothing of it is kept.
     ///
     /// # Errors
     /// containerd refuses.

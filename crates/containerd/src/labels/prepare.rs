@@ -21,7 +21,7 @@ pub struct ImageLabels<'a> {
     pub manifest: &'a Manifest,
     /// SOCI index to use, whatever the image names.
     pub index_digest: Option<Digest>,
-    /// Has all layers pulled in parallel if no index is found.
+    /// Requests a parallel pull of all layers if no index is found.
     pub eager: bool,
 }
 

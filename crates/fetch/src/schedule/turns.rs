@@ -21,7 +21,7 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    /// Has a layer take part, unless it does already.
+    /// Adds a layer, unless it takes part already.
     pub(super) fn join(&mut self, layer: LayerId) {
         let clock = self.ahead.remove(&layer).unwrap_or_default().max(self.last);
         self.waiting.entry(layer).or_insert(clock);

@@ -20,7 +20,7 @@ fn no_readahead() -> FetchConfig {
 }
 
 #[test]
-fn a_truncated_or_reset_body_is_asked_for_again_and_never_served_short() {
+fn a_truncated_or_reset_body_is_requested_again_and_never_served_short() {
     let sample = Sample::gzip(30, 100_000);
     for after in [0, 1, 1000, 60_000, 100_000] {
         let rig = Rig::new(quick());
@@ -94,7 +94,7 @@ fn bytes_that_stay_corrupt_are_an_error_until_they_are_right() {
 }
 
 #[test]
-fn a_source_that_fails_is_asked_a_bounded_number_of_times() {
+fn a_source_that_fails_gets_a_bounded_number_of_requests() {
     let sample = Sample::gzip(30, 100_000);
     let rig = Rig::new(no_readahead());
     let source = MemoryBlob::new(sample.blob.clone());

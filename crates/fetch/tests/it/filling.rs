@@ -28,7 +28,7 @@ fn state(layer: &LazyLayer) -> FillState {
     layer.fill().state
 }
 
-/// Lets the time of a paused rig pass until something is so.
+/// Advances the time of a paused rig until a condition holds.
 fn passes_until(rig: &Rig, what: &str, so: impl Fn() -> bool) {
     eventually(what, || {
         rig.pass(Duration::from_millis(10));
@@ -124,7 +124,7 @@ fn an_image_that_is_read_is_filled_before_one_that_only_lies_there() {
 }
 
 #[test]
-fn a_registry_that_throttles_filling_is_left_alone_and_readers_go_on() {
+fn a_registry_that_throttles_filling_is_left_alone_and_readers_continue() {
     let sample = Sample::gzip(60, 100_000);
     let rig = Rig::paused(config(), LayerStoreConfig::default());
     let _time = rig.enter();

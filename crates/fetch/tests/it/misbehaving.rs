@@ -25,7 +25,7 @@ fn no_readahead() -> FetchConfig {
 }
 
 #[test]
-fn a_response_that_stalls_is_asked_for_again_but_not_for_ever() {
+fn a_response_that_stalls_is_requested_again_a_bounded_number_of_times() {
     let sample = Sample::gzip(3, 100_000);
     let rig = Rig::new(no_readahead());
     let source = MemoryBlob::new(sample.blob.clone());
@@ -99,7 +99,7 @@ impl BlobSource for Odd {
 }
 
 #[test]
-fn a_source_that_ignores_ranges_is_asked_for_much_at_once() {
+fn a_source_that_ignores_ranges_gets_large_requests() {
     // More than 8 MiB compressed, which is what readers otherwise wait for in one request.
     let sample = Sample::gzip(200, 1_000_000);
     for ignores_ranges in [false, true] {

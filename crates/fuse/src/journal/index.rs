@@ -113,14 +113,14 @@ impl Records {
         Some(number)
     }
 
-    /// Gives a record free.
+    /// Frees a record.
     pub(super) fn free(&mut self, request: RequestKey) -> Option<usize> {
         let number = self.used.remove(&request)?;
         self.free.push(number);
         Some(number)
     }
 
-    /// Gives the records of a connection free.
+    /// Frees the records of a connection.
     pub(super) fn free_connection(&mut self, connection: u64) -> Vec<usize> {
         let of_connection = |request: &RequestKey, _: &mut usize| request.0 == connection;
         let freed: Vec<usize> = self

@@ -377,7 +377,7 @@ fn a_death_while_the_journal_is_adopted_loses_no_request() {
 }
 
 #[test]
-fn what_is_no_journal_of_ours_is_refused() {
+fn a_file_that_is_not_our_journal_is_refused() {
     let other = SharedMemory::create(Extent::Whole).unwrap();
     let refused = Journal::adopt(other, ExitKind::Killed).unwrap_err();
     assert!(refused.to_string().contains("version 0"), "{refused}");

@@ -81,7 +81,7 @@ impl Drop for Mountpoint {
 }
 
 #[test]
-fn a_panicking_or_forgetful_file_system_answers_eio_and_goes_on() {
+fn a_file_system_that_panics_or_drops_a_request_answers_eio_and_continues() {
     let pool = Pool::new(1, Journal::create().unwrap()).unwrap();
     let at = Mountpoint::new();
     let _served = pool.serve(at.mount(), Arc::new(Numbers)).unwrap();
@@ -119,7 +119,7 @@ fn a_few_threads_serve_many_mounts() {
 }
 
 #[test]
-fn a_live_connection_is_taken_up_by_another_pool_without_init() {
+fn a_live_connection_is_adopted_by_another_pool_without_init() {
     let at = Mountpoint::new();
     let first = Pool::new(2, Journal::create().unwrap()).unwrap();
     let served = first.serve(at.mount(), Arc::new(Numbers)).unwrap();
@@ -142,7 +142,7 @@ fn a_live_connection_is_taken_up_by_another_pool_without_init() {
 }
 
 #[test]
-fn a_connection_whose_requests_cannot_be_read_ends_although_somebody_else_holds_it() {
+fn a_connection_whose_requests_cannot_be_read_ends_although_a_holder_keeps_it() {
     let at = Mountpoint::new();
     let connection = at.mount();
     let facts = connection.facts().clone();

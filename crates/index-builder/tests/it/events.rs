@@ -195,7 +195,7 @@ fn a_notification_of_quay_reports_each_updated_tag() {
 }
 
 #[test]
-fn what_is_no_event_is_refused_and_harms_nothing() {
+fn a_message_that_is_not_an_event_is_refused_and_harms_nothing() {
     assert!(parse(b"").unwrap_err().to_string().contains("not JSON"));
     assert!(parse(b"\xff{").is_err());
     assert!(parse("[".repeat(100_000).as_bytes()).is_err());

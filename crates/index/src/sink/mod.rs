@@ -39,7 +39,7 @@ pub trait ImageSink: Send + Sync {
     /// The destination's name for messages, without secrets.
     fn describe(&self) -> String;
 
-    /// Says which large blobs will come, once and in a fixed order, so that the result does not
+    /// Announces the large blobs that will come, once and in a fixed order, so that the result does not
     /// depend on which of them is ready first.
     ///
     /// # Errors

@@ -153,7 +153,7 @@ impl ArchiveSource {
     }
 }
 
-/// Is this a compressed file? By its first bytes (RFC 1952, RFC 8878).
+/// Returns whether a file is compressed, by its first bytes (RFC 1952, RFC 8878).
 fn compressed(file: &File) -> io::Result<Option<&'static str>> {
     let mut magic = [0; 4];
     let read = file.read_at(&mut magic, 0)?;

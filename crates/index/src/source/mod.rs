@@ -44,7 +44,7 @@ pub trait ImageSource: Send + Sync + 'static {
     /// When the source is not there or is no image.
     async fn root(&self) -> Result<Root, IndexError>;
 
-    /// Is the blob there? A registry answers yes without asking.
+    /// Returns whether the blob exists. For a registry it is assumed to.
     ///
     /// # Errors
     /// When the source cannot be asked.

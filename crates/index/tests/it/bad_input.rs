@@ -118,7 +118,7 @@ fn a_damaged_manifest_is_refused() {
 }
 
 #[test]
-fn what_is_no_layout_is_told_apart() {
+fn a_folder_that_is_not_a_layout_is_distinguished() {
     let dir = tempfile::tempdir().unwrap();
     let empty = dir.path().join("empty");
     fs::create_dir(&empty).unwrap();

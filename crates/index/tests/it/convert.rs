@@ -157,7 +157,7 @@ fn converting_a_converted_image_replaces_and_never_duplicates() {
 }
 
 #[test]
-fn force_builds_anew_and_arrives_at_the_same_bytes() {
+fn force_builds_again_and_makes_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let [first, second] = ["1", "2"].map(|name| dir.path().join(name));
     let (once, _) = dir_to_dir(&golden("kinds").join("image"), &first, &every_layer()).unwrap();
@@ -525,7 +525,7 @@ fn platforms_that_a_layout_does_not_hold_are_left_out() {
 }
 
 #[test]
-fn an_attestation_is_carried_along_and_goes_on_naming_its_image() {
+fn an_attestation_is_copied_and_still_names_its_image() {
     let dir = tempfile::tempdir().unwrap();
     let image = multi_platform(dir.path(), &["linux/amd64"]);
     let put = |bytes: &[u8]| {

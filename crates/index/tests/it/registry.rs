@@ -173,7 +173,7 @@ fn the_tag_comes_last() {
 }
 
 #[test]
-fn the_report_tells_which_layers_can_be_lazy_and_why_not() {
+fn the_report_shows_which_layers_can_be_lazy_and_why_not() {
     let registry = Registry::start().unwrap();
     push(&registry);
     let options = soci_index::ConvertOptions {

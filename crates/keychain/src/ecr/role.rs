@@ -15,7 +15,7 @@ use super::signature::Keys;
 const AGENTS: [&str; 3] = ["169.254.170.2", "169.254.170.23", "[fd00:ec2::23]"];
 /// Where a relative address is.
 const ECS_AGENT: &str = "http://169.254.170.2";
-/// Seconds for which a session with the instance's metadata service is asked for.
+/// Lifetime that is requested for a session with the instance's metadata service, in seconds.
 const SESSION_SECONDS: &str = "300";
 
 /// Keys, and when they expire; `None`: never.

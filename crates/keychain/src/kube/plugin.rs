@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_prints_a_token_and_is_told_what_is_wanted() {
+    async fn a_program_receives_the_scope_and_prints_a_token() {
         let script = r#"case "$KUBERNETES_EXEC_INFO" in *'"interactive":false'*) ;; *) exit 1;; esac
             echo '{"kind":"ExecCredential","status":{"token":"t"}}'"#;
         let credential = run(&shell(script)).await.unwrap();

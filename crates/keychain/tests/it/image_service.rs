@@ -192,7 +192,7 @@ fn pull(image: &str, user: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn calls_go_through_byte_by_byte_also_those_that_nobody_knows() {
+async fn calls_are_forwarded_byte_for_byte_unknown_ones_too() {
     let stack = Stack::start().await;
     stack.start_backend().await;
     let message = pull("r.example/a:1", "me");
@@ -267,7 +267,7 @@ async fn an_image_service_that_is_not_there_is_unavailable_and_may_come_later() 
 }
 
 #[tokio::test]
-async fn what_is_no_message_goes_through_and_is_not_looked_into() {
+async fn bytes_that_are_not_a_message_are_forwarded_unread() {
     let stack = Stack::start().await;
     stack.start_backend().await;
     for message in [&b""[..], b"\xff\xff\xff", &[0x0a, 0x7f, 1]] {

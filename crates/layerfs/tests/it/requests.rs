@@ -183,7 +183,7 @@ fn listings_are_the_same_in_pieces_of_any_size() {
 }
 
 #[test]
-fn xattrs_follow_the_room_and_absent_ones_are_said_to_be() {
+fn xattrs_fit_the_buffer_and_absent_ones_are_enodata() {
     let golden = golden::layer(1);
     let tree = Arc::new(tree_of(&golden.ztoc, TreeOptions::default()).unwrap());
     let client = Direct::new(tree.clone(), Arc::new(MemoryLayer::new(golden.tar)));
@@ -267,7 +267,7 @@ fn reads_that_fail_over_and_over_do_not_fill_the_log() {
 }
 
 #[test]
-fn each_operation_is_logged_where_that_is_asked_for() {
+fn operations_are_logged_only_with_the_option() {
     let tar = Layer::new().file("f", b"content").tar();
     let tree = Arc::new(tree_of(&ztoc_of(&tar), TreeOptions::default()).unwrap());
     let file = tree.find(b"f").unwrap();

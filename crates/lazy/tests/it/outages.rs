@@ -76,7 +76,7 @@ async fn both_are_left_to_the_client(world: &World, lazy: &LazyLayers, case: &st
 }
 
 #[test]
-fn a_registry_that_does_not_work_is_asked_for_an_images_index_once() {
+fn a_registry_that_fails_gets_one_look_up_for_an_images_index() {
     for (case, fault) in outages() {
         World::new("kinds", "soci-v2").test(async |world| {
             let lazy = lazy(world);
@@ -87,7 +87,7 @@ fn a_registry_that_does_not_work_is_asked_for_an_images_index_once() {
 }
 
 #[test]
-fn a_registry_that_does_not_work_is_asked_for_an_images_ztocs_once() {
+fn a_registry_that_fails_gets_one_look_up_for_an_images_ztocs() {
     for (case, fault) in outages() {
         World::new("kinds", "soci-v2").test(async |world| {
             let lazy = lazy(world);

@@ -320,7 +320,7 @@ fn thirty_mounts_at_once_fetch_everything_once() {
 }
 
 #[test]
-fn the_next_process_needs_no_registry_for_what_is_here() {
+fn the_next_process_needs_no_registry_for_what_is_stored() {
     World::new("kinds", "soci-v2").test(async |world| {
         let request = world.request(0, "a");
         let (before, fetcher) = world.lazy_and_fetcher(LazyConfig::default());
@@ -356,7 +356,7 @@ fn the_next_process_needs_no_registry_for_what_is_here() {
 }
 
 #[test]
-fn an_image_without_an_index_is_refused_with_a_reason_and_asked_about_again() {
+fn an_image_without_an_index_is_refused_with_a_reason_and_looked_up_again() {
     World::new("kinds", "image").test(async |world| {
         let lazy = world.lazy(LazyConfig {
             retry_after: Duration::ZERO,
@@ -462,7 +462,7 @@ fn a_layer_without_a_ztoc_and_a_small_layer_are_refused_each_with_its_reason() {
         assert_eq!(
             world.proxy.stats().total().requests,
             0,
-            "the index is not even asked for"
+            "the index is not even requested"
         );
     });
 }

@@ -173,7 +173,7 @@ impl Edit {
         Ok(())
     }
 
-    /// Has CRI use the snapshotter and send the labels that lazy loading needs. `has_runtimes` is whether
+    /// Makes CRI use the snapshotter and send the labels that lazy loading needs. `has_runtimes` is whether
     /// some file has a table of CRI's runtimes.
     ///
     /// # Errors
@@ -212,7 +212,7 @@ impl Edit {
         }
     }
 
-    /// Lets the transfer service unpack with the snapshotter, beside the entries that it has already.
+    /// Makes the transfer service unpack with the snapshotter, beside the entries that it has already.
     ///
     /// # Errors
     /// A key on the way is not a table.
@@ -254,7 +254,7 @@ impl Edit {
         Ok(())
     }
 
-    /// Gives CRI the values back that it had; the proxy plugin stays.
+    /// Restores the values that CRI had; the proxy plugin stays.
     ///
     /// # Errors
     /// A key on the way is not a table.

@@ -206,7 +206,7 @@ fn configuration_that_others_changed_since_keeps_their_changes() {
 }
 
 #[test]
-fn configuration_that_was_written_anew_is_changed_again() {
+fn configuration_that_was_rewritten_is_changed_again() {
     let node = Node::new();
     node.install().unwrap();
     node.write("/etc/containerd/config.toml", "version = 2\n# rewritten\n");

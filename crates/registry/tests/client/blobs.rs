@@ -10,7 +10,7 @@ use soci_registry::{BlobSource, Client, Deadline, ErrorKind, NoCredentials};
 use crate::fake::{Fake, With, broken, client, config, descriptor, noise, serve, status};
 
 #[tokio::test]
-async fn ranges_are_exactly_the_bytes_asked_for() {
+async fn ranges_are_exactly_the_requested_bytes() {
     let data = noise(10_000);
     let served = data.clone();
     let fake = Fake::start(move |_, request| Some(serve(request, &served))).await;
@@ -120,7 +120,7 @@ async fn a_large_blob_comes_in_ranges_and_is_verified() {
 }
 
 #[tokio::test]
-async fn a_server_may_give_less_than_the_range_and_is_asked_for_the_rest() {
+async fn a_server_may_send_less_than_the_range_and_the_rest_is_requested() {
     let data = noise(10_000);
     let served = data.clone();
     let fake = Fake::start(move |_, request| {
@@ -212,7 +212,7 @@ async fn where_answers_to_ranges_cannot_be_used_whole_blobs_are_requested() {
             assert_eq!(got, data.slice(from.unwrap()..to.unwrap()), "{name}");
         }
         assert!(blob.ignores_ranges());
-        // What cannot be used is asked for once.
+        // What cannot be used is requested once.
         let ranged = fake
             .requests()
             .iter()
@@ -431,7 +431,7 @@ async fn the_empty_blob_is_verified_too() {
 }
 
 #[tokio::test]
-async fn where_head_is_refused_existence_is_asked_with_a_get() {
+async fn where_head_is_refused_existence_is_checked_with_a_get() {
     let data = noise(10);
     let served = data.clone();
     let fake = Fake::start(move |_, request| {

@@ -11,7 +11,7 @@ use soci_registry::{
 };
 pub(crate) use soci_testkit::fake::{Fake, Received, With, broken, noise, redirect, serve, status};
 
-/// Lets `time` pass for the client, without waiting for it.
+/// Advances the client's time, without waiting for it.
 pub(crate) async fn pass(time: Duration) {
     tokio::time::pause();
     tokio::time::advance(time).await;
@@ -49,7 +49,7 @@ pub(crate) fn descriptor(data: &[u8]) -> Descriptor {
     Descriptor::of("application/octet-stream", data)
 }
 
-/// Asks for a manifest by its tag and by its digest, for what refers to it, and for a part of a blob.
+/// Requests a manifest by its tag and by its digest, for what refers to it, and for a part of a blob.
 pub(crate) async fn read_everything(
     client: &Client,
     reference: &Reference,

@@ -24,7 +24,7 @@ async fn read_request(connection: &mut TcpStream) {
 }
 
 #[tokio::test]
-async fn errors_name_what_was_asked_and_what_the_registry_says() {
+async fn errors_name_the_request_and_the_registrys_message() {
     for (code, kind, advice) in [
         (404, ErrorKind::NotFound, "check the name"),
         (403, ErrorKind::Forbidden, "lacks this right"),
@@ -70,7 +70,7 @@ async fn overload_and_server_errors_are_tried_again_until_they_end() {
 }
 
 #[tokio::test]
-async fn retries_end_with_the_last_error_and_what_it_asked_for() {
+async fn retries_end_with_the_last_error_and_its_request() {
     let fake = Fake::start(|_, _| Some(status(429).with("retry-after", "7"))).await;
     let error = client()
         .resolve(&fake.reference("a/b:t"))

@@ -84,7 +84,7 @@ async fn a_layer_comes_from_the_urls_of_its_manifest_without_credentials() {
 }
 
 #[tokio::test]
-async fn the_registry_is_asked_last_and_the_reason_is_that_of_the_urls() {
+async fn the_registry_is_tried_last_and_the_reason_is_that_of_the_urls() {
     let data = noise(100);
     let broken = Fake::start_at(network_address(), |_, _| Some(status(403))).await;
     let urls = [broken.url("/layer")];

@@ -144,7 +144,7 @@ async fn another_host_never_sees_a_servers_headers_not_even_its_token_service() 
     }
     let seen = registry.requests();
     assert_eq!(values(&seen[0], "authorization"), [SECRET]);
-    // What the registry asked for takes the place of what was sent unasked.
+    // What the registry requested takes the place of what was sent unasked.
     assert_eq!(values(&seen[1], "authorization"), ["Bearer t"]);
     assert!(
         seen.iter()

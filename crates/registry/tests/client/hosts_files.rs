@@ -1,4 +1,4 @@
-//! containerd's `hosts.toml`: which servers are asked for what, and what happens when a file changes.
+//! containerd's `hosts.toml`: which servers get which requests, and what happens when a file changes.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ async fn server(data: &Bytes) -> Fake {
 }
 
 #[tokio::test]
-async fn hosts_are_asked_in_order_for_what_they_may_be_asked_for() {
+async fn hosts_are_tried_in_order_for_their_capabilities() {
     let data = noise(1000);
     let (pulls, resolves, own) = (
         server(&data).await,

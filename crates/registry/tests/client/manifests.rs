@@ -72,7 +72,7 @@ async fn where_head_is_refused_or_says_too_little_get_resolves() {
 }
 
 #[tokio::test]
-async fn what_does_not_exist_is_asked_for_once() {
+async fn what_does_not_exist_is_requested_once() {
     let fake = Fake::start(|_, _| Some(status(404))).await;
     let error = client()
         .resolve(&fake.reference("a/b:t"))

@@ -243,7 +243,7 @@ fn only_mirror(registry: &str, mirror: &Front) -> Client {
 }
 
 #[tokio::test]
-async fn a_mirror_that_drops_connections_is_asked_again_while_the_registry_is_away() {
+async fn a_mirror_that_drops_connections_is_tried_again_while_the_registry_is_down() {
     let data = noise(1000);
     let served = data.clone();
     let behind = Fake::start(move |_, request| Some(serve(request, &served))).await;

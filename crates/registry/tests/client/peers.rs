@@ -36,7 +36,7 @@ async fn serving(data: &Bytes) -> Fake {
 }
 
 #[tokio::test]
-async fn a_peer_serves_the_ranges_that_it_has_and_is_asked_again_for_the_others() {
+async fn a_peer_serves_the_ranges_that_it_has_and_is_tried_again_for_the_others() {
     let (has, lacks) = (noise(1000), noise(900));
     let complete = Arc::new(AtomicBool::new(false));
     let (at_peer, later, now) = (has.clone(), lacks.clone(), complete.clone());

@@ -23,7 +23,7 @@ fn list(entries: &[String]) -> String {
 }
 
 #[tokio::test]
-async fn the_api_is_asked_page_by_page_and_filtered_by_us_too() {
+async fn the_api_is_listed_page_by_page_and_filtered_by_us_too() {
     let subject = Digest::of(b"image");
     let fake = Fake::start(|_, request| {
         Some(if request.query.contains("page=2") {

@@ -17,7 +17,7 @@ pub struct FilterError {
     reason: String,
 }
 
-/// Has named fields that a filter can test.
+/// An object with named fields that a filter can test.
 pub(crate) trait Fields {
     /// Returns the value at a field path such as `["labels", "a", "b"]`.
     fn field(&self, path: &[String]) -> Option<&str>;

@@ -224,7 +224,7 @@ fn a_target_that_is_taken_on_another_parent_gets_a_name_of_its_own() {
 }
 
 #[test]
-fn a_commit_of_a_key_that_was_made_anew_is_refused() {
+fn a_commit_of_a_key_that_was_prepared_again_is_refused() {
     let fixture = Fixture::new();
     let metadata = fixture.open();
     metadata.insert(new(1, "key", ""), |_| Ok(())).unwrap();

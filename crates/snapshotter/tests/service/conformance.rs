@@ -56,7 +56,7 @@ async fn basic_a_layer_on_a_layer_shows_both_and_removal_goes_from_the_top() {
 }
 
 #[tokio::test]
-async fn stat_tells_name_parent_kind_labels_and_times() {
+async fn stat_returns_name_parent_kind_labels_and_times() {
     let machine = Machine::new();
     let daemon = machine.start().await;
     let given = labels(&[("containerd.io/gc.root", "now"), ("empty", "")]);
@@ -194,7 +194,7 @@ async fn an_intermediate_snapshot_cannot_be_removed() {
 }
 
 #[tokio::test]
-async fn a_snapshot_can_be_asked_for_while_all_are_listed() {
+async fn a_snapshot_can_be_looked_up_while_all_are_listed() {
     let machine = Machine::new();
     let daemon = machine.start().await;
     for index in 0..250 {

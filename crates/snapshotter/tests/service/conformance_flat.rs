@@ -118,7 +118,7 @@ async fn layer_file_update_content_and_mode_of_lower_files_change() {
 }
 
 #[tokio::test]
-async fn remove_directory_in_lower_layer_and_make_it_anew() {
+async fn remove_directory_in_lower_layer_and_make_it_again() {
     compare(vec![
         change(|root| {
             directory(root, "lib");

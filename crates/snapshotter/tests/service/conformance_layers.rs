@@ -36,7 +36,7 @@ async fn an_updated_file_hides_the_one_below() {
 }
 
 #[tokio::test]
-async fn a_removed_directory_stays_removed_and_made_anew_is_empty() {
+async fn a_removed_directory_stays_removed_and_is_empty_when_made_again() {
     let machine = Machine::new();
     let daemon = machine.start().await;
     machine

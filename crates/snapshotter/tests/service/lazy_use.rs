@@ -44,7 +44,7 @@ async fn a_container_sees_lazy_and_plain_layers_merged() {
 }
 
 #[tokio::test]
-async fn the_owner_of_a_lazy_root_is_taken_from_what_the_provider_said() {
+async fn the_owner_of_a_lazy_root_is_the_one_that_the_provider_returned() {
     let machine = Machine::new();
     let daemon = machine.start().await;
     let folder = machine.lazy_layer("one");

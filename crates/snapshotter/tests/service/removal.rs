@@ -23,7 +23,7 @@ async fn the_disk_is_freed_at_cleanup_and_ids_are_not_used_again() {
 }
 
 #[tokio::test]
-async fn the_disk_is_freed_soon_even_if_nobody_asks() {
+async fn the_disk_is_freed_soon_even_without_a_cleanup_call() {
     let machine = Machine::new();
     let daemon = machine.start().await;
     daemon.prepare("a", "").await.unwrap();
@@ -48,7 +48,7 @@ async fn a_removed_lazy_snapshot_is_unmounted_and_its_files_are_not_touched() {
 }
 
 #[tokio::test]
-async fn directories_of_nobody_are_swept_unless_they_are_not_ours() {
+async fn directories_without_a_snapshot_are_swept_unless_they_are_foreign() {
     let machine = Machine::new();
     // Left there by another program before our first start.
     for name in ["7", "new-123", "3_4"] {
@@ -104,7 +104,7 @@ async fn usage_counts_the_upper_directory_and_is_kept_at_the_commit() {
 const DEEP: usize = 100_000;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_folder_a_hundred_thousand_levels_deep_goes_and_nobody_notices() {
+async fn a_folder_a_hundred_thousand_levels_deep_is_removed_and_no_call_is_delayed() {
     let machine = Machine::in_memory();
     let daemon = machine.start().await;
     daemon.prepare("deep", "").await.unwrap();

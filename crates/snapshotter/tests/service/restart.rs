@@ -44,7 +44,7 @@ async fn after_a_crash_every_acknowledged_snapshot_is_there() {
 }
 
 #[tokio::test]
-async fn stopping_leaves_the_mounts_or_takes_them_down_as_told() {
+async fn stopping_leaves_or_unmounts_the_mounts_as_the_signal_requests() {
     let machine = Machine::new();
     let daemon = machine.start().await;
     machine.lazy_layer("one");

@@ -181,7 +181,7 @@ async fn a_directory_that_cannot_be_made_leaves_no_snapshot() {
 }
 
 #[tokio::test]
-async fn the_empty_name_is_nobodys() {
+async fn no_snapshot_has_the_empty_name() {
     let machine = Machine::new();
     let daemon = machine.start().await;
     assert_code(&daemon.stat("").await, Code::NotFound);

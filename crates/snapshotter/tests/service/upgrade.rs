@@ -104,7 +104,7 @@ async fn after_the_upgrade_list_answers_what_v0_15_answered() {
 }
 
 #[tokio::test]
-async fn lazy_layers_of_v0_15_are_mounted_again_and_its_containers_go_on() {
+async fn lazy_layers_of_v0_15_are_mounted_again_and_its_containers_continue() {
     let machine = v0_15();
     let daemon = machine.start().await;
     let mut requests = machine.layers.requests.lock().clone();

@@ -142,7 +142,7 @@ impl Serving {
         }
     }
 
-    /// Lets the calls in flight end, and then everything else.
+    /// Drains the calls in flight, and then stops everything else.
     pub(super) async fn drain(mut self, trigger: Trigger, supervision: &mut Supervision) -> Ended {
         if trigger != Trigger::HandOver {
             supervision.notify(ServerEvent::Stopping).await;

@@ -1,4 +1,4 @@
-//! The signals of the supervisor, and what they ask for.
+//! The signals of the supervisor, and what they request.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ pub(super) struct Signals {
     hang_up: Signal,
 }
 
-/// What a signal asks for.
+/// What a signal requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SignalAction {
     /// End with this command: [`ServerCommand::Leave`] or [`ServerCommand::Unmount`].

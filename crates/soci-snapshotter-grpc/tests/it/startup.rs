@@ -77,7 +77,7 @@ fn sigterm_and_sigint_end_the_daemon_with_status_0_and_no_socket() {
 }
 
 #[test]
-fn systemd_is_told_when_it_serves_and_when_it_stops() {
+fn systemd_is_notified_when_it_serves_and_when_it_stops() {
     let place = Place::new();
     let notified = UnixDatagram::bind(place.path("notify")).unwrap();
     notified
@@ -99,7 +99,7 @@ fn systemd_is_told_when_it_serves_and_when_it_stops() {
 }
 
 #[test]
-fn a_second_daemon_on_the_same_root_is_refused_and_told_who_has_it() {
+fn a_second_daemon_on_the_same_root_is_refused_and_the_first_is_named() {
     let place = Place::new();
     let first = place.start();
     let mut second = place.here(crate::daemon::program());
@@ -117,7 +117,7 @@ fn a_second_daemon_on_the_same_root_is_refused_and_told_who_has_it() {
 }
 
 #[test]
-fn an_address_on_which_somebody_answers_is_refused_and_left_alone() {
+fn an_address_on_which_a_process_answers_is_refused_and_left_alone() {
     let place = Place::new();
     let other = UnixListener::bind(place.socket()).unwrap();
     let error = refusal(place.command());
@@ -204,7 +204,7 @@ fn a_machine_without_fuse_is_refused_with_what_to_do() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_any_more_stops_nothing() {
+fn a_log_without_a_reader_stops_nothing() {
     let place = Place::new();
     let mut child = place.command().stderr(Stdio::piped()).spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap());

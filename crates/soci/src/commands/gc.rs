@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_freed_and_what_is_not_is_said() {
+    fn freed_and_kept_files_are_reported() {
         let left = |path: &str, removed| Leftover {
             path: path.to_owned(),
             kind: "unknown".to_owned(),

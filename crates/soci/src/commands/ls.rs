@@ -82,7 +82,7 @@ impl Ls {
     }
 
     fn line(&self, file: &File, base: &str, style: Style) -> String {
-        // Names relative to what was asked for, as ls has them.
+        // Names relative to the requested path, as ls has them.
         let name = file
             .path
             .strip_prefix(base.trim_end_matches('/'))

@@ -154,7 +154,7 @@ impl Place {
         }
     }
 
-    /// Enters the node, if asked for. What the container has is no longer visible then.
+    /// Enters the node, if requested. What the container has is no longer visible then.
     fn enter(&self) -> anyhow::Result<()> {
         if self.enter_host {
             soci_node::enter_host().context("cannot reach the node")?;
@@ -414,7 +414,7 @@ async fn uninstall(
     }
 }
 
-/// Has systemd run a command, unless it does so already.
+/// Runs a command as a service of systemd, unless it runs already.
 fn leave_to_systemd(host: &dyn Host, command: &soci_node::Command) -> Result<(), NodeError> {
     let unit = "soci-snapshotter-uninstall.service";
     let running = soci_node::Command::new("systemctl", ["is-active", "--quiet", unit]);

@@ -140,7 +140,7 @@ impl Push {
         }
     }
 
-    /// Is the index to be pushed, whatever the registry has?
+    /// Returns whether the index is pushed even if the registry has it.
     async fn wanted(
         &self,
         client: &Client,

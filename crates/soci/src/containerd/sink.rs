@@ -80,7 +80,7 @@ impl ContainerdSink {
     }
 }
 
-/// Is the blob part of a SOCI index rather than of an image?
+/// Returns whether the blob is part of a SOCI index rather than of an image.
 fn is_soci_blob(blob: &Descriptor) -> bool {
     matches!(
         blob.media_type.as_str(),

@@ -189,7 +189,7 @@ impl Drop for MountedImage {
     }
 }
 
-/// Is an image of ours mounted on the folder? If that cannot be told, yes.
+/// Returns whether an image of ours is mounted on the folder, also if that cannot be determined.
 pub(crate) fn is_mounted(directory: &Path) -> bool {
     let Ok(table) = soci_mountinfo::Table::read() else {
         return true;

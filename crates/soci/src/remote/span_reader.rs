@@ -38,7 +38,7 @@ impl SpanReader {
         &self.spans
     }
 
-    /// Gives the bytes of a range of the tar, in order, to `take`.
+    /// Passes the bytes of a range of the tar, in order, to `take`.
     pub(crate) async fn read(
         &self,
         range: Range<u64>,

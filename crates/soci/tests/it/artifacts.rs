@@ -160,7 +160,7 @@ fn what_create_made_is_listed_shown_and_removed() {
 }
 
 #[test]
-fn digests_of_the_wrong_kind_or_of_nothing_are_told_apart() {
+fn digests_of_the_wrong_kind_or_of_nothing_are_distinguished() {
     let bench = Bench::start();
     let image = bench.image();
     create(&bench, "containerd", &[], &image);

@@ -92,7 +92,7 @@ fn help_of_every_command() {
 }
 
 #[test]
-fn wrong_usage_is_told_in_one_form() {
+fn wrong_usage_is_reported_in_one_form() {
     let cases: [&[&str]; 17] = [
         &["create"],
         &["push"],

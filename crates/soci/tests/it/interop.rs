@@ -107,7 +107,7 @@ fn golden_images_get_the_references_indexes_through_containerd() {
 }
 
 #[test]
-fn the_references_converted_image_keeps_its_ztocs_here() {
+fn the_references_converted_image_keeps_its_local_ztocs() {
     let bench = Bench::start();
     let whole = bench.layouts.path().join("kinds");
     std::fs::create_dir_all(whole.join("blobs/sha256")).unwrap();
@@ -201,7 +201,7 @@ fn all_platforms_and_docker_media_types_are_converted() {
 }
 
 #[test]
-fn what_cannot_be_indexed_is_told_in_one_line() {
+fn what_cannot_be_indexed_is_reported_in_one_line() {
     let bench = Bench::start();
     let image = bench.image();
     let name = bench.registry.reference("app:soci");

@@ -114,7 +114,7 @@ fn lazy_layers_are_not_downloaded_and_the_image_runs() {
 }
 
 #[test]
-fn a_layer_without_ztoc_is_unpacked_between_lazy_ones_and_the_reason_is_told() {
+fn a_layer_without_ztoc_is_unpacked_between_lazy_ones_and_the_reason_is_reported() {
     let stack = Stack::start(StackOptions::default()).unwrap();
     push(&stack, 10_000);
     let reference = stack.reference("app:soci");

@@ -240,7 +240,7 @@ fn a_corrupt_layer_is_refused_and_nothing_of_it_stays() {
 }
 
 #[test]
-fn what_an_earlier_pull_left_damaged_is_fetched_anew() {
+fn what_an_earlier_pull_left_damaged_is_fetched_again() {
     let registry = Registry::start().unwrap();
     let containerd = Containerd::start(&ContainerdOptions::default()).unwrap();
     let image = Image::push(&registry);
@@ -265,7 +265,7 @@ fn what_an_earlier_pull_left_damaged_is_fetched_anew() {
 }
 
 #[test]
-fn a_connection_that_breaks_is_taken_up_again() {
+fn a_body_continues_on_a_new_connection_when_one_breaks() {
     let registry = Registry::start().unwrap();
     let containerd = Containerd::start(&ContainerdOptions::default()).unwrap();
     let image = Image::push(&registry);

@@ -21,7 +21,7 @@ fn created() -> (Bench, String, String) {
     (bench, image, index)
 }
 
-/// Is the manifest at the registry?
+/// Whether the registry has the manifest.
 fn is_at(registry: SocketAddr, repository: &str, digest: &str) -> bool {
     let path = format!("/v2/{repository}/manifests/{digest}");
     let accept = [("Accept", "application/vnd.oci.image.manifest.v1+json")];

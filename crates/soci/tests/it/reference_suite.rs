@@ -146,7 +146,7 @@ fn an_index_that_the_registry_has_is_reported_in_its_words() {
 }
 
 #[test]
-fn the_build_tool_is_named_as_asked() {
+fn the_build_tool_is_named_as_requested() {
     let bench = Bench::start();
     let image = bench.image();
     let tool = "AWS SOCI CLI v0.2";

@@ -313,7 +313,7 @@ fn a_mounted_image_shows_its_files_until_it_is_interrupted() {
 }
 
 #[test]
-fn what_cannot_be_looked_at_is_told_in_one_line() {
+fn what_cannot_be_read_is_reported_in_one_line() {
     let remote = Remote::start();
     for (arguments, reason) in [
         (vec!["cat".to_owned(), remote.image("v2")], "give a path"),

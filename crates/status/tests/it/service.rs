@@ -77,7 +77,7 @@ async fn an_answer_is_put_together_from_its_sources() {
 }
 
 #[tokio::test]
-async fn who_does_not_answer_is_told_from_who_cannot_and_who_is_older() {
+async fn servers_that_do_not_answer_cannot_or_are_older_are_distinguished() {
     let dir = tempfile::tempdir().unwrap();
     let absent = dir.path().join("absent.sock");
     let error = soci_status::get(&absent).await.unwrap_err();

@@ -18,7 +18,7 @@ pub enum ArtifactKind {
     Prefetch,
 }
 
-/// A SOCI index, a zTOC or a prefetch artifact that was made here. The fields are v0.15's.
+/// A SOCI index, a zTOC or a prefetch artifact that was made on this machine. The fields are v0.15's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Artifact {
     /// The digest of the artifact.
@@ -48,7 +48,7 @@ pub struct Artifact {
     /// The span size in bytes that a zTOC was built with; 0 if it is not known, and of others.
     #[serde(default)]
     pub span_size: u64,
-    /// When it was made here.
+    /// When it was made.
     pub created_at: SystemTime,
 }
 

@@ -7,7 +7,7 @@ use soci_oci::Digest;
 
 use super::{Artifact, ArtifactKind};
 
-/// All entries that mean something here; others are logged.
+/// All entries that are understood; others are logged.
 pub(super) fn read(database: &soci_bolt::Database) -> Result<Vec<Artifact>, BoltError> {
     let Some(all) = database.root().bucket(b"soci_artifacts")? else {
         return Ok(Vec::new());

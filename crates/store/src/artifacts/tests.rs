@@ -137,7 +137,7 @@ fn the_database_of_v0_15_is_taken_over_once_and_kept() {
 }
 
 #[test]
-fn a_database_of_v0_15_that_is_damaged_is_reported_and_kept_and_rebuilding_goes_on_without_it() {
+fn a_damaged_database_of_v0_15_is_reported_and_kept_and_rebuilding_continues_without_it() {
     let root = tempfile::tempdir().unwrap();
     let old = root.path().join("artifacts.db");
     std::fs::write(&old, [0x5a; 8192]).unwrap();

@@ -242,7 +242,7 @@ fn a_bit_whose_data_is_damaged_or_was_never_written_is_taken_back() {
 }
 
 #[test]
-fn a_damaged_record_means_that_nothing_is_here() {
+fn a_damaged_record_means_that_nothing_is_stored() {
     let (dir, sample, spans) = filled();
     let path = sample.folder(dir.path()).join("spans");
     let good = fs::read(&path).unwrap();
@@ -318,7 +318,7 @@ fn a_ztoc_that_is_not_the_one_named_is_refused_and_leaves_nothing() {
     assert_eq!(store.layers().unwrap(), []);
 }
 
-/// Without a limit, a forged zTOC decides how much memory is asked for at once.
+/// Without a limit, a forged zTOC decides how much memory is requested at once.
 #[test]
 fn a_ztoc_with_spans_that_no_memory_holds_is_refused_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -354,7 +354,7 @@ fn a_ztoc_with_spans_that_no_memory_holds_is_refused_and_leaves_nothing() {
 }
 
 #[test]
-fn a_damaged_ztoc_is_asked_for_again_and_spans_stay() {
+fn a_damaged_ztoc_is_fetched_again_and_spans_stay() {
     let (dir, sample, spans) = filled();
     let path = sample.folder(dir.path()).join("ztoc");
     for bad in [&sample.ztoc[..1000], &[][..]] {

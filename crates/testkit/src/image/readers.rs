@@ -118,7 +118,7 @@ fn layers_of(image: &OciImage) -> Result<Vec<(std::path::PathBuf, OciLayer)>> {
             let ready = OciLayer {
                 descriptor: layer.clone(),
                 diff_id,
-                // A builder does not ask for it.
+                // A builder does not add it.
                 tar_size: 0,
             };
             Ok((blob(layer.digest), ready))

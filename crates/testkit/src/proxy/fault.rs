@@ -40,7 +40,7 @@ pub enum Fault {
     /// The connection is closed in good order after this much of the body, whose announced length
     /// was the whole.
     Truncate(u64),
-    /// A consistent response that is shorter than what was asked for: this many bytes, with
+    /// A consistent response that is shorter than what was requested: this many bytes, with
     /// `Content-Length` (but not `Content-Range`) saying so.
     Shorten(u64),
     /// The byte at this offset of the body is flipped.

@@ -38,7 +38,7 @@ impl Throttle {
     }
 }
 
-/// Gives out places on a timeline that runs at a rate.
+/// Assigns places on a timeline that runs at a rate.
 #[derive(Debug)]
 pub(crate) struct Pacer {
     next: Option<Instant>,

@@ -27,7 +27,7 @@ impl ImpliedDirectories {
         self.0.is_empty()
     }
 
-    /// Gives them the attributes that they have in the layers below, nearest first, in the unpacked
+    /// Sets the attributes of implied directories to those of the layers below, nearest first, in the unpacked
     /// layer `directory`.
     ///
     /// # Errors
@@ -71,7 +71,7 @@ impl ImpliedDirectories {
     }
 }
 
-/// Gives a directory the group that it would have, had it been made after its parent got its
+/// Sets the group of a directory to the one that it would have, had it been made after its parent got its
 /// attributes: that of a parent with the setgid bit.
 fn inherit_group(above: BorrowedFd<'_>, directory: BorrowedFd<'_>) -> io::Result<()> {
     let above = rustix::fs::fstat(above)?;

@@ -607,7 +607,7 @@ fn a_store_that_fails_fails_the_layer() {
 }
 
 #[test]
-fn a_layer_is_the_same_whoever_inflates_it() {
+fn a_layer_is_the_same_with_every_inflater() {
     let root = TestRoot::new().unwrap();
     // Text, of which blocks are found, and of which many refer back.
     let text: String = (0..900_000_u32)

@@ -9,7 +9,7 @@ use crate::BuildError;
 use crate::gzip_scan::{GzipScanner, Sink};
 
 impl Pipeline<'_> {
-    /// Inflates a gzip layer into `sink`. `ahead` is asked for each chunk whether it is inflated ahead.
+    /// Inflates a gzip layer into `sink`. `ahead` returns for each chunk whether it is inflated ahead.
     pub(crate) fn inflate(
         self,
         reader: impl Read + Send,

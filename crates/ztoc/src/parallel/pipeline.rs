@@ -366,7 +366,7 @@ mod tests {
     /// What a piece may take here.
     const ROOM: usize = 2 << 20;
 
-    /// Has no others beside it.
+    /// A pipeline that shares its limits with no other.
     fn pipeline(chunk: usize, threads: usize) -> Pipeline<'static> {
         Pipeline {
             chunk,
@@ -541,7 +541,7 @@ mod tests {
         })]
 
         #[test]
-        fn damage_is_told_of_as_when_inflating_in_order(
+        fn damage_is_reported_as_when_inflating_in_order(
             at in any::<prop::sample::Index>(),
             value in any::<u8>(),
             cut in any::<bool>(),
@@ -567,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_fails_in_the_middle_is_told_of() {
+    fn a_reader_that_fails_in_the_middle_is_an_error() {
         struct Failing(Vec<u8>);
         impl Read for Failing {
             fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {

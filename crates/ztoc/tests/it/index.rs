@@ -85,7 +85,7 @@ fn an_index_made_of_its_parts_has_socis_bytes() {
 }
 
 #[test]
-fn what_is_no_soci_index_is_refused() {
+fn a_manifest_that_is_not_a_soci_index_is_refused() {
     let image = crate::golden::manifests(&crate::golden::root().join("kinds/image")).remove(0);
     let image = serde_json::to_vec(&image).unwrap();
     for bad in [

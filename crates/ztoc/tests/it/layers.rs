@@ -164,7 +164,7 @@ fn a_tar_that_ends_early_is_refused_but_not_for_its_missing_zeros() {
 }
 
 #[test]
-fn what_is_no_tar_is_refused_with_its_place() {
+fn input_that_is_not_a_tar_is_refused_with_its_offset() {
     let tar = [header(b'0', "a", 0), vec![b'?'; 512]].concat();
     let refused = build(&tar[..], Compression::Uncompressed, options()).unwrap_err();
     assert!(
@@ -315,7 +315,7 @@ fn names_are_any_bytes() {
 /// A stream that is much longer than its tar has spans behind its end; no reader needs them, and they
 /// are no reason to refuse the zTOC.
 #[test]
-fn a_stream_may_go_on_behind_the_tar() {
+fn a_stream_may_continue_behind_the_tar() {
     let mut noise = vec![0_u8; 1 << 20];
     let mut state = 1_u32;
     for byte in &mut noise {

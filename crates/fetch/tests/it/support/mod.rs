@@ -242,7 +242,7 @@ impl Rig {
         self.runtime.as_ref().unwrap().enter()
     }
 
-    /// Lets time pass on a paused rig.
+    /// Advances the time of a paused rig.
     pub(crate) fn pass(&self, time: Duration) {
         let runtime = self.runtime.as_ref().unwrap();
         runtime.block_on(tokio::time::sleep(time));

@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_program_has_no_links() {
+    fn a_file_that_is_not_a_program_has_no_links() {
         let own = std::fs::read(std::env::current_exe().unwrap()).unwrap();
         for content in [&b""[..], b"#!/bin/sh", &own[..100], &own[..3000]] {
             let found = links(content);

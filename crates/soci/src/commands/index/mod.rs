@@ -1,4 +1,4 @@
-//! `soci index`: the SOCI indexes that were made here.
+//! `soci index`: the SOCI indexes that were made on this machine.
 
 mod info;
 mod list;

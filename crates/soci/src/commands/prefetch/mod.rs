@@ -1,4 +1,4 @@
-//! `soci prefetch`: the prefetch artifacts that were made here.
+//! `soci prefetch`: the prefetch artifacts that were made on this machine.
 
 mod info;
 mod list;

@@ -1,4 +1,4 @@
-//! `soci ztoc`: the zTOCs that were made here.
+//! `soci ztoc`: the zTOCs that were made on this machine.
 
 mod get_file;
 mod info;

@@ -518,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_ends_early_is_told_from_one_that_is_wrong() {
+    fn a_stream_that_ends_early_is_distinguished_from_a_damaged_one() {
         for stream in STREAMS.iter().filter(|stream| stream.len() > 100) {
             let mut decoder = BlockDecoder::new();
             for len in [stream.len() / 3, stream.len() - 20] {
