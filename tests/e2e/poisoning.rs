@@ -600,7 +600,7 @@ async fn a_preloaded_image_needs_no_registry_that_could_be_reached() {
         }
     };
     // A wait of half a minute for each of the six layers, which once was, does not end in time.
-    let prepared = tokio::time::timeout(support::PATIENCE, prepare_all).await;
+    let prepared = tokio::time::timeout(PATIENCE, prepare_all).await;
     prepared.unwrap_or_else(|_| panic!("{}", stack.log_tails()));
     // "index-unavailable" would be the reason, had a registry been asked.
     let log = stack.daemon.log().all();
