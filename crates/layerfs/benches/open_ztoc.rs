@@ -4,13 +4,15 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
+#[path = "../tests/support/large_ztoc.rs"]
+mod large_ztoc;
+
 use std::hint::black_box;
 use std::time::Instant;
 
+use large_ztoc::{kinds, large_ztoc};
 use soci_layerfs::{Tree, TreeOptions};
-use soci_ztoc::{BuildOptions, Checkpoints, Compression, FileMetadata, TarZinfo, Ztoc, build};
-
-const SPAN: u64 = 4 << 20;
+use soci_ztoc::Ztoc;
 
 /// One of a process's memory figures in bytes.
 fn memory(key: &str) -> u64 {
@@ -18,45 +20,6 @@ fn memory(key: &str) -> u64 {
     let line = status.lines().find(|line| line.starts_with(key));
     let figure = line.and_then(|line| line.split_whitespace().nth(1));
     figure.and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
-}
-
-fn ztoc(files: u64, change: impl Fn(u64, &mut FileMetadata)) -> Vec<u8> {
-    let mut builder = tar::Builder::new(Vec::new());
-    let mut header = tar::Header::new_gnu();
-    header.set_size(0);
-    let append = builder.append_data(&mut header, "file", &b""[..]);
-    let tar = append.and_then(|()| builder.into_inner());
-    let options = BuildOptions::default();
-    let Ok(built) = build(
-        &tar.unwrap_or_default()[..],
-        Compression::Uncompressed,
-        options,
-    ) else {
-        return Vec::new();
-    };
-    let mut ztoc: Ztoc = built.ztoc;
-    let Some(entry) = ztoc.toc.pop() else {
-        return Vec::new();
-    };
-    ztoc.toc = (0..files)
-        .map(|at| {
-            let mut entry = entry.clone();
-            entry.uncompressed_offset = (at + 1) * 512;
-            entry.mod_time = format!("2024-01-01T00:00:{:02}Z", at / 7 % 60);
-            change(at, &mut entry);
-            entry
-        })
-        .collect();
-    let size = (files + 2) * 512;
-    (ztoc.uncompressed_archive_size, ztoc.compressed_archive_size) = (size, size);
-    let digest = soci_oci::Digest::of(b"span");
-    ztoc.compression.span_digests = (0..size.div_ceil(SPAN)).map(|_| digest).collect();
-    ztoc.compression.checkpoints = Checkpoints::Tar(TarZinfo {
-        version: 2,
-        span_size: SPAN,
-        size,
-    });
-    ztoc.encode()
 }
 
 fn measure(what: &str, blob: Vec<u8>) {
@@ -115,32 +78,13 @@ fn main() {
     if let Some(path) = arguments.nth(1) {
         return open(&path);
     }
-    for files in [10_000, 100_000, 500_000] {
-        let name = |at: u64, entry: &mut FileMetadata| {
-            entry.name = format!("usr/share/folder{}/file-{at}", at % 1000).into_bytes();
+    for (what, change) in kinds() {
+        let sizes: &[u64] = match what {
+            "files" => &[10_000, 100_000, 500_000],
+            _ => &[100_000],
         };
-        measure(&format!("{files} files"), ztoc(files, name));
+        for files in sizes {
+            measure(&format!("{files} {what}"), large_ztoc(*files, change));
+        }
     }
-    let files = 100_000;
-    measure(
-        "100000 files in folders of their own",
-        ztoc(files, |at, entry| {
-            entry.name = format!("{at}/a/b/c/f").into_bytes();
-        }),
-    );
-    measure(
-        "100000 files with attributes of their own",
-        ztoc(files, |at, entry| {
-            entry.name = format!("f{at}").into_bytes();
-            let key = b"SCHILY.xattr.user.number".to_vec();
-            entry.xattrs = vec![(key, at.to_le_bytes().to_vec())];
-        }),
-    );
-    measure(
-        "100000 files with owners of their own",
-        ztoc(files, |at, entry| {
-            entry.name = format!("f{at}").into_bytes();
-            entry.uid = u32::try_from(at).unwrap_or(0);
-        }),
-    );
 }

@@ -8,10 +8,11 @@ use soci_ztoc::path_walk::{PathWalk, TooManyLinks};
 use soci_ztoc::tar_path::{parts, split};
 use soci_ztoc::{Entry, FileMetadata, FileType, LayerIndex};
 
-use crate::flatten::{Grown, Metas, flatten};
+use crate::flatten::{Grown, Metas, NO_ENTRIES, flatten};
 use crate::header_check::{Header, HeaderChecks};
 use crate::inode::{
-    DIRECTORY_MODE, Inode, Meta, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, nanoseconds,
+    DIRECTORY_MODE, Extent, Inode, Meta, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG,
+    nanoseconds,
 };
 use crate::name_table::{NameTable, to_index};
 use crate::options::{TreeError, TreeOptions};
@@ -56,9 +57,11 @@ struct Builder<'a> {
     meter: Meter,
     nodes: Vec<Inode>,
     metas: Metas,
+    /// Where the content of files is.
+    extents: Vec<Extent>,
     /// Targets of symbolic links.
     targets: Vec<&'a [u8]>,
-    names: NameTable<'a>,
+    names: NameTable,
     records: Vec<Record<'a>>,
     whiteouts: Vec<Whiteout<'a>>,
     headers: HeaderChecks,
@@ -147,6 +150,7 @@ impl<'a> Builder<'a> {
             meter,
             nodes: Vec::with_capacity(entries + 1),
             metas: Metas::default(),
+            extents: Vec::new(),
             targets: Vec::new(),
             names,
             records: Vec::new(),
@@ -165,7 +169,7 @@ impl<'a> Builder<'a> {
         // The root keeps what it is mounted with: containerd passes over its entries.
         let root = Meta::new(DIRECTORY_MODE, 0, 0);
         let root = builder.metas.number(root, &mut builder.meter)?;
-        builder.add_node(Inode::new(root))?;
+        builder.add_node(Inode::new(root, NO_ENTRIES))?;
         Ok(builder)
     }
 
@@ -180,6 +184,7 @@ impl<'a> Builder<'a> {
         let grown = Grown {
             nodes: self.nodes,
             metas: self.metas,
+            extents: self.extents,
             targets: self.targets,
             names: self.names.into_sorted(),
             records: self.records,
@@ -195,7 +200,7 @@ impl<'a> Builder<'a> {
         let parent = self.node(parent).map(|parent| self.metas.of(parent));
         let meta = Meta::implied_in(parent.unwrap_or_default());
         let meta = self.metas.number(meta, &mut self.meter)?;
-        self.add_node(Inode::new(meta))
+        self.add_node(Inode::new(meta, NO_ENTRIES))
     }
 
     /// Looks whether the tree is still wanted, every so often.
@@ -272,15 +277,17 @@ impl<'a> Builder<'a> {
         self.latest = self.latest.max(inode.mtime);
         match entry.file_type {
             FileType::Reg => {
-                inode.start = entry.uncompressed_offset;
-                inode.size = entry.uncompressed_size;
-                let end = inode.start.checked_add(inode.size);
+                let (start, size) = (entry.uncompressed_offset, entry.uncompressed_size);
+                let end = start.checked_add(size);
                 if end.is_none_or(|end| end > self.tar_size) {
                     return Err(TreeError::BadExtent { name: name() });
                 }
                 let header = self.headers.header(entry, from, time);
-                let packed = header.packed();
-                inode.check = packed.ok_or_else(|| TreeError::LongHeader { name: name() })?;
+                let check = header.packed();
+                let check = check.ok_or_else(|| TreeError::LongHeader { name: name() })?;
+                let extent = Extent::new(start, size, check).ok_or(TreeError::TooLarge)?;
+                inode.at = position(self.extents.len())?;
+                push(&mut self.extents, extent, &mut self.meter)?;
             }
             FileType::Symlink => {
                 mode = S_IFLNK | 0o777;
@@ -288,24 +295,22 @@ impl<'a> Builder<'a> {
                 if target.is_empty() || target.len() > TARGET_MAX || target.contains(&0) {
                     return Err(TreeError::BadName { name: name() });
                 }
-                inode.size = target.len() as u64;
-                inode.start = self.targets.len() as u64;
-                self.meter.charge_values::<&[u8]>(1)?;
-                self.targets.push(target);
+                inode.at = position(self.targets.len())?;
+                push(&mut self.targets, target, &mut self.meter)?;
             }
             FileType::Char | FileType::Block => {
                 let number = |part: i64| u32::try_from(part).ok();
-                inode.start = number(entry.devmajor)
+                inode.at = number(entry.devmajor)
                     .zip(number(entry.devminor))
                     .and_then(|(major, minor)| encode_device(major, minor))
                     .ok_or_else(|| TreeError::BadDevice {
                         name: name(),
                         major: entry.devmajor,
                         minor: entry.devminor,
-                    })?
-                    .into();
+                    })?;
             }
-            FileType::Dir | FileType::Fifo | FileType::Hardlink => {}
+            FileType::Dir => inode.at = NO_ENTRIES,
+            FileType::Fifo | FileType::Hardlink => {}
         }
         let meta = Meta::new(mode, entry.uid, entry.gid);
         inode.set_meta(self.metas.number(meta, &mut self.meter)?);
@@ -343,19 +348,13 @@ impl<'a> Builder<'a> {
     }
 
     fn add_xattr(&mut self, node: u32, name: &'a [u8], value: &'a [u8]) -> Result<(), TreeError> {
-        if self.records.len() == self.records.capacity() {
-            let more = self.records.len() / 2 + 16;
-            self.meter.charge_values::<Record<'_>>(more)?;
-            self.records.reserve_exact(more);
-        }
-        let order = u32::try_from(self.records.len()).map_err(|_| TreeError::TooLarge)?;
-        self.records.push(Record {
+        let record = Record {
             node,
-            order,
+            order: position(self.records.len())?,
             name,
             value,
-        });
-        Ok(())
+        };
+        push(&mut self.records, record, &mut self.meter)
     }
 
     /// Sets owner, permissions and time of a node that exists.
@@ -455,7 +454,8 @@ impl<'a> Builder<'a> {
             }
             let meta = Meta::new(S_IFCHR, uid, gid);
             let meta = self.metas.number(meta, &mut self.meter)?;
-            let node = self.add_node(Inode::new(meta))?;
+            // Device number 0/0.
+            let node = self.add_node(Inode::new(meta, 0))?;
             self.put(key, node)?;
         }
         Ok(())
@@ -522,12 +522,7 @@ impl<'a> Builder<'a> {
         // Inode numbers are one higher, and the state file takes two more.
         let index = u32::try_from(self.nodes.len()).ok();
         let index = index.filter(|index| *index < u32::MAX - 8);
-        if self.nodes.len() == self.nodes.capacity() {
-            let more = self.nodes.len() / 2 + 16;
-            self.meter.charge_values::<Inode>(more)?;
-            self.nodes.reserve_exact(more);
-        }
-        self.nodes.push(node);
+        push(&mut self.nodes, node, &mut self.meter)?;
         index.ok_or(TreeError::TooLarge)
     }
 
@@ -546,9 +541,7 @@ impl<'a> Builder<'a> {
 
     /// The target of a symbolic link.
     fn target(&self, node: u32) -> &'a [u8] {
-        let at = self
-            .node(node)
-            .and_then(|node| usize::try_from(node.start).ok());
+        let at = self.node(node).map(|node| to_index(node.at));
         let target = at.and_then(|at| self.targets.get(at)).copied();
         target.unwrap_or_default()
     }
@@ -556,6 +549,21 @@ impl<'a> Builder<'a> {
     fn node(&self, node: u32) -> Option<&Inode> {
         self.nodes.get(to_index(node))
     }
+}
+
+/// Adds a value; the memory of the vector is charged before it grows.
+fn push<T>(values: &mut Vec<T>, value: T, meter: &mut Meter) -> Result<(), TreeError> {
+    if values.len() == values.capacity() {
+        let more = values.len() / 2 + 16;
+        meter.charge_values::<T>(more)?;
+        values.reserve_exact(more);
+    }
+    values.push(value);
+    Ok(())
+}
+
+fn position(index: usize) -> Result<u32, TreeError> {
+    u32::try_from(index).map_err(|_| TreeError::TooLarge)
 }
 
 const fn kind_bits(kind: FileType) -> u32 {

@@ -7,19 +7,25 @@ use soci_meter::Meter;
 use soci_oci::Hasher;
 
 use crate::header_check::{Header, HeaderChecks};
-use crate::inode::{Inode, Meta, S_IFBLK, S_IFCHR, S_IFDIR, S_IFLNK};
-use crate::name_table::{Slot, to_index};
+use crate::inode::{Directory, Extent, Inode, Meta, S_IFDIR, S_IFLNK, S_IFREG};
+use crate::name_table::{SortedNames, to_index};
 use crate::options::TreeError;
-use crate::tree::{NUMBERING_VERSION, Name, Tree};
+use crate::tree::{NUMBERING_VERSION, Tree};
 use crate::xattr_sets::{Record, XattrSets};
+
+/// A growing directory's position of entries: it has none.
+pub(crate) const NO_ENTRIES: u32 = u32::MAX;
+/// Metadata of a node that has an inode number, which is in its position.
+const NUMBERED: u32 = u32::MAX >> 1;
 
 /// The growing tree: nodes by number, the root first.
 pub(crate) struct Grown<'a> {
-    /// Symbolic links have the position of their target in `start`.
+    /// Symbolic links have the position of their target, directories [`NO_ENTRIES`].
     pub(crate) nodes: Vec<Inode>,
     pub(crate) metas: Metas,
+    pub(crate) extents: Vec<Extent>,
     pub(crate) targets: Vec<&'a [u8]>,
-    pub(crate) names: Vec<Slot<'a>>,
+    pub(crate) names: SortedNames,
     pub(crate) records: Vec<Record<'a>>,
     pub(crate) tar_size: u64,
     pub(crate) headers: HeaderChecks,
@@ -41,7 +47,9 @@ impl Metas {
         }
         // The value, and about two slots of a table.
         meter.charge(4 * size_of::<Meta>() as u64)?;
-        let number = u32::try_from(self.all.len()).map_err(|_| TreeError::TooLarge)?;
+        let number = u32::try_from(self.all.len()).ok();
+        let number = number.filter(|number| *number < NUMBERED);
+        let number = number.ok_or(TreeError::TooLarge)?;
         self.all.push(meta);
         self.known.insert(meta, number);
         Ok(number)
@@ -55,61 +63,177 @@ impl Metas {
 
 /// Numbers what can be reached from the root, breadth first, each directory's entries by name.
 /// Names that begin with `.wh.` are left out: by now they are only AUFS's own files.
-pub(crate) fn flatten(mut grown: Grown<'_>, meter: &mut Meter) -> Result<Tree, TreeError> {
-    let names = &mut grown.names;
-    names.retain(|slot| !slot.name.starts_with(b".wh."));
-    let nodes = grown.nodes.len();
-    // Two numbers and a place per node; a name and a place per name; their bytes; a bit per node.
-    meter.charge_values::<(u32, u32, u32, Inode)>(nodes)?;
-    meter.charge_values::<(u32, Name)>(names.len())?;
-    let bytes = names.iter().map(|slot| slot.name.len()).sum::<usize>();
-    meter.charge((bytes + nodes / 8) as u64)?;
-    // Where each directory's entries start in `names`.
-    let mut first_name = vec![0_u32; nodes + 1];
-    for slot in names.iter() {
-        if let Some(count) = first_name.get_mut(to_index(slot.directory) + 1) {
-            *count += 1;
-        }
-    }
-    let mut sum = 0;
-    for start in &mut first_name {
-        sum += *start;
-        *start = sum;
-    }
-
+pub(crate) fn flatten(grown: Grown<'_>, meter: &mut Meter) -> Result<Tree, TreeError> {
+    let Grown {
+        mut nodes,
+        mut metas,
+        extents,
+        targets,
+        names,
+        mut records,
+        tar_size,
+        mut headers,
+        mut link_headers,
+    } = grown;
+    let (inodes, slots) = (nodes.len(), names.slots.len());
+    let directories = nodes.iter();
+    let directories = directories.filter(|node| metas.of(node).kind() == S_IFDIR);
+    let directories = directories.count();
+    let bytes = names.slots.iter().map(|slot| names.text.name(slot).len());
+    let bytes = bytes.sum::<usize>();
+    // An inode per node, a number per name and their bytes, a bit per inode.
+    meter.charge_values::<Inode>(inodes)?;
+    meter.charge_values::<Directory>(directories)?;
+    meter.charge_values::<u32>(slots)?;
+    meter.charge((bytes + inodes / 8) as u64)?;
+    let names = without_aufs(names);
+    find_entries(&mut nodes, &names);
     let mut tree = Flattening {
-        numbers: vec![0; nodes],
-        order: Vec::with_capacity(nodes),
-        inodes: Vec::with_capacity(nodes),
-        names: Vec::with_capacity(names.len()),
+        nodes,
+        inodes: Vec::with_capacity(inodes),
+        directories: Vec::with_capacity(directories),
+        names: Vec::with_capacity(slots),
         bytes: Vec::with_capacity(bytes),
         further_names: Vec::new(),
         further_inodes: Vec::new(),
     };
-    tree.number(0, &grown)?;
+    tree.number(0)?;
     let mut at = 0;
-    while let Some(&node) = tree.order.get(at) {
-        let index = to_index(node);
-        let inode = tree.inodes.get(at);
-        if inode.is_some_and(|inode| grown.metas.of(inode).kind() == S_IFDIR) {
-            let start = |at: usize| first_name.get(at).map_or(0, |start| to_index(*start));
-            let range = start(index)..start(index + 1);
-            let entries = grown.names.get(range).unwrap_or_default();
-            tree.fill_directory(at, entries, &grown)?;
+    while let Some(&inode) = tree.inodes.get(at) {
+        if metas.of(&inode).kind() == S_IFDIR {
+            tree.fill_directory(at, &names)?;
         }
         at += 1;
     }
-    drop(first_name);
-    tree.finish(grown, meter)
+    drop(names);
+    for record in &mut records {
+        record.node = tree.number_of(record.node);
+    }
+    for (node, _) in &mut link_headers {
+        *node = tree.number_of(*node);
+    }
+    let Flattening {
+        nodes,
+        mut inodes,
+        directories,
+        names,
+        mut bytes,
+        further_names,
+        mut further_inodes,
+    } = tree;
+    drop(nodes);
+
+    let names_end = u32::try_from(bytes.len()).map_err(|_| TreeError::TooLarge)?;
+    let links = add_targets(&mut inodes, &metas, &targets, &mut bytes, meter)?;
+    drop(targets);
+    // What no name leads to has no number.
+    records.retain(|record| record.node != 0);
+    let sets = XattrSets::build(records, meter, |ino, set, meter| {
+        let inode = to_index(ino).checked_sub(1);
+        if let Some(inode) = inode.and_then(|at| inodes.get_mut(at)) {
+            let meta = metas.of(inode).with_xattrs(set);
+            inode.set_meta(metas.number(meta, meter)?);
+        }
+        Ok(())
+    })?;
+    let (xattrs, too_large) = match sets {
+        Ok(sets) => (sets, None),
+        Err(too_large) => (XattrSets::default(), Some(too_large.node)),
+    };
+
+    headers.prepare(inodes.len());
+    link_headers.retain(|(ino, _)| *ino != 0);
+    link_headers.sort_by_key(|(ino, _)| *ino);
+    headers.of_links = shrunk(link_headers);
+    let mut tree = Tree {
+        inodes: shrunk(inodes),
+        metas: shrunk(metas.all),
+        directories: shrunk(directories),
+        extents: shrunk(extents),
+        links,
+        names: shrunk(names),
+        bytes: shrunk(bytes),
+        names_end,
+        further_names: shrunk(further_names),
+        further_inodes: Vec::new(),
+        link_counts: Vec::new(),
+        xattrs,
+        checksum: soci_oci::Digest::of(b""),
+        tar_size,
+        headers,
+    };
+    tree.further_inodes = further_inodes.clone();
+    further_inodes.sort_unstable();
+    let link_counts = further_inodes.chunk_by(|a, b| a == b);
+    let link_counts = link_counts.filter_map(|run| {
+        let more = u32::try_from(run.len()).ok()?;
+        Some((*run.first()?, more.saturating_add(1)))
+    });
+    tree.link_counts = link_counts.collect();
+    tree.checksum = checksum(&tree);
+    match too_large {
+        None => Ok(tree),
+        Some(ino) => Err(TreeError::TooManyXattrs {
+            name: String::from_utf8_lossy(&tree.path(ino.into())).into_owned(),
+            most: crate::xattr_sets::MOST_OF_A_FILE,
+        }),
+    }
+}
+
+fn without_aufs(mut names: SortedNames) -> SortedNames {
+    let SortedNames { slots, text } = &mut names;
+    slots.retain(|slot| !text.name(slot).starts_with(b".wh."));
+    names
+}
+
+/// Notes of each directory where its entries start among the names.
+fn find_entries(nodes: &mut [Inode], names: &SortedNames) {
+    let mut known = None;
+    for (position, slot) in (0_u32..).zip(&names.slots) {
+        if known != Some(slot.directory) {
+            known = Some(slot.directory);
+            if let Some(node) = nodes.get_mut(to_index(slot.directory)) {
+                node.at = position;
+            }
+        }
+    }
+}
+
+/// Adds the targets of symbolic links to the bytes; returns where each starts.
+fn add_targets(
+    inodes: &mut [Inode],
+    metas: &Metas,
+    targets: &[&[u8]],
+    bytes: &mut Vec<u8>,
+    meter: &mut Meter,
+) -> Result<Vec<u32>, TreeError> {
+    let target = |inode: &Inode| targets.get(to_index(inode.at)).copied().unwrap_or_default();
+    let is_link = |inode: &&mut Inode| metas.of(inode).kind() == S_IFLNK;
+    let (mut count, mut length) = (0, 0);
+    for inode in inodes.iter_mut().filter(is_link) {
+        count += 1;
+        length += target(inode).len();
+    }
+    meter.charge(length as u64)?;
+    meter.charge_values::<u32>(count)?;
+    bytes.reserve_exact(length);
+    let mut links = Vec::with_capacity(count);
+    for inode in inodes.iter_mut().filter(is_link) {
+        let target = target(inode);
+        inode.at = u32::try_from(links.len()).map_err(|_| TreeError::TooLarge)?;
+        links.push(u32::try_from(bytes.len()).map_err(|_| TreeError::TooLarge)?);
+        bytes.extend_from_slice(target);
+    }
+    Ok(links)
 }
 
 struct Flattening {
-    /// Inode number of each node; 0: not reached.
-    numbers: Vec<u32>,
-    /// The nodes in the order of their numbers.
-    order: Vec<u32>,
+    /// Nodes by number. One that has an inode number has [`NUMBERED`] and that number.
+    nodes: Vec<Inode>,
+    /// Directories have the position of their entries among the sorted names until they are filled.
     inodes: Vec<Inode>,
-    names: Vec<Name>,
+    directories: Vec<Directory>,
+    names: Vec<u32>,
     bytes: Vec<u8>,
     further_names: Vec<u32>,
     /// The inode of each further name.
@@ -117,133 +241,56 @@ struct Flattening {
 }
 
 impl Flattening {
-    /// The node's inode number, a new one on the first call, and whether it is new.
-    fn number(&mut self, node: u32, grown: &Grown<'_>) -> Result<(u32, bool), TreeError> {
-        let index = to_index(node);
-        let (Some(number), Some(source)) = (self.numbers.get_mut(index), grown.nodes.get(index))
-        else {
-            return Err(TreeError::TooLarge);
-        };
-        let is_new = *number == 0;
-        if is_new {
-            self.order.push(node);
-            self.inodes.push(*source);
-            *number = u32::try_from(self.inodes.len()).map_err(|_| TreeError::TooLarge)?;
-        }
-        Ok((*number, is_new))
+    /// The node's inode number; 0: not reached.
+    fn number_of(&self, node: u32) -> u32 {
+        let node = self.nodes.get(to_index(node));
+        let node = node.filter(|node| node.meta() == NUMBERED);
+        node.map_or(0, |node| node.at)
     }
 
-    fn fill_directory(
-        &mut self,
-        at: usize,
-        entries: &[Slot<'_>],
-        grown: &Grown<'_>,
-    ) -> Result<(), TreeError> {
-        let parent = u32::try_from(at + 1).map_err(|_| TreeError::TooLarge)?;
-        let first = self.names.len() as u64;
-        let mut subdirectories = 0_u64;
-        for Slot { name, node, .. } in entries {
-            let start = u32::try_from(self.bytes.len()).map_err(|_| TreeError::TooLarge)?;
-            let position = u32::try_from(self.names.len()).map_err(|_| TreeError::TooLarge)?;
-            self.bytes.extend_from_slice(name);
-            let (ino, is_new) = self.number(*node, grown)?;
-            self.names.push(Name { start, ino });
-            let Some(inode) = self.inodes.get_mut(to_index(ino - 1)) else {
-                continue;
-            };
-            if is_new {
-                inode.parent = parent;
-                subdirectories += u64::from(grown.metas.of(inode).kind() == S_IFDIR);
-            } else {
-                inode.set_linked();
-                self.further_names.push(position);
-                self.further_inodes.push(ino);
-            }
+    /// The node's inode number, a new one on the first call, and whether it is new.
+    fn number(&mut self, node: u32) -> Result<(u32, bool), TreeError> {
+        let node = self.nodes.get_mut(to_index(node));
+        let node = node.ok_or(TreeError::TooLarge)?;
+        if node.meta() == NUMBERED {
+            return Ok((node.at, false));
         }
-        if let Some(inode) = self.inodes.get_mut(at) {
-            inode.start = first;
-            inode.size = entries.len() as u64 | (subdirectories << 32);
-            if at == 0 {
-                inode.parent = parent;
+        self.inodes.push(*node);
+        let number = u32::try_from(self.inodes.len()).map_err(|_| TreeError::TooLarge)?;
+        *node = Inode::new(NUMBERED, number);
+        Ok((number, true))
+    }
+
+    fn fill_directory(&mut self, at: usize, names: &SortedNames) -> Result<(), TreeError> {
+        let position = |index: usize| u32::try_from(index).map_err(|_| TreeError::TooLarge);
+        let directory = Directory {
+            first: position(self.names.len())?,
+            ino: position(at + 1)?,
+        };
+        let Some(inode) = self.inodes.get_mut(at) else {
+            return Ok(());
+        };
+        let from = inode.at;
+        inode.at = position(self.directories.len())?;
+        self.directories.push(directory);
+        let entries = names.slots.get(to_index(from)..).unwrap_or_default();
+        let mut entries = entries.chunk_by(|a, b| a.directory == b.directory);
+        for slot in entries.next().unwrap_or_default() {
+            let start = position(self.bytes.len())?;
+            let name = position(self.names.len())?;
+            self.bytes.extend_from_slice(names.text.name(slot));
+            self.names.push(start);
+            let (ino, is_new) = self.number(slot.node)?;
+            if is_new {
+                continue;
+            }
+            self.further_names.push(name);
+            self.further_inodes.push(ino);
+            if let Some(inode) = self.inodes.get_mut(to_index(ino - 1)) {
+                inode.set_linked();
             }
         }
         Ok(())
-    }
-
-    fn finish(mut self, grown: Grown<'_>, meter: &mut Meter) -> Result<Tree, TreeError> {
-        let names_end = u32::try_from(self.bytes.len()).map_err(|_| TreeError::TooLarge)?;
-        let Grown {
-            nodes,
-            mut metas,
-            targets,
-            names,
-            records,
-            tar_size,
-            mut headers,
-            link_headers,
-        } = grown;
-        drop((nodes, names));
-        for inode in &mut self.inodes {
-            if metas.of(inode).kind() == S_IFLNK {
-                let target = usize::try_from(inode.start).ok();
-                let target = target.and_then(|at| targets.get(at)).copied();
-                let target = target.unwrap_or_default();
-                meter.charge(target.len() as u64)?;
-                inode.start = self.bytes.len() as u64;
-                self.bytes.extend_from_slice(target);
-            }
-        }
-        drop(targets);
-        let checksum = checksum(&self, &metas, names_end);
-
-        let of_node = |node: u32| self.numbers.get(to_index(node)).copied().unwrap_or(0);
-        let inodes = &mut self.inodes;
-        let sets = XattrSets::build(records, meter, |node, set, meter| {
-            let inode = to_index(of_node(node)).checked_sub(1);
-            if let Some(inode) = inode.and_then(|at| inodes.get_mut(at)) {
-                let meta = metas.of(inode).with_xattrs(set);
-                inode.set_meta(metas.number(meta, meter)?);
-            }
-            Ok(())
-        })?;
-        let (xattrs, too_large) = match sets {
-            Ok(sets) => (sets, None),
-            Err(too_large) => (XattrSets::default(), Some(of_node(too_large.node))),
-        };
-
-        headers.prepare(self.inodes.len());
-        headers.of_links = link_headers
-            .into_iter()
-            .map(|(node, header)| (of_node(node), header))
-            .filter(|(ino, _)| *ino != 0)
-            .collect();
-        headers.of_links.sort_by_key(|(ino, _)| *ino);
-        self.further_inodes.sort_unstable();
-        let link_counts = self.further_inodes.chunk_by(|a, b| a == b);
-        let link_counts = link_counts.filter_map(|run| {
-            let more = u32::try_from(run.len()).ok()?;
-            Some((*run.first()?, more.saturating_add(1)))
-        });
-        let tree = Tree {
-            link_counts: link_counts.collect(),
-            inodes: shrunk(self.inodes),
-            metas: shrunk(metas.all),
-            names: shrunk(self.names),
-            bytes: shrunk(self.bytes),
-            names_end,
-            further_names: shrunk(self.further_names),
-            xattrs,
-            checksum,
-            tar_size,
-            headers,
-        };
-        match too_large {
-            None => Ok(tree),
-            Some(ino) => Err(TreeError::TooManyXattrs {
-                name: String::from_utf8_lossy(&tree.path(ino.into())).into_owned(),
-                most: crate::xattr_sets::MOST_OF_A_FILE,
-            }),
-        }
     }
 }
 
@@ -253,7 +300,7 @@ fn shrunk<T>(mut values: Vec<T>) -> Vec<T> {
 }
 
 /// Covers what request and answer refer to: numbers, names, positions and types.
-fn checksum(tree: &Flattening, metas: &Metas, names_end: u32) -> soci_oci::Digest {
+fn checksum(tree: &Tree) -> soci_oci::Digest {
     let mut hasher = Hasher::new();
     hasher.update(&NUMBERING_VERSION.to_le_bytes());
     hasher.update(&(tree.inodes.len() as u64).to_le_bytes());
@@ -261,26 +308,29 @@ fn checksum(tree: &Flattening, metas: &Metas, names_end: u32) -> soci_oci::Diges
     for inodes in tree.inodes.chunks(4096) {
         packed.clear();
         for inode in inodes {
-            let kind = metas.of(inode).kind();
+            let kind = tree.meta(inode).kind();
+            let at = to_index(inode.at);
             // Device numbers are not covered.
             let start = match kind {
-                S_IFCHR | S_IFBLK => 0,
-                _ => inode.start,
+                S_IFDIR => tree.directories.get(at).map(|of| of.first.into()),
+                S_IFREG => tree.extents.get(at).map(Extent::start),
+                S_IFLNK => tree.links.get(at).map(|start| (*start).into()),
+                _ => None,
             };
             packed.extend_from_slice(&kind.to_le_bytes());
-            packed.extend_from_slice(&start.to_le_bytes());
+            packed.extend_from_slice(&start.unwrap_or_default().to_le_bytes());
         }
         hasher.update(&packed);
     }
-    for names in tree.names.chunks(4096) {
+    for (chunk, starts) in tree.names.chunks(4096).enumerate() {
         packed.clear();
-        for name in names {
-            packed.extend_from_slice(&name.start.to_le_bytes());
-            packed.extend_from_slice(&name.ino.to_le_bytes());
+        for (at, start) in starts.iter().enumerate() {
+            packed.extend_from_slice(&start.to_le_bytes());
+            packed.extend_from_slice(&tree.inode_of_name(chunk * 4096 + at).to_le_bytes());
         }
         hasher.update(&packed);
     }
-    let end = to_index(names_end);
+    let end = to_index(tree.names_end);
     hasher.update(tree.bytes.get(..end).unwrap_or_default());
     hasher.finish()
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use soci_ztoc::{Entry, entry_of_header};
 
-use crate::inode::{Inode, S_IFREG};
+use crate::inode::Extent;
 use crate::tree::Tree;
 
 /// Size of a tar block, in bytes.
@@ -110,36 +110,37 @@ impl HeaderChecks {
 }
 
 impl Header {
-    /// As the number that an [`Inode`] keeps; `None` if it is longer than any header.
+    /// As the number that an [`Extent`] keeps; `None` if it is longer than any header.
     pub(crate) fn packed(&self) -> Option<u64> {
         let blocks = self.len as u64 / BLOCK;
         (blocks <= MOST_BLOCKS).then_some(self.fingerprint | (blocks << 48))
     }
 
-    fn of(inode: &Inode) -> Self {
-        let blocks = inode.check >> 48;
-        let block_start = inode.start / BLOCK * BLOCK;
+    fn of(extent: &Extent) -> Self {
+        let (check, start) = (extent.check(), extent.start());
+        let blocks = check >> 48;
+        let block_start = start / BLOCK * BLOCK;
         let at = block_start.saturating_sub(blocks * BLOCK);
         Self {
             at,
-            len: usize::try_from(inode.start - at).unwrap_or(usize::MAX),
-            fingerprint: inode.check & FINGERPRINT,
+            len: usize::try_from(start - at).unwrap_or(usize::MAX),
+            fingerprint: check & FINGERPRINT,
         }
     }
 }
 
 /// The headers that must be compared before a file's content is shown; none if it has been done.
 pub(crate) fn headers_to_check(tree: &Tree, ino: u64) -> Vec<Header> {
-    let Some(inode) = tree.inode(ino) else {
+    let Some(extent) = tree.file(ino) else {
         return Vec::new();
     };
-    if tree.meta(inode).kind() != S_IFREG || tree.headers.is_checked(ino) {
+    if tree.headers.is_checked(ino) {
         return Vec::new();
     }
     let links = &tree.headers.of_links;
     let first = links.partition_point(|(linked, _)| u64::from(*linked) < ino);
     let of_links = links.iter().skip(first);
     let of_links = of_links.take_while(|(linked, _)| u64::from(*linked) == ino);
-    let own = std::iter::once(Header::of(inode));
+    let own = std::iter::once(Header::of(extent));
     own.chain(of_links.map(|(_, header)| *header)).collect()
 }

@@ -89,11 +89,11 @@ impl ImpliedDirectories {
             absent: HashSet::new(),
             setgid: HashMap::new(),
         };
-        for (at, (ino, meta, inode)) in tree.implied().enumerate() {
+        for (at, (ino, meta, parent)) in tree.implied().enumerate() {
             if at.is_multiple_of(64) && options.cancelled.is_set() {
                 return Err(TreeError::Cancelled.into());
             }
-            let attributes = lookup.below(below, ino, inode.parent)?;
+            let attributes = lookup.below(below, ino, parent)?;
             let mut shown = DirectoryAttributes {
                 mode: meta.mode() & 0o7777,
                 uid: meta.uid,
@@ -104,7 +104,7 @@ impl ImpliedDirectories {
                 Some(attributes) if meta.is_only_implied() => shown = attributes,
                 Some(attributes) => shown.xattrs = attributes.xattrs,
                 None if meta.is_in_implied() && meta.is_only_implied() => {
-                    let inherited = lookup.setgid.get(&inode.parent);
+                    let inherited = lookup.setgid.get(&parent);
                     shown.gid = inherited.copied().unwrap_or(shown.gid);
                 }
                 None => {}

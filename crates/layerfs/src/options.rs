@@ -151,7 +151,9 @@ pub enum TreeError {
     /// No caller waits for the tree any more.
     #[error("building the file tree was cancelled: no caller waits for it")]
     Cancelled,
-    /// More than fits 32-bit positions.
-    #[error("the layer's names are longer than 4 GiB or it has more than 4 billion entries")]
+    /// More than fits 32-bit positions, or 48-bit positions in the tar.
+    #[error(
+        "the layer's names are longer than 4 GiB, it has more than 4 billion entries, or its tar has more than 256 TiB"
+    )]
     TooLarge,
 }

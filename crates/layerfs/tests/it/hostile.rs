@@ -139,9 +139,9 @@ fn memory_is_refused_before_it_is_taken() {
         };
         Tree::build(&toc, 1 << 20, options)
     };
-    let refused = soci_layerfs_error(with(1 << 20).unwrap_err());
+    let refused = soci_layerfs_error(with(512 << 10).unwrap_err());
     assert!(
-        refused.contains("1048576 bytes") && refused.contains("limits.tree_bytes"),
+        refused.contains("524288 bytes") && refused.contains("limits.tree_bytes"),
         "{refused}"
     );
     let tree = with(4 << 20).unwrap();
