@@ -5,7 +5,7 @@
 //! beside the spans that were read comes before what does not: a tar has the files of a directory
 //! together. A layer whose batch brought nothing is skipped for a while.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -361,7 +361,7 @@ impl State {
     }
 
     /// The images that containers read from.
-    fn images_in_use(&self) -> Vec<Digest> {
+    fn images_in_use(&self) -> HashSet<Digest> {
         let used = |layer: &Weak<ServedLayer>| {
             let layer = layer.upgrade();
             layer.is_some_and(|layer| layer.reads.was_read_within(IN_USE))
@@ -395,8 +395,8 @@ const fn length(range: &Range<u64>) -> u64 {
 
 /// Whether the store has room for the first missing span of a layer.
 fn has_room(layer: &ServedLayer) -> bool {
-    let first = layer.stored.missing().into_iter().flatten().next();
-    let size = first.and_then(|span| layer.uncompressed(span));
+    let first = layer.stored.first_missing();
+    let size = first.and_then(|span| layer.uncompressed(span.0));
     size.is_none_or(|range| length(&range) <= layer.stored.spare_room())
 }
 

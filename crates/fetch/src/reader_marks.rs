@@ -1,10 +1,12 @@
 //! What readers have read of a layer: when last, and which spans. Filling takes what lies beside it
 //! first.
 
+use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::served_layer::ServedLayer;
@@ -20,6 +22,19 @@ pub(crate) struct ReaderMarks {
     spans: u32,
     /// A bit for each span, allocated at the first read.
     read: OnceLock<Box<[AtomicU64]>>,
+    /// Number of bits that were set.
+    marked: AtomicU64,
+    near: Mutex<Near>,
+}
+
+/// Whether a missing span was near one that was read, and what that followed from.
+#[derive(Debug, Default)]
+struct Near {
+    /// Number of spans that had been read, and bytes that were stored.
+    of: Option<(u64, u64)>,
+    is_near: bool,
+    /// How often all spans were looked at.
+    looks: u64,
 }
 
 impl ReaderMarks {
@@ -30,6 +45,8 @@ impl ReaderMarks {
             last: AtomicU64::new(0),
             spans,
             read: OnceLock::new(),
+            marked: AtomicU64::new(0),
+            near: Mutex::default(),
         }
     }
 
@@ -51,6 +68,7 @@ impl ReaderMarks {
             let bit = 1_u64 << (span % WORD);
             if word.load(Ordering::Relaxed) & bit == 0 {
                 word.fetch_or(bit, Ordering::Relaxed);
+                self.marked.fetch_add(1, Ordering::Release);
             }
         }
     }
@@ -94,14 +112,35 @@ impl ReaderMarks {
         distances
     }
 
-    /// Whether a missing span of the layer is within `near` spans of one that was read.
+    /// Whether a missing span of the layer is within `near` spans of one that was read. Looks at all
+    /// spans only if one was read or stored since the last call: of hundreds of layers in the queue
+    /// few change between two batches.
     pub(crate) fn has_near(&self, layer: &ServedLayer, near: u32) -> bool {
-        if self.read.get().is_none() {
+        let stored = layer.stored.fetched_bytes();
+        self.has_near_since(stored, near, || layer.stored.missing())
+    }
+
+    fn has_near_since(
+        &self,
+        stored: u64,
+        near: u32,
+        missing: impl FnOnce() -> Vec<Range<u32>>,
+    ) -> bool {
+        let marked = self.marked.load(Ordering::Acquire);
+        if marked == 0 {
             return false;
         }
-        let distances = self.distances(self.spans);
-        let mut missing = layer.stored.missing().into_iter().flatten();
-        missing.any(|span| distances.get(span as usize).is_some_and(|at| *at <= near))
+        let mut last = self.near.lock();
+        if last.of != Some((marked, stored)) {
+            let distances = self.distances(self.spans);
+            let is_near = |span: u32| distances.get(span as usize).is_some_and(|at| *at <= near);
+            *last = Near {
+                of: Some((marked, stored)),
+                is_near: missing().into_iter().flatten().any(is_near),
+                looks: last.looks + 1,
+            };
+        }
+        last.is_near
     }
 }
 
@@ -125,5 +164,30 @@ mod tests {
         assert_eq!([distances[36], distances[69], distances[75]], [34, 1, 5]);
         // What a damaged table may claim.
         marks.note(u32::MAX);
+    }
+
+    /// 450 layers of hundreds of spans wait, and twenty batches a second are chosen.
+    #[test]
+    fn spans_are_looked_at_again_only_when_one_was_read_or_stored() {
+        let marks = ReaderMarks::new(200);
+        let looks = || marks.near.lock().looks;
+        let unread = || -> Vec<Range<u32>> { panic!("nothing was read") };
+        assert!(!marks.has_near_since(0, 16, unread));
+        marks.note(2);
+        for _ in 0..3 {
+            assert!(marks.has_near_since(0, 16, || vec![0..20, 30..200]));
+            assert_eq!(looks(), 1);
+        }
+        // All that is near is stored.
+        for _ in 0..3 {
+            assert!(!marks.has_near_since(19, 16, || vec![19..60, 70..200]));
+            assert_eq!(looks(), 2);
+        }
+        marks.note(2);
+        assert!(!marks.has_near_since(19, 16, || vec![19..60, 70..200]));
+        assert_eq!(looks(), 2);
+        marks.note(100);
+        assert!(marks.has_near_since(19, 16, || vec![19..60, 70..200]));
+        assert_eq!(looks(), 3);
     }
 }

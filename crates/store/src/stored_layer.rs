@@ -164,6 +164,13 @@ impl StoredLayer {
         runs
     }
 
+    /// Returns the first span that is not stored.
+    #[must_use]
+    pub fn first_missing(&self) -> Option<SpanId> {
+        let mut spans = (0..self.spans.len()).map(SpanId);
+        spans.find(|id| !self.has(*id))
+    }
+
     /// Returns the number of stored spans.
     #[must_use]
     pub fn stored_spans(&self) -> u64 {
@@ -174,7 +181,7 @@ impl StoredLayer {
     /// Returns whether all spans are stored.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        (0..self.spans.len()).all(|id| self.has(SpanId(id)))
+        self.first_missing().is_none()
     }
 
     /// The window that inflating the span needs; empty where none is needed.
