@@ -9,7 +9,8 @@ set -euo pipefail
 # "+NAME" only those whose name contains it, "NAME" all but those.
 needs_root() {
     case $1 in
-    soci-fetch) echo although_the_disk_is_full ;; # mounts a small file system
+    # mount file systems
+    soci-fetch) echo although_the_disk_is_full a_store_that_becomes_read_only ;;
     soci-fuse) echo +codec:: ;;                   # the others mount
     soci-holder) echo - ;;                        # a holder accepts root only
     soci-layerfs) echo kinds:: ;;                 # mounts, makes devices

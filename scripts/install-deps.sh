@@ -28,6 +28,7 @@ dpkg-shlibdeps                              dpkg-dev
 rpm                                         rpm
 setpriv                                     util-linux
 mount                                       mount
+/usr/sbin/mkfs.ext4                         e2fsprogs
 systemd-analyze                             systemd
 unshare                                     util-linux
 systemd-socket-activate                     systemd

@@ -5,6 +5,7 @@
     reason = "a test fails by panicking, its helpers too"
 )]
 
+mod disk;
 mod failing;
 mod filling;
 mod misbehaving;

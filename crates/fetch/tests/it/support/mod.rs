@@ -200,17 +200,25 @@ impl Rig {
     /// A rig whose time stands still except in [`Rig::pass`]. Reads are started within
     /// [`Rig::enter`], so that they see the same time.
     pub(crate) fn paused(config: FetchConfig, store: LayerStoreConfig) -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread()
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        Self::on(Self::still(), dir, config, store)
+    }
+
+    /// A paused rig whose store is in a directory that a later rig opens.
+    pub(crate) fn paused_in(
+        dir: Arc<tempfile::TempDir>,
+        config: FetchConfig,
+        store: LayerStoreConfig,
+    ) -> Self {
+        Self::on(Self::still(), dir, config, store)
+    }
+
+    fn still() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .start_paused(true)
             .build()
-            .unwrap();
-        Self::on(
-            runtime,
-            Arc::new(tempfile::tempdir().unwrap()),
-            config,
-            store,
-        )
+            .unwrap()
     }
 
     fn on(
