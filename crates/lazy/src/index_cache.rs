@@ -63,13 +63,14 @@ impl IndexCache {
         lookups.get_unless_older(image, RETRY_RESTORE, find).await
     }
 
-    /// Drops the index of an image that no layer uses any more, in memory and on disk.
-    pub(crate) async fn forget(&self, image: ImageKey, index: Digest) {
+    /// Drops an index that no layer uses any more, in memory and on disk: of all images that it was
+    /// found for, or one of them would find it in memory and not after the next restart.
+    pub(crate) async fn forget(&self, index: Digest) {
         self.meters.forget_layer(&index.to_string());
-        self.lookups.forget(&image);
+        self.lookups.forget(|found| found.digest == index);
         let files = self.files.clone();
         // Failures are logged there.
-        let _ = soci_task::run(move || files.forget(&image, &index)).await;
+        let _ = soci_task::run(move || files.forget(&index)).await;
     }
 
     async fn look_up(&self, namespace: &str, image: &ImageKey) -> Result<FoundIndex, LayerRefusal> {

@@ -87,37 +87,47 @@ impl IndexFiles {
         }
     }
 
-    /// Removes the index of an image that no layer uses any more.
-    pub(crate) fn forget(&self, image: &ImageKey, digest: &Digest) {
-        self.remove(&self.note(image), digest);
+    /// Removes an index that no layer uses any more, and the notes of all images that it was found for.
+    pub(crate) fn forget(&self, digest: &Digest) {
+        let notes = self.all_notes();
+        let notes: Vec<_> = notes
+            .filter(|note| read(note).as_ref() == Some(digest))
+            .collect();
+        self.remove(&notes, digest);
+    }
+
+    /// The directory does not exist before the first image.
+    fn all_notes(&self) -> impl Iterator<Item = PathBuf> {
+        let entries = fs::read_dir(&self.notes).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path())
     }
 
     /// Removes the indexes of images other than these, which a crash may have left.
     pub(crate) fn sweep(&self, in_use: &HashSet<ImageKey>) {
         let in_use: HashSet<PathBuf> = in_use.iter().map(|image| self.note(image)).collect();
         let indexes: HashSet<Digest> = in_use.iter().filter_map(|note| read(note)).collect();
-        // The directory does not exist before the first image.
-        for entry in fs::read_dir(&self.notes).into_iter().flatten().flatten() {
-            let note = entry.path();
+        for note in self.all_notes() {
             if in_use.contains(&note) {
                 continue;
             }
             match read(&note) {
-                Some(digest) if !indexes.contains(&digest) => self.remove(&note, &digest),
+                Some(digest) if !indexes.contains(&digest) => self.remove(&[note], &digest),
+                // It says that the index goes with its last image.
+                Some(_) if is_ours(&note) => {}
                 _ => remove_note(&note),
             }
         }
     }
 
-    /// Removes an index and then its note.
-    fn remove(&self, note: &Path, digest: &Digest) {
-        let text = fs::read_to_string(note).unwrap_or_default();
-        let ours = !text.is_empty() && text.lines().nth(1) != Some(STORED);
-        if ours && let Err(error) = self.content.delete(digest) {
+    /// Removes an index and then its notes.
+    fn remove(&self, notes: &[PathBuf], digest: &Digest) {
+        if notes.iter().any(|note| is_ours(note))
+            && let Err(error) = self.content.delete(digest)
+        {
             tracing::warn!(digest = %digest, error = %error, "cannot remove a SOCI index");
         }
         soci_faults::point("lazy-index-removed");
-        remove_note(note);
+        notes.iter().for_each(|note| remove_note(note));
     }
 
     /// Returns the path of an image's note. It contains repository and manifest: write access to one
@@ -134,6 +144,12 @@ impl IndexFiles {
 
 fn read(note: &Path) -> Option<Digest> {
     fs::read_to_string(note).ok()?.lines().next()?.parse().ok()
+}
+
+/// Whether the index of a note is removed with it.
+fn is_ours(note: &Path) -> bool {
+    let text = fs::read_to_string(note).unwrap_or_default();
+    !text.is_empty() && text.lines().nth(1) != Some(STORED)
 }
 
 fn remove_note(note: &Path) {

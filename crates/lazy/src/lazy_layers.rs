@@ -89,15 +89,16 @@ impl LazyLayers {
             policy: config.policy,
             time_limit: config.mount_timeout,
         });
+        let leases = Arc::<LeaseMap<OpenLayer>>::default();
         let start_ups = StartUps::new(
             profiles,
             client.clone(),
             artifacts.clone(),
             &config.profiles,
+            leases.clone(),
             config.mount_timeout,
             Hints::new(&config.hints),
         );
-        let leases = Arc::<LeaseMap<OpenLayer>>::default();
         let loader = LayerLoader {
             client,
             images: images.clone(),

@@ -59,6 +59,11 @@ impl<T: Send + Sync + 'static> LeaseMap<T> {
         Ok(Lease { layer, in_use })
     }
 
+    /// Returns an open layer.
+    pub(crate) fn open(&self, key: &LayerKey) -> Option<Arc<T>> {
+        self.entries.lock().get(key)?.cell.get().cloned()
+    }
+
     /// Whether any layer that fits is in use.
     pub(crate) fn any_in_use(&self, fits: impl Fn(&LayerKey) -> bool) -> bool {
         self.entries.lock().keys().any(fits)

@@ -101,9 +101,15 @@ impl<T> LookupCache<T> {
         result
     }
 
-    /// Drops the result for an image.
-    pub(crate) fn forget(&self, image: &ImageKey) {
-        self.images.lock().remove(image);
+    /// Drops results that fit. Look-ups in progress go on.
+    pub(crate) fn forget(&self, fits: impl Fn(&T) -> bool) {
+        self.images.lock().retain(|_, cell| {
+            let Ok(lookup) = cell.try_lock() else {
+                return true;
+            };
+            let found = lookup.as_ref().and_then(|known| known.result.as_ref().ok());
+            !found.is_some_and(|found| fits(found))
+        });
     }
 
     fn cell(&self, image: &ImageKey) -> Arc<Cell<T>> {

@@ -269,7 +269,7 @@ impl MountTable {
             artifacts.release_index(&image.namespace, &index).await;
         }
         if !self.any(|other| other.index == index) {
-            self.indexes.forget(image, index).await;
+            self.indexes.forget(index).await;
         }
     }
 

@@ -2,6 +2,7 @@
 //! its registry, prefetch artifacts that the image's index lists.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +16,9 @@ use soci_ztoc::prefetch::{Prefetch, PrefetchError};
 use crate::Artifacts;
 use crate::image_layer::ImageKey;
 use crate::index_files::FoundIndex;
+use crate::layer_loader::layer_key;
+use crate::lease::LeaseMap;
+use crate::open_layer::OpenLayer;
 use crate::profile_config::ProfileConfig;
 
 /// Largest prefetch artifact in bytes.
@@ -84,6 +88,8 @@ pub(crate) struct StartOrders {
     pub(crate) client: Client,
     pub(crate) artifacts: Artifacts,
     pub(crate) config: ProfileConfig,
+    /// The layers in use.
+    pub(crate) layers: Arc<LeaseMap<OpenLayer>>,
     /// Time after which the registry is not waited for any longer.
     pub(crate) time_limit: Duration,
 }
@@ -106,7 +112,8 @@ enum FetchError {
 impl StartOrders {
     /// Returns what is known of the starts of an image. What this node recorded comes before what
     /// others did; of these a profile that was published for the image comes first, which is looked
-    /// for once, at the pull.
+    /// for once, at the pull. An image that is stored has nothing to be fetched: the registry is not
+    /// asked what to fetch first.
     pub(crate) async fn find(
         &self,
         image: &ImageKey,
@@ -115,6 +122,9 @@ impl StartOrders {
     ) -> Option<(StartOrigin, StartOrder)> {
         if let Some(order) = self.recorded(image).await {
             return Some((StartOrigin::Recorded, order));
+        }
+        if self.is_stored(found) {
+            return None;
         }
         let referring = async {
             match pulled {
@@ -132,6 +142,20 @@ impl StartOrders {
             (None, Some(order)) => Some((StartOrigin::Index, order)),
             (None, None) => None,
         }
+    }
+
+    /// Whether all layers that an index lists are in use and stored as a whole.
+    fn is_stored(&self, found: &FoundIndex) -> bool {
+        let index = &found.index;
+        // Of several zTOCs of a layer the first is used.
+        let mut used = index
+            .ztocs
+            .iter()
+            .filter_map(|ztoc| index.ztoc_for(&ztoc.layer_digest));
+        used.all(|ztoc| {
+            let layer = self.layers.open(&layer_key(ztoc));
+            layer.is_some_and(|layer| layer.data.stored().is_complete())
+        })
     }
 
     async fn recorded(&self, image: &ImageKey) -> Option<StartOrder> {
@@ -213,7 +237,7 @@ impl StartOrders {
             .filter(|artifact| seen.insert(artifact.layer_digest))
             .filter_map(|artifact| {
                 let ztoc = index.ztoc_for(&artifact.layer_digest)?;
-                let key = crate::layer_loader::layer_key(ztoc);
+                let key = layer_key(ztoc);
                 Some((key, artifact.descriptor.clone()))
             })
             .take(MAX_ARTIFACTS)
@@ -339,6 +363,7 @@ mod tests {
             client: Client::new(ClientConfig::default(), credentials).unwrap(),
             artifacts: Artifacts::Layout(layout),
             config,
+            layers: Arc::default(),
             time_limit: Duration::from_secs(5),
         };
         let image = ImageKey {
@@ -359,7 +384,7 @@ mod tests {
     }
 
     fn key(layer: &str) -> LayerKey {
-        crate::layer_loader::layer_key(&ztoc(layer))
+        layer_key(&ztoc(layer))
     }
 
     #[tokio::test]

@@ -21,6 +21,7 @@ use crate::Artifacts;
 use crate::hints::{Hints, StartHints};
 use crate::image_layer::ImageKey;
 use crate::index_files::FoundIndex;
+use crate::lease::LeaseMap;
 use crate::open_layer::OpenLayer;
 use crate::player::{Player, StartedLayer};
 use crate::profile_config::ProfileConfig;
@@ -93,6 +94,7 @@ impl StartUps {
         client: Client,
         artifacts: Artifacts,
         config: &ProfileConfig,
+        layers: Arc<LeaseMap<OpenLayer>>,
         time_limit: Duration,
         hints: Arc<Hints>,
     ) -> Arc<Self> {
@@ -108,6 +110,7 @@ impl StartUps {
                 client,
                 artifacts,
                 config: config.clone(),
+                layers,
                 time_limit,
             }),
             hints,

@@ -189,7 +189,7 @@ fn a_disk_that_refuses_any_write_of_filling_costs_spans_and_never_the_truth() {
     }
 }
 
-/// Fills a layer while one write is refused, and reads it meanwhile.
+/// Fills a layer, one write of which is refused, and reads what is stored of it all the time.
 fn fill(sample: &Sample, dir: &Path) {
     // What is durable is made so below.
     let store = LayerStoreConfig {

@@ -61,7 +61,7 @@ fn large(files: u64) -> (Vec<u8>, Ztoc) {
 }
 
 /// An image of these layers, with a SOCI index of these zTOCs, in a registry.
-fn world(layers: Vec<(Vec<u8>, Ztoc)>) -> World {
+pub(crate) fn world(layers: Vec<(Vec<u8>, Ztoc)>) -> World {
     let root = TestRoot::new().unwrap();
     let layout = root.dir("layout").unwrap();
     let blobs = layout.join("blobs/sha256");
@@ -129,7 +129,7 @@ fn world(layers: Vec<(Vec<u8>, Ztoc)>) -> World {
 }
 
 /// The request of one layer, which names none above it.
-fn alone(world: &World, layer: usize, mountpoint: &str) -> LayerRequest {
+pub(crate) fn alone(world: &World, layer: usize, mountpoint: &str) -> LayerRequest {
     let mut request = world.request(layer, mountpoint);
     let own = world.image.layers[layer].to_string();
     let key = "containerd.io/snapshot/cri.image-layers".to_owned();

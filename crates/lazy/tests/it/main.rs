@@ -7,7 +7,9 @@
 )]
 
 mod implied;
+mod independence;
 mod large_ztoc;
 mod outages;
 mod provider;
+mod range_answers;
 mod sharing;

@@ -51,6 +51,8 @@ pub enum Fault {
     IgnoreRange,
     /// `Content-Range` names a range this many bytes further on; the body is the right one.
     WrongContentRange(i64),
+    /// The response has these header fields with other values, or without a value lacks the field.
+    Headers(Vec<(&'static str, Option<&'static str>)>),
     /// The response is delayed before its first byte.
     Delay(Duration),
 }

@@ -31,6 +31,7 @@ pub(crate) struct ResponsePlan {
     flip: Option<u64>,
     flip_in_blob: Option<u64>,
     shift_content_range: i64,
+    headers: Vec<(&'static str, Option<&'static str>)>,
 }
 
 impl ResponsePlan {
@@ -42,6 +43,7 @@ impl ResponsePlan {
             flip: None,
             flip_in_blob: None,
             shift_content_range: 0,
+            headers: Vec::new(),
         }
     }
 
@@ -55,6 +57,7 @@ impl ResponsePlan {
             Fault::Corrupt(at) => self.flip = Some(*at),
             Fault::CorruptBlob(at) => self.flip_in_blob = Some(*at),
             Fault::WrongContentRange(shift) => self.shift_content_range = *shift,
+            Fault::Headers(headers) => self.headers.clone_from(headers),
             // Dealt with before there is a response.
             Fault::Status { .. }
             | Fault::Redirect { .. }
@@ -82,6 +85,12 @@ impl ResponsePlan {
             let shifted = |at: u64| at.saturating_add_signed(self.shift_content_range);
             let value = format!("bytes {}-{}/{rest}", shifted(start), shifted(end));
             head.set("Content-Range", value);
+        }
+        for (name, value) in &self.headers {
+            match value {
+                Some(value) => head.set(name, *value),
+                None => head.remove(name),
+            }
         }
     }
 }

@@ -1,0 +1,327 @@
+//! What is stored needs no registry, whatever becomes of the registry, the tag or the credentials.
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use soci_fetch::{FetchConfig, SpanFetcher};
+use soci_layer::{LayerProvider as _, LayerRequest, Purpose};
+use soci_lazy::{LazyConfig, LazyLayers};
+use soci_oci::{Digest, media_types};
+use soci_registry::NoCredentials;
+use soci_testkit::{Content, Fault, Rule};
+use soci_ztoc::{BuildOptions, Compression, Ztoc, build};
+
+use crate::large_ztoc::{alone, world};
+use crate::provider::{World, check_contents, unmount};
+
+pub(crate) const FILES: u64 = 8;
+const FILE: u64 = 300_000;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) fn content(file: u64) -> Vec<u8> {
+    let noise = Content::Noise {
+        seed: file + 1,
+        length: FILE,
+    };
+    noise.to_vec()
+}
+
+/// A layer of files of several spans each.
+pub(crate) fn layer() -> (Vec<u8>, Ztoc) {
+    let mut builder = tar::Builder::new(Vec::new());
+    for file in 0..FILES {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(FILE);
+        header.set_mode(0o644);
+        let (name, content) = (format!("f{file}"), content(file));
+        builder
+            .append_data(&mut header, name, &content[..])
+            .unwrap();
+    }
+    let tar = builder.into_inner().unwrap();
+    let options = BuildOptions {
+        span_size: 64 << 10,
+        ..BuildOptions::default()
+    };
+    let built = build(&tar[..], Compression::Uncompressed, options).unwrap();
+    (tar, built.ztoc)
+}
+
+/// A process whose reads fail soon, and which fetches nothing ahead of them.
+pub(crate) fn process(world: &World) -> (Arc<LazyLayers>, Arc<SpanFetcher>) {
+    let mut config = LazyConfig::default();
+    config.profiles.enable = false;
+    let fetch = FetchConfig {
+        max_readahead: 0,
+        read_timeout: Duration::from_secs(5),
+        negative_backoff: Duration::ZERO,
+        ..FetchConfig::default()
+    };
+    let client = World::client_with(Arc::new(NoCredentials));
+    world.lazy_through(client, config, fetch)
+}
+
+/// Ends a process and its mounts as a reboot does.
+async fn end(lazy: Arc<LazyLayers>, fetcher: Arc<SpanFetcher>, mounted: &[&LayerRequest]) {
+    lazy.leave();
+    for request in mounted {
+        unmount(&lazy, &request.mountpoint).await;
+    }
+    fetcher.shutdown().await;
+    lazy.flush().await;
+}
+
+async fn restore(lazy: &LazyLayers, request: &LayerRequest) {
+    let request = LayerRequest {
+        purpose: Purpose::Restore,
+        ..request.clone()
+    };
+    lazy.restore(request).await.unwrap();
+}
+
+pub(crate) async fn read(path: PathBuf) -> std::io::Result<Vec<u8>> {
+    tokio::task::spawn_blocking(|| {
+        let mut bytes = Vec::new();
+        File::open(path)?.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    })
+    .await
+    .unwrap()
+}
+
+#[test]
+fn what_is_stored_is_read_whatever_becomes_of_the_registry_and_the_rest_once_it_is_back() {
+    world(vec![layer()]).test(async |world| {
+        let request = alone(world, 0, "a");
+        let path = |file: u64| request.mountpoint.join(format!("f{file}"));
+        let (lazy, fetcher) = process(world);
+        lazy.mount(request.clone()).await.unwrap();
+        assert!(read(path(0)).await.unwrap() == content(0));
+        end(lazy, fetcher, &[&request]).await;
+
+        // The tag moves.
+        let client = World::client_with(Arc::new(NoCredentials));
+        let (_, manifest) = client
+            .manifest(&world.reference, world.image.manifest)
+            .await
+            .unwrap();
+        let moved = [&manifest[..], b"\n"].concat();
+        let moved = client.push_manifest(&world.reference, media_types::OCI_MANIFEST, moved.into());
+        moved.await.unwrap();
+
+        let busy = Fault::Status {
+            status: 429,
+            headers: vec![("Retry-After".to_owned(), "120".to_owned())],
+            body: String::new(),
+        };
+        let troubles = [
+            ("it is away", Fault::Reset),
+            ("the credentials have expired", Fault::status(401)),
+            ("the account was revoked", Fault::status(403)),
+            ("the image was removed there", Fault::status(404)),
+            ("it throttles", busy),
+        ];
+        for (unread, (case, fault)) in (1..).zip(troubles) {
+            world.proxy.inject(Rule::always(fault));
+            world.proxy.reset_stats();
+            let (lazy, fetcher) = process(world);
+            restore(&lazy, &request).await;
+            assert!(read(path(0)).await.unwrap() == content(0), "{case}");
+            let stats = world.proxy.stats();
+            assert_eq!(stats.total().requests, 0, "{case}: {:?}", stats.log);
+
+            let error = read(path(unread)).await.unwrap_err();
+            assert_eq!(
+                error.raw_os_error(),
+                Some(rustix::io::Errno::IO.raw_os_error()),
+                "{case}: {error}"
+            );
+            assert!(read(path(0)).await.unwrap() == content(0), "{case}");
+            // The same mount serves the rest once the registry does.
+            world.proxy.clear_faults();
+            let again = async || {
+                loop {
+                    if let Ok(bytes) = read(path(unread)).await {
+                        return bytes;
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            };
+            let bytes = tokio::time::timeout(PATIENCE, again()).await.expect(case);
+            assert!(bytes == content(unread), "{case}");
+            end(lazy, fetcher, &[&request]).await;
+        }
+    });
+}
+
+/// The index of two images goes with the last of them, also from memory: it is found for the next
+/// pull of either, and stored again.
+#[test]
+fn an_index_of_two_images_goes_with_the_last_and_is_stored_again_for_the_next() {
+    let world = World::new("kinds", "soci-v2");
+    let layout = world.root.path().join("layout");
+    let registry = &world.registry;
+    registry.push_layout(&layout, "kinds", "other").unwrap();
+    world.test(async |world| {
+        let (lazy, fetcher) = process(world);
+        let single = |mountpoint: &str| alone(world, 0, mountpoint);
+        let of_other = |mountpoint: &str| {
+            let mut request = single(mountpoint);
+            let label = "containerd.io/snapshot/cri.image-ref".to_owned();
+            let reference = world.proxy.reference("other:kinds");
+            request.labels.insert(label, reference);
+            request
+        };
+        let stored = || {
+            let root = world.root.path().join("daemon");
+            let entries = |path: &str| {
+                let entries = fs::read_dir(root.join(path)).into_iter().flatten();
+                entries
+                    .map(|entry| entry.unwrap().path())
+                    .collect::<Vec<_>>()
+            };
+            (entries("soci/images"), entries("content/blobs/sha256"))
+        };
+        for order in [[0, 1], [1, 0]] {
+            let both = [single("a"), of_other("b")];
+            for request in &both {
+                lazy.mount(request.clone()).await.unwrap();
+            }
+            assert_eq!((stored().0.len(), stored().1.len()), (2, 1));
+            unmount(&lazy, &both[order[0]].mountpoint).await;
+            assert_eq!(stored().1.len(), 1, "the other image uses it");
+            unmount(&lazy, &both[order[1]].mountpoint).await;
+            assert_eq!(stored(), (Vec::new(), Vec::new()));
+        }
+
+        // Either is complete after that, and starts without a registry.
+        let both = [single("c"), of_other("d")];
+        for request in &both {
+            lazy.mount(request.clone()).await.unwrap();
+        }
+        check_contents(both[0].mountpoint.clone()).await;
+        end(lazy, fetcher, &[&both[0], &both[1]]).await;
+        world.proxy.inject(Rule::always(Fault::Reset));
+        world.proxy.reset_stats();
+        let (lazy, _fetcher) = process(world);
+        for request in &both {
+            restore(&lazy, request).await;
+            check_contents(request.mountpoint.clone()).await;
+        }
+        let stats = world.proxy.stats();
+        assert_eq!(stats.total().requests, 0, "{:?}", stats.log);
+        // One is removed, and restored layers of the other stay.
+        unmount(&lazy, &both[0].mountpoint).await;
+        check_contents(both[1].mountpoint.clone()).await;
+        unmount(&lazy, &both[1].mountpoint).await;
+        assert_eq!(stored(), (Vec::new(), Vec::new()));
+    });
+}
+
+/// An image that is stored is mounted again, for another namespace, a tag or after its profile is
+/// gone: the registry is not asked what is to be fetched first either.
+#[test]
+fn an_image_that_is_stored_is_mounted_again_without_a_request() {
+    world(vec![layer(), layer_of_other()]).test(async |world| {
+        let mut config = LazyConfig::default();
+        // A start ends with its first read.
+        config.profiles.quiet = Duration::ZERO;
+        let client = World::client_with(Arc::new(NoCredentials));
+        let (lazy, _fetcher) = world.lazy_through(client, config, FetchConfig::default());
+        let looked_up = || {
+            let log = world.proxy.stats().log;
+            let mut requests = log.iter();
+            requests.any(|request| request.path.contains("/referrers/"))
+        };
+        let until = async |what: &str, done: &dyn Fn() -> bool| {
+            let wait = async {
+                while !done() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, wait).await.expect(what);
+        };
+        let both = [0, 1].map(|at| alone(world, at, &format!("first-{at}")));
+        for request in &both {
+            lazy.mount(request.clone()).await.unwrap();
+        }
+        // The control: it is asked at the first pull.
+        until("a look-up of a profile", &looked_up).await;
+        for request in &both {
+            for file in 0..FILES {
+                read(request.mountpoint.join(format!("f{file}")))
+                    .await
+                    .unwrap();
+            }
+        }
+        let complete = || {
+            lazy.mounts()
+                .iter()
+                .all(|mount| mount.fetched == mount.size)
+        };
+        until("stored", &complete).await;
+        let recorded = async || {
+            while lazy.profiles().await.counts.recorded == 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, recorded()).await.unwrap();
+
+        // Without what was recorded.
+        let profiles = world.root.path().join("daemon/soci/profiles");
+        let recordings = fs::read_dir(&profiles).unwrap();
+        let recordings = recordings.map(|file| file.unwrap().path());
+        for file in recordings.filter(|path| path.is_file()) {
+            fs::remove_file(file).unwrap();
+        }
+        world.proxy.reset_stats();
+        let again = [0, 1].map(|at| {
+            let mut request = alone(world, at, &format!("again-{at}"));
+            request.namespace = "other".to_owned();
+            let label = "containerd.io/snapshot/cri.image-ref".to_owned();
+            let reference = world.reference.to_string().replace(":large", ":moved");
+            request.labels.insert(label, reference);
+            request
+        });
+        for request in &again {
+            lazy.mount(request.clone()).await.unwrap();
+            let first = read(request.mountpoint.join("f0")).await.unwrap();
+            assert_eq!(first.len() as u64, FILE);
+        }
+        // Its start has ended as well: no request of it can follow.
+        let recorded_again = async || {
+            while lazy.profiles().await.counts.recorded < 2 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, recorded_again())
+            .await
+            .unwrap();
+        let stats = world.proxy.stats();
+        assert_eq!(stats.total().requests, 0, "{:?}", stats.log);
+        for request in both.iter().chain(&again) {
+            unmount(&lazy, &request.mountpoint).await;
+        }
+    });
+}
+
+/// A layer with the same files in another order.
+fn layer_of_other() -> (Vec<u8>, Ztoc) {
+    let mut builder = tar::Builder::new(Vec::new());
+    for file in (0..FILES).rev() {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(FILE);
+        header.set_mode(0o644);
+        let (name, content) = (format!("f{file}"), content(file));
+        builder
+            .append_data(&mut header, name, &content[..])
+            .unwrap();
+    }
+    let tar = builder.into_inner().unwrap();
+    assert_ne!(Digest::of(&tar), Digest::of(&layer().0));
+    let built = build(&tar[..], Compression::Uncompressed, BuildOptions::default()).unwrap();
+    (tar, built.ztoc)
+}
