@@ -29,6 +29,18 @@ done < <(
     git grep -nIE '^[[:space:]]*//[/!] ((Has|Lets|Gives|Tells|Says) |(Is|Are|Was|Were|Does|Do|Did|Can|Could|May|Must|Has) [^.]*\?)' -- '*.rs' || true
 )
 
+# `make test` runs no examples of doc comments: a test shows the same and may do I/O.
+while IFS= read -r line; do
+    complain "an example in a doc comment is not run; write a test, or \`\`\`text for a drawing: $line"
+done < <(
+    git grep -lIE '^[[:space:]]*//[/!] ```' -- '*.rs' | while IFS= read -r file; do
+        awk '/^[[:space:]]*\/\/[\/!] ```/ {
+            if (!inside && !/```text$/) print FILENAME ":" FNR
+            inside = !inside
+        }' "$file"
+    done
+)
+
 # A test's name is a sentence.
 in_names='_(told|tells?_of|said|whoever|nobodys?|somebody|everybody|anew|meanwhile|besides|thus|here|lets?_go|go(es)?_on|tak(en|es)_up|ask(s|ed|ing)?_for)(_|\()|\bfn what_is_no_[a-km-z]'
 while IFS= read -r line; do

@@ -10,27 +10,6 @@
 //!
 //! v0.15 has `<root>/artifacts.db`, a bbolt file. The first operation that finds one takes its
 //! entries over, in the transaction that makes the new database; the old file is only read, and kept.
-//!
-//! ```no_run
-//! use soci_oci::Digest;
-//! use soci_store::StoreError;
-//! use soci_store::artifacts::{Artifact, ArtifactDb, ArtifactKind, IndexedImage};
-//! use soci_ztoc::soci_index::SociIndex;
-//!
-//! fn record(
-//!     digest: Digest,
-//!     size: u64,
-//!     index: &SociIndex,
-//!     image: &IndexedImage,
-//! ) -> Result<Vec<Artifact>, StoreError> {
-//!     let artifacts = ArtifactDb::new("/var/lib/soci-snapshotter-grpc".as_ref());
-//!     // What belongs to an index: itself, its zTOCs, its prefetch artifacts.
-//!     artifacts.add(&Artifact::of_index(digest, size, index, image))?;
-//!     let mut indexes = artifacts.list()?;
-//!     indexes.retain(|artifact| artifact.kind == ArtifactKind::Index);
-//!     Ok(indexes)
-//! }
-//! ```
 
 mod database;
 mod entry;
