@@ -13,6 +13,7 @@ needs_root() {
     soci-fetch) echo although_the_disk_is_full a_store_that_becomes_read_only ;;
     soci-fuse) echo +codec:: ;;                   # the others mount
     soci-holder) echo - ;;                        # a holder accepts root only
+    soci-index-builder) echo disk:: ;;            # mounts a small file system
     soci-layerfs) echo kinds:: ;;                 # mounts, makes devices
     soci-lazy) echo - ;;                          # mounts
     soci-snapshotter) echo - ;;                   # changes owners, mounts

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use redb::{ReadableTable, ReadableTableMetadata as _, Table};
 use serde::Serialize;
 use soci_oci::Digest;
@@ -28,6 +29,17 @@ const KEEP_ENDED: u64 = 10_000;
 #[derive(Debug, Clone)]
 pub struct Queue {
     folder: Arc<QueueFolder>,
+    /// What the last look for a job found, while there was none.
+    idle: Arc<Mutex<Option<Idle>>>,
+}
+
+/// There is no job to give out until the database changes, this moment comes, or one of these
+/// workers dies.
+#[derive(Debug)]
+struct Idle {
+    changes: u64,
+    due_ms: Option<u64>,
+    workers: BTreeSet<String>,
 }
 
 /// A process that works on jobs. When it ends, however that is, its jobs are free again.
@@ -129,6 +141,7 @@ impl Queue {
     pub fn open(folder: &Path) -> Result<Self, QueueError> {
         Ok(Self {
             folder: Arc::new(QueueFolder::open(folder)?),
+            idle: Arc::default(),
         })
     }
 
@@ -213,75 +226,108 @@ impl Queue {
     /// # Errors
     /// The queue cannot be read or written.
     pub fn claim(&self, worker: &WorkerId, max_attempts: u32) -> Result<Claim, QueueError> {
-        self.folder.write(|transaction| {
-            let mut open = transaction.open_table(OPEN)?;
-            let mut ended = transaction.open_table(ENDED)?;
-            let mut events = transaction.open_table(EVENTS)?;
-            let tags = transaction.open_table(TAGS)?;
-            let now = now_ms();
-            let mut alive: BTreeMap<String, bool> = BTreeMap::new();
-            let mut busy: BTreeSet<String> = BTreeSet::new();
-            let mut waiting: Vec<Job> = Vec::new();
-            for mut job in jobs(&open)? {
-                if let JobState::Running { worker: other } = &job.state {
-                    let lives = *alive
-                        .entry(other.clone())
-                        .or_insert_with(|| other == worker.name() || self.folder.lives(other));
-                    if lives {
-                        busy.insert(job.push.tagged_name());
+        let mut alive: BTreeMap<String, bool> = BTreeMap::new();
+        let mut due: Option<u64> = None;
+        let mut looked = false;
+        let (claim, changes) = self.folder.write_unless(
+            |changes| self.still_nothing(worker, changes),
+            |transaction| {
+                looked = true;
+                let mut open = transaction.open_table(OPEN)?;
+                let mut ended = transaction.open_table(ENDED)?;
+                let mut events = transaction.open_table(EVENTS)?;
+                let tags = transaction.open_table(TAGS)?;
+                let now = now_ms();
+                let mut changed = false;
+                let mut busy: BTreeSet<String> = BTreeSet::new();
+                let mut waiting: Vec<Job> = Vec::new();
+                for mut job in jobs(&open)? {
+                    if let JobState::Running { worker: other } = &job.state {
+                        let lives = *alive
+                            .entry(other.clone())
+                            .or_insert_with(|| other == worker.name() || self.folder.lives(other));
+                        if lives {
+                            busy.insert(job.push.tagged_name());
+                            continue;
+                        }
+                        job.state = JobState::Waiting { due_ms: now };
+                        job.reason = Some("the process that worked on it ended".to_owned());
+                        put(&mut open, &job)?;
+                        changed = true;
+                    }
+                    waiting.push(job);
+                }
+                for mut job in waiting {
+                    let tag = job.push.tagged_name();
+                    let JobState::Waiting { due_ms } = job.state else {
+                        continue;
+                    };
+                    if busy.contains(&tag) {
                         continue;
                     }
-                    job.state = JobState::Waiting { due_ms: now };
-                    job.reason = Some("the process that worked on it ended".to_owned());
+                    if due_ms > now {
+                        due = Some(due.map_or(due_ms, |other| other.min(due_ms)));
+                        continue;
+                    }
+                    let overtaken = tags
+                        .get(tag.as_str())?
+                        .filter(|newer| newer.value() > job.id);
+                    if let Some(newer) = overtaken {
+                        let newer = newer.value();
+                        job.reason =
+                            Some(format!("job {newer} has indexed a later push of the tag"));
+                        let state = JobState::Skipped;
+                        end(&mut open, &mut ended, &mut events, &mut job, state)?;
+                        changed = true;
+                        continue;
+                    }
+                    if job.attempts >= max_attempts {
+                        let why = job.reason.take().unwrap_or_default();
+                        job.reason =
+                            Some(format!("given up after {} attempts: {why}", job.attempts));
+                        end(&mut open, &mut ended, &mut events, &mut job, JobState::Dead)?;
+                        changed = true;
+                        continue;
+                    }
+                    job.attempts = job.attempts.saturating_add(1);
+                    job.started_ms = Some(now);
+                    job.state = JobState::Running {
+                        worker: worker.name().to_owned(),
+                    };
                     put(&mut open, &job)?;
+                    return Ok((Claim::Job(Box::new(job)), true));
                 }
-                waiting.push(job);
-            }
-            let mut next: Option<u64> = None;
-            for mut job in waiting {
-                let tag = job.push.tagged_name();
-                let JobState::Waiting { due_ms } = job.state else {
-                    continue;
-                };
-                if busy.contains(&tag) {
-                    continue;
-                }
-                if due_ms > now {
-                    next = Some(next.map_or(due_ms, |other| other.min(due_ms)));
-                    continue;
-                }
-                let overtaken = tags
-                    .get(tag.as_str())?
-                    .filter(|newer| newer.value() > job.id);
-                if let Some(newer) = overtaken {
-                    let newer = newer.value();
-                    job.reason = Some(format!("job {newer} has indexed a later push of the tag"));
-                    end(
-                        &mut open,
-                        &mut ended,
-                        &mut events,
-                        &mut job,
-                        JobState::Skipped,
-                    )?;
-                    continue;
-                }
-                if job.attempts >= max_attempts {
-                    let why = job.reason.take().unwrap_or_default();
-                    job.reason = Some(format!("given up after {} attempts: {why}", job.attempts));
-                    end(&mut open, &mut ended, &mut events, &mut job, JobState::Dead)?;
-                    continue;
-                }
-                job.attempts = job.attempts.saturating_add(1);
-                job.started_ms = Some(now);
-                job.state = JobState::Running {
-                    worker: worker.name().to_owned(),
-                };
-                put(&mut open, &job)?;
-                return Ok(Claim::Job(Box::new(job)));
-            }
-            let wait = next.map(|due| Duration::from_millis(due.saturating_sub(now)));
-            Ok(Claim::Nothing(wait))
-        })
+                let wait = due.map(|due| Duration::from_millis(due.saturating_sub(now)));
+                Ok((Claim::Nothing(wait), changed))
+            },
+        )?;
+        if looked && matches!(claim, Claim::Nothing(_)) {
+            let living = alive.into_iter().filter(|(_, lives)| *lives);
+            *self.idle.lock() = Some(Idle {
+                changes,
+                due_ms: due,
+                workers: living.map(|(name, _)| name).collect(),
+            });
+        }
+        Ok(claim)
+    }
+
+    /// Whether the last look at the database still holds. To be asked under the lock.
+    fn still_nothing(&self, worker: &WorkerId, changes: u64) -> Option<Claim> {
+        let idle = self.idle.lock();
+        let idle = idle.as_ref().filter(|idle| idle.changes == changes)?;
+        let now = now_ms();
+        if idle.due_ms.is_some_and(|due| due <= now) {
+            return None;
+        }
+        let dead = |name: &String| name != worker.name() && !self.folder.lives(name);
+        if idle.workers.iter().any(dead) {
+            return None;
+        }
+        let wait = idle
+            .due_ms
+            .map(|due| Duration::from_millis(due.saturating_sub(now)));
+        Some(Claim::Nothing(wait))
     }
 
     /// Ends work on a job that [`Queue::claim`] gave to this worker.

@@ -3,12 +3,13 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 use redb::{
-    Database, ReadTransaction, ReadableDatabase as _, TableDefinition, TableError, WriteTransaction,
+    Database, ReadOnlyDatabase, ReadTransaction, ReadableDatabase, TableDefinition, TableError,
+    WriteTransaction,
 };
 
 /// Job number → job in JSON: jobs that wait or run.
@@ -72,7 +73,8 @@ pub enum QueueError {
 }
 
 /// The folder of a queue. Every use opens the database and closes it again, so that several
-/// processes can share it.
+/// processes can share it. The file `lock` holds the number of changes so far, from which a process
+/// sees without opening the database that there is nothing new in it.
 #[derive(Debug)]
 pub(crate) struct QueueFolder {
     folder: PathBuf,
@@ -107,16 +109,38 @@ impl QueueFolder {
         &self,
         work: impl FnOnce(&WriteTransaction) -> Result<T, WorkError>,
     ) -> Result<T, QueueError> {
+        self.write_unless(|_| None, |transaction| Ok((work(transaction)?, true)))
+            .map(|(done, _)| done)
+    }
+
+    /// Runs `work` in a transaction, unless `known` has the result already, given the number of changes
+    /// so far. The transaction is committed if `work` returns true. Returns the number of changes too.
+    pub(crate) fn write_unless<T>(
+        &self,
+        known: impl FnOnce(u64) -> Option<T>,
+        work: impl FnOnce(&WriteTransaction) -> Result<(T, bool), WorkError>,
+    ) -> Result<(T, u64), QueueError> {
         let _turn = self.turn.lock();
-        let _lock = self.lock()?;
+        let lock = self.lock()?;
+        let changes = lock.changes()?;
+        if let Some(known) = known(changes) {
+            return Ok((known, changes));
+        }
         let database = self.database()?;
-        let attempt = || {
-            let transaction = database.begin_write().map_err(redb::Error::from)?;
-            let done = work(&transaction)?;
-            transaction.commit().map_err(redb::Error::from)?;
-            Ok(done)
-        };
-        attempt().map_err(|error| self.explain(error))
+        let begin = || database.begin_write().map_err(redb::Error::from);
+        let transaction = begin().map_err(|error| self.explain(error.into()))?;
+        let (done, changed) = work(&transaction).map_err(|error| self.explain(error))?;
+        if !changed {
+            let aborted = transaction.abort().map_err(redb::Error::from);
+            aborted.map_err(|error| self.explain(error.into()))?;
+            return Ok((done, changes));
+        }
+        // Before the change: after a crash in between, the others look in vain.
+        let changes = changes.wrapping_add(1);
+        lock.set_changes(changes)?;
+        let committed = transaction.commit().map_err(redb::Error::from);
+        committed.map_err(|error| self.explain(error.into()))?;
+        Ok((done, changes))
     }
 
     /// Runs `work` in a transaction that changes nothing.
@@ -126,17 +150,33 @@ impl QueueFolder {
     ) -> Result<T, QueueError> {
         let _turn = self.turn.lock();
         let _lock = self.lock()?;
-        let database = self.database()?;
-        let attempt = || work(&database.begin_read().map_err(redb::Error::from)?);
-        attempt().map_err(|error| self.explain(error))
+        let run = |begun: Result<ReadTransaction, redb::TransactionError>| {
+            let begun = begun.map_err(redb::Error::from);
+            work(&begun.map_err(|error| self.explain(error.into()))?)
+                .map_err(|error| self.explain(error))
+        };
+        // Opened for reading, the file is not written at all. That fails when it is new or was left by a
+        // process that was killed; opening it for writing repairs it.
+        match Database::builder()
+            .set_cache_size(CACHE)
+            .open_read_only(self.path())
+        {
+            Ok(database) if matches!(schema(&database), Ok(Some(SCHEMA))) => {
+                run(ReadOnlyDatabase::begin_read(&database))
+            }
+            opened => {
+                drop(opened);
+                run(self.database()?.begin_read())
+            }
+        }
     }
 
     /// Waits for the turn of this process; the system ends it with the process.
-    fn lock(&self) -> Result<File, QueueError> {
+    fn lock(&self) -> Result<Lock, QueueError> {
         let path = self.folder.join("lock");
         let file = private(&path)?;
         file.lock().map_err(io_error("lock", &path))?;
-        Ok(file)
+        Ok(Lock { file, path })
     }
 
     fn database(&self) -> Result<Database, QueueError> {
@@ -146,14 +186,7 @@ impl QueueFolder {
         let opened = Database::builder().set_cache_size(CACHE).create(&path);
         let database =
             opened.map_err(|error| self.explain(WorkError::from(redb::Error::from(error))))?;
-        let schema = || -> Result<Option<u64>, redb::Error> {
-            match database.begin_read()?.open_table(META) {
-                Ok(meta) => Ok(meta.get(SCHEMA_KEY)?.map(|version| version.value())),
-                Err(TableError::TableDoesNotExist(_)) => Ok(None),
-                Err(error) => Err(error.into()),
-            }
-        };
-        match schema().map_err(|error| self.explain(error.into()))? {
+        match schema(&database).map_err(|error| self.explain(error.into()))? {
             Some(SCHEMA) => {}
             None => create(&database).map_err(|error| self.explain(error.into()))?,
             Some(found) => {
@@ -230,6 +263,38 @@ pub(crate) enum WorkError {
 impl<E: Into<redb::Error>> From<E> for WorkError {
     fn from(error: E) -> Self {
         Self::Database(error.into())
+    }
+}
+
+/// The lock on the folder, and in its file the number of changes to the database.
+struct Lock {
+    file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    fn changes(&self) -> Result<u64, QueueError> {
+        let mut bytes = [0; 8];
+        match self.file.read_exact_at(&mut bytes, 0) {
+            Ok(()) => Ok(u64::from_le_bytes(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+            Err(error) => Err(io_error("read", &self.path)(error)),
+        }
+    }
+
+    fn set_changes(&self, changes: u64) -> Result<(), QueueError> {
+        let bytes = changes.to_le_bytes();
+        let written = self.file.write_all_at(&bytes, 0);
+        written.map_err(io_error("write", &self.path))
+    }
+}
+
+/// The version of the schema, unless the database is new.
+fn schema(database: &impl ReadableDatabase) -> Result<Option<u64>, redb::Error> {
+    match database.begin_read()?.open_table(META) {
+        Ok(meta) => Ok(meta.get(SCHEMA_KEY)?.map(|version| version.value())),
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -15,6 +15,8 @@ use crate::{Claim, Failure, Finish, Index, Job, Queue, QueueError, WorkerId};
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Pause after the queue could not be used.
 const AFTER_TROUBLE: Duration = Duration::from_secs(2);
+/// Failures of the queue in a row after which a pool ends that ends when the queue is empty.
+const MAX_TROUBLE: u32 = 30;
 
 /// How jobs are carried out.
 #[derive(Debug, Clone)]
@@ -103,32 +105,48 @@ impl Pool {
     }
 
     /// Works until `stop` is cancelled; jobs under way then have the settings' grace.
-    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+    ///
+    /// # Errors
+    /// The queue could not be used for a minute. A pool that does not end when the queue is empty waits
+    /// for it for ever instead.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) -> Result<(), QueueError> {
         let mut workers = JoinSet::new();
         for _ in 0..self.settings.workers.max(1) {
             workers.spawn(Arc::clone(&self).work(stop.clone()));
         }
-        while workers.join_next().await.is_some() {}
+        let mut result = Ok(());
+        while let Some(ended) = workers.join_next().await {
+            // A worker does not panic: jobs have a task of their own.
+            result = result.and(ended.unwrap_or(Ok(())));
+        }
+        result
     }
 
-    async fn work(self: Arc<Self>, stop: CancellationToken) {
+    async fn work(self: Arc<Self>, stop: CancellationToken) -> Result<(), QueueError> {
+        let mut failures = 0;
         while !stop.is_cancelled() {
             let woken = self.wake.notified();
             let pause = match self.claim().await {
                 Ok(Claim::Job(job)) => {
-                    self.carry_out(*job, &stop).await;
+                    failures = 0;
+                    self.carry_out(*job, &stop).await?;
                     self.wake.notify_waiters();
                     continue;
                 }
                 Ok(Claim::Nothing(wait)) => {
+                    failures = 0;
                     if self.settings.until_empty && self.is_empty().await {
                         self.wake.notify_waiters();
-                        return;
+                        return Ok(());
                     }
                     wait.unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN)
                 }
                 Err(error) => {
                     tracing::error!(error = %soci_errors::chain(&error), "cannot take a job");
+                    failures += 1;
+                    if self.is_too_much(failures) {
+                        return Err(error);
+                    }
                     AFTER_TROUBLE
                 }
             };
@@ -138,6 +156,12 @@ impl Pool {
                 () = stop.cancelled() => {}
             }
         }
+        Ok(())
+    }
+
+    /// Whether to end after so many failures of the queue in a row.
+    const fn is_too_much(&self, failures: u32) -> bool {
+        self.settings.until_empty && failures >= MAX_TROUBLE
     }
 
     async fn is_empty(&self) -> bool {
@@ -151,7 +175,11 @@ impl Pool {
         soci_task::blocking(move || this.queue.claim(&this.id, this.settings.max_attempts)).await
     }
 
-    async fn carry_out(self: &Arc<Self>, job: Job, stop: &CancellationToken) {
+    async fn carry_out(
+        self: &Arc<Self>,
+        job: Job,
+        stop: &CancellationToken,
+    ) -> Result<(), QueueError> {
         let Job {
             id, push, attempts, ..
         } = &job;
@@ -175,8 +203,9 @@ impl Pool {
         let result = match done {
             None => {
                 tracing::info!(job = id, image = %push, "interrupted; the job is free again");
-                self.finish(*id, Finish::Release, begin.elapsed()).await;
-                return;
+                return self
+                    .finish(*id, Finish::Release, begin.elapsed(), stop)
+                    .await;
             }
             Some(Err(_)) => Err(Failure::Transient(format!(
                 "not done within {} s; raise --job-timeout if the image is that large",
@@ -216,7 +245,7 @@ impl Pool {
             }
             Finish::Release => {}
         }
-        self.finish(*id, finish, time).await;
+        self.finish(*id, finish, time, stop).await
     }
 
     fn conclude(&self, job: &Job, result: Result<crate::Outcome, Failure>) -> Finish {
@@ -248,28 +277,39 @@ impl Pool {
             .mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
-    /// Records the end of a job. A queue that cannot be written (a full disk) is waited for: the job
-    /// would be done again otherwise.
-    async fn finish(self: &Arc<Self>, id: u64, finish: Finish, time: Duration) {
+    /// Records the end of a job. A queue that cannot be written (a full disk) is waited for, until the
+    /// pool is stopped: the job would be done again otherwise.
+    async fn finish(
+        self: &Arc<Self>,
+        id: u64,
+        finish: Finish,
+        time: Duration,
+        stop: &CancellationToken,
+    ) -> Result<(), QueueError> {
         if let Some(metrics) = &self.metrics {
             metrics.attempt(&finish, time);
         }
-        for attempt in 1.. {
+        let mut failures = 0;
+        loop {
             let (this, finish) = (Arc::clone(self), finish.clone());
             let done = soci_task::blocking(move || this.queue.finish(&this.id, id, &finish)).await;
-            match done {
-                Ok(()) => return,
+            let error = match done {
+                Ok(()) => return Ok(()),
                 Err(QueueError::NoSuchJob(_)) => {
                     tracing::warn!(job = id, "another process has taken the job over");
-                    return;
+                    return Ok(());
                 }
-                Err(error) => {
-                    tracing::error!(job = id, error = %soci_errors::chain(&error), "cannot record the end of a job");
-                    if attempt >= 30 {
-                        return;
-                    }
-                    tokio::time::sleep(AFTER_TROUBLE).await;
-                }
+                Err(error) => error,
+            };
+            tracing::error!(job = id, error = %soci_errors::chain(&error), "cannot record the end of a job");
+            failures += 1;
+            // The job is free again when the process has ended.
+            if stop.is_cancelled() || self.is_too_much(failures) {
+                return Err(error);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(AFTER_TROUBLE) => {}
+                () = stop.cancelled() => {}
             }
         }
     }

@@ -7,6 +7,7 @@
     reason = "a test fails by panicking, its helpers too"
 )]
 
+mod disk;
 mod events;
 mod indexer;
 mod queue;

@@ -131,6 +131,45 @@ fn a_job_that_another_process_has_taken_over_cannot_be_ended() {
     assert_eq!(queue.counts().unwrap().running, 1);
 }
 
+/// While the database is out of reach, opening it fails.
+#[test]
+fn a_worker_without_a_job_leaves_the_database_alone_until_something_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (queue, other) = (
+        Queue::open(dir.path()).unwrap(),
+        Queue::open(dir.path()).unwrap(),
+    );
+    let (worker, peer) = (queue.enter().unwrap(), other.enter().unwrap());
+    queue.add(&[push("1", "a"), push("2", "b")]).unwrap();
+    assert_eq!(claimed(&other, &peer).unwrap().id, 1);
+    assert_eq!(claimed(&queue, &worker).unwrap().id, 2);
+    assert_eq!(claimed(&queue, &worker), None);
+    let (database, away) = (dir.path().join("queue.redb"), dir.path().join("away"));
+    std::fs::rename(&database, &away).unwrap();
+    std::fs::create_dir(&database).unwrap();
+    assert_eq!(claimed(&queue, &worker), None);
+    // A process died: its job may be free.
+    drop(peer);
+    queue.claim(&worker, 3).unwrap_err();
+    std::fs::remove_dir(&database).unwrap();
+    std::fs::rename(&away, &database).unwrap();
+    assert_eq!(claimed(&queue, &worker).unwrap().id, 1);
+    assert_eq!(claimed(&queue, &worker), None);
+    // Another process adds a job.
+    other.add(&[push("3", "c")]).unwrap();
+    assert_eq!(claimed(&queue, &worker).unwrap().id, 3);
+    // The pause of a failed one is over.
+    assert_eq!(claimed(&queue, &worker), None);
+    let again = Finish::Retry {
+        reason: String::new(),
+        pause: Duration::from_millis(1),
+    };
+    queue.finish(&worker, 3, &again).unwrap();
+    while claimed(&queue, &worker).is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
 fn polling_adds_an_image_once_and_again_when_its_tag_moves() {
     let dir = tempfile::tempdir().unwrap();
@@ -203,7 +242,7 @@ async fn failures_are_tried_again_with_pauses_and_given_up_with_their_reason() {
     let pool = Pool::new(queue.clone(), Arc::new(Scripted::default()), quick())
         .await
         .unwrap();
-    Arc::new(pool).run(CancellationToken::new()).await;
+    Arc::new(pool).run(CancellationToken::new()).await.unwrap();
     let ended = |tag: &str| {
         let all = queue.list(None, usize::MAX).unwrap();
         let job = all
@@ -256,7 +295,9 @@ async fn three_pools_on_one_folder_carry_each_job_out_once() {
             .unwrap();
         pools.spawn(Arc::new(pool).run(CancellationToken::new()));
     }
-    pools.join_all().await;
+    for ended in pools.join_all().await {
+        ended.unwrap();
+    }
     let mut all: Vec<String> = scripted
         .iter()
         .flat_map(|one| one.seen.lock().clone())
@@ -285,7 +326,7 @@ async fn a_stopped_pool_leaves_its_jobs_to_the_next() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     stop.cancel();
-    running.await.unwrap();
+    running.await.unwrap().unwrap();
     let job = job(&queue, 1);
     assert!(matches!(job.state, JobState::Waiting { .. }));
     assert_eq!(job.attempts, 0);

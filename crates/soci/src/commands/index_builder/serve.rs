@@ -136,7 +136,7 @@ impl Serve {
             ended = servers.join_next() => ended,
         };
         stop.cancel();
-        work.await?;
+        let worked = work.await?;
         // Clients that keep a connection open are not waited for.
         let _ = tokio::time::timeout(Duration::from_secs(1), async {
             while servers.join_next().await.is_some() {}
@@ -146,7 +146,7 @@ impl Serve {
         soci_telemetry::flush();
         match failed {
             Some(ended) => ended?.context("cannot serve"),
-            None => Ok(()),
+            None => Ok(worked?),
         }
     }
 }
