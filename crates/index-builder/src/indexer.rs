@@ -22,6 +22,9 @@ use self::meter::BytesRead;
 use self::reuse::WithZtocs;
 use crate::Push;
 
+/// Moves of a tag that are followed; the event of the last one comes as well.
+const MAX_MOVES: usize = 4;
+
 /// Which versions of SOCI indexes are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Versions {
@@ -85,6 +88,62 @@ pub trait Index: Send + Sync + 'static {
     /// # Errors
     /// It is not to be indexed, it cannot be, or it may succeed later.
     async fn index(&self, push: &Push) -> Result<Outcome, Failure>;
+
+    /// Returns the push that has moved the tag of `push` since.
+    ///
+    /// # Errors
+    /// The tag cannot be read.
+    async fn newer(&self, _push: &Push) -> Result<Option<Push>, Failure> {
+        Ok(None)
+    }
+
+    /// Whether the image of a push is indexed under its tag. By default it is not known, and it
+    /// is indexed again.
+    ///
+    /// # Errors
+    /// The registry cannot be read.
+    async fn is_indexed(&self, _push: &Push) -> Result<bool, Failure> {
+        Ok(false)
+    }
+}
+
+/// Indexes an image, and leaves the indexed image of its tag at what the tag points at: builders that do
+/// not share a queue get the events of a tag in any order.
+///
+/// # Errors
+/// As for [`Index::index`].
+pub(crate) async fn index_in_order(indexer: &dyn Index, push: &Push) -> Result<Outcome, Failure> {
+    if let Some(newer) = indexer.newer(push).await?
+        && indexer.is_indexed(&newer).await?
+    {
+        return Err(Failure::NotWanted(
+            "a later push of the tag is indexed already".to_owned(),
+        ));
+    }
+    let mut outcome = indexer.index(push).await?;
+    let mut last = push.clone();
+    for _ in 0..MAX_MOVES {
+        let Some(newer) = indexer.newer(&last).await? else {
+            break;
+        };
+        tracing::info!(image = %last, newer = %newer, "the tag has moved");
+        match indexer.index(&newer).await {
+            Ok(later) => {
+                outcome = Outcome {
+                    layers: outcome.layers.saturating_add(later.layers),
+                    bytes: outcome.bytes.saturating_add(later.bytes),
+                    ..later
+                };
+            }
+            Err(Failure::NotWanted(reason)) => {
+                tracing::info!(image = %newer, reason, "not to be indexed");
+                break;
+            }
+            Err(error) => return Err(error),
+        }
+        last = newer;
+    }
+    Ok(outcome)
 }
 
 /// Indexes images at registries.
@@ -104,19 +163,10 @@ impl Indexer {
         }
     }
 
-    async fn work(&self, push: &Push) -> Result<Outcome, Failure> {
+    /// Reads the manifests of the image under `tag` that has this digest.
+    async fn load(&self, tag: &Reference, digest: Digest) -> Result<Chosen, Failure> {
         let settings = &*self.settings;
-        let tag: Reference = push
-            .tagged_name()
-            .parse()
-            .map_err(|error: soci_oci::ReferenceError| Failure::Permanent(error.to_string()))?;
-        // The digest of the event counts, wherever the tag points by now.
-        let digest = match push.digest {
-            Some(digest) => digest,
-            None => self.client.resolve(&tag).await.map_err(Failure::of)?.digest,
-        };
         let at = tag.at(digest);
-        let read = Arc::new(BytesRead::default());
         let source: SharedSource = Arc::new(RegistrySource::new(self.client.clone(), at.clone()));
         let image = Box::pin(Image::load(&*source))
             .await
@@ -130,7 +180,6 @@ impl Indexer {
             platforms: present(&image, &settings.convert.platforms),
             ..settings.convert.clone()
         };
-        let options = &options;
         let selected = image
             .select(&options.platforms)
             .map_err(Failure::of_index)?;
@@ -141,6 +190,37 @@ impl Indexer {
                 settings.min_image_size
             )));
         }
+        Ok(Chosen {
+            at,
+            source,
+            image,
+            options,
+            selected,
+        })
+    }
+
+    /// The image of version 2 under `target`, if it was made of this image.
+    async fn find(&self, chosen: &Chosen, target: &Reference) -> Result<Option<Digest>, Failure> {
+        let wanted = already::Wanted {
+            image: &chosen.image,
+            selected: &chosen.selected,
+            span_size: self.settings.convert.span_size,
+        };
+        let found = wanted.find(&self.client, target).await;
+        found.map_err(Failure::of_index)
+    }
+
+    async fn work(&self, push: &Push) -> Result<Outcome, Failure> {
+        let settings = &*self.settings;
+        let tag = tag_of(push)?;
+        // The digest of the event counts, wherever the tag points by now.
+        let digest = match push.digest {
+            Some(digest) => digest,
+            None => self.client.resolve(&tag).await.map_err(Failure::of)?.digest,
+        };
+        let read = Arc::new(BytesRead::default());
+        let chosen = self.load(&tag, digest).await?;
+        let (source, options) = (Arc::clone(&chosen.source), &chosen.options);
         let mut outcome = Outcome {
             digest: Some(digest),
             ..Outcome::default()
@@ -148,17 +228,9 @@ impl Indexer {
         let mut known = Vec::new();
         if settings.versions.v2() {
             let target = self.target(push)?;
-            let wanted = already::Wanted {
-                image: &image,
-                selected: &selected,
-                span_size: settings.convert.span_size,
-            };
             let there = match options.force {
                 true => None,
-                false => wanted
-                    .find(&self.client, &target)
-                    .await
-                    .map_err(Failure::of_index)?,
+                false => self.find(&chosen, &target).await?,
             };
             outcome.image = Some(target.to_string());
             match there {
@@ -179,9 +251,9 @@ impl Indexer {
         if settings.versions.v1() {
             let beside = Beside {
                 source,
-                at,
-                image: &image,
-                selected: &selected,
+                at: chosen.at,
+                image: &chosen.image,
+                selected: &chosen.selected,
                 options,
                 known,
             };
@@ -236,6 +308,17 @@ impl Indexer {
     }
 }
 
+/// An image at its registry, and what of it is indexed.
+struct Chosen {
+    /// Its name, with the digest.
+    at: Reference,
+    source: SharedSource,
+    image: Image,
+    options: ConvertOptions,
+    /// Entries of the image.
+    selected: Vec<usize>,
+}
+
 /// An image that gets indexes of version 1.
 struct Beside<'a> {
     source: SharedSource,
@@ -253,6 +336,40 @@ impl Index for Indexer {
     async fn index(&self, push: &Push) -> Result<Outcome, Failure> {
         self.work(push).await
     }
+
+    async fn newer(&self, push: &Push) -> Result<Option<Push>, Failure> {
+        // What was pushed without a digest is what the tag pointed at; indexes of version 1 are found by
+        // the digest of the image, and are in no other's way.
+        let Some(digest) = push.digest.filter(|_| self.settings.versions.v2()) else {
+            return Ok(None);
+        };
+        let now = match self.client.resolve(&tag_of(push)?).await {
+            Ok(now) => now.digest,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(Failure::of(error)),
+        };
+        Ok((now != digest).then(|| Push {
+            digest: Some(now),
+            event: None,
+            ..push.clone()
+        }))
+    }
+
+    async fn is_indexed(&self, push: &Push) -> Result<bool, Failure> {
+        let (true, Some(digest)) = (self.settings.versions == Versions::V2, push.digest) else {
+            return Ok(false);
+        };
+        match self.load(&tag_of(push)?, digest).await {
+            Ok(chosen) => Ok(self.find(&chosen, &self.target(push)?).await?.is_some()),
+            Err(Failure::NotWanted(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn tag_of(push: &Push) -> Result<Reference, Failure> {
+    let parsed = push.tagged_name().parse();
+    parsed.map_err(|error: soci_oci::ReferenceError| Failure::Permanent(error.to_string()))
 }
 
 /// Those of the platforms that the image is there for. With none of them, the choice stays, and is

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::event::{self, Reported};
+use crate::indexer::index_in_order;
 use crate::{Decision, Failure, Index, Outcome, Policy};
 
 /// What a call returns.
@@ -72,7 +73,7 @@ async fn handle(
             }
         };
         tracing::info!(request, image = %push, "indexing");
-        match indexer.index(&push).await {
+        match index_in_order(indexer, &push).await {
             Ok(outcome) => {
                 tracing::info!(request, image = %push, indexed = outcome.image.as_deref(), bytes = outcome.bytes, "indexed");
                 report.indexed.push(outcome);

@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use crate::indexer::index_in_order;
 use crate::service::Metrics;
 use crate::{Claim, Failure, Finish, Index, Job, Queue, QueueError, WorkerId};
 
@@ -193,7 +194,7 @@ impl Pool {
         // On a task of its own, so that a panic ends the job and not the worker.
         let (indexer, target) = (Arc::clone(&self.indexer), push.clone());
         let mut task = JoinSet::new();
-        task.spawn(async move { indexer.index(&target).await });
+        task.spawn(async move { index_in_order(&*indexer, &target).await });
         let done = tokio::select! {
             done = timeout_at(limit, task.join_next()) => Some(done),
             () = grace => None,

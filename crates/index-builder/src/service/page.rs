@@ -13,9 +13,10 @@ body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem; color: #222; backgrou
 table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; padding: .3rem .7rem; border-bottom: 1px solid #ddd; vertical-align: top }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
-td.remark { overflow-wrap: anywhere }
+td.image, td.remark { overflow-wrap: anywhere }
 ul { display: flex; gap: 2rem; list-style: none; padding: 0; flex-wrap: wrap }
 ul b { font-size: 1.6rem; display: block }
+@media (max-width: 50rem) { body { margin: .5rem; font-size: 12px } th, td { padding: .2rem .25rem } ul { gap: 1rem } }
 .dead { color: #b00020 } .done { color: #1b6e2d }
 @media (prefers-color-scheme: dark) {
 body { color: #ddd; background: #181818 } th, td { border-color: #444 } .dead { color: #ff8a80 } .done { color: #8fd19e }
@@ -62,7 +63,7 @@ fn row(page: &mut String, job: &Job) {
         .map(|ms| format!("{:.1} s", ms as f64 / 1000.0));
     let _ = writeln!(
         page,
-        "<tr class=\"{state}\"><td class=\"number\">{}</td><td>{state}</td><td>{}</td>\
+        "<tr class=\"{state}\"><td class=\"number\">{}</td><td>{state}</td><td class=\"image\">{}</td>\
          <td class=\"number\">{}</td><td class=\"number\">{}</td><td class=\"number\">{}</td>\
          <td class=\"number\">{}</td><td class=\"remark\">{}</td></tr>",
         job.id,

@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
+use futures::StreamExt as _;
 use soci_index::{ConvertOptions, Image, Platforms, RegistrySource};
-use soci_index_builder::{Failure, Index as _, IndexSettings, Indexer, Outcome, Push, Versions};
+use soci_index_builder::{
+    Failure, Index as _, IndexSettings, Indexer, Outcome, Pool, PoolSettings, Push, Queue, Versions,
+};
 use soci_oci::{Digest, Platform, Reference, media_types};
 use soci_registry::{Client, ClientConfig, NoCredentials, RetryPolicy};
 use soci_testkit::image::{OciImage, small_image};
 use soci_testkit::{Fault, ImageBuilder, Layer, Proxy, Registry, Rule};
+use tokio_util::sync::CancellationToken;
 
 fn client() -> Client {
     let retries = RetryPolicy {
@@ -167,6 +171,57 @@ async fn the_digest_of_the_event_counts_wherever_its_tag_points() {
     assert_eq!(layers(&indexed).len(), 3, "the older image");
 }
 
+/// What a builder with a queue of its own makes of an event: the state of its job, and the reason.
+async fn alone(indexer: Indexer, push: Push) -> (String, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = Queue::open(folder.path()).unwrap();
+    queue.add(&[push]).unwrap();
+    let settings = PoolSettings {
+        workers: 1,
+        until_empty: true,
+        ..PoolSettings::default()
+    };
+    let pool = Pool::new(queue.clone(), Arc::new(indexer), settings);
+    let pool = Arc::new(pool.await.unwrap());
+    pool.run(CancellationToken::new()).await.unwrap();
+    let job = queue.list(None, 1).unwrap().pop().unwrap();
+    let reason = job.reason.unwrap_or_default();
+    (job.state.name().to_owned(), reason)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn builders_without_a_common_queue_leave_the_tag_at_its_last_image() {
+    let bench = Bench::start();
+    let (old, folder) = (bench.push(), tempfile::tempdir().unwrap());
+    let image = ImageBuilder::new().layer(Layer::new().text("a", "newer"));
+    image.write(folder.path(), "1").unwrap();
+    let moved = bench.registry.push_layout(folder.path(), "1", "app");
+    let new = push(&old.registry, "1", moved.unwrap().digest);
+    let last = layers(&bench.load("app:1").await);
+
+    // The event of the older image is worked on when the tag has moved.
+    let older = alone(indexer(settings()), old.clone()).await;
+    assert_eq!(older, ("done".to_owned(), String::new()));
+    assert_eq!(layers(&bench.load("app:1-soci").await), last);
+    assert_eq!(alone(indexer(settings()), new).await.0, "done");
+    // It comes once more, or late.
+    let (state, reason) = alone(indexer(settings()), old.clone()).await;
+    assert_eq!(state, "skipped");
+    assert!(reason.contains("a later push of the tag"), "{reason}");
+    assert_eq!(layers(&bench.load("app:1-soci").await), last);
+
+    // Indexes of version 1 belong to one image each, so that the older one gets its own.
+    let v1 = IndexSettings {
+        versions: Versions::V1,
+        ..settings()
+    };
+    assert_eq!(alone(indexer(v1), old).await.0, "done");
+    let reference: Reference = bench.registry.reference("app:1").parse().unwrap();
+    let kind = Some(media_types::SOCI_INDEX_V1);
+    let list = client().referrers(&reference, bench.digest, kind).await;
+    assert_eq!(list.unwrap().len(), 1);
+}
+
 #[tokio::test]
 async fn small_images_and_other_platforms_are_left_alone() {
     let bench = Bench::start();
@@ -243,52 +298,57 @@ fn a_poisoned_image_is_given_up_with_its_reason() {
     drop(bench.layout);
 }
 
-#[tokio::test]
-async fn a_layer_that_does_not_end_is_given_up() {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_does_not_end_is_given_up_and_holds_no_other_image_up() {
     use soci_testkit::fake::{Fake, With as _, status};
     let bench = Bench::start();
-    let source: Reference = bench.registry.reference("app:1").parse().unwrap();
-    let (_, manifest) = client().manifest(&source, bench.digest).await.unwrap();
-    let config = client();
-    let parsed: soci_oci::Manifest = serde_json::from_slice(&manifest).unwrap();
-    let config = config.blob_bytes(&source, &parsed.config).await.unwrap();
-    let sizes: Vec<(String, u64)> = parsed
-        .layers
-        .iter()
-        .map(|layer| (layer.digest.to_string(), layer.size))
-        .collect();
+    let blobs = bench.layout.path().join("blobs/sha256");
+    let manifest: Digest = bench.digest;
+    let layers: Vec<Digest> = bench.image.layers.iter().map(|one| one.digest).collect();
+    // A registry that has the image and does not stop after the last byte of a layer.
     let fake = Fake::start(move |_, request| {
-        if request.method == "POST" || request.method == "PUT" {
-            return Some(status(405));
+        let (_, name) = request.path.rsplit_once('/')?;
+        let digest: Option<Digest> = name.parse().ok();
+        let reads = request.method == "GET" || request.method == "HEAD";
+        let Some(digest) = digest.filter(|_| reads) else {
+            return Some(status(404));
+        };
+        let content = bytes::Bytes::from(std::fs::read(blobs.join(digest.hex())).ok()?);
+        if layers.contains(&digest) && request.method == "GET" {
+            let endless = futures::stream::repeat(bytes::Bytes::from_static(&[0; 4096]));
+            let body = futures::stream::once(std::future::ready(content)).chain(endless);
+            let body = body.map(Ok::<_, std::io::Error>);
+            return Some(status(200).body(axum::body::Body::from_stream(body)));
         }
-        if request.path.contains("/manifests/sha256:") {
-            let kind = media_types::OCI_MANIFEST;
-            return Some(
-                status(200)
-                    .with("content-type", kind)
-                    .body(manifest.clone()),
-            );
-        }
-        if request.path.ends_with(&parsed.config.digest.to_string()) {
-            return Some(soci_testkit::fake::serve(request, &config));
-        }
-        let layer = sizes
-            .iter()
-            .find(|(digest, _)| request.path.ends_with(digest));
-        let endless = futures::stream::repeat_with(|| {
-            Ok::<_, std::io::Error>(bytes::Bytes::from_static(&[0x1f; 4096]))
-        });
-        match layer {
-            Some(_) => Some(status(200).body(axum::body::Body::from_stream(endless))),
-            None => Some(status(404)),
-        }
+        let kind = if digest == manifest {
+            media_types::OCI_MANIFEST
+        } else {
+            "application/octet-stream"
+        };
+        Some(status(200).with("content-type", kind).body(content))
     })
     .await;
-    let error = indexer(settings())
-        .index(&push(&fake.host(), "1", bench.digest))
-        .await;
-    let error = error.unwrap_err();
-    assert!(!matches!(error, Failure::NotWanted(_)), "{error}");
+    let folder = tempfile::tempdir().unwrap();
+    let queue = Queue::open(folder.path()).unwrap();
+    let pushes = [push(&fake.host(), "1", bench.digest), bench.push()];
+    queue.add(&pushes).unwrap();
+    let pool_settings = PoolSettings {
+        workers: 1,
+        max_attempts: 2,
+        min_pause: std::time::Duration::from_millis(1),
+        until_empty: true,
+        ..PoolSettings::default()
+    };
+    let indexer = indexer(settings());
+    let pool = Pool::new(queue.clone(), Arc::new(indexer), pool_settings);
+    let pool = Arc::new(pool.await.unwrap());
+    pool.run(CancellationToken::new()).await.unwrap();
+    let jobs = queue.list(None, 2).unwrap();
+    let (good, endless) = (&jobs[0], &jobs[1]);
+    assert_eq!(good.state.name(), "done", "{good:?}");
+    assert_eq!(endless.state.name(), "dead");
+    let reason = endless.reason.as_deref().unwrap();
+    assert!(reason.contains("longer than announced"), "{reason}");
 }
 
 #[test]
