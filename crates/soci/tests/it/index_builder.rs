@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use soci_testkit::fake::{Fake, With as _, status};
 use soci_testkit::image::three_layers;
 use soci_testkit::process::{Daemon, LogLines};
-use soci_testkit::{Registry, TestRoot, http_request};
+use soci_testkit::{Fault, Proxy, Registry, Rule, TestRoot, http_request};
 
 fn soci(home: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_soci"));
@@ -58,13 +58,17 @@ fn registry(root: &TestRoot, tags: &[&str]) -> (Registry, Vec<String>) {
 
 /// As a distribution registry sends it.
 fn event(registry: &Registry, tag: &str, digest: &str) -> String {
+    event_at(registry.address(), tag, digest)
+}
+
+fn event_at(registry: SocketAddr, tag: &str, digest: &str) -> String {
     json!({"events": [{
         "id": format!("event of {tag}"), "action": "push",
         "target": {
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "digest": digest, "repository": "app", "tag": tag
         },
-        "request": {"host": registry.address().to_string()}
+        "request": {"host": registry.to_string()}
     }]})
     .to_string()
 }
@@ -157,17 +161,7 @@ fn a_killed_service_loses_no_event_and_indexes_no_image_twice() {
     std::fs::write(&secret, "0123456789abcdef0123\n").unwrap();
     let arguments = ["--secret-file", secret.to_str().unwrap()];
     let bearer = [("Authorization", "Bearer 0123456789abcdef0123")];
-    let queue = root.path().join("queue");
-    let jobs = || -> Vec<Value> {
-        let mut command = soci(root.path());
-        let output = command
-            .args(["list", "--json", "--queue"])
-            .arg(&queue)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{output:?}");
-        serde_json::from_slice(&output.stdout).unwrap()
-    };
+    let jobs = || jobs(&root);
     let ended = |jobs: &[Value]| {
         jobs.iter()
             .filter(|job| job["state"]["name"] == "done")
@@ -207,6 +201,115 @@ fn a_killed_service_loses_no_event_and_indexes_no_image_twice() {
         !log.contains("0123456789abcdef"),
         "a secret in the log: {log}"
     );
+}
+
+/// The jobs of the queue of [`serve`].
+fn jobs(root: &TestRoot) -> Vec<Value> {
+    let mut command = soci(root.path());
+    let output = command
+        .args(["list", "--json", "--queue"])
+        .arg(root.path().join("queue"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn three_processes_share_a_queue_and_the_jobs_of_a_killed_one_go_to_the_others() {
+    let root = TestRoot::new().unwrap();
+    let registry = Registry::start().unwrap();
+    let proxy = Proxy::start(registry.address()).unwrap();
+    // So that each process has a job when one is killed.
+    let slow = Rule::always(Fault::Delay(Duration::from_secs(1))).method("GET");
+    proxy.inject(slow.path("/blobs/").unwrap());
+    let mut processes: Vec<_> = (0..3)
+        .map(|_| serve(&root, &["--workers", "1", "--retry-after", "10ms"]))
+        .collect();
+    let layout = root.path().join("image");
+    three_layers().unwrap().write(&layout, "image").unwrap();
+    let tags: Vec<String> = (0..9).map(|n| format!("t{n}")).collect();
+    for (number, tag) in tags.iter().enumerate() {
+        let pushed = registry.push_layout(&layout, tag, "app").unwrap();
+        let event = event_at(proxy.address(), tag, &pushed.digest.to_string());
+        // Each event to one of them, and again to another, as a sender does that got no response.
+        for offset in 0..2 {
+            let (_, address) = &processes[(number + offset) % 3];
+            let taken = http_request(*address, "POST", "/events", &[], event.as_bytes()).unwrap();
+            assert_eq!(taken.status, 202);
+        }
+    }
+    let of = |job: &Value, process: &Daemon| {
+        let worker = job["state"]["worker"].as_str();
+        worker.is_some_and(|worker| worker.starts_with(&format!("{}-", process.pid())))
+    };
+    let killed = loop {
+        let jobs = jobs(&root);
+        let at_work = |(process, _): &(Daemon, SocketAddr)| jobs.iter().any(|job| of(job, process));
+        if processes.iter().all(at_work) {
+            let (process, _) = &mut processes[0];
+            process.kill().unwrap();
+            break process.pid();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    proxy.clear_faults();
+    let jobs = loop {
+        let jobs = jobs(&root);
+        assert_eq!(jobs.len(), tags.len(), "{jobs:?}");
+        if jobs.iter().all(|job| job["state"]["name"] == "done") {
+            break jobs;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let again: Vec<_> = jobs.iter().filter(|job| job["attempts"] != 1).collect();
+    assert!(again.len() <= 1, "jobs of {killed}: {again:?}");
+    for tag in &tags {
+        let target = format!("/v2/app/manifests/{tag}-soci");
+        let puts = proxy
+            .stats()
+            .of(|request| request.method == "PUT" && request.path == target);
+        assert_eq!(puts.requests, 1, "{tag}");
+    }
+    for (process, _) in processes.iter_mut().skip(1) {
+        process.signal(soci_testkit::process::Signal::TERM).unwrap();
+        assert!(process.wait(Duration::from_secs(60)).unwrap().success());
+    }
+}
+
+#[test]
+fn a_registry_without_events_is_polled_by_one_shot_runs() {
+    let root = TestRoot::new().unwrap();
+    let (registry, _) = registry(&root, &["1", "2", "other"]);
+    let address = registry.address().to_string();
+    let poll = |arguments: &[&str]| {
+        let mut command = soci(root.path());
+        command
+            .args(["run", "--poll", "--min-layer-size", "0"])
+            .args(["--filters", "app:1,app:2"])
+            .args(arguments);
+        run(&mut command, "")
+    };
+    let without = poll(&[]);
+    assert_eq!(without.status.code(), Some(1), "{without:?}");
+    assert!(text(&without.stderr).contains("--registry"), "{without:?}");
+    let first = poll(&["--registry", &address]);
+    assert!(first.status.success(), "{first:?}");
+    let line = |tag: &str| registry.reference(&format!("app:{tag}-soci sha256:"));
+    let lines = text(&first.stdout);
+    assert_eq!(lines.lines().count(), 2, "{lines}");
+    assert!(
+        lines.contains(&line("1")) && lines.contains(&line("2")),
+        "{lines}"
+    );
+    assert!(!has_tag(&registry, "other-soci"));
+    let again = poll(&["--registry", &address]);
+    assert_eq!(text(&again.stdout), lines, "found, and not made again");
+    // With a queue that stays, what was seen is not looked at again.
+    let queue = root.path().join("queue").display().to_string();
+    let kept = ["--registry", &address, "--queue", &queue];
+    assert_eq!(text(&poll(&kept).stdout), lines);
+    assert_eq!(text(&poll(&kept).stdout), "");
 }
 
 #[test]

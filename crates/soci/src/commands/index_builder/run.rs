@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use soci_index_builder::event::{self, Reported};
-use soci_index_builder::{Decision, Job, JobState, Policy, Pool, PoolSettings, Push, Queue};
+use soci_index_builder::{Decision, Job, JobState, Policy, Pool, PoolSettings, Push, Queue, poll};
 use tokio_util::sync::CancellationToken;
 
 use super::settings::{Settings, WorkerArgs};
@@ -19,10 +19,11 @@ use crate::output;
 /// Largest event in bytes.
 const MAX_EVENT: u64 = 1 << 20;
 
-/// Index what an event reports, and end
+/// Index what an event reports, or what a registry has, and end
 ///
 /// The event is that of Amazon EventBridge (ECR Image Action), of a distribution registry, of
-/// Harbor or of Quay. Without one, the jobs that wait in the folder of --queue are carried out.
+/// Harbor or of Quay. With --poll, the tags of the registries of --registry are looked at instead.
+/// Without either, the jobs that wait in the folder of --queue are carried out.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Exits with 1 if an image was given up. Events that are not about the push of an image, and images that no
@@ -31,11 +32,18 @@ filter is for, are ignored with a line on stderr.
 Examples:
   soci index-builder run --event event.json
   aws events … | soci index-builder run --event - --index-version both
+  soci index-builder run --poll --registry registry.example --filters 'prod/*:*'
   soci index-builder run --queue /var/lib/soci-index-builder")]
 pub(crate) struct Run {
     /// The file with the event, or - for stdin
-    #[arg(long, value_name = "FILE", required_unless_present = "queue")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["queue", "poll"])]
     event: Option<PathBuf>,
+
+    /// List the repositories and tags of the registries of --registry, and index those without an index
+    ///
+    /// With --queue, images whose digest was seen before are not looked at again.
+    #[arg(long, conflicts_with = "event", requires = "registries")]
+    poll: bool,
 
     /// Work on the jobs of the queue in this folder, which other processes may share
     #[arg(long, value_name = "DIR")]
@@ -50,8 +58,9 @@ pub(crate) struct Run {
 
 impl Run {
     pub(super) async fn run(self, global: &Global) -> anyhow::Result<()> {
+        let policy = self.settings.policy();
         let pushes = match &self.event {
-            Some(path) => wanted(&self.settings.policy(), &read(path)?)?,
+            Some(path) => wanted(&policy, &read(path)?)?,
             None => Vec::new(),
         };
         let indexer = Arc::new(self.settings.indexer(global)?);
@@ -71,6 +80,17 @@ impl Run {
             .map(|job| job.id)
             .collect();
         queue.add(&pushes)?;
+        if self.poll {
+            let client = self.settings.client()?;
+            for registry in &policy.registries {
+                let found = poll(&client, registry, &policy);
+                let found = tokio::select! {
+                    found = found => found?,
+                    signal = interrupted() => return Err(signal),
+                };
+                queue.add_seen(&found)?;
+            }
+        }
         let settings = PoolSettings {
             until_empty: true,
             ..self.workers.pool()
@@ -79,12 +99,12 @@ impl Run {
         let stop = CancellationToken::new();
         let mut work = tokio::spawn(pool.run(stop.clone()));
         let ended_by = tokio::select! {
-            done = &mut work => { done?; None }
+            done = &mut work => { done??; None }
             signal = interrupted() => Some(signal),
         };
         if let Some(signal) = ended_by {
             stop.cancel();
-            work.await?;
+            work.await??;
             return Err(signal);
         }
         let jobs = queue.list(None, usize::MAX)?;
