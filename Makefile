@@ -158,6 +158,12 @@ lint: ## Check format, clippy, documentation, promises, architecture, oldest Rus
 check-kubernetes: ## Render the Helm chart and validate it (fetches helm and schemas on first use)
 	scripts/check-kubernetes.sh
 
+.PHONY: check-status-page
+check-status-page: deps ## Look at the index builder's status page in Chromium (installs it on Debian, root)
+	@command -v chromium >/dev/null || { echo "check-status-page: installing chromium" && apt-get -q update && \
+		apt-get -q -y install --no-install-recommends chromium; }
+	$(CARGO) test --locked --package soci-index-builder --features browser --test browser
+
 .PHONY: install
 install: ## Install programs, units, completions, manual pages and default configuration (DESTDIR, PREFIX)
 	@for b in $(BINARIES); do test -x $(RELEASE_DIR)/$$b || { echo "$(RELEASE_DIR)/$$b is missing: make release first" >&2; exit 1; }; done
