@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 
-use soci_node::{Command, HandedBack, Host, Installed, Layout, NodeError, Payload};
+use soci_node::{Command, HandedBack, Host, Installed, Layout, NodeError, Payload, ServiceAccount};
 use tempfile::TempDir;
 
 const ORIGINAL: &str = "# mine\nversion = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\n  \
@@ -187,6 +187,77 @@ fn uninstalling_restores_every_byte_and_leaves_nothing() {
     assert_eq!(node.uninstall(), HandedBack::Removed);
     assert_eq!(node.files(), before);
     assert_eq!(node.uninstall(), HandedBack::NothingInstalled);
+}
+
+/// A service account's folder as the kubelet makes it: names that lead through a link, which it replaces.
+fn account(node: &Node, version: &str) {
+    let data = format!("/account/..{version}");
+    node.write(&format!("{data}/token"), &format!("token {version}"));
+    node.write(&format!("{data}/ca.crt"), "an authority");
+    let link = |to: &str, name: &str| {
+        let path = node.path(&format!("/account/{name}"));
+        let _ = std::fs::remove_file(&path);
+        std::os::unix::fs::symlink(to, path).unwrap();
+    };
+    link(&format!("..{version}"), "..data");
+    link("..data/token", "token");
+    link("..data/ca.crt", "ca.crt");
+}
+
+#[test]
+fn the_token_of_a_service_account_is_copied_for_root_only_and_again_when_it_was_renewed() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let node = Node::new();
+    let before = node.files();
+    account(&node, "1");
+    let opened = || ServiceAccount::open(&node.path("/account"), "https://192.0.2.1:443").unwrap();
+    // Opened once, as by an installer that stays.
+    let payload = node.payload(None).with_account(Some(opened()));
+    let install = || soci_node::install(&node, &node.layout, &payload, false).unwrap();
+    install();
+    let folder = "/etc/soci-snapshotter-grpc";
+    let file = |name: &str| node.read(&format!("{folder}/{name}")).unwrap();
+    assert_eq!(
+        (file("token"), file("ca.crt")),
+        ("token 1".to_owned(), "an authority".to_owned())
+    );
+    let kubeconfig = file("kubeconfig");
+    for line in [
+        "server: \"https://192.0.2.1:443\"",
+        "certificate-authority: \"/etc/soci-snapshotter-grpc/ca.crt\"",
+        "tokenFile: \"/etc/soci-snapshotter-grpc/token\"",
+    ] {
+        assert!(kubeconfig.contains(line), "{kubeconfig}");
+    }
+    assert!(
+        !kubeconfig.contains("token 1"),
+        "the token has a file of its own"
+    );
+    for name in ["token", "ca.crt", "kubeconfig"] {
+        let path = node.path(&format!("{folder}/{name}"));
+        let mode = std::fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    let shown = format!("{payload:?}");
+    assert!(!shown.contains("token 1"), "{shown}");
+
+    account(&node, "2");
+    node.ran();
+    assert_eq!(install(), Installed::default(), "no restart");
+    assert_eq!(file("token"), "token 2");
+    let restarts = ["start ", "restart", "reload "];
+    let ran = node.ran();
+    assert!(
+        !ran.iter()
+            .any(|ran| restarts.iter().any(|word| ran.contains(word))),
+        "{ran:?}"
+    );
+
+    let missing = ServiceAccount::open(&node.path("/none"), "").unwrap_err();
+    assert!(missing.to_string().starts_with("cannot open "), "{missing}");
+    soci_dirtree::remove_path(&node.path("/account")).unwrap();
+    assert_eq!(node.uninstall(), HandedBack::Removed);
+    assert_eq!(node.files(), before, "nothing of it is left on the node");
 }
 
 #[test]
