@@ -57,9 +57,9 @@ pub fn table(burst: &Burst) -> Result<Table> {
 
     // One after the other, with as many cores as there are.
     let soci = SociCli::standalone()?;
+    registry.push_layout(&layout, "image", "turn")?;
     let begin = Instant::now();
     for number in 0..burst.conversions {
-        registry.push_layout(&layout, "image", "turn")?;
         let source = format!("docker://{}", registry.reference("turn:image"));
         let target = format!(
             "docker://{}",
