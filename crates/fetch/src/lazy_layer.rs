@@ -12,6 +12,7 @@ use soci_ztoc::SpanId;
 use tokio::time::Instant;
 
 use crate::driver::Driver;
+use crate::page_cache_view::PageCacheView;
 use crate::pending_read::PendingRead;
 use crate::priority::Priority;
 use crate::read_error::SpansLost;
@@ -281,18 +282,7 @@ impl LazyLayer {
 impl LayerData for LazyLayer {
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
         let range = self.range(offset, buf.len() as u64)?;
-        let filled = match self.layer.stored.read_at(offset, buf) {
-            Ok(ReadOutcome::Filled) => true,
-            Ok(ReadOutcome::Missing(_)) => false,
-            Err(error @ StoreError::OutOfRange { .. }) => return Err(ReadError::store(error)),
-            Err(error) => {
-                // A fetch may still succeed.
-                if let Some(held_back) = self.driver.context.log_limit.pass() {
-                    tracing::warn!(layer = %self.layer.stored.digest(), error = %error, held_back, "cannot read layer store");
-                }
-                false
-            }
-        };
+        let filled = self.read_stored(offset, buf)?;
         self.log_read(&range);
         // A read that is not filled comes again through `read`.
         if filled && !range.is_empty() && !self.is_complete() {
@@ -303,10 +293,12 @@ impl LayerData for LazyLayer {
 
     fn read(&self, offset: u64, len: usize, done: ReadDone) {
         self.read_or_fetch(offset, len, None, done);
+        self.note_fetch(offset, len);
     }
 
     fn read_while(&self, offset: u64, len: usize, wanted: StillWanted, done: ReadDone) {
         self.read_or_fetch(offset, len, Some(wanted), done);
+        self.note_fetch(offset, len);
     }
 
     fn status(&self) -> LayerStatus {
@@ -320,14 +312,62 @@ impl LayerData for LazyLayer {
 }
 
 impl LazyLayer {
-    fn read_or_fetch(&self, offset: u64, len: usize, wanted: Option<StillWanted>, done: ReadDone) {
-        let range = match self.range(offset, len as u64) {
-            Ok(range) if range.is_empty() => return done(Ok(Bytes::new())),
-            Ok(range) => range,
-            Err(error) => return done(Err(error)),
-        };
-        self.fetch(range.clone(), wanted, done);
-        if !self.is_complete() {
+    /// The same layer for a process that reads into the page cache ahead of containers: its reads are
+    /// logged for theirs, and begin no readahead.
+    #[must_use]
+    pub fn for_page_cache(self: Arc<Self>) -> Arc<dyn LayerData> {
+        Arc::new(PageCacheView(self))
+    }
+
+    /// As [`LayerData::try_read`], for [`LazyLayer::for_page_cache`].
+    pub(crate) fn read_ahead_of_container(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<bool, ReadError> {
+        let range = self.range(offset, buf.len() as u64)?;
+        let filled = self.read_stored(offset, buf)?;
+        let spans = || self.layer.spans.covering(range.clone());
+        self.layer.read_logs.note(&range, spans);
+        Ok(filled)
+    }
+
+    fn read_stored(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
+        self.range(offset, buf.len() as u64)?;
+        match self.layer.stored.read_at(offset, buf) {
+            Ok(ReadOutcome::Filled) => Ok(true),
+            Ok(ReadOutcome::Missing(_)) => Ok(false),
+            Err(error @ StoreError::OutOfRange { .. }) => Err(ReadError::store(error)),
+            Err(error) => {
+                // A fetch may still succeed.
+                if let Some(held_back) = self.driver.context.log_limit.pass() {
+                    tracing::warn!(layer = %self.layer.stored.digest(), error = %error, held_back, "cannot read layer store");
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    /// As [`LayerData::read`].
+    pub(crate) fn read_or_fetch(
+        &self,
+        offset: u64,
+        len: usize,
+        wanted: Option<StillWanted>,
+        done: ReadDone,
+    ) {
+        match self.range(offset, len as u64) {
+            Ok(range) if range.is_empty() => done(Ok(Bytes::new())),
+            Ok(range) => self.fetch(range, wanted, done),
+            Err(error) => done(Err(error)),
+        }
+    }
+
+    fn note_fetch(&self, offset: u64, len: usize) {
+        if let Ok(range) = self.range(offset, len as u64)
+            && !range.is_empty()
+            && !self.is_complete()
+        {
             self.note_read(range);
         }
     }

@@ -25,6 +25,7 @@ mod layer_data;
 mod layer_failure;
 mod lazy_layer;
 mod pace;
+mod page_cache_view;
 mod pending_read;
 mod playback;
 mod priority;

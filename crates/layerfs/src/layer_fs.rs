@@ -20,6 +20,7 @@ use crate::header_check::Header;
 use crate::inode::{S_IFCHR, S_IFMT, S_IFREG};
 use crate::nodes::{Content, Nodes};
 use crate::operation_log::log_operation;
+use crate::own_reads::OwnReads;
 use crate::read_failures::ReadFailures;
 use crate::timers::{Running, Timers};
 use crate::tree_view::TreeView;
@@ -73,6 +74,7 @@ pub struct LayerFs {
     check_headers: bool,
     failures: Arc<ReadFailures>,
     watch: Arc<FileWatch>,
+    own_reads: Option<OwnReads>,
 }
 
 impl std::fmt::Debug for LayerFs {
@@ -119,6 +121,7 @@ impl LayerFs {
             log_operations: false,
             check_headers: true,
             watch: Arc::default(),
+            own_reads: None,
         }
     }
 
@@ -154,6 +157,13 @@ impl LayerFs {
     #[must_use]
     pub fn with_watch(mut self, watch: Arc<FileWatch>) -> Self {
         self.watch = watch;
+        self
+    }
+
+    /// The same, telling reads of the daemon's own process from those of containers.
+    #[must_use]
+    pub fn with_own_reads(mut self, own_reads: Option<OwnReads>) -> Self {
+        self.own_reads = own_reads;
         self
     }
 
@@ -250,7 +260,12 @@ impl LayerFs {
             }
         };
         soci_faults::numbered_point("layer-read", ino);
-        self.watch.note(ino);
+        let own = self.own_reads.as_ref();
+        let own = own.filter(|own| own.reader.sent(request.pid));
+        let data = own.map_or(&self.data, |own| &own.data).as_ref();
+        if own.is_none() {
+            self.watch.note(ino);
+        }
         let wanted = length
             .saturating_sub(offset)
             .min(u64::from(size))
@@ -265,7 +280,7 @@ impl LayerFs {
         let at = start.saturating_add(offset);
         let tree = self.nodes.view().tree();
         let missing = match self.check_headers && !tree.headers.is_checked(ino) {
-            true => match first_read::check_stored(tree, self.data.as_ref(), ino) {
+            true => match first_read::check_stored(tree, data, ino) {
                 Ok(missing) => missing,
                 Err(error) => {
                     self.failures.report(ino, &error);
@@ -275,20 +290,20 @@ impl LayerFs {
             false => Vec::new(),
         };
         if !missing.is_empty() {
-            return self.read_later(request, missing, (at, wanted), reply, running);
+            return self.read_later(request, data, missing, (at, wanted), reply, running);
         }
         CONTENT.with_borrow_mut(|buffer| {
             if buffer.len() < wanted {
                 buffer.resize(wanted, 0);
             }
             let buffer = buffer.get_mut(..wanted).unwrap_or_default();
-            match self.data.try_read(at, buffer) {
+            match data.try_read(at, buffer) {
                 Ok(true) => {
                     self.served(wanted);
                     reply.data(buffer);
                     running.stop();
                 }
-                Ok(false) => self.read_later(request, missing, (at, wanted), reply, running),
+                Ok(false) => self.read_later(request, data, missing, (at, wanted), reply, running),
                 Err(error) => {
                     self.failures.report(ino, &error);
                     reply.error(Errno::IO);
@@ -300,6 +315,7 @@ impl LayerFs {
     fn read_later(
         &self,
         request: &Request<'_>,
+        data: &dyn LayerData,
         missing: Vec<Header>,
         (at, wanted): (u64, usize),
         reply: Reply,
@@ -323,7 +339,7 @@ impl LayerFs {
                 reply.error(Errno::IO);
             }
         };
-        let (tree, data) = (self.nodes.view().tree().clone(), self.data.as_ref());
+        let tree = self.nodes.view().tree().clone();
         let wanted_part = Part { at, len: wanted };
         first_read::read(tree, data, ino, missing, wanted_part, Arc::new(waits), done);
     }

@@ -22,6 +22,7 @@ mod name_table;
 mod nodes;
 mod operation_log;
 mod options;
+mod own_reads;
 mod read_failures;
 mod resolve;
 mod state_file;
@@ -41,6 +42,7 @@ pub use mount::{
     content_identity, mount_layer,
 };
 pub use options::{CancelOnDrop, Cancelled, TreeError, TreeOptions};
+pub use own_reads::{OwnReader, OwnReads};
 pub use resolve::ResolveError;
 pub use state_file::STATE_DIRECTORY;
 pub use timers::{Timer, Timers};

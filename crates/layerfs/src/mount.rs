@@ -11,6 +11,7 @@ use soci_oci::Digest;
 use crate::counters::{CounterSnapshot, Counters};
 use crate::file_watch::FileWatch;
 use crate::layer_fs::{CacheTimes, LayerFs};
+use crate::own_reads::OwnReads;
 use crate::timers::Timers;
 use crate::tree::{NUMBERING_VERSION, Tree};
 use crate::tree_view::TreeView;
@@ -70,6 +71,8 @@ pub struct MountOptions {
     pub log_operations: bool,
     /// The watchers of the layer's files.
     pub watch: Arc<FileWatch>,
+    /// The process of the daemon whose reads are not those of a container.
+    pub own_reads: Option<OwnReads>,
 }
 
 impl Default for MountOptions {
@@ -86,6 +89,7 @@ impl Default for MountOptions {
             check_headers: true,
             log_operations: false,
             watch: Arc::default(),
+            own_reads: None,
         }
     }
 }
@@ -214,7 +218,8 @@ fn file_system(
         .with_answered_xattrs(options.answer_xattrs)
         .with_header_checks(options.check_headers)
         .with_operation_log(options.log_operations)
-        .with_watch(options.watch);
+        .with_watch(options.watch)
+        .with_own_reads(options.own_reads);
     let counters = file_system.counters().clone();
     (Arc::new(file_system), counters)
 }

@@ -20,9 +20,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use soci_fetch::testing::Answer;
+use soci_fetch::testing::{Answer, MemoryLayer};
 use soci_fetch::{LayerData, ReadError};
-use soci_layerfs::MountOptions;
+use soci_layerfs::{FileWatch, MountOptions, OwnReader, OwnReads};
 use soci_registry::RegistryError;
 use support::{Layer, Mount, noise, run, until, ztoc_of};
 
@@ -63,6 +63,62 @@ fn random_reads_equal_the_tar() {
         }
     }
     assert_eq!(file.read_at(&mut [0; 10], 3_000_001).unwrap(), 0);
+}
+
+/// Reads by the daemon's own process, the kernel's readahead for it among them, are distinguished from
+/// those of containers by the thread that sends them.
+#[test]
+fn reads_of_the_own_reader_are_distinguished_from_those_of_containers() {
+    let _alone = alone();
+    let content = noise(3_000_000);
+    let tar = Layer::new()
+        .file("theirs", &content)
+        .file("ours", &content)
+        .tar();
+    let (reader, own) = (Arc::<OwnReader>::default(), MemoryLayer::new(tar.clone()));
+    own.script(Answer::FetchedElsewhere);
+    let watch = Arc::<FileWatch>::default();
+    let seen = Arc::<Mutex<Vec<u64>>>::default();
+    let watcher = watch.begin({
+        let seen = seen.clone();
+        move |ino| seen.lock().unwrap().push(ino)
+    });
+    let options = MountOptions {
+        watch,
+        own_reads: Some(OwnReads {
+            reader: reader.clone(),
+            data: Arc::new(own.clone()),
+        }),
+        ..MountOptions::default()
+    };
+    let mount = Mount::new(&ztoc_of(&tar), tar, options);
+    mount.data.script(Answer::FetchedElsewhere);
+    let read = |name: &str| {
+        let file = File::open(mount.path(name)).unwrap();
+        for start in (0..3_000_000).step_by(512 << 10) {
+            let length = std::num::NonZeroU64::new(512 << 10);
+            rustix::fs::fadvise(&file, start, length, rustix::fs::Advice::WillNeed).unwrap();
+        }
+        let mut whole = Vec::new();
+        (&file).read_to_end(&mut whole).unwrap();
+        assert!(whole == content, "{name}");
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let thread = rustix::thread::gettid().as_raw_nonzero().get();
+            reader.set(u32::try_from(thread).ok());
+            read("ours");
+        });
+    });
+    assert!(!own.reads().is_empty());
+    assert_eq!(mount.data.reads(), []);
+    let before = own.reads();
+    read("theirs");
+    assert_eq!(own.reads(), before);
+    assert!(!mount.data.reads().is_empty());
+    let theirs = mount.tree.find(b"theirs").unwrap();
+    assert_eq!(*seen.lock().unwrap(), [theirs]);
+    drop(watcher);
 }
 
 #[test]

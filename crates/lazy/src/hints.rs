@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use soci_fetch::{LazyLayer, ReadLog};
-use soci_layerfs::{FileWatch, FileWatcher, MountedLayer, Tree, WeakMountedLayer};
+use soci_layerfs::{FileWatch, FileWatcher, MountedLayer, OwnReader, Tree, WeakMountedLayer};
 use soci_profile::Blocks;
 use soci_store::LayerKey;
 use tokio::sync::mpsc;
@@ -45,6 +45,8 @@ impl Default for HintConfig {
 pub(crate) struct Hints {
     pub(crate) config: HintConfig,
     pub(crate) page_cache: Option<PageCache>,
+    /// The process that reads into the page cache.
+    pub(crate) own_reader: Arc<OwnReader>,
 }
 
 /// What the profile of earlier starts knows of a layer.
@@ -86,8 +88,11 @@ pub(crate) struct StartHints {
 impl Hints {
     /// Must be called on a tokio runtime.
     pub(crate) fn new(config: &HintConfig) -> Arc<Self> {
+        let own_reader = Arc::<OwnReader>::default();
+        let start = |program| PageCache::new(program, own_reader.clone());
         Arc::new(Self {
-            page_cache: config.page_cache.clone().map(PageCache::new),
+            page_cache: config.page_cache.clone().map(start),
+            own_reader,
             config: config.clone(),
         })
     }

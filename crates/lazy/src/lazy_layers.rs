@@ -90,6 +90,8 @@ impl LazyLayers {
             time_limit: config.mount_timeout,
         });
         let leases = Arc::<LeaseMap<OpenLayer>>::default();
+        let hints = Hints::new(&config.hints);
+        let own_reader = hints.own_reader.clone();
         let start_ups = StartUps::new(
             profiles,
             client.clone(),
@@ -97,7 +99,7 @@ impl LazyLayers {
             &config.profiles,
             leases.clone(),
             config.mount_timeout,
-            Hints::new(&config.hints),
+            hints,
         );
         let loader = LayerLoader {
             client,
@@ -146,6 +148,7 @@ impl LazyLayers {
             start_ups: start_ups.clone(),
             store_limit: StoreLimit::default(),
             leaving: AtomicBool::new(false),
+            own_reader,
             config: config.clone(),
         });
         tokio::spawn(store_limit::run(Arc::downgrade(&table)));

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use soci_fetch::LayerData;
 use soci_fuse::{Connection, Pool};
 use soci_layer::{LayerRefusal, LowerLayer, MountedInfo, ParentLayer, ProviderError};
-use soci_layerfs::{CounterSnapshot, MountOptions, MountedLayer, TreeView};
+use soci_layerfs::{CounterSnapshot, MountOptions, MountedLayer, OwnReader, OwnReads, TreeView};
 use soci_oci::Digest;
 use soci_store::LayerKey;
 use soci_telemetry::metrics::duration_ms;
@@ -48,6 +48,8 @@ pub(crate) struct MountTable {
     pub(crate) store_limit: StoreLimit,
     /// The daemon ends and the snapshots stay: unmounting removes nothing that is stored.
     pub(crate) leaving: AtomicBool,
+    /// The process that reads into the page cache.
+    pub(crate) own_reader: Arc<OwnReader>,
     pub(crate) config: LazyConfig,
 }
 
@@ -173,6 +175,10 @@ impl MountTable {
             check_headers: self.config.check_headers,
             log_operations: self.config.log_fuse_operations,
             watch: layer.lease.layer().watch.clone(),
+            own_reads: Some(OwnReads {
+                reader: self.own_reader.clone(),
+                data: layer.lease.layer().data.clone().for_page_cache(),
+            }),
             ..MountOptions::default()
         }
     }

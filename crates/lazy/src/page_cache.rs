@@ -2,8 +2,10 @@
 //! needed, ended when no start needs it.
 
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
+use soci_layerfs::OwnReader;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
@@ -32,9 +34,9 @@ pub(crate) struct PageCache {
 
 impl PageCache {
     /// Must be called on a tokio runtime.
-    pub(crate) fn new(program: PageCacheProgram) -> Self {
+    pub(crate) fn new(program: PageCacheProgram, reader: Arc<OwnReader>) -> Self {
         let (orders, receiver) = mpsc::channel(MOST_WAITING);
-        tokio::spawn(run(program, receiver));
+        tokio::spawn(run(program, reader, receiver));
         Self { orders }
     }
 
@@ -49,13 +51,18 @@ impl PageCache {
     }
 }
 
-async fn run(program: PageCacheProgram, mut orders: mpsc::Receiver<ReadOrder>) {
+async fn run(
+    program: PageCacheProgram,
+    reader: Arc<OwnReader>,
+    mut orders: mpsc::Receiver<ReadOrder>,
+) {
     let mut process = None;
     loop {
         let order = match &process {
             Some(_) => match tokio::time::timeout(IDLE, orders.recv()).await {
                 Ok(order) => order,
                 Err(_) => {
+                    reader.set(None);
                     process = None;
                     continue;
                 }
@@ -65,6 +72,7 @@ async fn run(program: PageCacheProgram, mut orders: mpsc::Receiver<ReadOrder>) {
         let Some(order) = order else { return };
         if process.is_none() {
             process = start(&program);
+            reader.set(process.as_ref().and_then(Child::id));
         }
         let Ok(mut line) = serde_json::to_vec(&order) else {
             continue;
@@ -75,6 +83,7 @@ async fn run(program: PageCacheProgram, mut orders: mpsc::Receiver<ReadOrder>) {
             None => false,
         };
         if !written {
+            reader.set(None);
             process = None;
         }
     }

@@ -35,6 +35,45 @@ fn sequential_reads_give_the_truth_and_fetch_each_byte_once() {
     assert!(bytes <= sample.blob.len() as u64 + source.requests().len() as u64);
 }
 
+/// What is read into the page cache is right, logged for the container, and not read ahead of.
+#[test]
+fn reads_into_the_page_cache_give_the_truth_and_begin_no_readahead() {
+    let sample = Sample::gzip(100, 100_000);
+    let rig = Rig::new(quick());
+    let layer = rig.open(&sample, MemoryBlob::new(sample.blob.clone()));
+    let log = layer.log_reads();
+    let spans = layer.stored().spans().len();
+    let half: Vec<u32> = (0..spans / 2).collect();
+    layer.prefetch_each(&half);
+    eventually("fetched", || {
+        half.iter().all(|span| layer.stored().has(SpanId(*span)))
+    });
+    let end = layer.stored().spans().get(SpanId(spans / 2 - 1)).unwrap();
+    let end = usize::try_from(end.uncompressed.end).unwrap();
+    let ahead = layer.clone().for_page_cache();
+    let mut buf = vec![0; 10_000];
+    for at in (0..end - buf.len()).step_by(buf.len()) {
+        assert!(ahead.try_read(at as u64, &mut buf).unwrap());
+        assert!(buf == sample.tar[at..at + buf.len()], "{at}");
+    }
+    assert!(log.first_reads().len() + 1 >= half.len());
+    assert_eq!(rig.fetcher.stats().readahead.spans, 0);
+    // The same reads of a container.
+    for at in (0..end - buf.len()).step_by(buf.len()) {
+        assert!(layer.try_read(at as u64, &mut buf).unwrap());
+    }
+    eventually("read ahead", || rig.fetcher.stats().readahead.spans > 0);
+    // A span that is missing is fetched for it all the same.
+    let (done, answer) = std::sync::mpsc::channel();
+    let last = sample.tar.len() - 1000;
+    ahead.read(
+        last as u64,
+        1000,
+        Box::new(move |read| done.send(read).unwrap()),
+    );
+    assert!(answer.recv().unwrap().unwrap() == sample.tar[last..]);
+}
+
 #[test]
 fn random_reads_of_any_size_give_the_truth() {
     let sample = Sample::gzip(60, 100_000);
