@@ -29,6 +29,10 @@ const BLOCK: u64 = 64 << 10;
 /// Number of blocks that relocations write.
 const MOST_BLOCKS: usize = 1 << 16;
 
+/// Largest length of a table of symbols as a multiple of the length of their names: an entry has up
+/// to 24 bytes, and a name hardly ever fewer than six.
+const TABLE_TO_NAMES: u64 = 4;
+
 /// Distance below which the initialization and the termination function are adjacent, in bytes.
 const ADJACENT: u64 = 4096;
 /// Length of a file below which its executable segment holds little but code, in bytes.
@@ -247,7 +251,13 @@ impl ElfWalk {
             .filter_map(|segment| self.range(segment.offset, segment.length))
             .collect();
         found.touched.extend(relro);
-        // Tables without a length reach to the next one, or to the end of their segment.
+        // Tables without a length reach to the next one, or to the end of their segment. One that is
+        // alone in a large segment is smaller than that: patchelf(1) moves tables to a segment of
+        // their own and leaves the others. None is much larger than the names of its symbols.
+        let most = section
+            .strings_length
+            .saturating_mul(TABLE_TO_NAMES)
+            .max(BLOCK);
         let starts: Vec<(u64, u64)> = section
             .tables
             .iter()
@@ -259,7 +269,7 @@ impl ElfWalk {
                 .map(|(other, _)| *other)
                 .filter(|o| o > start)
                 .min();
-            let length = next.map_or(0, |next| next - start).min(*left);
+            let length = next.map_or(0, |next| next - start).min(*left).min(most);
             // The last one: some of it, as its length is unknown.
             let length = if length == 0 {
                 (*left).min(BLOCK)
@@ -559,6 +569,56 @@ mod tests {
         assert_eq!(needed, all);
     }
 
+    /// A file of zeros with these segments (kind, start, length), mapped where they lie, and dynamic
+    /// entries at the start of the last one.
+    fn synthetic(len: usize, segments: &[(u64, u64, u64)], dynamic: &[(u64, u64)]) -> Vec<u8> {
+        let mut file = vec![0; len];
+        file[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        file[32] = 64;
+        file[54] = 56;
+        file[56] = u8::try_from(segments.len()).unwrap();
+        let mut put = |at: usize, value: u64| {
+            file[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        };
+        for (number, (kind, start, length)) in segments.iter().enumerate() {
+            let at = 64 + SEGMENT * number;
+            put(at, *kind);
+            put(at + 8, *start);
+            put(at + 16, *start);
+            put(at + 32, *length);
+        }
+        let at = usize::try_from(segments.last().unwrap().1).unwrap();
+        for (number, (tag, value)) in dynamic.iter().enumerate() {
+            put(at + ENTRY * number, *tag);
+            put(at + ENTRY * number + 8, *value);
+        }
+        file
+    }
+
+    /// The names are in a segment of their own behind data of 16 MiB, as patchelf(1) leaves them:
+    /// the hash table before the data does not reach through it.
+    #[test]
+    fn a_table_that_is_alone_in_a_large_segment_is_no_larger_than_names_allow() {
+        const DATA: u64 = 16 << 20;
+        const HASH: u64 = 0x6fff_fef5;
+        let segments = [
+            (PT_LOAD.into(), 0, DATA),
+            (PT_LOAD.into(), DATA, 1 << 20),
+            (PT_DYNAMIC.into(), DATA, 4096),
+        ];
+        let dynamic = [
+            (HASH, 4096),
+            (6, DATA + 8192),
+            (5, DATA + 65_536),
+            (10, 100_000),
+        ];
+        let found = check(&synthetic(17 << 20, &segments, &dynamic));
+        let table = found.touched.iter().find(|range| range.start == 4096);
+        assert_eq!(table.unwrap().clone(), 4096..4096 + 400_000);
+        let symbols = DATA + 8192..DATA + 65_536;
+        assert!(found.touched.contains(&symbols), "{:?}", found.touched);
+    }
+
     #[test]
     fn other_files_have_no_findings() {
         let mut big_endian = library();
@@ -590,25 +650,11 @@ mod tests {
                 file[at + 16..at + 24].copy_from_slice(&value.to_le_bytes());
             }
             check(&file);
-            let mut file = vec![0; 1 << 20];
-            file[..6].copy_from_slice(b"\x7fELF\x02\x01");
-            file[32] = 64;
-            file[54] = 56;
-            file[56] = 2;
-            let mut put = |at: usize, value: u64| {
-                file[at..at + 8].copy_from_slice(&value.to_le_bytes());
-            };
-            for (at, kind, start, length) in [(64, 1, 0, 1 << 20), (120, 2, 4096, 2048)] {
-                put(at, kind);
-                put(at + 8, start);
-                put(at + 16, start);
-                put(at + 32, length);
-            }
-            for (number, (tag, value)) in dynamic.into_iter().enumerate() {
-                put(4096 + 16 * number, tag);
-                put(4104 + 16 * number, if value % 3 == 0 { value } else { value % (1 << 20) });
-            }
-            check(&file);
+            let segments = [(PT_LOAD.into(), 0, 1 << 20), (PT_DYNAMIC.into(), 4096, 2048)];
+            let dynamic = dynamic.into_iter();
+            let near = |value: u64| if value.is_multiple_of(3) { value } else { value % (1 << 20) };
+            let dynamic: Vec<_> = dynamic.map(|(tag, value)| (tag, near(value))).collect();
+            check(&synthetic(1 << 20, &segments, &dynamic));
         }
     }
 }
