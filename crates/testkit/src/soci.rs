@@ -13,6 +13,9 @@ use crate::process::{Daemon, LogLines, TestRoot};
 /// How long a daemon may take to start or to stop.
 const PATIENCE: Duration = Duration::from_secs(180);
 const STARTED: &str = "soci-snapshotter-grpc successfully started";
+/// Logged before [`STARTED`] by a daemon that could not mount all layers of its predecessor within ten seconds.
+const RESTORING: &str = "lazy snapshots of an earlier run are still being restored";
+const RESTORED: &str = "restored the lazy snapshots of an earlier run";
 
 /// What a daemon under test is like.
 #[derive(Debug, Clone)]
@@ -347,14 +350,24 @@ impl SociDaemon {
         self.daemon.wait(PATIENCE)
     }
 
-    /// Starts it again on the same root and socket, after it ended.
+    /// Starts it again on the same root and socket, after it ended; its lazy layers are mounted again then.
     ///
     /// # Errors
     /// When it does not start.
     pub fn start_again(&mut self) -> Result<()> {
         ensure!(self.daemon.ended()?.is_some(), "the daemon still runs");
         self.daemon = Self::spawn(&self.root, &self.socket, &self.options)?;
-        ready(&mut self.daemon, &self.socket)
+        ready(&mut self.daemon, &self.socket)?;
+        // On a busy machine it serves before its layers are mounted.
+        let log = self.log();
+        let restoring = log.all().iter().any(|line| line.contains(RESTORING));
+        let restored = |line: &str| line.contains(RESTORED);
+        ensure!(
+            !restoring || log.wait_for(0, PATIENCE, restored).is_some(),
+            "the layers are not mounted again:\n{}",
+            log.tail(40)
+        );
+        Ok(())
     }
 
     /// Starts it again with another configuration, for the same containerd.
