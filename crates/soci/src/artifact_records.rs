@@ -8,6 +8,7 @@ use soci_store::StoreError;
 use soci_store::artifacts::{Artifact, ArtifactDb, ArtifactKind, IndexedImage};
 
 use crate::containerd::KnownZtocs;
+use crate::output;
 
 /// Runs an operation of the database, which waits for the disk.
 pub(crate) async fn with_db<T: Send + 'static>(
@@ -26,6 +27,13 @@ pub(crate) async fn list(
     let mut all = with_db(db, ArtifactDb::list).await?;
     all.retain(|artifact| kind.is_none_or(|kind| artifact.kind == kind));
     Ok(all)
+}
+
+/// Prints a digest per line, for scripts.
+pub(crate) fn print_digests(artifacts: &[Artifact]) {
+    for artifact in artifacts {
+        output::line(artifact.digest.to_string());
+    }
 }
 
 /// The entry of a digest.

@@ -4,8 +4,12 @@ mod layer_blob;
 mod sink;
 mod source;
 
+use std::collections::BTreeSet;
+
 use anyhow::{anyhow, bail};
 use soci_containerd::{Code, ContainerdError, ImageRecord, Images, Namespace};
+use soci_index::Platforms;
+use soci_oci::Digest;
 
 pub(crate) use layer_blob::LayerBlob;
 pub(crate) use sink::ContainerdSink;
@@ -36,6 +40,20 @@ pub(crate) async fn image(containerd: &Namespace, name: &str) -> anyhow::Result<
         "image {name:?}: not found in this namespace of containerd; it is in namespace {}: give --namespace",
         elsewhere.join(", ")
     )
+}
+
+/// The manifests of an image, for these platforms.
+pub(crate) async fn manifests(
+    containerd: &Namespace,
+    name: &str,
+    platforms: &Platforms,
+) -> anyhow::Result<BTreeSet<Digest>> {
+    let record = image(containerd, name).await?;
+    let source = ContainerdSource::new(containerd, record, KnownZtocs::new(), None);
+    let image = soci_index::Image::load(&source).await?;
+    let selected = image.select(platforms)?.into_iter();
+    let entries = selected.filter_map(|at| image.entries.get(at));
+    Ok(entries.map(|entry| entry.descriptor.digest).collect())
 }
 
 /// The other namespaces that have the image, for an error message: further failures do not matter.

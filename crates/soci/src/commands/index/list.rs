@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use clap::Args;
 use serde::Serialize;
 use soci_containerd::Images;
-use soci_index::{Image, Platforms};
+use soci_index::Platforms;
 use soci_oci::{Digest, Platform, media_types};
 use soci_store::artifacts::{Artifact, ArtifactKind};
 
 use crate::age::{ago, rfc3339};
-use crate::artifact_records::list;
-use crate::containerd::{self, ContainerdSource, KnownZtocs};
+use crate::artifact_records::{list, print_digests};
+use crate::containerd;
 use crate::global::Global;
 use crate::output;
 use crate::table::table;
@@ -54,7 +54,12 @@ impl List {
     pub(super) async fn run(self, global: &Global) -> anyhow::Result<()> {
         let mut indexes = list(&global.artifacts(), Some(ArtifactKind::Index)).await?;
         if let Some(reference) = &self.reference {
-            let manifests = self.manifests(reference, global).await?;
+            let platforms = match self.platform.as_slice() {
+                [] => Platforms::All,
+                these => Platforms::These(these.to_vec()),
+            };
+            let connection = global.connect().await?;
+            let manifests = containerd::manifests(&connection, reference, &platforms).await?;
             indexes.retain(|index| manifests.contains(&index.original_digest));
         } else if !self.platform.is_empty() {
             indexes.retain(|index| {
@@ -64,9 +69,7 @@ impl List {
         }
         indexes.sort_by_key(|index| std::cmp::Reverse(index.created_at));
         if self.quiet {
-            for index in &indexes {
-                output::line(index.digest.to_string());
-            }
+            print_digests(&indexes);
             return Ok(());
         }
         let names = names(&indexes, global).await?;
@@ -120,28 +123,6 @@ impl List {
             &rows,
         ));
         Ok(())
-    }
-
-    /// The manifests of an image, for the chosen platforms.
-    async fn manifests(
-        &self,
-        reference: &str,
-        global: &Global,
-    ) -> anyhow::Result<BTreeSet<Digest>> {
-        let containerd = global.connect().await?;
-        let image = containerd::image(&containerd, reference).await?;
-        let source = ContainerdSource::new(&containerd, image, KnownZtocs::new(), None);
-        let image = Image::load(&source).await?;
-        let platforms = match self.platform.as_slice() {
-            [] => Platforms::All,
-            these => Platforms::These(these.to_vec()),
-        };
-        let selected = image.select(&platforms)?;
-        Ok(selected
-            .into_iter()
-            .filter_map(|at| image.entries.get(at))
-            .map(|entry| entry.descriptor.digest)
-            .collect())
     }
 }
 

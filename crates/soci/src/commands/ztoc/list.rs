@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use serde::Serialize;
-use soci_index::Image;
+use soci_index::Platforms;
 use soci_oci::Digest;
 use soci_store::artifacts::{Artifact, ArtifactKind};
 use soci_ztoc::soci_index::SociIndex;
 
-use crate::artifact_records::list;
-use crate::containerd::{self, ContainerdSource, KnownZtocs};
+use crate::artifact_records::{list, print_digests};
+use crate::containerd;
 use crate::global::Global;
 use crate::output;
 use crate::table::table;
@@ -60,9 +60,7 @@ impl List {
             }
         }
         if self.quiet {
-            for ztoc in &ztocs {
-                output::line(ztoc.digest.to_string());
-            }
+            print_digests(&ztocs);
             return Ok(());
         }
         if self.json {
@@ -91,16 +89,8 @@ impl List {
 
 /// The zTOCs that the indexes of an image list.
 async fn of_image(reference: &str, global: &Global) -> anyhow::Result<BTreeSet<Digest>> {
-    let containerd = global.connect().await?;
-    let image = containerd::image(&containerd, reference).await?;
-    let source = ContainerdSource::new(&containerd, image, KnownZtocs::new(), None);
-    let image = Image::load(&source).await?;
-    let manifests: BTreeSet<Digest> = image
-        .entries
-        .iter()
-        .filter(|entry| entry.platform().is_some())
-        .map(|entry| entry.descriptor.digest)
-        .collect();
+    let connection = global.connect().await?;
+    let manifests = containerd::manifests(&connection, reference, &Platforms::All).await?;
     let store = global.artifact_store().await?;
     let mut ztocs = BTreeSet::new();
     for index in list(&global.artifacts(), Some(ArtifactKind::Index)).await? {
