@@ -1,7 +1,7 @@
 //! The queue of layers that are filled in the background: whose turn it is, and which spans are next.
 //!
 //! Layers that a client waits for come first, then those of images that containers read from, then
-//! the rest, in the order in which they were mounted. Within the layers of an image, what lies
+//! the rest, in the order in which they were mounted. Within the layers of an image, what is
 //! beside the spans that were read comes before what does not: a tar has the files of a directory
 //! together. A layer whose batch brought nothing is skipped for a while.
 

@@ -93,7 +93,7 @@ fn the_budget_is_never_exceeded_and_every_waiter_gets_its_turn() {
         });
         let raising = budget.clone();
         let raiser = thread::spawn(move || raising.raise_priority(KEY, Priority::Demand));
-        // A waiter that goes away, before or after it was granted its bytes.
+        // A waiter that is dropped, before or after it was granted its bytes.
         let leaving = budget.clone();
         let leaver = thread::spawn(move || {
             let mut waiting = Box::pin(leaving.acquire(50, Priority::Demand, KEY, OriginId(1)));

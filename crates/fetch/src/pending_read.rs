@@ -17,7 +17,7 @@ pub(crate) struct PendingRead {
     offset: u64,
     buffer: Mutex<Vec<u8>>,
     parts: AtomicUsize,
-    /// Whether its reader still waits; `None`: it never goes away.
+    /// Whether its reader still waits; `None`: it always waits.
     wanted: Option<StillWanted>,
     done: Mutex<Option<ReadDone>>,
 }

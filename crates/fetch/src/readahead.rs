@@ -13,7 +13,7 @@ const STREAMS: usize = 8;
 /// reader out of order, and headers and skipped files lie between the files that are read.
 const SLACK: u64 = 1 << 20;
 /// Smallest window in compressed bytes. Above it, a window is as large as what its reader has read
-/// so far: no more is fetched in vain than was useful.
+/// so far: no more is fetched unused than was useful.
 const FIRST_WINDOW: u64 = 2 << 20;
 /// Number of reads in sequence that make a reader sequential.
 const SEQUENTIAL: u32 = 2;

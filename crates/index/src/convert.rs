@@ -208,7 +208,7 @@ pub(crate) async fn bring_layers(
     let (finished, mut queue) = mpsc::unbounded();
     let working = async move {
         while let Some(result) = results.try_next().await? {
-            // The receiver goes only when the writing has failed, which ends this too.
+            // The receiver is dropped only when the writing has failed, which ends this too.
             let _ = finished.unbounded_send(result);
         }
         Ok::<_, IndexError>(())

@@ -29,7 +29,7 @@ pub struct CreatedIndex {
 }
 
 /// Makes an index of version 1 of each chosen image and writes it, with all that it lists, into
-/// `sink`. The image itself is not copied: where the index goes, the image must be or come.
+/// `sink`. The image itself is not copied: the destination of the index must have the image, or get it.
 ///
 /// # Errors
 /// When the image is damaged or incomplete, no layer gets a zTOC, or the destination refuses it.

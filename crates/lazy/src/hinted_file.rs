@@ -15,7 +15,7 @@ const PAGE: u64 = 4096;
 pub(crate) struct HintedFile {
     pub(crate) layer: usize,
     pub(crate) ino: u64,
-    /// Where its content lies in the tar.
+    /// Position of its content in the tar.
     pub(crate) start: u64,
     pub(crate) len: u64,
     /// `None`: its structure is not looked at.
@@ -29,7 +29,7 @@ pub(crate) struct HintedFile {
 }
 
 impl HintedFile {
-    /// The part of the tar that a range of the file lies in.
+    /// The part of the tar that holds a range of the file.
     pub(crate) fn in_tar(&self, range: &Range<u64>) -> Range<u64> {
         self.start.saturating_add(range.start)..self.start.saturating_add(range.end)
     }

@@ -112,7 +112,7 @@ impl IndexFiles {
             }
             match read(&note) {
                 Some(digest) if !indexes.contains(&digest) => self.remove(&[note], &digest),
-                // It says that the index goes with its last image.
+                // It says that the index is removed with its last image.
                 Some(_) if is_ours(&note) => {}
                 _ => remove_note(&note),
             }

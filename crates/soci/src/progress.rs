@@ -70,7 +70,7 @@ impl Bars {
         }
     }
 
-    /// A layer is done: its bar goes.
+    /// Removes the bar of a layer that is done.
     pub(crate) fn end(&self, layer: Digest) {
         let bar = self.bars().remove(&layer);
         if let Some(bar) = bar {

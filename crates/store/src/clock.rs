@@ -1,4 +1,4 @@
-//! The store's clock: it never goes back, wraps, and says how long ago spans were used.
+//! The store's clock: it never goes back, wraps, and measures how long ago spans were used.
 
 use std::time::Duration;
 

@@ -334,7 +334,7 @@ fn clear_abandoned(blobs: &Path) {
             .ok()
             .and_then(|at| at.elapsed().ok());
         if unfinished && age.is_some_and(|age| age > ABANDONED) {
-            // It takes room, nothing else.
+            // It takes space, nothing else.
             let _ = fs::remove_file(entry.path());
         }
     }

@@ -1,4 +1,4 @@
-//! Room on the disk above the reserve.
+//! Space on the disk above the reserve.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

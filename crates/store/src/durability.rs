@@ -1,5 +1,5 @@
 //! What must happen in which order, so that a crash may lose spans but never invents them: a span
-//! is put on record after its data is on disk, and taken off the record before its data goes.
+//! is put on record after its data is on disk, and removed from the record before its data is freed.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::Ordering;

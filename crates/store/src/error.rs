@@ -47,7 +47,7 @@ pub enum StoreError {
         /// The cause.
         source: io::Error,
     },
-    /// The bytes are not those that the digest stands for.
+    /// The bytes do not have the digest.
     #[error("{what}: the content has digest {actual}, not {expected}")]
     DigestMismatch {
         /// Which object.

@@ -55,7 +55,7 @@ pub(crate) fn open(
     let (record, kept, data) = match SpansFile::open(&record_path, about)? {
         Some((record, kept)) => (record, kept, open_data(&data_path, false)?),
         None => {
-            // Without a record, what is in the data file is of no use: it only takes room.
+            // Without a record, what is in the data file is of no use: it only takes space.
             let data = open_data(&data_path, true)?;
             (SpansFile::create(&record_path, about)?, Vec::new(), data)
         }
@@ -221,7 +221,7 @@ fn clear_unfinished(folder: &Path) {
             .as_encoded_bytes()
             .starts_with(UNFINISHED.as_bytes())
         {
-            // It takes room, nothing else.
+            // It takes space, nothing else.
             let _ = fs::remove_file(entry.path());
         }
     }

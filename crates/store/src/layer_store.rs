@@ -29,7 +29,7 @@ pub struct LayerStoreConfig {
     /// How many bytes of uncompressed data may be stored in open layers, together with what
     /// [`LayerStore::set_elsewhere`] adds; `None`: as many as fit.
     ///
-    /// Layers on disk that are not open do not count, since room is made only in those that are:
+    /// Layers on disk that are not open do not count, since space is freed only in those that are:
     /// at a start every layer that a snapshot uses is opened and all others are removed, so what is
     /// left are layers of snapshots that could not be mounted again. Their spans are kept, because
     /// they may be all that the next start has.
@@ -69,7 +69,7 @@ pub struct Usage {
     pub open_layers: usize,
 }
 
-/// The layer store. Clones are the same store; when the last one goes, what was written is made
+/// The layer store. Clones are the same store; when the last one is dropped, what was written is made
 /// durable.
 #[derive(Debug, Clone)]
 pub struct LayerStore {
@@ -122,7 +122,7 @@ impl LayerStore {
             {
                 return Err(refused(error));
             }
-            // It takes room, nothing else.
+            // It takes space, nothing else.
             Err(error) => {
                 tracing::warn!(path = %removed.display(), %error, "cannot delete removed layers");
             }

@@ -1,5 +1,5 @@
 //! Telling the kernel which pages need not stay in memory: the mount's own page cache holds what
-//! readers use, a second copy would only take room from it.
+//! readers use, a second copy would only take space from it.
 
 use std::fs::File;
 use std::num::NonZeroU64;

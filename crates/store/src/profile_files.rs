@@ -111,7 +111,7 @@ impl ProfileFiles {
     }
 
     /// Adds a recording to the profile of an image, and removes the profiles that are oldest if
-    /// there is no room for all. A profile that cannot be read is replaced.
+    /// there is no space for all. A profile that cannot be read is replaced.
     ///
     /// # Errors
     /// The file cannot be written.

@@ -1,8 +1,8 @@
-//! Making room when the store has a budget or the disk is full.
+//! Freeing space when the store has a budget or the disk is full.
 //!
 //! Spans of layers that no container uses go first, then those of layers in use whose source has
 //! answered a short time ago; of each kind the ones that were not used for longest. Neither what was
-//! read in the last minutes of a layer in use, nor anything of a layer whose source fails, goes.
+//! read in the last minutes of a layer in use, nor anything of a layer whose source fails, is evicted.
 //! [`durability`](crate::durability) has the order of the steps, decision 0024 the reasons.
 
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::shared::Shared;
 use crate::standing::Source;
 use crate::{StoreError, StoredLayer};
 
-/// How often room is made for one span while the file system still reports none.
+/// How often space is freed for one span while the file system still reports none.
 const ROUNDS: usize = 4;
 /// Shortest time between two searches when the last one found nothing.
 const VAIN: Duration = Duration::from_millis(500);
@@ -66,7 +66,7 @@ impl Shared {
         Some(self.limit()?.saturating_sub(elsewhere))
     }
 
-    /// Counts `len` more bytes, after making room for them if need be; `false`: there is no room.
+    /// Counts `len` more bytes, after freeing space for them if needed; `false`: there is no space.
     /// With `above`, they are counted even then.
     pub(crate) fn take_room(&self, len: u64, above: bool) -> bool {
         let Some(budget) = self.budget() else {
@@ -89,7 +89,7 @@ impl Shared {
         if take() {
             return true;
         }
-        // A sixteenth more than needed, so that not every span that comes has to make room.
+        // A sixteenth more than needed, so that not every new span has to free space.
         let stored = self.stored.load(Ordering::Acquire);
         let wanted = stored
             .saturating_add(len)
@@ -110,12 +110,12 @@ impl Shared {
         self.stored.fetch_sub(len, Ordering::AcqRel);
     }
 
-    /// Takes room on the disk above the reserve, after making it if need be.
+    /// Takes space on the disk above the reserve, after freeing it if needed.
     pub(crate) fn take_disk(&self, len: u64) -> bool {
         if self.disk.has_room(len) {
             return true;
         }
-        // What goes may free less than its length: ends of spans share blocks with their neighbours.
+        // What is evicted may free less than its length: ends of spans share blocks with their neighbours.
         for _ in 0..ROUNDS {
             // Asks the file system again.
             let shortage = self.disk.shortage(len);

@@ -214,9 +214,9 @@ impl StoredLayer {
 
     /// Stores a span's uncompressed bytes, which a reader waits for. It is readable at once, and
     /// durable after [`StoredLayer::sync`] or a moment later. A stored span, or one that is being
-    /// removed to make room, is left alone.
+    /// removed to free space, is left alone.
     ///
-    /// Other spans make room within the budget. What a running container reads is stored even if
+    /// Other spans are evicted to stay within the budget. What a running container reads is stored even if
     /// they cannot: it is served from the disk, not fetched again for each read.
     ///
     /// # Errors
@@ -268,7 +268,7 @@ impl StoredLayer {
         Ok(())
     }
 
-    /// Makes room for a span and writes its bytes. After a failure it counts as not written.
+    /// Frees space for a span and writes its bytes. After a failure it counts as not written.
     fn write_data(&self, span: &Span, data: &[u8], for_reader: bool) -> Result<(), StoreError> {
         let len = data.len() as u64;
         let path = || self.dir.join("data");
@@ -442,7 +442,7 @@ impl StoredLayer {
         self.fetched.load(Ordering::Relaxed)
     }
 
-    /// How many uncompressed bytes can be stored before something must make room, less an eighth of
+    /// How many uncompressed bytes can be stored before something must be evicted, less an eighth of
     /// the budget, which is left for readers, and before the disk has less than one and a half times
     /// the reserve. Without both, all there are.
     #[must_use]

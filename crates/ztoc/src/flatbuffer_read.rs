@@ -77,7 +77,7 @@ impl<'a> Table<'a> {
         Ok(Self { buffer, at, fields })
     }
 
-    /// Where a field lies, if the table has it.
+    /// Position of a field, if the table has it.
     fn field(&self, slot: usize) -> Option<usize> {
         let low = *self.fields.get(slot * 2)?;
         let high = *self.fields.get(slot * 2 + 1)?;

@@ -14,7 +14,7 @@ pub(crate) struct GzipScanner {
     inflater: Inflater,
     /// The window, then the output since the buffer was last full. Zeros stand in front.
     buffer: Box<[u8]>,
-    /// Where in `buffer` the next output goes; at least `WINDOW_SIZE`.
+    /// Position in `buffer` of the next output; at least `WINDOW_SIZE`.
     at: usize,
     phase: Phase,
     total_in: u64,
@@ -285,7 +285,7 @@ impl GzipScanner {
         Ok(count)
     }
 
-    /// Takes over what was inflated elsewhere, if that begins right here. Its output goes to `sink`
+    /// Appends what was inflated elsewhere, if that begins at this position. Its output goes to `sink`
     /// as if it had been inflated here.
     pub(crate) fn adopt(&mut self, piece: &Piece, mut sink: impl Sink) -> Result<bool, BuildError> {
         // Matches must not reach back behind the member's start.

@@ -45,7 +45,7 @@ pub(crate) enum Stop {
     AtBlocks,
 }
 
-/// Where the stream stands after a step.
+/// The state of the stream after a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
     /// Anywhere.

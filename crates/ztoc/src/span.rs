@@ -9,7 +9,7 @@ use crate::checkpoint::{Checkpoint, Checkpoints, GzipCheckpoints, WINDOW_SIZE};
 use crate::extract::{inflate_span, inflate_to_end};
 use crate::{Compression, SpanError, SpanId, Ztoc};
 
-/// Where a span lies and what its bytes must hash to.
+/// Position of a span, and the digest that its bytes must have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Span {
     /// Its bytes in the layer blob, including the byte shared with its neighbour before where
@@ -167,7 +167,7 @@ impl SpanTable {
         }
     }
 
-    /// Where the span's 32 KiB window lies in the zTOC blob. `None`: plain tar, or the implied first
+    /// Position of the span's 32 KiB window in the zTOC blob. `None`: plain tar, or the implied first
     /// checkpoint of old zTOCs, whose window is all zero; `extract` takes an empty window then.
     #[must_use]
     pub fn window_at(&self, id: SpanId) -> Option<Range<u64>> {

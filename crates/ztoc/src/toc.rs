@@ -31,7 +31,7 @@ impl FileType {
         Self::Fifo,
     ];
 
-    /// The word that stands for it in a zTOC.
+    /// Its name in a zTOC.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -45,7 +45,7 @@ impl FileType {
         }
     }
 
-    /// The kind that a word of a zTOC stands for.
+    /// The kind with this name in a zTOC.
     #[must_use]
     pub fn from_bytes(word: &[u8]) -> Option<Self> {
         Self::ALL
@@ -57,7 +57,7 @@ impl FileType {
 /// One entry of a layer's table of contents, as its tar header and PAX records said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileMetadata {
-    /// The path as it stands in the tar, any bytes.
+    /// The path as in the tar, any bytes.
     pub name: Vec<u8>,
     /// The kind of file.
     pub file_type: FileType,

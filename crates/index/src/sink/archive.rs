@@ -83,7 +83,7 @@ impl ArchiveSink {
         Ok(sink)
     }
 
-    /// Takes the next place in the tar and writes the header; returns where the content goes.
+    /// Takes the next place in the tar and writes the header; returns the offset of the content.
     fn header(&self, name: &str, size: u64) -> Result<u64, IndexError> {
         let failed = |e: io::Error| IndexError::io("write", &self.destination)(e);
         let mut header = tar::Header::new_gnu();

@@ -27,7 +27,7 @@ pub struct ArchiveSource {
     name: Option<String>,
 }
 
-/// Where an entry's data lies in the archive, in bytes.
+/// Position of an entry's data in the archive, in bytes.
 #[derive(Debug, Clone, Copy)]
 struct Extent {
     offset: u64,

@@ -112,7 +112,7 @@ impl Pull {
         let work = Box::pin(self.pull(&containerd, &snapshots, &active, &bars));
         let result = limited(global.timeout, work).await;
         bars.finish();
-        // However it ended: nothing half-done stays, and the lease goes.
+        // Whether it succeeded or not: partial work is removed, and the lease released.
         active.remove_all(&snapshots).await;
         let released = containerd.release_lease().await;
         let mut pulled = result?;

@@ -64,7 +64,7 @@ impl Remove {
     }
 }
 
-/// The content goes first: should that fail, the entry still names what is to be removed.
+/// The content is removed first: should that fail, the entry still names what is to be removed.
 async fn remove(db: &ArtifactDb, store: &ArtifactStore, digest: Digest) -> anyhow::Result<()> {
     let mut gone = vec![digest];
     if let ArtifactStore::Layout(..) = store {
