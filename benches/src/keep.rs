@@ -1,5 +1,5 @@
 //! What comes after a lazy start: the time until the image is complete, what filling costs readers of
-//! another image, and the requests of a start of a stored image after a reboot.
+//! another image, the requests of a start of a stored image after a reboot, and the memory of many layers.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -10,7 +10,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use soci_testkit::image::large_file_image;
 use soci_testkit::{
-    OciImage, Run, SociCli, SociDaemonOptions, Stack, StackOptions, TestRoot, Throttle,
+    Content, ImageBuilder, Layer, OciImage, Run, SociCli, SociDaemonOptions, Stack, StackOptions,
+    TestRoot, Throttle,
 };
 
 use crate::table::{Table, megabytes, seconds, times};
@@ -28,6 +29,13 @@ const STEP: u64 = 4 << 20;
 const FEWEST: u64 = 30;
 /// Pauses between reads, by turns: filling begins in the longest of them.
 const PAUSES: [u64; 5] = [150, 1700, 400, 2500, 900];
+
+/// Images of the row about memory, the layers of each, and the files of each layer.
+const IMAGES: usize = 30;
+const LAYERS: usize = 15;
+const FILES: usize = 3000;
+/// Files in a directory.
+const FILES_IN_DIRECTORY: usize = 100;
 
 /// A row of the table: what it is, its value, the target.
 pub type Row = [String; 3];
@@ -234,4 +242,70 @@ fn large_file(stack: &Stack) -> Result<PathBuf> {
         .filter_map(|entry| Some(entry.ok()?.path().join("fs/data/large")))
         .filter(|path| path.exists());
     found.next().context("no layer with data/large")
+}
+
+/// The anonymous memory of the daemon with 450 lazy layers of 3,000 files, each of another content.
+///
+/// # Errors
+/// When a part does not start, or not all layers are lazy.
+pub fn memory(program: Option<&Path>, config: &str) -> Result<Vec<Row>> {
+    let off = format!("{config}[background_fetch]\ndisable = true\n");
+    let (stack, _) = stack(program, &off, &[])?;
+    let alone = stack.daemon.anonymous_memory()?;
+    let mut names = 0;
+    for image in 0..IMAGES {
+        let layout = TestRoot::new()?;
+        let mut builder = ImageBuilder::new();
+        for layer in 0..LAYERS {
+            let (layer, bytes) = many_files(image * LAYERS + layer);
+            names += bytes;
+            builder = builder.layer(layer);
+        }
+        builder.write(layout.path(), "image")?;
+        let name = format!("layers{image}:soci");
+        let source = layout.path().display().to_string();
+        let target = stack.registry.docker_reference(&name);
+        SociCli::standalone()?.convert(&["--min-layer-size", "0"], &source, &target)?;
+        pull(&stack, &stack.reference(&name))?;
+    }
+    let layers = soci_testkit::process::lazy_mounts_below(&stack.daemon.root())?;
+    ensure!(layers == IMAGES * LAYERS, "{layers} lazy layers");
+    let pulled = stack.daemon.anonymous_memory()?;
+    stack.daemon.upgrade()?;
+    stack.wait_for_snapshotter()?;
+    let adopted = stack.daemon.anonymous_memory()?;
+    let row = |what: &str, bytes: u64| {
+        let what = format!(
+            "{layers} lazy layers of {FILES} files ({} of names), {what}: anonymous memory",
+            megabytes(names)
+        );
+        [what, megabytes(bytes), "120 MB".to_owned()]
+    };
+    let alone = [
+        "nothing pulled: anonymous memory".to_owned(),
+        megabytes(alone),
+        "-".to_owned(),
+    ];
+    Ok(vec![
+        alone,
+        row("pulled", pulled),
+        row("adopted by the next server", adopted),
+    ])
+}
+
+/// A layer of many files, and the bytes of their names.
+fn many_files(number: usize) -> (Layer, u64) {
+    let packages = "usr/lib/python3/dist-packages";
+    let (mut layer, mut bytes) = (Layer::new(), 0);
+    for file in 0..FILES {
+        let folder = format!("{packages}/package-{number}-{}", file / FILES_IN_DIRECTORY);
+        if file % FILES_IN_DIRECTORY == 0 {
+            layer = layer.dir(&folder);
+        }
+        let name = format!("module_{number}_{file}.py");
+        bytes += name.len() as u64;
+        let content = Content::Bytes(Vec::new());
+        layer = layer.file(&format!("{folder}/{name}"), content);
+    }
+    (layer, bytes)
 }

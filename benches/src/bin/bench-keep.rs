@@ -39,10 +39,12 @@ enum Part {
     Fill,
     /// Cold reads of another image while one is filled.
     Neighbour,
+    /// The memory of 450 layers.
+    Memory,
 }
 
 impl Part {
-    const ALL: [Self; 2] = [Self::Fill, Self::Neighbour];
+    const ALL: [Self; 3] = [Self::Fill, Self::Neighbour, Self::Memory];
 }
 
 fn main() -> ExitCode {
@@ -54,10 +56,14 @@ fn bench(options: &Options) -> Result<()> {
     if cfg!(debug_assertions) {
         eprintln!("bench-keep: built for debugging: the figures say nothing, use --release");
     }
-    let (name, image) = if options.torch {
-        ("PyTorch image, cloud", torch_image()?)
-    } else {
-        ("demo image, cloud", python_image()?)
+    let name = match options.torch {
+        true => "PyTorch image, cloud",
+        false => "demo image, cloud",
+    };
+    // Some rows need none of them.
+    let image = || match options.torch {
+        true => torch_image(),
+        false => python_image(),
     };
     let program = (!options.previous.is_empty()).then(|| PathBuf::from(&options.previous));
     let program = program.as_deref();
@@ -65,8 +71,9 @@ fn bench(options: &Options) -> Result<()> {
     for part in &options.parts {
         eprintln!("==> {part:?}");
         let rows = match part {
-            Part::Fill => keep::fill(&image, program, &options.config)?,
-            Part::Neighbour => keep::neighbour(&image, program, &options.config)?,
+            Part::Fill => keep::fill(&image()?, program, &options.config)?,
+            Part::Neighbour => keep::neighbour(&image()?, program, &options.config)?,
+            Part::Memory => keep::memory(program, &options.config)?,
         };
         for row in rows {
             table.row(row);

@@ -240,6 +240,14 @@ impl SociDaemon {
         self.sum("VmHWM:")
     }
 
+    /// The anonymous memory of its processes in bytes: what is neither file nor shared.
+    ///
+    /// # Errors
+    /// When one of them is gone.
+    pub fn anonymous_memory(&self) -> Result<u64> {
+        self.sum("RssAnon:")
+    }
+
     fn sum(&self, key: &str) -> Result<u64> {
         let processes = [self.daemon.pid(), self.server_pid()?, self.holder_pid()?];
         let memory = processes
