@@ -306,6 +306,16 @@ impl RegistryError {
         self.is_transient() || self.kind() == ErrorKind::Unreachable
     }
 
+    /// Returns whether the registry refused a manifest because it does not have one of its blobs (code
+    /// `MANIFEST_BLOB_UNKNOWN` of the OCI distribution specification).
+    #[must_use]
+    pub fn is_unknown_blob(&self) -> bool {
+        matches!(
+            self,
+            Self::Status { status: 400 | 404, message, .. } if message.contains("MANIFEST_BLOB_UNKNOWN")
+        )
+    }
+
     /// Returns the HTTP status, if a response came.
     #[must_use]
     pub fn status(&self) -> Option<u16> {

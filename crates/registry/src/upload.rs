@@ -1,5 +1,7 @@
 //! Uploading blobs and manifests, always to the registry itself, never to its mirrors.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures::FutureExt;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
@@ -121,6 +123,16 @@ async fn run_session(
     Ok(PushOutcome::Uploaded)
 }
 
+/// Waits for a registry that does not see a blob of a manifest, which was uploaded or seen before: another
+/// client may be uploading the same one, during which distribution's registry does not see it.
+const UNKNOWN_BLOB_WAITS: [Duration; 5] = [
+    Duration::from_millis(100),
+    Duration::from_millis(300),
+    Duration::from_millis(600),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+];
+
 /// Uploads a manifest under a tag or digest. Returns whether the registry added it to its
 /// referrers.
 pub(crate) async fn put_manifest(
@@ -144,11 +156,20 @@ pub(crate) async fn put_manifest(
         payload: Payload::Bytes(bytes.clone()),
         reach: Reach::Anywhere,
     };
-    let response = engine
-        .retry(Deadline::far(), || {
-            engine.exchange(target, spec.clone()).boxed()
-        })
-        .await?;
+    let mut waits = UNKNOWN_BLOB_WAITS.iter();
+    let response = loop {
+        let exchange = || engine.exchange(target, spec.clone()).boxed();
+        match engine.retry(Deadline::far(), exchange).await {
+            Ok(response) => break response,
+            Err(error) => match waits.next().filter(|_| error.is_unknown_blob()) {
+                Some(wait) => {
+                    tracing::debug!(%error, "the registry does not see a blob yet");
+                    tokio::time::sleep(*wait).await;
+                }
+                None => return Err(error),
+            },
+        }
+    };
     if let Some(actual) = content_digest(&response) {
         check_digest(&response, Digest::of(&bytes), actual)?;
     }

@@ -62,6 +62,7 @@ fn is_permanent(error: &RegistryError) -> bool {
             | ErrorKind::TooLarge
             | ErrorKind::Config
     ) && !error.is_transient()
+        && !error.is_unknown_blob()
 }
 
 /// The registry's error among the causes of a failed read.

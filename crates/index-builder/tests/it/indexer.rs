@@ -369,6 +369,30 @@ fn a_registry_that_is_down_or_refuses_credentials_is_tried_again() {
     wait(indexer(settings()).index(&bench.push())).unwrap();
 }
 
+/// As distribution's registry does while another worker uploads the same zTOC.
+#[test]
+fn a_registry_that_does_not_see_an_uploaded_blob_yet_is_tried_again() {
+    let bench = Bench::start();
+    let proxy = Proxy::start(bench.registry.address()).unwrap();
+    let unknown = Fault::Status {
+        status: 400,
+        headers: Vec::new(),
+        body:
+            r#"{"errors":[{"code":"MANIFEST_BLOB_UNKNOWN","message":"blob unknown to registry"}]}"#
+                .to_owned(),
+    };
+    let put = |rule: Rule| rule.method("PUT").path("/manifests/").unwrap();
+    proxy.inject(put(Rule::always(unknown.clone()).times(2)));
+    let behind = push(&proxy.address().to_string(), "1", bench.digest);
+    let outcome = wait(indexer(settings()).index(&behind)).unwrap();
+    assert_eq!(outcome.bytes, bench.image.compressed_size(), "read once");
+    proxy.inject(put(Rule::always(unknown)));
+    let mut again = settings();
+    again.convert.force = true;
+    let error = wait(indexer(again).index(&behind)).unwrap_err();
+    assert!(matches!(error, Failure::Transient(_)), "{error}");
+}
+
 #[test]
 fn a_token_that_expires_in_the_middle_is_replaced() {
     use soci_testkit::proxy::Auth;
