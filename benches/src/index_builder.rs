@@ -85,11 +85,17 @@ pub fn table(burst: &Burst) -> Result<Table> {
         let status = http_request(at, "GET", "/status.json", &[], b"")?;
         let status: Value = serde_json::from_slice(&status.body)?;
         let count = |state: &str| status["counts"][state].as_u64().unwrap_or(0);
-        ensure!(count("dead") == 0, "an image was given up: {status}");
+        let jobs = status["jobs"].as_array().into_iter().flatten();
+        let dead: Vec<&Value> = jobs.filter(|job| job["state"]["name"] == "dead").collect();
+        ensure!(dead.is_empty(), "images were given up: {dead:?}");
         if count("done") == burst.pushes as u64 {
             break;
         }
-        ensure!(Instant::now() < limit, "not done in an hour: {status}");
+        ensure!(
+            Instant::now() < limit,
+            "not done in an hour: {}",
+            status["counts"]
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
     let indexed = begin.elapsed();
