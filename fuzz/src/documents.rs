@@ -1,9 +1,5 @@
-//! References and documents of images, and the events about them.
+//! References and documents of images.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use soci_index_builder::event::{self, Reported};
-use soci_index_builder::{Decision, Filters, Policy, Push};
 use soci_oci::{Digest, ImageConfig, Index, Manifest, Platform, Reference};
 use soci_profile::Profile;
 use soci_ztoc::Ztoc;
@@ -55,36 +51,6 @@ pub(crate) fn reference(data: &[u8]) {
     if let Ok(platform) = text.parse::<Platform>() {
         let written = platform.to_string();
         assert_eq!(written.parse().as_ref(), Ok(&platform), "{written}");
-    }
-}
-
-/// An event of a registry: a push that is read names an image of its registry, and is written and read again as the
-/// same; what is indexed for it has a name too.
-pub(crate) fn push_event(data: &[u8]) {
-    let reported = match event::parse(data) {
-        Ok(reported) => reported,
-        Err(error) => {
-            assert!(error.to_string().starts_with("cannot read the event: "));
-            return;
-        }
-    };
-    let policy = Policy {
-        filters: Filters::default(),
-        registries: BTreeSet::new(),
-        aliases: BTreeMap::new(),
-        suffix: "-soci".to_owned(),
-    };
-    for one in reported {
-        let Reported::Push(push) = one else { continue };
-        let written = serde_json::to_vec(&push).unwrap();
-        assert_eq!(serde_json::from_slice::<Push>(&written).unwrap(), push);
-        let name: Reference = push.tagged_name().parse().unwrap();
-        assert_eq!(name.registry(), push.registry);
-        assert_eq!(name.repository(), push.repository);
-        assert_eq!(name.tag(), push.tag.as_deref());
-        if let Decision::Index(wanted) = policy.decide(push.clone()) {
-            assert!(wanted == push && wanted.tag.is_some());
-        }
     }
 }
 

@@ -37,7 +37,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("labels", soci_snapshotter::fuzz::labels),
     ("reference", documents::reference),
     ("manifest", documents::manifest),
-    ("push_event", documents::push_event),
+    ("push_event", soci_index_builder::fuzz::push_event),
     ("elf", |data| drop(elf::links(data))),
 ];
 

@@ -5,6 +5,9 @@
 
 pub mod event;
 mod filter;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzz;
 mod indexer;
 mod job;
 mod lambda;

@@ -213,3 +213,24 @@ fn a_message_that_is_not_an_event_is_refused_and_harms_nothing() {
         refused(&json!({"docker_url": "quay.example/a", "updated_tags": many})).contains("1000")
     );
 }
+
+/// The fuzz target's seeds, which are an event of each kind, and what becomes of them byte by byte.
+#[test]
+fn the_seeds_of_the_fuzz_target_and_damaged_ones_keep_what_it_asserts() {
+    let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seed/push_event");
+    let mut pushes = 0;
+    for seed in std::fs::read_dir(seeds).unwrap() {
+        let seed = std::fs::read(seed.unwrap().path()).unwrap();
+        pushes += self::pushes(parse(&seed).unwrap()).len();
+        soci_index_builder::fuzz::push_event(&seed);
+        for at in 0..seed.len() {
+            for byte in [b'"', b'/', b':', b'@', b'A', b'{', 0, 0xff] {
+                let mut damaged = seed.clone();
+                damaged[at] = byte;
+                soci_index_builder::fuzz::push_event(&damaged);
+            }
+            soci_index_builder::fuzz::push_event(&seed[..at]);
+        }
+    }
+    assert!(pushes >= 6, "{pushes}");
+}
