@@ -27,7 +27,8 @@ FUZZ_SECONDS ?= 60
 FUZZ_JOBS ?= 1
 # --allow-unchecked-advisories: `make lint` passes where the advisory database cannot be fetched.
 ADVISORIES ?=
-# Seconds of kills in `make soak`; kills without resending, and hand-overs, take a third of it each.
+# Seconds of kills in `make soak`; kills without resending, and hand-overs, take a third of it each, pulls and
+# removals of images half of it.
 SOAK_SECONDS ?= 1800
 
 BINARIES := soci-snapshotter-grpc soci
@@ -92,10 +93,10 @@ check-concurrency: deps ## Run the concurrency tests over many schedules, and un
 	scripts/check-concurrency.sh
 
 .PHONY: soak
-soak: deps ## Kill and replace the server for SOAK_SECONDS while containers read
+soak: deps ## Kill and replace the server, then pull and remove images, for SOAK_SECONDS each
 	@test "$$(id -u)" = 0 || { echo "make soak needs root: it mounts file systems and starts containers" >&2; exit 1; }
 	$(CARGO) build --locked $(addprefix --package ,$(BINARIES))
-	SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --workspace --test e2e survival:: -- --test-threads 1 --nocapture
+	SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --workspace --test e2e -- survival:: soak:: --test-threads 1 --nocapture
 
 .PHONY: bench
 bench: deps ## Print the benchmarks, overlayfs beside them

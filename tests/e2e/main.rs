@@ -44,6 +44,7 @@ mod privilege;
 mod profiles;
 mod restart;
 mod shared_layers;
+mod soak;
 mod start_hints;
 mod support;
 mod survival;

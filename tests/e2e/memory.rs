@@ -5,12 +5,13 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::support::NO_BACKGROUND;
+use crate::support::memory_group::{MemoryGroup, supervisor_pid};
 use crate::support::node::Node;
 use soci_testkit::{SociDaemonOptions, TestRoot};
 
@@ -18,41 +19,6 @@ const PATIENCE: Duration = Duration::from_secs(180);
 const LIMIT: u64 = 512 << 20;
 /// fcntl.h: past the page cache, so that each read needs the server.
 const O_DIRECT: i32 = 0o40000;
-
-/// A control group with a limit of memory; removed when dropped, if its processes have ended.
-struct MemoryGroup(PathBuf);
-
-impl MemoryGroup {
-    fn new(bytes: u64) -> Self {
-        let version_1 = Path::new("/sys/fs/cgroup/memory");
-        let (hierarchy, limit) = if version_1.join("memory.limit_in_bytes").exists() {
-            (version_1, "memory.limit_in_bytes")
-        } else {
-            let version_2 = Path::new("/sys/fs/cgroup");
-            std::fs::write(version_2.join("cgroup.subtree_control"), "+memory").unwrap();
-            (version_2, "memory.max")
-        };
-        let group = hierarchy.join(format!("soci-test-{}", std::process::id()));
-        std::fs::create_dir(&group).unwrap();
-        std::fs::write(group.join(limit), bytes.to_string()).unwrap();
-        Self(group)
-    }
-
-    fn add(&self, pid: u32) {
-        std::fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
-    }
-}
-
-impl Drop for MemoryGroup {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir(&self.0);
-    }
-}
-
-fn supervisor(node: &Node) -> u32 {
-    let lock = std::fs::read_to_string(node.daemon.root().join("daemon.lock")).unwrap();
-    lock.split_whitespace().next().unwrap().parse().unwrap()
-}
 
 fn score(pid: u32) -> i32 {
     let score = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"));
@@ -82,7 +48,10 @@ async fn a_server_that_takes_all_memory_is_killed_alone_and_readers_notice_a_del
     options.environment = vec![("SOCI_FAULT_POINT".to_owned(), "metrics-memory".to_owned())];
     node.daemon.start_again_with(options).unwrap();
 
-    let (supervisor, server) = (supervisor(&node), node.daemon.server_pid().unwrap());
+    let (supervisor, server) = (
+        supervisor_pid(&node.daemon),
+        node.daemon.server_pid().unwrap(),
+    );
     let holder = node.daemon.holder_pid().unwrap();
     // -999 where the test may lower it (CAP_SYS_RESOURCE).
     assert!(score(supervisor) <= 0 && score(holder) <= 0);
@@ -124,7 +93,7 @@ async fn a_server_that_takes_all_memory_is_killed_alone_and_readers_notice_a_del
     });
     stop.store(true, Ordering::Relaxed);
     reader.join().unwrap().unwrap();
-    assert_eq!(self::supervisor(&node), supervisor, "no other process");
+    assert_eq!(supervisor_pid(&node.daemon), supervisor, "no other process");
     assert_eq!(node.daemon.holder_pid().unwrap(), holder);
     node.daemon.terminate().unwrap();
 }
