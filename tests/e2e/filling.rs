@@ -5,6 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use soci_testkit::image::{APP_OUTPUT, PYTHON_TAG, python_image, small_image};
+use soci_testkit::proxy::RequestRecord;
 use soci_testkit::{Fault, Rule, Stack, TestRoot, output_of};
 
 use crate::support::{
@@ -59,6 +60,31 @@ fn a_complete_image_starts_after_a_reboot_without_a_request_to_its_registry() {
     );
     assert_eq!(run(&stack, &reference, &[]), APP_OUTPUT);
     wait_until_durable(&stack.daemon, true);
+
+    // Pulled again: the client looks the tag up, and there is no other request.
+    let tag = reference.rsplit_once(':').unwrap().1;
+    let pull_again = |namespace: &str| {
+        stack.proxy.reset_stats();
+        let pull = ["pull", "--plain-http", "--json", &reference];
+        let again = stack.soci(namespace).unwrap().output(pull).unwrap();
+        let again: Value = serde_json::from_str(&again).unwrap();
+        assert_eq!(again["sociIndex"], pulled["sociIndex"], "{namespace}");
+        stack.proxy.stats().log
+    };
+    let log = pull_again(NAMESPACE);
+    let of_tag = format!("/manifests/{tag}");
+    let expected =
+        |request: &RequestRecord| request.method == "HEAD" && request.path.ends_with(&of_tag);
+    assert!(log.iter().all(expected), "{log:?}");
+    // In a namespace that does not have it the client reads its documents; the daemon has all it needs.
+    let log = pull_again("other");
+    let document =
+        |request: &RequestRecord| request.range.is_none() && request.path.contains("/manifests/");
+    let others: Vec<_> = log.iter().filter(|request| !document(request)).collect();
+    assert_eq!(others.len(), 1, "the configuration: {log:?}");
+    let ctr = stack.containerd.ctr("other");
+    ctr.output(["images", "rm", "--sync", &reference]).unwrap();
+    wait_for_lazy_mounts(&stack.daemon.root(), python.layers.len());
 
     // A final stop takes the mounts along, as a reboot does.
     assert!(stack.daemon.interrupt().unwrap().success());

@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 use soci_containerd::{Content, Images, Namespace, Snapshots};
 use soci_discovery::{FoundBy, RegistryManifests, lazy_report};
-use soci_oci::{Digest, Platform, Reference};
+use soci_oci::{Digest, Manifest, Platform, Reference, annotations};
 
 use crate::containerd;
 use crate::filling::{self, Filled, Goal};
@@ -102,6 +102,12 @@ struct Pulled {
     filled: Option<Filled>,
 }
 
+/// The index that the manifest of an image names.
+fn named_index(manifest: &Manifest) -> Option<Digest> {
+    let named = manifest.annotations.get(annotations::INDEX_DIGEST)?;
+    named.parse().ok()
+}
+
 impl Pull {
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
         let containerd = containerd::connect(&global.address, &global.namespace).await?;
@@ -151,12 +157,18 @@ impl Pull {
         let platform = self.platform.clone().unwrap_or_else(Platform::host);
         let content = Content::new(containerd);
         let image = pull::fetch(&content, &client, reference, &platform).await?;
-        let report = if self.snapshotter == LAZY_SNAPSHOTTER {
-            let source = RegistryManifests::new(client.clone(), reference.clone());
-            let explicit = self.soci_index_digest;
-            Some(lazy_report(&source, image.manifest_digest, &image.manifest, explicit).await)
-        } else {
+        let explicit = self.soci_index_digest;
+        let is_lazy_snapshotter = self.snapshotter == LAZY_SNAPSHOTTER;
+        let named = explicit.or_else(|| named_index(&image.manifest));
+        let named = named.filter(|_| is_lazy_snapshotter);
+        // Where all layers are lazy there is nothing that an index could explain.
+        let report = if !is_lazy_snapshotter
+            || named.is_some() && pull::all_are_lazy(snapshots, &image.config).await?
+        {
             None
+        } else {
+            let source = RegistryManifests::new(client.clone(), reference.clone());
+            Some(lazy_report(&source, image.manifest_digest, &image.manifest, explicit).await)
         };
         let downloads = Downloads::new(
             content,
@@ -183,14 +195,20 @@ impl Pull {
             .await?;
         // The daemon uses an index of version 1 only where that is enabled.
         let lazy = layers.iter().any(|layer| layer.state == State::Lazy);
-        let index = report.and_then(|report| report.index.ok());
-        let used = index.filter(|found| lazy || found.by != FoundBy::Referrers);
+        let used = match report {
+            Some(report) => {
+                let index = report.index.ok();
+                let used = index.filter(|found| lazy || found.by != FoundBy::Referrers);
+                used.map(|found| found.digest)
+            }
+            None => named,
+        };
         Ok(Pulled {
             image: reference.to_string(),
             digest: image.target.digest,
             manifest: image.manifest_digest,
             snapshotter: self.snapshotter.clone(),
-            soci_index: used.map(|found| found.digest),
+            soci_index: used,
             layers,
             filled: None,
         })

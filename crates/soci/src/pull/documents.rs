@@ -21,7 +21,8 @@ pub(crate) struct ImageDocuments {
     pub(crate) config: ImageConfig,
 }
 
-/// Resolves the reference and fetches its documents for one platform.
+/// Resolves the reference and fetches its documents for one platform: those that containerd does not
+/// have, for what a digest names does not change.
 pub(crate) async fn fetch(
     content: &Content,
     client: &Client,
@@ -29,7 +30,7 @@ pub(crate) async fn fetch(
     platform: &Platform,
 ) -> anyhow::Result<ImageDocuments> {
     let target = client.resolve(reference).await?;
-    let bytes = document(client, reference, &target).await?;
+    let bytes = document(content, client, reference, &target).await?;
     // Kind, blob, labels; parents before children.
     let mut documents: Vec<(&str, Descriptor, Bytes, HashMap<String, String>)> = Vec::new();
     let (manifest_descriptor, manifest_bytes) = if media_types::is_index(&target.media_type) {
@@ -42,7 +43,7 @@ pub(crate) async fn fetch(
             bytes,
             HashMap::from([gc::of_child(at, chosen)]),
         ));
-        let bytes = document(client, reference, chosen).await?;
+        let bytes = document(content, client, reference, chosen).await?;
         (chosen.clone(), bytes)
     } else if media_types::is_manifest(&target.media_type) {
         (target.clone(), bytes)
@@ -60,7 +61,10 @@ pub(crate) async fn fetch(
             soci_index::MAX_DOCUMENT
         );
     }
-    let config_bytes = client.blob_bytes(reference, &manifest.config).await?;
+    let config_bytes = match stored(content, &manifest.config).await {
+        Some(bytes) => bytes,
+        None => client.blob_bytes(reference, &manifest.config).await?,
+    };
     let config: ImageConfig = serde_json::from_slice(&config_bytes)
         .with_context(|| format!("the configuration {} is invalid", manifest.config.digest))?;
     // An image that does not say what it is for may be for anything.
@@ -103,11 +107,29 @@ pub(crate) async fn fetch(
     })
 }
 
+/// Reads a document from containerd, which has verified it. One that cannot be read counts as
+/// missing.
+async fn stored(content: &Content, descriptor: &Descriptor) -> Option<Bytes> {
+    let (digest, size) = (descriptor.digest, descriptor.size);
+    let limit = size.min(soci_index::MAX_DOCUMENT);
+    let read = content.get(&digest, limit).await;
+    let read = read.unwrap_or_else(|error| {
+        let error = soci_errors::chain(&error);
+        tracing::debug!(%digest, error, "cannot read a stored document");
+        None
+    });
+    read.filter(|bytes| bytes.len() as u64 == size)
+}
+
 async fn document(
+    content: &Content,
     client: &Client,
     reference: &Reference,
     descriptor: &Descriptor,
 ) -> anyhow::Result<Bytes> {
+    if let Some(bytes) = stored(content, descriptor).await {
+        return Ok(bytes);
+    }
     let (_, bytes) = client.manifest(reference, descriptor.digest).await?;
     if bytes.len() as u64 != descriptor.size {
         bail!(

@@ -12,4 +12,4 @@ mod unpack;
 pub(crate) use documents::{ImageDocuments, fetch};
 pub(crate) use downloads::Downloads;
 pub(crate) use outcome::{Layer, State};
-pub(crate) use unpack::{Active, Unpack};
+pub(crate) use unpack::{Active, Unpack, all_are_lazy};

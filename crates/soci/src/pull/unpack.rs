@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use soci_containerd::labels::{self, ImageLabels, gc};
 use soci_containerd::{Code, Content, Mount, Namespace, Snapshots, apply};
 use soci_discovery::{FoundBy, LazyReport};
-use soci_oci::{Descriptor, Digest, Reference};
+use soci_oci::{Descriptor, Digest, ImageConfig, Reference};
 
 use super::{Downloads, ImageDocuments, Layer, State};
 use crate::containerd::snapshotter_failed;
@@ -61,6 +61,22 @@ impl Active {
             }
         }
     }
+}
+
+/// Whether the snapshotter has all layers of an image, each lazily.
+pub(crate) async fn all_are_lazy(
+    snapshots: &Snapshots,
+    image: &ImageConfig,
+) -> anyhow::Result<bool> {
+    // The uppermost first: the others are there if it is.
+    for chain_id in image.rootfs.chain_ids().iter().rev() {
+        let labels = snapshots.labels(&chain_id.to_string()).await;
+        let labels = labels.map_err(|error| snapshotter_failed(snapshots.snapshotter(), error))?;
+        if !labels.is_some_and(|labels| labels.contains_key(labels::REMOTE)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// What became of a Prepare.
