@@ -1,5 +1,7 @@
 //! Polling: the tags of a registry that sends no events.
 
+use std::collections::BTreeSet;
+
 use soci_oci::{Digest, Reference};
 use soci_registry::{Client, RegistryError};
 
@@ -33,6 +35,8 @@ pub async fn poll(
                 continue;
             }
         };
+        // In an order that each run has, whatever the registry's is.
+        let tags: BTreeSet<String> = tags.into_iter().collect();
         for tag in tags {
             let Ok(push) = Push::new(registry, &repository, Some(&tag), None) else {
                 continue;
