@@ -211,21 +211,21 @@ fn a_layer_over_a_limit_is_refused_with_the_key_and_leaves_nothing() {
             ),
             (
                 Limits {
-                    tree: 1 << 20,
+                    tree: 512 << 10,
                     ..limits
                 },
                 "limits.tree_bytes",
             ),
             (
                 Limits {
-                    image_trees: 1 << 20,
+                    image_trees: 512 << 10,
                     ..limits
                 },
                 "limits.image_tree_bytes",
             ),
             (
                 Limits {
-                    total_trees: 1 << 20,
+                    total_trees: 512 << 10,
                     ..limits
                 },
                 "limits.total_tree_bytes",
@@ -266,7 +266,7 @@ fn resident() -> u64 {
 #[test]
 fn fifty_containers_in_user_namespaces_share_the_tree_of_a_layer() {
     const FILES: u64 = 200_000;
-    // What one tree takes at least: an inode of 40 bytes, and a name.
+    // What one tree takes at least: 40 bytes and a name for each file.
     const TREE: u64 = FILES * 50;
     world(vec![large(FILES)]).test(async |world| {
         let lazy = world.lazy(LazyConfig {
