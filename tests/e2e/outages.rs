@@ -1,6 +1,7 @@
 //! Images that containerd has while their registry cannot be reached. Needs root, FUSE, containerd,
 //! docker-registry and the two programs.
 
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::time::Instant;
 
@@ -13,6 +14,25 @@ use soci_testkit::{SociCli, Stack, TestRoot};
 /// A port whose SYNs are dropped, as long as what is returned with it is kept.
 fn black_hole() -> (std::net::TcpListener, Vec<std::net::TcpStream>) {
     crate::poisoning::black_hole()
+}
+
+/// A registry that answers every request with a status and requests a wait of two minutes.
+fn refusing(status: &'static str) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for connection in listener.incoming() {
+            let mut connection = connection.unwrap();
+            let answer = format!(
+                "HTTP/1.1 {status}\r\nRetry-After: 120\r\nContent-Length: 0\r\n\
+                 Connection: close\r\n\r\n"
+            );
+            // The head of the request, or a part of it.
+            let _ = connection.read(&mut [0; 4096]);
+            let _ = connection.write_all(answer.as_bytes());
+        }
+    });
+    address
 }
 
 /// An image of six layers, indexed, in a layout.
@@ -137,6 +157,8 @@ async fn a_preloaded_indexed_image_waits_once_for_a_registry_that_is_a_black_hol
             hole_again.clone(),
             closed.to_string(),
             "registry.invalid".to_owned(),
+            refusing("503 Service Unavailable"),
+            refusing("429 Too Many Requests"),
             hole_again,
         ];
         (stack, root, (hole, held), hosts)
@@ -155,7 +177,7 @@ async fn a_preloaded_indexed_image_waits_once_for_a_registry_that_is_a_black_hol
         tokio::task::block_in_place(|| {
             import(&stack, &layout, &name);
             match round {
-                0..3 => forget(&stack, &index),
+                0..5 => forget(&stack, &index),
                 _ => ztocs.iter().for_each(|ztoc| forget(&stack, ztoc)),
             }
         });
