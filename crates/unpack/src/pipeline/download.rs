@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::config::{Demand, SpeedLimits};
-use super::piece::{PIECE, Piece};
+use super::piece::{PIECE, Piece, PieceBuffer};
 use super::progress::LayerProgress;
 use super::shares::{Claim, Shares, Units};
 use crate::downloads::Slot;
@@ -396,33 +396,31 @@ impl Request {
                 Box::pin(open).await?
             }
         };
-        let (mut parts, mut length) = (Vec::new(), 0);
+        let mut buffer = PieceBuffer::default();
         while let Some(bytes) = self.next(&mut stream).await? {
             let arrived = bytes.len() as u64;
             self.arrived.fetch_add(arrived, Ordering::Relaxed);
             plan.progress
                 .downloaded
                 .fetch_add(arrived, Ordering::Relaxed);
-            length += bytes.len();
-            parts.push(bytes);
-            if length >= PIECE {
-                length = 0;
-                if !self.pass_on(std::mem::take(&mut parts)).await {
-                    return Ok(());
-                }
+            if let Some(piece) = buffer.add(&bytes)
+                && !self.pass_on(piece).await
+            {
+                return Ok(());
             }
         }
-        if !parts.is_empty() {
-            self.pass_on(parts).await;
+        let rest = buffer.finish();
+        if !rest.is_empty() {
+            self.pass_on(rest).await;
         }
         Ok(())
     }
 
     /// Passes bytes on. While there is no room for them, or while readers of containers wait, the request is
     /// not under way. `false` if nothing reads them any more.
-    async fn pass_on(&mut self, parts: Vec<Bytes>) -> bool {
+    async fn pass_on(&mut self, bytes: Bytes) -> bool {
         let piece = Piece {
-            parts,
+            bytes,
             _memory: Some(Arc::clone(&self.memory)),
         };
         let sent = match self.sender.try_send(Ok(piece)) {

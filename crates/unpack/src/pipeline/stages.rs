@@ -241,7 +241,7 @@ fn verify(
                 return Err(error);
             }
         };
-        size += piece.len();
+        size += piece.bytes.len() as u64;
         if let Some(store) = &store
             && store.send(Arc::clone(&piece)).is_err()
         {
@@ -255,9 +255,7 @@ fn verify(
             }
             decompress = None;
         }
-        for part in &piece.parts {
-            hasher.update(part);
-        }
+        hasher.update(&piece.bytes);
     }
 }
 
@@ -283,7 +281,7 @@ fn next(input: &mut Input, progress: &LayerProgress) -> Result<Option<Piece>, In
                 .downloaded
                 .fetch_add(length as u64, Ordering::Relaxed);
             Ok(Some(Piece {
-                parts: vec![Bytes::from(bytes)],
+                bytes: Bytes::from(bytes),
                 _memory: None,
             }))
         }
@@ -296,9 +294,7 @@ fn keep(
     store: &mut (dyn CompressedSink + 'static),
 ) -> io::Result<()> {
     while let Ok(piece) = pieces.recv() {
-        for part in &piece.parts {
-            store.write(part)?;
-        }
+        store.write(&piece.bytes)?;
     }
     Ok(())
 }
