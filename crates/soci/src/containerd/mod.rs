@@ -93,9 +93,11 @@ pub(crate) fn snapshotter_failed(snapshotter: &str, error: ContainerdError) -> a
 /// Whether an error is gRPC's own about the connection from containerd to the snapshotter: a
 /// snapshotter that is there may be unavailable for other reasons, in other words.
 fn names_connection(message: &str) -> bool {
-    const WORDS: [&str; 3] = [
+    const WORDS: [&str; 5] = [
         "connection error",
         "error reading from server",
+        "server handshake",
+        "server preface",
         "transport is closing",
     ];
     WORDS.iter().any(|words| message.contains(words))
