@@ -1,7 +1,7 @@
 //! HTTP/1.1 (RFC 9112) as far as tests need it: message heads, and a blocking client that says
 //! exactly what it is given and returns exactly what came back.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -215,9 +215,12 @@ fn read_head(connection: &mut TcpStream) -> Result<(Head, Vec<u8>)> {
             return Ok((Head::parse(&bytes)?, rest));
         }
         ensure!(bytes.len() < MAX_HEAD, "the head is too long");
-        match connection.read(&mut buffer)? {
-            0 => bail!("the connection ended before a response"),
-            count => bytes.extend_from_slice(&buffer[..count]),
+        match connection.read(&mut buffer) {
+            Ok(0) => bail!("the connection ended before a response"),
+            Ok(count) => bytes.extend_from_slice(&buffer[..count]),
+            // A signal to the process of the tests.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }
