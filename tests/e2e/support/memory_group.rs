@@ -1,11 +1,14 @@
 //! A control group with a limit of memory, for the processes of a daemon.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use soci_testkit::SociDaemon;
 
-/// Version 1 or 2, whichever the machine has. Removed when dropped, if its processes have ended.
+/// Version 1 or 2, whichever the machine has. Its processes move to the root group when it is dropped,
+/// and it is removed.
 pub(crate) struct MemoryGroup {
+    hierarchy: &'static Path,
     folder: PathBuf,
     usage: &'static str,
 }
@@ -20,10 +23,16 @@ impl MemoryGroup {
             std::fs::write(version_2.join("cgroup.subtree_control"), "+memory").unwrap();
             (version_2, "memory.max", "memory.current")
         };
-        let folder = hierarchy.join(format!("soci-test-{}", std::process::id()));
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let folder = hierarchy.join(format!("soci-test-{}-{number}", std::process::id()));
         std::fs::create_dir(&folder).unwrap();
         std::fs::write(folder.join(limit), bytes.to_string()).unwrap();
-        Self { folder, usage }
+        Self {
+            hierarchy,
+            folder,
+            usage,
+        }
     }
 
     pub(crate) fn add(&self, pid: u32) {
@@ -39,6 +48,12 @@ impl MemoryGroup {
 
 impl Drop for MemoryGroup {
     fn drop(&mut self) {
+        let members = self.folder.join("cgroup.procs");
+        let root = self.hierarchy.join("cgroup.procs");
+        for pid in std::fs::read_to_string(members).unwrap_or_default().lines() {
+            // It may have ended.
+            let _ = std::fs::write(&root, pid);
+        }
         let _ = std::fs::remove_dir(&self.folder);
     }
 }
