@@ -103,6 +103,11 @@ fn a_store_that_becomes_read_only_serves_what_it_has_and_the_rest_comes_from_the
         let source = MemoryBlob::new(sample.blob.clone());
         let layer = rig.open(&sample, source.clone());
         check_all(&layer, &sample.tar[..1_000_000], 100_000);
+        // A reader is answered before its last span is stored.
+        eventually("stored", || {
+            let mut read = layer.stored().spans().covering(0..1_000_000);
+            read.all(|span| layer.stored().has(SpanId(span)))
+        });
         layer.stored().sync().unwrap();
         let stored = layer.stored().stored_spans();
         assert!(stored > 0 && !layer.stored().is_complete());
