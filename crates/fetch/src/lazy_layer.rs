@@ -292,13 +292,11 @@ impl LayerData for LazyLayer {
     }
 
     fn read(&self, offset: u64, len: usize, done: ReadDone) {
-        self.read_or_fetch(offset, len, None, done);
-        self.note_fetch(offset, len);
+        self.note_fetch(self.read_or_fetch(offset, len, None, done));
     }
 
     fn read_while(&self, offset: u64, len: usize, wanted: StillWanted, done: ReadDone) {
-        self.read_or_fetch(offset, len, Some(wanted), done);
-        self.note_fetch(offset, len);
+        self.note_fetch(self.read_or_fetch(offset, len, Some(wanted), done));
     }
 
     fn status(&self) -> LayerStatus {
@@ -332,8 +330,8 @@ impl LazyLayer {
         Ok(filled)
     }
 
+    /// Fills `buf`, a part of the layer, from stored spans. Returns `false` if some are missing.
     fn read_stored(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
-        self.range(offset, buf.len() as u64)?;
         match self.layer.stored.read_at(offset, buf) {
             Ok(ReadOutcome::Filled) => Ok(true),
             Ok(ReadOutcome::Missing(_)) => Ok(false),
@@ -348,27 +346,30 @@ impl LazyLayer {
         }
     }
 
-    /// As [`LayerData::read`].
+    /// As [`LayerData::read`]. Returns what is read, if it lies in the layer and is not empty.
     pub(crate) fn read_or_fetch(
         &self,
         offset: u64,
         len: usize,
         wanted: Option<StillWanted>,
         done: ReadDone,
-    ) {
+    ) -> Option<Range<u64>> {
         match self.range(offset, len as u64) {
             Ok(range) if range.is_empty() => done(Ok(Bytes::new())),
-            Ok(range) => self.fetch(range, wanted, done),
+            Ok(range) => {
+                self.fetch(range.clone(), wanted, done);
+                return Some(range);
+            }
             Err(error) => done(Err(error)),
         }
+        None
     }
 
-    fn note_fetch(&self, offset: u64, len: usize) {
-        if let Ok(range) = self.range(offset, len as u64)
-            && !range.is_empty()
+    fn note_fetch(&self, read: Option<Range<u64>>) {
+        if let Some(read) = read
             && !self.is_complete()
         {
-            self.note_read(range);
+            self.note_read(read);
         }
     }
 }
