@@ -243,9 +243,7 @@ impl UnpackError {
     #[must_use]
     pub fn fault(&self) -> UnpackFault {
         match self {
-            Self::Registry { source, .. } if source.kind() == ErrorKind::DigestMismatch => {
-                UnpackFault::Image
-            }
+            _ if self.is_damage() => UnpackFault::Image,
             Self::Image { .. } | Self::DiffId { .. } | Self::Digest { .. } => UnpackFault::Image,
             Self::Apply(error) => error.fault(),
             Self::Local(source) | Self::Store(source) | Self::Scratch { source, .. } => {
