@@ -33,8 +33,6 @@ struct Near {
     /// Number of spans that had been read, and bytes that were stored.
     of: Option<(u64, u64)>,
     is_near: bool,
-    /// How often all spans were looked at.
-    looks: u64,
 }
 
 impl ReaderMarks {
@@ -137,7 +135,6 @@ impl ReaderMarks {
             *last = Near {
                 of: Some((marked, stored)),
                 is_near: missing().into_iter().flatten().any(is_near),
-                looks: last.looks + 1,
             };
         }
         last.is_near
@@ -146,6 +143,8 @@ impl ReaderMarks {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -170,24 +169,30 @@ mod tests {
     #[test]
     fn spans_are_looked_at_again_only_when_one_was_read_or_stored() {
         let marks = ReaderMarks::new(200);
-        let looks = || marks.near.lock().looks;
-        let unread = || -> Vec<Range<u32>> { panic!("nothing was read") };
-        assert!(!marks.has_near_since(0, 16, unread));
+        let looks = Cell::new(0);
+        let has_near = |stored: u64, missing: [Range<u32>; 2]| {
+            marks.has_near_since(stored, 16, || {
+                looks.set(looks.get() + 1);
+                missing.to_vec()
+            })
+        };
+        assert!(!has_near(0, [0..20, 30..200]));
+        assert_eq!(looks.get(), 0, "nothing was read");
         marks.note(2);
         for _ in 0..3 {
-            assert!(marks.has_near_since(0, 16, || vec![0..20, 30..200]));
-            assert_eq!(looks(), 1);
+            assert!(has_near(0, [0..20, 30..200]));
+            assert_eq!(looks.get(), 1);
         }
         // All that is near is stored.
         for _ in 0..3 {
-            assert!(!marks.has_near_since(19, 16, || vec![19..60, 70..200]));
-            assert_eq!(looks(), 2);
+            assert!(!has_near(19, [19..60, 70..200]));
+            assert_eq!(looks.get(), 2);
         }
         marks.note(2);
-        assert!(!marks.has_near_since(19, 16, || vec![19..60, 70..200]));
-        assert_eq!(looks(), 2);
+        assert!(!has_near(19, [19..60, 70..200]));
+        assert_eq!(looks.get(), 2);
         marks.note(100);
-        assert!(marks.has_near_since(19, 16, || vec![19..60, 70..200]));
-        assert_eq!(looks(), 3);
+        assert!(has_near(19, [19..60, 70..200]));
+        assert_eq!(looks.get(), 3);
     }
 }
