@@ -119,7 +119,7 @@ pub(crate) fn flatten(grown: Grown<'_>, meter: &mut Meter) -> Result<Tree, TreeE
         names,
         mut bytes,
         further_names,
-        mut further_inodes,
+        further_inodes,
     } = tree;
     drop(nodes);
 
@@ -145,6 +145,13 @@ pub(crate) fn flatten(grown: Grown<'_>, meter: &mut Meter) -> Result<Tree, TreeE
     link_headers.retain(|(ino, _)| *ino != 0);
     link_headers.sort_by_key(|(ino, _)| *ino);
     headers.of_links = shrunk(link_headers);
+    let mut by_inode = further_inodes.clone();
+    by_inode.sort_unstable();
+    let link_counts = by_inode.chunk_by(|a, b| a == b);
+    let link_counts = link_counts.filter_map(|run| {
+        let more = u32::try_from(run.len()).ok()?;
+        Some((*run.first()?, more.saturating_add(1)))
+    });
     let mut tree = Tree {
         inodes: shrunk(inodes),
         metas: shrunk(metas.all),
@@ -155,21 +162,13 @@ pub(crate) fn flatten(grown: Grown<'_>, meter: &mut Meter) -> Result<Tree, TreeE
         bytes: shrunk(bytes),
         names_end,
         further_names: shrunk(further_names),
-        further_inodes: Vec::new(),
-        link_counts: Vec::new(),
+        further_inodes: shrunk(further_inodes),
+        link_counts: link_counts.collect(),
         xattrs,
         checksum: soci_oci::Digest::of(b""),
         tar_size,
         headers,
     };
-    tree.further_inodes = further_inodes.clone();
-    further_inodes.sort_unstable();
-    let link_counts = further_inodes.chunk_by(|a, b| a == b);
-    let link_counts = link_counts.filter_map(|run| {
-        let more = u32::try_from(run.len()).ok()?;
-        Some((*run.first()?, more.saturating_add(1)))
-    });
-    tree.link_counts = link_counts.collect();
     tree.checksum = checksum(&tree);
     match too_large {
         None => Ok(tree),
