@@ -31,8 +31,12 @@ pub(crate) fn content(file: u64) -> Vec<u8> {
 
 /// A layer of files of several spans each.
 pub(crate) fn layer() -> (Vec<u8>, Ztoc) {
+    layer_of(0..FILES, 64 << 10)
+}
+
+fn layer_of(files: impl Iterator<Item = u64>, span_size: u64) -> (Vec<u8>, Ztoc) {
     let mut builder = tar::Builder::new(Vec::new());
-    for file in 0..FILES {
+    for file in files {
         let mut header = tar::Header::new_gnu();
         header.set_size(FILE);
         header.set_mode(0o644);
@@ -43,7 +47,7 @@ pub(crate) fn layer() -> (Vec<u8>, Ztoc) {
     }
     let tar = builder.into_inner().unwrap();
     let options = BuildOptions {
-        span_size: 64 << 10,
+        span_size,
         ..BuildOptions::default()
     };
     let built = build(&tar[..], Compression::Uncompressed, options).unwrap();
@@ -310,18 +314,7 @@ fn an_image_that_is_stored_is_mounted_again_without_a_request() {
 
 /// A layer with the same files in another order.
 fn layer_of_other() -> (Vec<u8>, Ztoc) {
-    let mut builder = tar::Builder::new(Vec::new());
-    for file in (0..FILES).rev() {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(FILE);
-        header.set_mode(0o644);
-        let (name, content) = (format!("f{file}"), content(file));
-        builder
-            .append_data(&mut header, name, &content[..])
-            .unwrap();
-    }
-    let tar = builder.into_inner().unwrap();
-    assert_ne!(Digest::of(&tar), Digest::of(&layer().0));
-    let built = build(&tar[..], Compression::Uncompressed, BuildOptions::default()).unwrap();
-    (tar, built.ztoc)
+    let other = layer_of((0..FILES).rev(), BuildOptions::default().span_size);
+    assert_ne!(Digest::of(&other.0), Digest::of(&layer().0));
+    other
 }
