@@ -13,10 +13,11 @@ use soci_store::content::OciLayout;
 use crate::artifact_store::ArtifactStore;
 use crate::containerd;
 use crate::duration;
-use crate::interrupt::limited;
+use crate::interrupt::{Interrupts, keep_on, limited, limited_with, signal_point};
+use crate::output;
 
 /// Lifetime of the lease of a command that is killed.
-pub(crate) const LEASE_TIME: Duration = Duration::from_secs(24 * 60 * 60);
+const LEASE_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Flags that stand before or after the command.
 #[derive(Debug, Args)]
@@ -71,6 +72,23 @@ pub(crate) enum ContentStore {
     Containerd,
 }
 
+/// Releases the lease under which a result came about. A lease that stays expires by itself.
+pub(crate) async fn release<T>(
+    containerd: &Namespace,
+    result: anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    match (result, containerd.release_lease().await) {
+        (Ok(value), Ok(())) => Ok(value),
+        (Ok(_), Err(error)) => Err(error.into()),
+        (Err(error), released) => {
+            if let Err(kept) = released {
+                output::warning(&soci_errors::chain(&kept));
+            }
+            Err(error)
+        }
+    }
+}
+
 impl Global {
     /// A connection to containerd.
     pub(crate) async fn connect(&self) -> anyhow::Result<Namespace> {
@@ -81,18 +99,30 @@ impl Global {
         .await
     }
 
+    /// Creates a lease on containerd, which the caller releases. A signal that arrives before the caller
+    /// knows of it is in the interrupts, and does not end the program.
+    pub(crate) async fn lease(&self) -> anyhow::Result<(Namespace, Interrupts)> {
+        let containerd = self.connect().await?;
+        let interrupts = Interrupts::listen();
+        let creating = async {
+            keep_on();
+            Ok(containerd.leased(LEASE_TIME).await?)
+        };
+        let leased = limited(self.timeout, creating).await?;
+        signal_point("interrupted-lease");
+        Ok((leased, interrupts))
+    }
+
     /// Works on containerd under a lease, which is released however the work ends: what nothing
     /// refers to by then is collected.
     pub(crate) async fn leased<T>(
         &self,
         work: impl AsyncFnOnce(Namespace) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
-        let containerd = self.connect().await?.leased(LEASE_TIME).await?;
-        let result = limited(self.timeout, Box::pin(work(containerd.clone()))).await;
-        let released = containerd.release_lease().await;
-        let value = result?;
-        released?;
-        Ok(value)
+        let (containerd, interrupts) = self.lease().await?;
+        let work = Box::pin(work(containerd.clone()));
+        let result = limited_with(interrupts, self.timeout, work).await;
+        release(&containerd, result).await
     }
 
     /// The artifact database.

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::bail;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How long work that is committing is waited for.
 const GRACE: Duration = Duration::from_secs(10);
@@ -19,8 +20,18 @@ tokio::task_local! {
 
 /// Marks the step at which the work of the innermost [`limited`] begins to be visible to others.
 pub(crate) fn committing() {
+    keep_on();
+    signal_point("interrupted-commit");
+}
+
+/// Keeps the work of the innermost [`limited`] from being dropped: its result would be lost.
+pub(crate) fn keep_on() {
     let _ = COMMITTING.try_with(|committing| committing.set(true));
-    if soci_faults::fails("interrupted-commit") {
+}
+
+/// Sends this process SIGINT, if this fault point is selected.
+pub(crate) fn signal_point(name: &str) {
+    if soci_faults::fails(name) {
         let _ =
             rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::INT);
     }
@@ -28,6 +39,15 @@ pub(crate) fn committing() {
 
 /// Runs work. Drops it and fails when the time is up or a signal arrives, unless the work is committing.
 pub(crate) async fn limited<T>(
+    timeout: Option<Duration>,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    limited_with(Interrupts::listen(), timeout, work).await
+}
+
+/// As [`limited`], also for a signal that has arrived since `interrupts` began to listen.
+pub(crate) async fn limited_with<T>(
+    mut interrupts: Interrupts,
     timeout: Option<Duration>,
     work: impl Future<Output = anyhow::Result<T>>,
 ) -> anyhow::Result<T> {
@@ -45,7 +65,7 @@ pub(crate) async fn limited<T>(
     let reason = tokio::select! {
         result = &mut work => return result,
         limit = time_is_up => anyhow::anyhow!("not done within --timeout {limit:?}"),
-        signal = interrupted() => signal,
+        signal = interrupts.next() => signal,
     };
     if !committing.get() {
         return Err(reason);
@@ -53,25 +73,45 @@ pub(crate) async fn limited<T>(
     tokio::select! {
         result = work => result,
         () = tokio::time::sleep(GRACE) => bail!("{reason}; the result may be visible already"),
-        signal = interrupted() => bail!("{signal}; the result may be visible already"),
+        signal = interrupts.next() => bail!("{signal}; the result may be visible already"),
     }
 }
 
 /// Resolves when the user (SIGINT) or the system (SIGTERM) wants the program to end.
 pub(crate) async fn interrupted() -> anyhow::Error {
-    use tokio::signal::unix::{SignalKind, signal};
-    let wait = |kind| async move {
-        match signal(kind) {
-            Ok(mut signals) => {
-                signals.recv().await;
-            }
-            // Without a handler the signal ends the program by itself.
-            Err(_) => std::future::pending().await,
+    Interrupts::listen().next().await
+}
+
+/// The wishes of the user (SIGINT) and the system (SIGTERM) that the program ends.
+pub(crate) struct Interrupts {
+    /// Without a handler the signal ends the program by itself.
+    interrupt: Option<Signal>,
+    terminate: Option<Signal>,
+}
+
+impl Interrupts {
+    /// From now on a signal does not end the program, and is kept for [`Interrupts::next`].
+    pub(crate) fn listen() -> Self {
+        Self {
+            interrupt: signal(SignalKind::interrupt()).ok(),
+            terminate: signal(SignalKind::terminate()).ok(),
         }
-    };
-    tokio::select! {
-        () = wait(SignalKind::interrupt()) => anyhow::anyhow!("interrupted"),
-        () = wait(SignalKind::terminate()) => anyhow::anyhow!("terminated"),
+    }
+
+    /// Resolves when there is a signal.
+    async fn next(&mut self) -> anyhow::Error {
+        async fn arrival(signals: &mut Option<Signal>) {
+            match signals {
+                Some(signals) => {
+                    signals.recv().await;
+                }
+                None => std::future::pending().await,
+            }
+        }
+        tokio::select! {
+            () = arrival(&mut self.interrupt) => anyhow::anyhow!("interrupted"),
+            () = arrival(&mut self.terminate) => anyhow::anyhow!("terminated"),
+        }
     }
 }
 

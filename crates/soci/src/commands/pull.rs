@@ -9,10 +9,9 @@ use soci_containerd::{Content, Images, Namespace, Snapshots};
 use soci_discovery::{FoundBy, RegistryManifests, lazy_report};
 use soci_oci::{Digest, Manifest, Platform, Reference, annotations};
 
-use crate::containerd;
 use crate::filling::{self, Filled, Goal};
-use crate::global::{Global, LEASE_TIME};
-use crate::interrupt::{committing, limited};
+use crate::global::{Global, release};
+use crate::interrupt::{committing, limited, limited_with};
 use crate::output;
 use crate::progress::Bars;
 use crate::pull::{self, Active, Downloads, Layer, State, Unpack};
@@ -110,19 +109,16 @@ fn named_index(manifest: &Manifest) -> Option<Digest> {
 
 impl Pull {
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let containerd = containerd::connect(&global.address, &global.namespace).await?;
-        let containerd = containerd.leased(LEASE_TIME).await?;
+        let (containerd, interrupts) = global.lease().await?;
         let snapshots = Snapshots::new(&containerd, &self.snapshotter);
         let active = Active::default();
         let bars = Arc::new(Bars::new(self.quiet));
         let work = Box::pin(self.pull(&containerd, &snapshots, &active, &bars));
-        let result = limited(global.timeout, work).await;
+        let result = limited_with(interrupts, global.timeout, work).await;
         bars.finish();
         // Whether it succeeded or not: partial work is removed, and the lease released.
         active.remove_all(&snapshots).await;
-        let released = containerd.release_lease().await;
-        let mut pulled = result?;
-        released?;
+        let mut pulled = release(&containerd, result).await?;
         if self.complete {
             pulled.filled = Some(limited(None, self.fill(&pulled, global)).await?);
         }

@@ -382,6 +382,32 @@ fn an_interrupted_conversion_and_push_leave_nothing_visible_and_can_be_repeated(
     bench.ok(&["push", &image]);
 }
 
+/// The signal arrives when the command has created its lease.
+#[test]
+fn a_command_that_is_interrupted_as_it_begins_releases_its_lease() {
+    let bench = Bench::start();
+    let image = bench.image();
+    let name = bench.registry.reference("app:soci");
+    let options = ["--span-size", "4096", "--min-layer-size", "0"];
+    for arguments in [
+        [&["convert", &image, &name], &options[..]].concat(),
+        [&["create", &image], &options[..]].concat(),
+        vec!["pull", "--snapshotter", "overlayfs", &image],
+    ] {
+        let output = bench
+            .soci(&arguments)
+            .env(soci_faults::VARIABLE, "interrupted-lease")
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {error}");
+        assert!(error.contains("interrupted"), "{arguments:?}: {error}");
+        let leases = bench.ctr().output(["leases", "ls", "-q"]).unwrap();
+        assert_eq!(leases, "", "{arguments:?}");
+        assert!(!bench.images().contains(&name));
+    }
+}
+
 /// The signal arrives at the step that makes the result visible: from there on the command succeeds.
 #[test]
 fn a_command_that_is_interrupted_while_its_result_becomes_visible_succeeds() {
