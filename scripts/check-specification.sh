@@ -1,12 +1,13 @@
 #!/bin/bash
 # Checks that every promise of SPECIFICATION.md names a test or says that it is pending, and that
-# every test named there exists.
+# every test named there or in docs/threat-model.md exists.
 #
 # A test is named `crate::file::test`: file is a path below crates/<crate>/tests, crates/<crate>/tests/it
 # or crates/<crate>/src, with "::" between folders. The crate e2e is in tests/e2e, benches in benches/tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 specification=SPECIFICATION.md
+threats=docs/threat-model.md
 failed=0
 
 complain() {
@@ -46,10 +47,10 @@ exists() {
     return 1
 }
 
-named=$(grep -oE '`[a-z0-9_-]+(::[a-z0-9_]+)+`' $specification | tr -d '`' | sort -u)
+named=$(grep -ohE '`[a-z0-9_-]+(::[a-z0-9_]+)+`' $specification $threats | tr -d '`' | sort -u)
 test -n "$named" || complain "$specification names no test at all"
 for name in $named; do
-    exists "$name" || complain "$specification names the test $name, which does not exist"
+    exists "$name" || complain "$specification or $threats names the test $name, which does not exist"
 done
 
 # A promise is an item of a list, with the indented lines behind it.
