@@ -80,7 +80,8 @@ impl Run {
             bail!("mounting needs root");
         }
         let (image, mut recorder) = limited(global.timeout, Box::pin(self.mount())).await?;
-        let ended = limited(global.timeout, self.execute(&image, &mut recorder)).await;
+        let executed = Box::pin(self.execute(&image, &mut recorder));
+        let ended = limited(global.timeout, executed).await;
         let recording = recorder.recording();
         let closed = recorder.close().await;
         let ended = ended?;
