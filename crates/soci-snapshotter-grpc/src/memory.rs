@@ -1,13 +1,24 @@
-//! How the C library's allocator treats the buffers of spans.
+//! How the C library's allocator treats what is freed.
 //!
 //! A span is some megabytes, and many threads allocate and free such buffers. Left alone, glibc keeps freed
 //! ones in the heap of each thread, which nearly doubled the daemon's peak memory. Larger blocks are
 //! mapped individually instead, and unmapped when freed.
 //!
-//! Not jemalloc, which other daemons use for the same reason: this one setting has the same effect here
+//! Smaller ones stay: what a thousand file trees took remains with the process after their images are gone,
+//! because a heap shrinks at its end only. [`return_freed`] returns the free pages between.
+//!
+//! Not jemalloc, which other daemons use for the same reason: these settings have the same effect here
 //! without another C library to build and to keep up to date.
 
 #![allow(unsafe_code)]
+
+use std::time::Duration;
+
+/// Time between two looks at what is free.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Free bytes, beyond those that the last return left, that are worth another one.
+const WORTH: usize = 4 << 20;
 
 /// Sets the size from which on blocks are mapped individually. Best effort: without it only memory is lost.
 #[cfg(target_env = "gnu")]
@@ -24,3 +35,118 @@ pub(crate) fn map_large_blocks() {
 /// Does nothing: other C libraries have no such setting.
 #[cfg(not(target_env = "gnu"))]
 pub(crate) fn map_large_blocks() {}
+
+/// Returns free memory to the system from time to time, for as long as the future is polled.
+///
+/// A look takes each heap's lock while it counts the heap's free blocks, a return while the kernel takes
+/// them; both are short, and are done on a thread for blocking work.
+pub(crate) async fn return_freed() {
+    let mut freed = Freed::default();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let looked = tokio::task::spawn_blocking(move || {
+            if freed.is_worth_returning(free_bytes()) {
+                trim();
+                freed.returned(free_bytes());
+            }
+            freed
+        });
+        match looked.await {
+            Ok(kept) => freed = kept,
+            // The runtime ends.
+            Err(_) => return,
+        }
+    }
+}
+
+/// When free memory is returned.
+#[derive(Debug, Default, Clone, Copy)]
+struct Freed {
+    /// Fewest free bytes since the last return. They count as free although their pages are
+    /// returned, until they are used again.
+    kept: usize,
+}
+
+impl Freed {
+    fn is_worth_returning(&mut self, free: usize) -> bool {
+        self.kept = self.kept.min(free);
+        free - self.kept >= WORTH
+    }
+
+    const fn returned(&mut self, free: usize) {
+        self.kept = free;
+    }
+}
+
+/// Free bytes in all heaps.
+#[cfg(target_env = "gnu")]
+fn free_bytes() -> usize {
+    // SAFETY: mallinfo2(3) reads counters under the locks of the heaps and returns them by value.
+    unsafe { libc::mallinfo2() }.fordblks
+}
+
+/// None: other C libraries have no such figure, and nothing is returned.
+#[cfg(not(target_env = "gnu"))]
+fn free_bytes() -> usize {
+    0
+}
+
+/// Returns the whole free pages of all heaps to the system.
+#[cfg(target_env = "gnu")]
+fn trim() {
+    // SAFETY: malloc_trim(3) works under the locks of the heaps, touches free pages only, takes an
+    // integer by value and has no other precondition.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Does nothing.
+#[cfg(not(target_env = "gnu"))]
+fn trim() {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn freed_memory_is_returned_when_it_grew_and_not_again_before_it_was_used() {
+        let mut freed = Freed::default();
+        assert!(!freed.is_worth_returning(WORTH - 1));
+        assert!(freed.is_worth_returning(20 * WORTH));
+        freed.returned(19 * WORTH);
+        assert!(!freed.is_worth_returning(19 * WORTH));
+        // Layers are opened, which take free memory, and some of them are closed.
+        assert!(!freed.is_worth_returning(5 * WORTH));
+        assert!(!freed.is_worth_returning(6 * WORTH - 1));
+        assert!(freed.is_worth_returning(6 * WORTH));
+    }
+
+    #[cfg(target_env = "gnu")]
+    #[test]
+    fn pages_that_are_freed_between_others_in_use_are_returned() {
+        const BLOCK: usize = 128 << 10;
+        map_large_blocks();
+        let mut blocks: Vec<_> = (0..1024).map(|_| vec![1_u8; BLOCK]).collect();
+        let full = resident();
+        let mut number = 0;
+        blocks.retain(|_| {
+            number += 1;
+            number % 16 == 0
+        });
+        assert!(free_bytes() > 100 << 20);
+        trim();
+        let left = resident();
+        assert!(full > left + (100 << 20), "{full} {left}");
+        drop(blocks);
+    }
+
+    /// Resident bytes of this process.
+    #[cfg(target_env = "gnu")]
+    fn resident() -> usize {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find(|line| line.starts_with("RssAnon:"));
+        let words: Vec<_> = line.unwrap().split_whitespace().collect();
+        words[1].parse::<usize>().unwrap() * 1024
+    }
+}

@@ -14,6 +14,7 @@ use soci_config::Config;
 use crate::args::{Args, REVISION, VERSION};
 use crate::control::{Predecessor, ServerEvent};
 use crate::listen::{Address, PassedSocket};
+use crate::memory;
 use crate::own_process;
 use crate::preflight;
 use crate::supervision::Supervision;
@@ -49,6 +50,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         .thread_name("soci")
         .build()
         .context("cannot start the worker threads")?;
+    runtime.spawn(memory::return_freed());
     let ended = runtime.block_on(Box::pin(serve(Arc::new(setup), predecessor)));
     runtime.shutdown_timeout(LAST);
     ended
