@@ -18,6 +18,13 @@ use crate::{ClientConfig, RegistryError, TlsSettings};
 /// Most pools of a client; a client with more registries with settings of their own starts over.
 const MAX_POOLS: usize = 256;
 
+/// Bytes that may wait in one HTTP/2 response until they are read: a fast link over 30 ms has as many
+/// under way.
+const STREAM_WINDOW: u32 = 4 << 20;
+/// Bytes that may wait in all responses of a connection, the most that HTTP/2 allows: responses that are
+/// not read for now, each with its own window full, must leave room for one that is.
+const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
+
 /// What pools differ in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct PoolKey {
@@ -124,10 +131,11 @@ fn with_tls(
     builder: reqwest::ClientBuilder,
     tls: &TlsSettings,
 ) -> Result<reqwest::ClientBuilder, RegistryError> {
-    // h2's default windows hold a fast link back. The keep-alive notices a connection that died
-    // silently before request after request is sent over it.
+    // The keep-alive notices a connection that died silently before request after request is sent over
+    // it.
     let builder = builder
-        .http2_adaptive_window(true)
+        .http2_initial_stream_window_size(STREAM_WINDOW)
+        .http2_initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keep_alive_interval(Duration::from_secs(10))
         .http2_keep_alive_timeout(Duration::from_secs(10));
     if !tls.skip_verify {

@@ -1,11 +1,13 @@
 //! TLS. Loopback registries are spoken to in plain HTTP, so TLS is reached through a redirect.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
 use axum::http::Version;
 use bytes::Bytes;
+use futures::StreamExt as _;
 use parking_lot::Mutex;
 use soci_registry::{
     BlobSource, Client, ClientConfig, Deadline, ErrorKind, NoCredentials, RemoteBlob, TlsSettings,
@@ -129,6 +131,46 @@ async fn plain_http_behind_an_https_address_is_named_and_not_tried_again() {
     let error = blob.read_range(0..10, Deadline::far()).await.unwrap_err();
     assert!(error.to_string().contains("--plain-http"), "{error}");
     assert!(!error.is_transient(), "{error}");
+}
+
+#[tokio::test]
+async fn responses_that_are_not_read_hold_up_no_other_of_the_connection() {
+    let (unread, wanted) = (noise(8 << 20), noise(1 << 20));
+    let (large, name) = (unread.clone(), descriptor(&wanted).digest.to_string());
+    let small = wanted.clone();
+    let app = Router::new().fallback(move |request: Request| {
+        let body = match request.uri().path().ends_with(&name) {
+            true => small.clone(),
+            false => large.clone(),
+        };
+        async move { status(200).body(body) }
+    });
+    let https = Https::start(&["h2"], app).await.unwrap();
+    let mut config = config();
+    config.tls = trusting_too(vec![https.certificate().as_bytes().to_vec()]);
+    let client = Client::new(config, Arc::new(NoCredentials)).unwrap();
+    let reference = format!("localhost:{}/a/b:t", https.port()).parse().unwrap();
+    let mut waiting = Vec::new();
+    for _ in 0..4 {
+        let blob = client.blob(&reference, &descriptor(&unread));
+        let size = unread.len() as u64;
+        let mut body = blob.stream_range(0..size, Deadline::far()).await.unwrap();
+        body.next().await.unwrap().unwrap();
+        waiting.push(body);
+    }
+    let blob = client.blob(&reference, &descriptor(&wanted));
+    let size = wanted.len() as u64;
+    let read = blob.read_range(0..size, Deadline::far());
+    let read = tokio::time::timeout(Duration::from_secs(60), read).await;
+    assert_eq!(read.expect("it waits for the others").unwrap(), wanted);
+    // Those can be read on.
+    for mut body in waiting {
+        let mut more = 0;
+        while let Some(piece) = body.next().await {
+            more += piece.unwrap().len();
+        }
+        assert!(more > 4 << 20, "{more} bytes");
+    }
 }
 
 #[tokio::test]
