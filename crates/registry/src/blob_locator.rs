@@ -24,7 +24,7 @@ use crate::reach::{Reach, Zone};
 use crate::request::RequestSpec;
 use crate::response::Incoming;
 use crate::signed_url;
-use crate::{RegistryError, RequestLine};
+use crate::{BodyDefect, ProtocolViolation, RegistryError, RequestLine};
 
 /// Time after which a blob is requested again from a mirror that did not have it.
 const ASK_AGAIN: Duration = Duration::from_secs(300);
@@ -161,13 +161,15 @@ impl BlobLocator {
     /// The same for a part whose digest is wrong: a mirror is asked last for a while.
     pub(crate) fn distrust_bytes(&self) {
         let what = self.describe();
-        let reason = "its bytes are not what their digest says".to_owned();
         let request = self.location.lock().as_ref().map(|location| {
             RequestLine::new(&Method::GET, &location.url, self.reference.registry())
         });
         tracing::debug!(blob = what, "looking for another place of a blob");
         if let Some(request) = request {
-            self.distrust(&RegistryError::BadBody { request, reason });
+            self.distrust(&RegistryError::BadBody {
+                request,
+                source: BodyDefect::WrongBytes,
+            });
         }
     }
 
@@ -297,10 +299,10 @@ impl BlobLocator {
         range: &Range<u64>,
         ranged: bool,
     ) -> Result<OpenBody, RegistryError> {
-        let protocol = |reason: String| {
+        let protocol = |source| {
             Err(RegistryError::Protocol {
                 request: response.line().clone(),
-                reason,
+                source,
             })
         };
         let (length, size, wanted) = (
@@ -311,18 +313,16 @@ impl BlobLocator {
         if let Some(encoding) = response.header(CONTENT_ENCODING)
             && encoding != "identity"
         {
-            return protocol(format!(
-                "the body is encoded as {encoding:?} although identity was requested"
-            ));
+            return protocol(ProtocolViolation::Encoded(encoding.to_owned()));
         }
         refuse_page(&response)?;
         match response.status().as_u16() {
             200 => {
-                if length.is_some_and(|length| length != size) {
-                    return protocol(format!(
-                        "the blob has {} bytes there, not {size}",
-                        length.unwrap_or_default()
-                    ));
+                if let Some(announced) = length.filter(|length| *length != size) {
+                    return protocol(ProtocolViolation::OtherSize {
+                        announced,
+                        wanted: size,
+                    });
                 }
                 if ranged {
                     self.engine.ranges.note(response.url(), Ranges::Ignored);
@@ -348,23 +348,23 @@ impl BlobLocator {
                     {
                         content.bytes.end - content.bytes.start
                     }
-                    None if multipart => return protocol("a 206 response in parts".to_owned()),
+                    None if multipart => return protocol(ProtocolViolation::Multipart),
                     None => {
-                        return protocol(format!("a 206 response with Content-Range {given:?}"));
+                        return protocol(ProtocolViolation::InvalidContentRange(given.to_owned()));
                     }
                     Some(_) => {
-                        return protocol(format!(
-                            "requested bytes {}-{} of {size}, got Content-Range {given:?}",
-                            range.start,
-                            range.end.saturating_sub(1)
-                        ));
+                        return protocol(ProtocolViolation::OtherRange {
+                            wanted: range.clone(),
+                            size,
+                            given: given.to_owned(),
+                        });
                     }
                 };
-                if length.is_some_and(|length| length != left) {
-                    return protocol(format!(
-                        "Content-Range {given:?} with {} bytes",
-                        length.unwrap_or_default()
-                    ));
+                if let Some(length) = length.filter(|length| *length != left) {
+                    return protocol(ProtocolViolation::RangeAndLength {
+                        given: given.to_owned(),
+                        length,
+                    });
                 }
                 self.engine.ranges.note(response.url(), Ranges::Honoured);
                 Ok(OpenBody {
@@ -375,7 +375,7 @@ impl BlobLocator {
                     surplus: false,
                 })
             }
-            status => protocol(format!("status {status} in response to a GET")),
+            status => protocol(ProtocolViolation::UnexpectedStatus(status)),
         }
     }
 }

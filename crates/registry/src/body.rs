@@ -66,9 +66,9 @@ impl BlobBody {
         meter: &Arc<Meter>,
     ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, RegistryError> {
         let what = format!("{self:?}");
-        let source = move |reason: String| RegistryError::Source {
+        let unreadable = move |source: Arc<std::io::Error>| RegistryError::Source {
             what: what.clone(),
-            reason,
+            source,
         };
         let stream = match self {
             Self::Bytes(bytes) => {
@@ -82,13 +82,13 @@ impl BlobBody {
             Self::File(path) => {
                 let file = tokio::fs::File::open(path)
                     .await
-                    .map_err(|error| source(error.to_string()))?;
+                    .map_err(|error| unreadable(Arc::new(error)))?;
                 ReaderStream::with_capacity(file, PIECE).boxed()
             }
             Self::Stream(open) => open(),
         };
         let end = futures::stream::once(async { Ok(Bytes::new()) });
-        let meter = Arc::clone(meter);
+        let (meter, failed) = (Arc::clone(meter), Arc::clone(meter));
         let mut seen = 0_u64;
         Ok(stream
             .chain(end)
@@ -105,11 +105,13 @@ impl BlobBody {
                 })
             })
             .try_filter(|piece| futures::future::ready(!piece.is_empty()))
-            .inspect(move |piece| match piece {
-                Ok(piece) => {
-                    meter.sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
-                }
-                Err(error) => *meter.failure.lock() = Some(source(error.to_string())),
+            .inspect_ok(move |piece| {
+                meter.sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            })
+            .map_err(move |error| {
+                let error = Arc::new(error);
+                *failed.failure.lock() = Some(unreadable(Arc::clone(&error)));
+                std::io::Error::other(error)
             })
             .boxed())
     }

@@ -1,13 +1,13 @@
 //! Failures below HTTP: connecting, TLS, and broken connections.
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
 use soci_errors::chain;
 
 use crate::reach::OutOfReach;
-use crate::tls_failure::explain;
-use crate::{RegistryError, RequestLine};
+use crate::{ConnectionFailure, RegistryError, RequestLine, TlsFailure};
 
 /// Maps an error of reqwest to ours, without the URL that reqwest puts into its messages.
 pub(crate) fn connection_error(
@@ -23,27 +23,25 @@ pub(crate) fn connection_error(
             after: dial_timeout,
         };
     }
-    let reason = chain(&error);
     if error.is_builder() {
-        return RegistryError::Config(format!("{request}: {reason}"));
+        return RegistryError::Config(format!("{request}: {}", chain(&error)));
     }
-    if error.is_body() || error.is_decode() {
-        return RegistryError::BadBody { request, reason };
-    }
-    if let Some(refusal) = find::<OutOfReach>(&error) {
-        return RegistryError::Misdirected {
+    let tls = find::<rustls::Error>(&error).and_then(TlsFailure::new);
+    let out_of_reach = find::<OutOfReach>(&error).copied();
+    let (body, connect) = (error.is_body() || error.is_decode(), error.is_connect());
+    let source = ConnectionFailure::Client(Arc::new(error));
+    match (out_of_reach, tls) {
+        _ if body => RegistryError::BadBody {
             request,
-            reason: refusal.to_string(),
-        };
-    }
-    match find::<rustls::Error>(&error).and_then(explain) {
-        Some((reason, advice)) => RegistryError::Tls {
-            request,
-            reason,
-            advice,
+            source: source.into(),
         },
-        None if error.is_connect() => RegistryError::Unreachable { request, reason },
-        None => RegistryError::Dropped { request, reason },
+        (Some(place), _) => RegistryError::Misdirected {
+            request,
+            source: place.into(),
+        },
+        (None, Some(source)) => RegistryError::Tls { request, source },
+        (None, None) if connect => RegistryError::Unreachable { request, source },
+        (None, None) => RegistryError::Dropped { request, source },
     }
 }
 

@@ -18,9 +18,8 @@ use crate::redirect::send_following;
 use crate::request::RequestSpec;
 use crate::response::Incoming;
 use crate::retry::Backoff;
-use crate::tls_failure::NOT_TLS;
 use crate::transport::Transport;
-use crate::{ClientConfig, Deadline, RegistryError, RequestLine};
+use crate::{ClientConfig, ConnectionFailure, Deadline, RegistryError, RequestLine};
 
 /// How often a request is made again whose connection broke before the response: servers close idle
 /// connections, and those that have served their number of requests.
@@ -188,7 +187,7 @@ impl Engine {
         let speaks = match self.transport.send(&secure, &spec, None).await {
             Ok(_) => true,
             // A certificate that is refused is one.
-            Err(RegistryError::Tls { reason, .. }) => reason != NOT_TLS,
+            Err(RegistryError::Tls { source, .. }) => !source.is_not_tls(),
             Err(_) => false,
         };
         let key = endpoint.base().to_string();
@@ -231,7 +230,7 @@ impl Engine {
                                 endpoint.base(),
                                 &endpoint.credential_host,
                             ),
-                            reason: "the registry speaks TLS".to_owned(),
+                            source: ConnectionFailure::SpeaksTls,
                         });
                     }
                     self.health.failed(endpoint, &error);

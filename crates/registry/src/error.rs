@@ -1,6 +1,7 @@
 //! The error of this crate: the request, its failure, and the remedy. No message holds a
 //! credential, a token or a signed query.
 
+use std::error::Error;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use http::Method;
 use soci_oci::{Digest, RedactedUrl};
 use url::Url;
 
+use crate::cause::{BodyDefect, ConnectionFailure, Misdirection, ProtocolViolation, TlsFailure};
 use crate::credentials::CredentialError;
 
 /// Method and URL of a request, printed as `GET https://host/path` without secrets.
@@ -76,6 +78,8 @@ pub enum RegistryError {
         status: u16,
         /// The message of the server, shortened, without control characters; may be empty.
         message: String,
+        /// The error codes in the body, in order (OCI distribution specification 1.1, "Error Codes").
+        codes: Vec<String>,
         /// The wait that the server requests.
         retry_after: Option<Duration>,
     },
@@ -111,38 +115,36 @@ pub enum RegistryError {
         last: Option<Arc<RegistryError>>,
     },
     /// No connection.
-    #[error("{request}: {reason}; check the host name and the network")]
+    #[error("{request}: {source}; check the host name and the network")]
     Unreachable {
         /// The request.
         request: RequestLine,
         /// The cause.
-        reason: String,
+        source: ConnectionFailure,
     },
     /// The connection broke after it was made, before a response came.
-    #[error("{request}: the connection broke before the response: {reason}")]
+    #[error("{request}: the connection broke before the response: {source}")]
     Dropped {
         /// The request.
         request: RequestLine,
         /// The cause.
-        reason: String,
+        source: ConnectionFailure,
     },
     /// The TLS handshake failed.
-    #[error("{request}: TLS: {reason}; {advice}")]
+    #[error("{request}: TLS: {source}; {}", .source.advice())]
     Tls {
         /// The request.
         request: RequestLine,
-        /// The cause.
-        reason: String,
-        /// The remedy.
-        advice: &'static str,
+        /// The cause, with the remedy.
+        source: TlsFailure,
     },
     /// The body is too short or too long, or the connection broke in the middle.
-    #[error("{request}: {reason}")]
+    #[error("{request}: {source}")]
     BadBody {
         /// The request.
         request: RequestLine,
         /// The defect of the body.
-        reason: String,
+        source: BodyDefect,
     },
     /// The content does not have the expected digest.
     #[error(
@@ -158,21 +160,21 @@ pub enum RegistryError {
     },
     /// The response violates the protocol.
     #[error(
-        "{request}: {reason}; this does not look like a registry that follows the OCI distribution specification"
+        "{request}: {source}; this does not look like a registry that follows the OCI distribution specification"
     )]
     Protocol {
         /// The request.
         request: RequestLine,
         /// The violation.
-        reason: String,
+        source: ProtocolViolation,
     },
     /// A server named a place that requests must not be led to.
-    #[error("{request}: {reason}")]
+    #[error("{request}: {source}")]
     Misdirected {
         /// The request.
         request: RequestLine,
         /// The rule that the place breaks.
-        reason: String,
+        source: Misdirection,
     },
     /// The body exceeds the configured limit.
     #[error("{what} is larger than the limit of {limit} bytes")]
@@ -203,21 +205,13 @@ pub enum RegistryError {
     /// The configuration or an argument is invalid.
     #[error("{0}")]
     Config(String),
-    /// Downloaded bytes cannot be stored.
-    #[error("cannot store {what}: {reason}")]
-    Sink {
-        /// The blob.
-        what: String,
-        /// The cause.
-        reason: String,
-    },
     /// The body of an upload, or a local blob, cannot be read.
-    #[error("cannot read {what}: {reason}")]
+    #[error("cannot read {what}: {source}")]
     Source {
         /// The body.
         what: String,
         /// The cause.
-        reason: String,
+        source: Arc<dyn Error + Send + Sync>,
     },
 }
 
@@ -276,9 +270,7 @@ impl RegistryError {
             Self::Protocol { .. } | Self::Misdirected { .. } => ErrorKind::Protocol,
             Self::TooLarge { .. } => ErrorKind::TooLarge,
             Self::Credentials { .. } => ErrorKind::Unauthorized,
-            Self::OutOfRange { .. } | Self::Config(_) | Self::Sink { .. } | Self::Source { .. } => {
-                ErrorKind::Config
-            }
+            Self::OutOfRange { .. } | Self::Config(_) | Self::Source { .. } => ErrorKind::Config,
         }
     }
 
@@ -312,7 +304,8 @@ impl RegistryError {
     pub fn is_unknown_blob(&self) -> bool {
         matches!(
             self,
-            Self::Status { status: 400 | 404, message, .. } if message.contains("MANIFEST_BLOB_UNKNOWN")
+            Self::Status { status: 400 | 404, codes, .. }
+                if codes.iter().any(|code| code == "MANIFEST_BLOB_UNKNOWN")
         )
     }
 

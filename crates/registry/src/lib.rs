@@ -10,6 +10,7 @@ mod blob_locator;
 mod body;
 mod bounded;
 mod candidate_memory;
+mod cause;
 mod challenge;
 mod client;
 mod config;
@@ -65,6 +66,7 @@ mod whole_blob;
 
 pub use blob::RemoteBlob;
 pub use body::BlobBody;
+pub use cause::{BodyDefect, ConnectionFailure, Misdirection, ProtocolViolation, TlsFailure};
 pub use client::Client;
 pub use config::{
     ClientConfig, ClientIdentity, HostsConfig, Mirror, Origin, RetryPolicy, TlsSettings,
@@ -84,7 +86,7 @@ pub use hosts_toml::{HostsTomlError, RegistryHost, RegistryHosts};
 pub use manifest::ManifestKey;
 pub use names::listen_addresses;
 pub use p521::install_cryptography;
-pub use reach::resolver;
+pub use reach::{OutOfReach, resolver};
 pub use registry_report::{HostReport, RegistryReport};
 pub use source::{BlobSource, ByteStream};
 pub use upload::PushOutcome;

@@ -1,14 +1,16 @@
 //! A page of a list that a registry sends in parts (OCI distribution specification 1.1, "Listing
 //! Tags" and "Listing Referrers").
 
+use std::sync::Arc;
+
 use http::header::LINK;
 use serde::de::DeserializeOwned;
 use url::Url;
 
-use crate::RegistryError;
 use crate::auth::AuthTarget;
 use crate::engine::Engine;
 use crate::request::RequestSpec;
+use crate::{ProtocolViolation, RegistryError};
 
 /// One page.
 pub(crate) struct Page<T> {
@@ -37,7 +39,10 @@ pub(crate) async fn page<T: DeserializeOwned>(
     let bytes = response.bytes(limit).await?;
     let list = serde_json::from_slice(&bytes).map_err(|error| RegistryError::Protocol {
         request: line,
-        reason: format!("{malformed} ({error})"),
+        source: ProtocolViolation::InvalidList {
+            what: malformed.to_owned(),
+            source: Arc::new(error),
+        },
     })?;
     Ok(Page {
         list,

@@ -10,13 +10,13 @@ use serde::Deserialize;
 use soci_oci::{Descriptor, Digest, Reference};
 use url::Url;
 
-use crate::RegistryError;
 use crate::auth::AuthTarget;
 use crate::endpoint::{Endpoint, Need};
 use crate::engine::Engine;
 use crate::exists::head_refused;
 use crate::request::RequestSpec;
 use crate::response::Incoming;
+use crate::{ProtocolViolation, RegistryError};
 
 /// The digest of a response's content, as registries state it.
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -215,7 +215,7 @@ pub(crate) fn refuse_page(response: &Incoming) -> Result<(), RegistryError> {
     }
     Err(RegistryError::Protocol {
         request: response.line().clone(),
-        reason: "the response is a page for people (text/html)".to_owned(),
+        source: ProtocolViolation::Page,
     })
 }
 

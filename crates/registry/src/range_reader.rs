@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::blob_locator::{BlobLocator, OpenBody};
 use crate::retry::Backoff;
-use crate::{Deadline, RegistryError, RetryPolicy};
+use crate::{BodyDefect, Deadline, RegistryError, RetryPolicy};
 
 /// Number of bytes that count as progress: they refill the retry budget, and each period of the
 /// request time-out must bring as many.
@@ -246,7 +246,9 @@ async fn next_piece(current: &mut OpenBody) -> Result<Option<Bytes>, RegistryErr
             }
             return Err(RegistryError::BadBody {
                 request: current.response.line().clone(),
-                reason: format!("the body ended {} bytes early", current.left),
+                source: BodyDefect::EndedEarly {
+                    missing: current.left,
+                },
             });
         };
         let skipped = current.skip.min(bytes.len() as u64);
@@ -261,7 +263,7 @@ async fn next_piece(current: &mut OpenBody) -> Result<Option<Bytes>, RegistryErr
                 current.surplus = true;
                 return Err(RegistryError::BadBody {
                     request: current.response.line().clone(),
-                    reason: "the body is longer than announced".to_owned(),
+                    source: BodyDefect::TooLong,
                 });
             }
             bytes.truncate(wanted);

@@ -121,7 +121,7 @@ impl Reach {
 
 /// An address that a server must not lead to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct OutOfReach(Zone);
+pub struct OutOfReach(Zone);
 
 impl fmt::Display for OutOfReach {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

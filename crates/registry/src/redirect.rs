@@ -4,11 +4,11 @@ use http::header::LOCATION;
 use http::{HeaderValue, Method};
 use url::Url;
 
-use crate::RegistryError;
 use crate::endpoint::Endpoint;
 use crate::request::RequestSpec;
 use crate::response::Incoming;
 use crate::transport::Transport;
+use crate::{Misdirection, ProtocolViolation, RegistryError};
 
 /// Most hops; more are taken for a loop.
 const MAX_HOPS: usize = 8;
@@ -43,7 +43,7 @@ pub(crate) async fn send_following(
     }
     Err(RegistryError::Protocol {
         request: spec.line(endpoint),
-        reason: format!("redirected more than {MAX_HOPS} times"),
+        source: ProtocolViolation::TooManyRedirects(MAX_HOPS),
     })
 }
 
@@ -60,28 +60,25 @@ fn allow_downgrade(
     }
     Err(RegistryError::Misdirected {
         request: response.line().clone(),
-        reason:
-            "refused to follow a redirect to a host without TLS; set plain_http_redirects = true \
-                 in [resolver] to allow them"
-                .to_owned(),
+        source: Misdirection::RedirectWithoutTls,
     })
 }
 
 /// Returns the `Location` of a response, absolute or relative to the request's URL.
 pub(crate) fn location(response: &Incoming) -> Result<Url, RegistryError> {
-    let protocol = |reason: &str| RegistryError::Protocol {
+    let protocol = |source| RegistryError::Protocol {
         request: response.line().clone(),
-        reason: reason.to_owned(),
+        source,
     };
     let text = response
         .header(LOCATION)
-        .ok_or_else(|| protocol("the response has no Location"))?;
+        .ok_or_else(|| protocol(ProtocolViolation::NoLocation))?;
     let url = response
         .url()
         .join(text)
-        .map_err(|_| protocol("the response's Location is not a URL"))?;
+        .map_err(|_| protocol(ProtocolViolation::InvalidLocation))?;
     if !matches!(url.scheme(), "http" | "https") {
-        return Err(protocol("the response's Location is not an HTTP URL"));
+        return Err(protocol(ProtocolViolation::LocationNotHttp));
     }
     Ok(url)
 }

@@ -92,11 +92,15 @@ impl Incoming {
             Ok(Ok(chunk)) => Ok(chunk),
             Ok(Err(error)) => Err(match connection_error(self.line.clone(), error, idle) {
                 // The head has arrived: what broke is the body.
-                RegistryError::Unreachable { request, reason }
-                | RegistryError::Dropped { request, reason }
-                | RegistryError::Tls {
-                    request, reason, ..
-                } => RegistryError::BadBody { request, reason },
+                RegistryError::Unreachable { request, source }
+                | RegistryError::Dropped { request, source } => RegistryError::BadBody {
+                    request,
+                    source: source.into(),
+                },
+                RegistryError::Tls { request, source } => RegistryError::BadBody {
+                    request,
+                    source: source.into(),
+                },
                 other => other,
             }),
             Err(_) => Err(RegistryError::Timeout {
@@ -149,15 +153,17 @@ impl Incoming {
             .and_then(|value| parse_retry_after(value, SystemTime::now()));
         let foreign = !endpoint.owns(self.url());
         let body = self.error_body().await;
+        let codes = codes(&body);
         let mut message = message(&body, secrets);
         if foreign && !message.is_empty() {
             tracing::debug!(%request, status, text = message, "another server refused a request");
-            message = code(&body).unwrap_or_default();
+            message = codes.first().cloned().unwrap_or_default();
         }
         RegistryError::Status {
             request,
             status,
             message,
+            codes,
             retry_after,
         }
     }
@@ -231,16 +237,17 @@ fn message(body: &[u8], secrets: &[String]) -> String {
     clean(&text_found, secrets)
 }
 
-/// The error code in the body of another server: a plain word such as `SignatureDoesNotMatch`.
-fn code(body: &[u8]) -> Option<String> {
+/// The error codes in a body: plain words such as `DENIED`, or an object store's `SignatureDoesNotMatch`.
+fn codes(body: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(body);
-    let code = match serde_json::from_str::<Errors>(&text) {
-        Ok(errors) => errors.errors.into_iter().next()?.code,
-        Err(_) => element(&text, "Code")?,
+    let mut codes = match serde_json::from_str::<Errors>(&text) {
+        Ok(errors) => errors.errors.into_iter().map(|error| error.code).collect(),
+        Err(_) => Vec::from_iter(element(&text, "Code")),
     };
-    let plain =
-        (3..=40).contains(&code.len()) && code.chars().all(|c| c.is_ascii_alphabetic() || c == '_');
-    plain.then_some(code)
+    codes.retain(|code| {
+        (3..=40).contains(&code.len()) && code.chars().all(|c| c.is_ascii_alphabetic() || c == '_')
+    });
+    codes
 }
 
 /// The text of an XML element.
@@ -289,6 +296,20 @@ mod tests {
             SHOWN + 1
         );
         assert_eq!(message(&[0xff, 0x00], &[]), "\u{fffd}");
+    }
+
+    #[test]
+    fn codes_are_plain_words_and_outlive_a_message_that_is_shortened() {
+        let long = "x".repeat(SHOWN);
+        let json = format!(
+            r#"{{"errors":[{{"code":"DENIED","message":"{long}"}},{{"code":"MANIFEST_BLOB_UNKNOWN"}},
+               {{"code":"not a code"}}]}}"#
+        );
+        assert_eq!(codes(json.as_bytes()), ["DENIED", "MANIFEST_BLOB_UNKNOWN"]);
+        assert!(!message(json.as_bytes(), &[]).contains("MANIFEST_BLOB_UNKNOWN"));
+        let xml = b"<Error><Code>AccessDenied</Code><Message>expired</Message></Error>";
+        assert_eq!(codes(xml), ["AccessDenied"]);
+        assert!(codes(b"MANIFEST_BLOB_UNKNOWN").is_empty());
     }
 
     #[test]

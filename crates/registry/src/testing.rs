@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use url::Url;
 
 use crate::source::ByteStream;
-use crate::{BlobSource, Deadline, RegistryError, RequestLine};
+use crate::{BlobSource, ConnectionFailure, Deadline, RegistryError, RequestLine};
 
 /// A failure of one request.
 #[derive(Debug, Clone)]
@@ -86,7 +86,7 @@ impl MemoryBlob {
     pub fn unreachable() -> RegistryError {
         RegistryError::Unreachable {
             request: line(),
-            reason: "scripted: connection refused".to_owned(),
+            source: ConnectionFailure::Scripted("connection refused"),
         }
     }
 
@@ -97,6 +97,7 @@ impl MemoryBlob {
             request: line(),
             status,
             message: "scripted".to_owned(),
+            codes: Vec::new(),
             retry_after: None,
         }
     }
@@ -157,7 +158,7 @@ impl BlobSource for MemoryBlob {
                 data.truncate(usize::try_from(after).unwrap_or(usize::MAX));
                 broken = Some(RegistryError::BadBody {
                     request: line(),
-                    reason: format!("scripted: the body ended after {after} bytes"),
+                    source: ConnectionFailure::Scripted("the body ended").into(),
                 });
             }
             Some(Fault::Corrupt(at)) => {

@@ -6,7 +6,7 @@ use rustls::{AlertDescription, CertificateError, Error};
 use crate::tls_verifier::CertificateRefusal;
 
 /// The cause where something else than TLS answers.
-pub(crate) const NOT_TLS: &str = "the server does not speak TLS on this port";
+const NOT_TLS: &str = "the server does not speak TLS on this port";
 const TRUST: &str = "add its authority, or the certificate itself, to the system's trusted certificates, or name it as `ca` \
      in the registry's hosts.toml (soci: --tlscacert, or --skip-verify to skip the verification)";
 const REISSUE: &str = "issue it again";

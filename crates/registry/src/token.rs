@@ -15,7 +15,7 @@ use crate::reach::Reach;
 use crate::redirect::send_following;
 use crate::request::{Payload, RequestSpec};
 use crate::transport::Transport;
-use crate::{Credential, RegistryError, RequestLine};
+use crate::{Credential, ProtocolViolation, RegistryError, RequestLine};
 
 /// Largest response of a token server, in bytes.
 const MAX_ANSWER: u64 = 512 << 10;
@@ -92,19 +92,17 @@ pub(crate) async fn fetch(
 
 /// Parses the realm as a URL that credentials may be sent to.
 fn realm_url(endpoint: &Endpoint, realm: &str, with_secret: bool) -> Result<Url, RegistryError> {
-    let protocol = |reason: String| RegistryError::Protocol {
+    let protocol = |source| RegistryError::Protocol {
         request: RequestLine::new(&Method::GET, endpoint.base(), &endpoint.credential_host),
-        reason,
+        source,
     };
     let url = Url::parse(realm)
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-        .ok_or_else(|| protocol("the realm of its challenge is not an HTTP URL".to_owned()))?;
+        .ok_or_else(|| protocol(ProtocolViolation::InvalidRealm))?;
     let downgraded = endpoint.base().scheme() == "https" && url.scheme() == "http";
     if with_secret && downgraded && !is_loopback(&url) {
-        return Err(protocol(
-            "sending credentials to its token server without TLS is refused".to_owned(),
-        ));
+        return Err(protocol(ProtocolViolation::RealmWithoutTls));
     }
     Ok(url)
 }
@@ -198,7 +196,7 @@ async fn exchange(
     let answer: TokenResponse =
         serde_json::from_slice(&body).map_err(|_| RegistryError::Protocol {
             request: line.clone(),
-            reason: "the response of the token server is not valid JSON".to_owned(),
+            source: ProtocolViolation::TokenNotJson,
         })?;
     let secret = answer
         .token
@@ -206,7 +204,7 @@ async fn exchange(
         .filter(|token| !token.is_empty())
         .ok_or_else(|| RegistryError::Protocol {
             request: line,
-            reason: "the response of the token server holds no token".to_owned(),
+            source: ProtocolViolation::NoToken,
         })?;
     Ok(Token {
         secret,

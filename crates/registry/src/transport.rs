@@ -62,7 +62,7 @@ impl Transport {
             .check(&spec.url)
             .map_err(|error| RegistryError::Misdirected {
                 request: line.clone(),
-                reason: error.to_string(),
+                source: error.into(),
             })?;
         let started = Instant::now();
         let mut request = self

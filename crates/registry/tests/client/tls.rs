@@ -10,7 +10,8 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use parking_lot::Mutex;
 use soci_registry::{
-    BlobSource, Client, ClientConfig, Deadline, ErrorKind, NoCredentials, RemoteBlob, TlsSettings,
+    BlobSource, Client, ClientConfig, Deadline, ErrorKind, NoCredentials, RegistryError,
+    RemoteBlob, TlsSettings,
 };
 use soci_testkit::Https;
 
@@ -129,6 +130,10 @@ async fn plain_http_behind_an_https_address_is_named_and_not_tried_again() {
     let client = Client::new(config(), Arc::new(NoCredentials)).unwrap();
     let blob = client.blob(&fake.reference("a/b:t"), &descriptor(&noise(10)));
     let error = blob.read_range(0..10, Deadline::far()).await.unwrap_err();
+    let RegistryError::Tls { source, .. } = &error else {
+        panic!("{error}");
+    };
+    assert!(source.is_not_tls(), "{error}");
     assert!(error.to_string().contains("--plain-http"), "{error}");
     assert!(!error.is_transient(), "{error}");
 }

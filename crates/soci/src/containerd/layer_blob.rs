@@ -44,7 +44,7 @@ impl soci_registry::BlobSource for LayerBlob {
         let bytes = self.content.range(&self.digest, range.start, length).await;
         let bytes = bytes.map_err(|error| soci_registry::RegistryError::Source {
             what: self.describe(),
-            reason: error.to_string(),
+            source: std::sync::Arc::new(error),
         })?;
         Ok(futures::stream::once(async { Ok(bytes) }).boxed())
     }

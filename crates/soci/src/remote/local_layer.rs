@@ -128,19 +128,19 @@ impl BlobSource for LocalLayer {
         range: Range<u64>,
         _: Deadline,
     ) -> Result<ByteStream, RegistryError> {
-        let failed = |reason: String| RegistryError::Source {
+        let failed = |error: io::Error| RegistryError::Source {
             what: self.describe(),
-            reason,
+            source: Arc::new(error),
         };
         let length = usize::try_from(range.end.saturating_sub(range.start))
-            .map_err(|error| failed(error.to_string()))?;
+            .map_err(|error| failed(io::Error::other(error)))?;
         let file = Arc::clone(&self.file);
         let read = soci_task::blocking(move || {
             let mut bytes = vec![0; length];
             file.read_exact_at(&mut bytes, range.start)?;
             Ok::<_, io::Error>(Bytes::from(bytes))
         });
-        let bytes = read.await.map_err(|error| failed(error.to_string()))?;
+        let bytes = read.await.map_err(failed)?;
         Ok(futures::stream::once(async { Ok(bytes) }).boxed())
     }
 
