@@ -23,7 +23,7 @@ pub use filter::{FilterError, Filters};
 pub use indexer::{Failure, Index, IndexSettings, Indexer, Outcome, Versions};
 pub use job::{Job, JobState};
 pub use lambda::serve as serve_lambda;
-pub use policy::{Decision, Policy};
+pub use policy::{DEFAULT_TAG_SUFFIX, Decision, Policy};
 pub use poll::poll;
 pub use queue::{Added, Claim, Counts, Finish, Queue, WorkerId};
 pub use queue_file::QueueError;

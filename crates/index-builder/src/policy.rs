@@ -8,6 +8,9 @@ use crate::{Filters, Push};
 /// signing tools use (OCI distribution specification 1.1, "Referrers Tag Schema").
 const REFERRERS_TAG: &str = "sha256-";
 
+/// What is appended to the tag of an indexed image unless told otherwise.
+pub const DEFAULT_TAG_SUFFIX: &str = "-soci";
+
 /// Which of the reported pushes are indexed.
 #[derive(Debug, Clone)]
 pub struct Policy {

@@ -1,5 +1,6 @@
 //! Workers: each takes a job, has it carried out, and records what came of it.
 
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,9 +24,9 @@ const MAX_TROUBLE: u32 = 30;
 #[derive(Debug, Clone)]
 pub struct PoolSettings {
     /// Jobs carried out at a time.
-    pub workers: usize,
+    pub workers: NonZeroUsize,
     /// Attempts after which a job is given up.
-    pub max_attempts: u32,
+    pub max_attempts: NonZeroU32,
     /// Pause after the first failure; it doubles with each further one.
     pub min_pause: Duration,
     /// Longest pause.
@@ -41,8 +42,8 @@ pub struct PoolSettings {
 impl Default for PoolSettings {
     fn default() -> Self {
         Self {
-            workers: 2,
-            max_attempts: 8,
+            workers: NonZeroUsize::MIN.saturating_add(1),
+            max_attempts: NonZeroU32::MIN.saturating_add(7),
             min_pause: Duration::from_secs(1),
             max_pause: Duration::from_secs(300),
             job_timeout: Duration::from_secs(3600),
@@ -112,7 +113,7 @@ impl Pool {
     /// for it for ever instead.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) -> Result<(), QueueError> {
         let mut workers = JoinSet::new();
-        for _ in 0..self.settings.workers.max(1) {
+        for _ in 0..self.settings.workers.get() {
             workers.spawn(Arc::clone(&self).work(stop.clone()));
         }
         let mut result = Ok(());
@@ -173,7 +174,8 @@ impl Pool {
 
     async fn claim(self: &Arc<Self>) -> Result<Claim, QueueError> {
         let this = Arc::clone(self);
-        soci_task::blocking(move || this.queue.claim(&this.id, this.settings.max_attempts)).await
+        soci_task::blocking(move || this.queue.claim(&this.id, this.settings.max_attempts.get()))
+            .await
     }
 
     async fn carry_out(
@@ -254,7 +256,7 @@ impl Pool {
             Ok(outcome) => Finish::Done(outcome),
             Err(Failure::NotWanted(reason)) => Finish::Skipped(reason),
             Err(Failure::Permanent(reason)) => Finish::Dead(reason),
-            Err(Failure::Transient(reason)) if job.attempts >= self.settings.max_attempts => {
+            Err(Failure::Transient(reason)) if job.attempts >= self.settings.max_attempts.get() => {
                 Finish::Dead(format!(
                     "given up after {} attempts: {reason}",
                     job.attempts

@@ -1,6 +1,32 @@
 //! Durations as Go writes them: `300ms`, `1m30s`, `2h`.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
+
+/// A duration in a flag, printed in its largest unit that leaves no remainder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Span(pub(crate) Duration);
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        parse(text).map(Self)
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0.as_secs(), self.0.subsec_nanos()) {
+            (0, 0) => f.write_str("0s"),
+            (seconds, 0) if seconds % 3600 == 0 => write!(f, "{}h", seconds / 3600),
+            (seconds, 0) if seconds % 60 == 0 => write!(f, "{}m", seconds / 60),
+            (seconds, 0) => write!(f, "{seconds}s"),
+            _ => write!(f, "{}ns", self.0.as_nanos()),
+        }
+    }
+}
 
 /// Reads a duration of non-negative decimal numbers with units.
 pub(crate) fn parse(text: &str) -> Result<Duration, String> {
@@ -55,6 +81,9 @@ mod tests {
                 Ok(Duration::from_millis(milliseconds)),
                 "{text}"
             );
+        }
+        for text in ["0s", "7s", "90s", "5m", "36h", "1500000000ns"] {
+            assert_eq!(Span::from_str(text).unwrap().to_string(), text);
         }
         for bad in ["", "30", "s", "1x", "1s2", "-1s", "..s"] {
             assert!(parse(bad).is_err(), "{bad}");

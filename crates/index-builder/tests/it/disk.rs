@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -145,7 +146,7 @@ async fn an_image_that_was_indexed_while_the_disk_filled_up_is_not_indexed_again
         seen: Mutex::default(),
     });
     let settings = PoolSettings {
-        workers: 1,
+        workers: NonZeroUsize::MIN,
         grace: Duration::ZERO,
         ..PoolSettings::default()
     };

@@ -1,5 +1,6 @@
 //! Images at a real registry (Debian's `docker-registry`), and damaged ones behind a proxy.
 
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 
 use futures::StreamExt as _;
@@ -177,7 +178,7 @@ async fn alone(indexer: Indexer, push: Push) -> (String, String) {
     let queue = Queue::open(folder.path()).unwrap();
     queue.add(&[push]).unwrap();
     let settings = PoolSettings {
-        workers: 1,
+        workers: NonZeroUsize::MIN,
         until_empty: true,
         ..PoolSettings::default()
     };
@@ -333,8 +334,8 @@ async fn a_layer_that_does_not_end_is_given_up_and_holds_no_other_image_up() {
     let pushes = [push(&fake.host(), "1", bench.digest), bench.push()];
     queue.add(&pushes).unwrap();
     let pool_settings = PoolSettings {
-        workers: 1,
-        max_attempts: 2,
+        workers: NonZeroUsize::MIN,
+        max_attempts: NonZeroU32::new(2).unwrap(),
         min_pause: std::time::Duration::from_millis(1),
         until_empty: true,
         ..PoolSettings::default()

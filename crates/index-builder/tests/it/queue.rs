@@ -1,6 +1,7 @@
 //! The queue: what is taken is carried out once, in the order of each tag, whatever dies in between.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -220,13 +221,13 @@ impl Index for Scripted {
 
 fn quick() -> PoolSettings {
     PoolSettings {
-        workers: 2,
-        max_attempts: 3,
+        max_attempts: NonZeroU32::new(3).unwrap(),
         min_pause: Duration::from_millis(1),
         max_pause: Duration::from_millis(2),
         job_timeout: Duration::from_millis(200),
         grace: Duration::ZERO,
         until_empty: true,
+        ..PoolSettings::default()
     }
 }
 

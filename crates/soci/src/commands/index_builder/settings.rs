@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use soci_index::{ConvertOptions, Platforms};
@@ -12,7 +11,7 @@ use soci_keychain::{AwsEnvironment, CredentialProviders, EcrKeychain, ProviderSe
 use soci_oci::Platform;
 use soci_registry::{Client, Credentials};
 
-use crate::duration;
+use crate::duration::Span;
 use crate::global::Global;
 use crate::index_args::ZtocArgs;
 use crate::profiles::ProfileArgs;
@@ -65,7 +64,7 @@ pub(crate) struct Settings {
         value_name = "TEXT",
         env = "SOCI_INDEX_BUILDER_TAG_SUFFIX",
         hide_env_values = true,
-        default_value = "-soci",
+        default_value = soci_index_builder::DEFAULT_TAG_SUFFIX,
         value_parser = suffix,
         allow_hyphen_values = true
     )]
@@ -100,7 +99,7 @@ pub(crate) struct Settings {
     ///
     /// It bounds the memory for layers that unpack to far more than their size: each 4 MiB of a layer
     /// take 32 KiB of it. The snapshotter takes no index of a layer over 128 MiB.
-    #[arg(long, value_name = "BYTES", default_value_t = 128 << 20)]
+    #[arg(long, value_name = "BYTES", default_value_t = soci_config::Limits::default().ztoc_bytes)]
     max_ztoc_size: u64,
 
     #[command(flatten)]
@@ -153,29 +152,29 @@ pub(crate) struct WorkerArgs {
         value_name = "NUMBER",
         env = "SOCI_INDEX_BUILDER_WORKERS",
         hide_env_values = true,
-        default_value = "2"
+        default_value_t = PoolSettings::default().workers
     )]
     workers: std::num::NonZeroUsize,
 
     /// Attempts after which an image is given up
-    #[arg(long, value_name = "NUMBER", default_value = "8")]
+    #[arg(long, value_name = "NUMBER", default_value_t = PoolSettings::default().max_attempts)]
     max_attempts: std::num::NonZeroU32,
 
     /// Pause after the first failure; it doubles with each further one
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "1s")]
-    retry_after: Duration,
+    #[arg(long, value_name = "DURATION", default_value_t = Span(PoolSettings::default().min_pause))]
+    retry_after: Span,
 
     /// Longest pause between two attempts
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "5m")]
-    max_retry_after: Duration,
+    #[arg(long, value_name = "DURATION", default_value_t = Span(PoolSettings::default().max_pause))]
+    max_retry_after: Span,
 
     /// Longest time for one attempt at one image
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "1h")]
-    job_timeout: Duration,
+    #[arg(long, value_name = "DURATION", default_value_t = Span(PoolSettings::default().job_timeout))]
+    job_timeout: Span,
 
     /// Time for images under way when the program is asked to end
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "20s")]
-    grace: Duration,
+    #[arg(long, value_name = "DURATION", default_value_t = Span(PoolSettings::default().grace))]
+    grace: Span,
 }
 
 impl Settings {
@@ -240,13 +239,13 @@ impl Settings {
 impl WorkerArgs {
     pub(crate) fn pool(&self) -> PoolSettings {
         PoolSettings {
-            workers: self.workers.get(),
-            max_attempts: self.max_attempts.get(),
-            min_pause: self.retry_after,
-            max_pause: self.max_retry_after,
-            job_timeout: self.job_timeout,
-            grace: self.grace,
-            until_empty: false,
+            workers: self.workers,
+            max_attempts: self.max_attempts,
+            min_pause: self.retry_after.0,
+            max_pause: self.max_retry_after.0,
+            job_timeout: self.job_timeout.0,
+            grace: self.grace.0,
+            ..PoolSettings::default()
         }
     }
 }
