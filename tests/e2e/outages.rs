@@ -9,7 +9,7 @@ use crate::support::node::Client;
 use crate::support::{self, NAMESPACE, NO_BACKGROUND, lazy_mounts, stack};
 use serde_json::Value;
 use soci_testkit::image::{ImageBuilder, Layer};
-use soci_testkit::{SociCli, Stack, TestRoot};
+use soci_testkit::{LocalPort, SociCli, Stack, TestRoot};
 
 /// A port whose SYNs are dropped, as long as what is returned with it is kept.
 fn black_hole() -> (std::net::TcpListener, Vec<std::net::TcpStream>) {
@@ -148,20 +148,17 @@ async fn a_preloaded_indexed_image_waits_once_for_a_registry_that_is_a_black_hol
         image(&layout);
         let stack = stack(&config);
         let (hole, held) = black_hole();
-        let closed = {
-            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            listener.local_addr().unwrap()
-        };
+        let closed = LocalPort::claim().unwrap();
         let hole_again = hole.local_addr().unwrap().to_string();
         let hosts = [
             hole_again.clone(),
-            closed.to_string(),
+            closed.address().to_string(),
             "registry.invalid".to_owned(),
             refusing("503 Service Unavailable"),
             refusing("429 Too Many Requests"),
             hole_again,
         ];
-        (stack, root, (hole, held), hosts)
+        (stack, root, (hole, held, closed), hosts)
     });
     let layout = root.path().join("layout");
     let (_, index) = manifests(&layout);

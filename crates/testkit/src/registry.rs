@@ -1,6 +1,6 @@
 //! A private image registry: Debian's `docker-registry` on a port of its own, plain HTTP.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use soci_oci::Descriptor;
 
 use crate::image::layout;
+use crate::local_port::LocalPort;
 use crate::process::{Daemon, TestRoot};
 
 /// A registry with storage of its own; its process ends when this is dropped.
@@ -17,6 +18,7 @@ pub struct Registry {
     address: SocketAddr,
     root: TestRoot,
     notify: Option<Notify>,
+    _port: LocalPort,
 }
 
 /// Where a registry sends a notification of each push.
@@ -29,7 +31,7 @@ pub struct Notify {
 }
 
 impl Registry {
-    /// Starts a registry on a free port of 127.0.0.1.
+    /// Starts a registry on a port of 127.0.0.1 that stays its own, also while it is stopped.
     ///
     /// # Errors
     /// When `docker-registry` is not installed or does not start.
@@ -47,25 +49,16 @@ impl Registry {
 
     fn start_with(notify: Option<Notify>) -> Result<Self> {
         let root = TestRoot::new()?;
-        // Between choosing a free port and using it another process may take it.
-        let mut attempts = 0;
-        loop {
-            let address = TcpListener::bind(("127.0.0.1", 0))
-                .and_then(|listener| listener.local_addr())
-                .context("find a free port")?;
-            match Self::serve(&root, address, notify.as_ref()) {
-                Ok(daemon) => {
-                    return Ok(Self {
-                        daemon,
-                        address,
-                        root,
-                        notify,
-                    });
-                }
-                Err(_) if attempts < 3 => attempts += 1,
-                Err(error) => return Err(error),
-            }
-        }
+        let port = LocalPort::claim()?;
+        let address = port.address();
+        let daemon = Self::serve(&root, address, notify.as_ref())?;
+        Ok(Self {
+            daemon,
+            address,
+            root,
+            notify,
+            _port: port,
+        })
     }
 
     /// Where it listens.
@@ -103,7 +96,7 @@ impl Registry {
     /// Starts it again on the same port with the same contents.
     ///
     /// # Errors
-    /// When it does not start, for example because another process took the port.
+    /// When it does not start.
     pub fn start_again(&mut self) -> Result<()> {
         self.daemon.kill()?;
         self.daemon = Self::serve(&self.root, self.address, self.notify.as_ref())?;

@@ -8,7 +8,7 @@ use soci_fetch::FetchConfig;
 use soci_layer::{LayerProvider as _, LayerRequest, UnpackRequest};
 use soci_lazy::{LazyConfig, LazyLayers};
 use soci_registry::{Client, ClientConfig, NoCredentials};
-use soci_testkit::{Fault, Rule};
+use soci_testkit::{Fault, LocalPort, Rule};
 use tokio_util::sync::CancellationToken;
 
 use crate::provider::{World, check_contents, unmount};
@@ -136,13 +136,10 @@ fn a_registry_that_is_not_there_costs_one_time_out() {
     World::new("kinds", "soci-v2").test(async |world| {
         let (hole, _full) = black_hole();
         let address = hole.local_addr().unwrap();
-        let closed = {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            listener.local_addr().unwrap()
-        };
+        let closed = LocalPort::claim().unwrap();
         for name in [
             address.to_string(),
-            closed.to_string(),
+            closed.address().to_string(),
             "registry.invalid".to_owned(),
         ] {
             world.reference = format!("{name}/kinds:kinds").parse().unwrap();

@@ -9,9 +9,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use soci_oci::{Digest, Reference, media_types};
 use soci_registry::{BlobBody, BlobSource as _, Client, Deadline, NoCredentials};
+use soci_testkit::LocalPort;
 
 use crate::fake::{client, config, descriptor, noise};
-use crate::nginx::{Nginx, free_port};
+use crate::nginx::Nginx;
 
 struct Cache(Child);
 
@@ -92,7 +93,8 @@ async fn a_distribution_registry_serves_ranges_as_a_pull_through_cache() {
     let (registry, manifest) = registry(&data).await;
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path().display();
-    let port = free_port();
+    let own = LocalPort::claim().unwrap();
+    let port = own.number();
     let text = format!(
         "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {at}/data\nhttp:\n  addr: 127.0.0.1:{port}\n\
          proxy:\n  remoteurl: http://{}\n",
@@ -117,7 +119,8 @@ async fn nginx_serves_ranges_from_its_slices() {
     let (registry, manifest) = registry(&data).await;
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path().display();
-    let port = free_port();
+    let own = LocalPort::claim().unwrap();
+    let port = own.number();
     let text = format!(
         "daemon off;\npid {at}/pid;\nerror_log {at}/error.log;\nworker_processes 1;\nuser root;\n\
          events {{ worker_connections 256; }}\nhttp {{\n access_log {at}/access.log;\n\

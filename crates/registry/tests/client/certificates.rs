@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use soci_registry::{Client, Deadline, HostHeaders, NoCredentials, Origin, TlsSettings};
+use soci_testkit::LocalPort;
 
 use crate::fake::config;
 
@@ -97,7 +98,7 @@ impl Certificates {
             extra_ca: vec![std::fs::read(self.path(trust)).unwrap()],
             ..TlsSettings::default()
         });
-        let url = format!("https://localhost:{}", server.port);
+        let url = format!("https://localhost:{}", server.port.number());
         let origin = Origin {
             url: url.parse().unwrap(),
             headers: HostHeaders::default(),
@@ -116,7 +117,7 @@ impl Certificates {
 /// A web server that OpenSSL has.
 struct Server {
     process: Child,
-    port: u16,
+    port: LocalPort,
 }
 
 impl Drop for Server {
@@ -128,12 +129,10 @@ impl Drop for Server {
 
 impl Server {
     fn start(folder: &Path, name: &str, options: &[&str]) -> Self {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
+        let port = LocalPort::claim().unwrap();
         let process = Command::new("openssl")
             .args(["s_server", "-quiet", "-WWW", "-accept"])
-            .arg(format!("127.0.0.1:{port}"))
+            .arg(port.address().to_string())
             .args([
                 "-cert",
                 &format!("{name}.crt"),
@@ -152,7 +151,7 @@ impl Server {
 
     async fn listens(&self) {
         let deadline = Deadline::after(Duration::from_secs(60));
-        while tokio::net::TcpStream::connect(("127.0.0.1", self.port))
+        while tokio::net::TcpStream::connect(self.port.address())
             .await
             .is_err()
         {

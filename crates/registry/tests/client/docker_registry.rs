@@ -9,12 +9,14 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use soci_oci::{Descriptor, Digest, Reference, media_types};
 use soci_registry::{BlobSource, Deadline, PushOutcome};
+use soci_testkit::LocalPort;
 
 use crate::fake::{client, descriptor, noise};
 
 struct Server {
     child: Child,
     host: String,
+    _port: LocalPort,
     _folder: tempfile::TempDir,
 }
 
@@ -28,35 +30,31 @@ impl Drop for Server {
 impl Server {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        loop {
-            let host = {
-                let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-                free.local_addr().unwrap().to_string()
-            };
-            let config = folder.path().join("config.yml");
-            std::fs::write(&config, settings(folder.path(), &host)).unwrap();
-            let mut child = Command::new("docker-registry")
-                .arg("serve")
-                .arg(&config)
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("docker-registry cannot be started; install the package docker-registry");
-            let deadline = Instant::now() + Duration::from_secs(30);
-            while child.try_wait().unwrap().is_none() {
-                if tokio::net::TcpStream::connect(&host).await.is_ok() {
-                    return Self {
-                        child,
-                        host,
-                        _folder: folder,
-                    };
-                }
-                assert!(Instant::now() < deadline, "docker-registry does not listen");
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            // It ended: another process took the port.
-            assert!(Instant::now() < deadline, "docker-registry does not start");
+        let port = LocalPort::claim().unwrap();
+        let host = port.address().to_string();
+        let config = folder.path().join("config.yml");
+        std::fs::write(&config, settings(folder.path(), &host)).unwrap();
+        let child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("docker-registry cannot be started; install the package docker-registry");
+        let mut server = Self {
+            child,
+            host,
+            _port: port,
+            _folder: folder,
+        };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while tokio::net::TcpStream::connect(&server.host).await.is_err() {
+            let ended = server.child.try_wait().unwrap();
+            assert!(ended.is_none(), "docker-registry ended: {ended:?}");
+            assert!(Instant::now() < deadline, "docker-registry does not listen");
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        server
     }
 
     fn reference(&self, rest: &str) -> Reference {

@@ -7,6 +7,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use futures::StreamExt;
 use soci_registry::{BlobSource, Client, Deadline, ErrorKind, NoCredentials};
+use soci_testkit::LocalPort;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -271,13 +272,14 @@ async fn a_reset_connection_is_tried_again() {
 
 #[tokio::test]
 async fn a_registry_that_is_not_there_is_unreachable() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
-    let reference = format!("{address}/a/b:t").parse().unwrap();
+    let closed = LocalPort::claim().unwrap();
+    let reference = format!("{}/a/b:t", closed.address()).parse().unwrap();
     let error = client().resolve(&reference).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
-    assert!(error.to_string().contains("refused"), "{error}");
+    let refused = soci_errors::causes(&error)
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| cause.kind() == std::io::ErrorKind::ConnectionRefused);
+    assert!(refused, "{error:?}");
 }
 
 #[tokio::test]

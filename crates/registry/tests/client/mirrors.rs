@@ -9,6 +9,7 @@ use soci_oci::{Descriptor, Digest, media_types};
 use soci_registry::{
     BlobSource, Client, Deadline, HostHeaders, Mirror, NoCredentials, StaticCredentials,
 };
+use soci_testkit::LocalPort;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -69,10 +70,8 @@ async fn mirrors_that_are_down_or_do_not_have_it_are_passed_over() {
     let served = data.clone();
     let origin = Fake::start(move |_, request| Some(serve(request, &served))).await;
     let without = Fake::start(|_, _| Some(status(404))).await;
-    let gone = {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        listener.local_addr().unwrap().to_string()
-    };
+    let closed = LocalPort::claim().unwrap();
+    let gone = closed.address().to_string();
     // Bare names will do.
     let client = mirrored(&origin, &[gone, without.host()]);
     let reference = origin.reference("a/b:t");
@@ -224,12 +223,6 @@ async fn pass_on(client: TcpStream, behind: String, breaks: Arc<AtomicUsize>) {
     tokio::select! { () = answers => {}, () = requests => {} }
 }
 
-/// A registry that cannot be reached.
-async fn nowhere() -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    listener.local_addr().unwrap().to_string()
-}
-
 fn only_mirror(registry: &str, mirror: &Front) -> Client {
     let mut config = config();
     let mirror = Mirror {
@@ -248,7 +241,9 @@ async fn a_mirror_that_drops_connections_is_tried_again_while_the_registry_is_do
     let served = data.clone();
     let behind = Fake::start(move |_, request| Some(serve(request, &served))).await;
     let front = Front::start(behind.host()).await;
-    let registry = nowhere().await;
+    // It cannot be reached.
+    let closed = LocalPort::claim().unwrap();
+    let registry = closed.address().to_string();
     let client = only_mirror(&registry, &front);
     let reference = format!("{registry}/a/b:t").parse().unwrap();
     let blob = client.blob(&reference, &descriptor(&data));

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::join_all;
 use soci_registry::{BlobSource, Client, Deadline, NoCredentials};
+use soci_testkit::LocalPort;
 
 use crate::fake::{config, descriptor, noise};
 
@@ -55,11 +56,6 @@ impl Nginx {
     }
 }
 
-pub(crate) fn free_port() -> u16 {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    free.local_addr().unwrap().port()
-}
-
 #[tokio::test]
 async fn a_mirror_that_ends_its_connections_after_every_third_request_costs_no_read() {
     let folder = tempfile::tempdir().unwrap();
@@ -92,7 +88,8 @@ async fn a_mirror_that_ends_its_connections_after_every_third_request_costs_no_r
     let blobs = folder.join("files/v2/a/b/blobs");
     std::fs::create_dir_all(&blobs).unwrap();
     std::fs::write(blobs.join(descriptor(&data).digest.to_string()), &data).unwrap();
-    let port = free_port();
+    let own = LocalPort::claim().unwrap();
+    let port = own.number();
     let _nginx = Nginx::start(folder, port);
     let deadline = Deadline::after(Duration::from_secs(60));
     while tokio::net::TcpStream::connect(("127.0.0.1", port))
@@ -106,7 +103,8 @@ async fn a_mirror_that_ends_its_connections_after_every_third_request_costs_no_r
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     // The registry itself cannot be reached.
-    let registry = format!("127.0.0.1:{}", free_port());
+    let closed = LocalPort::claim().unwrap();
+    let registry = closed.address().to_string();
     let hosts = folder.join("certs.d").join(&registry);
     std::fs::create_dir_all(&hosts).unwrap();
     let text = format!(

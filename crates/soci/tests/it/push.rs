@@ -2,13 +2,13 @@
 //! already; and indexes that go from registry to registry. Needs root for containerd.
 
 use std::io::Write as _;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::{Bench, lines};
-use soci_testkit::{Auth, Proxy, http_request};
+use soci_testkit::{Auth, LocalPort, Proxy, http_request};
 
 const INDEXING: [&str; 4] = ["--span-size", "262144", "--min-layer-size", "100000"];
 
@@ -136,6 +136,7 @@ fn credentials_come_from_flags_and_are_never_shown() {
 struct Secure {
     child: Child,
     address: SocketAddr,
+    _port: LocalPort,
 }
 
 impl Drop for Secure {
@@ -166,10 +167,8 @@ impl Secure {
             .status()
             .unwrap();
         assert!(made.success());
-        let address = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
+        let port = LocalPort::claim().unwrap();
+        let address = port.address();
         let config = dir.join("registry.yml");
         let text = format!(
             "version: 0.1\nlog: {{ accesslog: {{ disabled: true }}, level: error }}\n\
@@ -185,7 +184,11 @@ impl Secure {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let secure = Self { child, address };
+        let secure = Self {
+            child,
+            address,
+            _port: port,
+        };
         let deadline = Instant::now() + Duration::from_secs(30);
         while TcpStream::connect(address).is_err() {
             assert!(Instant::now() < deadline, "the registry does not start");
