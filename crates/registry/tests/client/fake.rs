@@ -26,6 +26,9 @@ pub(crate) fn config() -> ClientConfig {
             min_wait: Duration::from_millis(1),
             max_wait: Duration::from_millis(20),
         },
+        // A busy machine may take longer than the defaults of 3 s; tests of time-outs set their own.
+        dial_timeout: Duration::from_secs(60),
+        response_header_timeout: Duration::from_secs(60),
         ..ClientConfig::default()
     }
 }
