@@ -1,9 +1,13 @@
 //! What a failed TLS handshake means, in words for the person who can help.
 
-use rustls::pki_types::UnixTime;
-use rustls::{AlertDescription, CertificateError, Error};
+use std::fmt;
+use std::sync::Arc;
 
-use crate::tls_verifier::CertificateRefusal;
+use rustls::pki_types::UnixTime;
+use rustls::{AlertDescription, CertificateError, Error, OtherError};
+
+/// Smallest RSA key that is accepted, in bits.
+pub(crate) const SMALLEST_RSA: usize = 2048;
 
 /// The cause where something else than TLS answers.
 const NOT_TLS: &str = "the server does not speak TLS on this port";
@@ -119,4 +123,35 @@ fn date(time: UnixTime) -> String {
     let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
     jiff::Timestamp::from_second(seconds)
         .map_or_else(|_| "an unknown date".to_owned(), |t| t.to_string())
+}
+
+/// Why a certificate is refused, where rustls has no word for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CertificateRefusal {
+    /// It says that it is an authority, and neither it nor one that signed it is trusted.
+    MarkedAsAuthority,
+    /// Its RSA key has so many bits.
+    SmallKey(usize),
+}
+
+impl fmt::Display for CertificateRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MarkedAsAuthority => f.write_str(
+                "the certificate is that of an authority (CA:TRUE), and neither it nor one that signed it is trusted",
+            ),
+            Self::SmallKey(bits) => write!(
+                f,
+                "the certificate's RSA key has {bits} bits; fewer than {SMALLEST_RSA} are refused on purpose"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for CertificateRefusal {}
+
+impl From<CertificateRefusal> for Error {
+    fn from(refusal: CertificateRefusal) -> Self {
+        Self::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refusal))))
+    }
 }

@@ -12,52 +12,19 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore,
-    SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
 use x509_cert::Certificate;
 use x509_cert::der::Decode as _;
 use x509_cert::der::asn1::{ObjectIdentifier, UintRef};
 use x509_cert::ext::pkix::ExtendedKeyUsage;
 
+use crate::tls_failure::{CertificateRefusal, SMALLEST_RSA};
 use crate::{RegistryError, TlsSettings, tls_authority_leaf};
 
-/// Smallest RSA key that is accepted, in bits.
-const SMALLEST_RSA: usize = 2048;
 const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 const SERVER_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.1");
 const ANY_USAGE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.37.0");
-
-/// Why a certificate is refused, where rustls has no word for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum CertificateRefusal {
-    /// It says that it is an authority, and neither it nor one that signed it is trusted.
-    MarkedAsAuthority,
-    /// Its RSA key has so many bits.
-    SmallKey(usize),
-}
-
-impl fmt::Display for CertificateRefusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::MarkedAsAuthority => f.write_str(
-                "the certificate is that of an authority (CA:TRUE), and neither it nor one that signed it is trusted",
-            ),
-            Self::SmallKey(bits) => write!(
-                f,
-                "the certificate's RSA key has {bits} bits; fewer than {SMALLEST_RSA} are refused on purpose"
-            ),
-        }
-    }
-}
-
-impl std::error::Error for CertificateRefusal {}
-
-impl From<CertificateRefusal> for Error {
-    fn from(refusal: CertificateRefusal) -> Self {
-        Self::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refusal))))
-    }
-}
 
 /// Returns the TLS configuration of connections whose servers are verified.
 pub(crate) fn client_config(tls: &TlsSettings) -> Result<ClientConfig, RegistryError> {
