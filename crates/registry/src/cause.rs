@@ -17,7 +17,7 @@ pub enum ConnectionFailure {
     Client(Arc<reqwest::Error>),
     /// A registry that was addressed without TLS speaks TLS.
     SpeaksTls,
-    /// A test double that is told to fail.
+    /// A test double whose script has it fail.
     #[cfg(feature = "test-doubles")]
     Scripted(&'static str),
 }
@@ -105,7 +105,7 @@ pub enum BodyDefect {
         /// The bytes that did not come.
         missing: u64,
     },
-    /// It goes on after the announced number of bytes.
+    /// It continues after the announced number of bytes.
     #[error("the body is longer than announced")]
     TooLong,
     /// A part of a blob does not have the digest of the part.

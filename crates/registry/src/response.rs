@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_are_plain_words_and_outlive_a_message_that_is_shortened() {
+    fn codes_outlive_a_message_that_is_shortened() {
         let long = "x".repeat(SHOWN);
         let json = format!(
             r#"{{"errors":[{{"code":"DENIED","message":"{long}"}},{{"code":"MANIFEST_BLOB_UNKNOWN"}},

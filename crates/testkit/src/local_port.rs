@@ -15,7 +15,7 @@ const COUNT: u64 = 4_000;
 /// there until the owner does.
 ///
 /// A port that the kernel chose, and that was free a moment ago, may be another process's by now: a
-/// server that is told to use it does not start, and a server that was stopped seems to run still.
+/// server that is configured with it does not start, and a stopped server seems to run.
 /// The datagram socket of the same number shows that a port is in use.
 #[derive(Debug)]
 pub struct LocalPort {
