@@ -45,7 +45,10 @@ impl std::error::Error for ConnectionFailure {
 /// Why a TLS handshake failed and will fail again, in words for the person who can help. rustls's own
 /// error is [`TlsFailure::error`]; it is not the `source()`, whose text would follow the remedy.
 #[derive(Debug, Clone)]
-pub struct TlsFailure {
+pub struct TlsFailure(Arc<Explained>);
+
+#[derive(Debug)]
+struct Explained {
     error: rustls::Error,
     reason: String,
     advice: &'static str,
@@ -55,35 +58,35 @@ impl TlsFailure {
     /// Returns `None` for a failure that may not come again.
     pub(crate) fn new(error: &rustls::Error) -> Option<Self> {
         let (reason, advice) = tls_failure::explain(error)?;
-        Some(Self {
+        Some(Self(Arc::new(Explained {
             error: error.clone(),
             reason,
             advice,
-        })
+        })))
     }
 
     /// Returns the error of the handshake.
     #[must_use]
-    pub const fn error(&self) -> &rustls::Error {
-        &self.error
+    pub fn error(&self) -> &rustls::Error {
+        &self.0.error
     }
 
     /// Returns the remedy.
     #[must_use]
-    pub const fn advice(&self) -> &'static str {
-        self.advice
+    pub fn advice(&self) -> &'static str {
+        self.0.advice
     }
 
     /// Returns whether something else than TLS answers at the port.
     #[must_use]
-    pub const fn is_not_tls(&self) -> bool {
-        matches!(self.error, rustls::Error::InvalidMessage(_))
+    pub fn is_not_tls(&self) -> bool {
+        matches!(self.0.error, rustls::Error::InvalidMessage(_))
     }
 }
 
 impl fmt::Display for TlsFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.reason)
+        f.write_str(&self.0.reason)
     }
 }
 
