@@ -1,5 +1,6 @@
 //! Our own CLI, and where our two programs are.
 
+use std::borrow::BorrowMut;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -76,7 +77,8 @@ impl SociCli {
 ///
 /// # Errors
 /// When it does not start, or ends with another status than 0.
-pub fn output_of(mut command: Command) -> Result<String> {
+pub fn output_of(mut command: impl BorrowMut<Command>) -> Result<String> {
+    let command = command.borrow_mut();
     let program = Path::new(command.get_program())
         .file_name()
         .unwrap_or_default()

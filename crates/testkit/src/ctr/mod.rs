@@ -10,6 +10,9 @@ use anyhow::{Result, ensure};
 
 pub use running::{RunOutput, Running};
 
+/// Attempts to connect to containerd.
+const CONNECTIONS: u32 = 20;
+
 static NEXT_CONTAINER: AtomicU32 = AtomicU32::new(0);
 
 /// An id for a container that no other one has: runc's state is the machine's, not a containerd's.
@@ -71,6 +74,13 @@ impl Run {
     }
 }
 
+/// Whether `ctr` failed because containerd did not answer its handshake within a second, which is gRPC's limit
+/// (`ConnectParams.MinConnectTimeout`, which containerd's client leaves at 0) and not enough on a busy machine. Nothing
+/// has been done then.
+fn never_connected(message: &str) -> bool {
+    message.contains("timed out waiting for server handshake")
+}
+
 impl Ctr {
     pub(crate) fn new(program: &Path, address: &Path, namespace: &str) -> Self {
         Self {
@@ -101,6 +111,12 @@ impl Ctr {
     ) -> Result<String> {
         let mut command = self.command();
         command.args(arguments);
+        for _ in 1..CONNECTIONS {
+            match crate::cli::output_of(&mut command) {
+                Err(error) if never_connected(&error.to_string()) => {}
+                outcome => return outcome,
+            }
+        }
         crate::cli::output_of(command)
     }
 
@@ -133,6 +149,12 @@ impl Ctr {
     /// # Errors
     /// When `ctr` cannot be started.
     pub fn run(&self, run: &Run) -> Result<RunOutput> {
+        for _ in 1..CONNECTIONS {
+            let output = self.start(run)?.wait()?;
+            if output.status.success() || !never_connected(&output.stderr) {
+                return Ok(output);
+            }
+        }
         self.start(run)?.wait()
     }
 
