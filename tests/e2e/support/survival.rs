@@ -1,6 +1,8 @@
 //! A stack whose image is read by containers in every way while something happens to the daemon.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -27,7 +29,7 @@ pub(crate) struct Scene {
     pub(crate) layers: usize,
     before: Leaks,
     random: AtomicU64,
-    _root: TestRoot,
+    root: TestRoot,
 }
 
 /// What the daemon's processes have open.
@@ -69,7 +71,7 @@ impl Scene {
             layers,
             before,
             random: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
-            _root: root,
+            root,
         }
     }
 
@@ -77,18 +79,25 @@ impl Scene {
         &self.stack.daemon
     }
 
-    /// Starts the containers, which read for this long, and waits until they run: a call in flight when the
+    /// Starts the containers, which are to read for this long, and waits until they run: a call in flight when the
     /// server dies is answered "unavailable" to containerd, which does not repeat it.
     pub(crate) fn start_readers(&self, time: Duration) -> Readers {
         let ctr = self.stack.containerd.ctr(NAMESPACE);
-        let seconds = time.as_secs().to_string();
+        let told = self.root.dir("told").unwrap();
+        let end = told.join("end");
+        // Of readers before these.
+        let _ = std::fs::remove_file(&end);
+        let mount = format!(
+            "type=bind,src={},dst=/told,options=rbind:ro",
+            told.display()
+        );
         let start = |modes: &'static [&'static str]| {
-            let command = ["/usr/bin/python3", READER_SCRIPT, &seconds];
+            let command = ["/usr/bin/python3", READER_SCRIPT, "/told/end"];
             let command = command.iter().chain(modes).copied();
             let run = Run::new(&self.reference, "soci").command(command);
+            let run = run.option("--mount").option(&mount);
             (modes, ctr.start(&run).unwrap())
         };
-        let until = Instant::now() + time;
         let containers: Vec<_> = CONTAINERS.iter().copied().map(start).collect();
         super::wait_until("the readers run", PATIENCE, || {
             let tasks = ctr.output(["tasks", "ls"]).unwrap();
@@ -97,7 +106,12 @@ impl Scene {
                 false => Err(tasks),
             }
         });
-        Readers { until, containers }
+        Readers {
+            until: Instant::now() + time,
+            asked: Cell::new(false),
+            end,
+            containers,
+        }
     }
 
     /// Between 50 and 650 ms.
@@ -201,17 +215,21 @@ impl Leaks {
 /// Containers that read.
 pub(crate) struct Readers {
     until: Instant,
+    asked: Cell<bool>,
+    end: PathBuf,
     containers: Vec<(&'static [&'static str], Running)>,
 }
 
 impl Readers {
-    /// Whether they are still to read.
+    /// Whether they are still to read: at least for one round of what is done to the daemon, however long
+    /// a busy machine takes.
     pub(crate) fn go_on(&self) -> bool {
-        Instant::now() < self.until
+        !self.asked.replace(true) || Instant::now() < self.until
     }
 
-    /// Waits for their ends, which must be good ones; how many steps each mode took.
+    /// Ends them and waits for their ends, which must be good ones; how many steps each mode took.
     pub(crate) fn finish(self) -> BTreeMap<String, u64> {
+        std::fs::write(&self.end, "").unwrap();
         let mut steps = BTreeMap::new();
         for (modes, container) in self.containers {
             let output = container.wait().unwrap();

@@ -15,7 +15,7 @@ use super::layout;
 use super::python::python_image;
 use super::samples::BUSYBOX;
 
-/// The script: `python3 READER_SCRIPT SECONDS MODE…`.
+/// The script: `python3 READER_SCRIPT END MODE…` reads until the file END exists.
 pub const READER_SCRIPT: &str = "/app/reader.py";
 /// Its modes.
 pub const READER_MODES: [&str; 7] = [
