@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use soci_layer::LayerRefusal;
 use soci_layerfs::{CounterSnapshot, Timer, Timers};
 use soci_oci::Digest;
 use soci_telemetry::Meters;
 use soci_telemetry::metrics::{count, duration_ms, duration_us};
+use soci_ztoc::ZtocError;
 
 use crate::open_layer::OpenLayer;
 
@@ -100,6 +102,18 @@ impl Metering {
             self.meters.count(operation, &layer, more);
         }
         if failures > 0 {
+            self.failing();
+        }
+    }
+
+    /// Counts a layer that was not mounted because its zTOC is damaged where v0.15 counts it: that mounts
+    /// such a layer, and reading its files fails.
+    pub(crate) fn refused(&self, layer: &Digest, refusal: &LayerRefusal) {
+        let damaged = soci_errors::causes(refusal)
+            .any(|cause| matches!(cause.downcast_ref(), Some(ZtocError::Invalid(_))));
+        if damaged {
+            self.meters
+                .count(count::FUSE_FILE_READ_FAILURE, &layer.to_string(), 1);
             self.failing();
         }
     }

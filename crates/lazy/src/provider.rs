@@ -119,6 +119,7 @@ impl LazyLayers {
             ) {
                 let meters = &self.indexes.meters;
                 meters.count(count::FUSE_MOUNT_FAILURE, "", 1);
+                self.table.metering.refused(&digest, refusal);
             }
         })?;
         soci_faults::point("lazy-layer-mounted");

@@ -125,6 +125,7 @@ pub(crate) fn world(layers: Vec<(Vec<u8>, Ztoc)>) -> World {
             sizes: descriptors.iter().map(|layer| layer.size).collect(),
             layers: descriptors.iter().map(|layer| layer.digest).collect(),
         },
+        meters: Arc::new(soci_telemetry::Meters::new().unwrap()),
     }
 }
 
@@ -246,6 +247,39 @@ fn a_layer_over_a_limit_is_refused_with_the_key_and_leaves_nothing() {
         let request = alone(world, 0, "a");
         lazy.mount(request.clone()).await.unwrap();
         lazy.unmount(&request.mountpoint).await.unwrap();
+    });
+}
+
+#[test]
+fn a_layer_with_a_damaged_ztoc_counts_as_a_failed_read() {
+    let damaged = |name: &str| {
+        let (tar, mut ztoc) = small(name);
+        ztoc.toc[0].uncompressed_size = i64::MAX as u64;
+        (tar, ztoc)
+    };
+    world(vec![damaged("a"), damaged("b"), small("c")]).test(async |world| {
+        let lazy = world.lazy(LazyConfig::default());
+        for layer in [0, 1] {
+            let refusal = lazy.mount(alone(world, layer, "damaged")).await;
+            let why = soci_errors::chain(&refusal.unwrap_err());
+            assert!(why.contains("the zTOC is damaged"), "{why}");
+        }
+        let sound = alone(world, 2, "sound");
+        lazy.mount(sound.clone()).await.unwrap();
+        let text = world.meters.text(&[]).unwrap();
+        let count = |layer: &str, operation: &str| {
+            let labels = format!("layer=\"{layer}\",operation_type=\"{operation}\"}} ");
+            let line = text.lines().find(|line| line.contains(&labels));
+            line.map(|line| line.rsplit(' ').next().unwrap().to_owned())
+        };
+        for (layer, times) in [(0, Some("1")), (1, Some("1")), (2, None)] {
+            let digest = world.image.layers[layer].to_string();
+            let counted = count(&digest, "fuse_file_read_failure_count");
+            assert_eq!(counted.as_deref(), times, "{text}");
+        }
+        let period = count("", "fuse_failure_state");
+        assert_eq!(period.as_deref(), Some("1"), "{text}");
+        lazy.unmount(&sound.mountpoint).await.unwrap();
     });
 }
 

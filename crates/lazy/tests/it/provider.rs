@@ -29,6 +29,7 @@ pub(crate) struct World {
     pub(crate) proxy: Proxy,
     pub(crate) reference: Reference,
     pub(crate) image: GoldenImage,
+    pub(crate) meters: Arc<soci_telemetry::Meters>,
 }
 
 /// What the labels of a Prepare say about an image.
@@ -103,6 +104,7 @@ impl World {
             proxy,
             reference,
             image,
+            meters: Arc::new(soci_telemetry::Meters::new().unwrap()),
         }
     }
 
@@ -170,7 +172,7 @@ impl World {
             pool: soci_fuse::Pool::new(2, soci_fuse::Journal::create().unwrap()).unwrap(),
             keeper: None,
             held: Vec::new(),
-            meters: Arc::new(soci_telemetry::Meters::new().unwrap()),
+            meters: self.meters.clone(),
             config: LazyConfig {
                 disable_background: true,
                 hints: soci_lazy::HintConfig {
