@@ -177,7 +177,7 @@ impl Admission<'_> {
             namespace.clone_into(&mut image.namespace);
         }
         match self.lazy.indexes.find(namespace, &image).await {
-            Ok(found) => {
+            Ok((found, _in_use)) => {
                 let ztoc = found.index.ztoc_for(&layer.key.layer);
                 ztoc.is_some_and(|ztoc| ztoc.descriptor.digest == layer.key.ztoc)
             }

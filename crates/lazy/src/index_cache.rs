@@ -19,6 +19,7 @@ use crate::Artifacts;
 use crate::image_layer::ImageKey;
 use crate::image_store::ImageStore;
 use crate::index_files::{FoundIndex, IndexFiles, Origin};
+use crate::index_uses::{IndexUse, IndexUses};
 use crate::lookup_cache::LookupCache;
 use crate::outages::Outages;
 
@@ -33,6 +34,7 @@ pub(crate) struct IndexCache {
     pub(crate) outages: Arc<Outages>,
     pub(crate) files: IndexFiles,
     pub(crate) lookups: LookupCache<FoundIndex>,
+    pub(crate) uses: Arc<IndexUses>,
     pub(crate) meters: Arc<Meters>,
     pub(crate) policy: Policy,
     /// Time after which a look-up fails.
@@ -40,15 +42,13 @@ pub(crate) struct IndexCache {
 }
 
 impl IndexCache {
-    /// Returns the index of an image whose layer is prepared.
+    /// Returns the index of an image whose layer is prepared. It stays stored during the use.
     pub(crate) async fn find(
         &self,
         namespace: &str,
         image: &ImageKey,
-    ) -> Result<Arc<FoundIndex>, LayerRefusal> {
-        self.lookups
-            .get(image, self.look_up(namespace, image))
-            .await
+    ) -> Result<(Arc<FoundIndex>, IndexUse), LayerRefusal> {
+        self.find_stored(namespace, image, None).await
     }
 
     /// Returns the index of an image that was mounted before: the look-up succeeded once, so a
@@ -57,20 +57,74 @@ impl IndexCache {
         &self,
         namespace: &str,
         image: &ImageKey,
-    ) -> Result<Arc<FoundIndex>, LayerRefusal> {
-        let find = self.look_up(namespace, image);
-        let lookups = &self.lookups;
-        lookups.get_unless_older(image, RETRY_RESTORE, find).await
+    ) -> Result<(Arc<FoundIndex>, IndexUse), LayerRefusal> {
+        self.find_stored(namespace, image, Some(RETRY_RESTORE))
+            .await
     }
 
-    /// Drops an index that no layer uses any more, in memory and on disk: of all images that it was
-    /// found for, or one of them would find it in memory and not after the next restart.
-    pub(crate) async fn forget(&self, index: Digest) {
+    async fn find_stored(
+        &self,
+        namespace: &str,
+        image: &ImageKey,
+        retry_after: Option<Duration>,
+    ) -> Result<(Arc<FoundIndex>, IndexUse), LayerRefusal> {
+        // Boxed: a request to a registry is a large future.
+        let look_up = || {
+            Box::pin(async move {
+                let find = self.look_up(namespace, image);
+                match retry_after {
+                    Some(limit) => self.lookups.get_unless_older(image, limit, find).await,
+                    None => self.lookups.get(image, find).await,
+                }
+            })
+        };
+        let removals = self.uses.removals();
+        let found = look_up().await?;
+        let in_use = self.uses.begin(&image.namespace, found.digest).await;
+        if self.uses.removals() == removals || self.is_stored(image).await {
+            return Ok((found, in_use));
+        }
+        // It may have been removed with its last user after it was found.
+        self.lookups.forget(|known| known.digest == found.digest);
+        let found = look_up().await?;
+        if found.digest == in_use.index() {
+            return Ok((found, in_use));
+        }
+        let in_use = self.uses.begin(&image.namespace, found.digest).await;
+        Ok((found, in_use))
+    }
+
+    async fn is_stored(&self, image: &ImageKey) -> bool {
+        let (files, key) = (self.files.clone(), image.clone());
+        let loaded = soci_task::run(move || files.load(&key).is_some()).await;
+        loaded.unwrap_or(false)
+    }
+
+    /// Removes an index of which a use has ended, unless it has others: in memory and on disk, and of
+    /// all images that it was found for, or one of them would find it in memory and not after the
+    /// next restart.
+    pub(crate) async fn release(&self, namespace: &str, index: Digest) {
+        let _alone = self.uses.begin_removal(index).await;
+        if self.uses.outlives_removal(Some(namespace), index) {
+            return;
+        }
+        self.artifacts.release_index(namespace, &index).await;
+        if self.uses.outlives_removal(None, index) {
+            return;
+        }
+        self.uses.count_removal();
         self.meters.forget_layer(&index.to_string());
         self.lookups.forget(|found| found.digest == index);
         let files = self.files.clone();
         // Failures are logged there.
         let _ = soci_task::run(move || files.forget(&index)).await;
+    }
+
+    /// Removes indexes that were kept for layers which could not be mounted.
+    pub(crate) async fn release_abandoned(&self) {
+        for (namespace, index) in self.uses.abandoned() {
+            self.release(&namespace, index).await;
+        }
     }
 
     async fn look_up(&self, namespace: &str, image: &ImageKey) -> Result<FoundIndex, LayerRefusal> {
@@ -192,5 +246,123 @@ impl ManifestSource for Manifests<'_> {
         artifact_type: &str,
     ) -> Result<Vec<Descriptor>, RegistryError> {
         self.registry.referrers(subject, artifact_type).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use soci_registry::{ChainedCredentials, ClientConfig};
+    use soci_store::content::OciLayout;
+    use soci_ztoc::soci_index::IndexVersion;
+
+    use super::*;
+
+    struct Cache {
+        _root: tempfile::TempDir,
+        cache: IndexCache,
+        image: ImageKey,
+        index: Digest,
+    }
+
+    impl Cache {
+        /// An image whose index is stored, and whose registry does not answer.
+        fn new() -> Self {
+            let root = tempfile::tempdir().unwrap();
+            let layout = OciLayout::open(&root.path().join("content")).unwrap();
+            let credentials = Arc::new(ChainedCredentials::new(Vec::new()));
+            let cache = IndexCache {
+                client: Client::new(ClientConfig::default(), credentials).unwrap(),
+                artifacts: Artifacts::Layout(layout.clone()),
+                images: Arc::default(),
+                outages: Arc::default(),
+                files: IndexFiles::new(layout, root.path().join("images")),
+                lookups: LookupCache::new(Duration::from_secs(60)),
+                uses: Arc::default(),
+                meters: Arc::new(Meters::new().unwrap()),
+                policy: Policy::ALL,
+                time_limit: Duration::ZERO,
+            };
+            let image = ImageKey {
+                reference: "127.0.0.1:1/app:1".parse().unwrap(),
+                manifest: Digest::of(b"m"),
+                explicit_index: None,
+                namespace: String::new(),
+            };
+            let index = SociIndex::new(IndexVersion::V2, Vec::new(), Vec::new(), None, [].into());
+            let bytes = index.encode();
+            let index = Digest::of(&bytes);
+            cache.files.save(&image, index, &bytes, Origin::Fetched);
+            Self {
+                _root: root,
+                cache,
+                image,
+                index,
+            }
+        }
+
+        async fn find(&self) -> Result<IndexUse, LayerRefusal> {
+            let found = self.cache.find("", &self.image).await;
+            found.map(|(found, in_use)| {
+                assert_eq!(found.digest, self.index);
+                in_use
+            })
+        }
+
+        fn is_stored(&self) -> bool {
+            self.cache.files.load(&self.image).is_some()
+        }
+    }
+
+    #[tokio::test]
+    async fn an_index_found_while_the_last_layer_of_its_image_is_removed_stays_stored() {
+        let cache = Cache::new();
+        let last = cache.find().await.unwrap();
+        // The last layer is unmounted, and another Prepare has found the index before it is removed.
+        drop(last);
+        let prepared = cache.find().await.unwrap();
+        cache.cache.release("", cache.index).await;
+        assert!(cache.is_stored());
+        cache.cache.release_abandoned().await;
+        assert!(cache.is_stored());
+        // It is removed with the last layer, and if the Prepare failed as well.
+        let again = cache.find().await.unwrap();
+        drop(prepared);
+        cache.cache.release("", cache.index).await;
+        assert!(cache.is_stored());
+        drop(again);
+        cache.cache.release_abandoned().await;
+        assert!(!cache.is_stored());
+        assert!(cache.cache.uses.abandoned().is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_index_removed_while_it_is_found_is_looked_up_again() {
+        let cache = Cache::new();
+        drop(cache.find().await.unwrap());
+        let removing = cache.cache.uses.begin_removal(cache.index).await;
+        let mut finding = std::pin::pin!(cache.find());
+        // Found in memory, and waits for the removal.
+        assert!(futures::poll!(&mut finding).is_pending());
+        cache.cache.uses.count_removal();
+        cache.cache.files.forget(&cache.index);
+        drop(removing);
+        // Its registry does not answer. What is only in memory would be mounted otherwise.
+        let refusal = finding.await.err().unwrap();
+        assert_eq!(refusal.code(), "index-unavailable");
+        let bytes = SociIndex::new(IndexVersion::V2, Vec::new(), Vec::new(), None, [].into());
+        let save = |cache: &Cache| {
+            let files = &cache.cache.files;
+            files.save(&cache.image, cache.index, &bytes.encode(), Origin::Fetched);
+        };
+        let cache = Cache::new();
+        drop(cache.find().await.unwrap());
+        let removing = cache.cache.uses.begin_removal(cache.index).await;
+        let mut finding = std::pin::pin!(cache.find());
+        assert!(futures::poll!(&mut finding).is_pending());
+        // The removal of another index, or one after which this was stored again.
+        cache.cache.uses.count_removal();
+        save(&cache);
+        drop(removing);
+        finding.await.unwrap();
     }
 }

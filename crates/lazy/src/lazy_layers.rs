@@ -85,6 +85,7 @@ impl LazyLayers {
             images: images.clone(),
             files: IndexFiles::new(content, index_notes),
             lookups: LookupCache::new(config.retry_after),
+            uses: Arc::default(),
             meters: meters.clone(),
             policy: config.policy,
             time_limit: config.mount_timeout,

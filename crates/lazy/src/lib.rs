@@ -22,6 +22,7 @@ mod image_store;
 mod implied;
 mod index_cache;
 mod index_files;
+mod index_uses;
 mod inherited;
 mod label_check;
 mod layer_loader;

@@ -23,6 +23,7 @@ use crate::image_counts::{self, ImageCounts};
 use crate::image_layer::ImageKey;
 use crate::implied::Implied;
 use crate::index_cache::IndexCache;
+use crate::index_uses::IndexUse;
 use crate::inherited::ConnectionNote;
 use crate::lease::Lease;
 use crate::metering::Metering;
@@ -57,8 +58,8 @@ pub(crate) struct MountTable {
 pub(crate) struct ReadyLayer {
     pub(crate) lease: Lease<OpenLayer>,
     pub(crate) image: ImageKey,
-    /// The SOCI index that lists the layer.
-    pub(crate) index: Digest,
+    /// The SOCI index that lists the layer, in use.
+    pub(crate) index: IndexUse,
     pub(crate) ztoc: ZtocDescriptor,
     pub(crate) view: ViewOptions,
     /// What its implied directories look like at this place.
@@ -113,7 +114,8 @@ impl MountTable {
             view,
             ..
         } = &mount.layer;
-        let note = ConnectionNote::new(mount.mounted.facts().clone(), image, *index, ztoc, view);
+        let facts = mount.mounted.facts().clone();
+        let note = ConnectionNote::new(facts, image, index.index(), ztoc, view);
         self.holder.keep(&mount.mounted, &note).await;
         Ok(mount)
     }
@@ -257,7 +259,7 @@ impl MountTable {
     async fn forget(&self, mount: Arc<Mount>) {
         self.count(&mount);
         let (key, facts) = (mount.key(), mount.mounted.facts().clone());
-        let (image, index) = (mount.layer.image.clone(), mount.layer.index);
+        let (image, index) = (mount.layer.image.clone(), mount.layer.index.index());
         // The last reference: it ends the lease.
         drop(mount);
         if self.leaving.load(Ordering::Relaxed) {
@@ -270,13 +272,8 @@ impl MountTable {
             let meters = &self.metering.meters;
             meters.forget_image(&image.manifest.to_string());
         }
-        if !self.any(|other| other.index == index && other.image.namespace == image.namespace) {
-            let artifacts = &self.indexes.artifacts;
-            artifacts.release_index(&image.namespace, &index).await;
-        }
-        if !self.any(|other| other.index == index) {
-            self.indexes.forget(index).await;
-        }
+        self.indexes.release(&image.namespace, index).await;
+        self.indexes.release_abandoned().await;
     }
 
     /// Whether any mounted layer fits.

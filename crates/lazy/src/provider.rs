@@ -24,6 +24,7 @@ use crate::chain_position::ChainPosition;
 use crate::image_layer::ImageLayer;
 use crate::implied::ImpliedOf;
 use crate::index_files::FoundIndex;
+use crate::index_uses::IndexUse;
 use crate::inherited::InheritedConnection;
 use crate::label_check::check_labels;
 use crate::layer_loader::layer_key;
@@ -111,17 +112,22 @@ impl LazyLayers {
         let mountpoint = request.mountpoint.clone();
         // Boxed: a request to a registry is a large future.
         let mount = Box::pin(self.make_mount(request, &layer, adopted));
-        let mount = mount.instrument(span).await.inspect_err(|refusal| {
-            use LayerRefusal::{Failed, IndexUnavailable, RegistryUnavailable};
-            if matches!(
-                refusal,
-                Failed { .. } | IndexUnavailable { .. } | RegistryUnavailable { .. }
-            ) {
-                let meters = &self.indexes.meters;
-                meters.count(count::FUSE_MOUNT_FAILURE, "", 1);
-                self.table.metering.refused(&digest, refusal);
+        let mount = match mount.instrument(span).await {
+            Ok(mount) => mount,
+            Err(refusal) => {
+                use LayerRefusal::{Failed, IndexUnavailable, RegistryUnavailable};
+                if matches!(
+                    refusal,
+                    Failed { .. } | IndexUnavailable { .. } | RegistryUnavailable { .. }
+                ) {
+                    let meters = &self.indexes.meters;
+                    meters.count(count::FUSE_MOUNT_FAILURE, "", 1);
+                    self.table.metering.refused(&digest, &refusal);
+                }
+                self.indexes.release_abandoned().await;
+                return Err(refusal);
             }
-        })?;
+        };
         soci_faults::point("lazy-layer-mounted");
         if !self.config.disable_background {
             let data = &mount.layer.lease.layer().data;
@@ -149,7 +155,7 @@ impl LazyLayers {
         if prepare {
             self.check_allowed(&request.namespace, layer)?;
         }
-        let (found, ztoc) = self.ztoc_of(&request.namespace, layer, prepare).await?;
+        let (found, index, ztoc) = self.ztoc_of(&request.namespace, layer, prepare).await?;
         if prepare {
             self.start_ups.begin(&layer.image, &found);
             let namespace = &request.namespace;
@@ -187,7 +193,7 @@ impl LazyLayers {
                 implied,
                 lease,
                 image: layer.image.clone(),
-                index: found.digest,
+                index,
                 view: ViewOptions {
                     disable_xattrs: ztoc.disable_xattrs,
                     mark: OverlayXattr::for_mount(self.config.userxattr),
@@ -260,13 +266,13 @@ impl LazyLayers {
         namespace: &str,
         layer: &ImageLayer,
         prepare: bool,
-    ) -> Result<(Arc<FoundIndex>, ZtocDescriptor), LayerRefusal> {
-        let found = match prepare {
+    ) -> Result<(Arc<FoundIndex>, IndexUse, ZtocDescriptor), LayerRefusal> {
+        let (found, index) = match prepare {
             true => self.indexes.find(namespace, &layer.image).await?,
             false => self.indexes.find_again(namespace, &layer.image).await?,
         };
         match found.index.ztoc_for(&layer.layer) {
-            Some(ztoc) => Ok((found.clone(), ztoc.clone())),
+            Some(ztoc) => Ok((found.clone(), index, ztoc.clone())),
             None => Err(LayerRefusal::no_ztoc(format!(
                 "index {} does not list layer {}",
                 found.digest, layer.layer

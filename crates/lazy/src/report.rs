@@ -56,7 +56,7 @@ impl MountTable {
                     mountpoint: mountpoint.clone(),
                     image: layer.image.reference.clone(),
                     manifest: layer.image.manifest,
-                    index: layer.index,
+                    index: layer.index.index(),
                     layer: key.layer,
                     ztoc: key.ztoc,
                     size: status.size,

@@ -110,10 +110,11 @@ impl LazyLayers {
         let open = self.opener.open("", &image, &ztoc, Purpose::Restore);
         let opener = &self.opener;
         let lease = opener.leaving_nothing_new(layer_key(&ztoc), open).await?;
+        let indexes = &self.table.indexes;
         let ready = ReadyLayer {
             lease,
+            index: indexes.uses.begin(&image.namespace, index).await,
             image,
-            index,
             ztoc,
             view,
             // What the kernel has not cached of an unmounted layer is as in its tree.
