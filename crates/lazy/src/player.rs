@@ -47,7 +47,7 @@ impl PlayedLayer for Played {
             let range = span.uncompressed;
             range.end.saturating_sub(range.start)
         });
-        size <= self.data.stored().spare_room()
+        size <= self.data.stored().room_for_start()
     }
 
     fn was_read(&self, span: u32) -> bool {

@@ -87,6 +87,14 @@ impl Disk {
         (total > 0).then_some(total)
     }
 
+    /// Bytes that can be stored without touching the reserve.
+    pub(crate) fn room(&self) -> u64 {
+        match self.reserve.percent {
+            0 => u64::MAX,
+            _ => self.look().spare,
+        }
+    }
+
     /// Bytes that can be fetched in the background.
     pub(crate) fn room_for_background(&self) -> u64 {
         match self.reserve.percent {

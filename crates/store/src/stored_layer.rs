@@ -447,11 +447,22 @@ impl StoredLayer {
     /// the reserve. Without both, all there are.
     #[must_use]
     pub fn spare_room(&self) -> u64 {
-        let budget = self.shared.budget().map_or(u64::MAX, |budget| {
+        let room = self.shared.disk.room_for_background();
+        self.room_in_budget().min(room)
+    }
+
+    /// As [`StoredLayer::spare_room`], for what a container is expected to read in a moment: up to the
+    /// reserve of the disk itself.
+    #[must_use]
+    pub fn room_for_start(&self) -> u64 {
+        self.room_in_budget().min(self.shared.disk.room())
+    }
+
+    fn room_in_budget(&self) -> u64 {
+        self.shared.budget().map_or(u64::MAX, |budget| {
             let stored = self.shared.stored.load(Ordering::Relaxed);
             (budget - budget / 8).saturating_sub(stored)
-        });
-        budget.min(self.shared.disk.room_for_background())
+        })
     }
 
     /// Uncompressed bytes, of all layers of the store, that were written and are not durable yet: more

@@ -509,8 +509,25 @@ fn a_reserve_of_the_disk_is_not_touched() {
         let space = free();
         assert!(space.free >= space.total / 100 * 30, "{space:?}");
         assert_eq!(layer.spare_room(), 0);
+        let ids = (0..layer.spans().len()).zip(&results);
+        let ids = ids.filter(|(_, result)| result.is_err());
+        let smallest = ids.map(|(id, _)| sample.truth(&layer, id).len()).min();
+        assert!(layer.room_for_start() < smallest.unwrap() as u64);
         assert_eq!(sample.check(&layer), results.len() - refused);
         // What is deleted makes room again.
+        fs::remove_file(dir.path().join("other")).unwrap();
+        while layer.spare_room() == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        // A start may use what filling leaves free.
+        let begun = free();
+        let between = begun.spare(reserve) - begun.spare(soci_dirtree::Reserve { percent: 45 });
+        let filler = usize::try_from(begun.spare(reserve) - between / 2).unwrap();
+        fs::write(dir.path().join("other"), vec![7; filler]).unwrap();
+        while layer.spare_room() > 0 {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        assert!(layer.room_for_start() > 0);
         fs::remove_file(dir.path().join("other")).unwrap();
         while layer.spare_room() == 0 {
             std::thread::sleep(std::time::Duration::from_millis(20));
