@@ -123,10 +123,13 @@ impl LazyLayer {
         self.layer.read_logs.begin()
     }
 
-    /// Notes that a start-up profile is played, or has ended: while one is, sequential readers get
-    /// no readahead of their own.
+    /// Notes that a start-up profile is played, or has ended: while one is, and after that until a
+    /// reader needs what it did not fetch, sequential readers get no readahead of their own.
     pub fn set_playing(&self, playing: bool) {
         let profiles = &self.layer.profiles;
+        if playing {
+            self.layer.profile_suffices.store(true, Ordering::Relaxed);
+        }
         let change = |count: usize| match playing {
             true => count.checked_add(1),
             false => count.checked_sub(1),
@@ -191,7 +194,8 @@ impl LazyLayer {
 
     /// Records the position of a reader, and fetches ahead of it if it is sequential.
     fn note_read(&self, read: Range<u64>) {
-        if self.layer.profiles.load(Ordering::Relaxed) > 0 {
+        let played = self.layer.profiles.load(Ordering::Relaxed) > 0;
+        if played || self.layer.profile_suffices.load(Ordering::Relaxed) {
             return;
         }
         let (layer, most) = (&self.layer, self.driver.context.config.max_readahead);
@@ -369,6 +373,10 @@ impl LazyLayer {
         if let Some(read) = read
             && !self.is_complete()
         {
+            if self.layer.profiles.load(Ordering::Relaxed) == 0 {
+                // It had to wait: the profile has not fetched it.
+                self.layer.profile_suffices.store(false, Ordering::Relaxed);
+            }
             self.note_read(read);
         }
     }

@@ -31,6 +31,9 @@ pub(crate) struct ServedLayer {
     pub(crate) reads: ReaderMarks,
     /// Number of start-up profiles that are played: no other readahead is needed then.
     pub(crate) profiles: AtomicUsize,
+    /// Whether readers have found all that they read since a profile was played: they need no other
+    /// readahead then either.
+    pub(crate) profile_suffices: AtomicBool,
     pub(crate) fill_progress: FillProgress,
     /// Number of retries inside its registry client when it was last looked at.
     retries: AtomicU64,
@@ -51,6 +54,7 @@ impl ServedLayer {
             reads: ReaderMarks::new(stored.spans().len()),
             stored,
             profiles: AtomicUsize::new(0),
+            profile_suffices: AtomicBool::new(false),
             fill_progress: FillProgress::default(),
             retries: AtomicU64::new(0),
             closed: AtomicBool::new(false),

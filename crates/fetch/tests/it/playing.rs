@@ -107,3 +107,30 @@ fn a_recorded_start_is_played_and_then_needs_no_request() {
     let played = play.step(&layers, None, Instant::now());
     assert_eq!(played.bytes, stats.profile.bytes);
 }
+
+/// The profile knew what a start reads: who finds everything is not known to need more.
+#[test]
+fn after_a_profile_only_a_reader_that_waits_is_fetched_ahead_of() {
+    const PIECE: usize = 100_000;
+    let sample = Sample::gzip(60, 100_000);
+    let rig = Rig::new(quick());
+    let layer = rig.open(&sample, MemoryBlob::new(sample.blob.clone()));
+    let spans = layer.stored().spans();
+    let played = spans.len() / 2;
+    layer.set_playing(true);
+    layer.prefetch(0..played);
+    let is_stored = |span: u32| layer.stored().has(SpanId(span));
+    eventually("played", || (0..played).all(is_stored));
+    layer.set_playing(false);
+    let end = spans.span(SpanId(played)).uncompressed.start;
+    let end = usize::try_from(end).unwrap();
+    let mut piece = vec![0; PIECE];
+    for at in (0..end - PIECE).step_by(PIECE) {
+        assert!(layer.try_read(at as u64, &mut piece).unwrap(), "stored");
+    }
+    assert_eq!(rig.fetcher.stats().readahead.requests, 0);
+    for at in (end..end + 3 * PIECE).step_by(PIECE) {
+        assert!(read(&layer, at as u64, PIECE).unwrap() == sample.tar[at..at + PIECE]);
+    }
+    eventually("readahead", || rig.fetcher.stats().readahead.requests > 0);
+}
