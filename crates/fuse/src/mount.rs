@@ -206,7 +206,7 @@ pub fn set_readahead(facts: &ConnectionFacts, kib: u32) {
         tracing::warn!(
             mountpoint = %facts.mountpoint.display(),
             reason,
-            "cannot raise the mount's readahead; sequential reads are slower"
+            "cannot set the readahead of the mount"
         );
     }
 }

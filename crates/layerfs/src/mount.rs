@@ -182,6 +182,8 @@ pub fn adopt_layer(
             found: Box::new(facts.content.clone()),
         });
     }
+    // The process before this one may have lowered it for a start.
+    soci_fuse::set_readahead(facts, options.readahead_kib);
     let (file_system, counters) = file_system(view, data, facts, options);
     let served = pool.adopt(connection, file_system)?;
     Ok(MountedLayer { served, counters })

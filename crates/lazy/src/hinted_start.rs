@@ -25,7 +25,9 @@ const PERIOD: Duration = Duration::from_millis(10);
 const REST: Duration = Duration::from_millis(200);
 /// Number of looks after which that is so.
 const MOST_IDLE: u32 = 200;
-/// The kernel's readahead while hints fill the page cache, in KiB; and otherwise.
+/// The kernel's readahead during a start, in KiB, and afterwards. A page fault reads this much around
+/// the page: during a start most of that is not needed, and spans beside the one with the page would
+/// be fetched for it, and recorded as needed.
 const READAHEAD_KIB: [u32; 2] = [512, 4096];
 /// Files below this size have neighbours that are read as well, in bytes.
 const SMALL_FILE: u64 = 1 << 20;
@@ -124,9 +126,7 @@ impl HintedStart {
                 "start-up hints ended"
             );
         }
-        if self.knows_blocks() {
-            self.set_readahead(READAHEAD_KIB[1]);
-        }
+        self.set_readahead(READAHEAD_KIB[1]);
     }
 
     /// Time until the next look; `None`: nothing is waited for but a read.
@@ -155,9 +155,7 @@ impl HintedStart {
                 }
             }
             HintEvent::Mounted(key, mount) => {
-                if self.knows_blocks()
-                    && let Some(mount) = mount.upgrade()
-                {
+                if let Some(mount) = mount.upgrade() {
                     mount.set_readahead(READAHEAD_KIB[0]);
                 }
                 if let Some(layer) = self.layers.iter_mut().find(|layer| layer.key == key) {
@@ -167,9 +165,6 @@ impl HintedStart {
             }
             HintEvent::Profile(profile) => {
                 self.profile = Some(profile);
-                if self.knows_blocks() {
-                    self.set_readahead(READAHEAD_KIB[0]);
-                }
                 for number in 0..self.layers.len() {
                     self.whole_layer(number);
                 }
@@ -182,12 +177,6 @@ impl HintedStart {
         for mount in self.mounts.values().filter_map(WeakMountedLayer::upgrade) {
             mount.set_readahead(kib);
         }
-    }
-
-    /// Whether a profile says what to read into the page cache, so that the kernel need not guess.
-    fn knows_blocks(&self) -> bool {
-        let mut known = self.profile.iter().flat_map(HashMap::values);
-        self.hints.page_cache.is_some() && known.any(|layer| !layer.blocks.is_empty())
     }
 
     /// Whether earlier starts are known.
