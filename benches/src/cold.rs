@@ -47,6 +47,8 @@ pub struct ColdStart {
     pub requests: u64,
     /// Largest number of requests in flight.
     pub in_flight: u64,
+    /// Compressed bytes of spans by the priority with which they were fetched, if the daemon reports it.
+    pub by_priority: Vec<(String, u64)>,
     /// Bytes of layers that were fetched and not read, if the daemon reports what was read.
     pub waste: Option<u64>,
     /// Processor time of the daemon.
@@ -123,32 +125,17 @@ impl Lab {
         command: &[String],
         again: bool,
     ) -> Result<(ColdStart, Recorded)> {
-        let folder = TestRoot::new()?;
-        let daemon = SociDaemon::start(SociDaemonOptions {
-            config: format!("{CONFIG}{config}"),
-            containerd: Some(Containerd::address_in(&folder)),
-            log_level: "info".to_owned(),
-            program: program.map(Path::to_owned),
-            ..SociDaemonOptions::default()
-        })?;
-        let profiles = daemon.root().join("soci/profiles");
-        for (name, content) in &recorded.0 {
-            std::fs::create_dir_all(&profiles).context("make the folder of profiles")?;
-            std::fs::write(profiles.join(name), content).context("write a profile")?;
-        }
-        let containerd =
-            Containerd::start_in(folder, &ContainerdOptions::with_soci(daemon.socket()))?;
+        let lazily = Lazily::start(program, config, recorded)?;
+        let (daemon, containerd) = (&lazily.daemon, &lazily.containerd);
+        let profiles = lazily.profiles();
         let reference = self.proxy.reference(NAME);
-        let soci = SociCli::against(containerd.address(), NAMESPACE)?;
         let run = Run::new(&reference, "soci").command(command);
-        let pull = || {
-            soci.output(["pull", "--plain-http", "--snapshotter", "soci", &reference])
-                .map(drop)
-        };
+        let pull = || lazily.pull(&reference);
         let measured = self.measure(pull, || containerd.ctr(NAMESPACE).run(&run));
         let mut start = measured.with_context(|| daemon.log().tail(40))?;
-        (start.cpu, start.memory) = costs(&daemon);
-        let read = read_bytes(&daemon);
+        (start.cpu, start.memory) = costs(daemon);
+        start.by_priority = by_priority(&soci_testkit::metrics(&lazily.metrics)?);
+        let read = read_bytes(daemon);
         start.waste = read.map(|read| start.layers.saturating_sub(read));
         let mut new = Recorded::default();
         for entry in std::fs::read_dir(&profiles).into_iter().flatten().flatten() {
@@ -158,9 +145,56 @@ impl Lab {
             }
         }
         if again {
-            start.again = Some(run_again(&containerd, &run)?);
+            start.again = Some(run_again(containerd, &run)?);
         }
         Ok((start, new))
+    }
+
+    /// Adds another image to the registry.
+    ///
+    /// # Errors
+    /// When a program is missing or fails.
+    pub fn add(&self, name: &str, image: &OciImage) -> Result<()> {
+        let source = image.dir.display().to_string();
+        let target = format!("docker://{}", self.registry.reference(name));
+        SociCli::standalone()?.convert(&[], &source, &target)?;
+        Ok(())
+    }
+
+    /// Starts an image that was added, with a new daemon; if `beside`, while the image of the lab
+    /// starts: from when that is pulled. Returns the time from the beginning of the pull to the end of
+    /// the container.
+    ///
+    /// # Errors
+    /// When a program is missing or fails, or the image of the lab has started before the other.
+    pub fn neighbour(&self, name: &str, config: &str, beside: bool) -> Result<Duration> {
+        let lazily = Lazily::start(None, config, &Recorded::default())?;
+        let start = |reference: &str| {
+            let ran = lazily
+                .containerd
+                .ctr(NAMESPACE)
+                .run(&Run::new(reference, "soci"))?;
+            ensure!(ran.status.success(), "the container failed: {}", ran.stderr);
+            anyhow::Ok(Instant::now())
+        };
+        let own = self.proxy.reference(NAME);
+        if beside {
+            lazily.pull(&own)?;
+        }
+        std::thread::scope(|scope| {
+            let other = beside.then(|| scope.spawn(|| start(&own)));
+            let reference = self.proxy.reference(name);
+            let began = Instant::now();
+            lazily.pull(&reference)?;
+            let ended = start(&reference)?;
+            if let Some(other) = other {
+                let other = other
+                    .join()
+                    .map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+                ensure!(other > ended, "the other image had started before");
+            }
+            Ok(ended - began)
+        })
     }
 
     fn measure(
@@ -196,6 +230,55 @@ impl Lab {
     }
 }
 
+/// A daemon, and a containerd that uses it.
+struct Lazily {
+    daemon: SociDaemon,
+    containerd: Containerd,
+    /// The socket of its metrics.
+    metrics: PathBuf,
+}
+
+impl Lazily {
+    fn start(program: Option<&Path>, config: &str, recorded: &Recorded) -> Result<Self> {
+        let folder = TestRoot::new()?;
+        let metrics = folder.path().join("metrics");
+        let address = format!(
+            "metrics_network = 'unix'\nmetrics_address = '{}'\n",
+            metrics.display()
+        );
+        let daemon = SociDaemon::start(SociDaemonOptions {
+            config: format!("{address}{CONFIG}{config}"),
+            containerd: Some(Containerd::address_in(&folder)),
+            log_level: "info".to_owned(),
+            program: program.map(Path::to_owned),
+            ..SociDaemonOptions::default()
+        })?;
+        let options = ContainerdOptions::with_soci(daemon.socket());
+        let lazily = Self {
+            containerd: Containerd::start_in(folder, &options)?,
+            daemon,
+            metrics,
+        };
+        let profiles = lazily.profiles();
+        for (name, content) in &recorded.0 {
+            std::fs::create_dir_all(&profiles).context("make the folder of profiles")?;
+            std::fs::write(profiles.join(name), content).context("write a profile")?;
+        }
+        Ok(lazily)
+    }
+
+    /// The folder of the profiles of starts.
+    fn profiles(&self) -> PathBuf {
+        self.daemon.root().join("soci/profiles")
+    }
+
+    fn pull(&self, reference: &str) -> Result<()> {
+        let soci = SociCli::against(self.containerd.address(), NAMESPACE)?;
+        soci.output(["pull", "--plain-http", "--snapshotter", "soci", reference])
+            .map(drop)
+    }
+}
+
 fn run_again(containerd: &Containerd, run: &Run) -> Result<Duration> {
     // Clean pages only; nothing is lost.
     std::fs::write("/proc/sys/vm/drop_caches", "1").context("drop the page cache")?;
@@ -225,6 +308,16 @@ fn read_bytes(daemon: &SociDaemon) -> Option<u64> {
         }
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// The values of `soci_fetch_bytes_total`, by priority.
+fn by_priority(metrics: &str) -> Vec<(String, u64)> {
+    let series = |line: &str| {
+        let rest = line.strip_prefix("soci_fetch_bytes_total{priority=\"")?;
+        let (priority, value) = rest.split_once("\"} ")?;
+        Some((priority.to_owned(), value.trim().parse().ok()?))
+    };
+    metrics.lines().filter_map(series).collect()
 }
 
 /// Processor time and peak memory of all processes of a daemon.

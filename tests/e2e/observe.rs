@@ -2,8 +2,6 @@
 //! Needs root, FUSE, containerd, runc, docker-registry and the two programs.
 
 use std::collections::BTreeSet;
-use std::io::{Read as _, Write as _};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -17,15 +15,7 @@ use soci_testkit::{Stack, TestRoot};
 const PATIENCE: Duration = Duration::from_secs(180);
 
 pub(crate) fn metrics(socket: &Path) -> String {
-    let mut stream = UnixStream::connect(socket).unwrap();
-    stream
-        .write_all(b"GET /metrics HTTP/1.1\r\nHost: daemon\r\nConnection: close\r\n\r\n")
-        .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
-    body.to_owned()
+    soci_testkit::metrics(socket).unwrap()
 }
 
 /// Names, labels and types of v0.15's metrics, as the golden file has them.

@@ -50,6 +50,10 @@ struct Options {
     /// Start again after the last run of each kind, with the page cache dropped.
     #[arg(long)]
     again: bool,
+    /// Measure instead how long the demo image takes to start alone, and while the PyTorch image
+    /// starts.
+    #[arg(long, conflicts_with_all = ["torch", "kinds", "again"])]
+    neighbour: bool,
     /// Another build of soci-snapshotter-grpc to measure beside ours.
     #[arg(long, env = "PREVIOUS", default_value = "")]
     previous: String,
@@ -133,6 +137,9 @@ fn bench(options: &Options) -> Result<()> {
     if cfg!(debug_assertions) {
         eprintln!("bench-start: built for debugging: the figures say nothing, use --release");
     }
+    if options.neighbour {
+        return neighbours(options);
+    }
     let (name, image, other) = if options.torch {
         ("PyTorch image", torch_image()?, OTHER_TORCH)
     } else {
@@ -187,15 +194,53 @@ fn bench(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Prints how long the demo image takes alone, and while the PyTorch image starts.
+fn neighbours(options: &Options) -> Result<()> {
+    const NAME: &str = "neighbour:soci";
+    eprintln!("==> indexing both images");
+    let lab = Lab::new(&torch_image()?)?;
+    lab.add(NAME, &python_image()?)?;
+    for link in &options.links {
+        lab.throttle(link.throttle());
+        let mut times_of = [Vec::new(), Vec::new()];
+        for _ in 0..options.runs.max(1) {
+            for (beside, times) in [false, true].into_iter().zip(&mut times_of) {
+                let took = lab.neighbour(NAME, &options.config, beside)?;
+                eprintln!(
+                    "    {link:?}, beside another start: {beside}: {}",
+                    seconds(took)
+                );
+                times.push(took);
+            }
+        }
+        let [alone, beside] = times_of.map(|times| median(times).unwrap_or_default());
+        let title = format!("demo image, {link:?}, median of {}", options.runs).to_lowercase();
+        let mut table = Table::new(&[&title, "pull and run", "of alone"]);
+        let row = |name: &str, time: Duration| {
+            let ratio = times(time.as_secs_f64(), alone.as_secs_f64());
+            [name.to_owned(), seconds(time), ratio]
+        };
+        table.row(row("alone", alone));
+        table.row(row("while the pytorch image starts", beside));
+        println!("{table}");
+    }
+    Ok(())
+}
+
 /// Measures all kinds of starts over one link, one after another, `runs` times.
 fn measure(options: &Options, lab: &Lab, link: Link, all: &[Tested<'_>]) -> Result<Vec<Row>> {
     let mut rows: Vec<Row> = Vec::new();
     let mut enter = |name: String, start: ColdStart| {
+        let by_priority = start.by_priority.iter();
+        let by_priority: Vec<_> = by_priority
+            .map(|(priority, bytes)| format!("{priority} {}", megabytes(*bytes)))
+            .collect();
         eprintln!(
-            "    {link:?}, {name}: {} + {}, layers {}",
+            "    {link:?}, {name}: {} + {}, layers {} ({})",
             seconds(start.pull),
             seconds(start.run),
-            megabytes(start.layers)
+            megabytes(start.layers),
+            by_priority.join(", ")
         );
         match rows.iter_mut().find(|row| row.name == name) {
             Some(row) => row.starts.push(start),

@@ -3,6 +3,8 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -165,6 +167,23 @@ pub fn http_request(
     connection.write_all(body)?;
     read_response(&mut connection, method == "HEAD")
         .with_context(|| format!("{method} http://{address}{target}"))
+}
+
+/// Reads the metrics that a daemon offers on a unix socket.
+///
+/// # Errors
+/// The socket does not answer with them.
+pub fn metrics(socket: &Path) -> Result<String> {
+    let mut connection =
+        UnixStream::connect(socket).with_context(|| format!("connect {}", socket.display()))?;
+    connection.write_all(b"GET /metrics HTTP/1.1\r\nHost: daemon\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer)?;
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .context("no end of the head")?;
+    ensure!(head.starts_with("HTTP/1.1 200"), "no metrics: {head}");
+    Ok(body.to_owned())
 }
 
 fn read_response(connection: &mut TcpStream, bodiless: bool) -> Result<HttpResponse> {

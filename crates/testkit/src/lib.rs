@@ -33,7 +33,7 @@ pub use cli::{SociCli, binary, output_of};
 pub use containerd::{Containerd, ContainerdOptions, TransferOptions};
 pub use cri::{Cri, CriOptions, CriPull, Pod, PodContainer};
 pub use ctr::{Ctr, Run, RunOutput, Running, container_id};
-pub use http1::{HttpResponse, http_request};
+pub use http1::{HttpResponse, http_request, metrics};
 pub use https::Https;
 pub use image::{Content, ImageBuilder, Layer, LayerCompression, OciImage};
 pub use local_port::LocalPort;
