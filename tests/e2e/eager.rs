@@ -12,7 +12,7 @@ use crate::support::{
 };
 use soci_testkit::image::{busybox_layer, small_image, small_image_data};
 use soci_testkit::{
-    Content, Fault, ImageBuilder, Layer, LayerCompression, OciImage, Rule, SociDaemonOptions,
+    Content, Fault, ImageBuilder, Layer, LayerCompression, OciImage, Rule, Run, SociDaemonOptions,
     Stack, StackOptions, TestRoot, Throttle,
 };
 
@@ -256,6 +256,45 @@ fn kept_layers_that_containerd_has_in_another_namespace_are_shared() {
     kept(&stack, &image);
     assert_eq!(stack.daemon.server_pid().unwrap(), server);
     assert_eq!(run(&stack, &reference, &["/bin/cat", "/data/top"]), "2");
+}
+
+#[test]
+fn two_namespaces_pull_an_image_at_the_same_time() {
+    let root = TestRoot::new().unwrap();
+    let image = layers(&root, "app", 4, 4 << 20);
+    for keeping in ["discard_unpacked_layers = true", ""] {
+        let config = ENABLED.replace("discard_unpacked_layers = true", keeping);
+        let stack = Stack::start(StackOptions {
+            daemon: SociDaemonOptions::with_config(&format!("{NO_BACKGROUND}{config}")),
+            throttle: Throttle::cloud(),
+            ..StackOptions::default()
+        })
+        .unwrap();
+        stack.push(&image.dir, "app", "app").unwrap();
+        let reference = stack.reference("app:app");
+        std::thread::scope(|scope| {
+            for namespace in [NAMESPACE, "other"] {
+                let soci = stack.soci(namespace).unwrap();
+                let reference = &reference;
+                scope.spawn(move || soci.output(["pull", "--plain-http", reference]).unwrap());
+            }
+        });
+        if !keeping.is_empty() {
+            // What is kept goes into the content store of each namespace as it arrives.
+            pulled_once(&stack, &image);
+        }
+        for namespace in [NAMESPACE, "other"] {
+            let ctr = stack.containerd.ctr(namespace);
+            let run = Run::new(&reference, "soci").command(["/bin/cat", "/data/top"]);
+            assert_eq!(ctr.run(&run).unwrap().stdout, "3");
+            let content = ctr.output(["content", "ls", "-q"]).unwrap();
+            for layer in &image.layers {
+                let is_kept = content.contains(&layer.digest.to_string());
+                assert_eq!(is_kept, keeping.is_empty(), "{namespace}: {content}");
+            }
+        }
+        scratch_is_empty(&stack);
+    }
 }
 
 #[test]
