@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::StoreError;
+use crate::disk_fault::fault;
 
 /// What the names of unfinished files start with.
 pub(crate) const UNFINISHED: &str = ".unfinished-";
@@ -25,12 +26,15 @@ impl AtomicFile {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = folder.join(format!("{UNFINISHED}{}-{count}", std::process::id()));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&path)
+        let file = fault("store-create-file")
+            .and_then(|()| {
+                OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .create(true)
+                    .truncate(true)
+                    .open(&path)
+            })
             .map_err(|e| StoreError::io("create", &path, e))?;
         Ok(Self {
             file,
@@ -40,17 +44,19 @@ impl AtomicFile {
     }
 
     pub(crate) fn write(&mut self, data: &[u8]) -> Result<(), StoreError> {
-        self.file
-            .write_all(data)
+        fault("store-write-file")
+            .and_then(|()| self.file.write_all(data))
             .map_err(|e| StoreError::io("write", &self.path, e))
     }
 
     /// Makes the content durable and gives it its name, replacing what had it.
     pub(crate) fn finish(mut self, to: &Path) -> Result<(), StoreError> {
-        self.file
-            .sync_all()
+        fault("store-sync-file")
+            .and_then(|()| self.file.sync_all())
             .map_err(|e| StoreError::io("write", &self.path, e))?;
-        fs::rename(&self.path, to).map_err(|e| StoreError::io("create", to, e))?;
+        fault("store-rename-file")
+            .and_then(|()| fs::rename(&self.path, to))
+            .map_err(|e| StoreError::io("create", to, e))?;
         self.finished = true;
         sync_folder(to.parent().unwrap_or(Path::new(".")))
     }
@@ -77,7 +83,7 @@ pub fn write_file(path: &Path, data: &[u8]) -> Result<(), StoreError> {
 
 /// Makes names in a folder durable.
 pub(crate) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
+    fault("store-sync-folder")
+        .and_then(|()| File::open(folder)?.sync_all())
         .map_err(|e| StoreError::io("sync", folder, e))
 }

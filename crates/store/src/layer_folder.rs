@@ -13,6 +13,7 @@ use soci_oci::Digest;
 use soci_ztoc::{LayerIndex, SpanId, SpanTable, Ztoc};
 
 use crate::atomic_file::{UNFINISHED, sync_folder, write_file};
+use crate::disk_fault::fault;
 use crate::shared::Shared;
 use crate::span_states::{SpanStates, State};
 use crate::spans_file::{About, Kept, SpansFile};
@@ -61,7 +62,8 @@ pub(crate) fn open(
         }
     };
     // Sparse. Where a crash left it too short, the checksums of the spans behind its end will not match.
-    data.set_len(spans.uncompressed_size())
+    fault("store-size-data")
+        .and_then(|()| data.set_len(spans.uncompressed_size()))
         .map_err(|e| StoreError::io("set the length of", &data_path, e))?;
     sync_folder(folder)?;
     page_cache::expect_random_reads(&data);

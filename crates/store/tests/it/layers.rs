@@ -59,9 +59,11 @@ impl Sample {
     }
 
     pub(crate) fn open(&self, store: &LayerStore) -> Arc<StoredLayer> {
-        store
-            .create_or_open(self.layer, self.ztoc_digest(), Some(&self.ztoc))
-            .unwrap()
+        self.try_open(store).unwrap()
+    }
+
+    pub(crate) fn try_open(&self, store: &LayerStore) -> Result<Arc<StoredLayer>, StoreError> {
+        store.create_or_open(self.layer, self.ztoc_digest(), Some(&self.ztoc))
     }
 
     pub(crate) fn reopen(&self, store: &LayerStore) -> Result<Arc<StoredLayer>, StoreError> {

@@ -6,4 +6,5 @@
 )]
 
 mod eviction;
+mod full_disk;
 mod layers;
