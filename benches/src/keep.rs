@@ -1,5 +1,6 @@
 //! What comes after a lazy start: the time until the image is complete, what filling costs readers of
-//! another image, the requests of a start of a stored image after a reboot, and the memory of many layers.
+//! another image, the requests of a start of a stored image after a reboot, the memory of many layers, and the
+//! time until the space of a removed layer is free.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -10,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use soci_testkit::image::large_file_image;
 use soci_testkit::{
-    Content, ImageBuilder, Layer, OciImage, Run, SociCli, SociDaemonOptions, Stack, StackOptions,
+    Content, ImageBuilder, Layer, LayerCompression, OciImage, Run, SociCli, SociDaemonOptions, Stack, StackOptions,
     TestRoot, Throttle,
 };
 
@@ -29,6 +30,9 @@ const STEP: u64 = 4 << 20;
 const FEWEST: u64 = 30;
 /// Pauses between reads, by turns: filling begins in the longest of them.
 const PAUSES: [u64; 5] = [150, 1700, 400, 2500, 900];
+
+/// Time after which what removed images took has been returned to the system.
+const RETURN: Duration = Duration::from_secs(12);
 
 /// Images of the row about memory, the layers of each, and the files of each layer.
 const IMAGES: usize = 30;
@@ -271,9 +275,25 @@ pub fn memory(program: Option<&Path>, config: &str) -> Result<Vec<Row>> {
     let layers = soci_testkit::process::lazy_mounts_below(&stack.daemon.root())?;
     ensure!(layers == IMAGES * LAYERS, "{layers} lazy layers");
     let pulled = stack.daemon.anonymous_memory()?;
+    std::thread::sleep(RETURN);
+    let returned = stack.daemon.anonymous_memory()?;
     stack.daemon.upgrade()?;
     stack.wait_for_snapshotter()?;
+    std::thread::sleep(RETURN);
     let adopted = stack.daemon.anonymous_memory()?;
+    let ctr = stack.containerd.ctr(NAMESPACE);
+    for image in 0..IMAGES {
+        let reference = stack.reference(&format!("layers{image}:soci"));
+        ctr.output(["images", "rm", "--sync", &reference])?;
+    }
+    let left = || soci_testkit::process::lazy_mounts_below(&stack.daemon.root());
+    let deadline = Instant::now() + PATIENCE;
+    while left()? > 0 {
+        ensure!(Instant::now() < deadline, "{} lazy layers are left", left()?);
+        std::thread::sleep(LOOK);
+    }
+    std::thread::sleep(RETURN);
+    let removed = stack.daemon.anonymous_memory()?;
     let row = |what: &str, bytes: u64| {
         let what = format!(
             "{layers} lazy layers of {FILES} files ({} of names), {what}: anonymous memory",
@@ -289,8 +309,80 @@ pub fn memory(program: Option<&Path>, config: &str) -> Result<Vec<Row>> {
     Ok(vec![
         alone,
         row("pulled", pulled),
+        row("a few seconds later", returned),
         row("adopted by the next server", adopted),
+        [
+            "all removed: anonymous memory".to_owned(),
+            megabytes(removed),
+            "-".to_owned(),
+        ],
     ])
+}
+
+/// From the removal of an image in containerd, whose one large layer is stored, until its space is free,
+/// by the blocks of the layer store and by the free space of the disk.
+///
+/// # Errors
+/// When a part does not start, the layer is not filled, or its space does not become free.
+pub fn removal(bytes: u64, program: Option<&Path>, config: &str) -> Result<Vec<Row>> {
+    let layout = TestRoot::new()?;
+    let data = Layer::new().file(
+        "data",
+        Content::Noise {
+            seed: 7,
+            length: bytes,
+        },
+    );
+    let image = ImageBuilder::new()
+        .layer_with(data, LayerCompression::Plain)
+        .write(layout.path(), "image")?;
+    let (stack, references) = stack(program, config, &[&image])?;
+    drop(layout);
+    let [reference] = references.as_slice() else {
+        return Ok(Vec::new());
+    };
+    pull(&stack, reference)?;
+    wait_complete(&stack, reference)?;
+    let layers = stack.daemon.root().join("soci/layers");
+    let free = || rustix::fs::statvfs(&layers).map(|disk| disk.f_bfree * disk.f_frsize);
+    let (stored, before) = (allocated(&layers), free()?);
+    ensure!(stored >= bytes, "only {stored} bytes are stored");
+    let ctr = stack.containerd.ctr(NAMESPACE);
+    let started = Instant::now();
+    ctr.output(["images", "rm", "--sync", reference])?;
+    let answered = started.elapsed();
+    // Other programs write to the disk as well.
+    while allocated(&layers) > bytes / 100 || free()? < before + bytes / 100 * 95 {
+        ensure!(
+            started.elapsed() < PATIENCE,
+            "{} of {stored} bytes are left:\n{}",
+            allocated(&layers),
+            stack.log_tails()
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let free = started.elapsed();
+    let title = format!("layer of {} removed", megabytes(bytes));
+    Ok(vec![
+        [
+            format!("{title}: containerd's answer"),
+            seconds(answered),
+            "-".to_owned(),
+        ],
+        [
+            format!("{title}: space free, from the request on"),
+            seconds(free),
+            "2 s for 4 GB".to_owned(),
+        ],
+    ])
+}
+
+/// Allocated bytes below a directory; 0 for what is being removed.
+fn allocated(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    let below: u64 = entries.map(|entry| allocated(&entry.path())).sum();
+    below + std::fs::symlink_metadata(path).map_or(0, |file| file.blocks() * 512)
 }
 
 /// A layer of many files, and the bytes of their names.

@@ -28,6 +28,9 @@ struct Options {
     /// Another build of soci-snapshotter-grpc to measure instead of ours.
     #[arg(long, env = "PREVIOUS", default_value = "")]
     previous: String,
+    /// Size in GiB of the layer that is removed; three times as much is needed on the disk.
+    #[arg(long, default_value_t = 4)]
+    removed: u64,
     /// More configuration of the daemon, before the section `[background_fetch]`.
     #[arg(long, default_value = "")]
     config: String,
@@ -41,10 +44,12 @@ enum Part {
     Neighbour,
     /// The memory of 450 layers.
     Memory,
+    /// The time until the space of a removed layer is free.
+    Removal,
 }
 
 impl Part {
-    const ALL: [Self; 3] = [Self::Fill, Self::Neighbour, Self::Memory];
+    const ALL: [Self; 4] = [Self::Fill, Self::Neighbour, Self::Memory, Self::Removal];
 }
 
 fn main() -> ExitCode {
@@ -74,6 +79,9 @@ fn bench(options: &Options) -> Result<()> {
             Part::Fill => keep::fill(&image()?, program, &options.config)?,
             Part::Neighbour => keep::neighbour(&image()?, program, &options.config)?,
             Part::Memory => keep::memory(program, &options.config)?,
+            Part::Removal => {
+                keep::removal(options.removed << 30, program, &options.config)?
+            }
         };
         for row in rows {
             table.row(row);
