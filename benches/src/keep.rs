@@ -11,8 +11,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use soci_testkit::image::large_file_image;
 use soci_testkit::{
-    Content, ImageBuilder, Layer, LayerCompression, OciImage, Run, SociCli, SociDaemonOptions, Stack, StackOptions,
-    TestRoot, Throttle,
+    Content, ImageBuilder, Layer, LayerCompression, OciImage, Run, SociCli, SociDaemonOptions,
+    Stack, StackOptions, TestRoot, Throttle,
 };
 
 use crate::table::{Table, megabytes, seconds, times};
@@ -289,7 +289,11 @@ pub fn memory(program: Option<&Path>, config: &str) -> Result<Vec<Row>> {
     let left = || soci_testkit::process::lazy_mounts_below(&stack.daemon.root());
     let deadline = Instant::now() + PATIENCE;
     while left()? > 0 {
-        ensure!(Instant::now() < deadline, "{} lazy layers are left", left()?);
+        ensure!(
+            Instant::now() < deadline,
+            "{} lazy layers are left",
+            left()?
+        );
         std::thread::sleep(LOOK);
     }
     std::thread::sleep(RETURN);

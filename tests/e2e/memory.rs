@@ -12,9 +12,7 @@ use std::time::Duration;
 
 use soci_oci::{Descriptor, Digest, Manifest, annotations, media_types};
 use soci_testkit::image::{OciLayer, layout};
-use soci_testkit::{
-    Content, ImageBuilder, Layer, LayerCompression, SociDaemonOptions, TestRoot,
-};
+use soci_testkit::{Content, ImageBuilder, Layer, LayerCompression, SociDaemonOptions, TestRoot};
 use soci_ztoc::soci_index::{IndexVersion, SociIndex, ZtocDescriptor};
 use soci_ztoc::{BuildOptions, Checkpoints, Compression, TarZinfo};
 use tonic::Code;

@@ -79,9 +79,7 @@ fn bench(options: &Options) -> Result<()> {
             Part::Fill => keep::fill(&image()?, program, &options.config)?,
             Part::Neighbour => keep::neighbour(&image()?, program, &options.config)?,
             Part::Memory => keep::memory(program, &options.config)?,
-            Part::Removal => {
-                keep::removal(options.removed << 30, program, &options.config)?
-            }
+            Part::Removal => keep::removal(options.removed << 30, program, &options.config)?,
         };
         for row in rows {
             table.row(row);

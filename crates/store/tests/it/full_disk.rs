@@ -117,6 +117,7 @@ fn write_all(dir: &Path) {
     assert_eq!(first.check(&layer), spans);
 }
 
+#[expect(clippy::print_stdout, reason = "for the process that reads it")]
 fn twice<T>(write: impl Fn() -> Result<T, StoreError>) -> T {
     write().unwrap_or_else(|error| {
         println!("{REFUSED}{error}");
