@@ -335,34 +335,29 @@ mod tests {
         assert!(cache.cache.uses.abandoned().is_empty());
     }
 
+    /// Finds an index in memory while a removal is in progress, which does this.
+    async fn find_while_removing(
+        cache: &Cache,
+        removal: impl FnOnce(&IndexFiles),
+    ) -> Result<IndexUse, LayerRefusal> {
+        drop(cache.find().await.unwrap());
+        let removing = cache.cache.uses.begin_removal(cache.index).await;
+        let mut finding = std::pin::pin!(cache.find());
+        assert!(futures::poll!(&mut finding).is_pending());
+        cache.cache.uses.count_removal();
+        removal(&cache.cache.files);
+        drop(removing);
+        finding.await
+    }
+
     #[tokio::test]
     async fn an_index_removed_while_it_is_found_is_looked_up_again() {
         let cache = Cache::new();
-        drop(cache.find().await.unwrap());
-        let removing = cache.cache.uses.begin_removal(cache.index).await;
-        let mut finding = std::pin::pin!(cache.find());
-        // Found in memory, and waits for the removal.
-        assert!(futures::poll!(&mut finding).is_pending());
-        cache.cache.uses.count_removal();
-        cache.cache.files.forget(&cache.index);
-        drop(removing);
+        let found = find_while_removing(&cache, |files| files.forget(&cache.index)).await;
         // Its registry does not answer. What is only in memory would be mounted otherwise.
-        let refusal = finding.await.err().unwrap();
-        assert_eq!(refusal.code(), "index-unavailable");
-        let bytes = SociIndex::new(IndexVersion::V2, Vec::new(), Vec::new(), None, [].into());
-        let save = |cache: &Cache| {
-            let files = &cache.cache.files;
-            files.save(&cache.image, cache.index, &bytes.encode(), Origin::Fetched);
-        };
-        let cache = Cache::new();
-        drop(cache.find().await.unwrap());
-        let removing = cache.cache.uses.begin_removal(cache.index).await;
-        let mut finding = std::pin::pin!(cache.find());
-        assert!(futures::poll!(&mut finding).is_pending());
+        assert_eq!(found.err().unwrap().code(), "index-unavailable");
         // The removal of another index, or one after which this was stored again.
-        cache.cache.uses.count_removal();
-        save(&cache);
-        drop(removing);
-        finding.await.unwrap();
+        let cache = Cache::new();
+        find_while_removing(&cache, |_| {}).await.unwrap();
     }
 }
