@@ -1,12 +1,10 @@
 //! Opens layers for their users, and those of later Prepares ahead of time.
 
-use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use soci_layer::{LayerRefusal, Purpose};
 use soci_store::LayerKey;
 use soci_telemetry::Meters;
@@ -19,6 +17,7 @@ use crate::index_files::FoundIndex;
 use crate::layer_loader::{LayerLoader, layer_key};
 use crate::lease::{Lease, LeaseMap};
 use crate::open_layer::OpenLayer;
+use crate::opened_ahead::{OpenedAhead, Opening};
 use crate::start_up::StartUps;
 use crate::sweeper::Sweeper;
 
@@ -35,8 +34,7 @@ pub(crate) struct LayerOpener {
     pub(crate) isolated: bool,
     pub(crate) start_ups: Arc<StartUps>,
     pub(crate) leases: Arc<LeaseMap<OpenLayer>>,
-    /// Layers opened ahead of their Prepare.
-    pub(crate) prepared: Mutex<HashMap<LayerKey, Lease<OpenLayer>>>,
+    pub(crate) ahead: OpenedAhead<OpenLayer>,
     pub(crate) sweeper: Arc<Sweeper>,
     pub(crate) meters: Arc<Meters>,
     /// Time after which opening a layer ahead is given up.
@@ -105,24 +103,34 @@ impl LayerOpener {
         below: &ImageLayer,
         found: &FoundIndex,
     ) {
-        let mut begun = HashSet::new();
         for above in &below.above {
             let Some(ztoc) = found.index.ztoc_for(&above.layer) else {
                 continue;
             };
             let key = layer_key(ztoc);
-            if !begun.insert(key) || self.leases.in_use(&key) {
+            if self.leases.in_use(&key) {
                 continue;
             }
+            let Some(opening) = self.ahead.begin(key) else {
+                continue;
+            };
             let image = &below.image;
             let span = tracing::error_span!("open", image = %image.reference, layer = %key.layer);
             let (namespace, image) = (namespace.to_owned(), image.clone());
-            let ahead = self.clone().open_ahead(namespace, image, ztoc.clone());
+            let ahead = self
+                .clone()
+                .open_ahead(opening, namespace, image, ztoc.clone());
             tokio::spawn(ahead.instrument(span));
         }
     }
 
-    async fn open_ahead(self: Arc<Self>, namespace: String, image: ImageKey, ztoc: ZtocDescriptor) {
+    async fn open_ahead(
+        self: Arc<Self>,
+        opening: Opening,
+        namespace: String,
+        image: ImageKey,
+        ztoc: ZtocDescriptor,
+    ) {
         let key = layer_key(&ztoc);
         let open = tokio::time::timeout(
             self.time_limit,
@@ -131,18 +139,21 @@ impl LayerOpener {
         let open = async { open.await.ok().and_then(Result::ok).ok_or(()) };
         // A failure is reported by the Prepare of that layer, which tries again.
         let Ok(lease) = self.leaving_nothing_new(key, open).await else {
+            self.ahead.give_up(&key, opening);
             return;
         };
-        self.prepared.lock().insert(key, lease);
+        if !self.ahead.keep(opening, lease) {
+            // The mount may be gone as well, and could not remove a layer in use.
+            self.sweeper.remove_unused(key).await;
+            return;
+        }
         let opener = Arc::downgrade(&self);
         drop(self);
         tokio::time::sleep(PREPARED_FOR).await;
         let Some(opener) = opener.upgrade() else {
             return;
         };
-        let unclaimed = opener.prepared.lock().remove(&key);
-        if unclaimed.is_some() {
-            drop(unclaimed);
+        if opener.ahead.give_up(&key, opening) {
             opener.sweeper.remove_unused(key).await;
         }
     }

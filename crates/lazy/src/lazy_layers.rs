@@ -28,6 +28,7 @@ use crate::lookup_cache::LookupCache;
 use crate::metering::Metering;
 use crate::mount_table::MountTable;
 use crate::open_layer::OpenLayer;
+use crate::opened_ahead::OpenedAhead;
 use crate::outages::Outages;
 use crate::start_up::StartUps;
 use crate::store_limit::{self, StoreLimit};
@@ -133,7 +134,7 @@ impl LazyLayers {
             loader,
             isolated: config.isolated,
             leases,
-            prepared: Mutex::default(),
+            ahead: OpenedAhead::default(),
             sweeper: sweeper.clone(),
             meters: meters.clone(),
             time_limit: config.mount_timeout,
@@ -185,7 +186,7 @@ impl LazyLayers {
 
     /// Makes fetched spans durable. To be called last, after the fetcher was shut down.
     pub async fn flush(&self) {
-        self.opener.prepared.lock().clear();
+        self.opener.ahead.clear();
         let store = self.sweeper.store.clone();
         let synced = soci_task::run(move || store.sync().map_err(|error| error.to_string()));
         let synced = synced.await.unwrap_or_else(|error| Err(error.to_string()));

@@ -36,6 +36,7 @@ mod lookup_cache;
 mod metering;
 mod mount_table;
 mod open_layer;
+mod opened_ahead;
 mod outages;
 mod page_cache;
 mod page_cache_process;

@@ -133,7 +133,7 @@ impl LazyLayers {
             let data = &mount.layer.lease.layer().data;
             data.start_background(mount.layer.image.manifest);
         }
-        self.opener.prepared.lock().remove(&mount.key());
+        self.opener.ahead.claim(&mount.key());
         let root = mount.root;
         self.table.insert(mountpoint, mount);
         let label = digest.to_string();
