@@ -266,10 +266,14 @@ fn three_processes_share_a_queue_and_the_jobs_of_a_killed_one_go_to_the_others()
     assert!(again.len() <= 1, "jobs of {killed}: {again:?}");
     for tag in &tags {
         let target = format!("/v2/app/manifests/{tag}-soci");
-        let puts = proxy
-            .stats()
-            .of(|request| request.method == "PUT" && request.path == target);
-        assert_eq!(puts.requests, 1, "{tag}");
+        // A registry may refuse a manifest that names a blob of a moment ago, and gets it again.
+        let puts = proxy.stats().of(|request| {
+            request.method == "PUT" && request.path == target && request.status == 201
+        });
+        // The killed process may have pushed and not said so.
+        let of_tag = |job: &&Value| job.to_string().contains(&format!(":{tag}@"));
+        let most = if again.iter().any(of_tag) { 2 } else { 1 };
+        assert!((1..=most).contains(&puts.requests), "{tag}: {puts:?}");
     }
     for (process, _) in processes.iter_mut().skip(1) {
         process.signal(soci_testkit::process::Signal::TERM).unwrap();
