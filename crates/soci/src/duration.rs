@@ -6,9 +6,9 @@ use std::time::Duration;
 
 /// A duration in a flag, printed in its largest unit that leaves no remainder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Span(pub(crate) Duration);
+pub(crate) struct FlagDuration(pub(crate) Duration);
 
-impl FromStr for Span {
+impl FromStr for FlagDuration {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -16,7 +16,7 @@ impl FromStr for Span {
     }
 }
 
-impl fmt::Display for Span {
+impl fmt::Display for FlagDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.0.as_secs(), self.0.subsec_nanos()) {
             (0, 0) => f.write_str("0s"),
@@ -83,7 +83,7 @@ mod tests {
             );
         }
         for text in ["0s", "7s", "90s", "5m", "36h", "1500000000ns"] {
-            assert_eq!(Span::from_str(text).unwrap().to_string(), text);
+            assert_eq!(FlagDuration::from_str(text).unwrap().to_string(), text);
         }
         for bad in ["", "30", "s", "1x", "1s2", "-1s", "..s"] {
             assert!(parse(bad).is_err(), "{bad}");

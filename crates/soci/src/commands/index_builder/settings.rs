@@ -11,7 +11,7 @@ use soci_keychain::{AwsEnvironment, CredentialProviders, EcrKeychain, ProviderSe
 use soci_oci::Platform;
 use soci_registry::{Client, Credentials};
 
-use crate::duration::Span;
+use crate::duration::FlagDuration;
 use crate::global::Global;
 use crate::index_args::ZtocArgs;
 use crate::profiles::ProfileArgs;
@@ -161,20 +161,20 @@ pub(crate) struct WorkerArgs {
     max_attempts: std::num::NonZeroU32,
 
     /// Pause after the first failure; it doubles with each further one
-    #[arg(long, value_name = "DURATION", default_value_t = Span(PoolSettings::default().min_pause))]
-    retry_after: Span,
+    #[arg(long, value_name = "DURATION", default_value_t = FlagDuration(PoolSettings::default().min_pause))]
+    retry_after: FlagDuration,
 
     /// Longest pause between two attempts
-    #[arg(long, value_name = "DURATION", default_value_t = Span(PoolSettings::default().max_pause))]
-    max_retry_after: Span,
+    #[arg(long, value_name = "DURATION", default_value_t = FlagDuration(PoolSettings::default().max_pause))]
+    max_retry_after: FlagDuration,
 
     /// Longest time for one attempt at one image
-    #[arg(long, value_name = "DURATION", default_value_t = Span(PoolSettings::default().job_timeout))]
-    job_timeout: Span,
+    #[arg(long, value_name = "DURATION", default_value_t = FlagDuration(PoolSettings::default().job_timeout))]
+    job_timeout: FlagDuration,
 
     /// Time for images under way when the program is asked to end
-    #[arg(long, value_name = "DURATION", default_value_t = Span(PoolSettings::default().grace))]
-    grace: Span,
+    #[arg(long, value_name = "DURATION", default_value_t = FlagDuration(PoolSettings::default().grace))]
+    grace: FlagDuration,
 }
 
 impl Settings {
