@@ -75,14 +75,13 @@ impl Lab {
     pub fn new(image: &OciImage) -> Result<Self> {
         let registry = Registry::start()?;
         let proxy = Proxy::start(registry.address())?;
-        let source = image.dir.display().to_string();
-        let target = format!("docker://{}", registry.reference(NAME));
-        SociCli::standalone()?.convert(&[], &source, &target)?;
-        Ok(Self {
+        let lab = Self {
             proxy,
             registry,
             layers: image.layers.iter().map(|layer| layer.digest).collect(),
-        })
+        };
+        lab.add(NAME, image)?;
+        Ok(lab)
     }
 
     /// The registry behind the proxy.
@@ -156,7 +155,7 @@ impl Lab {
     /// When a program is missing or fails.
     pub fn add(&self, name: &str, image: &OciImage) -> Result<()> {
         let source = image.dir.display().to_string();
-        let target = format!("docker://{}", self.registry.reference(name));
+        let target = self.registry.docker_reference(name);
         SociCli::standalone()?.convert(&[], &source, &target)?;
         Ok(())
     }
