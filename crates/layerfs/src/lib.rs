@@ -38,8 +38,8 @@ pub use file_watch::{FileWatch, FileWatcher};
 pub use implied::{ImpliedDirectories, ImpliedError};
 pub use layer_fs::{CacheTimes, LayerFs};
 pub use mount::{
-    AdoptError, MountError, MountOptions, MountedLayer, WeakMountedLayer, adopt_layer,
-    content_identity, mount_layer,
+    AdoptError, MountError, MountOptions, MountedLayer, READAHEAD_KIB, WeakMountedLayer,
+    adopt_layer, content_identity, mount_layer,
 };
 pub use options::{CancelOnDrop, Cancelled, TreeError, TreeOptions};
 pub use own_reads::{OwnReader, OwnReads};

@@ -43,6 +43,9 @@ pub enum AdoptError {
     Fuse(#[from] soci_fuse::FuseError),
 }
 
+/// Readahead of a mount in KiB, unless its options say otherwise.
+pub const READAHEAD_KIB: u32 = 4096;
+
 /// How a layer is mounted.
 #[derive(Debug, Clone)]
 pub struct MountOptions {
@@ -81,7 +84,7 @@ impl Default for MountOptions {
             attr_timeout: CacheTimes::FOREVER.attr,
             entry_timeout: CacheTimes::FOREVER.entry,
             negative_timeout: CacheTimes::FOREVER.negative,
-            readahead_kib: 4096,
+            readahead_kib: READAHEAD_KIB,
             backing: None,
             limits: Limits::default(),
             timers: Timers::default(),
@@ -182,10 +185,11 @@ pub fn adopt_layer(
             found: Box::new(facts.content.clone()),
         });
     }
-    // The process before this one may have lowered it for a start.
-    soci_fuse::set_readahead(facts, options.readahead_kib);
+    let readahead_kib = options.readahead_kib;
     let (file_system, counters) = file_system(view, data, facts, options);
     let served = pool.adopt(connection, file_system)?;
+    // The process before this one may have lowered it for a start. No reader waits for this.
+    soci_fuse::set_readahead(served.facts(), readahead_kib);
     Ok(MountedLayer { served, counters })
 }
 

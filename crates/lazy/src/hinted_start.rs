@@ -25,10 +25,10 @@ const PERIOD: Duration = Duration::from_millis(10);
 const REST: Duration = Duration::from_millis(200);
 /// Number of looks after which that is so.
 const MOST_IDLE: u32 = 200;
-/// The kernel's readahead during a start, in KiB, and afterwards. A page fault reads this much around
-/// the page: during a start most of that is not needed, and spans beside the one with the page would
-/// be fetched for it, and recorded as needed.
-const READAHEAD_KIB: [u32; 2] = [512, 4096];
+/// The kernel's readahead during a start, in KiB. A page fault reads this much around the page: most
+/// of the usual readahead is not needed then, and spans beside the one with the page would be fetched
+/// for it, and recorded as needed.
+const START_READAHEAD_KIB: u32 = 512;
 /// Files below this size have neighbours that are read as well, in bytes.
 const SMALL_FILE: u64 = 1 << 20;
 /// Files up to this size are read whole by the kernel, in bytes.
@@ -126,7 +126,7 @@ impl HintedStart {
                 "start-up hints ended"
             );
         }
-        self.set_readahead(READAHEAD_KIB[1]);
+        self.set_readahead(soci_layerfs::READAHEAD_KIB);
     }
 
     /// Time until the next look; `None`: nothing is waited for but a read.
@@ -156,7 +156,7 @@ impl HintedStart {
             }
             HintEvent::Mounted(key, mount) => {
                 if let Some(mount) = mount.upgrade() {
-                    mount.set_readahead(READAHEAD_KIB[0]);
+                    mount.set_readahead(START_READAHEAD_KIB);
                 }
                 if let Some(layer) = self.layers.iter_mut().find(|layer| layer.key == key) {
                     layer.mount = Some(mount.clone());
