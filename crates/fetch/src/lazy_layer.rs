@@ -127,14 +127,14 @@ impl LazyLayer {
     /// reader needs what it did not fetch, sequential readers get no readahead of their own.
     pub fn set_playing(&self, playing: bool) {
         let profiles = &self.layer.profiles;
-        if playing {
-            self.layer.profile_suffices.store(true, Ordering::Relaxed);
-        }
         let change = |count: usize| match playing {
             true => count.checked_add(1),
             false => count.checked_sub(1),
         };
         let _ = profiles.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
+        if playing {
+            self.layer.profile_suffices.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Stops all work for the layer. Waiting readers get [`ReadError::Closed`]; stored spans can
@@ -194,8 +194,7 @@ impl LazyLayer {
 
     /// Records the position of a reader, and fetches ahead of it if it is sequential.
     fn note_read(&self, read: Range<u64>) {
-        let played = self.layer.profiles.load(Ordering::Relaxed) > 0;
-        if played || self.layer.profile_suffices.load(Ordering::Relaxed) {
+        if self.layer.profile_suffices.load(Ordering::Relaxed) {
             return;
         }
         let (layer, most) = (&self.layer, self.driver.context.config.max_readahead);

@@ -29,10 +29,10 @@ pub(crate) struct ServedLayer {
     pub(crate) walks: Mutex<BackwardWalks>,
     pub(crate) read_logs: ReadLogs,
     pub(crate) reads: ReaderMarks,
-    /// Number of start-up profiles that are played: no other readahead is needed then.
+    /// Number of start-up profiles that are played.
     pub(crate) profiles: AtomicUsize,
-    /// Whether readers have found all that they read since a profile was played: they need no other
-    /// readahead then either.
+    /// Whether a profile is played, or readers have found all that they read since one was: no other
+    /// readahead is needed then.
     pub(crate) profile_suffices: AtomicBool,
     pub(crate) fill_progress: FillProgress,
     /// Number of retries inside its registry client when it was last looked at.
