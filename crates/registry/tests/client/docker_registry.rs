@@ -1,77 +1,25 @@
 //! Against the real `docker-registry` (distribution). Needs that program: Debian's package
-//! `docker-registry`. It listens on a free loopback port and keeps its data in a temporary folder.
-
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+//! `docker-registry`. It listens on a loopback port of its own and keeps its data in a temporary folder.
 
 use bytes::Bytes;
 use futures::TryStreamExt;
 use soci_oci::{Descriptor, Digest, Reference, media_types};
 use soci_registry::{BlobSource, Deadline, PushOutcome};
-use soci_testkit::LocalPort;
+use soci_testkit::Registry;
 
 use crate::fake::{client, descriptor, noise};
 
-struct Server {
-    child: Child,
-    host: String,
-    _port: LocalPort,
-    _folder: tempfile::TempDir,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Server {
-    async fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let port = LocalPort::claim().unwrap();
-        let host = port.address().to_string();
-        let config = folder.path().join("config.yml");
-        std::fs::write(&config, settings(folder.path(), &host)).unwrap();
-        let child = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&config)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("docker-registry cannot be started; install the package docker-registry");
-        let mut server = Self {
-            child,
-            host,
-            _port: port,
-            _folder: folder,
-        };
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while tokio::net::TcpStream::connect(&server.host).await.is_err() {
-            let ended = server.child.try_wait().unwrap();
-            assert!(ended.is_none(), "docker-registry ended: {ended:?}");
-            assert!(Instant::now() < deadline, "docker-registry does not listen");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        server
-    }
-
-    fn reference(&self, rest: &str) -> Reference {
-        format!("{}/{rest}", self.host).parse().unwrap()
-    }
-}
-
-fn settings(folder: &Path, host: &str) -> String {
-    format!(
-        "version: 0.1\nlog: {{level: error}}\nstorage:\n  filesystem: {{rootdirectory: {}/data}}\n\
-         http: {{addr: \"{host}\"}}\n",
-        folder.display()
-    )
+/// A reference to an image in a registry.
+fn image_at(server: &Registry, rest: &str) -> Reference {
+    server.reference(rest).parse().unwrap()
 }
 
 /// Pushes an image of one layer and a config; returns its manifest.
-async fn push_image(server: &Server, reference: &Reference, layer: &Bytes) -> (Descriptor, Bytes) {
+async fn push_image(
+    server: &Registry,
+    reference: &Reference,
+    layer: &Bytes,
+) -> (Descriptor, Bytes) {
     let client = client();
     let config = Bytes::from_static(b"{}");
     let mut manifest = soci_oci::Manifest {
@@ -85,7 +33,7 @@ async fn push_image(server: &Server, reference: &Reference, layer: &Bytes) -> (D
     };
     manifest
         .annotations
-        .insert("from".to_owned(), server.host.clone());
+        .insert("from".to_owned(), server.address().to_string());
     for (descriptor, data) in [(&manifest.config, &config), (&manifest.layers[0], layer)] {
         let outcome = client
             .push_blob(reference, descriptor, data.clone().into(), None, None)
@@ -104,8 +52,8 @@ async fn push_image(server: &Server, reference: &Reference, layer: &Bytes) -> (D
 
 #[tokio::test]
 async fn what_is_pushed_can_be_resolved_and_read_in_every_way() {
-    let server = Server::start().await;
-    let reference = server.reference("a/b:t");
+    let server = Registry::start().unwrap();
+    let reference = image_at(&server, "a/b:t");
     // Large enough for PATCH and for parallel ranges.
     let layer = noise((20 << 20) + 3);
     let (image, bytes) = push_image(&server, &reference, &layer).await;
@@ -120,7 +68,7 @@ async fn what_is_pushed_can_be_resolved_and_read_in_every_way() {
     assert!(client.manifest_exists(&reference).await.unwrap());
     assert!(
         !client
-            .manifest_exists(&server.reference("a/b:none"))
+            .manifest_exists(&image_at(&server, "a/b:none"))
             .await
             .unwrap()
     );
@@ -148,11 +96,11 @@ async fn what_is_pushed_can_be_resolved_and_read_in_every_way() {
 
 #[tokio::test]
 async fn blobs_are_mounted_from_other_repositories() {
-    let server = Server::start().await;
+    let server = Registry::start().unwrap();
     let layer = noise(1000);
-    push_image(&server, &server.reference("a/b:t"), &layer).await;
+    push_image(&server, &image_at(&server, "a/b:t"), &layer).await;
     let client = client();
-    let other = server.reference("c/d:t");
+    let other = image_at(&server, "c/d:t");
     let wanted = descriptor(&layer);
     // The registry must not need the body.
     let nothing = soci_registry::BlobBody::File("/nonexistent".into());
@@ -171,8 +119,8 @@ async fn blobs_are_mounted_from_other_repositories() {
 
 #[tokio::test]
 async fn referrers_are_kept_under_their_tag() {
-    let server = Server::start().await;
-    let reference = server.reference("a/b:t");
+    let server = Registry::start().unwrap();
+    let reference = image_at(&server, "a/b:t");
     let (image, _) = push_image(&server, &reference, &noise(100)).await;
     let client = client();
     let found = client
