@@ -83,12 +83,12 @@ impl Scene {
     /// server dies is answered "unavailable" to containerd, which does not repeat it.
     pub(crate) fn start_readers(&self, time: Duration) -> Readers {
         let ctr = self.stack.containerd.ctr(NAMESPACE);
-        let told = self.root.dir("told").unwrap();
-        let end = told.join("end");
+        let told = self.root.path().join("told");
         // Of readers before these.
-        let _ = std::fs::remove_file(&end);
+        let _ = std::fs::remove_dir_all(&told);
+        std::fs::create_dir(&told).unwrap();
         let mount = format!(
-            "type=bind,src={},dst=/told,options=rbind:ro",
+            "type=bind,src={},dst=/told,options=rbind:rw",
             told.display()
         );
         let start = |modes: &'static [&'static str]| {
@@ -109,7 +109,7 @@ impl Scene {
         Readers {
             until: Instant::now() + time,
             asked: Cell::new(false),
-            end,
+            told,
             containers,
         }
     }
@@ -216,7 +216,8 @@ impl Leaks {
 pub(crate) struct Readers {
     until: Instant,
     asked: Cell<bool>,
-    end: PathBuf,
+    /// The folder with the file that ends them, and with their counts.
+    told: PathBuf,
     containers: Vec<(&'static [&'static str], Running)>,
 }
 
@@ -229,8 +230,7 @@ impl Readers {
 
     /// Ends them and waits for their ends, which must be good ones; how many steps each mode took.
     pub(crate) fn finish(self) -> BTreeMap<String, u64> {
-        std::fs::write(&self.end, "").unwrap();
-        let mut steps = BTreeMap::new();
+        std::fs::write(self.told.join("end"), "").unwrap();
         for (modes, container) in self.containers {
             let output = container.wait().unwrap();
             assert!(
@@ -240,14 +240,13 @@ impl Readers {
                 output.stdout,
                 output.stderr
             );
-            for line in output.stdout.lines() {
-                let (mode, count) = line.split_once(' ').unwrap();
-                steps.insert(mode.to_owned(), count.parse().unwrap());
-            }
         }
-        for mode in READER_MODES {
-            assert!(steps.get(mode).is_some_and(|count| *count > 0), "{steps:?}");
-        }
+        let steps = |mode: &&str| {
+            let count = std::fs::read_to_string(self.told.join(mode)).unwrap();
+            ((*mode).to_owned(), count.parse::<u64>().unwrap())
+        };
+        let steps: BTreeMap<_, _> = READER_MODES.iter().map(steps).collect();
+        assert!(steps.values().all(|count| *count > 0), "{steps:?}");
         steps
     }
 }
