@@ -9,7 +9,7 @@ use std::process::Command;
 
 use rustix::mount::{UnmountFlags, unmount};
 use soci_testkit::image::OciImage;
-use soci_testkit::{Content, ImageBuilder, Layer, Run, Stack, TestRoot};
+use soci_testkit::{Content, ImageBuilder, Layer, Run, Stack, TestRoot, container_id};
 
 use crate::support::{self, NAMESPACE, NO_BACKGROUND, PATIENCE, lazy_mounts, stack, wait_until};
 
@@ -277,18 +277,20 @@ fn containers_see_and_use_implied_directories_also_in_a_user_namespace() {
         assert_eq!(ctr.run_ok(&mapped(write())).unwrap(), "65532\n");
 
         // A container that exists, after its mounts were made again.
+        let kept = container_id();
+        let kept = kept.as_str();
         let create = ["run", "--detach", "--snapshotter", "soci"];
-        let command = [reference.as_str(), "kept", "/bin/sh", "-c", LOOK];
+        let command = [reference.as_str(), kept, "/bin/sh", "-c", LOOK];
         ctr.output(create.iter().chain(&maps).chain(&command))
             .unwrap();
         wait_until("the container has ended", PATIENCE, || {
-            let removed = ctr.output(["tasks", "rm", "kept"]);
+            let removed = ctr.output(["tasks", "rm", kept]);
             removed.map(drop).map_err(|error| error.to_string())
         });
         assert!(stack.daemon.interrupt().unwrap().success());
         stack.daemon.start_again().unwrap();
         stack.wait_for_snapshotter().unwrap();
-        let shown = ctr.output(["tasks", "start", "kept"]).unwrap();
+        let shown = ctr.start_task(kept).unwrap();
         assert_eq!(shown, SEEN, "{}", stack.log_tails());
     }
 }

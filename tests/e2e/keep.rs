@@ -9,7 +9,7 @@ use crate::support::{
 };
 use soci_testkit::image::{ImageBuilder, Layer, busybox_layer};
 use soci_testkit::process::mounts_below;
-use soci_testkit::{Content, SociCli, Stack, TestRoot};
+use soci_testkit::{Content, SociCli, Stack, TestRoot, container_id};
 
 const LIMIT: u64 = 16 << 20;
 const FILE: u64 = 11 << 20;
@@ -101,9 +101,11 @@ fn what_is_stored_keeps_its_limit_and_goes_with_its_image() {
 
     // The image without a container makes room for the one with a container.
     let ctr = stack.containerd.ctr(NAMESPACE);
-    let create = ["containers", "create", "--snapshotter", "soci", &b, "kept"];
+    let kept = container_id();
+    let kept = kept.as_str();
+    let create = ["containers", "create", "--snapshotter", "soci", &b, kept];
     ctr.output(create).unwrap();
-    assert_eq!(ctr.start_task("kept").unwrap().stdout, sum_b);
+    assert_eq!(ctr.start_task(kept).unwrap(), sum_b);
     let (size, stored) = fetched(&stack, &b);
     assert_eq!(stored, size, "a container reads it");
     // The first container may still have been there at first: the store shrinks afterwards then.
@@ -135,8 +137,8 @@ fn what_is_stored_keeps_its_limit_and_goes_with_its_image() {
     });
 
     // A process has a file of a removed image open.
-    ctr.output(["tasks", "rm", "kept"]).unwrap_or_default();
-    ctr.output(["containers", "rm", "kept"]).unwrap();
+    ctr.output(["tasks", "rm", kept]).unwrap_or_default();
+    ctr.output(["containers", "rm", kept]).unwrap();
     let mounts = mounts_below(&stack.daemon.root()).unwrap().into_iter();
     let large = mounts.map(|mount| mount.join("data/large"));
     let large = large.filter(|path| path.exists());

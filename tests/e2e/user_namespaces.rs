@@ -118,7 +118,7 @@ fn a_container_in_a_user_namespace_owns_what_its_lazy_layers_hold(release: Relea
     stack.daemon.start_again().unwrap();
     stack.wait_for_snapshotter().unwrap();
     let shown = ctr.start_task(kept).unwrap();
-    assert_eq!(shown.stdout, expected(), "{}", stack.log_tails());
+    assert_eq!(shown, expected(), "{}", stack.log_tails());
     let ids = "busybox stat -c '%u:%g %n' /noise";
     let plain = run(&stack, &reference, &["/bin/sh", "-c", ids]);
     assert_eq!(plain, "3:4 /noise\n");

@@ -81,6 +81,32 @@ fn never_connected(message: &str) -> bool {
     message.contains("timed out waiting for server handshake")
 }
 
+/// What a command puts out that reached containerd, or tried [`CONNECTIONS`] times to.
+fn connected(mut command: impl FnMut() -> Result<RunOutput>) -> Result<RunOutput> {
+    for _ in 1..CONNECTIONS {
+        let output = command()?;
+        if output.status.success() || !never_connected(&output.stderr) {
+            return Ok(output);
+        }
+    }
+    command()
+}
+
+/// The stdout of a container that ended with status 0.
+fn succeeded(container: &str, output: RunOutput) -> Result<String> {
+    let RunOutput {
+        status,
+        stdout,
+        stderr,
+        ..
+    } = output;
+    ensure!(
+        status.success(),
+        "container of {container} ended with {status}:\n{stdout}{stderr}"
+    );
+    Ok(stdout)
+}
+
 impl Ctr {
     pub(crate) fn new(program: &Path, address: &Path, namespace: &str) -> Self {
         Self {
@@ -149,13 +175,7 @@ impl Ctr {
     /// # Errors
     /// When `ctr` cannot be started.
     pub fn run(&self, run: &Run) -> Result<RunOutput> {
-        for _ in 1..CONNECTIONS {
-            let output = self.start(run)?.wait()?;
-            if output.status.success() || !never_connected(&output.stderr) {
-                return Ok(output);
-            }
-        }
-        self.start(run)?.wait()
+        connected(|| self.start(run)?.wait())
     }
 
     /// Runs a container to its end and returns its stdout.
@@ -163,16 +183,7 @@ impl Ctr {
     /// # Errors
     /// When the container ends with another status than 0; the message holds its output.
     pub fn run_ok(&self, run: &Run) -> Result<String> {
-        let output = self.run(run)?;
-        ensure!(
-            output.status.success(),
-            "container of {} ended with {}:\n{}{}",
-            run.image,
-            output.status,
-            output.stdout,
-            output.stderr
-        );
-        Ok(output.stdout)
+        succeeded(&run.image, self.run(run)?)
     }
 
     /// Starts a container that is waited for later.
@@ -193,18 +204,21 @@ impl Ctr {
         Running::start(command, logged)
     }
 
-    /// Starts the process of a container that has none, and waits for its end.
+    /// Starts the process of a container that has none, waits for its end, and returns its stdout.
     ///
     /// # Errors
-    /// When `ctr` cannot be started.
-    pub fn start_task(&self, container: &str) -> Result<RunOutput> {
-        let logged = running::Logged::new(&self.logs(), container)?;
-        let mut command = self.command();
-        command
-            .args(["tasks", "start"])
-            .args(logged.options())
-            .arg(container);
-        Running::start(command, logged)?.wait()
+    /// When it ends with another status than 0; the message holds its output.
+    pub fn start_task(&self, container: &str) -> Result<String> {
+        let output = connected(|| {
+            let logged = running::Logged::new(&self.logs(), container)?;
+            let mut command = self.command();
+            command
+                .args(["tasks", "start"])
+                .args(logged.options())
+                .arg(container);
+            Running::start(command, logged)?.wait()
+        })?;
+        succeeded(container, output)
     }
 
     /// Where the output of containers goes: beside containerd's own files.
