@@ -2,6 +2,7 @@
 //! the daemon knows of earlier starts.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -57,6 +58,18 @@ pub struct ColdStart {
     pub memory: Option<u64>,
     /// The same container again with all of it stored and the page cache dropped.
     pub again: Option<Duration>,
+}
+
+/// What the image of a lab does while another one starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beside {
+    /// Nothing: it is not on the node.
+    Nothing,
+    /// Containers of it start, one after another, with all that they read stored: what they cost is
+    /// what the programs themselves compute.
+    StoredStarts,
+    /// Its first container starts, with nothing stored.
+    ColdStart,
 }
 
 impl ColdStart {
@@ -160,13 +173,12 @@ impl Lab {
         Ok(())
     }
 
-    /// Starts an image that was added, with a new daemon; if `beside`, while the image of the lab
-    /// starts: from when that is pulled. Returns the time from the beginning of the pull to the end of
-    /// the container.
+    /// Starts an image that was added, with a new daemon, while the image of the lab does what is
+    /// said. Returns the time from the beginning of the pull to the end of the container.
     ///
     /// # Errors
     /// When a program is missing or fails, or the image of the lab has started before the other.
-    pub fn neighbour(&self, name: &str, config: &str, beside: bool) -> Result<Duration> {
+    pub fn neighbour(&self, name: &str, config: &str, beside: Beside) -> Result<Duration> {
         let lazily = Lazily::start(None, config, &Recorded::default())?;
         let start = |reference: &str| {
             let ran = lazily
@@ -177,15 +189,26 @@ impl Lab {
             anyhow::Ok(Instant::now())
         };
         let own = self.proxy.reference(NAME);
-        if beside {
+        if beside != Beside::Nothing {
             lazily.pull(&own)?;
         }
+        if beside == Beside::StoredStarts {
+            start(&own)?;
+        }
+        let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let other = beside.then(|| scope.spawn(|| start(&own)));
+            let others = || loop {
+                let ended = start(&own)?;
+                if beside == Beside::ColdStart || over.load(Ordering::Relaxed) {
+                    return anyhow::Ok(ended);
+                }
+            };
+            let other = (beside != Beside::Nothing).then(|| scope.spawn(others));
             let reference = self.proxy.reference(name);
             let began = Instant::now();
-            lazily.pull(&reference)?;
-            let ended = start(&reference)?;
+            let ended = lazily.pull(&reference).and_then(|()| start(&reference));
+            over.store(true, Ordering::Relaxed);
+            let ended = ended?;
             if let Some(other) = other {
                 let other = other
                     .join()

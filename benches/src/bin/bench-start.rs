@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use soci_benches::Table;
-use soci_benches::cold::{ColdStart, Lab, Recorded};
+use soci_benches::cold::{Beside, ColdStart, Lab, Recorded};
 use soci_benches::table::{median, megabytes, seconds, times};
 use soci_testkit::Throttle;
 use soci_testkit::image::{python_image, torch_image};
@@ -194,34 +194,37 @@ fn bench(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Prints how long the demo image takes alone, and while the PyTorch image starts.
+/// Prints how long the demo image takes alone, and beside starts of the PyTorch image.
 fn neighbours(options: &Options) -> Result<()> {
     const NAME: &str = "neighbour:soci";
+    const CASES: [(Beside, &str); 3] = [
+        (Beside::Nothing, "alone"),
+        (
+            Beside::StoredStarts,
+            "while the stored pytorch image starts",
+        ),
+        (Beside::ColdStart, "while the pytorch image starts"),
+    ];
     eprintln!("==> indexing both images");
     let lab = Lab::new(&torch_image()?)?;
     lab.add(NAME, &python_image()?)?;
     for link in &options.links {
         lab.throttle(link.throttle());
-        let mut times_of = [Vec::new(), Vec::new()];
+        let mut times_of = CASES.map(|_| Vec::new());
         for _ in 0..options.runs.max(1) {
-            for (beside, times) in [false, true].into_iter().zip(&mut times_of) {
+            for ((beside, name), times) in CASES.into_iter().zip(&mut times_of) {
                 let took = lab.neighbour(NAME, &options.config, beside)?;
-                eprintln!(
-                    "    {link:?}, beside another start: {beside}: {}",
-                    seconds(took)
-                );
+                eprintln!("    {link:?}, {name}: {}", seconds(took));
                 times.push(took);
             }
         }
-        let [alone, beside] = times_of.map(|times| median(times).unwrap_or_default());
+        let medians = times_of.map(|times| median(times).unwrap_or_default());
         let title = format!("demo image, {link:?}, median of {}", options.runs).to_lowercase();
         let mut table = Table::new(&[&title, "pull and run", "of alone"]);
-        let row = |name: &str, time: Duration| {
-            let ratio = times(time.as_secs_f64(), alone.as_secs_f64());
-            [name.to_owned(), seconds(time), ratio]
-        };
-        table.row(row("alone", alone));
-        table.row(row("while the pytorch image starts", beside));
+        for ((_, name), time) in CASES.iter().zip(medians) {
+            let ratio = times(time.as_secs_f64(), medians[0].as_secs_f64());
+            table.row([(*name).to_owned(), seconds(time), ratio]);
+        }
         println!("{table}");
     }
     Ok(())
