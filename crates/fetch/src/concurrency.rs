@@ -218,7 +218,11 @@ fn answer_all(effects: Vec<Effect<OneSpan, Reader>>) {
         match effect {
             Effect::Fail(failed) => failed.waiters.into_iter().for_each(answer),
             Effect::AnswerClosed(waiters) => waiters.into_iter().for_each(answer),
-            Effect::Start(_) | Effect::Abort(_) | Effect::Forget(_) | Effect::Circuit(_) => {}
+            Effect::Start(_)
+            | Effect::Abort(_)
+            | Effect::Hasten(_)
+            | Effect::Forget(_)
+            | Effect::Circuit(_) => {}
         }
     }
 }

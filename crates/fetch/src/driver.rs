@@ -130,6 +130,7 @@ impl Driver {
             match effect {
                 Effect::Start(request) => self.start(request),
                 Effect::Abort(request) => self.abort(request),
+                Effect::Hasten(span) => self.pool.hasten(span),
                 Effect::Fail(failed) => self.report(failed),
                 Effect::AnswerClosed(waiters) => waiters
                     .into_iter()
@@ -220,6 +221,7 @@ impl Driver {
     /// Hands a span to the inflate threads, which verify and deliver it.
     fn inflate(self: &Arc<Self>, mut guard: SpanGuard, compressed: Bytes) {
         let (driver, priority) = (self.clone(), guard.work.priority);
+        let span = guard.work.layer.key(guard.work.span);
         let work = move |buffer: &mut Vec<u8>| {
             let trace = guard.work.trace.clone();
             let _entered = trace.enter();
@@ -232,7 +234,12 @@ impl Driver {
                 Err(SpanFailure::Final(error)) => guard.fail(error),
             }
         };
-        self.pool.submit(priority, Box::new(work));
+        self.pool.submit(priority, span, Box::new(work));
+        // A reader that came after the span arrived did not find it in the pool.
+        let urgency = self.context.schedule.lock().priority(span);
+        if priority != Priority::Demand && urgency == Some(Priority::Demand) {
+            self.pool.hasten(span);
+        }
     }
 
     /// Reports a span that cannot be had: to its readers, the layer's state and the log.

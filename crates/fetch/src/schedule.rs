@@ -202,6 +202,9 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
                     self.turns.get_mut(priority).join(key.layer);
                 }
                 Stage::Requested(request) => self.raise_priority(request, key, priority),
+                Stage::Arrived if priority == Priority::Demand => {
+                    self.pending.push(Effect::Hasten(key));
+                }
                 Stage::Arrived => {}
             }
         }

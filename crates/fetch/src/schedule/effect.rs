@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::ReadError;
 use crate::priority::Priority;
 use crate::read_error::Cause;
-use crate::span_key::OriginId;
+use crate::span_key::{OriginId, SpanKey};
 
 /// Number of a request within one schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,6 +70,8 @@ pub(crate) enum Effect<L, W> {
     Start(Request<L>),
     /// Abort the task of this request.
     Abort(RequestId),
+    /// A reader waits for this span now, which has arrived.
+    Hasten(SpanKey),
     /// Answer readers with an error and report it.
     Fail(FailedSpan<L, W>),
     /// Answer readers of a layer that was closed.

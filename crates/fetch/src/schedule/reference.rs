@@ -175,6 +175,8 @@ struct Pair {
     flights: BTreeMap<RequestId, Flight>,
     next_reader: u32,
     answered: BTreeSet<u32>,
+    /// Arrived spans that a reader came for since requests were started.
+    hastened: Vec<SpanKey>,
 }
 
 impl Pair {
@@ -202,6 +204,7 @@ impl Pair {
             flights: BTreeMap::new(),
             next_reader: 0,
             answered: BTreeSet::new(),
+            hastened: Vec::new(),
         }
     }
 
@@ -275,6 +278,9 @@ impl Pair {
                 {
                     self.cut_off(id, key, priority);
                 }
+                if stage == Stage::Arrived && reader.is_some() && before > Some(priority) {
+                    self.hastened.push(key);
+                }
                 if priority == Priority::Demand {
                     self.cut_off_background();
                 }
@@ -338,13 +344,16 @@ impl Pair {
             now: self.now,
             background: if self.quiet { BACKGROUND } else { 0 },
         };
+        let mut hastened = std::mem::take(&mut self.hastened).into_iter();
         for effect in self.schedule.start_requests(conditions) {
             match effect {
+                Effect::Hasten(key) => assert_eq!(hastened.next(), Some(key)),
                 Effect::Start(request) => self.check_start(request),
                 Effect::Circuit(change) => assert!(change.opened.is_none()),
                 other => panic!("{other:?} without an event"),
             }
         }
+        assert_eq!(hastened.next(), None);
         assert_eq!(self.schedule.load().1, self.flights.len());
         let in_use =
             |id: u64| self.running(id) > 0 || self.open.iter().any(|layer| origin_of(*layer) == id);
