@@ -35,12 +35,18 @@ pub(crate) async fn receive(
         return Ok(());
     };
     let range = first.compressed.start..last.compressed.end;
-    let hurry = match request.priority {
-        Priority::Background => Hurry::None,
-        _ => Hurry::Reader,
+    let deadline = request.deadline;
+    let mut body = if in_halves(context, request, length(&range)) {
+        let counters = context.counters.of(request.priority);
+        counters.requests.fetch_add(1, Ordering::Relaxed);
+        Body::open_halves(context, layer, request.id, range, deadline).await?
+    } else {
+        let hurry = match request.priority {
+            Priority::Background => Hurry::None,
+            _ => Hurry::Reader,
+        };
+        Body::open(context, layer, hurry, Some(request.id), range, deadline).await?
     };
-    let (id, deadline) = (Some(request.id), request.deadline);
-    let mut body = Body::open(context, layer, hurry, id, range, deadline).await?;
     for id in request.spans.clone() {
         let receiving = context.schedule.lock().receiving(request.id, id);
         // Cut off: a reader could not wait for this request to get that far.
@@ -74,6 +80,14 @@ pub(crate) async fn receive(
     }
     body.finish().await;
     Ok(())
+}
+
+/// Whether a reader gets its span sooner in two responses. Only for one span: the memory for it is
+/// that of both halves.
+fn in_halves(context: &Context, request: &LayerRequest, bytes: u64) -> bool {
+    request.priority == Priority::Demand
+        && request.spans.len() == 1
+        && context.schedule.lock().halves_pay(request.layer.id, bytes)
 }
 
 /// Fetches one span alone.

@@ -11,6 +11,7 @@ mod origins;
 #[cfg(test)]
 mod reference;
 mod requests;
+mod response_rate;
 mod turns;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -416,6 +417,26 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         if let Some(origin) = self.origin_of(layer) {
             origin.last_arrival = Some(now);
         }
+    }
+
+    /// Records that a response with part of a layer ended: its bytes, and how long they came.
+    pub(crate) fn response_ended(&mut self, layer: LayerId, bytes: u64, time: Duration) {
+        if let Some(origin) = self.origin_of(layer) {
+            origin.response_rate.ended(bytes, time);
+        }
+    }
+
+    /// Whether a range of a layer that a reader waits for arrives sooner in two halves.
+    pub(crate) fn halves_pay(&self, layer: LayerId, bytes: u64) -> bool {
+        let Some(queue) = self.layers.get(&layer) else {
+            return false;
+        };
+        let origin = self.origins.get(queue.origin);
+        origin.is_some_and(|origin| {
+            let has_room = origin.running < origin.limit.get() + origins::DEMAND_RESERVE;
+            let is_well = !queue.failing && !queue.layer.ignores_ranges();
+            has_room && is_well && origin.response_rate.halves_pay(bytes)
+        })
     }
 
     fn origin_of(&mut self, layer: LayerId) -> Option<&mut origins::Origin> {

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::circuit::Circuit;
 use super::fill_pause::FillPause;
+use super::response_rate::ResponseRate;
 use crate::inflight_limit::InflightLimit;
 use crate::span_key::OriginId;
 
@@ -36,6 +37,8 @@ pub(super) struct Origin {
     pub(super) running: usize,
     /// When it last delivered bytes.
     pub(super) last_arrival: Option<Instant>,
+    /// Rate of one of its responses, in bytes per second.
+    pub(super) response_rate: ResponseRate,
     layers: usize,
 }
 
@@ -65,6 +68,7 @@ impl Origins {
             fill_pause: FillPause::default(),
             running: 0,
             last_arrival: None,
+            response_rate: ResponseRate::default(),
             layers: 1,
         };
         self.by_id.insert(id, origin);

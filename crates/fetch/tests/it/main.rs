@@ -8,6 +8,7 @@
 mod disk;
 mod failing;
 mod filling;
+mod halves;
 mod misbehaving;
 mod neighbours;
 mod playing;
