@@ -322,9 +322,11 @@ async fn transfer(mut guard: EndGuard, request: LayerRequest) {
     if error.is_overload() {
         driver.overloaded(layer);
     }
-    if request.priority == Priority::Background
-        && let Some(wait) = error.throttle()
-    {
+    let gave_way = match request.priority {
+        Priority::Background => error.throttle(),
+        _ => None,
+    };
+    if let Some(wait) = gave_way {
         let mut schedule = driver.context.schedule.lock();
         schedule.throttled(layer.id, wait, Instant::now());
     }
@@ -335,7 +337,11 @@ async fn transfer(mut guard: EndGuard, request: LayerRequest) {
     let cause: Cause = Arc::new(error);
     let broken = Outcome::Broken {
         transient,
-        health: health(&cause),
+        // An origin that has too many requests, and was not asked again, does not fail readers.
+        health: match gave_way {
+            Some(_) => Health::Unknown,
+            None => health(&cause),
+        },
         error: &read_error(cause, layer.source.describe()),
     };
     driver.ended(request.id, &broken);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::support::{Rig, Sample, check_all, eventually, finish, quick, read, start};
 use soci_fetch::{FetchConfig, FillState, LayerData as _, LazyLayer};
 use soci_oci::Digest;
+use soci_registry::RegistryError;
 use soci_registry::testing::{Fault, MemoryBlob};
 use soci_store::LayerStoreConfig;
 use soci_ztoc::SpanId;
@@ -149,6 +150,38 @@ fn a_registry_that_throttles_filling_is_left_alone_and_readers_continue() {
     finish(&answers).unwrap();
     assert_eq!(rig.fetcher.stats().background.spans, 0);
     passes_until(&rig, "filled", || layer.stored().is_complete());
+}
+
+#[test]
+fn a_registry_that_has_too_many_requests_of_filling_does_not_fail_readers() {
+    let sample = Sample::gzip(60, 100_000);
+    let mut config = config();
+    config.background.silence_period = Some(Duration::ZERO);
+    // More requests at a time than failures open a circuit.
+    config.max_request_bytes = 300_000;
+    for retry_after in [None, Some(Duration::from_secs(1))] {
+        let rig = Rig::paused(config.clone(), LayerStoreConfig::default());
+        let _time = rig.enter();
+        let source = MemoryBlob::new(sample.blob.clone());
+        let mut busy = MemoryBlob::status(if retry_after.is_some() { 503 } else { 429 });
+        if let RegistryError::Status {
+            retry_after: at, ..
+        } = &mut busy
+        {
+            *at = retry_after;
+        }
+        source.fault_always(Some(Fault::Fail(busy)));
+        let layer = rig.open(&sample, source.clone());
+        layer.start_background(image(0));
+        passes_until(&rig, "throttled", || state(&layer) == FillState::Throttled);
+        assert!(source.requests().len() >= 3, "{:?}", source.requests());
+        source.fault_always(None);
+        let answers = start(&layer, 1000, 10);
+        passes_until(&rig, "answered", || {
+            rig.fetcher.stats().requests_in_flight == 0
+        });
+        finish(&answers).unwrap();
+    }
 }
 
 #[test]
