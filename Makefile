@@ -133,6 +133,12 @@ bench-index-builder: deps ## Print what the index builder needs for a burst of p
 	$(CARGO) build --locked --release --package soci --package soci-benches
 	target/release/bench-index-builder
 
+.PHONY: bench-nodes
+bench-nodes: deps ## Print what mirrors that end connections, and programs that list attributes, cost
+	@test "$$(id -u)" = 0 || { echo "make bench-nodes needs root: it mounts file systems and starts containers" >&2; exit 1; }
+	$(CARGO) build --locked --release $(addprefix --package ,$(BINARIES)) --package soci-benches
+	target/release/bench-nodes
+
 .PHONY: bench-start-torch
 bench-start-torch: deps ## The same for an image with PyTorch: 4 GB, built from PyPI on first use
 	@test "$$(id -u)" = 0 || { echo "make bench-start-torch needs root: it mounts file systems and starts containers" >&2; exit 1; }

@@ -22,6 +22,7 @@ mmdebstrap                                  mmdebstrap
 mandoc                                      mandoc
 openssl                                     openssl
 nginx                                       nginx-light
+getfattr                                    attr
 /usr/share/keyrings/debian-archive-keyring.gpg  debian-archive-keyring
 dpkg-deb                                    dpkg
 dpkg-shlibdeps                              dpkg-dev

@@ -9,6 +9,7 @@ pub mod eager;
 pub mod index_builder;
 pub mod keep;
 pub mod neighbours;
+pub mod nodes;
 mod program;
 pub mod restart;
 pub mod start;

@@ -9,10 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use soci_oci::{Digest, Reference, media_types};
 use soci_registry::{BlobBody, BlobSource as _, Client, Deadline, NoCredentials};
-use soci_testkit::LocalPort;
+use soci_testkit::{LocalPort, Nginx};
 
 use crate::fake::{client, config, descriptor, noise};
-use crate::nginx::Nginx;
 
 struct Cache(Child);
 
@@ -117,24 +116,22 @@ async fn a_distribution_registry_serves_ranges_as_a_pull_through_cache() {
 async fn nginx_serves_ranges_from_its_slices() {
     let data = noise(300_000);
     let (registry, manifest) = registry(&data).await;
+    let upstream = registry.address();
+    let start = move || {
+        Nginx::start(|address, root| {
+            Ok(format!(
+                "proxy_cache_path {}/cache keys_zone=parts:1m;\n\
+                 server {{\n  listen {address};\n  location / {{\n   proxy_pass http://{upstream};\n\
+                 proxy_cache parts;\n   slice 64k;\n   proxy_cache_key $uri$slice_range;\n\
+                 proxy_set_header Range $slice_range;\n   proxy_http_version 1.1;\n\
+                 proxy_cache_valid 200 206 1h;\n  }}\n }}",
+                root.path().display()
+            ))
+        })
+    };
+    let nginx = tokio::task::spawn_blocking(start).await.unwrap().unwrap();
+    let port = nginx.address().port();
     let folder = tempfile::tempdir().unwrap();
-    let at = folder.path().display();
-    let own = LocalPort::claim().unwrap();
-    let port = own.number();
-    let text = format!(
-        "daemon off;\npid {at}/pid;\nerror_log {at}/error.log;\nworker_processes 1;\nuser root;\n\
-         events {{ worker_connections 256; }}\nhttp {{\n access_log {at}/access.log;\n\
-         client_body_temp_path {at}/t1;\n proxy_temp_path {at}/t2;\n fastcgi_temp_path {at}/t3;\n\
-         uwsgi_temp_path {at}/t4;\n scgi_temp_path {at}/t5;\n\
-         proxy_cache_path {at}/cache keys_zone=parts:1m;\n\
-         server {{\n  listen 127.0.0.1:{port};\n  location / {{\n   proxy_pass http://{registry};\n\
-         proxy_cache parts;\n   slice 64k;\n   proxy_cache_key $uri$slice_range;\n\
-         proxy_set_header Range $slice_range;\n   proxy_http_version 1.1;\n\
-         proxy_cache_valid 200 206 1h;\n  }}\n }}\n}}\n",
-        registry = registry.address()
-    );
-    let _nginx = Nginx::with(folder.path(), &text);
-    wait_for(port).await;
     read_through(folder.path(), port, &data, &manifest).await;
     // Read again from the cache alone.
     let other = tempfile::tempdir().unwrap();
