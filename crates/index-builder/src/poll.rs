@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use soci_oci::{Digest, Reference};
-use soci_registry::{Client, RegistryError};
+use soci_registry::{Client, Misconfiguration, RegistryError};
 
 use crate::{Decision, Policy, Push};
 
@@ -63,6 +63,6 @@ async fn digest(client: &Client, push: &Push) -> Result<Digest, RegistryError> {
     let reference: Reference = push
         .tagged_name()
         .parse()
-        .map_err(|error: soci_oci::ReferenceError| RegistryError::Config(error.to_string()))?;
+        .map_err(|error: soci_oci::ReferenceError| Misconfiguration::from(error))?;
     Ok(client.resolve(&reference).await?.digest)
 }

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use soci_registry::ProgramFailure;
+
 /// Why the secrets of a cluster cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -33,12 +35,18 @@ pub enum KeychainError {
         reason: String,
     },
     /// The program that a kubeconfig names for its credentials failed.
-    #[error("the credential program {command:?} of the kubeconfig {reason}")]
+    #[error("the credential program {command:?} of the kubeconfig {source}")]
     Plugin {
         /// The program.
         command: String,
         /// The failure.
-        reason: String,
+        source: ProgramFailure,
+    },
+    /// The program that a kubeconfig names for its credentials printed something else.
+    #[error("the credential program {command:?} of the kubeconfig printed no ExecCredential")]
+    PluginOutput {
+        /// The program.
+        command: String,
     },
     /// The API server cannot be reached, or the response breaks off.
     #[error("API server {server}: {source}")]

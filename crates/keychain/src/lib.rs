@@ -18,7 +18,10 @@ mod kube;
 mod providers;
 
 pub use cri::{CriKeychain, ImageServiceProxy, ImagesInUse, Vault};
-pub use ecr::{AwsEnvironment, EcrKeychain};
+pub use ecr::{AwsEnvironment, AwsFailure, EcrError, EcrKeychain};
 pub use error::KeychainError;
 pub use kube::{KubeSecrets, KubeSettings};
-pub use providers::{CredentialProviders, ProviderSettings};
+pub use providers::{
+    CredentialProviderError, CredentialProviders, ProviderConfigDefect, ProviderDefect,
+    ProviderSettings, ResponseDefect,
+};

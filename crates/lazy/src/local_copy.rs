@@ -150,9 +150,10 @@ impl LocalCopy {
                     .unwrap_or_else(|error| Err(io::Error::other(error)));
                 read.map_err(|error| {
                     damaged.store(true, Ordering::Relaxed);
-                    RegistryError::Config(format!(
-                        "cannot read a layer that containerd stores: {error}"
-                    ))
+                    RegistryError::Source {
+                        what: "a layer that containerd stores".to_owned(),
+                        source: Arc::new(error),
+                    }
                 })
             }
         });

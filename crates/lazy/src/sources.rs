@@ -13,7 +13,9 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use parking_lot::RwLock;
 use soci_layer::{Cause, LayerRefusal};
 use soci_oci::{Descriptor, Reference};
-use soci_registry::{BlobSource, ByteStream, Client, Deadline, RegistryError, RemoteBlob};
+use soci_registry::{
+    BlobSource, ByteStream, Client, Deadline, Misconfiguration, RegistryError, RemoteBlob,
+};
 use soci_task::KeyedLocks;
 use soci_telemetry::Meters;
 use soci_telemetry::metrics::duration_ms;
@@ -225,12 +227,7 @@ impl Sources {
                 Err(error) => failure = Some(error),
             }
         }
-        Err(failure.unwrap_or_else(|| {
-            RegistryError::Config(format!(
-                "no repository is known to have {}",
-                self.blob.digest
-            ))
-        }))
+        Err(failure.unwrap_or_else(|| Misconfiguration::NoRepository(self.blob.digest).into()))
     }
 
     fn current(&self) -> Option<RemoteBlob> {

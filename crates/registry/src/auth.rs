@@ -345,7 +345,7 @@ impl Authorizer {
         };
         let grant = grant.ok_or_else(|| RegistryError::Credentials {
             host: target.endpoint.credential_host.clone(),
-            source: CredentialError::new("cannot send the credential or token in a header"),
+            source: CredentialError::Unsendable,
         })?;
         Ok(Some(grant))
     }
@@ -369,7 +369,7 @@ impl Authorizer {
         let looking = self.credentials.candidates(host, Some(target.reference));
         tokio::time::timeout(LOOKUP_LIMIT, looking)
             .await
-            .unwrap_or_else(|_| Err(CredentialError::new("no response in time")))
+            .unwrap_or_else(|_| Err(CredentialError::TimedOut))
             .map_err(|source| RegistryError::Credentials {
                 host: host.clone(),
                 source,

@@ -24,7 +24,7 @@ use crate::reach::{Reach, Zone};
 use crate::request::RequestSpec;
 use crate::response::Incoming;
 use crate::signed_url;
-use crate::{BodyDefect, ProtocolViolation, RegistryError, RequestLine};
+use crate::{BodyDefect, Misconfiguration, ProtocolViolation, RegistryError, RequestLine};
 
 /// Time after which a blob is requested again from a mirror that did not have it.
 const ASK_AGAIN: Duration = Duration::from_secs(300);
@@ -249,7 +249,8 @@ impl BlobLocator {
             return Err(error);
         }
         Err(failure.unwrap_or_else(|| {
-            RegistryError::Config(format!("{} has no endpoint", self.describe()))
+            let blob = self.describe();
+            Misconfiguration::NoEndpointForBlob { blob }.into()
         }))
     }
 
@@ -270,7 +271,10 @@ impl BlobLocator {
             if ranged {
                 let last = range.end.saturating_sub(1);
                 let value = HeaderValue::try_from(format!("bytes={}-{last}", range.start))
-                    .map_err(|error| RegistryError::Config(error.to_string()))?;
+                    .map_err(|error| Misconfiguration::Header {
+                        name: "Range",
+                        source: Arc::new(error),
+                    })?;
                 headers.insert(RANGE, value);
             }
             let spec = RequestSpec::get(url.clone(), headers).within(reach);

@@ -16,8 +16,8 @@ use crate::source::ByteStream;
 use crate::transport::Transport;
 use crate::upload::{self, BlobUpload};
 use crate::{
-    BlobBody, ClientConfig, Credentials, ManifestKey, PushOutcome, RegistryError, RegistryReport,
-    RemoteBlob, listing, manifest, referrers, registry_report, whole_blob,
+    BlobBody, ClientConfig, Credentials, ManifestKey, Misconfiguration, PushOutcome, RegistryError,
+    RegistryReport, RemoteBlob, listing, manifest, referrers, registry_report, whole_blob,
 };
 
 /// The registry client. Clones share connections, tokens and what was learnt about hosts.
@@ -109,7 +109,7 @@ impl Client {
         // The list belongs to no repository; requests are made in the name of one.
         let any: Reference = format!("{registry}/catalog")
             .parse()
-            .map_err(|error: soci_oci::ReferenceError| RegistryError::Config(error.to_string()))?;
+            .map_err(|error: soci_oci::ReferenceError| Misconfiguration::from(error))?;
         listing::repositories(&self.engine, &any).await
     }
 
@@ -213,9 +213,12 @@ impl Client {
     ) -> Result<Digest, RegistryError> {
         let digest = Digest::of(&bytes);
         if let Some(wanted) = reference.digest().filter(|wanted| *wanted != digest) {
-            return Err(RegistryError::Config(format!(
-                "the manifest to push as {reference} has digest {digest}, not {wanted}"
-            )));
+            return Err(Misconfiguration::OtherManifest {
+                reference: reference.clone(),
+                actual: digest,
+                wanted,
+            }
+            .into());
         }
         let (engine, key) = (&self.engine, reference.manifest_key());
         if !upload::put_manifest(engine, reference, &key, media_type, bytes.clone()).await? {

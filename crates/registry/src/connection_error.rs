@@ -4,10 +4,8 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use soci_errors::chain;
-
 use crate::reach::OutOfReach;
-use crate::{ConnectionFailure, RegistryError, RequestLine, TlsFailure};
+use crate::{ConnectionFailure, Misconfiguration, RegistryError, RequestLine, TlsFailure};
 
 /// Maps an error of reqwest to ours, without the URL that reqwest puts into its messages.
 pub(crate) fn connection_error(
@@ -24,7 +22,8 @@ pub(crate) fn connection_error(
         };
     }
     if error.is_builder() {
-        return RegistryError::Config(format!("{request}: {}", chain(&error)));
+        let source = Arc::new(error);
+        return Misconfiguration::Request { request, source }.into();
     }
     let tls = find::<rustls::Error>(&error).and_then(TlsFailure::new);
     let out_of_reach = find::<OutOfReach>(&error).copied();

@@ -1,19 +1,20 @@
 //! Connection pools by kind of connection, and their TLS settings.
 
 use std::collections::HashMap;
-use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use soci_errors::chain;
 use url::Url;
 
 use crate::dial_clock::ObserveDial;
 use crate::endpoint::{Endpoint, is_loopback};
 use crate::reach::{GuardedResolver, Proxies, Reach};
 use crate::tls_verifier::{authorities, client_config};
-use crate::{ClientConfig, RegistryError, TlsSettings};
+use crate::{
+    AuthorityDefect, ClientCertificateDefect, ClientConfig, Misconfiguration, RegistryError,
+    TlsSettings,
+};
 
 /// Most pools of a client; a client with more registries with settings of their own starts over.
 const MAX_POOLS: usize = 256;
@@ -124,7 +125,7 @@ fn build(
         PoolKind::TlsDirect | PoolKind::Tls => with_tls(builder, tls)?,
     }
     .build()
-    .map_err(|error| refused("cannot set up HTTP and TLS", &error.without_url()))
+    .map_err(|error| Misconfiguration::Http(Arc::new(error.without_url())).into())
 }
 
 fn with_tls(
@@ -145,16 +146,14 @@ fn with_tls(
     let Some(identity) = &tls.identity else {
         return Ok(builder);
     };
-    let identity = reqwest::Identity::from_pem(&identity.pem)
-        .map_err(|error| refused("client certificate", &error))?;
+    let identity = reqwest::Identity::from_pem(&identity.pem).map_err(|error| {
+        let defect = ClientCertificateDefect::Http(Arc::new(error.without_url()));
+        Misconfiguration::ClientCertificate(defect)
+    })?;
     Ok(builder.identity(identity))
 }
 
 /// Checks that a file of certificate authorities is one.
-pub(crate) fn check_authorities(pem: &[u8]) -> Result<(), String> {
+pub(crate) fn check_authorities(pem: &[u8]) -> Result<(), AuthorityDefect> {
     authorities(pem).map(|_| ())
-}
-
-fn refused(what: &str, error: &(dyn Error + 'static)) -> RegistryError {
-    RegistryError::Config(format!("{what}: {}", chain(error)))
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use soci_oci::Reference;
 
-use crate::CredentialScope;
+use crate::{CredentialError, CredentialScope};
 
 /// A secret that authenticates us at a registry. `Debug` shows the kind only.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -32,23 +32,6 @@ impl fmt::Debug for Credential {
             Self::IdentityToken(_) => "IdentityToken(…)",
             Self::BearerToken(_) => "BearerToken(…)",
         })
-    }
-}
-
-/// Why credentials could not be looked up. Must not hold a secret.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{reason}")]
-pub struct CredentialError {
-    reason: String,
-}
-
-impl CredentialError {
-    /// Creates an error with this reason, which must not hold a secret.
-    #[must_use]
-    pub fn new(reason: impl Into<String>) -> Self {
-        Self {
-            reason: reason.into(),
-        }
     }
 }
 

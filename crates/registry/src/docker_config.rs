@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use base64::Engine as _;
@@ -13,7 +14,9 @@ use soci_oci::Reference;
 
 use crate::credential_scope::is_hub;
 use crate::docker_helper;
-use crate::{Candidate, Credential, CredentialError, CredentialScope, Credentials};
+use crate::{
+    Candidate, Credential, CredentialError, CredentialScope, Credentials, DockerConfigError,
+};
 
 /// The name of Docker's registry in Docker's files.
 const HUB: &str = "https://index.docker.io/v1/";
@@ -49,7 +52,7 @@ impl DockerConfigCredentials {
         json: &[u8],
         registry_host: &str,
         reference: Option<&Reference>,
-    ) -> Result<Vec<Candidate>, CredentialError> {
+    ) -> Result<Vec<Candidate>, DockerConfigError> {
         File::parse(json)?.entries_for(registry_host, reference)
     }
 
@@ -81,23 +84,25 @@ impl Credentials for DockerConfigCredentials {
         let Some(path) = self.path() else {
             return Ok(Vec::new());
         };
-        let shown = path.display();
         let file = match tokio::fs::read(&path).await {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Ok(Vec::new());
             }
-            Err(error) => Err(CredentialError::new(error.to_string())),
+            Err(error) => Err(DockerConfigError::Unreadable(Arc::new(error))),
             Ok(text) => File::parse(&text),
         };
         match file {
             Ok(file) => file
                 .candidates(registry_host, reference)
                 .await
-                .map_err(|error| CredentialError::new(format!("{shown}: {error}"))),
+                .map_err(|error| CredentialError::Docker {
+                    path,
+                    source: Box::new(error),
+                }),
             // As in v0.15, a file that cannot be read means anonymous access: public images must
             // not depend on it.
             Err(error) => {
-                tracing::warn!(file = %shown, %error, "ignoring unreadable Docker configuration");
+                tracing::warn!(file = %path.display(), %error, "ignoring unreadable Docker configuration");
                 Ok(Vec::new())
             }
         }
@@ -126,14 +131,10 @@ struct Entry {
 }
 
 impl File {
-    fn parse(json: &[u8]) -> Result<Self, CredentialError> {
-        serde_json::from_slice(json).map_err(|error| {
-            // serde's message may quote a secret; the position is enough.
-            CredentialError::new(format!(
-                "not a Docker configuration: error at line {}, column {}",
-                error.line(),
-                error.column()
-            ))
+    fn parse(json: &[u8]) -> Result<Self, DockerConfigError> {
+        serde_json::from_slice(json).map_err(|error| DockerConfigError::Invalid {
+            line: error.line(),
+            column: error.column(),
         })
     }
 
@@ -141,7 +142,7 @@ impl File {
         &self,
         host: &str,
         reference: Option<&Reference>,
-    ) -> Result<Vec<Candidate>, CredentialError> {
+    ) -> Result<Vec<Candidate>, DockerConfigError> {
         let helper = self
             .cred_helpers
             .iter()
@@ -176,7 +177,7 @@ impl File {
         &self,
         host: &str,
         reference: Option<&Reference>,
-    ) -> Result<Vec<Candidate>, CredentialError> {
+    ) -> Result<Vec<Candidate>, DockerConfigError> {
         let exact = if is_hub(host) { HUB } else { host };
         let (mut all, mut failure) = (Vec::new(), None);
         for (key, entry) in self.auths.iter().flatten() {
@@ -204,7 +205,7 @@ impl File {
 }
 
 impl Entry {
-    fn credential(&self, host: &str) -> Result<Option<Credential>, CredentialError> {
+    fn credential(&self, host: &str) -> Result<Option<Credential>, DockerConfigError> {
         let given = |field: &Option<String>| field.clone().filter(|value| !value.is_empty());
         if let Some(token) = given(&self.identitytoken) {
             return Ok(Some(Credential::IdentityToken(token)));
@@ -213,10 +214,8 @@ impl Entry {
             return Ok(Some(Credential::BearerToken(token)));
         }
         if let Some(auth) = given(&self.auth) {
-            let bad = || {
-                CredentialError::new(format!(
-                    "the auth entry of {host} is not base64 of user:password"
-                ))
+            let bad = || DockerConfigError::Entry {
+                host: host.to_owned(),
             };
             let text = auth.trim().trim_end_matches('=');
             let decoded = STANDARD_NO_PAD
@@ -254,7 +253,7 @@ pub fn same_registry(key: &str, host: &str) -> bool {
 mod tests {
     use super::*;
 
-    async fn lookup_in(json: &str, host: &str) -> Result<Option<Credential>, CredentialError> {
+    async fn lookup_in(json: &str, host: &str) -> Result<Option<Credential>, DockerConfigError> {
         let found = File::parse(json.as_bytes())?.candidates(host, None).await?;
         Ok(found.into_iter().next().map(|found| found.credential))
     }
@@ -384,15 +383,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.json");
         let credentials = DockerConfigCredentials::at(&path);
-        assert_eq!(credentials.lookup("a", None).await, Ok(None));
+        assert_eq!(credentials.lookup("a", None).await.unwrap(), None);
         std::fs::write(&path, "{ broken").unwrap();
-        assert_eq!(credentials.lookup("a", None).await, Ok(None));
+        assert_eq!(credentials.lookup("a", None).await.unwrap(), None);
         for password in ["one", "two"] {
             let auth = STANDARD.encode(format!("me:{password}"));
             std::fs::write(&path, format!(r#"{{"auths":{{"a":{{"auth":"{auth}"}}}}}}"#)).unwrap();
             assert_eq!(
-                credentials.lookup("a", None).await,
-                Ok(basic("me", password))
+                credentials.lookup("a", None).await.unwrap(),
+                basic("me", password)
             );
         }
     }

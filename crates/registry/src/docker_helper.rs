@@ -2,19 +2,17 @@
 //! their standard input and print JSON.
 
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
-use crate::{Credential, CredentialError};
+use crate::{Credential, DockerConfigError, ProgramFailure, ProgramLimits, run_credential_program};
 
 /// Longest run of a helper, which may ask a cloud API.
 const LIMIT: Duration = Duration::from_secs(30);
 /// Largest output in bytes.
-const MAX_ANSWER: u64 = 256 << 10;
+const MAX_ANSWER: usize = 256 << 10;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -26,12 +24,10 @@ struct Answer {
 }
 
 /// Runs the helper `name` for the credential of `server`; `None` if it has none.
-pub(crate) async fn get(name: &str, server: &str) -> Result<Option<Credential>, CredentialError> {
+pub(crate) async fn get(name: &str, server: &str) -> Result<Option<Credential>, DockerConfigError> {
     let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || !name.chars().all(fine) {
-        return Err(CredentialError::new(format!(
-            "{name:?} is not the name of a credential helper"
-        )));
+        return Err(DockerConfigError::HelperName(name.to_owned()));
     }
     run(
         Path::new(&format!("docker-credential-{name}")),
@@ -45,43 +41,39 @@ async fn run(
     program: &Path,
     server: &str,
     limit: Duration,
-) -> Result<Option<Credential>, CredentialError> {
-    let shown = program.display();
-    let failed = |what: &str| CredentialError::new(format!("credential helper {shown} {what}"));
-    let mut child = Command::new(program)
-        .arg("get")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| failed(&format!("cannot be started: {error}")))?;
-    let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-    let talk = async {
-        if let Some(mut stdin) = stdin {
-            // A helper that does not read its input reports that by its status.
-            let _ = stdin.write_all(format!("{server}\n").as_bytes()).await;
-        }
-        let mut answer = Vec::new();
-        if let Some(stdout) = stdout {
-            let _ = stdout.take(MAX_ANSWER).read_to_end(&mut answer).await;
-        }
-        (child.wait().await, answer)
+) -> Result<Option<Credential>, DockerConfigError> {
+    let failed = |failure: ProgramFailure| match failure {
+        ProgramFailure::TimedOut(after) => DockerConfigError::HelperTimedOut {
+            program: program.to_owned(),
+            after,
+        },
+        source => DockerConfigError::Helper {
+            program: program.to_owned(),
+            source,
+        },
     };
-    let (status, answer) = tokio::time::timeout(limit, talk)
+    let mut command = Command::new(program);
+    command.arg("get");
+    let limits = ProgramLimits {
+        time: limit,
+        output: MAX_ANSWER,
+    };
+    let input = format!("{server}\n");
+    let (status, answer) = run_credential_program(command, Some(input.as_bytes()), limits)
         .await
-        .map_err(|_| failed(&format!("did not answer within {} s", limit.as_secs_f32())))?;
-    let status = status.map_err(|error| failed(&error.to_string()))?;
+        .map_err(failed)?;
     if !status.success() {
         let said = String::from_utf8_lossy(&answer);
         // The text that docker-credential-helpers define for a missing credential.
         if said.contains("credentials not found") {
             return Ok(None);
         }
-        return Err(failed(&format!("failed with {status}")));
+        return Err(failed(ProgramFailure::Failed(status)));
     }
     let answer: Answer =
-        serde_json::from_slice(&answer).map_err(|_| failed("did not print valid JSON"))?;
+        serde_json::from_slice(&answer).map_err(|_| DockerConfigError::HelperOutput {
+            program: program.to_owned(),
+        })?;
     Ok(match (answer.username.as_str(), answer.secret) {
         (_, secret) if secret.is_empty() => None,
         ("<token>", secret) => Some(Credential::IdentityToken(secret)),
@@ -101,7 +93,7 @@ mod tests {
     async fn with_script(
         body: &str,
         limit: Duration,
-    ) -> Result<Option<Credential>, CredentialError> {
+    ) -> Result<Option<Credential>, DockerConfigError> {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("docker-credential-test");
         std::fs::write(&program, format!("#!/bin/sh\n{body}\n")).unwrap();
@@ -124,19 +116,19 @@ mod tests {
     async fn helpers_receive_the_server_and_answer_in_json() {
         let answer = r#"read s; echo "{\"Username\":\"$1-$s\",\"Secret\":\"pw\"}""#;
         assert_eq!(
-            with_script(answer, LONG).await,
-            Ok(Some(Credential::Basic {
+            with_script(answer, LONG).await.unwrap(),
+            Some(Credential::Basic {
                 user: "get-r.example".to_owned(),
                 password: "pw".to_owned()
-            }))
+            })
         );
         let token = r#"echo '{"Username":"<token>","Secret":"id"}'"#;
         assert_eq!(
-            with_script(token, LONG).await,
-            Ok(Some(Credential::IdentityToken("id".to_owned())))
+            with_script(token, LONG).await.unwrap(),
+            Some(Credential::IdentityToken("id".to_owned()))
         );
         let none = "echo 'credentials not found in native keychain'; exit 1";
-        assert_eq!(with_script(none, LONG).await, Ok(None));
+        assert_eq!(with_script(none, LONG).await.unwrap(), None);
     }
 
     #[tokio::test]

@@ -9,8 +9,8 @@ use url::Url;
 
 use crate::connection_pool::check_authorities;
 use crate::{
-    ClientConfig, ClientIdentity, HostHeaders, Mirror, RegistryError, RegistryHost, RegistryHosts,
-    TlsSettings,
+    ClientConfig, ClientIdentity, HostHeaders, Mirror, Misconfiguration, RegistryError,
+    RegistryHost, RegistryHosts, TlsSettings,
 };
 
 /// The capabilities of a server.
@@ -316,15 +316,18 @@ fn tls_of(config: &ClientConfig, host: &RegistryHost) -> Result<Arc<TlsSettings>
     }
     let read = |path: &Path| {
         std::fs::read(path).map_err(|error| {
-            RegistryError::Config(format!("cannot read {}: {error}", path.display()))
+            let (path, source) = (path.to_owned(), Arc::new(error));
+            RegistryError::from(Misconfiguration::File { path, source })
         })
     };
     let mut tls = TlsSettings::clone(&config.tls);
     tls.skip_verify |= host.skip_verify;
     for path in &host.ca {
         let pem = read(path)?;
-        check_authorities(&pem)
-            .map_err(|reason| RegistryError::Config(format!("{}: {reason}", path.display())))?;
+        check_authorities(&pem).map_err(|source| {
+            let path = path.clone();
+            Misconfiguration::AuthorityFile { path, source }
+        })?;
         tls.extra_ca.push(pem);
     }
     if let (None, Some((certificate, key))) = (&tls.identity, &host.client) {
@@ -338,12 +341,10 @@ fn tls_of(config: &ClientConfig, host: &RegistryHost) -> Result<Arc<TlsSettings>
     Ok(Arc::new(tls))
 }
 
-fn bad_host(what: &str, host: &str) -> RegistryError {
+fn bad_host(what: &'static str, host: &str) -> RegistryError {
     // A host may have been written with a password in it.
-    let shown = host.rsplit('@').next().unwrap_or_default();
-    RegistryError::Config(format!(
-        "{what} {shown:?} is not a host name, optionally with a port (and, for a mirror, a path)"
-    ))
+    let host = host.rsplit('@').next().unwrap_or_default().to_owned();
+    Misconfiguration::Host { what, host }.into()
 }
 
 fn is_plain_host(host: &str) -> bool {

@@ -19,7 +19,9 @@ use crate::request::RequestSpec;
 use crate::response::Incoming;
 use crate::retry::Backoff;
 use crate::transport::Transport;
-use crate::{ClientConfig, ConnectionFailure, Deadline, RegistryError, RequestLine};
+use crate::{
+    ClientConfig, ConnectionFailure, Deadline, Misconfiguration, RegistryError, RequestLine,
+};
 
 /// How often a request is made again whose connection broke before the response: servers close idle
 /// connections, and those that have served their number of requests.
@@ -142,9 +144,8 @@ impl Engine {
             .partition(|endpoint| self.health.prefers(endpoint));
         first.extend(last);
         if first.is_empty() {
-            return Err(RegistryError::Config(format!(
-                "no host of {registry} may be used for this; see the capabilities in its hosts.toml"
-            )));
+            let registry = registry.to_owned();
+            return Err(Misconfiguration::NoCapableHost { registry }.into());
         }
         Ok(first)
     }
@@ -201,9 +202,8 @@ impl Engine {
         all.into_iter()
             .find(|endpoint| endpoint.capabilities.push)
             .ok_or_else(|| {
-                RegistryError::Config(format!(
-                    "no host of {registry} in its hosts.toml may be pushed to"
-                ))
+                let registry = registry.to_owned();
+                Misconfiguration::NoHostToPushTo { registry }.into()
             })
     }
 
@@ -283,9 +283,8 @@ impl Engine {
             match failure {
                 Some((error, _)) => backoff.wait_after(error).await?,
                 None => {
-                    return Err(RegistryError::Config(format!(
-                        "registry {registry:?} has no endpoint"
-                    )));
+                    let registry = registry.to_owned();
+                    return Err(Misconfiguration::NoEndpoint { registry }.into());
                 }
             }
         }

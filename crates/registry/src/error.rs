@@ -12,7 +12,8 @@ use soci_oci::{Digest, RedactedUrl};
 use url::Url;
 
 use crate::cause::{BodyDefect, ConnectionFailure, Misdirection, ProtocolViolation, TlsFailure};
-use crate::credentials::CredentialError;
+use crate::credential_error::CredentialError;
+use crate::misconfiguration::Misconfiguration;
 
 /// Method and URL of a request, printed as `GET https://host/path` without secrets.
 #[derive(Clone)]
@@ -203,8 +204,8 @@ pub enum RegistryError {
         source: CredentialError,
     },
     /// The configuration or an argument is invalid.
-    #[error("{0}")]
-    Config(String),
+    #[error(transparent)]
+    Config(Box<Misconfiguration>),
     /// The body of an upload, or a local blob, cannot be read.
     #[error("cannot read {what}: {source}")]
     Source {
@@ -338,6 +339,12 @@ impl RegistryError {
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         self.kind() == ErrorKind::NotFound
+    }
+}
+
+impl From<Misconfiguration> for RegistryError {
+    fn from(error: Misconfiguration) -> Self {
+        Self::Config(Box::new(error))
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::bounded::Bounded;
 use crate::endpoint::{Endpoint, from_hosts_file};
-use crate::{ClientConfig, RegistryError, RegistryHosts};
+use crate::{ClientConfig, Misconfiguration, RegistryError, RegistryHosts};
 
 /// Time for which a registry's files are taken for unchanged.
 const CHECK_AFTER: Duration = Duration::from_secs(1);
@@ -76,12 +76,12 @@ impl HostsFiles {
         let (config, name) = (Arc::clone(config), registry.to_owned());
         let before = known.clone();
         let read = move || match before {
-            Some(entry) if entry.stamp.iter().all(|(path, at)| state(path) == *at) => Ok(entry),
-            before => Ok(read(&config, &name, before)),
+            Some(entry) if entry.stamp.iter().all(|(path, at)| state(path) == *at) => entry,
+            before => read(&config, &name, before),
         };
-        let entry = soci_task::blocking::<_, std::io::Error>(read)
+        let entry = soci_task::run(read)
             .await
-            .map_err(|error| RegistryError::Config(error.to_string()))?;
+            .map_err(|error| Misconfiguration::Interrupted(Arc::new(error)))?;
         let entry = Entry {
             checked: Instant::now(),
             ..entry
@@ -101,15 +101,13 @@ fn read(config: &ClientConfig, registry: &str, before: Option<Entry>) -> Entry {
         .map(|path| (path.clone(), state(path)))
         .collect();
     let found = RegistryHosts::look_up(&config.hosts_dirs, registry)
-        .map_err(|error| error.to_string())
+        .map_err(|error| Misconfiguration::Hosts(Arc::new(error)).into())
         .and_then(|found| match found {
             None => Ok(None),
             Some(hosts) => {
                 watched = hosts.files();
                 stamp.extend(watched.iter().map(|path| (path.clone(), state(path))));
-                from_hosts_file(config, registry, &hosts)
-                    .map(|endpoints| Some(Arc::new(endpoints)))
-                    .map_err(|error| error.to_string())
+                from_hosts_file(config, registry, &hosts).map(|endpoints| Some(Arc::new(endpoints)))
             }
         });
     let mut rejected = None;
@@ -125,18 +123,18 @@ fn read(config: &ClientConfig, registry: &str, before: Option<Entry>) -> Entry {
             }
             Ok(endpoints)
         }
-        Err(reason) => match before {
+        Err(error) => match before {
             Some(Entry {
                 endpoints: Ok(endpoints),
                 ..
             }) => {
-                tracing::warn!(registry, reason, "keeping the earlier hosts of a registry");
-                rejected = Some(reason);
+                tracing::warn!(registry, reason = %error, "keeping the earlier hosts of a registry");
+                rejected = Some(error.to_string());
                 Ok(endpoints)
             }
             _ => {
-                tracing::warn!(registry, reason, "cannot use the hosts of a registry");
-                Err(RegistryError::Config(reason))
+                tracing::warn!(registry, reason = %error, "cannot use the hosts of a registry");
+                Err(error)
             }
         },
     };

@@ -16,6 +16,8 @@ mod client;
 mod config;
 mod connection_error;
 mod connection_pool;
+mod credential_error;
+mod credential_program;
 mod credential_scope;
 mod credentials;
 mod deadline;
@@ -39,6 +41,7 @@ mod hosts_toml;
 mod list_page;
 mod listing;
 mod manifest;
+mod misconfiguration;
 mod names;
 mod p521;
 mod p521_exchange;
@@ -71,10 +74,11 @@ pub use client::Client;
 pub use config::{
     ClientConfig, ClientIdentity, HostsConfig, Mirror, Origin, RetryPolicy, TlsSettings,
 };
+pub use credential_error::{CredentialError, DockerConfigError};
+pub use credential_program::{ProgramFailure, ProgramLimits, run_credential_program};
 pub use credential_scope::CredentialScope;
 pub use credentials::{
-    Candidate, ChainedCredentials, Credential, CredentialError, Credentials, NoCredentials,
-    StaticCredentials,
+    Candidate, ChainedCredentials, Credential, Credentials, NoCredentials, StaticCredentials,
 };
 pub use deadline::Deadline;
 pub use docker_config::{DockerConfigCredentials, same_registry};
@@ -84,6 +88,7 @@ pub use host_headers::{HeaderError, HostHeaders};
 pub use hosts_dir::HostsDirError;
 pub use hosts_toml::{HostsTomlError, RegistryHost, RegistryHosts};
 pub use manifest::ManifestKey;
+pub use misconfiguration::{AuthorityDefect, ClientCertificateDefect, Misconfiguration};
 pub use names::listen_addresses;
 pub use p521::install_cryptography;
 pub use reach::{OutOfReach, resolver};

@@ -2,6 +2,7 @@
 //! (OCI distribution specification 1.1, "Listing Referrers" and "Referrers Tag Schema").
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use futures::FutureExt;
 use http::header::ACCEPT;
@@ -17,7 +18,7 @@ use crate::engine::Engine;
 use crate::list_page::{self, Page};
 use crate::request::RequestSpec;
 use crate::upload::put_manifest;
-use crate::{Deadline, RegistryError};
+use crate::{Deadline, Misconfiguration, RegistryError};
 
 /// Largest list of referrers in bytes, all its pages together.
 const MAX_LIST: u64 = 4 << 20;
@@ -86,7 +87,7 @@ pub(crate) async fn add_to_tag(
     }
     index.manifests.push(referrer);
     let bytes = soci_oci::json::to_vec(&index)
-        .map_err(|error| RegistryError::Config(format!("cannot write the referrers: {error}")))?;
+        .map_err(|error| Misconfiguration::Referrers(Arc::new(error)))?;
     let tag = tag_of(subject);
     put_manifest(
         engine,

@@ -2,7 +2,6 @@
 //! certificate whatever it says about being an authority.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
@@ -20,7 +19,10 @@ use x509_cert::der::asn1::{ObjectIdentifier, UintRef};
 use x509_cert::ext::pkix::ExtendedKeyUsage;
 
 use crate::tls_failure::{CertificateRefusal, SMALLEST_RSA};
-use crate::{RegistryError, TlsSettings, tls_authority_leaf};
+use crate::{
+    AuthorityDefect, ClientCertificateDefect, Misconfiguration, RegistryError, TlsSettings,
+    tls_authority_leaf,
+};
 
 const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 const SERVER_AUTH: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.1");
@@ -29,13 +31,9 @@ const ANY_USAGE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.37.0");
 /// Returns the TLS configuration of connections whose servers are verified.
 pub(crate) fn client_config(tls: &TlsSettings) -> Result<ClientConfig, RegistryError> {
     let provider = crate::p521::provider();
-    let unusable =
-        |what: &str, error: &dyn fmt::Display| RegistryError::Config(format!("{what}: {error}"));
     let mut trusted: Vec<CertificateDer<'static>> = Vec::new();
     for pem in &tls.extra_ca {
-        let found =
-            authorities(pem).map_err(|reason| unusable("certificate authority", &reason))?;
-        trusted.extend(found);
+        trusted.extend(authorities(pem).map_err(Misconfiguration::Authority)?);
     }
     let system = rustls_native_certs::load_native_certs();
     for error in &system.errors {
@@ -49,12 +47,7 @@ pub(crate) fn client_config(tls: &TlsSettings) -> Result<ClientConfig, RegistryE
     let webpki =
         WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
             .build()
-            .map_err(|error| {
-                unusable(
-                    "cannot verify TLS certificates: no trusted authorities",
-                    &error,
-                )
-            })?;
+            .map_err(Misconfiguration::NoAuthorities)?;
     let verifier = Verifier {
         webpki,
         roots,
@@ -66,20 +59,21 @@ pub(crate) fn client_config(tls: &TlsSettings) -> Result<ClientConfig, RegistryE
     };
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| unusable("cannot set up TLS", &error))?
+        .map_err(Misconfiguration::Tls)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match &tls.identity {
         None => builder.with_no_client_auth(),
         Some(identity) => {
-            let bad = |error: &dyn fmt::Display| unusable("client certificate", error);
+            let bad = Misconfiguration::ClientCertificate;
             let chain = CertificateDer::pem_slice_iter(&identity.pem)
                 .collect::<Result<Vec<_>, _>>()
-                .map_err(|error| bad(&error))?;
-            let key = PrivateKeyDer::from_pem_slice(&identity.pem).map_err(|error| bad(&error))?;
+                .map_err(|error| bad(error.into()))?;
+            let key =
+                PrivateKeyDer::from_pem_slice(&identity.pem).map_err(|error| bad(error.into()))?;
             builder
                 .with_client_auth_cert(chain, key)
-                .map_err(|error| bad(&error))?
+                .map_err(|error| bad(ClientCertificateDefect::Tls(error)))?
         }
     };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
@@ -87,15 +81,14 @@ pub(crate) fn client_config(tls: &TlsSettings) -> Result<ClientConfig, RegistryE
 }
 
 /// Returns the certificates of a file of authorities.
-pub(crate) fn authorities(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    let found = CertificateDer::pem_slice_iter(pem)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| error.to_string())?;
+pub(crate) fn authorities(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, AuthorityDefect> {
+    let found = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>()?;
     if found.is_empty() {
-        return Err("the file holds no certificate in PEM".to_owned());
+        return Err(AuthorityDefect::Empty);
     }
     for certificate in &found {
-        Certificate::from_der(certificate).map_err(|error| error.to_string())?;
+        Certificate::from_der(certificate)
+            .map_err(|error| AuthorityDefect::Certificate(Arc::new(error)))?;
     }
     Ok(found)
 }

@@ -15,7 +15,7 @@ use crate::reach::Reach;
 use crate::redirect::send_following;
 use crate::request::{Payload, RequestSpec};
 use crate::transport::Transport;
-use crate::{Credential, ProtocolViolation, RegistryError, RequestLine};
+use crate::{Credential, Misconfiguration, ProtocolViolation, RegistryError, RequestLine};
 
 /// Largest response of a token server, in bytes.
 const MAX_ANSWER: u64 = 512 << 10;
@@ -127,9 +127,10 @@ async fn get(
         }
     }
     let authorization = match basic {
-        Some((user, password)) => Some(basic_header(user, password).ok_or_else(|| {
-            RegistryError::Config("cannot send user name or password in a header".to_owned())
-        })?),
+        Some((user, password)) => Some(
+            basic_header(user, password)
+                .ok_or_else(|| RegistryError::from(Misconfiguration::UnsendableUser))?,
+        ),
         None => None,
     };
     let spec = RequestSpec::get(url, headers()).within(wanted.reach);

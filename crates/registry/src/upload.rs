@@ -1,5 +1,6 @@
 //! Uploading blobs and manifests, always to the registry itself, never to its mirrors.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,7 +18,7 @@ use crate::reach::Reach;
 use crate::redirect::location;
 use crate::request::{Payload, Progress, RequestSpec};
 use crate::response::Incoming;
-use crate::{BlobBody, Deadline, RegistryError};
+use crate::{BlobBody, Deadline, Misconfiguration, RegistryError};
 
 /// Largest blob, in bytes, that is sent in one PUT. Larger ones are streamed with PATCH first:
 /// registries can store the bytes before the request that commits them.
@@ -145,9 +146,12 @@ pub(crate) async fn put_manifest(
     let endpoint = engine.origin(reference.registry()).await?;
     let target = &AuthTarget::push(&endpoint, reference);
     let mut headers = HeaderMap::new();
-    let media_type = HeaderValue::from_str(media_type)
-        .map_err(|_| RegistryError::Config(format!("invalid media type {media_type:?}")))?;
-    headers.insert(CONTENT_TYPE, media_type);
+    let content_type =
+        HeaderValue::from_str(media_type).map_err(|error| Misconfiguration::MediaType {
+            media_type: media_type.to_owned(),
+            source: Arc::new(error),
+        })?;
+    headers.insert(CONTENT_TYPE, content_type);
     headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes.len()));
     let spec = RequestSpec {
         method: Method::PUT,

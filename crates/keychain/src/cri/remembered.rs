@@ -360,7 +360,7 @@ mod tests {
             let found = user(&keychain, host, image).await;
             assert_eq!(found.as_deref(), expected, "{host} {image}");
         }
-        assert_eq!(keychain.lookup("r.example", None).await, Ok(None));
+        assert_eq!(keychain.lookup("r.example", None).await.unwrap(), None);
         let digest = format!("sha256:{}", "0".repeat(64));
         pulled(&keychain, &format!("r.example/c:tag@{digest}"), &auth("c"));
         let found = user(&keychain, "r.example", &format!("r.example/c@{digest}")).await;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use reqwest::{RequestBuilder, StatusCode};
 
+use super::error::{AwsFailure, EcrError};
 use super::host::EcrHost;
 
 /// Longest wait for a connection. The metadata service is one hop away, or not there.
@@ -112,7 +113,7 @@ pub(super) struct Https {
 }
 
 impl Https {
-    pub(super) fn new() -> Result<Self, String> {
+    pub(super) fn new() -> Result<Self, EcrError> {
         let builder = || {
             reqwest::Client::builder()
                 .dns_resolver(Arc::new(soci_registry::resolver()))
@@ -123,9 +124,7 @@ impl Https {
         };
         let built = |builder: reqwest::ClientBuilder| {
             let client = builder.build();
-            client.map_err(|error| {
-                format!("cannot set up HTTP and TLS: {}", soci_errors::chain(&error))
-            })
+            client.map_err(|error| EcrError::Setup(Arc::new(error)))
         };
         Ok(Self {
             aws: built(builder())?,
@@ -136,25 +135,23 @@ impl Https {
 
 /// Sends a request and returns the body of a response with status 200. No message holds a header, a
 /// body or a query: they are secrets.
-pub(super) async fn send(what: &str, request: RequestBuilder) -> Result<Vec<u8>, String> {
-    let failed =
-        |error: reqwest::Error| format!("{what}: {}", soci_errors::chain(&error.without_url()));
-    let mut response = request.send().await.map_err(failed)?;
+pub(super) async fn send(request: RequestBuilder) -> Result<Vec<u8>, AwsFailure> {
+    let mut response = request.send().await.map_err(AwsFailure::request)?;
     let status = response.status();
     let mut body = Vec::new();
-    while let Some(piece) = response.chunk().await.map_err(failed)? {
+    while let Some(piece) = response.chunk().await.map_err(AwsFailure::request)? {
         if body.len() + piece.len() > MAX_RESPONSE {
-            return Err(format!(
-                "{what}: the response has more than {MAX_RESPONSE} bytes"
-            ));
+            return Err(AwsFailure::TooLarge(MAX_RESPONSE));
         }
         body.extend_from_slice(&piece);
     }
     if status == StatusCode::OK {
         return Ok(body);
     }
-    let code = error_code(&body).map_or(String::new(), |code| format!(" ({code})"));
-    Err(format!("{what}: status {}{code}", status.as_u16()))
+    Err(AwsFailure::Status {
+        status: status.as_u16(),
+        code: error_code(&body),
+    })
 }
 
 /// The code of an error in JSON or XML: a plain word such as `AccessDeniedException`.

@@ -14,10 +14,13 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::endpoints::{AwsEnvironment, Https, send};
+use super::error::{AwsFailure, EcrError};
 use super::host::EcrHost;
 use super::role::{self, RoleKeys};
 use super::signature::Unsigned;
 
+/// The service that returns passwords, in words.
+const SERVICE: &str = "ECR's GetAuthorizationToken";
 /// Time before its end at which a password or key is not used any more.
 const MARGIN: Duration = Duration::from_secs(300);
 /// Time for which a failure counts: each request to a registry would ask again.
@@ -28,7 +31,7 @@ const DEFAULT_LIFE: Duration = Duration::from_secs(3600);
 /// Credentials for registries of Amazon ECR.
 pub struct EcrKeychain {
     environment: AwsEnvironment,
-    https: Result<Https, String>,
+    https: Result<Https, EcrError>,
     /// The keys of the role.
     role: Mutex<Option<RoleKeys>>,
     /// By region: a password is for all registries that the role may read there. Its lock is held
@@ -37,7 +40,7 @@ pub struct EcrKeychain {
 }
 
 struct Password {
-    result: Result<Credential, String>,
+    result: Result<Credential, EcrError>,
     until: Instant,
 }
 
@@ -81,7 +84,7 @@ impl EcrKeychain {
         }
     }
 
-    async fn password(&self, host: EcrHost) -> Result<Credential, String> {
+    async fn password(&self, host: EcrHost) -> Result<Credential, EcrError> {
         let mut passwords = self.passwords.lock().await;
         // One password for all private registries of a region.
         let key = EcrHost {
@@ -96,7 +99,7 @@ impl EcrKeychain {
         let fetched = self.fetch(&key).await;
         let (result, life) = match fetched {
             Ok((credential, life)) => (Ok(credential), life),
-            Err(reason) => (Err(reason), FAILED_FOR),
+            Err(error) => (Err(error), FAILED_FOR),
         };
         let until = Instant::now() + life;
         passwords.retain(|_, password| password.until > Instant::now());
@@ -111,20 +114,18 @@ impl EcrKeychain {
     }
 
     /// Fetches a password; returns it with the time for which it may be used.
-    async fn fetch(&self, host: &EcrHost) -> Result<(Credential, Duration), String> {
+    async fn fetch(&self, host: &EcrHost) -> Result<(Credential, Duration), EcrError> {
         let https = self.https.as_ref().map_err(Clone::clone)?;
         let mut role = self.role.lock().await;
         let usable = |role: &RoleKeys| role.expire.is_none_or(|at| life(at) > Duration::ZERO);
-        if !role.as_ref().is_some_and(usable) {
-            let found = role::find(&self.environment, https, &host.region, host.domain);
-            *role = Some(found.await?);
-        }
-        let Some(keys) = role.as_ref().map(|role| role.keys.clone()) else {
-            return Err("no role of AWS".to_owned());
+        let known = role.take().filter(usable);
+        let known = match known {
+            Some(known) => known,
+            None => role::find(&self.environment, https, &host.region, host.domain).await?,
         };
+        let keys = role.insert(known).keys.clone();
         let url = self.environment.ecr(host);
-        let parsed =
-            url::Url::parse(&url).map_err(|_| "ECR's end point is not a URL".to_owned())?;
+        let parsed = url::Url::parse(&url).map_err(|_| AwsFailure::Address.of(SERVICE))?;
         let authority = match (parsed.host_str(), parsed.port()) {
             (Some(name), Some(port)) => format!("{name}:{port}"),
             (name, _) => name.unwrap_or_default().to_owned(),
@@ -156,13 +157,13 @@ impl EcrKeychain {
                 request = request.header(name, value);
             }
         }
-        let answered = send("ECR's GetAuthorizationToken", request).await;
+        let answered = send(request).await;
         let body = answered.inspect_err(|_| {
             // The keys may be wrong: the next attempt looks for others.
             *role = None;
-        })?;
-        parse(&body)
-            .ok_or_else(|| "ECR's GetAuthorizationToken: the response has no token".to_owned())
+        });
+        let body = body.map_err(|failure| failure.of(SERVICE))?;
+        parse(&body).ok_or(AwsFailure::NoToken.of(SERVICE))
     }
 }
 
@@ -204,7 +205,10 @@ impl Credentials for EcrKeychain {
         let Some(host) = EcrHost::parse(registry_host) else {
             return Ok(Vec::new());
         };
-        let credential = self.password(host).await.map_err(CredentialError::new)?;
+        let credential = self
+            .password(host)
+            .await
+            .map_err(CredentialError::from_source)?;
         Ok(vec![Candidate::new(credential, CredentialScope::Host)])
     }
 }

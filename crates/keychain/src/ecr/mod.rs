@@ -2,10 +2,12 @@
 //! traded for a registry password. See decision 22.
 
 mod endpoints;
+mod error;
 mod host;
 mod keychain;
 mod role;
 mod signature;
 
 pub use endpoints::AwsEnvironment;
+pub use error::{AwsFailure, EcrError};
 pub use keychain::EcrKeychain;

@@ -2,12 +2,15 @@
 //! the environment, a web identity (IRSA), the container's role (ECS, EKS Pod Identity), the
 //! instance's profile. Profiles in `~/.aws` are not read.
 
+use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::endpoints::{AwsEnvironment, Https, element, send};
+use super::error::{AwsFailure, EcrError};
 use super::signature::Keys;
 
 /// Hosts that may see the container's token without TLS, beside those of this machine: the agents of
@@ -42,7 +45,7 @@ pub(super) async fn find(
     https: &Https,
     region: &str,
     domain: &str,
-) -> Result<RoleKeys, String> {
+) -> Result<RoleKeys, EcrError> {
     let of = |name| environment.get(name);
     if let (Some(id), Some(secret)) = (of("AWS_ACCESS_KEY_ID"), of("AWS_SECRET_ACCESS_KEY")) {
         let keys = Keys {
@@ -54,7 +57,8 @@ pub(super) async fn find(
     }
     if of("AWS_WEB_IDENTITY_TOKEN_FILE").is_some() {
         let region = environment.region().unwrap_or(region);
-        return web_identity(environment, https, region, domain).await;
+        let found = web_identity(environment, https, region, domain).await;
+        return found.map_err(|failure| failure.of("AWS's token service (web identity)"));
     }
     let relative = of("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI");
     let full = of("AWS_CONTAINER_CREDENTIALS_FULL_URI");
@@ -62,21 +66,18 @@ pub(super) async fn find(
         .map(|path| format!("{ECS_AGENT}{path}"))
         .or_else(|| full.map(str::to_owned))
     {
-        return container(environment, https, &url).await;
+        let found = container(environment, https, &url).await;
+        return found.map_err(|failure| failure.of("the container's credential service"));
     }
     let Some(metadata) = environment.instance_metadata() else {
-        return Err(
-            "no role of AWS: neither keys, a web identity nor a container's role in the \
-                    environment, and AWS_EC2_METADATA_DISABLED is set"
-                .to_owned(),
-        );
+        return Err(EcrError::NoRole);
     };
-    instance(https, &metadata).await
+    let found = instance(https, &metadata).await;
+    found.map_err(|failure| failure.of("the instance's metadata service"))
 }
 
-fn written(what: &str, body: &[u8]) -> Result<RoleKeys, String> {
-    let written: Written =
-        serde_json::from_slice(body).map_err(|_| format!("{what}: the response has no keys"))?;
+fn written(body: &[u8]) -> Result<RoleKeys, AwsFailure> {
+    let written: Written = serde_json::from_slice(body).map_err(|_| AwsFailure::NoKeys)?;
     Ok(RoleKeys {
         keys: Keys {
             id: written.access_key_id,
@@ -87,14 +88,16 @@ fn written(what: &str, body: &[u8]) -> Result<RoleKeys, String> {
     })
 }
 
-async fn read(what: &str, path: PathBuf) -> Result<String, String> {
-    let shown = path.display().to_string();
-    let read = tokio::task::spawn_blocking(move || std::fs::read_to_string(path));
-    let text = read
-        .await
-        .unwrap_or_else(|error| Err(std::io::Error::other(error)));
-    let text = text.map_err(|error| format!("{what}: cannot read {shown}: {error}"))?;
-    Ok(text.trim().to_owned())
+async fn read(path: PathBuf) -> Result<String, AwsFailure> {
+    let file = path.clone();
+    let read = soci_task::blocking::<_, io::Error>(move || std::fs::read_to_string(file));
+    match read.await {
+        Ok(text) => Ok(text.trim().to_owned()),
+        Err(error) => Err(AwsFailure::File {
+            path,
+            source: Arc::new(error),
+        }),
+    }
 }
 
 /// Trades the token of a pod's service account for keys.
@@ -103,15 +106,14 @@ async fn web_identity(
     https: &Https,
     region: &str,
     domain: &str,
-) -> Result<RoleKeys, String> {
-    const WHAT: &str = "AWS's token service (web identity)";
+) -> Result<RoleKeys, AwsFailure> {
     let path = environment
         .file("AWS_WEB_IDENTITY_TOKEN_FILE")
         .unwrap_or_default();
-    let token = read(WHAT, path).await?;
+    let token = read(path).await?;
     let role = environment
         .get("AWS_ROLE_ARN")
-        .ok_or_else(|| format!("{WHAT}: AWS_ROLE_ARN is not set"))?;
+        .ok_or(AwsFailure::Unset("AWS_ROLE_ARN"))?;
     let session = environment
         .get("AWS_ROLE_SESSION_NAME")
         .unwrap_or("soci-snapshotter");
@@ -127,7 +129,7 @@ async fn web_identity(
         .post(format!("{}/", environment.sts(region, domain)))
         .header("content-type", "application/x-www-form-urlencoded")
         .body(form);
-    let body = send(WHAT, request).await?;
+    let body = send(request).await?;
     let text = String::from_utf8_lossy(&body);
     let of = |name| element(&text, name);
     match (of("AccessKeyId"), of("SecretAccessKey")) {
@@ -139,7 +141,7 @@ async fn web_identity(
             },
             expire: of("Expiration").and_then(|at| at.parse().ok()),
         }),
-        _ => Err(format!("{WHAT}: the response has no keys")),
+        _ => Err(AwsFailure::NoKeys),
     }
 }
 
@@ -148,9 +150,8 @@ async fn container(
     environment: &AwsEnvironment,
     https: &Https,
     url: &str,
-) -> Result<RoleKeys, String> {
-    const WHAT: &str = "the container's credential service";
-    let parsed = url::Url::parse(url).map_err(|_| format!("{WHAT}: its address is not a URL"))?;
+) -> Result<RoleKeys, AwsFailure> {
+    let parsed = url::Url::parse(url).map_err(|_| AwsFailure::Address)?;
     let host = parsed.host_str().unwrap_or_default();
     let local = match parsed.host() {
         Some(url::Host::Ipv4(address)) => address.is_loopback(),
@@ -161,14 +162,13 @@ async fn container(
     if !(parsed.scheme() == "https"
         || parsed.scheme() == "http" && (local || AGENTS.contains(&host)))
     {
-        return Err(format!(
-            "{WHAT}: {host:?} is neither this machine, an agent of ECS or EKS, nor reached by https"
-        ));
+        let host = host.to_owned();
+        return Err(AwsFailure::UntrustedHost { host });
     }
     let mut request = https.local.get(parsed);
     // The token changes; a file of it is read each time.
     let token = match environment.file("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE") {
-        Some(path) => Some(read(WHAT, path).await?),
+        Some(path) => Some(read(path).await?),
         None => environment
             .get("AWS_CONTAINER_AUTHORIZATION_TOKEN")
             .map(str::to_owned),
@@ -176,17 +176,16 @@ async fn container(
     if let Some(token) = token {
         request = request.header("authorization", token);
     }
-    written(WHAT, &send(WHAT, request).await?)
+    written(&send(request).await?)
 }
 
 /// Asks the instance's metadata service, version 2.
-async fn instance(https: &Https, metadata: &str) -> Result<RoleKeys, String> {
-    const WHAT: &str = "the instance's metadata service";
+async fn instance(https: &Https, metadata: &str) -> Result<RoleKeys, AwsFailure> {
     let session = https
         .local
         .put(format!("{metadata}/latest/api/token"))
         .header("x-aws-ec2-metadata-token-ttl-seconds", SESSION_SECONDS);
-    let session = send(WHAT, session).await?;
+    let session = send(session).await?;
     let session = String::from_utf8_lossy(&session).trim().to_owned();
     let get = async |path: &str| {
         let request = https
@@ -195,14 +194,14 @@ async fn instance(https: &Https, metadata: &str) -> Result<RoleKeys, String> {
                 "{metadata}/latest/meta-data/iam/security-credentials/{path}"
             ))
             .header("x-aws-ec2-metadata-token", &session);
-        send(WHAT, request).await
+        send(request).await
     };
     let roles = get("").await?;
     let roles = String::from_utf8_lossy(&roles);
     let role = roles.lines().next().unwrap_or_default().trim();
     let fine = |byte: u8| byte.is_ascii_alphanumeric() || b"+=,.@-_".contains(&byte);
     if role.is_empty() || !role.bytes().all(fine) {
-        return Err(format!("{WHAT}: the instance has no profile"));
+        return Err(AwsFailure::NoProfile);
     }
-    written(WHAT, &get(role).await?)
+    written(&get(role).await?)
 }

@@ -1,17 +1,20 @@
 //! Credential programs of a kubeconfig (`users[].user.exec`, `client.authentication.k8s.io`): cloud
 //! clusters issue tokens that way.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use serde::Deserialize;
+use soci_registry::{ProgramFailure, ProgramLimits, run_credential_program};
 use tokio::process::Command;
 
 use super::kubeconfig::Exec;
 use crate::KeychainError;
 
-/// Longest run of such a program, which may ask a cloud API but not a user.
-const TIMEOUT: Duration = Duration::from_secs(60);
+/// Such a program may ask a cloud API, but not a user; it prints a token, or a certificate and a key.
+const LIMITS: ProgramLimits = ProgramLimits {
+    time: Duration::from_secs(60),
+    output: 1 << 20,
+};
 
 /// The output of such a program. Holds secrets: no `Debug`.
 #[derive(Deserialize, Default)]
@@ -41,9 +44,9 @@ impl ExecCredential {
 
 /// Runs the program, without a shell.
 pub(super) async fn run(exec: &Exec) -> Result<ExecCredential, KeychainError> {
-    let failed = |reason: String| KeychainError::Plugin {
+    let failed = |source| KeychainError::Plugin {
         command: exec.command.clone(),
-        reason,
+        source,
     };
     let information = serde_json::json!({
         "apiVersion": exec.api_version,
@@ -51,25 +54,23 @@ pub(super) async fn run(exec: &Exec) -> Result<ExecCredential, KeychainError> {
         "spec": { "interactive": false },
     });
     let variables = exec.env.iter().flatten();
-    let running = Command::new(&exec.command)
+    let mut command = Command::new(&exec.command);
+    command
         .args(exec.args.iter().flatten())
         .envs(variables.map(|variable| (&variable.name, &variable.value)))
-        .env("KUBERNETES_EXEC_INFO", information.to_string())
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .output();
-    let output = tokio::time::timeout(TIMEOUT, running)
+        .env("KUBERNETES_EXEC_INFO", information.to_string());
+    let (status, printed) = run_credential_program(command, None, LIMITS)
         .await
-        .map_err(|_| failed(format!("did not end within {} s", TIMEOUT.as_secs())))?
-        .map_err(|error| failed(format!("cannot be run: {error}")))?;
-    if !output.status.success() {
-        return Err(failed(format!("failed ({})", output.status)));
+        .map_err(failed)?;
+    if !status.success() {
+        return Err(failed(ProgramFailure::Failed(status)));
     }
-    // The output is not quoted: it may hold a secret.
-    serde_json::from_slice::<Printed>(&output.stdout)
+    // The parser's error is left out: it may quote a secret.
+    serde_json::from_slice::<Printed>(&printed)
         .map(|printed| printed.status)
-        .map_err(|_| failed("printed no ExecCredential".to_owned()))
+        .map_err(|_| KeychainError::PluginOutput {
+            command: exec.command.clone(),
+        })
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use std::time::Duration;
 use soci_registry::Credential;
 use tokio::time::Instant;
 
-use super::exec::{CacheKey, ExecFailure, Response};
+use super::error::CredentialProviderError;
+use super::exec::{CacheKey, Response};
 
 /// Time for which a failure counts: each request to a registry would run the program again.
 const FAILED_FOR: Duration = Duration::from_secs(30);
@@ -28,7 +29,7 @@ enum Key {
 /// The responses and failures of one program.
 #[derive(Default)]
 pub(super) struct Cache {
-    kept: HashMap<Key, (Instant, Result<Credentials, String>)>,
+    kept: HashMap<Key, (Instant, Result<Credentials, CredentialProviderError>)>,
 }
 
 impl Cache {
@@ -38,7 +39,7 @@ impl Cache {
         registry: &str,
         image: &str,
         now: Instant,
-    ) -> Option<Result<Credentials, String>> {
+    ) -> Option<Result<Credentials, CredentialProviderError>> {
         let keys = [
             Key::Image(image.to_owned()),
             Key::Registry(registry.to_owned()),
@@ -72,19 +73,19 @@ impl Cache {
     }
 
     /// Keeps a failure for a while.
-    pub(super) fn fail(&mut self, image: &str, failure: &ExecFailure, now: Instant) {
-        let key = match failure.of_all_images {
+    pub(super) fn fail(&mut self, image: &str, failure: &CredentialProviderError, now: Instant) {
+        let key = match failure.is_of_all_images() {
             true => Key::Global,
             false => Key::Image(image.to_owned()),
         };
-        self.insert(key, now + FAILED_FOR, Err(failure.reason.clone()), now);
+        self.insert(key, now + FAILED_FOR, Err(failure.clone()), now);
     }
 
     fn insert(
         &mut self,
         key: Key,
         until: Instant,
-        result: Result<Credentials, String>,
+        result: Result<Credentials, CredentialProviderError>,
         now: Instant,
     ) {
         if self.kept.len() >= MAX_RESPONSES {

@@ -8,8 +8,10 @@ use serde::Deserialize;
 use soci_oci::Reference;
 use soci_registry::{CredentialScope, go_duration};
 
+use super::error::{ProviderConfigDefect, ProviderDefect};
+
 /// The group and versions of the file.
-const FILE_GROUP: &str = "kubelet.config.k8s.io/";
+pub(super) const FILE_GROUP: &str = "kubelet.config.k8s.io/";
 /// The group of the programs' protocol.
 const PROTOCOL_GROUP: &str = "credentialprovider.kubelet.k8s.io/";
 /// The versions of both that are understood.
@@ -75,31 +77,32 @@ impl Provider {
 }
 
 /// Parses a file. A program that needs a pod's token is left out: no pod is known here.
-pub(super) fn parse(text: &str) -> Result<Vec<Provider>, String> {
-    let file: File = serde_saphyr::from_str(text)
-        // Its text may quote the file.
-        .map_err(|_| "it is not a CredentialProviderConfig in YAML or JSON".to_owned())?;
+pub(super) fn parse(text: &str) -> Result<Vec<Provider>, ProviderConfigDefect> {
+    let file: File = serde_saphyr::from_str(text).map_err(|_| ProviderConfigDefect::Syntax)?;
     if file.kind != "CredentialProviderConfig" || !is_version(&file.api_version, FILE_GROUP) {
-        return Err(format!(
-            "kind {:?} of apiVersion {:?} is not a CredentialProviderConfig of {FILE_GROUP}v1",
-            file.kind, file.api_version
-        ));
+        return Err(ProviderConfigDefect::OtherKind {
+            kind: file.kind,
+            api_version: file.api_version,
+        });
     }
     if file.providers.len() > MAX_PROVIDERS {
-        return Err(format!("it lists more than {MAX_PROVIDERS} providers"));
+        return Err(ProviderConfigDefect::TooMany(MAX_PROVIDERS));
     }
     let mut providers = Vec::new();
     for entry in file.providers {
         let name = entry.name.clone();
-        let wrong = |what: &str| Err(format!("provider {name:?}: {what}"));
+        let wrong = |source| {
+            let name = name.clone();
+            Err(ProviderConfigDefect::Provider { name, source })
+        };
         if name.is_empty() || name.contains(['/', '\0', ' ']) || name == "." || name == ".." {
-            return wrong("the name is not a file name");
+            return wrong(ProviderDefect::Name);
         }
         if !is_version(&entry.api_version, PROTOCOL_GROUP) {
-            return wrong("apiVersion is not a version of credentialprovider.kubelet.k8s.io");
+            return wrong(ProviderDefect::ApiVersion);
         }
         if entry.match_images.is_empty() {
-            return wrong("matchImages is empty");
+            return wrong(ProviderDefect::NoImages);
         }
         if entry.token_attributes.is_some() {
             tracing::warn!(
@@ -109,12 +112,10 @@ pub(super) fn parse(text: &str) -> Result<Vec<Provider>, String> {
             continue;
         }
         let default_cache = match entry.default_cache_duration.as_deref() {
-            None => return wrong("defaultCacheDuration is missing"),
+            None => return wrong(ProviderDefect::NoCacheDuration),
             Some(text) => match go_duration(text) {
                 Some(duration) => duration,
-                None => {
-                    return wrong("defaultCacheDuration is not a length of time such as \"12h\"");
-                }
+                None => return wrong(ProviderDefect::CacheDuration),
             },
         };
         let env = entry.env.into_iter().flatten();
@@ -193,7 +194,7 @@ providers:
             ),
         ] {
             let text = GOOD.replacen(from, to, 1);
-            let error = parse(&text).err().unwrap();
+            let error = parse(&text).err().unwrap().to_string();
             assert!(error.contains(part), "{from}: {error}");
             assert!(!error.contains("hunter2"), "{error}");
         }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::cache::{self, Cache};
 use super::config::{self, Provider};
+use super::error::CredentialProviderError;
 use super::exec;
 
 /// Time for which the configuration is taken for unchanged.
@@ -39,7 +40,7 @@ pub struct CredentialProviders {
 struct Loaded {
     checked: Instant,
     stamp: Stamp,
-    providers: Result<Vec<Arc<Plugin>>, String>,
+    providers: Result<Vec<Arc<Plugin>>, CredentialProviderError>,
 }
 
 /// The state of the files of the configuration.
@@ -68,16 +69,16 @@ impl CredentialProviders {
         }
     }
 
-    async fn plugins(&self) -> Result<Vec<Arc<Plugin>>, CredentialError> {
+    async fn plugins(&self) -> Result<Vec<Arc<Plugin>>, CredentialProviderError> {
         let mut loaded = self.loaded.lock().await;
         if let Some(loaded) = loaded.as_ref()
             && loaded.checked.elapsed() < CHECK_AFTER
         {
-            return loaded.providers.clone().map_err(CredentialError::new);
+            return loaded.providers.clone();
         }
         let path = self.settings.config.clone();
         let before = loaded.take();
-        let read = tokio::task::spawn_blocking(move || {
+        let read = soci_task::run(move || {
             let stamp = stamp(&path);
             match before {
                 Some(before) if before.stamp == stamp => before,
@@ -90,11 +91,11 @@ impl CredentialProviders {
         });
         let mut read = read
             .await
-            .map_err(|error| CredentialError::new(error.to_string()))?;
+            .map_err(|error| CredentialProviderError::Interrupted(Arc::new(error)))?;
         read.checked = Instant::now();
         let providers = read.providers.clone();
         *loaded = Some(read);
-        providers.map_err(CredentialError::new)
+        providers
     }
 }
 
@@ -104,7 +105,7 @@ impl Plugin {
         settings: &ProviderSettings,
         registry_host: &str,
         image: &str,
-    ) -> Result<cache::Credentials, String> {
+    ) -> Result<cache::Credentials, CredentialProviderError> {
         let mut cache = self.cache.lock().await;
         if let Some(known) = cache.get(registry_host, image, Instant::now()) {
             return known;
@@ -117,9 +118,9 @@ impl Plugin {
                 let default = self.provider.default_cache;
                 Ok(cache.put(registry_host, image, &response, default, now))
             }
-            Err(failure) => {
-                cache.fail(image, &failure, now);
-                Err(failure.reason)
+            Err(error) => {
+                cache.fail(image, &error, now);
+                Err(error)
             }
         }
     }
@@ -137,7 +138,8 @@ impl Credentials for CredentialProviders {
         };
         let image = format!("{registry_host}/{}", reference.repository());
         let (mut found, mut failure) = (Vec::new(), None);
-        for plugin in self.plugins().await? {
+        let plugins = self.plugins().await;
+        for plugin in plugins.map_err(CredentialError::from_source)? {
             if !plugin.provider.is_for(registry_host, reference) {
                 continue;
             }
@@ -150,8 +152,8 @@ impl Credentials for CredentialProviders {
                         Some(Candidate::new(credential.clone(), scope))
                     }))
                 }
-                Err(reason) => {
-                    failure.get_or_insert(CredentialError::new(reason));
+                Err(error) => {
+                    failure.get_or_insert(CredentialError::from_source(error));
                 }
             }
         }
@@ -189,13 +191,19 @@ fn stamp(path: &Path) -> Stamp {
     files.map(|path| (path.clone(), state(&path))).collect()
 }
 
-fn load(path: &Path, stamp: &Stamp) -> Result<Vec<Arc<Plugin>>, String> {
+fn load(path: &Path, stamp: &Stamp) -> Result<Vec<Arc<Plugin>>, CredentialProviderError> {
     let mut plugins = Vec::new();
     for (file, _) in stamp {
-        let text = fs::read_to_string(file)
-            .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-        let providers = config::parse(&text)
-            .map_err(|reason| format!("cannot use {}: {reason}", file.display()))?;
+        let text =
+            fs::read_to_string(file).map_err(|error| CredentialProviderError::Unreadable {
+                path: file.clone(),
+                source: Arc::new(error),
+            })?;
+        let providers =
+            config::parse(&text).map_err(|source| CredentialProviderError::Invalid {
+                path: file.clone(),
+                source,
+            })?;
         plugins.extend(providers.into_iter().map(|provider| {
             Arc::new(Plugin {
                 provider,

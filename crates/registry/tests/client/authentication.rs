@@ -360,7 +360,9 @@ impl Credentials for Failing {
         _: &str,
         _: Option<&Reference>,
     ) -> Result<Vec<Candidate>, CredentialError> {
-        Err(CredentialError::new("the keychain is locked"))
+        Err(CredentialError::from_source(std::io::Error::other(
+            "the keychain is locked",
+        )))
     }
 }
 
