@@ -104,13 +104,23 @@ impl IndexCache {
     /// all images that it was found for, or one of them would find it in memory and not after the
     /// next restart.
     pub(crate) async fn release(&self, namespace: &str, index: Digest) {
+        // Before it is gone from memory and disk: a look-up that then asks containerd comes after
+        // this release.
+        let _in_containerd = self.uses.lock_in_containerd(namespace, index).await;
+        if self.forget(namespace, index).await {
+            self.artifacts.release_index(namespace, &index).await;
+        }
+    }
+
+    /// Removes an index from memory and disk, unless images of other namespaces use it. Returns whether
+    /// its namespace does not use it.
+    async fn forget(&self, namespace: &str, index: Digest) -> bool {
         let _alone = self.uses.begin_removal(index).await;
         if self.uses.outlives_removal(Some(namespace), index) {
-            return;
+            return false;
         }
-        self.artifacts.release_index(namespace, &index).await;
         if self.uses.outlives_removal(None, index) {
-            return;
+            return true;
         }
         self.uses.count_removal();
         self.meters.forget_layer(&index.to_string());
@@ -118,6 +128,7 @@ impl IndexCache {
         let files = self.files.clone();
         // Failures are logged there.
         let _ = soci_task::run(move || files.forget(&index)).await;
+        true
     }
 
     /// Removes indexes that were kept for layers which could not be mounted.
@@ -162,6 +173,7 @@ impl IndexCache {
             registry: RegistryManifests::new(self.client.clone(), image.reference.clone()),
             artifacts: &self.artifacts,
             images: &self.images,
+            uses: &self.uses,
             namespace,
             image,
             fetched: AtomicBool::new(false),
@@ -202,6 +214,7 @@ struct Manifests<'a> {
     artifacts: &'a Artifacts,
     /// The image store of the client, which has fetched the manifest already.
     images: &'a ImageStore,
+    uses: &'a IndexUses,
     namespace: &'a str,
     image: &'a ImageKey,
     /// Whether the index came from the registry.
@@ -219,7 +232,9 @@ impl ManifestSource for Manifests<'_> {
 
     async fn index(&self, digest: Digest) -> Result<Bytes, RegistryError> {
         let namespace = &self.image.namespace;
+        let in_containerd = self.uses.lock_in_containerd(namespace, digest).await;
         let stored = self.artifacts.get(namespace, &digest, MAX_INDEX_SIZE).await;
+        drop(in_containerd);
         if let Some(bytes) = stored
             && SociIndex::parse(&bytes).is_ok()
         {
@@ -348,6 +363,35 @@ mod tests {
         removal(&cache.cache.files);
         drop(removing);
         finding.await
+    }
+
+    #[tokio::test]
+    async fn a_containerd_that_hangs_while_releasing_an_index_delays_no_image() {
+        let mut cache = Cache::new();
+        let socket = cache._root.path().join("containerd.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        cache.cache.artifacts = Artifacts::containerd(socket.to_str().unwrap());
+        // The same image in another namespace, which stays.
+        cache.image.namespace = "stays".to_owned();
+        let stays = cache.find().await.unwrap();
+        let mut releasing = std::pin::pin!(cache.cache.release("gone", cache.index));
+        let asked = tokio::select! {
+            asked = listener.accept() => asked.unwrap(),
+            () = &mut releasing => panic!("containerd was not asked"),
+        };
+        let again = tokio::select! {
+            biased;
+            () = &mut releasing => panic!("the release did not wait for containerd"),
+            again = cache.find() => again.unwrap(),
+        };
+        drop((asked, stays, again));
+        // The last use: it is gone from memory and disk before containerd answers.
+        let mut releasing_last = std::pin::pin!(cache.cache.release("stays", cache.index));
+        tokio::select! {
+            asked = listener.accept() => drop(asked.unwrap()),
+            () = &mut releasing_last => panic!("containerd was not asked"),
+        }
+        assert!(!cache.is_stored());
     }
 
     #[tokio::test]

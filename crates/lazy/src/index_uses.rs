@@ -21,8 +21,10 @@ pub(crate) type IndexKey = (String, Digest);
 #[derive(Default)]
 pub(crate) struct IndexUses {
     users: Mutex<HashMap<IndexKey, Users>>,
-    /// Held while an index is removed, and when a use begins.
+    /// Held while an index is removed from memory and disk, and when a use begins.
     removing: KeyedLocks<Digest>,
+    /// Held while containerd looks an index up or releases it.
+    in_containerd: KeyedLocks<IndexKey>,
     /// Number of removals that have begun.
     removals: AtomicU64,
 }
@@ -69,6 +71,17 @@ impl IndexUses {
             uses: self.clone(),
             key,
         }
+    }
+
+    /// Makes others that request an index from containerd wait until the guard is dropped. containerd may
+    /// take long: a use of an index that is in memory or on disk begins without this lock. It is
+    /// acquired before that of [`Self::begin_removal`].
+    pub(crate) async fn lock_in_containerd(
+        &self,
+        namespace: &str,
+        index: Digest,
+    ) -> OwnedMutexGuard<()> {
+        self.in_containerd.lock((namespace.to_owned(), index)).await
     }
 
     /// Keeps uses of an index from beginning until the guard is dropped.
