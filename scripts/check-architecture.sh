@@ -67,6 +67,11 @@ for crate in $(drawn | cut -d: -f1); do
     test -d "$(folder_of "$crate")" || complain "$page has a row for $crate, which does not exist"
 done
 
+# Setting the time of day must not change what is fetched, filled, stored or evicted.
+if uses=$(grep -rnE --exclude=tests.rs 'SystemTime::now|UNIX_EPOCH\.elapsed' crates/{store,fetch}/src); then
+    complain "store and fetch use the monotonic clock only: $uses"
+fi
+
 # The crates that may: each allows unsafe in the one module that the page names.
 declare -A unsafe_module=([fuse]=shared_memory [ztoc]=inflate [soci-snapshotter-grpc]=memory)
 for root in crates/*/src/lib.rs crates/*/src/main.rs crates/*/src/bin/*.rs benches/src/lib.rs benches/src/bin/*.rs tests/e2e/main.rs; do

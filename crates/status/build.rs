@@ -36,6 +36,7 @@ fn main() -> std::io::Result<()> {
         "GetResponse.profiles",
         "LayerStore.limit_bytes",
         "Image.index_digest",
+        "Image.error",
         "Layer.size_bytes",
         "Layer.fetched_bytes",
         "Layer.reason_code",

@@ -1,7 +1,7 @@
 //! The SOCI indexes of images: in memory, on disk, in the content store, at the registry.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -25,6 +25,11 @@ use crate::outages::Outages;
 
 /// Time for which the layers of an image that are restored together share a failed look-up.
 const RETRY_RESTORE: Duration = Duration::from_secs(2);
+
+/// Time after which an index that the disk refused is written again the first time, …
+const SAVE_AGAIN: Duration = Duration::from_secs(1);
+/// … and the longest: each attempt that fails doubles it.
+const SAVE_AGAIN_AT_MOST: Duration = Duration::from_secs(300);
 
 /// Finds indexes, and keeps those of images in use.
 pub(crate) struct IndexCache {
@@ -135,6 +140,25 @@ impl IndexCache {
     pub(crate) async fn release_abandoned(&self) {
         for (namespace, index) in self.uses.abandoned() {
             self.release(&namespace, index).await;
+        }
+    }
+
+    /// Stores the indexes that the disk refused as soon as it takes them. Returns with the cache.
+    pub(crate) async fn store_refused(cache: Weak<Self>) {
+        let mut pause = SAVE_AGAIN;
+        loop {
+            tokio::time::sleep(pause).await;
+            let Some(files) = cache.upgrade().map(|cache| cache.files.clone()) else {
+                return;
+            };
+            let is_refused = !files.are_saved()
+                && soci_task::run(move || files.save_again())
+                    .await
+                    .unwrap_or(true);
+            pause = match is_refused {
+                true => (pause * 2).min(SAVE_AGAIN_AT_MOST),
+                false => SAVE_AGAIN,
+            };
         }
     }
 
@@ -306,7 +330,9 @@ mod tests {
             let index = SociIndex::new(IndexVersion::V2, Vec::new(), Vec::new(), None, [].into());
             let bytes = index.encode();
             let index = Digest::of(&bytes);
-            cache.files.save(&image, index, &bytes, Origin::Fetched);
+            cache
+                .files
+                .save(&image, index, &bytes.into(), Origin::Fetched);
             Self {
                 _root: root,
                 cache,

@@ -3,17 +3,21 @@
 //!
 //! Losing any of it is harmless: the registry is asked again.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use bytes::Bytes;
+use parking_lot::Mutex;
 use soci_oci::{Descriptor, Digest, media_types};
 use soci_store::content::OciLayout;
 use soci_store::write_file;
 use soci_ztoc::soci_index::SociIndex;
 
 use crate::image_layer::ImageKey;
+use crate::unsaved_indexes::{Unsaved, UnsavedIndexes};
 
 /// The second line of a note whose index must not be removed with it.
 const STORED: &str = "stored";
@@ -39,12 +43,20 @@ pub(crate) enum Origin {
 pub(crate) struct IndexFiles {
     content: OciLayout,
     notes: PathBuf,
+    unsaved: Arc<UnsavedIndexes>,
+    /// Held while unsaved indexes are written once more, and while indexes are removed.
+    alone: Arc<Mutex<()>>,
 }
 
 impl IndexFiles {
     /// `notes` is a directory for the notes alone; it is created when needed.
     pub(crate) fn new(content: OciLayout, notes: PathBuf) -> Self {
-        Self { content, notes }
+        Self {
+            content,
+            notes,
+            unsaved: Arc::default(),
+            alone: Arc::default(),
+        }
     }
 
     /// Returns the index stored for an image; an unreadable one counts as missing.
@@ -61,8 +73,56 @@ impl IndexFiles {
         Some(FoundIndex { digest, index })
     }
 
-    /// Stores an index. A failure costs a look-up after the next restart, so it is only logged.
-    pub(crate) fn save(&self, image: &ImageKey, digest: Digest, bytes: &[u8], origin: Origin) {
+    /// Stores an index. One that the disk refuses is kept in memory for [`save_again`](Self::save_again).
+    pub(crate) fn save(&self, image: &ImageKey, digest: Digest, bytes: &Bytes, origin: Origin) {
+        let note = self.note(image);
+        match self.write(&note, digest, bytes, origin) {
+            Ok(()) => self.unsaved.remove(&note),
+            Err(error) => {
+                tracing::warn!(digest = %digest, error, "cannot store the SOCI index on disk");
+                let bytes = bytes.clone();
+                let unsaved = Unsaved::new(digest, bytes, origin, error);
+                self.unsaved.insert(note, unsaved);
+            }
+        }
+    }
+
+    /// Writes the indexes that the disk refused once more. Returns whether any is left.
+    pub(crate) fn save_again(&self) -> bool {
+        let _alone = self.alone.lock();
+        for (note, unsaved) in self.unsaved.all() {
+            let Some(bytes) = &unsaved.bytes else {
+                continue;
+            };
+            let digest = unsaved.digest;
+            match self.write(&note, digest, bytes, unsaved.origin) {
+                Ok(()) => {
+                    self.unsaved.remove(&note);
+                    tracing::info!(digest = %digest, "stored the SOCI index on disk");
+                }
+                Err(error) => self.unsaved.insert(note, Unsaved { error, ..unsaved }),
+            }
+        }
+        !self.unsaved.is_empty()
+    }
+
+    /// Returns why indexes in use are not stored: the errors of the disk, by index.
+    pub(crate) fn errors(&self) -> HashMap<Digest, String> {
+        self.unsaved.errors()
+    }
+
+    /// Returns whether every index in use is stored.
+    pub(crate) fn are_saved(&self) -> bool {
+        self.unsaved.is_empty()
+    }
+
+    fn write(
+        &self,
+        path: &Path,
+        digest: Digest,
+        bytes: &[u8],
+        origin: Origin,
+    ) -> Result<(), String> {
         // An index that only containerd has is copied, and the copy is removed with its image.
         let note = if origin == Origin::Stored && self.content.contains(&digest) {
             format!("{digest}\n{STORED}\n")
@@ -71,24 +131,18 @@ impl IndexFiles {
         };
         let descriptor = Descriptor::new(media_types::OCI_MANIFEST, digest, bytes.len() as u64);
         // The note first: a crash leaves no index without a note.
-        let saved = fs::create_dir_all(&self.notes)
-            .map_err(|e| format!("{}: {e}", self.notes.display()))
-            .and_then(|()| {
-                let written = write_file(&self.note(image), note.as_bytes());
-                written.map_err(|error| soci_errors::chain(&error))
-            })
-            .inspect(|()| soci_faults::point("lazy-index-noted"))
-            .and_then(|()| match self.content.put(&descriptor, bytes) {
-                Ok(_) => Ok(()),
-                Err(e) => Err(e.to_string()),
-            });
-        if let Err(error) = saved {
-            tracing::warn!(digest = %digest, error, "cannot store the SOCI index on disk");
-        }
+        fs::create_dir_all(&self.notes)
+            .map_err(|error| format!("cannot create {}: {error}", self.notes.display()))?;
+        write_file(path, note.as_bytes()).map_err(|error| soci_errors::chain(&error))?;
+        soci_faults::point("lazy-index-noted");
+        let put = self.content.put(&descriptor, bytes);
+        put.map(drop).map_err(|error| soci_errors::chain(&error))
     }
 
     /// Removes an index that no layer uses any more, and the notes of all images that it was found for.
     pub(crate) fn forget(&self, digest: &Digest) {
+        let _alone = self.alone.lock();
+        self.unsaved.forget(digest);
         let notes = self.all_notes();
         let notes: Vec<_> = notes
             .filter(|note| read(note).as_ref() == Some(digest))
@@ -104,6 +158,7 @@ impl IndexFiles {
 
     /// Removes the indexes of images other than these, which a crash may have left.
     pub(crate) fn sweep(&self, in_use: &HashSet<ImageKey>) {
+        let _alone = self.alone.lock();
         let in_use: HashSet<PathBuf> = in_use.iter().map(|image| self.note(image)).collect();
         let indexes: HashSet<Digest> = in_use.iter().filter_map(|note| read(note)).collect();
         for note in self.all_notes() {

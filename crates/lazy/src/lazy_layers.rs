@@ -154,6 +154,7 @@ impl LazyLayers {
             config: config.clone(),
         });
         tokio::spawn(store_limit::run(Arc::downgrade(&table)));
+        tokio::spawn(IndexCache::store_refused(Arc::downgrade(&indexes)));
         let verifier = Arc::<Verifier>::default();
         tokio::spawn(verifier.clone().run_in_background(Arc::downgrade(&table)));
         Ok(Arc::new(Self {

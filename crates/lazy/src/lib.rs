@@ -55,6 +55,7 @@ mod start_up;
 mod store_limit;
 mod sweeper;
 mod tree_memory;
+mod unsaved_indexes;
 mod verdict;
 mod verifier;
 mod view;

@@ -21,6 +21,8 @@ pub struct MountReport {
     pub manifest: Digest,
     /// The SOCI index that lists the layer.
     pub index: Digest,
+    /// Why that index is not stored on disk, if it is not: the next start would look it up.
+    pub index_error: Option<String>,
     /// The digest of the layer.
     pub layer: Digest,
     /// The digest of its zTOC.
@@ -44,6 +46,7 @@ pub struct MountReport {
 impl MountTable {
     /// Lists the mounted layers by mount point.
     pub(crate) fn report(&self) -> Vec<MountReport> {
+        let unsaved = self.indexes.files.errors();
         let mounts = self.mounts.lock();
         let mut reports: Vec<_> = mounts
             .iter()
@@ -57,6 +60,7 @@ impl MountTable {
                     image: layer.image.reference.clone(),
                     manifest: layer.image.manifest,
                     index: layer.index.index(),
+                    index_error: unsaved.get(&layer.index.index()).cloned(),
                     layer: key.layer,
                     ztoc: key.ztoc,
                     size: status.size,

@@ -84,6 +84,15 @@ fn image(
         // One that is not mounted is not filled.
         fills.push(mount.map_or(FillState::Failing, |mount| mount.fill.state));
     }
+    let of_index = |mount: &MountReport| {
+        let error = mount.index_error.as_ref()?;
+        Some(format!("cannot store its SOCI index: {error}"))
+    };
+    let mounted = layers.values().filter_map(|layer| mount_of(layer));
+    let error = mounted.filter_map(of_index).next();
+    if error.is_some() {
+        fills.push(FillState::NoRoom);
+    }
     let complete = fills.iter().all(|fill| *fill == FillState::Complete);
     // What is done for any of its layers is done for the image.
     let order = [
@@ -112,6 +121,7 @@ fn image(
         stored_bytes,
         bytes_per_second: rate,
         fill: fill.unwrap_or(FillState::Complete).word().to_owned(),
+        error,
     }
 }
 
@@ -279,5 +289,47 @@ mod tests {
         }
         let images = images(&[layer(1, 0, Some("a"))], &[]);
         assert_eq!(images[0].layers[0].health(), Health::Healthy);
+    }
+
+    #[test]
+    fn an_image_whose_index_is_not_stored_is_not_complete_and_says_why() {
+        let lazy = LayerState {
+            mode: LayerMode::Lazy,
+            reason: None,
+            mountpoint: Some("/a".into()),
+            ..layer(1, 0, Some("a"))
+        };
+        let digest = soci_oci::Digest::of(b"");
+        let mut mount = MountReport {
+            mountpoint: "/a".into(),
+            image: "r/a:1".parse().unwrap(),
+            manifest: digest,
+            index: digest,
+            index_error: None,
+            layer: digest,
+            ztoc: digest,
+            size: 10,
+            fetched: 10,
+            fill: soci_lazy::Fill {
+                state: FillState::Complete,
+                bytes_per_second: 0,
+            },
+            error: None,
+            forged: None,
+            verified: true,
+            is_served: true,
+        };
+        let image = |mount: &MountReport| {
+            let (layers, mounts) = (std::slice::from_ref(&lazy), std::slice::from_ref(mount));
+            images(layers, mounts).remove(0)
+        };
+        let complete = image(&mount);
+        assert_eq!((complete.complete, complete.error), (true, None));
+        mount.index_error = Some("no space to write /c".to_owned());
+        let refused = image(&mount);
+        assert!(!refused.complete);
+        assert_eq!(refused.fill, "no-room");
+        let error = refused.error.unwrap();
+        assert_eq!(error, "cannot store its SOCI index: no space to write /c");
     }
 }

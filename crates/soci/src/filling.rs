@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use serde::Serialize;
+use soci_errors::printable;
 use soci_status::api::Image;
 
 use crate::output;
@@ -141,6 +142,7 @@ fn sum(images: Vec<Image>) -> Image {
         if !image.complete {
             all.fill = image.fill;
         }
+        all.error = all.error.or(image.error);
     }
     all
 }
@@ -164,6 +166,12 @@ fn filled(image: &Image, took: Duration) -> Filled {
 }
 
 fn stopped(image: &Image) -> ExitError {
+    if let Some(error) = &image.error {
+        return ExitError {
+            code: STOPPED,
+            text: printable(&format!("{} is not complete: {error}", image.reference)).into_owned(),
+        };
+    }
     ExitError {
         code: STOPPED,
         text: format!(
@@ -247,6 +255,10 @@ mod tests {
             text.contains("30 %") && text.contains("min_free_percent"),
             "{text}"
         );
+        let mut refused = image(100, 100, false);
+        refused.error = Some("cannot store its SOCI index: no space to write /c".to_owned());
+        let text = stopped(&sum(vec![refused])).to_string();
+        assert!(text.contains("is not complete: cannot store"), "{text}");
         let goal = Goal {
             socket: Path::new("/s"),
             image: "app",

@@ -1,5 +1,6 @@
 //! Filling: whose turn it is, and how it gives way to readers, to registries and to the disk.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::{Rig, Sample, check_all, eventually, finish, quick, read, start};
@@ -225,6 +226,40 @@ fn filling_stops_below_the_limit_of_the_store_and_says_so() {
     passes_until(&rig, "stopped", || state(&layer) == FillState::NoRoom);
     assert!(!layer.stored().is_complete());
     assert_eq!(layer.status().error, None, "no failure of the layer");
+}
+
+#[test]
+fn a_limit_below_the_size_of_a_span_fills_nothing_and_readers_get_the_truth() {
+    let sample = Sample::gzip(20, 100_000);
+    let store = LayerStoreConfig {
+        budget_bytes: Some(1_000),
+        ..LayerStoreConfig::default()
+    };
+    let mut config = config();
+    config.background.silence_period = Some(Duration::ZERO);
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let rig = Rig::at(dir, config, store);
+    let source = MemoryBlob::new(sample.blob.clone());
+    let layer = rig.open(&sample, source.clone());
+    layer.start_background(image(0));
+    eventually("stopped", || state(&layer) == FillState::NoRoom);
+    assert_eq!(rig.fetcher.stats().background.spans, 0);
+    // A container uses it.
+    layer.stored().standing().set_in_use(true);
+    check_all(&layer, &sample.tar, 100_000);
+    assert_eq!(layer.status().error, None, "no failure of the layer");
+    // What was read is stored above the limit for as long as readers may need it again.
+    let asked = source.requests().len();
+    check_all(&layer, &sample.tar[..1_000_000], 100_000);
+    assert_eq!(source.requests().len(), asked);
+    // It goes when no container uses the layer.
+    layer.stored().standing().set_in_use(false);
+    layer.stored().standing().note_source(true);
+    eventually("within the limit", || {
+        let _ = rig.store.trim();
+        rig.store.usage().stored_bytes <= 1_000
+    });
+    check_all(&layer, &sample.tar[..1_000_000], 100_000);
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 use std::fs::{self, File};
 use std::io::Read as _;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use crate::provider::{World, check_contents, unmount};
 
 pub(crate) const FILES: u64 = 8;
 const FILE: u64 = 300_000;
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn content(file: u64) -> Vec<u8> {
     let noise = Content::Noise {
@@ -69,7 +70,11 @@ pub(crate) fn process(world: &World) -> (Arc<LazyLayers>, Arc<SpanFetcher>) {
 }
 
 /// Ends a process and its mounts as a reboot does.
-async fn end(lazy: Arc<LazyLayers>, fetcher: Arc<SpanFetcher>, mounted: &[&LayerRequest]) {
+pub(crate) async fn end(
+    lazy: Arc<LazyLayers>,
+    fetcher: Arc<SpanFetcher>,
+    mounted: &[&LayerRequest],
+) {
     lazy.leave();
     for request in mounted {
         unmount(&lazy, &request.mountpoint).await;
@@ -78,7 +83,7 @@ async fn end(lazy: Arc<LazyLayers>, fetcher: Arc<SpanFetcher>, mounted: &[&Layer
     lazy.flush().await;
 }
 
-async fn restore(lazy: &LazyLayers, request: &LayerRequest) {
+pub(crate) async fn restore(lazy: &LazyLayers, request: &LayerRequest) {
     let request = LayerRequest {
         purpose: Purpose::Restore,
         ..request.clone()
@@ -96,6 +101,101 @@ pub(crate) async fn read(path: PathBuf) -> std::io::Result<Vec<u8>> {
     .unwrap()
 }
 
+/// Publishes another manifest of the image under its tag. Returns its digest.
+async fn move_tag(world: &World) -> Digest {
+    let client = World::client_with(Arc::new(NoCredentials));
+    let (_, manifest) = client
+        .manifest(&world.reference, world.image.manifest)
+        .await
+        .unwrap();
+    let moved = [&manifest[..], b"\n"].concat();
+    let digest = Digest::of(&moved);
+    let moved = client.push_manifest(&world.reference, media_types::OCI_MANIFEST, moved.into());
+    moved.await.unwrap();
+    digest
+}
+
+/// Faults of a registry that is away, or does not serve the image any more.
+fn troubles() -> [(&'static str, Fault); 5] {
+    let busy = Fault::Status {
+        status: 429,
+        headers: vec![("Retry-After".to_owned(), "120".to_owned())],
+        body: String::new(),
+    };
+    [
+        ("it is away", Fault::Reset),
+        ("the credentials have expired", Fault::status(401)),
+        ("the account was revoked", Fault::status(403)),
+        ("the image was removed there", Fault::status(404)),
+        ("it throttles", busy),
+    ]
+}
+
+/// Reads a file from the daemon: the kernel forgets what it has of it.
+async fn read_uncached(path: PathBuf) -> std::io::Result<Vec<u8>> {
+    let file = File::open(&path)?;
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+    read(path).await
+}
+
+#[test]
+fn a_complete_image_is_served_by_the_same_mount_whatever_becomes_of_its_registry_and_tag() {
+    world(vec![layer()]).test(async |world| {
+        let (lazy, _fetcher) = process(world);
+        let request = alone(world, 0, "a");
+        lazy.mount(request.clone()).await.unwrap();
+        let all = async |mountpoint: &Path, case: &str| {
+            for file in 0..FILES {
+                let read = read_uncached(mountpoint.join(format!("f{file}"))).await;
+                assert!(read.unwrap() == content(file), "{case}");
+            }
+        };
+        all(&request.mountpoint, "at first").await;
+        let stored = async {
+            while lazy.mounts()[0].fetched < lazy.mounts()[0].size {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, stored).await.unwrap();
+        let device = || fs::metadata(&request.mountpoint).unwrap().dev();
+        let mounted = device();
+        let undisturbed = async |case: &str| {
+            world.proxy.reset_stats();
+            all(&request.mountpoint, case).await;
+            let stats = world.proxy.stats();
+            assert_eq!(stats.total().requests, 0, "{case}: {:?}", stats.log);
+            let mount = lazy.mounts().into_iter().next().unwrap();
+            assert_eq!(mount.mountpoint, request.mountpoint, "{case}");
+            assert_eq!((mount.error, mount.is_served), (None, true), "{case}");
+            assert_eq!(device(), mounted, "{case}: it was mounted again");
+        };
+        for (case, fault) in troubles() {
+            world.proxy.inject(Rule::always(fault));
+            undisturbed(case).await;
+            world.proxy.clear_faults();
+            undisturbed("it is back").await;
+        }
+
+        // The tag moves, and is pulled: another image, with the same layer.
+        let moved = move_tag(world).await;
+        undisturbed("its tag has moved").await;
+        let mut other = alone(world, 0, "b");
+        let label = "containerd.io/snapshot/cri.manifest-digest".to_owned();
+        other.labels.insert(label, moved.to_string());
+        lazy.mount(other.clone()).await.unwrap();
+        let log = world.proxy.stats().log;
+        assert!(log.iter().all(|request| request.range.is_none()), "{log:?}");
+        all(&other.mountpoint, "the image that the tag names now").await;
+        undisturbed("the tag was pulled again").await;
+        world.proxy.inject(Rule::always(Fault::status(401)));
+        undisturbed("and the credentials have expired").await;
+        // That image goes.
+        unmount(&lazy, &other.mountpoint).await;
+        undisturbed("the other image was removed").await;
+        unmount(&lazy, &request.mountpoint).await;
+    });
+}
+
 #[test]
 fn what_is_stored_is_read_whatever_becomes_of_the_registry_and_the_rest_once_it_is_back() {
     world(vec![layer()]).test(async |world| {
@@ -106,29 +206,8 @@ fn what_is_stored_is_read_whatever_becomes_of_the_registry_and_the_rest_once_it_
         assert!(read(path(0)).await.unwrap() == content(0));
         end(lazy, fetcher, &[&request]).await;
 
-        // The tag moves.
-        let client = World::client_with(Arc::new(NoCredentials));
-        let (_, manifest) = client
-            .manifest(&world.reference, world.image.manifest)
-            .await
-            .unwrap();
-        let moved = [&manifest[..], b"\n"].concat();
-        let moved = client.push_manifest(&world.reference, media_types::OCI_MANIFEST, moved.into());
-        moved.await.unwrap();
-
-        let busy = Fault::Status {
-            status: 429,
-            headers: vec![("Retry-After".to_owned(), "120".to_owned())],
-            body: String::new(),
-        };
-        let troubles = [
-            ("it is away", Fault::Reset),
-            ("the credentials have expired", Fault::status(401)),
-            ("the account was revoked", Fault::status(403)),
-            ("the image was removed there", Fault::status(404)),
-            ("it throttles", busy),
-        ];
-        for (unread, (case, fault)) in (1..).zip(troubles) {
+        move_tag(world).await;
+        for (unread, (case, fault)) in (1..).zip(troubles()) {
             world.proxy.inject(Rule::always(fault));
             world.proxy.reset_stats();
             let (lazy, fetcher) = process(world);

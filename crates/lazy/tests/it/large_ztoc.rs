@@ -17,7 +17,7 @@ use crate::provider::{GoldenImage, World};
 const SPAN: u64 = 4 << 20;
 
 /// A tar of one file, and its zTOC.
-fn small(name: &str) -> (Vec<u8>, Ztoc) {
+pub(crate) fn small(name: &str) -> (Vec<u8>, Ztoc) {
     let mut builder = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
     header.set_size(4);

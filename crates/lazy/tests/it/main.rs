@@ -6,6 +6,7 @@
     reason = "a test fails by panicking, its helpers too, and removes what it made"
 )]
 
+mod full_disk;
 mod implied;
 mod independence;
 mod large_ztoc;

@@ -195,6 +195,9 @@ fn block(image: &Image, style: Style, page: &mut Page) {
     if let Some(line) = stored_line(image) {
         page.line(line);
     }
+    if let Some(error) = &image.error {
+        page.line(printable(&format!("error    {error}")));
+    }
     let head = ["LAYER", "SIZE", "STATE", "FETCHED", "NOTE"].map(str::to_owned);
     let rows: Vec<[String; 5]> = std::iter::once(head)
         .chain(image.layers.iter().map(|layer| row(layer, style)))
@@ -379,6 +382,7 @@ mod tests {
                     stored_bytes: 16_777_216,
                     bytes_per_second: 3 << 20,
                     fill: "filling".to_owned(),
+                    error: Some("cannot store its SOCI index: no space to\nwrite it".to_owned()),
                 },
             ],
             profiles: Some(Profiles {
