@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::abi::UNIQUE_RESEND;
 use crate::error::FuseError;
@@ -141,7 +141,7 @@ impl Journal {
     /// Number of requests that wait for their server's answer, or for a server.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        let index = self.index.lock();
+        let index = self.index();
         index.entries.len() + index.unrecorded.len()
     }
 
@@ -164,14 +164,14 @@ impl Journal {
 
     /// Leaves the entries to the next server: this one does not change them from here on.
     pub(crate) fn retire(&self) {
-        self.index.lock().retired = true;
+        self.index().retired = true;
     }
 
     /// Records a request that is answered later. Without room, and if the kernel cannot send it again
     /// (`can_resend`), its id alone is recorded. Never waits.
     pub(crate) fn defer(&self, connection: u64, unique: u64, bytes: &[u8], can_resend: bool) {
         let request = (connection, unique & !UNIQUE_RESEND);
-        let mut index = self.index.lock();
+        let mut index = self.index();
         if index.retired {
             return;
         }
@@ -232,13 +232,13 @@ impl Journal {
     /// Whether a request has an entry, because it was in flight before.
     pub(crate) fn knows(&self, connection: u64, unique: u64) -> bool {
         let request = (connection, unique & !UNIQUE_RESEND);
-        self.index.lock().entries.get(request).is_some()
+        self.index().entries.get(request).is_some()
     }
 
     /// Ends the record of a deferred request: it was answered.
     pub(crate) fn settle(&self, connection: u64, unique: u64) {
         let request = (connection, unique & !UNIQUE_RESEND);
-        let mut index = self.index.lock();
+        let mut index = self.index();
         if index.retired {
             return;
         }
@@ -252,7 +252,7 @@ impl Journal {
 
     /// Ends the records of a connection that has ended.
     pub(crate) fn forget_connection(&self, connection: u64) {
-        let mut index = self.index.lock();
+        let mut index = self.index();
         if index.retired {
             return;
         }
@@ -273,7 +273,7 @@ impl Journal {
 
     /// The ids of a connection's requests that an earlier server deferred without an entry.
     pub(crate) fn left_unrecorded(&self, connection: u64) -> Vec<u64> {
-        let index = self.index.lock();
+        let index = self.index();
         let requests = index.unrecorded.iter().map(|(request, _)| request);
         let mut ids: Vec<u64> = requests
             .filter(|request| request.0 == connection)
@@ -285,7 +285,7 @@ impl Journal {
 
     /// The requests of a connection whose server died, oldest id first.
     pub(crate) fn interrupted(&self, connection: u64) -> Vec<Interrupted> {
-        let index = self.index.lock();
+        let index = self.index();
         let mut found: Vec<_> = self.interrupted_entries(&index, connection).collect();
         found.sort_by_key(|entry| entry.unique.get());
         found.into_iter().map(Entry::interrupted).collect()
@@ -294,7 +294,7 @@ impl Journal {
     /// Records that the kernel has been asked to send again what this connection's servers left unanswered.
     /// What it never sends is forgotten in the end.
     pub(crate) fn asked_again(&self, connection: u64) {
-        let index = self.index.lock();
+        let index = self.index();
         for entry in self.interrupted_entries(&index, connection) {
             entry.age.set(entry.age.get().saturating_add(1));
         }
@@ -312,10 +312,19 @@ impl Journal {
             .filter(|entry| entry.state.get() == Entry::INTERRUPTED)
     }
 
+    fn index(&self) -> MutexGuard<'_, Index> {
+        // In a model the thread that has it must run.
+        #[cfg(test)]
+        while layout::observe::may_switch() && self.index.is_locked() {}
+        self.index.lock()
+    }
+
     fn entry(&self, number: usize) -> &Entry {
         numbered::entry(&self.memory, number)
     }
 }
 
+#[cfg(test)]
+mod concurrency;
 #[cfg(test)]
 mod tests;

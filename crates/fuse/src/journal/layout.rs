@@ -122,6 +122,7 @@ pub(crate) struct SharedU32(AtomicU32);
 
 impl SharedU32 {
     pub(crate) fn get(&self) -> u32 {
+        about_to_load();
         self.0.load(Acquire)
     }
 
@@ -138,6 +139,7 @@ pub(crate) struct SharedU64(AtomicU64);
 
 impl SharedU64 {
     pub(crate) fn get(&self) -> u64 {
+        about_to_load();
         self.0.load(Acquire)
     }
 
@@ -167,6 +169,7 @@ impl<const WORDS: usize> SharedBytes<WORDS> {
     /// Copies the first `target.len()` bytes out, or all if there are fewer.
     pub(crate) fn read(&self, target: &mut [u8]) {
         for (word, bytes) in self.0.iter().zip(target.chunks_mut(8)) {
+            about_to_load();
             let value = word.load(Relaxed).to_ne_bytes();
             bytes.copy_from_slice(&value[..bytes.len()]);
         }
@@ -184,18 +187,50 @@ impl<const WORDS: usize> SharedBytes<WORDS> {
     }
 }
 
-/// After each store: tests end the server here.
+/// After each store: tests end the server here, or let another thread run.
 fn stored() {
     #[cfg(test)]
     observe::stored();
 }
 
+/// Before each load: tests let another thread run here.
+fn about_to_load() {
+    #[cfg(test)]
+    observe::may_switch();
+}
+
 #[cfg(test)]
 pub(crate) mod observe {
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
 
     thread_local! {
         static OBSERVER: RefCell<Option<Box<dyn FnMut()>>> = RefCell::default();
+        /// The switch to another thread of a model. All are coroutines of this thread.
+        static SWITCH: Cell<Option<fn()>> = const { Cell::new(None) };
+    }
+
+    /// Calls `switch` at each access to the memory and each lock of this thread while `work` runs.
+    pub(crate) fn each_access(switch: fn(), work: impl FnOnce()) {
+        SWITCH.set(Some(switch));
+        work();
+        SWITCH.set(None);
+    }
+
+    /// Runs work in which no other thread of a model runs.
+    pub(crate) fn undisturbed<T>(work: impl FnOnce() -> T) -> T {
+        let switch = SWITCH.take();
+        let done = work();
+        SWITCH.set(switch);
+        done
+    }
+
+    /// Returns whether another thread of a model may have run.
+    pub(crate) fn may_switch() -> bool {
+        let switch = SWITCH.get();
+        if let Some(switch) = switch {
+            switch();
+        }
+        switch.is_some()
     }
 
     /// Calls `observer` after each store of this thread while `work` runs.
@@ -206,6 +241,7 @@ pub(crate) mod observe {
     }
 
     pub(super) fn stored() {
+        may_switch();
         // The observer's own stores are not observed.
         if let Some(mut observer) = OBSERVER.take() {
             observer();

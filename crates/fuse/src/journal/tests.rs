@@ -9,7 +9,7 @@ use super::*;
 use crate::Request;
 use crate::abi::{InHeader, opcode};
 
-fn request(unique: u64, code: u32) -> Vec<u8> {
+pub(super) fn request(unique: u64, code: u32) -> Vec<u8> {
     let header = InHeader {
         len: 80,
         opcode: code,
