@@ -8,3 +8,4 @@
 mod eviction;
 mod full_disk;
 mod layers;
+mod page_cache;
