@@ -219,6 +219,11 @@ impl GzipCheckpoints {
         self.windows.get(start..start.checked_add(WINDOW_SIZE)?)
     }
 
+    #[cfg(test)]
+    pub(crate) fn windows_mut(&mut self) -> &mut [u8] {
+        &mut self.windows
+    }
+
     /// Where in the blob the window of a checkpoint is, if it has one.
     pub(crate) fn window_offset(index: usize, first_implied: bool) -> Option<usize> {
         let stored = index.checked_sub(usize::from(first_implied))?;

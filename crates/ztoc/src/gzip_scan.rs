@@ -293,6 +293,10 @@ impl GzipScanner {
         if self.boundary_at() != Some(piece.start) || !has_window {
             return Ok(false);
         }
+        let window = self.buffer.get(self.at - WINDOW_SIZE..self.at);
+        if piece.entered && piece.windowed().get(..WINDOW_SIZE) != window {
+            return Ok(false);
+        }
         let total_out = self.total_out;
         let mut boundaries = piece.boundaries.iter().peekable();
         // The part with markers goes through the buffer.

@@ -3,9 +3,9 @@
 
 use std::io::Read;
 
-use crate::BuildError;
 use crate::gzip_scan::GzipScanner;
 use crate::parallel::Pipeline;
+use crate::{BuildError, EntryPoints};
 
 /// How much is taken in at a time: so that a caller that stops is noticed soon.
 const STEP: usize = 256 << 10;
@@ -47,16 +47,29 @@ impl GzipStream {
     }
 }
 
+/// How a layer was inflated.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct InflatedAhead {
+    /// Number of its chunks.
+    pub chunks: u64,
+    /// Number of those of which something was inflated ahead from a checkpoint.
+    pub from_checkpoints: u64,
+    /// Number of those of which something was inflated ahead from a block that was found.
+    pub guessed: u64,
+}
+
 /// Inflates all that `reader` has, in order, into `sink`, which is called on this thread. Up to
-/// `threads` others inflate ahead, those chunks for which `ahead` says so when they are read.
+/// `threads` others inflate ahead, those chunks for which `ahead` says so when they are read: from the
+/// layer's checkpoints if it has `entries`, and otherwise from a block that they find.
 ///
 /// # Errors
 /// As [`GzipStream::write`] and [`GzipStream::finish`], and what the reader reports.
 pub fn inflate_ahead(
     reader: impl Read + Send,
     threads: usize,
+    entries: Option<&EntryPoints>,
     ahead: &(dyn Fn() -> bool + Sync),
     mut sink: impl FnMut(&[u8]) -> std::io::Result<()>,
-) -> Result<(), BuildError> {
-    Pipeline::for_unpacking(threads).inflate(reader, ahead, |output| Ok(sink(output)?))
+) -> Result<InflatedAhead, BuildError> {
+    Pipeline::for_unpacking(threads).inflate(reader, entries, ahead, |output| Ok(sink(output)?))
 }

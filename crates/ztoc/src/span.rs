@@ -73,6 +73,10 @@ impl SpanTable {
         }
     }
 
+    pub(crate) fn starts(&self) -> &[Checkpoint] {
+        &self.table.starts
+    }
+
     /// How many spans there are.
     #[must_use]
     pub fn len(&self) -> u32 {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::cuts::{Cuts, Entry};
 use crate::allocation::LARGE_CAPACITY;
 
 /// A part of a layer's bytes. Its memory is reused for another.
@@ -14,6 +15,10 @@ use crate::allocation::LARGE_CAPACITY;
 pub(crate) struct Chunk {
     offset: u64,
     data: Vec<u8>,
+    /// What is needed to inflate it ahead without a guess.
+    entry: Option<Entry>,
+    /// It ends at a checkpoint, and so many high bits of its last byte belong to the next chunk.
+    spare_bits: Option<u8>,
     pool: Arc<Pool<Vec<u8>>>,
 }
 
@@ -29,6 +34,20 @@ impl Chunk {
 
     pub(crate) fn end(&self) -> u64 {
         self.offset + self.data.len() as u64
+    }
+
+    pub(super) const fn entry(&self) -> Option<&Entry> {
+        self.entry.as_ref()
+    }
+
+    /// How many bits of it come before the next chunk.
+    pub(super) fn bits(&self) -> usize {
+        self.data.len() * 8 - usize::from(self.spare_bits.unwrap_or(0))
+    }
+
+    /// The same, if it ends at a checkpoint.
+    pub(super) fn bits_to_checkpoint(&self) -> Option<usize> {
+        self.spare_bits.map(|_| self.bits())
     }
 }
 
@@ -221,30 +240,50 @@ impl<P> Chunks<P> {
     }
 }
 
-/// Reads a layer in chunks of one size.
+/// Reads a layer in chunks of one size, or as they are cut.
 #[derive(Debug)]
-pub(crate) struct ChunkReader<R> {
+pub(crate) struct ChunkReader<'e, R> {
     reader: R,
     offset: u64,
     size: usize,
+    cuts: Option<Cuts<'e>>,
+    /// The last byte that was read.
+    last: u8,
+    at_end: bool,
     pool: Arc<Pool<Vec<u8>>>,
 }
 
-impl<R: Read> ChunkReader<R> {
+impl<'e, R: Read> ChunkReader<'e, R> {
     pub(crate) fn new(reader: R, size: usize, spare: usize) -> Self {
         Self {
             reader,
             offset: 0,
             size,
+            cuts: None,
+            last: 0,
+            at_end: false,
             pool: Arc::new(Pool::new(spare)),
         }
     }
 
-    /// The next chunk, shorter than others only at the end, and `None` behind it.
+    /// Cuts the layer where it can be entered.
+    pub(super) fn cut(mut self, cuts: Cuts<'e>) -> Self {
+        self.cuts = Some(cuts);
+        self
+    }
+
+    /// Whether the last chunk was read.
+    pub(super) const fn is_at_end(&self) -> bool {
+        self.at_end
+    }
+
+    /// The next chunk, shorter than planned only at the end, and `None` behind it.
     pub(crate) fn read(&mut self) -> std::io::Result<Option<Chunk>> {
+        let cut = self.cuts.as_mut().map(|cuts| cuts.next(self.offset));
+        let size = cut.as_ref().map_or(self.size, |cut| cut.size);
         let mut data = self.pool.take();
-        data.reserve(LARGE_CAPACITY.max(self.size) - data.len());
-        data.resize(self.size, 0);
+        data.reserve(LARGE_CAPACITY.max(size).saturating_sub(data.len()));
+        data.resize(size, 0);
         let mut filled = 0;
         while let Some(room) = data.get_mut(filled..).filter(|room| !room.is_empty()) {
             match self.reader.read(room) {
@@ -254,13 +293,18 @@ impl<R: Read> ChunkReader<R> {
                 Err(error) => return Err(error),
             }
         }
+        self.at_end = filled < size;
         if filled == 0 {
             return Ok(None);
         }
         data.truncate(filled);
+        let before = std::mem::replace(&mut self.last, data.last().copied().unwrap_or(0));
+        let cut = cut.unwrap_or_default();
         let chunk = Chunk {
             offset: self.offset,
             data,
+            entry: cut.entry.map(|entry| Entry { before, ..entry }),
+            spare_bits: cut.spare_bits.filter(|_| !self.at_end),
             pool: Arc::clone(&self.pool),
         };
         self.offset = chunk.end();

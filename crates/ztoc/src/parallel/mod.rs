@@ -5,6 +5,7 @@
 //! ([`hashing`]). docs/inflate.md has the method and its figures.
 
 mod chunks;
+mod cuts;
 mod deflate;
 mod hashing;
 mod inflating;

@@ -187,10 +187,11 @@ impl<'a> Pipeline<'a> {
             let piece = speculator.as_mut().and_then(|speculator| {
                 let permit = self.pieces.permit(max)?;
                 let next = next.as_ref().map_or(&[][..], |next| next.data());
-                let piece = speculator
-                    .inflate(chunk.offset(), chunk.data(), next, pool.take())
-                    .map_err(|buffers| pool.give_back(buffers))
-                    .ok()?;
+                let piece = match chunk.entry() {
+                    Some(entry) => speculator.enter(&chunk, entry, pool.take()),
+                    None => speculator.inflate(&chunk, next, pool.take()),
+                };
+                let piece = piece.map_err(|buffers| pool.give_back(buffers)).ok()?;
                 Some((piece, permit))
             });
             chunks.done(number, piece);
@@ -212,7 +213,7 @@ impl<P> Drop for Guard<'_, P> {
 /// Reads chunks until the end or [`Chunks::stop`].
 pub(super) fn feed<P>(
     first: Chunk,
-    reader: &mut ChunkReader<impl Read>,
+    reader: &mut ChunkReader<'_, impl Read>,
     chunks: &Chunks<P>,
     inflate_ahead: &dyn Fn() -> bool,
 ) -> std::io::Result<()> {
@@ -256,7 +257,7 @@ fn assemble(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::io::Write as _;
 
     use proptest::prelude::*;
@@ -264,7 +265,7 @@ mod tests {
     use super::*;
 
     /// Pseudo-random bytes.
-    fn noise(seed: u64, len: usize) -> Vec<u8> {
+    pub(in crate::parallel) fn noise(seed: u64, len: usize) -> Vec<u8> {
         let mut state = seed | 1;
         let bytes = std::iter::repeat_with(|| {
             state ^= state << 13;
@@ -276,7 +277,7 @@ mod tests {
     }
 
     /// Words in random order, in which matches are long and far.
-    fn words(seed: u64, len: usize) -> Vec<u8> {
+    pub(in crate::parallel) fn words(seed: u64, len: usize) -> Vec<u8> {
         let words: Vec<_> = (0..500)
             .map(|word| noise(word + 7, 3 + usize::from(word.to_le_bytes()[0] % 9)))
             .collect();
@@ -291,13 +292,13 @@ mod tests {
     }
 
     /// Few bytes more than others, in no order: hardly a match.
-    fn letters(seed: u64, len: usize) -> Vec<u8> {
+    pub(in crate::parallel) fn letters(seed: u64, len: usize) -> Vec<u8> {
         let noise = noise(seed, len).into_iter();
         noise.map(|byte| b'0' + byte % 64).collect()
     }
 
     /// A tar of one file.
-    fn tar(content: &[u8]) -> Vec<u8> {
+    pub(in crate::parallel) fn tar(content: &[u8]) -> Vec<u8> {
         let mut builder = tar::Builder::new(Vec::new());
         let mut header = tar::Header::new_gnu();
         header.set_size(content.len() as u64);
@@ -306,7 +307,7 @@ mod tests {
         builder.into_inner().unwrap()
     }
 
-    fn gzip(level: u32, data: &[u8]) -> Vec<u8> {
+    pub(in crate::parallel) fn gzip(level: u32, data: &[u8]) -> Vec<u8> {
         let level = flate2::Compression::new(level);
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level);
         encoder.write_all(data).unwrap();
@@ -314,7 +315,7 @@ mod tests {
     }
 
     /// With a block, and an empty one, every few bytes.
-    fn flushed(level: u32, data: &[u8], every: usize) -> Vec<u8> {
+    pub(in crate::parallel) fn flushed(level: u32, data: &[u8], every: usize) -> Vec<u8> {
         let level = flate2::Compression::new(level);
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level);
         for part in data.chunks(every) {
@@ -325,7 +326,7 @@ mod tests {
     }
 
     /// What is in layers, each kind long enough for many small chunks.
-    fn layers() -> Vec<(&'static str, Vec<u8>)> {
+    pub(in crate::parallel) fn layers() -> Vec<(&'static str, Vec<u8>)> {
         let mixed = [
             words(1, 1_500_000),
             noise(2, 300_000),
@@ -367,7 +368,7 @@ mod tests {
     const ROOM: usize = 2 << 20;
 
     /// A pipeline that shares its limits with no other.
-    fn pipeline(chunk: usize, threads: usize) -> Pipeline<'static> {
+    pub(in crate::parallel) fn pipeline(chunk: usize, threads: usize) -> Pipeline<'static> {
         Pipeline {
             chunk,
             memory: ROOM,
@@ -389,13 +390,13 @@ mod tests {
         let mut actual = Vec::new();
         let asked = AtomicUsize::new(0);
         let ahead = || !asked.fetch_add(1, Ordering::Relaxed).is_multiple_of(4);
-        let parallel = pipeline(chunk, 3).inflate(layer, &ahead, |output| {
+        let parallel = pipeline(chunk, 3).inflate(layer, None, &ahead, |output| {
             actual.extend_from_slice(output);
             Ok(())
         });
         let text = |result: Result<(), BuildError>| result.err().map(|error| error.to_string());
         let succeeded = in_order.is_ok();
-        assert_eq!(text(in_order), text(parallel));
+        assert_eq!(text(in_order), text(parallel.map(drop)));
         assert!(!succeeded || actual == expected, "other output");
     }
 
@@ -443,7 +444,7 @@ mod tests {
         let pieces = chunks.iter().enumerate().skip(1).map(|(at, chunk)| {
             let next = chunks.get(at + 1).map_or(&[][..], Chunk::data);
             let buffers = Buffers::default();
-            let piece = speculator.inflate(chunk.offset(), chunk.data(), next, buffers);
+            let piece = speculator.inflate(chunk, next, buffers);
             piece.ok()
         });
         let pieces: Vec<_> = std::iter::once(None).chain(pieces).collect();

@@ -4,10 +4,15 @@
 //! chunk is inflated: with markers for bytes of the unknown window ([`super::deflate`]) until the last
 //! 32 KiB have none, then by zlib-rs. Whether a block does start there shows when the preceding
 //! chunk's last block ends: there, or this work is thrown away.
+//!
+//! With a checkpoint ([`super::cuts`]) there is nothing to search and no marker. Its window is
+//! compared when the preceding chunk's output is known.
 
 use crate::allocation::LARGE_CAPACITY;
 use crate::checkpoint::WINDOW_SIZE;
 use crate::inflate::{Inflater, State, Stop, Wrapping, unused_bits};
+use crate::parallel::Chunk;
+use crate::parallel::cuts::{CHUNK_OUTPUT, Entry};
 use crate::parallel::deflate::{
     BitReader, Block, BlockDecoder, BlockError, BlockKind, MARKER, find_block,
 };
@@ -54,6 +59,8 @@ pub(crate) struct Piece {
     pub(crate) marked: usize,
     /// Of `output`.
     pub(crate) checksum: crc32fast::Hasher,
+    /// The window of `output` comes from a checkpoint.
+    pub(crate) entered: bool,
 }
 
 /// The memory that a piece's output is in; used again for other pieces.
@@ -144,61 +151,99 @@ impl Speculator {
         })
     }
 
-    /// Inflates what begins in the chunk `data`, of which the layer has `offset` bytes before and the
-    /// bytes `next` after it. Gives the memory back when there is nothing to be had.
+    /// Inflates what begins in a chunk, which is followed by the bytes `next`. Gives the memory back when
+    /// there is nothing to be had.
     pub(crate) fn inflate(
         &mut self,
-        offset: u64,
-        data: &[u8],
+        chunk: &Chunk,
         next: &[u8],
         mut buffers: Buffers,
     ) -> Result<Piece, Buffers> {
+        let data = chunk.data();
         let Some(start) = find_block(data, SEARCH, &mut self.decoder) else {
             return Err(buffers);
         };
         let mut work = Work {
             data,
             next,
+            until: chunk.bits_to_checkpoint(),
             memory: self.memory,
             boundaries: Vec::new(),
             marked: 0,
             buffers: &mut buffers,
         };
         let end = work.run(start, self);
-        let (boundaries, mut marked) = (work.boundaries, work.marked);
-        buffers.output_used = buffers.output.len();
-        let end = match (end, boundaries.last()) {
-            (Ok(end), _) => end,
-            (Err(Stopped::Unfinished), Some(last)) => {
-                marked = marked.min(last.output);
-                let rest = last.output - marked;
-                let len = if rest > 0 { WINDOW_SIZE + rest } else { 0 };
-                buffers.output.truncate(len);
-                End {
-                    bit: usize::try_from(last.bit).unwrap_or(0),
-                    ended: false,
-                }
-            }
-            (Err(_), _) => return Err(buffers.usual()),
-        };
-        let mut checksum = crc32fast::Hasher::new();
-        checksum.update(buffers.output.get(WINDOW_SIZE..).unwrap_or_default());
-        let before = offset * 8;
-        let boundaries = boundaries.into_iter().map(|boundary| Boundary {
-            bit: before + boundary.bit,
-            ..boundary
-        });
-        Ok(Piece {
-            start: before + start as u64,
-            end: before + end.bit as u64,
-            end_byte: byte_of(data, next, end.bit / 8),
-            ended: end.ended,
-            boundaries: boundaries.collect(),
-            marked,
-            buffers,
-            checksum,
-        })
+        let done = (end, work.boundaries, work.marked);
+        piece(chunk.offset(), [data, next], start as u64, done, buffers)
     }
+
+    /// Inflates a chunk from its checkpoint to its end. Gives the memory back when there is nothing to be
+    /// had.
+    pub(crate) fn enter(
+        &mut self,
+        chunk: &Chunk,
+        entry: &Entry,
+        mut buffers: Buffers,
+    ) -> Result<Piece, Buffers> {
+        let mut work = Work {
+            data: chunk.data(),
+            next: &[],
+            until: Some(chunk.bits()),
+            memory: self.memory.max(CHUNK_OUTPUT),
+            boundaries: Vec::new(),
+            marked: 0,
+            buffers: &mut buffers,
+        };
+        let end = work.from_checkpoint(entry, &mut self.inflater);
+        let done = (end, work.boundaries, 0);
+        let mut piece = piece(chunk.offset(), [chunk.data(), &[]], 0, done, buffers)?;
+        piece.start -= u64::from(entry.bits);
+        piece.entered = true;
+        Ok(piece)
+    }
+}
+
+/// Makes a piece of what was inflated of a chunk, and gives the memory back if that is nothing.
+fn piece(
+    offset: u64,
+    [data, next]: [&[u8]; 2],
+    start: u64,
+    (end, boundaries, mut marked): (Result<End, Stopped>, Vec<Boundary>, usize),
+    mut buffers: Buffers,
+) -> Result<Piece, Buffers> {
+    buffers.output_used = buffers.output.len();
+    let end = match (end, boundaries.last()) {
+        (Ok(end), _) => end,
+        (Err(Stopped::Unfinished), Some(last)) => {
+            marked = marked.min(last.output);
+            let rest = last.output - marked;
+            let len = if rest > 0 { WINDOW_SIZE + rest } else { 0 };
+            buffers.output.truncate(len);
+            End {
+                bit: usize::try_from(last.bit).unwrap_or(0),
+                ended: false,
+            }
+        }
+        (Err(_), _) => return Err(buffers.usual()),
+    };
+    let mut checksum = crc32fast::Hasher::new();
+    checksum.update(buffers.output.get(WINDOW_SIZE..).unwrap_or_default());
+    let before = offset * 8;
+    let boundaries = boundaries.into_iter().map(|boundary| Boundary {
+        bit: before + boundary.bit,
+        ..boundary
+    });
+    Ok(Piece {
+        start: before + start,
+        end: before + end.bit as u64,
+        end_byte: byte_of(data, next, end.bit / 8),
+        ended: end.ended,
+        boundaries: boundaries.collect(),
+        marked,
+        buffers,
+        checksum,
+        entered: false,
+    })
 }
 
 /// The `at`-th byte of a chunk and what comes after it, or zero.
@@ -214,6 +259,8 @@ fn byte_of(data: &[u8], next: &[u8], at: usize) -> u8 {
 struct Work<'w> {
     data: &'w [u8],
     next: &'w [u8],
+    /// The bit at which the next chunk's piece begins, if that is known.
+    until: Option<usize>,
     memory: usize,
     boundaries: Vec<Boundary>,
     marked: usize,
@@ -312,8 +359,23 @@ impl Work<'_> {
         let output = &mut self.buffers.output;
         let prepared = inflater.enter(unused_bits(bit as u64), first, output);
         prepared.map_err(|_| Stopped::Invalid)?;
+        self.blocks(inflater, bit.div_ceil(8))
+    }
+
+    /// Inflates from a checkpoint on.
+    fn from_checkpoint(&mut self, entry: &Entry, inflater: &mut Inflater) -> Result<End, Stopped> {
+        let output = &mut self.buffers.output;
+        output.clear();
+        output.reserve(LARGE_CAPACITY);
+        output.extend_from_slice(&entry.window);
+        let prepared = inflater.enter(entry.bits, entry.before, output);
+        prepared.map_err(|_| Stopped::Invalid)?;
+        self.blocks(inflater, 0)
+    }
+
+    /// Inflates from the byte `at` on.
+    fn blocks(&mut self, inflater: &mut Inflater, mut at: usize) -> Result<End, Stopped> {
         let max = WINDOW_SIZE + self.memory.saturating_sub(2 * self.marked);
-        let mut at = bit.div_ceil(8);
         loop {
             let input = match at.checked_sub(self.data.len()) {
                 None => self.data.get(at..),
@@ -333,7 +395,8 @@ impl Work<'_> {
                     });
                 }
                 State::Boundary { bits } => {
-                    let bit = at * 8 - usize::from(bits);
+                    // The bits before a checkpoint's first byte are not the chunk's.
+                    let bit = (at * 8).saturating_sub(usize::from(bits));
                     if self.boundary(bit, self.marked + rest)? {
                         return Ok(End { bit, ended: false });
                     }
@@ -346,12 +409,16 @@ impl Work<'_> {
         }
     }
 
-    /// Records the end of a block. Returns whether the next chunk's first block follows.
+    /// Records the end of a block. Returns whether the next chunk's piece begins there, as far as is
+    /// known.
     fn boundary(&mut self, bit: usize, output: usize) -> Result<bool, Stopped> {
         self.boundaries.push(Boundary {
             bit: bit as u64,
             output,
         });
+        if self.until.is_some_and(|until| bit >= until) {
+            return Ok(true);
+        }
         if bit >= self.data.len() * 8 {
             if bit + 3 > (self.data.len() + self.next.len()) * 8 {
                 return Err(Stopped::Unfinished);
