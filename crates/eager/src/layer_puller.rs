@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -177,6 +178,8 @@ impl ImagePull for RegistryPull {
             downloaded_after_ms = timings.download.as_millis(),
             queued_ms = timings.queued.as_millis(),
             sync_ms = timings.sync.as_millis(),
+            entered = progress.entered.load(Ordering::Relaxed),
+            guessed = progress.guessed.load(Ordering::Relaxed),
             "pulled and unpacked a layer"
         );
         Ok(PulledLayer {

@@ -15,6 +15,7 @@ use soci_lazy::{Artifacts, ImageStore, LazyLayers};
 use soci_registry::Client;
 use soci_snapshotter::{Snapshotter, SnapshotterConfig};
 use soci_store::LayerStore;
+use soci_store::StoredZtocs;
 use soci_store::content::OciLayout;
 use soci_unpack::{Pipeline, Unpacker};
 use tokio::runtime::Handle;
@@ -120,6 +121,10 @@ pub(crate) async fn wire(
         readers
             .upgrade()
             .is_some_and(|readers| readers.demand_waits())
+    }));
+    let ztocs = StoredZtocs::below(root);
+    unpack.pipeline.checkpoints = Some(soci_unpack::StoredCheckpoints::new(move |layer| {
+        ztocs.entry_points(layer)
     }));
     let unpacker = Unpacker::new(client.clone(), unpack)?;
     let pipeline = unpacker.pipeline().clone();

@@ -2,15 +2,22 @@
 //! else.
 
 use std::fs;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use soci_oci::Digest;
+use soci_ztoc::EntryPoints;
 
+use crate::layer_folder::look_at;
 use crate::{LayerKey, StoreError};
 
 /// The file in a layer's folder that holds the zTOC blob.
 const ZTOC: &str = "ztoc";
+
+/// Largest zTOC that is read for its checkpoints, in bytes: it is in memory while it is parsed.
+const MOST_FOR_CHECKPOINTS: u64 = 32 << 20;
 
 /// A view of a layer store that another process may be using.
 #[derive(Debug, Clone)]
@@ -43,6 +50,31 @@ impl StoredZtocs {
         found.sort();
         found.dedup_by_key(|(digest, _)| *digest);
         found
+    }
+
+    /// Returns the checkpoints of a layer. The windows stay in the file. `None`: no stored layer has a
+    /// zTOC for it that can be read, or only a very large one.
+    #[must_use]
+    pub fn entry_points(&self, layer: &Digest) -> Option<EntryPoints> {
+        let folders = fs::read_dir(&self.layers).ok()?;
+        let mut keys = folders.filter_map(|entry| {
+            let key = LayerKey::from_folder_name(entry.ok()?.file_name().to_str()?)?;
+            (key.layer == *layer).then_some(key)
+        });
+        keys.find_map(|key| {
+            let folder = self.layers.join(key.folder_name());
+            let file = File::open(folder.join(ZTOC)).ok()?;
+            if file.metadata().ok()?.len() > MOST_FOR_CHECKPOINTS {
+                return None;
+            }
+            let spans = look_at(&folder, key).ok()?.spans;
+            Some(EntryPoints::new(spans, move |range| {
+                let length = range.end.checked_sub(range.start)?;
+                let mut bytes = vec![0; usize::try_from(length).ok()?];
+                file.read_exact_at(&mut bytes, range.start).ok()?;
+                Some(bytes)
+            }))
+        })
     }
 
     /// Returns the file that holds a zTOC.
@@ -96,5 +128,37 @@ mod tests {
         assert_eq!(stored.get(&good).unwrap().unwrap(), &b"good"[..]);
         assert!(stored.get(&bad).is_err());
         assert!(stored.get(&Digest::of(b"none")).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_checkpoints_of_a_layer_are_found_by_its_digest_and_never_taken_from_a_damaged_ztoc() {
+        let root = tempfile::tempdir().unwrap();
+        let stored = StoredZtocs::below(root.path());
+        let packed = {
+            let mut tar = tar::Builder::new(Vec::new());
+            let mut header = tar::Header::new_gnu();
+            header.set_size(5);
+            tar.append_data(&mut header, "file", &b"bytes"[..]).unwrap();
+            let tar = tar.into_inner().unwrap();
+            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            std::io::Write::write_all(&mut gzip, &tar).unwrap();
+            gzip.finish().unwrap()
+        };
+        let options = soci_ztoc::BuildOptions::default();
+        let built = soci_ztoc::build(&packed[..], soci_ztoc::Compression::Gzip, options).unwrap();
+        let blob = built.ztoc.encode();
+        let layer = Digest::of(&packed);
+        assert!(stored.entry_points(&layer).is_none());
+        let store = |ztoc: Digest, blob: &[u8]| {
+            let key = LayerKey { layer, ztoc };
+            let folder = root.path().join("soci/layers").join(key.folder_name());
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join(ZTOC), blob).unwrap();
+        };
+        store(Digest::of(b"another"), &blob);
+        assert!(stored.entry_points(&layer).is_none());
+        store(Digest::of(&blob), &blob);
+        assert!(stored.entry_points(&layer).is_some());
+        assert!(stored.entry_points(&Digest::of(b"other")).is_none());
     }
 }

@@ -30,7 +30,7 @@ pub use keys::FIRST_BYTE_KEY;
 pub use pipeline::{
     CompressedSink, Decompressor, Decompressors, Demand, ImageLimits, ImageShare, LayerBlob,
     LayerProgress, LayerRequest, Pipeline, PipelineConfig, PipelineUsage, ProgramError,
-    SpeedLimits, Stage, StageTimings, UnpackedLayer,
+    SpeedLimits, Stage, StageTimings, StoredCheckpoints, UnpackedLayer,
 };
 pub use scratch::{empty_folder, prepare_folder};
 pub use unpacker::{Target, UnpackConfig, Unpacked, Unpacker};

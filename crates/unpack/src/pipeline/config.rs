@@ -4,6 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use soci_oci::Digest;
+use soci_ztoc::EntryPoints;
+
 use super::decompressor::Decompressors;
 use crate::UnpackLimits;
 
@@ -28,6 +31,30 @@ impl Demand {
 impl fmt::Debug for Demand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Demand").field(&self.waits()).finish()
+    }
+}
+
+/// Finds the checkpoints of a layer whose zTOC is stored on this machine.
+#[derive(Clone)]
+pub struct StoredCheckpoints(Arc<FindCheckpoints>);
+
+type FindCheckpoints = dyn Fn(&Digest) -> Option<EntryPoints> + Send + Sync;
+
+impl StoredCheckpoints {
+    /// Asks `find` for each layer, on a thread that it may block.
+    #[must_use]
+    pub fn new(find: impl Fn(&Digest) -> Option<EntryPoints> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(find))
+    }
+
+    pub(super) fn of(&self, layer: &Digest) -> Option<EntryPoints> {
+        (self.0)(layer)
+    }
+}
+
+impl fmt::Debug for StoredCheckpoints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredCheckpoints").finish_non_exhaustive()
     }
 }
 
@@ -65,6 +92,9 @@ pub struct PipelineConfig {
     /// Number of threads that inflate parts of a gzip layer ahead of their turn; `None`: two less than
     /// there are cores, at most 8.
     pub inflate_threads: Option<usize>,
+    /// Where these threads enter a layer; without checkpoints they search for a block. They need not be
+    /// right: no output depends on them.
+    pub checkpoints: Option<StoredCheckpoints>,
     /// Limits of one layer.
     pub limits: UnpackLimits,
     /// When a registry is too slow.
@@ -85,6 +115,7 @@ impl Default for PipelineConfig {
             downloads: None,
             unpacks: None,
             inflate_threads: None,
+            checkpoints: None,
             limits: UnpackLimits::default(),
             speed: SpeedLimits::default(),
             decompressors: Decompressors::default(),

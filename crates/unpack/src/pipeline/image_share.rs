@@ -400,6 +400,9 @@ impl ImageShare {
             Input::Local(_) => None,
         };
         let spare = || pipeline.has_spare_core();
+        let inflate_threads = pipeline.inflate_threads();
+        let checkpoints = pipeline.config.checkpoints.as_ref();
+        let checkpoints = checkpoints.filter(|_| inflate_threads > 0);
         let layer = Layer {
             config: &pipeline.config,
             directory: &request.directory,
@@ -408,7 +411,8 @@ impl ImageShare {
             cancel,
             claim,
             windows: &pipeline.windows,
-            inflate_threads: pipeline.inflate_threads(),
+            inflate_threads,
+            entries: checkpoints.and_then(|known| known.of(&request.descriptor.digest)),
             has_spare_core: &spare,
             runtime,
         };

@@ -17,7 +17,7 @@ mod shares;
 mod stages;
 mod verdict;
 
-pub use config::{Demand, ImageLimits, PipelineConfig, SpeedLimits};
+pub use config::{Demand, ImageLimits, PipelineConfig, SpeedLimits, StoredCheckpoints};
 pub use decompressor::{Decompressor, Decompressors};
 pub(crate) use image_share::{Beginning, Begun};
 pub use image_share::{ImageShare, Pipeline};

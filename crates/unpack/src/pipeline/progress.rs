@@ -27,6 +27,10 @@ pub struct LayerProgress {
     pub requests: AtomicU64,
     /// Uncompressed bytes that were applied.
     pub unpacked: AtomicU64,
+    /// Number of parts of the layer that were inflated ahead from a checkpoint.
+    pub entered: AtomicU64,
+    /// Number of those that were inflated ahead from a block that was searched for.
+    pub guessed: AtomicU64,
     stage: AtomicU8,
 }
 
@@ -56,7 +60,9 @@ impl LayerProgress {
 
     pub(crate) fn restart(&self) {
         self.downloaded.store(0, Ordering::Relaxed);
-        self.unpacked.store(0, Ordering::Relaxed);
+        for counter in [&self.unpacked, &self.entered, &self.guessed] {
+            counter.store(0, Ordering::Relaxed);
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use soci_oci::{Digest, Hasher};
 use soci_registry::RegistryError;
-use soci_ztoc::{BuildError, GzipStream, inflate_ahead};
+use soci_ztoc::{BuildError, EntryPoints, GzipStream, inflate_ahead};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -65,6 +65,8 @@ pub(crate) struct Layer<'l> {
     pub(crate) windows: &'l Arc<Shares>,
     /// Number of threads that inflate ahead, and whether a core is free for one now.
     pub(crate) inflate_threads: usize,
+    /// Where they enter the layer.
+    pub(crate) entries: Option<EntryPoints>,
     pub(crate) has_spare_core: &'l (dyn Fn() -> bool + Sync),
     pub(crate) runtime: Handle,
 }
@@ -433,10 +435,14 @@ fn gzip(
     blocks: &mut BlockSender,
 ) -> Result<(), BuildError> {
     if layer.inflate_threads > 0 {
-        let ahead = layer.has_spare_core;
-        return inflate_ahead(pieces, layer.inflate_threads, ahead, |output| {
+        let (ahead, entries) = (layer.has_spare_core, layer.entries.as_ref());
+        let inflated = inflate_ahead(pieces, layer.inflate_threads, entries, ahead, |output| {
             blocks.write(output)
-        });
+        })?;
+        let (entered, guessed) = (inflated.from_checkpoints, inflated.guessed);
+        layer.progress.entered.store(entered, Ordering::Relaxed);
+        layer.progress.guessed.store(guessed, Ordering::Relaxed);
+        return Ok(());
     }
     let mut stream = GzipStream::new()?;
     loop {

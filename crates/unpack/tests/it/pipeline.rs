@@ -18,8 +18,9 @@ use soci_testkit::{
 use soci_unpack::{
     ApplyOptions, CompressedSink, Decompressor, Decompressors, Demand, ImageLimits, ImageShare,
     LayerBlob, LayerProgress, LayerRequest, LowerDirectory, Pipeline, PipelineConfig, ProgramError,
-    SpeedLimits, Stage, UnpackError, UnpackedLayer, decompress,
+    SpeedLimits, Stage, StoredCheckpoints, UnpackError, UnpackedLayer, decompress,
 };
+use soci_ztoc::{BuildOptions, Builder, Compression, EntryPoints, Ztoc};
 use tokio_util::sync::CancellationToken;
 
 use crate::unpacker::{World, run};
@@ -636,6 +637,66 @@ fn a_layer_is_the_same_with_every_inflater() {
         assert!(matches!(error.unwrap_err(), UnpackError::Apply(_)));
         assert!(is_empty(&again));
     }
+}
+
+/// The checkpoints of a layer's zTOC, as a store of the daemon has them.
+fn entry_points(packed: &[u8]) -> EntryPoints {
+    let options = BuildOptions {
+        span_size: 1 << 20,
+        ..BuildOptions::default()
+    };
+    let mut builder = Builder::new(Compression::Gzip, options).unwrap();
+    builder.write(packed).unwrap();
+    let ztoc = builder.finish().unwrap().ztoc;
+    let index = Ztoc::parse_index(bytes::Bytes::from(ztoc.encode())).unwrap();
+    let blob = index.blob().clone();
+    EntryPoints::new(index.spans, move |range| {
+        let at = |at| usize::try_from(at).ok();
+        Some(blob.get(at(range.start)?..at(range.end)?)?.to_vec())
+    })
+}
+
+#[test]
+fn a_stored_ztoc_spares_the_guess_and_cannot_change_a_layer() {
+    let root = TestRoot::new().unwrap();
+    let text: String = (0..700_000_u32)
+        .map(|n| format!("{} of {}\n", n.wrapping_mul(2_654_435_761) % 977, n % 31))
+        .collect();
+    let layer = Layer::new().text("text", &text);
+    let tar = tar(&layer);
+    let packed = gzip(&tar);
+    let other = gzip(&tar.iter().rev().copied().collect::<Vec<_>>());
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    for swapped in [false, true] {
+        let known = Arc::clone(&asked);
+        let indexed = if swapped { &other } else { &packed }.clone();
+        let pipeline = Pipeline::new(PipelineConfig {
+            inflate_threads: Some(3),
+            checkpoints: Some(StoredCheckpoints::new(move |layer| {
+                known.lock().unwrap().push(*layer);
+                Some(entry_points(&indexed))
+            })),
+            ..PipelineConfig::default()
+        });
+        let folder = root.dir(&format!("fs-{swapped}")).unwrap();
+        let request = local(&tar, &packed, &folder);
+        let progress = Arc::clone(&request.progress);
+        run(unpack(&pipeline.image(limits()), request)).unwrap();
+        assert_eq!(fs::read_to_string(folder.join("text")).unwrap(), text);
+        let entered = progress.entered.load(Ordering::Relaxed);
+        match swapped {
+            false => assert!(entered > 0, "{progress:?}"),
+            true => assert_eq!(entered, 0, "a wrong zTOC was used"),
+        }
+        // Another layer is refused, also where the zTOC fits.
+        let folder = root.dir(&format!("refused-{swapped}")).unwrap();
+        let mut request = local(&tar, &other, &folder);
+        request.descriptor.digest = Digest::of(&packed);
+        let error = run(unpack(&pipeline.image(limits()), request)).unwrap_err();
+        assert!(matches!(error, UnpackError::Digest { .. }), "{error}");
+        assert!(is_empty(&folder));
+    }
+    assert_eq!(*asked.lock().unwrap(), [Digest::of(&packed); 4]);
 }
 
 #[test]
