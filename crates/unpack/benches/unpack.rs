@@ -204,7 +204,7 @@ fn unpack(layer: &Layer, folder: &Path, config: &PipelineConfig) -> soci_unpack:
 fn entry_points(layer: &Layer) -> EntryPoints {
     let file = File::open(&layer.packed).unwrap();
     let built = soci_ztoc::build(file, Compression::Gzip, BuildOptions::default()).unwrap();
-    let index = Ztoc::parse_index(built.ztoc.encode().into()).unwrap();
+    let index = Ztoc::parse_index(built.ztoc.encode()).unwrap();
     let blob = index.blob().clone();
     EntryPoints::new(index.spans, move |range| {
         let at = |at| usize::try_from(at).ok();

@@ -87,7 +87,7 @@ pub struct PipelineConfig {
     /// Limit of ranged requests under way; `None`: that of the images.
     pub downloads: Option<usize>,
     /// Limit of layers that are decompressed and written concurrently; `None`: two for each core, at
-    /// least 4, because each takes memory.
+    /// least 4 and at most 24, because each takes memory.
     pub unpacks: Option<usize>,
     /// Number of threads that inflate parts of a gzip layer ahead of their turn; `None`: two less than
     /// there are cores, at most 8.

@@ -26,6 +26,10 @@ use crate::scratch::empty_folder;
 const WINDOWS: u64 = 64 << 20;
 /// How long the first bytes of a layer that was begun earlier are waited for.
 const START: Duration = Duration::from_secs(5);
+/// Fewest and most layers that are unpacked at a time if no limit is configured: each takes some 4 MiB
+/// beside the budget, and the largest machines write no faster with more.
+const LEAST_UNPACKS: usize = 4;
+const MOST_UNPACKS: usize = 24;
 /// Cores that a layer keeps busy without inflating ahead.
 const CORES_OF_LAYER: u64 = 2;
 
@@ -68,7 +72,8 @@ impl Pipeline {
     #[must_use]
     pub fn new(config: PipelineConfig) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let unpacks = config.unpacks.unwrap_or_else(|| (2 * cores).max(4));
+        let usual = || (2 * cores).clamp(LEAST_UNPACKS, MOST_UNPACKS);
+        let unpacks = config.unpacks.unwrap_or_else(usual);
         Arc::new(Self {
             cores,
             memory: Shares::halved(config.memory),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::chunk_permits::ChunkPermit;
 use super::cuts::{Cuts, Entry};
 use crate::allocation::LARGE_CAPACITY;
 
@@ -19,6 +20,8 @@ pub(crate) struct Chunk {
     entry: Option<Entry>,
     /// It ends at a checkpoint, and so many high bits of its last byte belong to the next chunk.
     spare_bits: Option<u8>,
+    /// That it is there before its turn.
+    _permit: Option<ChunkPermit>,
     pool: Arc<Pool<Vec<u8>>>,
 }
 
@@ -151,6 +154,15 @@ impl<P> Chunks<P> {
         !state.over
     }
 
+    /// Waits until no more than `few` chunks are left to assemble. `false` after [`Chunks::stop`].
+    pub(super) fn wait_for_few(&self, few: usize) -> bool {
+        let mut state = self.state.lock();
+        while state.slots.len() > few && !state.over {
+            self.changed.wait(&mut state);
+        }
+        !state.over
+    }
+
     /// Adds a chunk, which is inflated ahead or not.
     pub(crate) fn push(&self, chunk: Chunk, inflate_ahead: bool) {
         let work = if inflate_ahead {
@@ -190,7 +202,9 @@ impl<P> Chunks<P> {
             let open = |slot: &Slot<P>| matches!(slot.work, Work::Open);
             if let Some(at) = state.slots.iter().position(open) {
                 let next = state.slots.get(at + 1).map(|slot| Arc::clone(&slot.chunk));
-                if next.is_some() || state.read_all {
+                let is_entered = |slot: &Slot<P>| slot.chunk.entry().is_some();
+                let alone = state.slots.get(at).is_some_and(is_entered);
+                if next.is_some() || state.read_all || alone {
                     let number = state.gone + at as u64;
                     let slot = state.slots.get_mut(at)?;
                     slot.work = Work::Taken;
@@ -279,8 +293,17 @@ impl<'e, R: Read> ChunkReader<'e, R> {
 
     /// The next chunk, shorter than planned only at the end, and `None` behind it.
     pub(crate) fn read(&mut self) -> std::io::Result<Option<Chunk>> {
-        let cut = self.cuts.as_mut().map(|cuts| cuts.next(self.offset));
-        let size = cut.as_ref().map_or(self.size, |cut| cut.size);
+        self.read_for(None, usize::MAX)
+    }
+
+    /// The same, of at most so many bytes and with a permit.
+    pub(super) fn read_for(
+        &mut self,
+        permit: Option<ChunkPermit>,
+        most: usize,
+    ) -> std::io::Result<Option<Chunk>> {
+        let cut = self.cuts.as_mut().map(|cuts| cuts.next(self.offset, most));
+        let size = cut.as_ref().map_or(self.size.min(most), |cut| cut.size);
         let mut data = self.pool.take();
         data.reserve(LARGE_CAPACITY.max(size).saturating_sub(data.len()));
         data.resize(size, 0);
@@ -305,6 +328,7 @@ impl<'e, R: Read> ChunkReader<'e, R> {
             data,
             entry: cut.entry.map(|entry| Entry { before, ..entry }),
             spare_bits: cut.spare_bits.filter(|_| !self.at_end),
+            _permit: permit,
             pool: Arc::clone(&self.pool),
         };
         self.offset = chunk.end();

@@ -48,8 +48,9 @@ impl<'e> Cuts<'e> {
         }
     }
 
-    /// The chunk that begins at `offset` of the layer.
-    pub(super) fn next(&mut self, offset: u64) -> Cut {
+    /// The chunk that begins at `offset` of the layer. One that is longer than `longest` is cut off, and
+    /// has no entry.
+    pub(super) fn next(&mut self, offset: u64, longest: usize) -> Cut {
         let points = self.entries.points();
         let ahead = points.get(self.passed..).unwrap_or_default();
         self.passed += ahead
@@ -78,6 +79,14 @@ impl<'e> Cuts<'e> {
                 break;
             }
         }
+        let size = end.map_or(self.size as u64, |end| end.input - offset);
+        let size = usize::try_from(size).unwrap_or(self.size);
+        if size > longest {
+            return Cut {
+                size: longest,
+                ..Cut::default()
+            };
+        }
         let entry = here.and_then(|here| {
             Some(Entry {
                 bits: here.bits,
@@ -85,9 +94,8 @@ impl<'e> Cuts<'e> {
                 window: self.entries.window(self.passed)?,
             })
         });
-        let size = end.map_or(self.size as u64, |end| end.input - offset);
         Cut {
-            size: usize::try_from(size).unwrap_or(self.size),
+            size,
             entry,
             spare_bits: end.map(|end| end.bits),
         }

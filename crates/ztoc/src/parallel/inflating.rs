@@ -3,11 +3,18 @@
 
 use std::io::Read;
 
+use super::chunk_permits::ChunkPermit;
 use super::chunks::{Chunk, ChunkReader, Chunks};
 use super::cuts::Cuts;
-use super::pipeline::{Guard, Permitted, Pipeline, feed};
+use super::pipeline::{Guard, Permitted, Pipeline};
 use crate::gzip_scan::{GzipScanner, Sink};
 use crate::{BuildError, EntryPoints, InflatedAhead};
+
+/// Size of a chunk that is inflated in its turn, at most.
+const IN_ORDER_CHUNK: usize = 256 << 10;
+
+/// How many of those are read in advance.
+const IN_ORDER: usize = 1;
 
 impl Pipeline<'_> {
     /// Inflates a gzip layer into `sink`. `ahead` returns for each chunk whether it is inflated ahead.
@@ -19,7 +26,8 @@ impl Pipeline<'_> {
         mut sink: impl Sink,
     ) -> Result<InflatedAhead, BuildError> {
         let most = self.threads + 2;
-        let mut reader = ChunkReader::new(reader, self.chunk, most + 1);
+        // Two: that of the chunk that is put together, and one more.
+        let mut reader = ChunkReader::new(reader, self.chunk, 2);
         if let Some(entries) = entries {
             reader = reader.cut(Cuts::new(entries, self.chunk));
         }
@@ -48,9 +56,14 @@ impl Pipeline<'_> {
                 inflating += usize::from(started.is_ok());
             }
             let (queue, reader, any) = (&chunks, &mut reader, inflating > 0);
+            let permits = &self.pieces.chunks;
             let reading = start("gzip-read").spawn_scoped(scope, move || {
                 let _guard = Guard(queue);
-                feed(first, reader, queue, &|| any && ahead())
+                let permit = || match any && ahead() {
+                    true => permits.permit(),
+                    false => None,
+                };
+                feed(first, reader, queue, &permit)
             })?;
             let assembled = self.assemble(&mut scanner, &chunks, &mut counts, &mut sink);
             let over = chunks.is_over();
@@ -100,6 +113,37 @@ impl Pipeline<'_> {
     }
 }
 
+/// Reads chunks until the end or [`Chunks::stop`]. One with a permit is inflated ahead. Without, chunks
+/// are small and not more than the next: they are inflated in their turn.
+fn feed<P>(
+    first: Chunk,
+    reader: &mut ChunkReader<'_, impl Read>,
+    chunks: &Chunks<P>,
+    permit: &dyn Fn() -> Option<ChunkPermit>,
+) -> std::io::Result<()> {
+    chunks.push(first, false);
+    while chunks.wait_for_room() {
+        let permit = permit();
+        let ahead = permit.is_some();
+        if !ahead && !chunks.wait_for_few(IN_ORDER) {
+            break;
+        }
+        let most = if ahead { usize::MAX } else { IN_ORDER_CHUNK };
+        match reader.read_for(permit, most) {
+            Ok(Some(chunk)) => chunks.push(chunk, ahead),
+            Ok(None) => {
+                chunks.end();
+                break;
+            }
+            Err(error) => {
+                chunks.stop();
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Ends the waiting of all threads.
 struct Stop<'c, P>(&'c Chunks<P>);
 
@@ -120,6 +164,7 @@ fn rest_of<'c>(chunk: &'c Chunk, scanner: &GzipScanner) -> &'c [u8] {
 mod tests {
     use bytes::Bytes;
 
+    use super::super::pipeline::Pieces;
     use super::super::pipeline::tests::{flushed, gzip, layers, pipeline, tar, words};
     use super::*;
     use crate::{BuildOptions, Builder, Checkpoints, Compression, GzipCheckpoints, Ztoc};
@@ -144,6 +189,17 @@ mod tests {
             let at = |at| usize::try_from(at).ok();
             Some(blob.get(at(range.start)?..at(range.end)?)?.to_vec())
         })
+    }
+
+    fn inflated_in_order(layer: &[u8]) -> Vec<u8> {
+        let mut output = Vec::new();
+        let mut stream = crate::GzipStream::new().unwrap();
+        let written = stream.write(layer, |part| {
+            output.extend_from_slice(part);
+            Ok(())
+        });
+        written.and_then(|()| stream.finish()).unwrap();
+        output
     }
 
     /// Inflates with entry points and compares the outcome with that of inflating in order.
@@ -186,7 +242,11 @@ mod tests {
         }
         let layer = gzip(6, &tar(&words(5, 3_000_000)));
         let counts = inflate(&layer, Some(&entries(&ztoc(&layer, 100_000))));
-        assert_eq!(counts.from_checkpoints + 1, counts.chunks, "{counts:?}");
+        assert_eq!(counts.guessed, 0, "{counts:?}");
+        assert!(
+            counts.from_checkpoints > counts.chunks * 3 / 4,
+            "{counts:?}"
+        );
         let counts = inflate(&layer, Some(&entries(&ztoc(&layer, 400_000))));
         assert!(counts.from_checkpoints > 3, "{counts:?}");
         assert!(
@@ -305,9 +365,37 @@ mod tests {
     }
 
     #[test]
+    fn layers_that_are_inflated_at_the_same_time_share_what_waits_ahead() {
+        let layer = gzip(6, &tar(&words(5, 3_000_000)));
+        let shared = Pipeline {
+            pieces: Box::leak(Box::new(Pieces::with_chunks(3))),
+            ..pipeline(CHUNK, 3)
+        };
+        let expected = inflated_in_order(&layer);
+        let ahead = std::sync::atomic::AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..5 {
+                scope.spawn(|| {
+                    let mut actual = Vec::new();
+                    let counts = shared.inflate(&layer[..], None, &|| true, |output| {
+                        assert!(shared.pieces.chunks.taken() <= 3);
+                        actual.extend_from_slice(output);
+                        Ok(())
+                    });
+                    assert!(actual == expected, "other output");
+                    let guessed = counts.unwrap().guessed;
+                    ahead.fetch_add(guessed, std::sync::atomic::Ordering::Relaxed);
+                });
+            }
+        });
+        assert_eq!(shared.pieces.chunks.taken(), 0);
+        assert!(ahead.into_inner() > 0, "none is inflated ahead");
+    }
+
+    #[test]
     fn most_chunks_are_inflated_ahead_by_a_guess() {
         let layer = gzip(6, &tar(&words(5, 6_000_000)));
         let counts = inflate(&layer, None);
-        assert!(counts.guessed > counts.chunks * 8 / 10, "{counts:?}");
+        assert!(counts.guessed > counts.chunks * 6 / 10, "{counts:?}");
     }
 }

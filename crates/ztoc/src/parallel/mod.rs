@@ -4,6 +4,7 @@
 //! with the marker decoder of [`deflate`]), one assembles the results in order, two hash
 //! ([`hashing`]). docs/inflate.md has the method and its figures.
 
+mod chunk_permits;
 mod chunks;
 mod cuts;
 mod deflate;

@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::chunk_permits::ChunkPermits;
 use super::chunks::{Chunk, ChunkReader, Chunks, Pool};
 use super::hashing::HashThreads;
 use super::speculate::{Buffers, Piece, Speculator};
@@ -31,11 +32,17 @@ static UNPACKED_PIECES: Pieces = Pieces::new();
 /// The size of a chunk of a layer that is unpacked.
 const UNPACKED_CHUNK: usize = 1 << 20;
 
+/// How many chunks may wait to be inflated ahead, of all layers that are unpacked at the same time:
+/// some more than threads work on.
+const UNPACKED_AHEAD: usize = MAX_THREADS + 4;
+
 /// How many pieces there are, and the memory of those that are gone.
 #[derive(Debug)]
 pub(super) struct Pieces {
     count: AtomicUsize,
     pub(super) pool: Pool<Buffers>,
+    /// Chunks of compressed bytes that wait to be inflated ahead.
+    pub(super) chunks: ChunkPermits,
 }
 
 /// That a piece may be there.
@@ -50,6 +57,15 @@ impl Pieces {
         Self {
             count: AtomicUsize::new(0),
             pool: Pool::new(MAX_THREADS),
+            chunks: ChunkPermits::new(UNPACKED_AHEAD),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_chunks(most: usize) -> Self {
+        Self {
+            chunks: ChunkPermits::new(most),
+            ..Self::new()
         }
     }
 
@@ -78,7 +94,7 @@ pub(crate) struct Pipeline<'a> {
     /// The size of a chunk in bytes.
     pub(super) chunk: usize,
     /// What a piece may take in bytes.
-    memory: usize,
+    pub(super) memory: usize,
     /// How many threads inflate ahead.
     pub(super) threads: usize,
     pub(super) pieces: &'a Pieces,
@@ -165,7 +181,7 @@ impl<'a> Pipeline<'a> {
                 // With fewer of them it takes longer.
                 inflating += usize::from(started.is_ok());
             }
-            let failure = feed(first, &mut reader, &chunks, &|| inflating > 0).err();
+            let failure = feed(first, &mut reader, &chunks, inflating > 0).err();
             match (assembling.join(), failure) {
                 (Err(panic), _) => std::panic::resume_unwind(panic),
                 (Ok(Err(error)), _) => Err(error),
@@ -215,13 +231,13 @@ pub(super) fn feed<P>(
     first: Chunk,
     reader: &mut ChunkReader<'_, impl Read>,
     chunks: &Chunks<P>,
-    inflate_ahead: &dyn Fn() -> bool,
+    inflate_ahead: bool,
 ) -> std::io::Result<()> {
     // The first begins where inflating in order does.
     chunks.push(first, false);
     while chunks.wait_for_room() {
         match reader.read() {
-            Ok(Some(chunk)) => chunks.push(chunk, inflate_ahead()),
+            Ok(Some(chunk)) => chunks.push(chunk, inflate_ahead),
             Ok(None) => {
                 chunks.end();
                 break;

@@ -194,7 +194,7 @@ impl Speculator {
             marked: 0,
             buffers: &mut buffers,
         };
-        let end = work.from_checkpoint(entry, &mut self.inflater);
+        let end = work.at_checkpoint(entry, &mut self.inflater);
         let done = (end, work.boundaries, 0);
         let mut piece = piece(chunk.offset(), [chunk.data(), &[]], 0, done, buffers)?;
         piece.start -= u64::from(entry.bits);
@@ -363,7 +363,7 @@ impl Work<'_> {
     }
 
     /// Inflates from a checkpoint on.
-    fn from_checkpoint(&mut self, entry: &Entry, inflater: &mut Inflater) -> Result<End, Stopped> {
+    fn at_checkpoint(&mut self, entry: &Entry, inflater: &mut Inflater) -> Result<End, Stopped> {
         let output = &mut self.buffers.output;
         output.clear();
         output.reserve(LARGE_CAPACITY);
