@@ -12,6 +12,8 @@ use super::{kill_below, remove_control_groups, unmount_below};
 /// Short: socket paths below it must fit into the 108 bytes of `sockaddr_un`.
 const PREFIX: &str = "soci-tk.";
 const LOCK: &str = ".lock";
+/// Before the name of a root that is being made.
+const HIDDEN: &str = "new-";
 
 static SWEEP: Once = Once::new();
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -38,7 +40,7 @@ impl TestRoot {
         let path = own_path(number);
         // Made under another name, so that no sweep ever sees it without its lock held.
         let hidden =
-            std::env::temp_dir().join(format!("new-{PREFIX}{}.{number}", std::process::id()));
+            std::env::temp_dir().join(format!("{HIDDEN}{PREFIX}{}.{number}", std::process::id()));
         std::fs::create_dir(&hidden).with_context(|| format!("make {}", hidden.display()))?;
         let lock = File::create(hidden.join(LOCK)).context("make the lock of a test root")?;
         lock.lock().context("lock a test root")?;
@@ -141,20 +143,74 @@ fn own_path(number: u32) -> PathBuf {
     std::env::temp_dir().join(format!("{PREFIX}{}.{number}", std::process::id()))
 }
 
-/// Roots whose lock no process holds belong to test runs that were killed.
+/// Removes the roots of test runs that were killed.
 fn sweep_left_over() {
-    for entry in std::fs::read_dir(std::env::temp_dir())
+    let entries = std::fs::read_dir(std::env::temp_dir())
         .into_iter()
-        .flatten()
-        .flatten()
-    {
-        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
-            continue;
-        }
-        let stale = File::open(entry.path().join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok());
-        if stale && clear(&entry.path()).is_ok() {
+        .flatten();
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if is_left_over(&entry.path(), &name.to_string_lossy()) && clear(&entry.path()).is_ok() {
             // What stays is tried again by the next run.
             let _ = soci_dirtree::remove_path(&entry.path());
+        }
+    }
+}
+
+/// Whether a folder is a root that no process uses: its lock is free, or its process ended before it
+/// had locked it, or after it had removed the lock with the rest.
+fn is_left_over(path: &Path, name: &str) -> bool {
+    let hidden = name.strip_prefix(HIDDEN);
+    let Some(owner) = hidden.unwrap_or(name).strip_prefix(PREFIX) else {
+        return false;
+    };
+    let ended = || {
+        let pid = owner
+            .split('.')
+            .next()
+            .and_then(|pid| pid.parse::<u32>().ok());
+        pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
+    };
+    match File::open(path.join(LOCK)) {
+        // Not locked yet, while it is being made.
+        Ok(_) if hidden.is_some() => ended(),
+        Ok(lock) => lock.try_lock().is_ok(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound && ended(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_is_left_over_whenever_its_process_was_killed() {
+        let root = TestRoot::new().unwrap();
+        let at = &root.dir("folder").unwrap();
+        let (own, ended) = (std::process::id(), u32::MAX);
+        let names = |pid| {
+            [
+                format!("{PREFIX}{pid}.0"),
+                format!("{HIDDEN}{PREFIX}{pid}.0"),
+            ]
+        };
+        // While it is made, or removed: the process decides.
+        for name in names(own) {
+            assert!(!is_left_over(at, &name), "{name}");
+        }
+        for name in names(ended) {
+            assert!(is_left_over(at, &name), "{name}");
+        }
+        let lock = File::create(at.join(LOCK)).unwrap();
+        lock.lock().unwrap();
+        for pid in [own, ended] {
+            assert!(!is_left_over(at, &names(pid)[0]), "a locked root is in use");
+        }
+        drop(lock);
+        assert!(is_left_over(at, &names(ended)[0]));
+        for other in ["soci-tk", "other.1.0", "new-other.1.0", "soci-tk.bystander"] {
+            std::fs::remove_file(at.join(LOCK)).unwrap_or_default();
+            assert!(!is_left_over(at, other), "{other}");
         }
     }
 }

@@ -171,12 +171,14 @@ mod tests {
     fn a_process_that_was_not_started_by_the_kit_is_never_found() {
         // The whole machine, by a root that is everywhere in command lines and mount tables.
         assert_eq!(processes_below(Path::new("/")), Vec::<i32>::new());
+        // Another run of this test may have a process of its own.
+        let root = format!("/tmp/soci-tk.bystander-{}", std::process::id());
         let mut bystander = std::process::Command::new("sleep")
             .arg("1000")
-            .env("OTHER", "/tmp/soci-tk.bystander")
+            .env("OTHER", &root)
             .spawn()
             .unwrap();
-        let found = processes_below(Path::new("/tmp/soci-tk.bystander"));
+        let found = processes_below(Path::new(&root));
         bystander.kill().unwrap();
         bystander.wait().unwrap();
         assert_eq!(found, Vec::<i32>::new());
@@ -184,7 +186,8 @@ mod tests {
 
     #[test]
     fn marked_processes_and_their_children_are_found_and_nothing_else() {
-        let root = Path::new("/tmp/soci-tk.marked");
+        let root = format!("/tmp/soci-tk.marked-{}", std::process::id());
+        let root = Path::new(&root);
         let mut marked = std::process::Command::new("sh")
             .args(["-c", "env -u TESTKIT_PROCESS_ROOT sleep 1000; true"])
             .env(MARK, root)
