@@ -105,17 +105,12 @@ impl Place {
         });
     }
 
-    /// Waits until nothing of a profile is left to be fetched.
+    /// Waits until nothing of a profile is left to be fetched. It is listed until its start is over.
     fn wait_until_played(&self) {
-        wait_until("the profile is fetched", PATIENCE, || {
-            let profiles = status(&self.stack.daemon)["profiles"].clone();
-            let before = self.layer_bytes();
-            std::thread::sleep(std::time::Duration::from_millis(500));
-            let fetched = profiles["fetchedBytes"].as_u64().unwrap_or(0);
-            match fetched > 0 && self.layer_bytes() == before {
-                true => Ok(()),
-                false => Err(profiles.to_string()),
-            }
+        self.wait_for("the profile is fetched", |profiles| {
+            let playing = profiles["playing"].as_array().unwrap();
+            let ended = |one: &Value| one["ended"] == true && one["fetchedBytes"] != 0;
+            !playing.is_empty() && playing.iter().all(ended)
         });
     }
 

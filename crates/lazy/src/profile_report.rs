@@ -38,6 +38,8 @@ pub struct PlayingReport {
     pub used_bytes: u64,
     /// It waits because too little is used.
     pub held: bool,
+    /// Nothing of it is left to be fetched; its use is counted until the start is over.
+    pub ended: bool,
 }
 
 /// Start-up profiles of a daemon.

@@ -352,6 +352,7 @@ async fn follow(starts: Weak<StartUps>, orders: Arc<StartOrders>, start: Arc<Sta
                         bytes: 0,
                         used_bytes: 0,
                         held: false,
+                        ended: false,
                     };
                     *start.playing.lock() = Some(report);
                     let spans = order.spans.len();
@@ -379,7 +380,7 @@ async fn follow(starts: Weak<StartUps>, orders: Arc<StartOrders>, start: Arc<Sta
             let played = playing.step(&layers, first, now);
             if let Some(report) = start.playing.lock().as_mut() {
                 (report.bytes, report.used_bytes) = (played.bytes, played.used);
-                report.held = played.held;
+                (report.held, report.ended) = (played.held, played.ended);
             }
             if played.waits && !std::mem::replace(&mut waits, true) {
                 tracing::info!(%manifest, "start-up profile waits for the first read on a slow link");

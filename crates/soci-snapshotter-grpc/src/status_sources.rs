@@ -120,6 +120,7 @@ impl StatusSource for ProfilesSource {
                     fetched_bytes: playing.bytes,
                     used_bytes: playing.used_bytes,
                     held: playing.held,
+                    ended: playing.ended,
                 })
                 .collect(),
         });

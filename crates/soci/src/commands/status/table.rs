@@ -140,13 +140,13 @@ fn start_ups(profiles: &Profiles, page: &mut Page) {
         ));
     }
     for playing in &profiles.playing {
-        let held = if playing.held {
-            ", held: too little is used"
-        } else {
-            ""
+        let state = match (playing.held, playing.ended) {
+            (_, true) => ", nothing left to fetch",
+            (true, false) => ", held: too little is used",
+            (false, false) => "",
         };
         let line = format!(
-            "playing {} ({}, {} spans): {} fetched, {} used{held}",
+            "playing {} ({}, {} spans): {} fetched, {} used{state}",
             playing.reference,
             playing.origin,
             playing.spans,
@@ -402,6 +402,7 @@ mod tests {
                     fetched_bytes: 26 << 20,
                     used_bytes: 5 << 20,
                     held: true,
+                    ended: false,
                 }],
             }),
             severed: vec![Severed {
