@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::bounded::Bounded;
 use crate::candidate_memory::{CandidateMemory, Fingerprint};
-use crate::challenge::{Challenge, choose};
+use crate::challenge::{Challenge, calls_token_invalid, choose};
 use crate::endpoint::Endpoint;
 use crate::reach::Reach;
 use crate::response::Incoming;
@@ -67,7 +67,23 @@ pub(crate) struct Authorizer {
 
 /// The credentials that were refused for one request; `None` stands for anonymous access.
 #[derive(Default)]
-pub(crate) struct Attempts(Vec<Option<Fingerprint>>);
+pub(crate) struct Attempts {
+    refused: Vec<Option<Fingerprint>>,
+    /// Those whose new token was called invalid: each gets another one, once.
+    renewed: Vec<Option<Fingerprint>>,
+}
+
+impl Attempts {
+    /// Whether the credential of a new token that was refused gets another one.
+    fn renews(&mut self, refused: &Authorization, response: &Incoming) -> bool {
+        let again =
+            calls_token_invalid(response.headers()) && !self.renewed.contains(&refused.credential);
+        if again {
+            self.renewed.push(refused.credential);
+        }
+        again
+    }
+}
 
 /// The endpoint, the image and the scope that a request needs authorization for.
 pub(crate) struct AuthTarget<'a> {
@@ -169,7 +185,9 @@ impl Authorizer {
         let Some(known) = known else {
             return Ok(None);
         };
-        if let Some(refused) = refused.filter(|refused| !refused.cached) {
+        if let Some(refused) = refused.filter(|refused| !refused.cached)
+            && !attempts.renews(refused, response)
+        {
             self.failed(target, refused.credential, attempts);
         }
         let mut fresh = self
@@ -219,7 +237,7 @@ impl Authorizer {
         credential: Option<Fingerprint>,
         attempts: &mut Attempts,
     ) {
-        attempts.0.push(credential);
+        attempts.refused.push(credential);
         if let Some(credential) = credential {
             self.memory.refused(target, credential);
         }
@@ -238,7 +256,7 @@ impl Authorizer {
         if let Some(grant) = slot.as_ref()
             && grant.until > Instant::now()
             && refused.is_none_or(|refused| refused.header != grant.authorization.header)
-            && !attempts.0.contains(&grant.authorization.credential)
+            && !attempts.refused.contains(&grant.authorization.credential)
         {
             return Ok(Some(Authorization {
                 cached: true,
@@ -279,10 +297,10 @@ impl Authorizer {
             candidates.push((None, None));
         }
         for (fingerprint, credential) in candidates {
-            if attempts.0.len() >= MAX_ATTEMPTS {
+            if attempts.refused.len() >= MAX_ATTEMPTS {
                 break;
             }
-            if attempts.0.contains(&fingerprint) {
+            if attempts.refused.contains(&fingerprint) {
                 continue;
             }
             match self.make(transport, target, known, credential).await {
@@ -290,7 +308,7 @@ impl Authorizer {
                     grant.authorization.credential = fingerprint;
                     return Ok(Some(grant));
                 }
-                Ok(None) => attempts.0.push(fingerprint),
+                Ok(None) => attempts.refused.push(fingerprint),
                 Err(error) if matches!(error.status(), Some(400 | 401 | 403)) => {
                     self.failed(target, fingerprint, attempts);
                     failure.get_or_insert(error);

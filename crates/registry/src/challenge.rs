@@ -44,6 +44,19 @@ pub(crate) fn choose(headers: &HeaderMap) -> Option<Challenge> {
     basic
 }
 
+/// Whether a refusal says that the token is not valid, or not any longer: a new one may be (RFC 6750
+/// section 3.1).
+pub(crate) fn calls_token_invalid(headers: &HeaderMap) -> bool {
+    let all = headers.get_all(WWW_AUTHENTICATE).iter();
+    let mut challenges = all.flat_map(|value| parse(value.to_str().unwrap_or_default()));
+    challenges.any(|(scheme, parameters)| {
+        scheme.eq_ignore_ascii_case("bearer")
+            && parameters
+                .iter()
+                .any(|(key, value)| key.eq_ignore_ascii_case("error") && value == "invalid_token")
+    })
+}
+
 type Parameters = Vec<(String, String)>;
 
 /// Splits a header value into its challenges, up to the first syntax error.

@@ -85,7 +85,7 @@ fn certificate(error: &CertificateError) -> (String, &'static str) {
         } => (
             format!(
                 "the certificate is for {}, not for {}",
-                presented.join(", "),
+                names(presented),
                 expected.to_str()
             ),
             "check the host name, or issue the certificate for it",
@@ -117,6 +117,17 @@ fn certificate(error: &CertificateError) -> (String, &'static str) {
         other => (format!("the certificate cannot be used: {other}"), TRUST),
     };
     (text, advice)
+}
+
+/// Joins the names of a certificate, which the library states as `DnsName("name")`.
+fn names(presented: &[String]) -> String {
+    let bare = |name: &String| {
+        let inner = name
+            .split_once('(')
+            .and_then(|(_, rest)| rest.strip_suffix(')'));
+        inner.map_or_else(|| name.clone(), |inner| inner.trim_matches('"').to_owned())
+    };
+    presented.iter().map(bare).collect::<Vec<_>>().join(", ")
 }
 
 fn date(time: UnixTime) -> String {

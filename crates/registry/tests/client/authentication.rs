@@ -150,6 +150,49 @@ async fn a_token_that_is_refused_later_is_replaced_with_fresh_credentials() {
 }
 
 #[tokio::test]
+async fn a_new_token_that_is_called_invalid_is_replaced_once() {
+    let data = noise(100);
+    // The server of the registry that is asked first knows a token later than its token server.
+    for (unknown, error, tokens) in [
+        (1, "invalid_token", 2),
+        (2, "invalid_token", 2),
+        (1, "insufficient_scope", 1),
+    ] {
+        let served = data.clone();
+        let fake = Fake::start(move |number, request| {
+            if request.path == "/token" {
+                if request.header("authorization").is_none() {
+                    return Some(status(401));
+                }
+                return Some(status(200).body(format!(r#"{{"token":"t{number}"}}"#)));
+            }
+            let sent = request.header("authorization").unwrap_or_default();
+            let valid = sent.strip_prefix("Bearer ").unwrap_or("none").to_owned();
+            // Requests 0 and 1 are without a token and for one; the odd ones that follow are for tokens.
+            if number > 0 && number <= 2 * unknown {
+                let host = request.header("host").unwrap();
+                let challenge = format!(r#"Bearer realm="http://{host}/token",error="{error}""#);
+                return Some(status(401).with("www-authenticate", &challenge));
+            }
+            Some(bearer(request, &valid, &served))
+        })
+        .await;
+        let client = client_with(StaticCredentials::new(fake.host(), basic("me", "hunter2")));
+        let blob = client.blob(&fake.reference("a/b:t"), &descriptor(&data));
+        let read = blob.read_range(0..10, Deadline::far()).await;
+        let requests = fake.requests();
+        let with_account = |request: &&Received| {
+            request.path == "/token" && request.header("authorization").is_some()
+        };
+        assert_eq!(
+            (requests.iter().filter(with_account).count(), read.is_ok()),
+            (tokens, unknown == 1 && error == "invalid_token"),
+            "{unknown} {error}: {read:?}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn an_expired_token_is_not_sent() {
     let data = noise(100);
     let served = data.clone();

@@ -193,7 +193,10 @@ async fn a_certificate_that_is_itself_trusted_is_accepted_whatever_its_form() {
         }
     }
     for (extensions, expected) in [
-        ("subjectAltName=DNS:other.test\n", "not for localhost"),
+        (
+            "subjectAltName=DNS:other.test\n",
+            "is for other.test, not for localhost",
+        ),
         (
             "subjectAltName=DNS:localhost\nextendedKeyUsage=clientAuth\n",
             "serverAuth",

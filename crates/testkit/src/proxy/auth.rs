@@ -93,7 +93,13 @@ impl AuthState {
                 }
                 let host = request.get("host").unwrap_or("127.0.0.1");
                 let scope = scope(request.word(1), request.word(0));
-                format!("Bearer realm=\"http://{host}{TOKEN_PATH}\",service=\"{SERVICE}\"{scope}")
+                let error = match given.starts_with("Bearer ") {
+                    true => ",error=\"invalid_token\"",
+                    false => "",
+                };
+                format!(
+                    "Bearer realm=\"http://{host}{TOKEN_PATH}\",service=\"{SERVICE}\"{scope}{error}"
+                )
             }
         };
         Some(Refusal {
