@@ -139,6 +139,25 @@ async fn read_uncached(path: PathBuf) -> std::io::Result<Vec<u8>> {
 }
 
 #[test]
+fn an_image_whose_tag_has_moved_is_mounted_as_the_client_resolved_it() {
+    world(vec![layer()]).test(async |world| {
+        move_tag(world).await;
+        world.proxy.reset_stats();
+        let request = alone(world, 0, "a");
+        let (lazy, fetcher) = process(world);
+        lazy.mount(request.clone()).await.unwrap();
+        assert!(read(request.mountpoint.join("f0")).await.unwrap() == content(0));
+        let tag = format!("/manifests/{}", world.reference.tag().unwrap());
+        let log = world.proxy.stats().log;
+        assert!(
+            !log.iter().any(|request| request.path.ends_with(&tag)),
+            "{log:?}"
+        );
+        end(lazy, fetcher, &[&request]).await;
+    });
+}
+
+#[test]
 fn a_complete_image_is_served_by_the_same_mount_whatever_becomes_of_its_registry_and_tag() {
     world(vec![layer()]).test(async |world| {
         let (lazy, _fetcher) = process(world);
