@@ -6,6 +6,7 @@
 )]
 
 mod disk;
+mod disturbed;
 mod failing;
 mod filling;
 mod halves;
