@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use soci_fetch::LayerData;
@@ -16,6 +16,7 @@ use soci_store::LayerKey;
 use soci_telemetry::metrics::duration_ms;
 use soci_unpack::LowerDirectory;
 use soci_ztoc::soci_index::ZtocDescriptor;
+use tokio::time::Instant;
 
 use crate::LazyConfig;
 use crate::holder_link::HolderLink;
@@ -101,7 +102,7 @@ impl MountTable {
     ) -> Result<Mount, LayerRefusal> {
         let (meters, label) = (self.metering.meters.clone(), layer.lease.key().layer);
         let mount = self.serve(layer, move |pool, view, data, options| {
-            let start = Instant::now();
+            let start = std::time::Instant::now();
             let mounted = soci_layerfs::mount_layer(pool, view, data, &mountpoint, options)?;
             meters.took(duration_ms::FUSE_MOUNT, &label.to_string(), start.elapsed());
             Ok::<_, soci_layerfs::MountError>(mounted)

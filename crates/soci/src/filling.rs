@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use serde::Serialize;
 use soci_errors::printable;
 use soci_status::api::Image;
+use tokio::time::Instant;
 
 use crate::output;
 use crate::progress::FillBar;

@@ -4,10 +4,11 @@ mod table;
 mod waiting;
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
+use tokio::time::Instant;
 
 use crate::global::Global;
 use crate::output::{self, Lines};
