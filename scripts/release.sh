@@ -22,7 +22,7 @@ export CFLAGS="-ffile-prefix-map=$PWD=/soci -ffile-prefix-map=$cargo_home=/cargo
 # --target, also for this machine's own: flags then do not apply to build scripts and procedural macros, which
 # cannot be linked statically.
 build() { # FLAGS TARGET-FOLDER
-    RUSTFLAGS="$remap $1" "$cargo" build --locked --release --target "$host" --target-dir "$2" \
+    RUSTFLAGS="$remap $1" "$cargo" build --locked --profile dist --target "$host" --target-dir "$2" \
         --package soci --package soci-snapshotter-grpc
 }
 build "" "$target/dynamic"
@@ -30,8 +30,8 @@ build "" "$target/dynamic"
 # A static program cannot look the C library's getrandom up, and would need /dev/urandom instead: the system call.
 build '-C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"' "$target/static"
 
-static=$target/static/$host/release
+static=$target/static/$host/dist
 scripts/check-static.py "$static"
-scripts/package.sh --programs "$target/dynamic/$host/release" --static "$static" --output "$output"
+scripts/package.sh --programs "$target/dynamic/$host/dist" --static "$static" --output "$output"
 case $host in x86_64-*) architecture=amd64 ;; *) architecture=arm64 ;; esac
 scripts/sbom.sh "$output" $architecture
