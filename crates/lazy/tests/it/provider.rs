@@ -761,7 +761,11 @@ fn a_start_that_the_end_of_the_daemon_interrupts_is_played_and_recorded_by_the_n
         drop(first);
         fs::remove_dir_all(world.root.path().join("daemon/soci/layers")).unwrap();
 
-        // Pulled, and the daemon ends before a container reads.
+        // Pulled, and the daemon ends before a container reads, and before all of it is fetched.
+        let layer = world.image.layers[0];
+        world
+            .proxy
+            .inject(Rule::always(Fault::Hang).method("GET").blob(layer));
         let (before, fetcher) = world.lazy_and_fetcher(config.clone());
         before.mount(request.clone()).await.unwrap();
         until("played", || before.profile_counts().played == 1).await;
@@ -773,6 +777,7 @@ fn a_start_that_the_end_of_the_daemon_interrupts_is_played_and_recorded_by_the_n
         // Long enough to notice that all its layers are closed.
         tokio::time::sleep(Duration::from_millis(1500)).await;
         drop((before, fetcher));
+        world.proxy.clear_faults();
 
         let after = world.lazy(config);
         let restore = LayerRequest {
