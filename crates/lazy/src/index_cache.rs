@@ -145,20 +145,22 @@ impl IndexCache {
 
     /// Stores the indexes that the disk refused as soon as it takes them. Returns with the cache.
     pub(crate) async fn store_refused(cache: Weak<Self>) {
-        let mut pause = SAVE_AGAIN;
+        let files = || cache.upgrade().map(|cache| cache.files.clone());
+        let Some(refused) = files().map(|files| files.refused()) else {
+            return;
+        };
         loop {
-            tokio::time::sleep(pause).await;
-            let Some(files) = cache.upgrade().map(|cache| cache.files.clone()) else {
-                return;
-            };
-            let is_refused = !files.are_saved()
-                && soci_task::run(move || files.save_again())
-                    .await
-                    .unwrap_or(true);
-            pause = match is_refused {
-                true => (pause * 2).min(SAVE_AGAIN_AT_MOST),
-                false => SAVE_AGAIN,
-            };
+            refused.notified().await;
+            let mut pause = SAVE_AGAIN;
+            loop {
+                tokio::time::sleep(pause).await;
+                let Some(files) = files() else { return };
+                let again = soci_task::run(move || files.save_again()).await;
+                if !again.unwrap_or(true) {
+                    break;
+                }
+                pause = (pause * 2).min(SAVE_AGAIN_AT_MOST);
+            }
         }
     }
 

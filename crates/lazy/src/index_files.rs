@@ -15,6 +15,7 @@ use soci_oci::{Descriptor, Digest, media_types};
 use soci_store::content::OciLayout;
 use soci_store::write_file;
 use soci_ztoc::soci_index::SociIndex;
+use tokio::sync::Notify;
 
 use crate::image_layer::ImageKey;
 use crate::unsaved_indexes::{Unsaved, UnsavedIndexes};
@@ -111,9 +112,9 @@ impl IndexFiles {
         self.unsaved.errors()
     }
 
-    /// Returns whether every index in use is stored.
-    pub(crate) fn are_saved(&self) -> bool {
-        self.unsaved.is_empty()
+    /// Returns what is notified when the disk refuses an index, and when this is dropped.
+    pub(crate) fn refused(&self) -> Arc<Notify> {
+        self.unsaved.refused()
     }
 
     fn write(

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use soci_oci::Digest;
+use tokio::sync::Notify;
 
 use crate::index_files::Origin;
 
@@ -36,12 +38,21 @@ impl Unsaved {
 
 /// The indexes that are not stored, by the path of their image's note. No method blocks.
 #[derive(Debug, Default)]
-pub(crate) struct UnsavedIndexes(Mutex<HashMap<PathBuf, Unsaved>>);
+pub(crate) struct UnsavedIndexes {
+    by_note: Mutex<HashMap<PathBuf, Unsaved>>,
+    refused: Arc<Notify>,
+}
+
+impl Drop for UnsavedIndexes {
+    fn drop(&mut self) {
+        self.refused.notify_one();
+    }
+}
 
 impl UnsavedIndexes {
     /// Adds or replaces the index of an image. Above the limit of memory only its error is kept.
     pub(crate) fn insert(&self, note: PathBuf, mut unsaved: Unsaved) {
-        let mut all = self.0.lock();
+        let mut all = self.by_note.lock();
         all.remove(&note);
         let size = |unsaved: &Unsaved| unsaved.bytes.as_ref().map_or(0, Bytes::len);
         let held: usize = all.values().map(size).sum();
@@ -49,24 +60,32 @@ impl UnsavedIndexes {
             unsaved.bytes = None;
         }
         all.insert(note, unsaved);
+        self.refused.notify_one();
+    }
+
+    /// Returns what is notified when an index is added, and when all of this is dropped.
+    pub(crate) fn refused(&self) -> Arc<Notify> {
+        self.refused.clone()
     }
 
     /// Removes the index of an image: it is stored.
     pub(crate) fn remove(&self, note: &Path) {
-        self.0.lock().remove(note);
+        self.by_note.lock().remove(note);
     }
 
     /// Removes an index that is not used any more.
     pub(crate) fn forget(&self, digest: &Digest) {
-        self.0.lock().retain(|_, unsaved| unsaved.digest != *digest);
+        self.by_note
+            .lock()
+            .retain(|_, unsaved| unsaved.digest != *digest);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.lock().is_empty()
+        self.by_note.lock().is_empty()
     }
 
     pub(crate) fn all(&self) -> Vec<(PathBuf, Unsaved)> {
-        let all = self.0.lock();
+        let all = self.by_note.lock();
         let all = all.iter();
         all.map(|(note, unsaved)| (note.clone(), unsaved.clone()))
             .collect()
@@ -74,7 +93,7 @@ impl UnsavedIndexes {
 
     /// The errors by index.
     pub(crate) fn errors(&self) -> HashMap<Digest, String> {
-        let all = self.0.lock();
+        let all = self.by_note.lock();
         let all = all.values();
         all.map(|unsaved| (unsaved.digest, unsaved.error.clone()))
             .collect()
