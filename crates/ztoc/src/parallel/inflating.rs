@@ -3,10 +3,9 @@
 
 use std::io::Read;
 
-use super::chunk_permits::ChunkPermit;
 use super::chunks::{Chunk, ChunkReader, Chunks};
 use super::cuts::Cuts;
-use super::pipeline::{Guard, Permitted, Pipeline};
+use super::pipeline::{Guard, Permitted, Pipeline, feed};
 use crate::gzip_scan::{GzipScanner, Sink};
 use crate::{BuildError, EntryPoints, InflatedAhead};
 
@@ -59,11 +58,18 @@ impl Pipeline<'_> {
             let permits = &self.pieces.chunks;
             let reading = start("gzip-read").spawn_scoped(scope, move || {
                 let _guard = Guard(queue);
-                let permit = || match any && ahead() {
-                    true => permits.permit(),
-                    false => None,
-                };
-                feed(first, reader, queue, &permit)
+                // A chunk with a permit is inflated ahead. Without, chunks are small and not more than
+                // the next: they are inflated in their turn.
+                feed(first, queue, || {
+                    let permit = (any && ahead()).then(|| permits.permit()).flatten();
+                    let is_ahead = permit.is_some();
+                    if !is_ahead && !queue.wait_for_few(IN_ORDER) {
+                        return None;
+                    }
+                    let most = if is_ahead { usize::MAX } else { IN_ORDER_CHUNK };
+                    let read = reader.read_for(permit, most);
+                    Some(read.map(|chunk| chunk.map(|chunk| (chunk, is_ahead))))
+                })
             })?;
             let assembled = self.assemble(&mut scanner, &chunks, &mut counts, &mut sink);
             let over = chunks.is_over();
@@ -111,37 +117,6 @@ impl Pipeline<'_> {
         }
         Ok(())
     }
-}
-
-/// Reads chunks until the end or [`Chunks::stop`]. One with a permit is inflated ahead. Without, chunks
-/// are small and not more than the next: they are inflated in their turn.
-fn feed<P>(
-    first: Chunk,
-    reader: &mut ChunkReader<'_, impl Read>,
-    chunks: &Chunks<P>,
-    permit: &dyn Fn() -> Option<ChunkPermit>,
-) -> std::io::Result<()> {
-    chunks.push(first, false);
-    while chunks.wait_for_room() {
-        let permit = permit();
-        let ahead = permit.is_some();
-        if !ahead && !chunks.wait_for_few(IN_ORDER) {
-            break;
-        }
-        let most = if ahead { usize::MAX } else { IN_ORDER_CHUNK };
-        match reader.read_for(permit, most) {
-            Ok(Some(chunk)) => chunks.push(chunk, ahead),
-            Ok(None) => {
-                chunks.end();
-                break;
-            }
-            Err(error) => {
-                chunks.stop();
-                return Err(error);
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Ends the waiting of all threads.

@@ -181,7 +181,9 @@ impl<'a> Pipeline<'a> {
                 // With fewer of them it takes longer.
                 inflating += usize::from(started.is_ok());
             }
-            let failure = feed(first, &mut reader, &chunks, inflating > 0).err();
+            let ahead = inflating > 0;
+            let read = || Some(reader.read().map(|chunk| chunk.map(|chunk| (chunk, ahead))));
+            let failure = feed(first, &chunks, read).err();
             match (assembling.join(), failure) {
                 (Err(panic), _) => std::panic::resume_unwind(panic),
                 (Ok(Err(error)), _) => Err(error),
@@ -226,18 +228,19 @@ impl<P> Drop for Guard<'_, P> {
     }
 }
 
-/// Reads chunks until the end or [`Chunks::stop`].
+/// Reads chunks until the end or [`Chunks::stop`], which `read` may notice too: it then returns `None`.
+/// With a chunk it returns whether that is inflated ahead.
 pub(super) fn feed<P>(
     first: Chunk,
-    reader: &mut ChunkReader<'_, impl Read>,
     chunks: &Chunks<P>,
-    inflate_ahead: bool,
+    mut read: impl FnMut() -> Option<std::io::Result<Option<(Chunk, bool)>>>,
 ) -> std::io::Result<()> {
     // The first begins where inflating in order does.
     chunks.push(first, false);
     while chunks.wait_for_room() {
-        match reader.read() {
-            Ok(Some(chunk)) => chunks.push(chunk, inflate_ahead),
+        let Some(read) = read() else { break };
+        match read {
+            Ok(Some((chunk, inflate_ahead))) => chunks.push(chunk, inflate_ahead),
             Ok(None) => {
                 chunks.end();
                 break;
