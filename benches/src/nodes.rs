@@ -9,7 +9,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use soci_testkit::{LocalPort, OciImage, SociCli, SociDaemonOptions, Stack, StackOptions};
+use soci_testkit::{
+    Content, ImageBuilder, Layer, LocalPort, OciImage, SociCli, SociDaemonOptions, Stack,
+    StackOptions, TestRoot,
+};
 
 const NAMESPACE: &str = "nodes";
 /// What is fetched is what readers request.
@@ -74,6 +77,16 @@ impl Mirrored {
             .with_context(|| self.stack.log_tails())?;
         lazy_data(&self.stack.daemon.root())
     }
+}
+
+/// Writes an image of one layer whose folder `data` has files that are named by their numbers.
+fn image_of_files(root: &TestRoot, files: u64, content: fn(u64) -> Content) -> Result<OciImage> {
+    let mut layer = Layer::new().dir("data");
+    for number in 0..files {
+        layer = layer.file(&format!("data/{number}"), content(number));
+    }
+    let layout = root.dir("files")?;
+    ImageBuilder::new().layer(layer).write(&layout, "files")
 }
 
 /// The folder `data` of the only lazy layer that has one.

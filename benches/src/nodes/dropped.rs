@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use soci_testkit::{Content, Fault, ImageBuilder, Layer, OciImage, Rule, TestRoot};
+use soci_testkit::{Content, Fault, OciImage, Rule, TestRoot};
 
-use super::{Mirrored, ON_DEMAND};
+use super::{Mirrored, ON_DEMAND, image_of_files};
 use crate::table::{Table, median, seconds};
 
 /// Files of the layer; each read is of another span.
@@ -24,7 +24,7 @@ const STEP: u64 = 5;
 /// When a part does not start, or a read fails or is wrong.
 pub fn measure() -> Result<Table> {
     let root = TestRoot::new()?;
-    let image = image(&root)?;
+    let image = image_of_files(&root, FILES, content)?;
     let mut table = Table::new(&[
         "mirror drops one connection, registry unreachable",
         "median",
@@ -109,13 +109,4 @@ fn content(number: u64) -> Content {
         seed: number,
         length: LENGTH,
     }
-}
-
-fn image(root: &TestRoot) -> Result<OciImage> {
-    let mut layer = Layer::new().dir("data");
-    for number in 0..FILES {
-        layer = layer.file(&format!("data/{number}"), content(number));
-    }
-    let layout = root.dir("files")?;
-    ImageBuilder::new().layer(layer).write(&layout, "files")
 }

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use soci_testkit::{Content, ImageBuilder, Layer, Nginx, OciImage, TestRoot};
+use soci_testkit::{Content, Nginx, OciImage, TestRoot};
 
-use super::{Mirrored, ON_DEMAND};
+use super::{Mirrored, ON_DEMAND, image_of_files};
 use crate::table::{Table, seconds, times};
 
 /// Files of the layer.
@@ -36,7 +36,7 @@ struct Reads {
 /// When a part does not start; a read that fails is counted.
 pub fn measure() -> Result<Table> {
     let root = TestRoot::new()?;
-    let image = image(&root)?;
+    let image = image_of_files(&root, FILES, content)?;
     let title = format!("{FILES} files, {READERS} readers, registry unreachable");
     let mut table = Table::new(&[
         &title,
@@ -82,15 +82,6 @@ fn content(number: u64) -> Content {
         seed: number,
         length: LENGTH,
     }
-}
-
-fn image(root: &TestRoot) -> Result<OciImage> {
-    let mut layer = Layer::new().dir("data");
-    for number in 0..FILES {
-        layer = layer.file(&format!("data/{number}"), content(number));
-    }
-    let layout = root.dir("files")?;
-    ImageBuilder::new().layer(layer).write(&layout, "files")
 }
 
 struct Round {
