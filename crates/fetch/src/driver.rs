@@ -236,8 +236,8 @@ impl Driver {
         };
         self.pool.submit(priority, span, Box::new(work));
         // A reader that came after the span arrived did not find it in the pool.
-        let urgency = self.context.schedule.lock().priority(span);
-        if priority != Priority::Demand && urgency == Some(Priority::Demand) {
+        let now = || self.context.schedule.lock().priority(span);
+        if priority != Priority::Demand && now() == Some(Priority::Demand) {
             self.pool.hasten(span);
         }
     }
