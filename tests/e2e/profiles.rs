@@ -31,9 +31,7 @@ impl Place {
     }
 
     fn start_with(background: &str, config: &str) -> Self {
-        // Whatever room the disk has: profiles keep off a full one.
-        let room = "[layer_store]\nmin_free_percent = 0\n";
-        let stack = stack(&format!("{background}{room}{config}"));
+        let stack = stack(&format!("{background}{config}"));
         let root = TestRoot::new().unwrap();
         let dir = root.dir("image").unwrap();
         let noise = |seed| Content::Noise {

@@ -155,7 +155,7 @@ fn what_a_start_will_read_is_in_the_page_cache_before_it_is_read() {
 #[test]
 fn what_is_read_ahead_of_a_container_does_not_count_against_its_memory_limit() {
     const LIMIT: u64 = 12 << 20;
-    let stack = stack("[background_fetch]\ndisable = true\n[layer_store]\nmin_free_percent = 0\n");
+    let stack = stack("[background_fetch]\ndisable = true\n");
     let reference = image(&stack);
     pull(&stack, &reference);
     let sum = run(&stack, &reference, &["/bin/sha256sum", "/data/noise"]);

@@ -61,7 +61,8 @@ impl SociDaemonOptions {
         }
     }
 
-    /// The text of the configuration file: `config`, and how the image store is found.
+    /// The text of the configuration file: `config`, and how the image store is found. On the
+    /// machine's disk, layers are stored and filled however full that disk is.
     fn config_text(&self) -> String {
         let (table, key, value) = match &self.containerd {
             Some(socket) => {
@@ -70,14 +71,23 @@ impl SociDaemonOptions {
             }
             None => ("trust", "without_image_store", "\"allow\"".to_owned()),
         };
-        if self.config.contains(key) {
-            return self.config.clone();
+        let text = with_key(&self.config, table, key, &value);
+        match self.root_size {
+            Some(_) => text,
+            None => with_key(&text, "layer_store", "min_free_percent", "0"),
         }
-        let header = format!("[{table}]\n");
-        match self.config.split_once(&header) {
-            Some((before, after)) => format!("{before}{header}{key} = {value}\n{after}"),
-            None => format!("{}\n{header}{key} = {value}\n", self.config),
-        }
+    }
+}
+
+/// A configuration with one more key, unless it has that key.
+fn with_key(config: &str, table: &str, key: &str, value: &str) -> String {
+    if config.contains(key) {
+        return config.to_owned();
+    }
+    let header = format!("[{table}]\n");
+    match config.split_once(&header) {
+        Some((before, after)) => format!("{before}{header}{key} = {value}\n{after}"),
+        None => format!("{config}\n{header}{key} = {value}\n"),
     }
 }
 

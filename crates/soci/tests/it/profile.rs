@@ -239,8 +239,12 @@ fn what_a_command_reads_is_recorded_without_containerd_and_goes_into_an_index() 
     place.convert("app:fromplain", &["--profile", &plain]);
     let (_, artifacts) = place.prefetch("fromplain");
     let spans: BTreeSet<_> = order(&artifacts[1].1).into_iter().collect();
-    // Its spans are large: the order within them is not known.
-    assert!(noise.iter().all(|span| spans.contains(span)), "{spans:?}");
+    // Its spans are large: the order within them is not known. How much the kernel reads ahead
+    // differs from one recording to the next, what the command itself read does not.
+    let read = [0, 1, 2, 15, 16, 17];
+    for recorded in [&spans, &noise.iter().copied().collect()] {
+        assert!(read.iter().all(|span| recorded.contains(span)), "{recorded:?}");
+    }
     let all = 8_000_000 / 262_144;
     assert!(spans.len() < all, "not the whole layer: {spans:?}");
 
