@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::circuit::FAILURES;
 use super::origins::DEMAND_RESERVE;
+use super::requests::PROFILE_BESIDE_READERS;
 use super::{
     Conditions, Effect, Health, Outcome, Request, RequestId, Schedule, ScheduleConfig, SpanLayout,
     WantResult,
@@ -18,7 +19,8 @@ use crate::priority::Priority;
 use crate::read_error::Cause;
 use crate::span_key::{LayerId, SpanKey};
 
-/// Layers 0 and 1 come from one origin, 2 and 3 from another.
+/// Layers 0 and 1 come from one origin, 2 and 3 from another. Layers 0 and 3 are in repositories of
+/// their own, 1 and 2 in one that two origins serve.
 const LAYERS: u64 = 4;
 const ORIGINS: u64 = 2;
 const SPANS: u32 = 24;
@@ -52,6 +54,10 @@ impl SpanLayout for Blob {
         origin_of(self.layer).to_string()
     }
 
+    fn repository(&self) -> String {
+        repository_of(self.layer).to_string()
+    }
+
     fn origin_failing(&self, _: u32, _: &str, error: &Cause) -> ReadError {
         ReadError::Store(error.clone())
     }
@@ -59,6 +65,10 @@ impl SpanLayout for Blob {
 
 fn origin_of(layer: LayerId) -> u64 {
     layer.0 * ORIGINS / LAYERS
+}
+
+fn repository_of(layer: LayerId) -> u64 {
+    layer.0.div_ceil(2)
 }
 
 fn unreachable() -> Cause {
@@ -168,6 +178,8 @@ struct Pair {
     /// Layers whose last request failed because of their origin.
     failing: BTreeSet<LayerId>,
     quiet: bool,
+    /// When a reader of each repository last waited.
+    missed: BTreeMap<u64, Instant>,
     open: BTreeSet<LayerId>,
     stored: BTreeSet<SpanKey>,
     wanted: BTreeMap<SpanKey, Expected>,
@@ -197,6 +209,7 @@ impl Pair {
             origins: (0..ORIGINS).map(|id| (id, Source::default())).collect(),
             failing: BTreeSet::new(),
             quiet: true,
+            missed: BTreeMap::new(),
             open,
             stored: BTreeSet::new(),
             wanted: BTreeMap::new(),
@@ -282,6 +295,7 @@ impl Pair {
                     self.hastened.push(key);
                 }
                 if priority == Priority::Demand {
+                    self.missed.insert(repository_of(key.layer), self.now);
                     self.cut_off_background();
                 }
             }
@@ -400,7 +414,23 @@ impl Pair {
             _ => self.limit(layer) - 1,
         };
         let free = self.running(origin) < most;
-        free && self.has_share(origin) && !refused
+        let gives_way = priority == Priority::Profile && self.gives_way(layer);
+        free && self.has_share(origin) && !refused && !gives_way
+    }
+
+    /// Whether a layer's profile has the requests that it may have beside readers of another
+    /// repository.
+    fn gives_way(&self, layer: LayerId) -> bool {
+        let own = repository_of(layer);
+        let waited = |(repository, at): (&u64, &Instant)| {
+            *repository != own && self.now - *at < super::misses::RECENT
+        };
+        let of_own = |flight: &&Flight| {
+            let request = &flight.request;
+            request.priority == Priority::Profile && repository_of(request.layer.layer) == own
+        };
+        self.missed.iter().any(waited)
+            && self.flights.values().filter(of_own).count() >= PROFILE_BESIDE_READERS
     }
 
     /// A span that waits although a request could be made is never left waiting.
@@ -457,6 +487,9 @@ impl Pair {
             let others = self.flights.values();
             let others = others.filter(|flight| origin_of(flight.request.layer.layer) == origin);
             assert!(others.count() < BACKGROUND);
+        }
+        if request.priority == Priority::Profile {
+            assert!(!self.gives_way(layer), "beside readers of another image");
         }
         let flight = Flight {
             next: request.spans.start,

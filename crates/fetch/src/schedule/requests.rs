@@ -17,6 +17,9 @@ use crate::span_key::{LayerId, OriginId};
 const PART: u64 = 8 << 20;
 /// Longest time for which a request that probes a failing origin waits for bytes.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Number of requests for the start-up profiles of a repository while readers of another one wait: a
+/// start with a profile gets slower, one that waits for each span does not.
+pub(super) const PROFILE_BESIDE_READERS: usize = 2;
 
 /// What the schedule has to know of the rest of the fetcher to start requests.
 #[derive(Debug, Clone, Copy)]
@@ -94,10 +97,27 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
             return free && wanted && has_share;
         }
         let has_share = self.origins.has_share(origin);
+        if priority == Priority::Profile && self.gives_way(layer, conditions.now) {
+            return false;
+        }
         if !free && let Some(origin) = self.origins.get_mut(id) {
             origin.limit.waited(conditions.now);
         }
         free && has_share
+    }
+
+    /// Whether readers of another repository wait and the layer's own has as many requests for its
+    /// profiles as it then may have.
+    fn gives_way(&self, layer: LayerId, now: Instant) -> bool {
+        let repository = |layer: &LayerId| self.layers.get(layer).map(|queue| &*queue.repository);
+        let Some(own) = repository(&layer) else {
+            return false;
+        };
+        let of_own = |request: &&InFlight| {
+            request.priority == Priority::Profile && repository(&request.layer) == Some(own)
+        };
+        self.misses.elsewhere(own, now)
+            && self.requests.values().filter(of_own).count() >= PROFILE_BESIDE_READERS
     }
 
     fn running_in_background(&self, origin: OriginId) -> usize {

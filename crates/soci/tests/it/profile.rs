@@ -243,7 +243,10 @@ fn what_a_command_reads_is_recorded_without_containerd_and_goes_into_an_index() 
     // differs from one recording to the next, what the command itself read does not.
     let read = [0, 1, 2, 15, 16, 17];
     for recorded in [&spans, &noise.iter().copied().collect()] {
-        assert!(read.iter().all(|span| recorded.contains(span)), "{recorded:?}");
+        assert!(
+            read.iter().all(|span| recorded.contains(span)),
+            "{recorded:?}"
+        );
     }
     let all = 8_000_000 / 262_144;
     assert!(spans.len() < all, "not the whole layer: {spans:?}");
