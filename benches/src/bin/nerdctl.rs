@@ -19,8 +19,8 @@ use soci_benches::Table;
 use soci_benches::table::seconds;
 use soci_testkit::image::small_image;
 use soci_testkit::{
-    Containerd, ContainerdOptions, Registry, SociDaemon, SociDaemonOptions, TestRoot, binary,
-    output_of, process,
+    Containerd, ContainerdOptions, Registry, Release, SociDaemon, SociDaemonOptions, TestRoot,
+    binary, output_of, process,
 };
 
 const NAMESPACE: &str = "nerdctl";
@@ -39,6 +39,18 @@ const SPANS: [&str; 4] = [
 struct Options {
     /// The program. It gets its configuration through `NERDCTL_TOML`.
     program: PathBuf,
+    /// The containerd that it talks to: the installed one, or one that the test kit unpacks.
+    #[arg(long, value_name = "RELEASE", value_parser = release, default_value = "installed")]
+    containerd: Release,
+}
+
+fn release(name: &str) -> Result<Release, String> {
+    match name {
+        "installed" => Ok(Release::Installed),
+        "1.7" => Ok(Release::V1_7),
+        "2.1" => Ok(Release::V2_1),
+        _ => Err("expected installed, 1.7 or 2.1".to_owned()),
+    }
 }
 
 fn main() -> ExitCode {
@@ -47,7 +59,7 @@ fn main() -> ExitCode {
         eprintln!("nerdctl: interrupted; everything it started is ended and removed");
         std::process::exit(1);
     });
-    match ended.and_then(|()| tour(&options.program)) {
+    match ended.and_then(|()| tour(&options.program, options.containerd)) {
         Ok(table) => {
             println!("{table}");
             ExitCode::SUCCESS
@@ -71,14 +83,17 @@ struct Parts {
     table: Table,
 }
 
-fn tour(program: &Path) -> Result<Table> {
+fn tour(program: &Path, release: Release) -> Result<Table> {
     let registry = Registry::start()?;
     let folder = TestRoot::new()?;
     let daemon = SociDaemon::start(SociDaemonOptions {
         containerd: Some(Containerd::address_in(&folder)),
         ..SociDaemonOptions::with_config(DAEMON)
     })?;
-    let soci = ContainerdOptions::with_soci(daemon.socket());
+    let soci = ContainerdOptions {
+        release,
+        ..ContainerdOptions::with_soci(daemon.socket())
+    };
     let containerd = Containerd::start_in(folder, &soci)?;
     let ours = binary("soci")?;
     let ours = ours.parent().context("our programs are in no folder")?;
