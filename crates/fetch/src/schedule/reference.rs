@@ -8,8 +8,7 @@ use proptest::prelude::*;
 use tokio::time::Instant;
 
 use super::circuit::FAILURES;
-use super::origins::DEMAND_RESERVE;
-use super::requests::PROFILE_BESIDE_READERS;
+use super::origins::{DEMAND_RESERVE, Origin};
 use super::{
     Conditions, Effect, Health, Outcome, Request, RequestId, Schedule, ScheduleConfig, SpanLayout,
     WantResult,
@@ -393,14 +392,13 @@ impl Pair {
         running == 0 || running < slots.saturating_sub(all)
     }
 
-    fn limit(&self, layer: LayerId) -> usize {
+    fn origin(&self, layer: LayerId) -> &Origin {
         let origin = self.schedule.layers[&layer].origin;
-        self.schedule
-            .origins
-            .get(origin)
-            .expect("known")
-            .limit
-            .get()
+        self.schedule.origins.get(origin).expect("known")
+    }
+
+    fn limit(&self, layer: LayerId) -> usize {
+        self.origin(layer).limit.get()
     }
 
     /// Whether a span of a layer must have been requested by now, unless it is background.
@@ -426,11 +424,13 @@ impl Pair {
             *repository != own && self.now - *at < super::misses::RECENT
         };
         let of_own = |flight: &&Flight| {
-            let request = &flight.request;
-            request.priority == Priority::Profile && repository_of(request.layer.layer) == own
+            let (priority, layer) = (flight.request.priority, flight.request.layer.layer);
+            // The requests of a closed layer are being aborted.
+            let counts = self.open.contains(&layer) && repository_of(layer) == own;
+            priority == Priority::Profile && counts
         };
-        self.missed.iter().any(waited)
-            && self.flights.values().filter(of_own).count() >= PROFILE_BESIDE_READERS
+        let most = self.origin(layer).beside_readers();
+        self.missed.iter().any(waited) && self.flights.values().filter(of_own).count() >= most
     }
 
     /// A span that waits although a request could be made is never left waiting.

@@ -17,9 +17,6 @@ use crate::span_key::{LayerId, OriginId};
 const PART: u64 = 8 << 20;
 /// Longest time for which a request that probes a failing origin waits for bytes.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Number of requests for the start-up profiles of a repository while readers of another one wait: a
-/// start with a profile gets slower, one that waits for each span does not.
-pub(super) const PROFILE_BESIDE_READERS: usize = 2;
 
 /// What the schedule has to know of the rest of the fetcher to start requests.
 #[derive(Debug, Clone, Copy)]
@@ -97,7 +94,8 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
             return free && wanted && has_share;
         }
         let has_share = self.origins.has_share(origin);
-        if priority == Priority::Profile && self.gives_way(layer, conditions.now) {
+        let beside_readers = origin.beside_readers();
+        if priority == Priority::Profile && self.gives_way(layer, beside_readers, conditions.now) {
             return false;
         }
         if !free && let Some(origin) = self.origins.get_mut(id) {
@@ -106,9 +104,9 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         free && has_share
     }
 
-    /// Whether readers of another repository wait and the layer's own has as many requests for its
-    /// profiles as it then may have.
-    fn gives_way(&self, layer: LayerId, now: Instant) -> bool {
+    /// Whether readers of another repository wait and the layer's own has `most` requests for its
+    /// profiles: a start with a profile gets slower then, but no start waits for it.
+    fn gives_way(&self, layer: LayerId, most: usize, now: Instant) -> bool {
         let repository = |layer: &LayerId| self.layers.get(layer).map(|queue| &*queue.repository);
         let Some(own) = repository(&layer) else {
             return false;
@@ -116,8 +114,7 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         let of_own = |request: &&InFlight| {
             request.priority == Priority::Profile && repository(&request.layer) == Some(own)
         };
-        self.misses.elsewhere(own, now)
-            && self.requests.values().filter(of_own).count() >= PROFILE_BESIDE_READERS
+        self.misses.elsewhere(own, now) && self.requests.values().filter(of_own).count() >= most
     }
 
     fn running_in_background(&self, origin: OriginId) -> usize {
