@@ -1,5 +1,6 @@
-//! Every `soci` command in the documents is one that this program takes. `docs/cli.md` is left out: it is made of
-//! help texts, which are wrapped within commands.
+//! Every `soci` command in the documents is one that this program takes, and every example of containerd's
+//! configuration is whole. Commands in `docs/cli.md` are left out: it is made of help texts, which are wrapped
+//! within commands.
 
 use std::path::{Path, PathBuf};
 
@@ -14,10 +15,7 @@ fn documents() -> Vec<PathBuf> {
         let entries = std::fs::read_dir(folder).unwrap();
         found.extend(entries.map(|entry| entry.unwrap().path()));
     }
-    let is_read = |path: &PathBuf| {
-        path.extension().is_some_and(|end| end == "md") && !path.ends_with("cli.md")
-    };
-    found.retain(is_read);
+    found.retain(|path| path.extension().is_some_and(|end| end == "md"));
     found.sort();
     found
 }
@@ -88,8 +86,8 @@ fn filled_in(word: &str) -> String {
 #[test]
 fn every_command_in_the_documents_is_one_of_this_program() {
     let (mut count, mut wrong) = (0, Vec::new());
-    for path in documents() {
-        let text = std::fs::read_to_string(&path).unwrap();
+    for path in documents().iter().filter(|path| !path.ends_with("cli.md")) {
+        let text = std::fs::read_to_string(path).unwrap();
         for line in code(&text) {
             for words in commands(&line) {
                 count += 1;
@@ -106,4 +104,28 @@ fn every_command_in_the_documents_is_one_of_this_program() {
     }
     assert!(count > 20, "only {count} commands were found");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// containerd 2.x copies a whole image for a user namespace if the line is missing.
+#[test]
+fn every_example_of_containerds_configuration_has_the_capabilities() {
+    let (mut count, mut wrong) = (0, Vec::new());
+    for path in documents() {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        for (at, _) in (0..)
+            .zip(&lines)
+            .filter(|(_, line)| **line == "[proxy_plugins.soci]")
+        {
+            count += 1;
+            let table = lines[at + 1..].iter();
+            let mut table = table.take_while(|line| !line.starts_with(['[', '`']));
+            let whole = "capabilities = [\"remap-ids\", \"multi-remap-ids\"]";
+            if !table.any(|line| line.starts_with(whole)) {
+                wrong.push(format!("{}:{}", path.display(), at + 1));
+            }
+        }
+    }
+    assert!(count >= 5, "only {count} examples: are they still read?");
+    assert!(wrong.is_empty(), "without capabilities: {wrong:?}");
 }
