@@ -19,7 +19,7 @@ mod providers;
 
 pub use cri::{CriKeychain, ImageServiceProxy, ImagesInUse, Vault};
 pub use ecr::{AwsEnvironment, AwsFailure, EcrError, EcrKeychain};
-pub use error::KeychainError;
+pub use error::{ApiDefect, KeychainError, KubeconfigDefect};
 pub use kube::{KubeSecrets, KubeSettings};
 pub use providers::{
     CredentialProviderError, CredentialProviders, ProviderConfigDefect, ProviderDefect,

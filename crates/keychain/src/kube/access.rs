@@ -10,7 +10,7 @@ use url::Url;
 use super::kubeconfig::{Cluster, Kubeconfig, User};
 use super::plugin;
 use super::settings::KubeSettings;
-use crate::KeychainError;
+use crate::error::{KeychainError, KubeconfigDefect};
 
 /// Folder of a pod's service account.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -24,6 +24,68 @@ pub(super) struct Access {
     pub(super) client: reqwest::Client,
     pub(super) server: Url,
     pub(super) login: Login,
+}
+
+/// The configuration that is in force, with the content of its files. Holds secrets: no `Debug`.
+enum Configuration {
+    File(Box<ContextOfFile>),
+    ServiceAccount(Access),
+}
+
+/// The current context of a kubeconfig, and the files that it names. Holds secrets: no `Debug`.
+struct ContextOfFile {
+    path: PathBuf,
+    cluster: Cluster,
+    user: User,
+    authority: Option<Vec<u8>>,
+    identity: Option<Vec<u8>>,
+}
+
+impl Configuration {
+    /// Reads the files of the configuration. Blocks on the disk.
+    fn find(settings: &KubeSettings) -> Result<Self, KeychainError> {
+        let files = settings.files();
+        let mut config: Option<Kubeconfig> = None;
+        let mut first = None;
+        for file in files.iter().filter(|file| file.exists()) {
+            let read = Kubeconfig::read(file)?;
+            first.get_or_insert(file);
+            match config.as_mut() {
+                Some(config) => config.merge(read),
+                None => config = Some(read),
+            }
+        }
+        match (config, first) {
+            (Some(config), Some(path)) => ContextOfFile::read(path, &config)
+                .map(|file| Self::File(Box::new(file)))
+                .map_err(in_file(path)),
+            _ => match in_cluster(settings) {
+                Some(access) => access.map(Self::ServiceAccount),
+                None => Err(KeychainError::NoConfiguration {
+                    path: files.into_iter().next().unwrap_or_default(),
+                }),
+            },
+        }
+    }
+}
+
+impl ContextOfFile {
+    fn read(path: &Path, config: &Kubeconfig) -> Result<Self, KeychainError> {
+        let current = config.current();
+        let (cluster, user) = current.map_err(|source| KeychainError::Kubeconfig {
+            path: path.to_owned(),
+            source,
+        })?;
+        let identity = user.identity()?;
+        let authority = cluster.authority()?;
+        Ok(Self {
+            path: path.to_owned(),
+            cluster,
+            user,
+            authority,
+            identity,
+        })
+    }
 }
 
 /// The authentication of each request.
@@ -42,39 +104,25 @@ pub(super) enum Login {
 impl Access {
     /// Reads the current configuration.
     pub(super) async fn find(settings: &KubeSettings) -> Result<Self, KeychainError> {
-        let files = settings.files();
-        let mut config: Option<Kubeconfig> = None;
-        let mut first = None;
-        for file in files.iter().filter(|file| file.exists()) {
-            let read = Kubeconfig::read(file)?;
-            first.get_or_insert(file);
-            match config.as_mut() {
-                Some(config) => config.merge(read),
-                None => config = Some(read),
+        let settings = settings.clone();
+        let found = soci_task::blocking(move || Configuration::find(&settings)).await?;
+        match found {
+            Configuration::ServiceAccount(access) => Ok(access),
+            Configuration::File(file) => {
+                let path = file.path.clone();
+                Self::from_file(*file).await.map_err(in_file(&path))
             }
-        }
-        match (config, first) {
-            (Some(config), Some(file)) => {
-                let (cluster, user) = config.current().map_err(|reason| in_file(file)(reason))?;
-                Self::of(&cluster, &user)
-                    .await
-                    .map_err(|error| match error {
-                        // The defect is in the file itself.
-                        KeychainError::Kubeconfig { reason, .. } => in_file(file)(reason),
-                        other => other,
-                    })
-            }
-            _ => match in_cluster(settings) {
-                Some(access) => access,
-                None => Err(KeychainError::NoConfiguration {
-                    path: files.into_iter().next().unwrap_or_default(),
-                }),
-            },
         }
     }
 
-    async fn of(cluster: &Cluster, user: &User) -> Result<Self, KeychainError> {
-        let mut identity = user.identity()?;
+    async fn from_file(file: ContextOfFile) -> Result<Self, KeychainError> {
+        let ContextOfFile {
+            cluster,
+            user,
+            authority,
+            mut identity,
+            ..
+        } = file;
         let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
         let login = if let Some(token) = given(&user.token) {
             Login::Token(token)
@@ -94,7 +142,7 @@ impl Access {
         };
         Self::new(
             &cluster.server,
-            cluster.authority()?,
+            authority,
             identity,
             cluster.insecure_skip_tls_verify,
             cluster.proxy_url.as_deref(),
@@ -111,10 +159,14 @@ impl Access {
         proxy: Option<&str>,
         login: Login,
     ) -> Result<Self, KeychainError> {
-        let wrong = |reason: &str| in_file(Path::new(""))(reason.to_owned());
-        let mut base = Url::parse(server).map_err(|_| wrong("the server is not a URL"))?;
+        let wrong = |source| KeychainError::Kubeconfig {
+            path: PathBuf::new(),
+            source,
+        };
+        let mut base =
+            Url::parse(server).map_err(|source| wrong(KubeconfigDefect::ServerUrl(source)))?;
         if !matches!(base.scheme(), "https" | "http") {
-            return Err(wrong("the server is not an https URL"));
+            return Err(wrong(KubeconfigDefect::ServerScheme));
         }
         if !base.path().ends_with('/') {
             base.set_path(&format!("{}/", base.path()));
@@ -129,17 +181,17 @@ impl Access {
             let authorities = reqwest::Certificate::from_pem_bundle(&pem)
                 .ok()
                 .filter(|authorities| !authorities.is_empty())
-                .ok_or_else(|| wrong("its certificate authority is not a PEM certificate"))?;
+                .ok_or_else(|| wrong(KubeconfigDefect::Authority))?;
             builder = builder.tls_certs_only(authorities);
         }
         if let Some(pem) = identity {
-            let identity = reqwest::Identity::from_pem(&pem)
-                .map_err(|_| wrong("its client certificate and key are not PEM"))?;
+            let identity =
+                reqwest::Identity::from_pem(&pem).map_err(|_| wrong(KubeconfigDefect::Identity))?;
             builder = builder.identity(identity);
         }
         if let Some(proxy) = proxy.filter(|proxy| !proxy.is_empty()) {
             let proxy =
-                reqwest::Proxy::all(proxy).map_err(|_| wrong("its proxy-url is not a URL"))?;
+                reqwest::Proxy::all(proxy).map_err(|_| wrong(KubeconfigDefect::ProxyUrl))?;
             builder = builder.proxy(proxy);
         }
         let client = builder.build().map_err(|source| KeychainError::Request {
@@ -167,7 +219,7 @@ fn in_cluster(settings: &KubeSettings) -> Option<Result<Access, KeychainError>> 
 fn service_account(host: &str, port: &str, folder: &Path) -> Result<Access, KeychainError> {
     let authority = folder.join("ca.crt");
     let pem = std::fs::read(&authority).map_err(|source| KeychainError::File {
-        path: authority,
+        path: authority.clone(),
         source,
     })?;
     let host = if host.contains(':') {
@@ -184,12 +236,14 @@ fn service_account(host: &str, port: &str, folder: &Path) -> Result<Access, Keyc
         // The kubelet replaces it before it expires.
         Login::TokenFile(folder.join("token")),
     )
+    .map_err(in_file(&authority))
 }
 
-fn in_file(path: &Path) -> impl Fn(String) -> KeychainError {
+/// Names the file in the error of a defect that is in the file itself.
+fn in_file(path: &Path) -> impl FnOnce(KeychainError) -> KeychainError {
     let path = path.to_owned();
-    move |reason| KeychainError::Kubeconfig {
-        path: path.clone(),
-        reason,
+    move |error| match error {
+        KeychainError::Kubeconfig { source, .. } => KeychainError::Kubeconfig { path, source },
+        other => other,
     }
 }

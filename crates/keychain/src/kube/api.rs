@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::access::{Access, Login};
-use crate::KeychainError;
+use crate::error::{ApiDefect, KeychainError};
 
 /// Selects the type of secrets.
 const SELECTOR: &str = "type=kubernetes.io/dockerconfigjson";
@@ -157,7 +157,7 @@ impl Access {
                 }
             }
             if rest.len() > MAX_RESPONSE {
-                return Err(self.invalid("an event of a watch is larger than 64 MiB"));
+                return Err(self.invalid(ApiDefect::LargeEvent));
             }
         }
         Ok(true)
@@ -167,7 +167,7 @@ impl Access {
         let mut url = self
             .server
             .join("api/v1/secrets")
-            .map_err(|_| self.invalid("its URL cannot be used"))?;
+            .map_err(|_| self.invalid(ApiDefect::Url))?;
         url.query_pairs_mut().extend_pairs(query);
         let request = self.client.request(Method::GET, url);
         let answer = self
@@ -209,7 +209,7 @@ impl Access {
         while let Some(piece) = stream.next().await {
             whole.extend_from_slice(&piece.map_err(|source| self.failed(source))?);
             if whole.len() > MAX_RESPONSE {
-                return Err(self.invalid("the list of secrets is larger than 64 MiB"));
+                return Err(self.invalid(ApiDefect::LargeList));
             }
         }
         Ok(whole)
@@ -217,14 +217,13 @@ impl Access {
 
     /// Parses a response. The message of the parser is dropped: it may quote a secret.
     fn parse<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, KeychainError> {
-        serde_json::from_slice(bytes)
-            .map_err(|_| self.invalid("the response is not a Kubernetes object"))
+        serde_json::from_slice(bytes).map_err(|_| self.invalid(ApiDefect::NotAnObject))
     }
 
-    fn invalid(&self, reason: &str) -> KeychainError {
+    fn invalid(&self, source: ApiDefect) -> KeychainError {
         KeychainError::Answer {
             server: self.server.to_string(),
-            reason: reason.to_owned(),
+            source,
         }
     }
 

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
-use crate::KeychainError;
+use crate::error::{KeychainError, KubeconfigDefect};
 
 /// One file, or several merged. Holds secrets: no `Debug`.
 #[derive(Deserialize, Default)]
@@ -99,9 +99,9 @@ impl Kubeconfig {
             path: path.to_owned(),
             source,
         })?;
-        let mut config = Self::parse(&text).map_err(|reason| KeychainError::Kubeconfig {
+        let mut config = Self::parse(&text).map_err(|source| KeychainError::Kubeconfig {
             path: path.to_owned(),
-            reason,
+            source,
         })?;
         let folder = path.parent().unwrap_or(Path::new("."));
         let resolve = |path: &mut Option<PathBuf>| {
@@ -131,14 +131,17 @@ impl Kubeconfig {
         Ok(config)
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, KubeconfigDefect> {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
         // The message of the parser may quote a secret; the position is enough.
         serde_saphyr::from_str(text).map_err(|error| match error.location() {
-            Some(at) => format!("error at line {}, column {}", at.line(), at.column()),
-            None => "not valid YAML of a kubeconfig".to_owned(),
+            Some(at) => KubeconfigDefect::Syntax {
+                line: at.line(),
+                column: at.column(),
+            },
+            None => KubeconfigDefect::NotYaml,
         })
     }
 
@@ -162,25 +165,25 @@ impl Kubeconfig {
     }
 
     /// Returns the cluster and the user of the current context.
-    pub(super) fn current(&self) -> Result<(Cluster, User), String> {
+    pub(super) fn current(&self) -> Result<(Cluster, User), KubeconfigDefect> {
         let wanted = &self.current_context;
         if wanted.is_empty() {
-            return Err("it has no current-context".to_owned());
+            return Err(KubeconfigDefect::NoCurrentContext);
         }
         let context = &self
             .contexts
             .iter()
             .find(|named| named.name == *wanted)
-            .ok_or_else(|| format!("its current-context {wanted:?} is not among its contexts"))?
+            .ok_or_else(|| KubeconfigDefect::UnknownContext(wanted.clone()))?
             .context;
         let cluster = &self
             .clusters
             .iter()
             .find(|named| named.name == context.cluster)
-            .ok_or_else(|| format!("it has no cluster {:?}", context.cluster))?
+            .ok_or_else(|| KubeconfigDefect::UnknownCluster(context.cluster.clone()))?
             .cluster;
         if cluster.server.is_empty() {
-            return Err(format!("its cluster {:?} has no server", context.cluster));
+            return Err(KubeconfigDefect::NoServer(context.cluster.clone()));
         }
         let user = match context.user.as_str() {
             "" => User::default(),
@@ -188,7 +191,7 @@ impl Kubeconfig {
                 .users
                 .iter()
                 .find(|named| named.name == wanted)
-                .ok_or_else(|| format!("it has no user {wanted:?}"))?
+                .ok_or_else(|| KubeconfigDefect::UnknownUser(wanted.to_owned()))?
                 .user
                 .clone()
                 .unwrap_or_default(),
@@ -229,7 +232,7 @@ impl User {
 
 /// Decodes a base64 field, or else reads the file that another field names.
 fn data_or_file(
-    field: &str,
+    field: &'static str,
     data: Option<&str>,
     file: Option<&Path>,
 ) -> Result<Option<Vec<u8>>, KeychainError> {
@@ -240,7 +243,7 @@ fn data_or_file(
                 .map(Some)
                 .map_err(|_| KeychainError::Kubeconfig {
                     path: PathBuf::new(),
-                    reason: format!("{field} is not base64"),
+                    source: KubeconfigDefect::NotBase64(field),
                 })
         }
         (None, Some(path)) => std::fs::read(path)
@@ -320,7 +323,7 @@ mod tests {
             ),
         ] {
             let config = read(folder.path(), "config", text).unwrap();
-            let error = config.current().err().unwrap();
+            let error = config.current().err().unwrap().to_string();
             assert!(error.contains(names), "{error}");
         }
     }
