@@ -69,11 +69,19 @@ impl Sweeper {
                 continue;
             }
             soci_faults::point("sweep-unmounted");
-            let Some(_removal) = self.removals.begin(dir, forced) else {
-                continue;
-            };
-            match store.blocking(move |store| delete(store, dir)).await {
-                Ok(()) => self.removals.succeeded(dir),
+            let removals = Arc::clone(&self.removals);
+            let deleted = store.blocking(move |store| {
+                // Its end writes the record.
+                let Some(_removal) = removals.begin(dir, forced) else {
+                    return Ok(false);
+                };
+                delete(store, dir)?;
+                removals.succeeded(dir);
+                Ok(true)
+            });
+            match deleted.await {
+                Ok(true) => {}
+                Ok(false) => continue,
                 Err(error) => {
                     self.removals.failed(dir);
                     let error = soci_errors::chain(&error);
