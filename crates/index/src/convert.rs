@@ -9,12 +9,12 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use soci_oci::{Descriptor, Digest, Platform, media_types};
 use soci_ztoc::soci_index::SociIndex;
 
-use crate::image::{Content, Image};
+use crate::image::{EntryContent, Image};
 use crate::layer::{LayerPrefetch, LayerResult, LayerWork, Wanted, process};
 use crate::options::{ConvertOptions, Platforms};
 use crate::sink::ImageSink;
 use crate::source::{ImageSource, SharedSource};
-use crate::transfer::{Cancel, CancelOnDrop, Meter};
+use crate::transfer::{Cancel, CancelOnDrop, TransferMeter};
 use crate::writer::{Writer, encode};
 use crate::{IndexError, Progress};
 
@@ -92,19 +92,9 @@ pub async fn convert(
         .map(|work| work.layer.clone())
         .collect();
     sink.plan(&blobs)?;
-    let Brought { indexed, skipped } =
-        bring_layers(layers, source, &*sink, options, &progress, &cancel).await?;
+    let brought = bring_layers(layers, source, &*sink, options, &progress, &cancel).await?;
 
-    let mut writer = Writer {
-        source,
-        sink: &*sink,
-        options,
-        progress: &*progress,
-        indexed,
-        skipped,
-        written: BTreeSet::new(),
-    };
-    writer.check_prefetch();
+    let mut writer = Writer::new(source, &*sink, options, &*progress, brought);
     let (index, images) = writer.image(image, &selected).await?;
     let bytes = encode(&index)?;
     let descriptor = Descriptor::of(media_types::OCI_INDEX, &bytes);
@@ -140,7 +130,7 @@ pub(crate) fn layers_of(
     let mut existing: BTreeMap<Digest, Descriptor> = BTreeMap::new();
     if !options.force {
         for entry in &image.entries {
-            if let Content::SociIndex { index, .. } = &entry.content {
+            if let EntryContent::SociIndex { index, .. } = &entry.content {
                 for ztoc in &index.ztocs {
                     if ztoc.span_size == Some(options.span_size) {
                         existing.insert(ztoc.layer_digest, ztoc.descriptor.clone());
@@ -153,9 +143,11 @@ pub(crate) fn layers_of(
     let mut seen: BTreeMap<Digest, usize> = BTreeMap::new();
     for (at, entry) in image.entries.iter().enumerate() {
         let blobs = match &entry.content {
-            Content::Image { manifest, .. } | Content::Other { manifest, .. } => &manifest.layers,
-            Content::Nested { blobs, .. } => blobs,
-            Content::SociIndex { .. } | Content::Unread { .. } => continue,
+            EntryContent::Image { manifest, .. } | EntryContent::Other { manifest, .. } => {
+                &manifest.layers
+            }
+            EntryContent::Nested { blobs, .. } => blobs,
+            EntryContent::SociIndex { .. } | EntryContent::Unread { .. } => continue,
         };
         let selected = selected.contains(&at);
         for layer in blobs {
@@ -197,7 +189,7 @@ pub(crate) async fn bring_layers(
         profile: options.profile.clone(),
     };
     let mut results = futures::stream::iter(layers.into_iter().map(|work| {
-        let meter = Meter::new(work.layer.digest, Arc::clone(progress), cancel.clone());
+        let meter = TransferMeter::new(work.layer.digest, Arc::clone(progress), cancel.clone());
         let (prefetch, progress) = (&prefetch, &**progress);
         async move { process(work, source, sink, options, prefetch, progress, &meter).await }
     }))

@@ -1,6 +1,5 @@
 //! Making SOCI indexes of version 1: beside an image that stays as it is, found through `subject`.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -8,8 +7,8 @@ use bytes::Bytes;
 use soci_oci::{Descriptor, Platform};
 use soci_ztoc::soci_index::IndexVersion;
 
-use crate::convert::{Brought, WrittenIndex, bring_layers, layers_of, load};
-use crate::image::Content;
+use crate::convert::{WrittenIndex, bring_layers, layers_of, load};
+use crate::image::EntryContent;
 use crate::options::ConvertOptions;
 use crate::sink::ImageSink;
 use crate::source::SharedSource;
@@ -47,22 +46,12 @@ pub async fn create(
         .filter(|work| work.selected)
         .collect();
     let artifacts = ArtifactsOnly(sink);
-    let Brought { indexed, skipped } =
-        bring_layers(layers, source, &artifacts, options, &progress, &cancel).await?;
-    let mut writer = Writer {
-        source,
-        sink,
-        options,
-        progress: &*progress,
-        indexed,
-        skipped,
-        written: BTreeSet::new(),
-    };
-    writer.check_prefetch();
+    let brought = bring_layers(layers, source, &artifacts, options, &progress, &cancel).await?;
+    let mut writer = Writer::new(source, sink, options, &*progress, brought);
     progress.committing();
     let mut created = Vec::new();
     for (at, entry) in image.entries.into_iter().enumerate() {
-        let Content::Image { manifest, platform } = entry.content else {
+        let EntryContent::Image { manifest, platform } = entry.content else {
             continue;
         };
         if !selected.contains(&at) {

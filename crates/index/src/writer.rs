@@ -7,8 +7,8 @@ use soci_oci::{Descriptor, Digest, Index, Manifest, Platform, annotations, media
 use soci_ztoc::prefetch::{Prefetch, PrefetchSpan};
 use soci_ztoc::soci_index::{IndexVersion, PrefetchDescriptor, SociIndex, ZtocDescriptor};
 
-use crate::convert::{ConvertedImage, Indexed, WrittenIndex};
-use crate::image::{Content, Entry, Image};
+use crate::convert::{Brought, ConvertedImage, Indexed, WrittenIndex};
+use crate::image::{EntryContent, Image, ImageEntry};
 use crate::options::ConvertOptions;
 use crate::sink::ImageSink;
 use crate::source::SharedSource;
@@ -21,17 +21,40 @@ const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
 
 /// Writes manifests, indexes and small blobs.
 pub(crate) struct Writer<'a> {
-    pub(crate) source: &'a SharedSource,
-    pub(crate) sink: &'a dyn ImageSink,
-    pub(crate) options: &'a ConvertOptions,
-    pub(crate) progress: &'a dyn Progress,
-    pub(crate) indexed: BTreeMap<Digest, Indexed>,
+    source: &'a SharedSource,
+    sink: &'a dyn ImageSink,
+    options: &'a ConvertOptions,
+    progress: &'a dyn Progress,
+    indexed: BTreeMap<Digest, Indexed>,
     /// Why the first of the other layers have no zTOC.
     pub(crate) skipped: Vec<String>,
-    pub(crate) written: BTreeSet<Digest>,
+    written: BTreeSet<Digest>,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    /// Creates a writer for an image whose layers are at the destination. Warns about files and profiles
+    /// to prefetch of which no layer has anything.
+    pub(crate) fn new(
+        source: &'a SharedSource,
+        sink: &'a dyn ImageSink,
+        options: &'a ConvertOptions,
+        progress: &'a dyn Progress,
+        brought: Brought,
+    ) -> Self {
+        let Brought { indexed, skipped } = brought;
+        let writer = Self {
+            source,
+            sink,
+            options,
+            progress,
+            indexed,
+            skipped,
+            written: BTreeSet::new(),
+        };
+        writer.check_prefetch();
+        writer
+    }
+
     /// The new image index, everything that it refers to written.
     pub(crate) async fn image(
         &mut self,
@@ -45,30 +68,34 @@ impl Writer<'_> {
         let mut old_indexes: Vec<(Descriptor, Box<SociIndex>, Bytes)> = Vec::new();
         let mut others: Vec<(Descriptor, Manifest, Bytes)> = Vec::new();
         for (at, entry) in image.entries.into_iter().enumerate() {
-            let Entry {
+            let ImageEntry {
                 mut descriptor,
                 content,
             } = entry;
             match content {
-                Content::SociIndex { index, bytes } => old_indexes.push((descriptor, index, bytes)),
-                Content::Nested { documents, .. } => {
+                EntryContent::SociIndex { index, bytes } => {
+                    old_indexes.push((descriptor, index, bytes))
+                }
+                EntryContent::Nested { documents, .. } => {
                     for (document, bytes) in documents {
                         self.put_manifest(&document, bytes).await?;
                     }
                     manifests.push(descriptor);
                 }
                 // Where a part of an image may be stored, the rest stays listed.
-                Content::Unread { .. } if self.sink.holds_parts() => manifests.push(descriptor),
-                Content::Unread { reason, .. } => self.progress.warn(&format!(
+                EntryContent::Unread { .. } if self.sink.holds_parts() => {
+                    manifests.push(descriptor)
+                }
+                EntryContent::Unread { reason, .. } => self.progress.warn(&format!(
                     "{} is left out of the converted image: it {reason}",
                     listed_as(&descriptor)
                 )),
-                Content::Other { manifest, bytes } => {
+                EntryContent::Other { manifest, bytes } => {
                     // Keeps its place in the list; what it is about may yet be renamed.
                     manifests.push(descriptor.clone());
                     others.push((descriptor, manifest, bytes));
                 }
-                Content::Image {
+                EntryContent::Image {
                     mut manifest,
                     platform,
                 } => {
@@ -270,7 +297,7 @@ impl Writer<'_> {
     }
 
     /// Warns of what shall be prefetched and is in no layer.
-    pub(crate) fn check_prefetch(&self) {
+    fn check_prefetch(&self) {
         for (at, path) in self.options.prefetch_files.iter().enumerate() {
             let found = self
                 .indexed

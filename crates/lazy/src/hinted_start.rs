@@ -232,13 +232,14 @@ impl HintedStart {
         }
     }
 
+    /// The data of a layer, unless the layer is gone.
+    fn data(&self, layer: usize) -> Option<Arc<LazyLayer>> {
+        self.layers.get(layer)?.data.upgrade()
+    }
+
     /// The spans of a small file and those next to them.
     fn ask_neighbours(&mut self, layer: usize, tar: Range<u64>) {
-        let Some(data) = self
-            .layers
-            .get(layer)
-            .and_then(|layer| layer.data.upgrade())
-        else {
+        let Some(data) = self.data(layer) else {
             return;
         };
         let spans = data.stored().spans();
@@ -297,17 +298,14 @@ impl HintedStart {
         // Files that are found in others are looked at, too.
         while let Some(number) = self.order.get(at).copied() {
             at += 1;
-            let Some(file) = self.files.get_mut(&number) else {
+            let (layer, _) = number;
+            let Some(data) = self.data(layer) else {
                 continue;
             };
-            if file.walk.is_none() {
+            let file = self.files.get_mut(&number);
+            let Some(file) = file.filter(|file| file.walk.is_some()) else {
                 continue;
-            }
-            let data = self
-                .layers
-                .get(file.layer)
-                .and_then(|layer| layer.data.upgrade());
-            let Some(data) = data else { continue };
+            };
             let found = file.look(&data);
             self.use_findings(number, found);
         }
@@ -336,11 +334,7 @@ impl HintedStart {
         for tar in urgent {
             self.fetch_urgently(layer, tar);
         }
-        let Some(data) = self
-            .layers
-            .get(layer)
-            .and_then(|layer| layer.data.upgrade())
-        else {
+        let Some(data) = self.data(layer) else {
             return;
         };
         let spans = data.stored().spans();
@@ -412,11 +406,7 @@ impl HintedStart {
 
     /// Fetches what is needed to look further: little, and soon.
     fn fetch_urgently(&mut self, layer: usize, tar: Range<u64>) {
-        let Some(data) = self
-            .layers
-            .get(layer)
-            .and_then(|layer| layer.data.upgrade())
-        else {
+        let Some(data) = self.data(layer) else {
             return;
         };
         let covering = data.stored().spans().covering(tar);
@@ -438,11 +428,7 @@ impl HintedStart {
 
     /// The spans that are not stored, with their compressed size.
     fn missing(&self, layer: usize, spans: Range<u32>) -> Vec<(u32, u64)> {
-        let Some(data) = self
-            .layers
-            .get(layer)
-            .and_then(|layer| layer.data.upgrade())
-        else {
+        let Some(data) = self.data(layer) else {
             return Vec::new();
         };
         let missing = spans.filter(|span| !data.stored().has(SpanId(*span)));
