@@ -95,7 +95,7 @@ impl SpanFetcher {
     /// and stored spans are made durable.
     pub async fn shutdown(&self) {
         let layers = self.driver.stop();
-        let synced = tokio::task::spawn_blocking(move || {
+        let synced = soci_task::run(move || {
             for layer in layers {
                 if let Err(error) = layer.stored.sync() {
                     tracing::warn!(layer = %layer.stored.digest(), error = %error, "cannot make spans durable");

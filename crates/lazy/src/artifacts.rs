@@ -11,7 +11,6 @@ use soci_containerd::{Containerd, ContainerdError, Content, within};
 use soci_oci::{Descriptor, Digest, media_types};
 use soci_store::content::OciLayout;
 use soci_ztoc::soci_index::SociIndex;
-use tokio::task::spawn_blocking;
 
 /// Time limit of one call: containerd may hang, and itself waits for our answer to a Prepare.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
@@ -56,8 +55,10 @@ impl Artifacts {
                     Some(size) if size <= most => layout.get(&digest).map(Some),
                     _ => Ok(None),
                 };
-                let found = spawn_blocking(work).await.unwrap_or(Ok(None));
-                found.unwrap_or_else(|error| unavailable(&error))
+                match soci_task::run(work).await {
+                    Ok(found) => found.unwrap_or_else(|error| unavailable(&error)),
+                    Err(error) => unavailable(&error),
+                }
             }
         }
     }

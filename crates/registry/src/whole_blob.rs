@@ -122,7 +122,7 @@ pub(crate) async fn parts(
 async fn digest_of(bytes: &Bytes) -> Digest {
     if bytes.len() > HASH_INLINE {
         let shared = bytes.clone();
-        if let Ok(digest) = tokio::task::spawn_blocking(move || Digest::of(&shared)).await {
+        if let Ok(digest) = soci_task::run(move || Digest::of(&shared)).await {
             return digest;
         }
     }

@@ -70,14 +70,13 @@ impl SnapshotStore {
         })
     }
 
-    /// Runs blocking work on the store, within the current span. It runs to its end even if the
-    /// caller is dropped.
+    /// Runs blocking work on the store. It runs to its end even if the caller is dropped.
     pub(crate) async fn blocking<R: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<R, SnapshotterError> + Send + 'static,
     ) -> Result<R, SnapshotterError> {
-        let (store, span) = (Arc::clone(self), tracing::Span::current());
-        soci_task::blocking(move || span.in_scope(|| work(&store))).await
+        let store = Arc::clone(self);
+        soci_task::blocking(move || work(&store)).await
     }
 
     /// Adds a snapshot with its directories and returns its mounts. Adds nothing if it fails.

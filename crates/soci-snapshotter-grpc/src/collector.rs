@@ -96,7 +96,7 @@ impl DaemonCollector {
                 }
                 None => {}
             }
-            found.leftover.removed = !path.exists();
+            found.leftover.removed = !tokio::fs::try_exists(&path).await.unwrap_or(false);
             tracing::info!(
                 path = %found.leftover.path,
                 kind = found.leftover.kind,
@@ -117,8 +117,6 @@ fn size(path: &Path) -> u64 {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<T, SourceError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(SourceError::new),
-        Err(error) => Err(SourceError::new(error)),
-    }
+    let done = soci_task::run(work).await.map_err(SourceError::new)?;
+    done.map_err(SourceError::new)
 }

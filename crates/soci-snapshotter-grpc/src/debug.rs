@@ -51,9 +51,10 @@ async fn vars(State(debug): State<Debug>) -> Response {
         }
     };
     let stats = debug.fetcher.stats();
+    let process = soci_task::run(ProcessFacts::now).await.ok();
     Json(json!({
         "daemon": status.daemon,
-        "process": ProcessFacts::now(),
+        "process": process,
         "store": status.store,
         "layers": status.counts,
         "images": status.images.len(),

@@ -44,7 +44,7 @@ pub(crate) async fn return_freed() {
     let mut freed = Freed::default();
     loop {
         tokio::time::sleep(LOOK).await;
-        let looked = tokio::task::spawn_blocking(move || {
+        let looked = soci_task::run(move || {
             if freed.is_worth_returning(free_bytes()) {
                 trim();
                 freed.returned(free_bytes());

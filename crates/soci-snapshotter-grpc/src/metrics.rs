@@ -75,7 +75,8 @@ impl Metrics {
         samples.extend(self.fetching());
         samples.extend(self.requests());
         samples.extend(self.pulls());
-        samples.extend(process());
+        // An error means that the daemon ends.
+        samples.extend(soci_task::run(process).await.unwrap_or_default());
         Ok(self.meters.text(&samples)?)
     }
 
@@ -207,6 +208,7 @@ fn of_priority((priority, stats): &(&str, &PriorityStats)) -> [Sample; 3] {
     .map(|(metric, number)| Sample::of(metric, number).labelled([priority]))
 }
 
+/// The figures of this process. Blocks on `/proc`.
 fn process() -> Vec<Sample> {
     let facts = ProcessFacts::now();
     let seconds = |metric, value| Sample {

@@ -62,7 +62,7 @@ async fn serve(setup: Arc<Setup>, predecessor: Option<Predecessor>) -> anyhow::R
     let mut predecessor = predecessor.unwrap_or(Predecessor::Unknown);
     if predecessor == Predecessor::Serving {
         let checked = setup.clone();
-        tokio::task::spawn_blocking(move || preflight::check(&checked.root, &checked.config))
+        soci_task::run(move || preflight::check(&checked.root, &checked.config))
             .await
             .context("the check before a hand-over panicked")??;
         supervision.notify(ServerEvent::Checked).await;
@@ -96,7 +96,7 @@ async fn live(
     let (bound, supervised) = (setup.clone(), supervision.is_supervised());
     let start = async {
         let bind = move || Bound::bind(&bound, predecessor, supervised);
-        let bound = tokio::task::spawn_blocking(bind)
+        let bound = soci_task::run(bind)
             .await
             .context("taking the root folder panicked")??;
         bound.restore(setup, predecessor).await

@@ -75,7 +75,7 @@ impl Subsystems {
 /// Ends the threads that serve file systems, which takes a second at most.
 async fn end(pool: soci_fuse::Pool) {
     // A panic there is logged by the hook.
-    let _ = tokio::task::spawn_blocking(move || pool.shutdown()).await;
+    let _ = soci_task::run(move || pool.shutdown()).await;
 }
 
 /// Builds everything below the gRPC service, and restores the layers of an earlier run.

@@ -222,9 +222,9 @@ pub enum UnpackError {
     /// The caller cancelled.
     #[error("unpacking was cancelled")]
     Cancelled,
-    /// A task of ours panicked.
+    /// A thread of ours panicked.
     #[error("unpacking panicked: {0}")]
-    Task(#[from] tokio::task::JoinError),
+    Interrupted(#[from] soci_task::Interrupted),
 }
 
 impl UnpackError {

@@ -373,7 +373,7 @@ impl ImageShare {
             }
             (unpacked, request)
         };
-        Ok(tokio::task::spawn_blocking(work).await?)
+        Ok(soci_task::run(work).await?)
     }
 
     async fn start_over(&self, mut request: LayerRequest) -> Result<LayerRequest, UnpackError> {
@@ -385,7 +385,7 @@ impl ImageShare {
                 .map_or(Ok(()), |store| store.restart());
             (restarted, request)
         };
-        let (restarted, request) = tokio::task::spawn_blocking(restart).await?;
+        let (restarted, request) = soci_task::run(restart).await?;
         restarted.map_err(UnpackError::Store)?;
         Ok(request)
     }
