@@ -16,7 +16,7 @@ use crate::error::EagerError;
 use crate::image::{ImageToPull, PlannedLayer, WantedLayer, position};
 use crate::layer_work::LayerWork;
 use crate::puller::ImagePull;
-use crate::report::{ImageProgress, LayerState, WorkProgress};
+use crate::report::{ImageProgress, PullState, WorkProgress};
 use crate::works::Works;
 
 /// The work on one image. Dropping it ends the work on layers that no other image needs.
@@ -99,9 +99,15 @@ impl ImageJob {
         if self.end_reason().is_some() {
             return None;
         }
-        let work = self
-            .works
-            .work(self.namespace.as_deref(), layer, &self.pull);
+        // Without a parent: the Prepare that came may be of another layer.
+        let span = tracing::error_span!(
+            parent: None,
+            "pull",
+            image = %self.image.reference,
+            layerDigest = %layer.descriptor.digest,
+        );
+        let namespace = self.namespace.as_deref();
+        let work = span.in_scope(|| self.works.work(namespace, layer, &self.pull));
         state.running.insert(at, Arc::clone(&work));
         let (ended, job) = (work.ended(), Arc::downgrade(self));
         tokio::spawn(async move {
@@ -209,7 +215,7 @@ impl ImageJob {
                 size: layer.descriptor.size,
                 downloaded: layer.descriptor.size,
                 unpacked: 0,
-                state: LayerState::Committed,
+                state: PullState::Committed,
             };
             if let Some(work) = state.running.get(&at) {
                 let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -217,10 +223,10 @@ impl ImageJob {
                 downloaded = downloaded.saturating_add(progress.downloaded);
                 progress.unpacked = load(&work.progress.unpacked);
                 progress.state = match work.progress.stage() {
-                    _ if work.is_ready() => LayerState::Ready,
-                    Stage::Queued => LayerState::Queued,
-                    Stage::Downloading => LayerState::Downloading,
-                    Stage::Unpacking | Stage::Syncing | Stage::Done => LayerState::Unpacking,
+                    _ if work.is_ready() => PullState::Ready,
+                    Stage::Queued => PullState::Queued,
+                    Stage::Downloading => PullState::Downloading,
+                    Stage::Unpacking | Stage::Syncing | Stage::Done => PullState::Unpacking,
                 };
             }
             progress

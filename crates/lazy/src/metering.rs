@@ -2,7 +2,7 @@
 //! in plain atomics, which costs next to nothing.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use soci_layer::LayerRefusal;
@@ -11,6 +11,7 @@ use soci_oci::Digest;
 use soci_telemetry::Meters;
 use soci_telemetry::metrics::{count, duration_ms, duration_us};
 use soci_ztoc::ZtocError;
+use tokio::time::Instant;
 
 use crate::open_layer::OpenLayer;
 

@@ -16,6 +16,7 @@ use soci_store::{LayerKey, ProfileFiles, StartMark};
 use soci_ztoc::SpanId;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::Artifacts;
 use crate::hints::{Hints, StartHints};
@@ -184,7 +185,15 @@ impl StartUps {
             }
             starts.insert(image.manifest, start.clone());
         }
-        tokio::spawn(follow(Arc::downgrade(self), self.orders.clone(), start));
+        // Without a parent: it outlives the mount or the read that began it.
+        let span = tracing::error_span!(
+            parent: None,
+            "start",
+            image = %image.reference,
+            manifest = %image.manifest,
+        );
+        let follow = follow(Arc::downgrade(self), self.orders.clone(), start);
+        tokio::spawn(follow.instrument(span));
     }
 
     /// Notes that a layer of an image is open.

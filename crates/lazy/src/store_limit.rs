@@ -5,12 +5,13 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use soci_layer::{LayerUses, UnpackedSize};
 use soci_registry::{BlobSource as _, Deadline};
 use soci_store::{LayerKey, StoredLayer, Trimmed};
+use tokio::time::Instant;
 
 use crate::mount_table::MountTable;
 use crate::open_layer::OpenLayer;

@@ -4,7 +4,7 @@
 use std::io::{self, Read};
 use std::sync::mpsc;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use soci_errors::chain;
 use soci_fetch::{LayerData as _, LazyLayer};
@@ -13,6 +13,7 @@ use soci_registry::{BlobSource as _, Deadline, RegistryError};
 use soci_store::{ReadOutcome, StoreError};
 use soci_ztoc::{SpanError, SpanId, VerifyError, verify_entries};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::mount_table::MountTable;
 use crate::open_layer::OpenLayer;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 
 use crate::error::UnpackError;
 use crate::image::LayerOfImage;
@@ -55,7 +56,15 @@ impl Ahead {
             return;
         }
         let started = Arc::new(AtomicBool::new(false));
-        let task = AbortOnDropHandle::new(tokio::spawn(download(Arc::clone(&started))));
+        // Without a parent: the Prepare that came is of another layer.
+        let span = tracing::error_span!(
+            parent: None,
+            "download",
+            image = %layer.reference,
+            layer = %layer.layer,
+        );
+        let download = download(Arc::clone(&started)).instrument(span);
+        let task = AbortOnDropHandle::new(tokio::spawn(download));
         let download = Download { task, started };
         layers.insert(layer.clone(), (number, download));
         let waiting = Arc::downgrade(&self.layers);

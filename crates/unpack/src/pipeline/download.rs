@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 
 use super::config::{Demand, SpeedLimits};
 use super::piece::{PIECE, Piece, PieceBuffer};
@@ -113,7 +114,8 @@ impl Download {
             arrived: Arc::default(),
             failure: Arc::clone(&failure),
         };
-        let task = AbortOnDropHandle::new(tokio::spawn(requests.make_all(sender)));
+        let task =
+            AbortOnDropHandle::new(tokio::spawn(requests.make_all(sender).in_current_span()));
         Self {
             blob,
             chunks,
@@ -231,7 +233,7 @@ impl Requests {
                 waited: Duration::ZERO,
                 seen: 0,
             };
-            under_way.spawn(request.make(stream));
+            under_way.spawn(request.make(stream).in_current_span());
             offset = range.end;
         }
         // Also of a layer without bytes.
@@ -321,7 +323,7 @@ impl Requests {
 
 /// What a request holds while bytes of it arrive.
 struct Permits {
-    /// Of the image and of the daemon.
+    /// Units of the image and of the daemon.
     _units: [Units; 2],
     /// It is the one that continues while readers wait.
     beside_readers: Option<Units>,
