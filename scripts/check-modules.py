@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Checks how the modules of each crate use each other.
+"""Checks how the modules of each crate use each other, and that crates do not export one name for two things.
 
 Fails on an import cycle of more than two files, and on a type whose inherent `impl` blocks are in more than
 three files. A cycle is a set of files each of which uses every other one, directly or through others.
+Fails also on a type that two crates export under one name, unless SAME_NAME says why.
 
     scripts/check-modules.py [CRATE...]     checks these crates (default: all)
     scripts/check-modules.py --edges CRATE  also prints every import inside the cycles
@@ -21,6 +22,18 @@ import sys
 
 MOST_FILES_IN_A_CYCLE = 2
 MOST_FILES_WITH_IMPLS = 3
+
+# Names that several crates export, and why. `config` is left out: its types are the tables of the configuration
+# file and have their names. `testkit` is for tests.
+SAME_NAME = {
+    "BlobWriter": "one notion: what receives the bytes of a blob",
+    "Cause": "one notion: the error behind another, shared",
+    "Compression": "one notion: ztoc knows the kinds that can have a zTOC, unpack all of them",
+    "Entry": "each format's own term: of a bbolt bucket, of FUSE's LOOKUP, of a zTOC",
+    "ImpliedDirectories": "one notion: directories that only the names of other entries imply",
+    "LayerRequest": "what layer requests of a provider, and unpack of its pipeline",
+}
+LEFT_OUT = ("config", "testkit")
 
 LITERALS = re.compile(
     r"""//[^\n]*|/\*.*?\*/|b?r(?P<hashes>\#*)".*?"(?P=hashes)|b?"(?:\\.|[^"\\])*"|b?'(?:\\.[^']*|[^'\\])'""",
@@ -281,6 +294,27 @@ def check(folder, show_edges):
     return complaints
 
 
+def shared_names(crates):
+    """The complaints about types that several library crates export under one name."""
+    exported = {}
+    for crate, folder in crates.items():
+        root = folder / "src" / "lib.rs"
+        if crate in LEFT_OUT or not root.exists():
+            continue
+        text = without_tests(LITERALS.sub(blank, root.read_text()))
+        for found in USE.finditer(text):
+            if (found["vis"] or "").strip() != "pub":
+                continue
+            for path, name in names_in_use(found[2]):
+                if re.match(r"[A-Z]\w*[a-z]", name) and not path[0].startswith("soci_"):
+                    exported.setdefault(name, []).append(crate)
+    for name in sorted(SAME_NAME.keys() - {name for name, by in exported.items() if len(by) > 1}):
+        yield f"{name} is exported once: remove it from SAME_NAME"
+    for name, by in sorted(exported.items()):
+        if len(by) > 1 and name not in SAME_NAME:
+            yield f"{name} is exported by {', '.join(by)}: rename one, or say in SAME_NAME why not"
+
+
 def main():
     sys.setrecursionlimit(10_000)
     top = pathlib.Path(__file__).resolve().parent.parent
@@ -304,12 +338,16 @@ def main():
                 continue
             failed = True
             print(f"check-modules: {finding}" if size else complaint.replace(f"{top}/", ""))
+    for complaint in () if arguments else shared_names(crates):
+        failed = True
+        print(f"check-modules: {complaint}")
     for finding in sorted(left):
         failed = True
         print(f"check-modules: remove the line from {allowed_file.name}: {finding}")
     if not failed:
         print(f"check-modules: {len(arguments or crates)} crates, no other cycle of more than "
-              f"{MOST_FILES_IN_A_CYCLE} files, no other type in more than {MOST_FILES_WITH_IMPLS}")
+              f"{MOST_FILES_IN_A_CYCLE} files, no other type in more than {MOST_FILES_WITH_IMPLS}, "
+              "no name for two things")
     sys.exit(failed)
 
 

@@ -44,7 +44,7 @@ impl Database {
     /// Reads a file whole. bbolt's own lock keeps those away that write to it.
     ///
     /// # Errors
-    /// It cannot be read, is in use, or is no database.
+    /// It cannot be read, is in use, or is not a database.
     pub fn open(path: &Path) -> Result<Self, BoltError> {
         Self::read(path, MOST)
     }
@@ -94,7 +94,7 @@ impl Database {
     /// Takes the bytes of a database file.
     ///
     /// # Errors
-    /// It is no database.
+    /// It is not a database.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, BoltError> {
         let first = Meta::parse(&bytes);
         // The second meta is one page further on. If the first is damaged, the size is not known.

@@ -147,7 +147,7 @@ impl ImagePull for RegistryPull {
                     tracing::warn!(
                         layer = %digest,
                         error,
-                        "cannot unpack a layer from containerd's content store: the registry is asked"
+                        "cannot unpack a layer from containerd's content store, falling back to the registry"
                     );
                 }
             }

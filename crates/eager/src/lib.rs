@@ -25,4 +25,4 @@ mod works;
 pub use error::EagerError;
 pub use layer_puller::PullConfig;
 pub use provider::{EagerConfig, EagerLayers, EagerMode, LowerLayers};
-pub use report::{EagerTotals, ImageProgress, LayerState, WorkProgress};
+pub use report::{EagerTotals, ImageProgress, PullState, WorkProgress};

@@ -33,12 +33,12 @@ pub struct WorkProgress {
     /// Uncompressed bytes that were unpacked.
     pub unpacked: u64,
     /// How far it is.
-    pub state: LayerState,
+    pub state: PullState,
 }
 
 /// How far a layer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LayerState {
+pub enum PullState {
     /// It waits for its turn.
     Queued,
     /// It arrives, and is not unpacked yet.

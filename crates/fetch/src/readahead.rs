@@ -165,7 +165,7 @@ mod tests {
         assert_eq!(
             streams.note(0..4096, &spans, MOST),
             None,
-            "one read is no sequence"
+            "one read is not a sequence"
         );
         for mib in [4, 16, 40] {
             let end = u64::from(read(&mut streams, &spans, 0..mib * SPAN).unwrap());

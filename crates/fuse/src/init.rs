@@ -33,7 +33,7 @@ const MAX_WRITE: u32 = 4096;
 
 /// Limits that a mount asks the kernel for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct SessionLimits {
     /// Largest read in pages of 4 KiB. The kernel caps it (256 unless `fs.fuse.max_pages_limit`
     /// was raised).
     pub max_pages: u16,
@@ -46,7 +46,7 @@ pub struct Limits {
     pub resend: bool,
 }
 
-impl Default for Limits {
+impl Default for SessionLimits {
     fn default() -> Self {
         Self {
             max_pages: 256,
@@ -95,7 +95,7 @@ impl Negotiated {
 /// Returns the answer to INIT, and what was negotiated.
 pub(crate) fn negotiate(
     offer: &KernelOffer,
-    limits: &Limits,
+    limits: &SessionLimits,
 ) -> Result<(InitOut, Negotiated), FuseError> {
     let KernelOffer {
         major,

@@ -32,7 +32,7 @@ pub use answer::{Attr, DirBuffer, Entry, StatFs, encode_device};
 pub use connection::{Connection, ConnectionFacts, ContentIdentity};
 pub use error::FuseError;
 pub use file_system::FileSystem;
-pub use init::{Limits, Negotiated};
+pub use init::{Negotiated, SessionLimits};
 pub use journal::{ExitKind, Journal};
 pub use mount::{
     MountOptions, as_in_mountinfo, is_mount_point, is_mounted, mount, set_readahead, unmount,

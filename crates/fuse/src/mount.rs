@@ -17,7 +17,7 @@ use zerocopy::IntoBytes;
 use crate::abi::OutHeader;
 use crate::connection::{Connection, ConnectionFacts, ContentIdentity};
 use crate::error::FuseError;
-use crate::init::{Limits, Negotiated, negotiate};
+use crate::init::{Negotiated, SessionLimits, negotiate};
 use crate::journal::SLOT_SIZE;
 use crate::request::{Operation, Request};
 
@@ -34,7 +34,7 @@ pub(crate) const SOURCE: &str = "soci";
 #[derive(Debug, Clone, Default)]
 pub struct MountOptions {
     /// Limits to request of the kernel.
-    pub limits: Limits,
+    pub limits: SessionLimits,
     /// Readahead of the mount in KiB; `None` leaves the kernel's 128.
     pub readahead_kib: Option<u32>,
     /// The content.
@@ -109,7 +109,11 @@ fn attach(device: &OwnedFd, mountpoint: &Path) -> Result<(), FuseError> {
 }
 
 /// Answers INIT: the first request of a new connection.
-fn begin(device: &OwnedFd, mountpoint: &Path, limits: &Limits) -> Result<Negotiated, FuseError> {
+fn begin(
+    device: &OwnedFd,
+    mountpoint: &Path,
+    limits: &SessionLimits,
+) -> Result<Negotiated, FuseError> {
     let failed = |source| FuseError::Session {
         mountpoint: mountpoint.to_owned(),
         source,

@@ -21,7 +21,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use soci_fuse::{
     Attr, Connection, ConnectionFacts, DirBuffer, Entry, Errno, ExitKind, FileSystem, Journal,
-    Limits, MountOptions, Operation, Pool, Reply, Request,
+    MountOptions, Operation, Pool, Reply, Request, SessionLimits,
 };
 
 /// One file, `file`, whose reads are answered, or kept for ever by a server that is about to die.
@@ -97,9 +97,9 @@ struct Held {
 
 fn begin(at: &Path, resend: bool) -> (Server, Held) {
     let options = MountOptions {
-        limits: Limits {
+        limits: SessionLimits {
             resend,
-            ..Limits::default()
+            ..SessionLimits::default()
         },
         ..MountOptions::default()
     };

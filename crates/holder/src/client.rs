@@ -35,13 +35,13 @@ pub struct HeldFd {
 
 /// A connection to the holder of a root folder.
 #[derive(Debug)]
-pub struct Client {
+pub struct HolderClient {
     conn: Conn,
     info: HolderInfo,
     process: Option<HolderProcess>,
 }
 
-impl Client {
+impl HolderClient {
     /// Connects to the holder of `root` as an observer; `None` if there is none.
     ///
     /// # Errors
@@ -231,7 +231,7 @@ impl Client {
     }
 }
 
-impl AsFd for Client {
+impl AsFd for HolderClient {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.conn.as_fd()
     }

@@ -21,7 +21,7 @@ mod protocol;
 mod socket;
 mod spawn;
 
-pub use client::{Client, HeldFd, HolderInfo};
+pub use client::{HeldFd, HolderClient, HolderInfo};
 pub use error::HolderError;
 pub use keeper::{BackupStore, Keeper, KeeperConfig};
 pub use process::{ABANDONED_FILE, Abandoned, run};

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FileType, fstat};
 
 use crate::HolderError;
-use crate::client::Client;
+use crate::client::HolderClient;
 
 /// The name of a holder in the list of processes.
 pub const PROCESS_NAME: &str = "soci-holder";
@@ -119,7 +119,7 @@ fn start(mut command: Command, root: &Path) -> Result<Child, HolderError> {
         .map_err(|e| HolderError::Spawn(format!("{:?}: {e}", command.get_program())))?;
     let deadline = Instant::now() + PATIENCE;
     loop {
-        if let Ok(Some(_)) = Client::look(root) {
+        if let Ok(Some(_)) = HolderClient::look(root) {
             return Ok(child);
         }
         if let Ok(Some(status)) = child.try_wait() {

@@ -16,7 +16,7 @@ struct Filter {
 /// Why a filter is not one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a filter: {reason}; filters are REPOSITORY:TAG, each may contain *")]
-pub struct FilterError {
+pub struct ImageFilterError {
     text: String,
     reason: &'static str,
 }
@@ -31,9 +31,9 @@ impl Default for Filters {
 }
 
 impl FromStr for Filters {
-    type Err = FilterError;
+    type Err = ImageFilterError;
 
-    fn from_str(text: &str) -> Result<Self, FilterError> {
+    fn from_str(text: &str) -> Result<Self, ImageFilterError> {
         text.split(',')
             .map(filter)
             .collect::<Result<_, _>>()
@@ -62,9 +62,9 @@ impl Filters {
     }
 }
 
-fn filter(text: &str) -> Result<Filter, FilterError> {
+fn filter(text: &str) -> Result<Filter, ImageFilterError> {
     let text = text.trim();
-    let error = |reason| FilterError {
+    let error = |reason| ImageFilterError {
         text: text.to_owned(),
         reason,
     };

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use soci_oci::Reference;
 
 use crate::event::{self, Reported};
-use crate::{Decision, Filters, Policy, Push};
+use crate::{Decision, Filters, Push, PushPolicy};
 
 /// An event of a registry: a push that is read names an image of its registry, and is written and read
 /// again as the same; a push that is to be indexed has a tag.
@@ -20,7 +20,7 @@ pub fn push_event(data: &[u8]) {
             return;
         }
     };
-    let policy = Policy {
+    let policy = PushPolicy {
         filters: Filters::default(),
         registries: BTreeSet::new(),
         aliases: BTreeMap::new(),

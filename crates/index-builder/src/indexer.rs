@@ -11,7 +11,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use soci_index::{
-    Content, ConvertOptions, Image, IndexError, Platforms, RegistrySink, RegistrySource,
+    ConvertOptions, EntryContent, Image, IndexError, Platforms, RegistrySink, RegistrySource,
     SharedSource,
 };
 use soci_oci::{Digest, Reference};
@@ -82,7 +82,7 @@ pub struct Outcome {
 
 /// Carries out jobs.
 #[async_trait]
-pub trait Index: Send + Sync + 'static {
+pub trait ImageIndexer: Send + Sync + 'static {
     /// Indexes an image.
     ///
     /// # Errors
@@ -111,8 +111,11 @@ pub trait Index: Send + Sync + 'static {
 /// not share a queue get the events of a tag in any order.
 ///
 /// # Errors
-/// As for [`Index::index`].
-pub(crate) async fn index_in_order(indexer: &dyn Index, push: &Push) -> Result<Outcome, Failure> {
+/// As for [`ImageIndexer::index`].
+pub(crate) async fn index_in_order(
+    indexer: &dyn ImageIndexer,
+    push: &Push,
+) -> Result<Outcome, Failure> {
     if let Some(newer) = indexer.newer(push).await?
         && indexer.is_indexed(&newer).await?
     {
@@ -332,7 +335,7 @@ struct Beside<'a> {
 }
 
 #[async_trait]
-impl Index for Indexer {
+impl ImageIndexer for Indexer {
     async fn index(&self, push: &Push) -> Result<Outcome, Failure> {
         self.work(push).await
     }
@@ -402,8 +405,8 @@ fn not_an_image(error: IndexError) -> Failure {
     }
 }
 
-fn is_index_of_v2(entry: &soci_index::Entry) -> bool {
-    matches!(entry.content, Content::SociIndex { .. })
+fn is_index_of_v2(entry: &soci_index::ImageEntry) -> bool {
+    matches!(entry.content, EntryContent::SociIndex { .. })
 }
 
 /// Bytes of the layers of the selected images; a layer that they share counts once.
@@ -412,7 +415,7 @@ fn size_of(image: &Image, selected: &[usize]) -> u64 {
     let mut seen = std::collections::BTreeSet::new();
     let mut size: u64 = 0;
     for entry in entries {
-        if let Content::Image { manifest, .. } = &entry.content {
+        if let EntryContent::Image { manifest, .. } = &entry.content {
             for layer in &manifest.layers {
                 if seen.insert(layer.digest) {
                     size = size.saturating_add(layer.size);

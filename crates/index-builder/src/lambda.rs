@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::event::{self, Reported};
 use crate::indexer::index_in_order;
-use crate::{Decision, Failure, Index, Outcome, Policy};
+use crate::{Decision, Failure, ImageIndexer, Outcome, PushPolicy};
 
 /// What a call returns.
 #[derive(Debug, Default, Serialize)]
@@ -30,7 +30,10 @@ const VARIABLES: [&str; 4] = [
 ///
 /// # Errors
 /// The process was not started by Lambda, or its interface cannot be reached.
-pub async fn serve(policy: Policy, indexer: Arc<dyn Index>) -> Result<(), lambda_runtime::Error> {
+pub async fn serve(
+    policy: PushPolicy,
+    indexer: Arc<dyn ImageIndexer>,
+) -> Result<(), lambda_runtime::Error> {
     if let Some(missing) = VARIABLES
         .iter()
         .find(|name| std::env::var_os(name).is_none())
@@ -50,8 +53,8 @@ pub async fn serve(policy: Policy, indexer: Arc<dyn Index>) -> Result<(), lambda
 
 async fn handle(
     call: LambdaEvent<Value>,
-    policy: &Policy,
-    indexer: &dyn Index,
+    policy: &PushPolicy,
+    indexer: &dyn ImageIndexer,
 ) -> Result<Report, lambda_runtime::Error> {
     let (event, context) = call.into_parts();
     let request = context.request_id.as_str();

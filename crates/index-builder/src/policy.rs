@@ -13,7 +13,7 @@ pub const DEFAULT_TAG_SUFFIX: &str = "-soci";
 
 /// Which of the reported pushes are indexed.
 #[derive(Debug, Clone)]
-pub struct Policy {
+pub struct PushPolicy {
     /// The images that are indexed.
     pub filters: Filters,
     /// The registries whose images are indexed; empty: all.
@@ -33,7 +33,7 @@ pub enum Decision {
     Ignore(String),
 }
 
-impl Policy {
+impl PushPolicy {
     /// Decides about a push.
     #[must_use]
     pub fn decide(&self, mut push: Push) -> Decision {
@@ -77,8 +77,8 @@ fn is_referrers_tag(tag: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn policy() -> Policy {
-        Policy {
+    fn policy() -> PushPolicy {
+        PushPolicy {
             filters: "app*:*".parse().unwrap(),
             registries: BTreeSet::from(["registry.example".to_owned()]),
             aliases: BTreeMap::from([("registry:5000".to_owned(), "registry.example".to_owned())]),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use soci_oci::{Digest, Reference};
 use soci_registry::{Client, Misconfiguration, RegistryError};
 
-use crate::{Decision, Policy, Push};
+use crate::{Decision, Push, PushPolicy};
 
 /// Lists what the registry has under the tags that the policy is for, with digests. A repository or
 /// tag that cannot be read is left out with a line in the log.
@@ -15,7 +15,7 @@ use crate::{Decision, Policy, Push};
 pub async fn poll(
     client: &Client,
     registry: &str,
-    policy: &Policy,
+    policy: &PushPolicy,
 ) -> Result<Vec<Push>, RegistryError> {
     let mut found = Vec::new();
     for repository in client.repositories(registry).await? {

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::auth::{Secret, SecretError};
 pub use self::metrics::Metrics;
 pub use self::tls::{Identity, TlsError};
-use crate::{Policy, Pool, Queue};
+use crate::{PushPolicy, Queue, WorkerPool};
 
 /// What the HTTP server needs.
 #[derive(Debug)]
@@ -23,9 +23,9 @@ pub struct Service {
     /// Where events go.
     pub queue: Queue,
     /// Which of them are taken.
-    pub policy: Policy,
+    pub policy: PushPolicy,
     /// The workers to be woken.
-    pub pool: Arc<Pool>,
+    pub pool: Arc<WorkerPool>,
     /// What senders of events must know; `None`: nothing.
     pub secret: Option<Secret>,
     /// What is counted.

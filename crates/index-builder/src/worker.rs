@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::indexer::index_in_order;
 use crate::service::Metrics;
-use crate::{Claim, Failure, Finish, Index, Job, Queue, QueueError, WorkerId};
+use crate::{Claim, Failure, Finish, ImageIndexer, Job, Queue, QueueError, WorkerId};
 
 /// Longest pause before the queue is looked at again: other processes add jobs too.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -54,17 +54,17 @@ impl Default for PoolSettings {
 }
 
 /// A pool of workers on a queue.
-pub struct Pool {
+pub struct WorkerPool {
     queue: Queue,
     id: WorkerId,
-    indexer: Arc<dyn Index>,
+    indexer: Arc<dyn ImageIndexer>,
     settings: PoolSettings,
     metrics: Option<Arc<Metrics>>,
     /// Wakes the workers when a job was added or has ended.
     wake: Notify,
 }
 
-impl std::fmt::Debug for Pool {
+impl std::fmt::Debug for WorkerPool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pool")
             .field("id", &self.id)
@@ -72,14 +72,14 @@ impl std::fmt::Debug for Pool {
     }
 }
 
-impl Pool {
-    /// Creates a pool; it works once [`Pool::run`] is polled.
+impl WorkerPool {
+    /// Creates a pool; it works once [`WorkerPool::run`] is polled.
     ///
     /// # Errors
     /// The process cannot be entered in the queue.
     pub async fn new(
         queue: Queue,
-        indexer: Arc<dyn Index>,
+        indexer: Arc<dyn ImageIndexer>,
         settings: PoolSettings,
     ) -> Result<Self, QueueError> {
         let at = queue.clone();

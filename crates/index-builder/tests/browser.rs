@@ -18,7 +18,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use soci_index_builder::service::{Listener, Metrics, Pages, Service};
 use soci_index_builder::{
-    Claim, Failure, Finish, Index, Outcome, Policy, Pool, PoolSettings, Push, Queue, WorkerId,
+    Claim, Failure, Finish, ImageIndexer, Outcome, PoolSettings, Push, PushPolicy, Queue, WorkerId,
+    WorkerPool,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -126,7 +127,7 @@ impl Drop for Browser {
 struct Never;
 
 #[async_trait::async_trait]
-impl Index for Never {
+impl ImageIndexer for Never {
     async fn index(&self, _: &Push) -> Result<Outcome, Failure> {
         std::future::pending().await
     }
@@ -135,10 +136,10 @@ impl Index for Never {
 /// Serves the queue; its workers are the test.
 async fn serve(queue: &Queue) -> String {
     let settings = PoolSettings::default();
-    let pool = Pool::new(queue.clone(), Arc::new(Never), settings);
+    let pool = WorkerPool::new(queue.clone(), Arc::new(Never), settings);
     let service = Arc::new(Service {
         queue: queue.clone(),
-        policy: Policy {
+        policy: PushPolicy {
             filters: "*:*".parse().unwrap(),
             registries: BTreeSet::new(),
             aliases: BTreeMap::new(),

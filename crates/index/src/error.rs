@@ -9,7 +9,7 @@ use soci_oci::Digest;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IndexError {
-    /// The source is no OCI image layout.
+    /// The source is not an OCI image layout.
     #[error("{} is not an OCI image layout: {reason}", path.display())]
     NotALayout {
         /// The source.
@@ -99,7 +99,7 @@ pub enum IndexError {
     },
     /// The image does not exist for a requested platform.
     #[error(
-        "the image is not there for platform {wanted}; it has {have} (choose with --platform, or take --all-platforms)"
+        "the image has no manifest for platform {wanted}; it has {have} (choose with --platform, or take --all-platforms)"
     )]
     NoSuchPlatform {
         /// The requested platform.

@@ -23,21 +23,21 @@ pub struct Image {
     /// The index that lists the manifests, if there is one.
     pub list: Option<Index>,
     /// Its manifests, in the order of the index.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<ImageEntry>,
 }
 
 /// One manifest of an image.
 #[derive(Debug)]
-pub struct Entry {
+pub struct ImageEntry {
     /// How the index lists it.
     pub descriptor: Descriptor,
     /// What it is.
-    pub content: Content,
+    pub content: EntryContent,
 }
 
 /// What a manifest is.
 #[derive(Debug)]
-pub enum Content {
+pub enum EntryContent {
     /// An image for one platform.
     Image {
         /// The manifest.
@@ -77,7 +77,7 @@ pub enum Content {
 
 impl Image {
     /// Reads the image's index and manifests. An entry that is absent or of an unknown kind is listed
-    /// as [`Content::Unread`].
+    /// as [`EntryContent::Unread`].
     ///
     /// # Errors
     /// When one is damaged, or none is an image.
@@ -86,10 +86,10 @@ impl Image {
         let mut entries = Vec::new();
         for descriptor in descriptors {
             let content = match &list {
-                None => Content::load(source, &descriptor, true).await?,
-                Some(_) => Content::listed(source, &descriptor).await?,
+                None => EntryContent::load(source, &descriptor, true).await?,
+                Some(_) => EntryContent::listed(source, &descriptor).await?,
             };
-            entries.push(Entry {
+            entries.push(ImageEntry {
                 descriptor,
                 content,
             });
@@ -124,11 +124,11 @@ impl Image {
                 continue;
             }
             let content = match &list {
-                None => Content::load(source, &descriptor, true).await?,
+                None => EntryContent::load(source, &descriptor, true).await?,
                 Some(_) if descriptor.artifact_type.is_some() || is_index => continue,
-                Some(_) => Content::listed(source, &descriptor).await?,
+                Some(_) => EntryContent::listed(source, &descriptor).await?,
             };
-            entries.push(Entry {
+            entries.push(ImageEntry {
                 descriptor,
                 content,
             });
@@ -144,7 +144,7 @@ impl Image {
             .entries
             .iter()
             .filter_map(|entry| match &entry.content {
-                Content::Unread { reason, .. } => {
+                EntryContent::Unread { reason, .. } => {
                     Some(format!("{} {reason}", entry.descriptor.digest))
                 }
                 _ => None,
@@ -169,11 +169,11 @@ impl Image {
         let absent = self.entries.iter().find(|entry| {
             let descriptor = &entry.descriptor;
             let known = descriptor.platform.as_ref();
-            matches!(entry.content, Content::Unread { absent: true, .. })
+            matches!(entry.content, EntryContent::Unread { absent: true, .. })
                 && descriptor.artifact_type.is_none()
                 && known.is_none_or(|platform| platform.os != "unknown")
         });
-        let Some(Entry { descriptor, .. }) = absent.filter(|_| source.holds_parts()) else {
+        let Some(ImageEntry { descriptor, .. }) = absent.filter(|_| source.holds_parts()) else {
             return Ok(());
         };
         let platform = descriptor.platform.as_ref();
@@ -226,18 +226,18 @@ impl Image {
     }
 }
 
-impl Entry {
+impl ImageEntry {
     /// The platform of an image.
     #[must_use]
     pub fn platform(&self) -> Option<&Platform> {
         match &self.content {
-            Content::Image { platform, .. } => Some(platform),
+            EntryContent::Image { platform, .. } => Some(platform),
             _ => None,
         }
     }
 }
 
-impl Content {
+impl EntryContent {
     /// Reads an entry of an index, which may be anything.
     async fn listed(source: &dyn ImageSource, descriptor: &Descriptor) -> Result<Self, IndexError> {
         let absent = || Self::Unread {
@@ -261,7 +261,7 @@ impl Content {
         if !media_types::is_manifest(&descriptor.media_type) {
             return Ok(Self::Unread {
                 reason: format!(
-                    "has the media type {:?}, which is not one of an image manifest or an index",
+                    "has the media type {:?}, which is not that of an image manifest or an index",
                     descriptor.media_type
                 ),
                 absent: false,
@@ -284,7 +284,7 @@ impl Content {
                 digest,
                 place: source.describe(),
                 reason: format!(
-                    "media type {:?} is not one of an image manifest",
+                    "media type {:?} is not that of an image manifest",
                     descriptor.media_type
                 ),
             });

@@ -16,7 +16,7 @@ use crate::options::ConvertOptions;
 use crate::progress::{LayerOutcome, Step};
 use crate::sink::{BlobWriter, ImageSink};
 use crate::source::SharedSource;
-use crate::transfer::{Meter, Tee};
+use crate::transfer::{Tee, TransferMeter};
 use crate::{IndexError, Progress};
 
 /// The file that makes a directory opaque (OCI image spec, `layer.md`, whiteouts).
@@ -116,7 +116,7 @@ pub(crate) async fn process(
     options: &ConvertOptions,
     prefetch: &Wanted,
     progress: &dyn Progress,
-    meter: &Meter,
+    meter: &TransferMeter,
 ) -> Result<LayerResult, IndexError> {
     let layer = work.layer.clone();
     let done = |outcome, ztoc| {
@@ -219,7 +219,7 @@ async fn build(
     sink: &dyn ImageSink,
     options: &ConvertOptions,
     prefetch: &Wanted,
-    meter: &Meter,
+    meter: &TransferMeter,
 ) -> Result<Result<(LayerZtoc, bool), String>, IndexError> {
     let reader = source.open(layer).await?;
     let writer: Option<Box<dyn BlobWriter>> = sink.tee(layer)?;

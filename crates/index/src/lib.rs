@@ -23,7 +23,7 @@ mod writer;
 pub use convert::{Converted, ConvertedImage, WrittenIndex, convert};
 pub use create::{CreatedIndex, create};
 pub use error::IndexError;
-pub use image::{Content, Entry, Image};
+pub use image::{EntryContent, Image, ImageEntry};
 pub use location::{Destination, Format, Source};
 pub use options::{ConvertOptions, DEFAULT_MIN_LAYER_SIZE, Platforms};
 pub use progress::{LayerOutcome, Progress, Silent, Step};
@@ -32,4 +32,4 @@ pub use source::{
     ArchiveSource, ImageSource, LayoutSource, MAX_DOCUMENT, RegistrySource, Root, SharedSource,
     StreamReader, verify,
 };
-pub use transfer::{Cancel, Meter};
+pub use transfer::{Cancel, TransferMeter};

@@ -50,13 +50,13 @@ impl Drop for CancelOnDrop {
 
 /// Counts the bytes of one layer.
 #[derive(Clone)]
-pub struct Meter {
+pub struct TransferMeter {
     layer: Digest,
     progress: Arc<dyn Progress>,
     cancel: Cancel,
 }
 
-impl Meter {
+impl TransferMeter {
     /// A meter for one layer.
     pub(crate) fn new(layer: Digest, progress: Arc<dyn Progress>, cancel: Cancel) -> Self {
         Self {
@@ -81,7 +81,7 @@ impl Meter {
 pub(crate) struct Tee<'a> {
     pub(crate) reader: Box<dyn Read + Send>,
     pub(crate) writer: Option<Box<dyn BlobWriter>>,
-    pub(crate) meter: &'a Meter,
+    pub(crate) meter: &'a TransferMeter,
     /// Bytes that must still come.
     pub(crate) left: u64,
     /// Why the writer failed: a full disk is not the layer's fault.
@@ -119,7 +119,7 @@ pub(crate) async fn copy_into(
     writer: Box<dyn BlobWriter>,
     blob: &Descriptor,
     source: &SharedSource,
-    meter: &Meter,
+    meter: &TransferMeter,
 ) -> Result<(), IndexError> {
     let reader = source.open(blob).await?;
     let place = source.describe();

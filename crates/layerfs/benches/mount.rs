@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use soci_layerfs::{MountOptions, Tree, TreeOptions};
+use soci_layerfs::{LayerMountOptions, Tree, TreeOptions};
 use support::{Layer, Mount, noise, run, ztoc_of};
 
 const FILES: u32 = 100_000;
@@ -162,9 +162,9 @@ fn extended_attributes() {
     };
     measure("plain directories", &unpacked, plain.path(), &|| [0, 0]);
     for answer_xattrs in [false, true] {
-        let options = MountOptions {
+        let options = LayerMountOptions {
             answer_xattrs,
-            ..MountOptions::default()
+            ..LayerMountOptions::default()
         };
         let mount = Mount::new(&ztoc, tar.clone(), options);
         let what = if answer_xattrs { "answered" } else { "ENOSYS" };
@@ -223,7 +223,7 @@ fn main() {
         ],
     );
     show("overlay over plain directories", &unpacked, plain.path());
-    let mount = Mount::new(&ztoc, tar, MountOptions::default());
+    let mount = Mount::new(&ztoc, tar, LayerMountOptions::default());
     let root = mount.path("");
     show("overlay over the layer's mount", &root, mount.beside());
     std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();

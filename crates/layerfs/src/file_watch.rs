@@ -1,4 +1,4 @@
-//! Reports the first read of each file of a layer to those who watch it.
+//! Reports the first read of each file of a layer to its watchers.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -38,7 +38,7 @@ pub use file_watch::{FileWatch, FileWatcher};
 pub use implied::{ImpliedDirectories, ImpliedError};
 pub use layer_fs::{CacheTimes, LayerFs};
 pub use mount::{
-    AdoptError, MountError, MountOptions, MountedLayer, READAHEAD_KIB, WeakMountedLayer,
+    AdoptError, LayerMountOptions, MountError, MountedLayer, READAHEAD_KIB, WeakMountedLayer,
     adopt_layer, content_identity, mount_layer,
 };
 pub use options::{CancelOnDrop, Cancelled, TreeError, TreeOptions};

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use soci_fetch::LayerData;
-use soci_fuse::{Connection, ConnectionFacts, ContentIdentity, Limits, Pool, Served, WeakServed};
+use soci_fuse::{
+    Connection, ConnectionFacts, ContentIdentity, Pool, Served, SessionLimits, WeakServed,
+};
 use soci_oci::Digest;
 
 use crate::counters::{CounterSnapshot, Counters};
@@ -48,7 +50,7 @@ pub const READAHEAD_KIB: u32 = 4096;
 
 /// How a layer is mounted.
 #[derive(Debug, Clone)]
-pub struct MountOptions {
+pub struct LayerMountOptions {
     /// How long the kernel must at least be able to cache attributes. A layer never changes, so
     /// that longer ([`CacheTimes::FOREVER`]) is used; zero turns caching off.
     pub attr_timeout: Duration,
@@ -61,7 +63,7 @@ pub struct MountOptions {
     /// A path on the file system that STATFS reports; `None`: the parent of the mount point.
     pub backing: Option<PathBuf>,
     /// Limits asked of the kernel.
-    pub limits: Limits,
+    pub limits: SessionLimits,
     /// The timers of reads and listings.
     pub timers: Timers,
     /// Answer requests for one extended attribute even if no file of the layer has any.
@@ -78,7 +80,7 @@ pub struct MountOptions {
     pub own_reads: Option<OwnReads>,
 }
 
-impl Default for MountOptions {
+impl Default for LayerMountOptions {
     fn default() -> Self {
         Self {
             attr_timeout: CacheTimes::FOREVER.attr,
@@ -86,7 +88,7 @@ impl Default for MountOptions {
             negative_timeout: CacheTimes::FOREVER.negative,
             readahead_kib: READAHEAD_KIB,
             backing: None,
-            limits: Limits::default(),
+            limits: SessionLimits::default(),
             timers: Timers::default(),
             answer_xattrs: false,
             check_headers: true,
@@ -97,7 +99,7 @@ impl Default for MountOptions {
     }
 }
 
-impl MountOptions {
+impl LayerMountOptions {
     fn cache_times(&self) -> CacheTimes {
         let at_least = |least: Duration, forever: Duration| match least {
             Duration::ZERO => Duration::ZERO,
@@ -145,7 +147,7 @@ pub fn mount_layer(
     view: impl Into<TreeView>,
     data: Arc<dyn LayerData>,
     mountpoint: &Path,
-    options: MountOptions,
+    options: LayerMountOptions,
 ) -> Result<MountedLayer, MountError> {
     let view = view.into();
     let connection = soci_fuse::mount(
@@ -173,7 +175,7 @@ pub fn adopt_layer(
     view: impl Into<TreeView>,
     data: Arc<dyn LayerData>,
     connection: Connection,
-    options: MountOptions,
+    options: LayerMountOptions,
 ) -> Result<MountedLayer, AdoptError> {
     let view = view.into();
     let expected = identity(&view, data.as_ref());
@@ -211,7 +213,7 @@ fn file_system(
     view: TreeView,
     data: Arc<dyn LayerData>,
     facts: &ConnectionFacts,
-    options: MountOptions,
+    options: LayerMountOptions,
 ) -> (Arc<LayerFs>, Arc<Counters>) {
     let times = options.cache_times();
     let mountpoint = &facts.mountpoint;

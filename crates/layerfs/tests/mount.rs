@@ -22,7 +22,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use soci_fetch::testing::{Answer, MemoryLayer};
 use soci_fetch::{LayerData, ReadError};
-use soci_layerfs::{FileWatch, MountOptions, OwnReader, OwnReads};
+use soci_layerfs::{FileWatch, LayerMountOptions, OwnReader, OwnReads};
 use soci_registry::RegistryError;
 use support::{Layer, Mount, noise, run, until, ztoc_of};
 
@@ -83,13 +83,13 @@ fn reads_of_the_own_reader_are_distinguished_from_those_of_containers() {
         let seen = seen.clone();
         move |ino| seen.lock().unwrap().push(ino)
     });
-    let options = MountOptions {
+    let options = LayerMountOptions {
         watch,
         own_reads: Some(OwnReads {
             reader: reader.clone(),
             data: Arc::new(own.clone()),
         }),
-        ..MountOptions::default()
+        ..LayerMountOptions::default()
     };
     let mount = Mount::new(&ztoc_of(&tar), tar, options);
     mount.data.script(Answer::FetchedElsewhere);
@@ -314,9 +314,9 @@ fn for_attributes_that_no_file_has_the_kernel_asks_once_or_is_answered() {
     }
     assert_eq!(mount.layer.counters().getxattr, 1);
 
-    let options = MountOptions {
+    let options = LayerMountOptions {
         answer_xattrs: true,
-        ..MountOptions::default()
+        ..LayerMountOptions::default()
     };
     let tar = tar();
     let mount = Mount::new(&ztoc_of(&tar), tar, options);
@@ -637,9 +637,9 @@ fn timeouts_are_lower_bounds_and_zero_turns_caching_off() {
     let tar = Layer::new().file("f", b"x").tar();
     let ztoc = ztoc_of(&tar);
     let asked = |attr_timeout| {
-        let options = MountOptions {
+        let options = LayerMountOptions {
             attr_timeout,
-            ..MountOptions::default()
+            ..LayerMountOptions::default()
         };
         let mount = Mount::new(&ztoc, tar.clone(), options);
         mount.path("f").metadata().unwrap();

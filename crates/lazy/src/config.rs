@@ -63,7 +63,7 @@ pub struct LazyConfig {
     /// Bytes of zTOCs that are fetched and read at a time; a larger zTOC is handled alone.
     pub ztoc_memory: u64,
     /// Limits of memory that layers of images take.
-    pub limits: crate::Limits,
+    pub limits: crate::MemoryLimits,
     /// Compare a file's tar header with its entry in the zTOC at the first read.
     pub check_headers: bool,
     /// Number of layers that are opened at a time; `None`: no limit.
@@ -103,7 +103,7 @@ impl Default for LazyConfig {
             negative_timeout: Duration::from_secs(1),
             retry_after: Duration::from_secs(60),
             ztoc_memory: 64 << 20,
-            limits: crate::Limits::default(),
+            limits: crate::MemoryLimits::default(),
             check_headers: true,
             max_concurrency: Some(100),
             disable_background: false,

@@ -77,4 +77,4 @@ pub use repository_use::needs_repository;
 pub use soci_discovery::{LazyRegistries, Policy};
 pub use soci_fetch::{Fill, FillState};
 pub use start_order::StartOrigin;
-pub use tree_memory::Limits;
+pub use tree_memory::MemoryLimits;

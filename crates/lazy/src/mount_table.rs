@@ -10,7 +10,9 @@ use parking_lot::Mutex;
 use soci_fetch::LayerData;
 use soci_fuse::{Connection, Pool};
 use soci_layer::{LayerRefusal, LowerLayer, MountedInfo, ParentLayer, ProviderError};
-use soci_layerfs::{CounterSnapshot, MountOptions, MountedLayer, OwnReader, OwnReads, TreeView};
+use soci_layerfs::{
+    CounterSnapshot, LayerMountOptions, MountedLayer, OwnReader, OwnReads, TreeView,
+};
 use soci_oci::Digest;
 use soci_store::LayerKey;
 use soci_telemetry::metrics::duration_ms;
@@ -136,7 +138,12 @@ impl MountTable {
     async fn serve<E>(
         &self,
         layer: ReadyLayer,
-        begin: impl FnOnce(&Pool, TreeView, Arc<dyn LayerData>, MountOptions) -> Result<MountedLayer, E>
+        begin: impl FnOnce(
+            &Pool,
+            TreeView,
+            Arc<dyn LayerData>,
+            LayerMountOptions,
+        ) -> Result<MountedLayer, E>
         + Send
         + 'static,
     ) -> Result<Mount, LayerRefusal>
@@ -164,14 +171,14 @@ impl MountTable {
         served.map_err(LayerRefusal::failed)
     }
 
-    fn options(&self, layer: &ReadyLayer) -> MountOptions {
-        MountOptions {
+    fn options(&self, layer: &ReadyLayer) -> LayerMountOptions {
+        LayerMountOptions {
             attr_timeout: self.config.attr_timeout,
             entry_timeout: self.config.entry_timeout,
             negative_timeout: self.config.negative_timeout,
-            limits: soci_fuse::Limits {
+            limits: soci_fuse::SessionLimits {
                 resend: self.config.resend,
-                ..soci_fuse::Limits::default()
+                ..soci_fuse::SessionLimits::default()
             },
             timers: self.metering.timers(&layer.lease.key().layer),
             answer_xattrs: layer.view.answer_xattrs,
@@ -182,7 +189,7 @@ impl MountTable {
                 reader: self.own_reader.clone(),
                 data: layer.lease.layer().data.clone().for_page_cache(),
             }),
-            ..MountOptions::default()
+            ..LayerMountOptions::default()
         }
     }
 

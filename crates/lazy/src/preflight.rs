@@ -8,7 +8,7 @@ use std::time::Duration;
 use soci_fetch::{LayerData, LayerStatus, ReadDone, ReadError};
 use soci_fuse::{ContentIdentity, FuseError, Journal, Pool};
 use soci_holder::HeldFd;
-use soci_layerfs::{MountError, MountOptions, Tree, TreeError, TreeOptions};
+use soci_layerfs::{LayerMountOptions, MountError, Tree, TreeError, TreeOptions};
 use soci_oci::Digest;
 use soci_store::{LayerKey, LayerStore, StoreError};
 
@@ -139,7 +139,7 @@ fn same_tree(layers: &Path, note: &ConnectionNote) -> Result<Arc<Tree>, Prefligh
 fn serve_test_mount(tree: Arc<Tree>, layer: Digest, scratch: &Path) -> Result<(), PreflightError> {
     let pool = Pool::new(1, Journal::create()?)?;
     let data = Arc::new(NoData(layer));
-    let options = MountOptions::default();
+    let options = LayerMountOptions::default();
     let mounted = soci_layerfs::mount_layer(&pool, tree, data, scratch, options)?;
     let (sender, listed) = std::sync::mpsc::channel();
     let path = scratch.to_owned();

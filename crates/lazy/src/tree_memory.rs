@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use parking_lot::Mutex;
 use soci_layer::OverlayXattr;
 use soci_layerfs::{Cancelled, TreeOptions};
-use soci_meter::{OverLimit, Permit, Pool};
+use soci_meter::{MeterPool, OverLimit, Permit};
 use soci_oci::Digest;
 
 const LAYER: &str = "limits.tree_bytes";
@@ -14,7 +14,7 @@ const ALL: &str = "limits.total_tree_bytes";
 
 /// Most bytes of memory that hostile or huge images may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct MemoryLimits {
     /// Size of the largest zTOC that is used.
     pub ztoc: u64,
     /// Memory in which the file tree of one layer is built.
@@ -25,7 +25,7 @@ pub struct Limits {
     pub total_trees: u64,
 }
 
-impl Default for Limits {
+impl Default for MemoryLimits {
     fn default() -> Self {
         Self {
             ztoc: 128 << 20,
@@ -38,10 +38,10 @@ impl Default for Limits {
 
 /// What the trees in use take.
 pub(crate) struct TreeMemory {
-    limits: Limits,
-    total: Pool,
+    limits: MemoryLimits,
+    total: MeterPool,
     /// The trees that were opened for an image, by its manifest.
-    images: Mutex<HashMap<Digest, Pool>>,
+    images: Mutex<HashMap<Digest, MeterPool>>,
 }
 
 /// The memory of one tree. Dropping it returns the memory.
@@ -52,10 +52,10 @@ pub(crate) struct TreePermit {
 }
 
 impl TreeMemory {
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: MemoryLimits) -> Self {
         Self {
             limits,
-            total: Pool::new(
+            total: MeterPool::new(
                 "keeping the file trees of all layers",
                 limits.total_trees,
                 Some(ALL),
@@ -82,7 +82,7 @@ impl TreeMemory {
             let mut images = self.images.lock();
             images.retain(|_, pool| pool.held() > 0);
             let limit = self.limits.image_trees;
-            let new = || Pool::new("keeping the file trees of the image", limit, Some(IMAGE));
+            let new = || MeterPool::new("keeping the file trees of the image", limit, Some(IMAGE));
             images.entry(image).or_insert_with(new).clone()
         };
         Ok(TreePermit {
@@ -98,10 +98,10 @@ mod tests {
 
     #[test]
     fn trees_count_against_their_image_and_against_all_as_long_as_they_live() {
-        let limits = Limits {
+        let limits = MemoryLimits {
             image_trees: 100,
             total_trees: 150,
-            ..Limits::default()
+            ..MemoryLimits::default()
         };
         let memory = TreeMemory::new(limits);
         let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));

@@ -7,7 +7,7 @@ use crate::{Measure, OverLimit};
 
 /// Memory that many things share, up to a limit. Clones are the same pool.
 #[derive(Debug, Clone)]
-pub struct Pool(Arc<State>);
+pub struct MeterPool(Arc<State>);
 
 #[derive(Debug)]
 struct State {
@@ -17,7 +17,7 @@ struct State {
     held: AtomicU64,
 }
 
-impl Pool {
+impl MeterPool {
     /// A pool of `limit` bytes for `what`, such as "the file trees of all layers"; `key` is the
     /// configuration key that sets the limit.
     #[must_use]
@@ -57,11 +57,11 @@ impl Pool {
     }
 }
 
-/// Bytes taken from a [`Pool`], which get them back when this is dropped.
+/// Bytes taken from a [`MeterPool`], which get them back when this is dropped.
 #[derive(Debug)]
 #[must_use]
 pub struct Permit {
-    pool: Pool,
+    pool: MeterPool,
     bytes: u64,
 }
 
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn a_permit_holds_its_bytes_as_long_as_it_lives() {
-        let pool = Pool::new("the trees of all layers", 100, Some("limits.trees_bytes"));
+        let pool = MeterPool::new("the trees of all layers", 100, Some("limits.trees_bytes"));
         let mut first = pool.take(70).unwrap();
         let refused = pool.take(31).unwrap_err();
         assert_eq!(

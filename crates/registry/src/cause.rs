@@ -42,7 +42,7 @@ impl std::error::Error for ConnectionFailure {
     }
 }
 
-/// Why a TLS handshake failed and will fail again, in words for the person who can help. rustls's own
+/// Why a TLS handshake failed and will fail again, in words for the operator. rustls's own
 /// error is [`TlsFailure::error`]; it is not the `source()`, whose text would follow the remedy.
 #[derive(Debug, Clone)]
 pub struct TlsFailure(Arc<Explained>);
@@ -112,7 +112,7 @@ pub enum BodyDefect {
     #[error("the body is longer than announced")]
     TooLong,
     /// A part of a blob does not have the digest of the part.
-    #[error("its bytes are not what their digest says")]
+    #[error("its bytes do not match its digest")]
     WrongBytes,
 }
 
@@ -167,7 +167,7 @@ pub enum ProtocolViolation {
         wanted: u64,
     },
     /// A 206 response with several parts.
-    #[error("a 206 response in parts")]
+    #[error("a multipart 206 response")]
     Multipart,
     /// A 206 response whose `Content-Range` is missing or invalid.
     #[error("a 206 response with Content-Range {0:?}")]
@@ -190,7 +190,7 @@ pub enum ProtocolViolation {
         /// The `Content-Length`.
         length: u64,
     },
-    /// A status that is no response to a GET.
+    /// A status that is not a response to a GET.
     #[error("status {0} in response to a GET")]
     UnexpectedStatus(u16),
 }

@@ -207,7 +207,7 @@ impl Engine {
             })
     }
 
-    /// Asks one endpoint. A connection that breaks before the response is no answer: it is made again a
+    /// Asks one endpoint. A connection that breaks before the response is not an answer: it is made again a
     /// few times, at the same host.
     pub(crate) async fn ask<'a, T: Send>(
         &self,

@@ -144,7 +144,7 @@ impl Incoming {
 
     /// Converts a response with an error status to an error. `secrets` are redacted from its
     /// message, should the server repeat them. The text of a server that is not the registry itself is
-    /// only logged: who sees the error may not be allowed to read there.
+    /// only logged: a client that sees the error may not be allowed to read there.
     pub(crate) async fn into_error(self, endpoint: &Endpoint, secrets: &[String]) -> RegistryError {
         let request = self.line.clone();
         let status = self.status().as_u16();

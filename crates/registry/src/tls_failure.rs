@@ -1,4 +1,4 @@
-//! What a failed TLS handshake means, in words for the person who can help.
+//! What a failed TLS handshake means, in words for the operator.
 
 use std::fmt;
 use std::sync::Arc;

@@ -41,7 +41,7 @@ pub(crate) fn client_config(tls: &TlsSettings) -> Result<ClientConfig, RegistryE
     }
     trusted.extend(system.certs);
     let mut roots = RootCertStore::empty();
-    // One that is no authority by its form may still be the server's own certificate.
+    // One that is not an authority by its form may still be the server's own certificate.
     roots.add_parsable_certificates(trusted.iter().cloned());
     let roots = Arc::new(roots);
     let webpki =

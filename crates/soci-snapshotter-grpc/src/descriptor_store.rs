@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use rustix::fs::{FileType, MemfdFlags, fstat, memfd_create};
 use sd_notify::NotifyState;
 use serde::{Deserialize, Serialize};
-use soci_holder::{BackupStore, Client};
+use soci_holder::{BackupStore, HolderClient};
 
 use crate::args::HOLDER_ARGUMENT;
 use crate::holder_keys;
@@ -100,7 +100,8 @@ pub(crate) fn restore(root: &Path, stored: Vec<(String, OwnedFd)>) -> anyhow::Re
             None => pair.0 = Some(descriptor),
         }
     }
-    let holder = Client::look_or_start(root, HOLDER_ARGUMENT).context("cannot reach a holder")?;
+    let holder =
+        HolderClient::look_or_start(root, HOLDER_ARGUMENT).context("cannot reach a holder")?;
     let has: Vec<_> = holder.list()?.into_iter().map(|held| held.key).collect();
     let mut restored = 0;
     for pair in pairs.into_values() {

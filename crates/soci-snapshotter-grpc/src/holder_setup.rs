@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use soci_config::Config;
 use soci_fuse::{ExitKind, Journal};
-use soci_holder::{ABANDONED_FILE, Abandoned, Client, HeldFd, Keeper, KeeperConfig};
+use soci_holder::{ABANDONED_FILE, Abandoned, HeldFd, HolderClient, Keeper, KeeperConfig};
 
 use crate::args::HOLDER_ARGUMENT;
 use crate::control::Predecessor;
@@ -71,7 +71,7 @@ pub(crate) fn open(
 
 fn connect(root: &Path, config: &Config) -> anyhow::Result<(Option<Arc<Keeper>>, Vec<HeldFd>)> {
     // A running holder may have mounts for us, whatever the configuration says by now.
-    if !config.holder.enable && Client::look(root)?.is_none() {
+    if !config.holder.enable && HolderClient::look(root)?.is_none() {
         tracing::warn!(
             "[holder] enable = false: containers on lazy layers do not survive the daemon"
         );

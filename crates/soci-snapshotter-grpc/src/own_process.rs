@@ -1,5 +1,5 @@
-//! What this process asks of the kernel for itself: who is killed when memory is short, no core dumps, no
-//! readable memory, the modes of new files.
+//! Kernel settings of this process: its OOM score, no core dumps, no readable memory, the modes of new
+//! files.
 
 use rustix::fs::Mode;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, umask};
@@ -10,7 +10,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior,
 /// It is also the process whose memory outside data fills.
 const SERVER_SCORE: &str = "500";
 
-/// Of the supervisor, as of the holder: without them containers do not survive the server.
+/// OOM score of the supervisor, as of the holder: without them containers do not survive the server.
 const SUPERVISOR_SCORE: &str = "-999";
 
 /// Prepares a supervisor.

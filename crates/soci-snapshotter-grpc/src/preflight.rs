@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use soci_config::Config;
 use soci_fuse::Journal;
-use soci_holder::Client;
+use soci_holder::HolderClient;
 
 use crate::holder_keys::JOURNAL;
 
@@ -18,7 +18,7 @@ const SCRATCH: &str = "proof-";
 /// # Errors
 /// If this program could not take over. The old server then keeps serving.
 pub(crate) fn check(root: &Path, config: &Config) -> anyhow::Result<()> {
-    let held = match Client::look(root)? {
+    let held = match HolderClient::look(root)? {
         Some(holder) => holder.list()?,
         None if config.holder.enable => anyhow::bail!(
             "no holder that could pass the mounts on; restart the daemon once containers are drained"

@@ -99,7 +99,7 @@ pub(crate) fn signal(
     let process = process.context("the root folder names no process")?;
     let descriptor = pidfd_open(process, PidfdFlags::empty())
         .with_context(|| format!("cannot open process {process:?}"))?;
-    // The kernel says who has the lock now, so that the descriptor, which is older, is of that process.
+    // The kernel reports which process has the lock now, so that the descriptor, which is older, is of that process.
     if RootLock::owner(root)? != Some(owner) {
         anyhow::bail!(
             "process {process:?}, which {} names, does not have it as seen from here: is it of another \

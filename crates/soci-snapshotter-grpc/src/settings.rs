@@ -130,7 +130,7 @@ pub(crate) fn lazy(config: &Config) -> LazyConfig {
         entry_timeout: config.fuse.entry_timeout,
         negative_timeout: config.fuse.negative_timeout,
         ztoc_memory: config.fetch.memory_budget_bytes,
-        limits: soci_lazy::Limits {
+        limits: soci_lazy::MemoryLimits {
             ztoc: config.limits.ztoc_bytes,
             tree: config.limits.tree_bytes,
             image_trees: config.limits.image_tree_bytes,

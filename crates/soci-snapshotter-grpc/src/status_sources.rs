@@ -249,11 +249,11 @@ fn pull(image: ImageProgress) -> Pull {
 
 fn pulled_layer(layer: WorkProgress) -> PulledLayer {
     let state = match layer.state {
-        soci_eager::LayerState::Queued => "queued",
-        soci_eager::LayerState::Downloading => "downloading",
-        soci_eager::LayerState::Unpacking => "unpacking",
-        soci_eager::LayerState::Ready => "ready",
-        soci_eager::LayerState::Committed => "committed",
+        soci_eager::PullState::Queued => "queued",
+        soci_eager::PullState::Downloading => "downloading",
+        soci_eager::PullState::Unpacking => "unpacking",
+        soci_eager::PullState::Ready => "ready",
+        soci_eager::PullState::Committed => "committed",
     };
     PulledLayer {
         digest: layer.digest.to_string(),

@@ -222,7 +222,7 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Resu
             output::own_text(error.render().to_string());
             return Ok(());
         }
-        // A group of commands without one of them shows its help, which is no failure.
+        // A group of commands without one of them shows its help, which is not a failure.
         Err(error)
             if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
         {

@@ -38,7 +38,7 @@ impl Page {
     }
 }
 
-/// Prints a line on stdout. A reader that has gone away is no error.
+/// Prints a line on stdout. A reader that has gone away is not an error.
 pub(crate) fn line(text: impl AsRef<str>) {
     let mut page = Page::default();
     page.line(text);

@@ -29,7 +29,7 @@ pub enum StatusError {
         reason: String,
     },
     /// The socket is not for us.
-    #[error("the socket {} may not be used: run this as root", .0.display())]
+    #[error("no permission to use the socket {}: run this as root", .0.display())]
     Denied(PathBuf),
     /// The peer does not know the method.
     #[error(
@@ -39,7 +39,7 @@ pub enum StatusError {
     )]
     Unknown(PathBuf),
     /// The daemon has no answer.
-    #[error("the snapshotter at {} gives no status: {message} ({code:?})", path.display())]
+    #[error("the snapshotter at {} does not report its status: {message} ({code:?})", path.display())]
     Failed {
         /// The socket.
         path: PathBuf,

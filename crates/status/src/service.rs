@@ -77,7 +77,7 @@ impl Sources {
         self
     }
 
-    /// Adds who fills images.
+    /// Adds the part that fills images.
     #[must_use]
     pub fn with_filler(mut self, filler: impl Filler) -> Self {
         self.filler = Some(Arc::new(filler));

@@ -65,7 +65,7 @@ impl ArtifactDb {
         })
     }
 
-    /// The entry of a digest, if there is one.
+    /// Returns the entry of a digest, if there is one.
     ///
     /// # Errors
     /// The database cannot be read, or is in use for too long.
@@ -85,7 +85,7 @@ impl ArtifactDb {
         }
     }
 
-    /// All entries, in the order of their digests.
+    /// Lists all entries, in the order of their digests.
     ///
     /// # Errors
     /// The database cannot be read, or is in use for too long.
@@ -106,7 +106,7 @@ impl ArtifactDb {
         entries.iter().map(|bytes| self.decode(bytes)).collect()
     }
 
-    /// A zTOC of this layer with this span size in bytes, to be used again; the newest of several.
+    /// Returns a zTOC of this layer with this span size in bytes, to be used again; the newest of several.
     ///
     /// # Errors
     /// As [`ArtifactDb::list`].
@@ -120,7 +120,7 @@ impl ArtifactDb {
         Ok(all.into_iter().max_by_key(|artifact| artifact.created_at))
     }
 
-    /// Removes entries and gives those that were there.
+    /// Removes entries, and returns those that existed.
     ///
     /// # Errors
     /// The database cannot be written, or is in use for too long.
@@ -140,9 +140,9 @@ impl ArtifactDb {
         removed.iter().map(|bytes| self.decode(bytes)).collect()
     }
 
-    /// Replaces all entries by what a content store was found to hold (`soci rebuild-db`). One
+    /// Replaces all entries with the content of a store (`soci rebuild-db`). One
     /// whose digest was known keeps its time of creation. Works although an old or damaged entry, or
-    /// v0.15's database, cannot be read. Gives how many entries were removed and how many are new.
+    /// v0.15's database, cannot be read. Returns the numbers of removed and new entries.
     ///
     /// # Errors
     /// The database cannot be written, or is in use for too long.
@@ -192,7 +192,7 @@ impl ArtifactDb {
     }
 }
 
-/// What [`ArtifactDb::rebuild`] changed.
+/// The changes that [`ArtifactDb::rebuild`] made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Rebuilt {
     /// Entries whose artifact is not in the content store any more.

@@ -33,7 +33,7 @@ pub struct OciLayout {
     index: Arc<Mutex<()>>,
 }
 
-/// What [`OciLayout::put`] did.
+/// The result of [`OciLayout::put`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PutOutcome {
     /// The blob was written.
@@ -63,7 +63,7 @@ impl OciLayout {
         Self::open_existing(dir)
     }
 
-    /// As [`OciLayout::open`], for a folder that only its owner may read.
+    /// Opens a layout as [`OciLayout::open`] does, in a folder that only its owner may read.
     ///
     /// # Errors
     /// As there.
@@ -83,7 +83,8 @@ impl OciLayout {
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let reason = "the file is missing, so its folder is no OCI image layout".to_owned();
+                let reason =
+                    "the file is missing, so its folder is not an OCI image layout".to_owned();
                 return Err(StoreError::Layout { path, reason });
             }
             Err(error) => return Err(StoreError::io("read", &path, error)),
@@ -109,7 +110,7 @@ impl OciLayout {
         }
     }
 
-    /// The folder.
+    /// Returns the folder.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -173,7 +174,7 @@ impl OciLayout {
         BlobWriter::new(&self.blobs(), unknown, false)
     }
 
-    /// A whole blob, for small metadata. A damaged one is removed and reported, never served.
+    /// Reads a whole blob; for small metadata. A damaged one is removed and reported, never served.
     ///
     /// # Errors
     /// [`StoreError::NotFound`], [`StoreError::DigestMismatch`], or the file system refused.
@@ -208,7 +209,7 @@ impl OciLayout {
         self.dir.join("blobs/sha256")
     }
 
-    /// Where the blob is or would be.
+    /// Returns the path of a blob, stored or not.
     #[must_use]
     pub fn path(&self, digest: &Digest) -> PathBuf {
         self.blobs().join(digest.hex())
@@ -240,7 +241,7 @@ impl OciLayout {
         }
     }
 
-    /// The digests of all blobs, ascending.
+    /// Lists the digests of all blobs, ascending.
     ///
     /// # Errors
     /// The folder cannot be read.
@@ -259,16 +260,16 @@ impl OciLayout {
         Ok(digests)
     }
 
-    /// `index.json`; empty if there is none yet.
+    /// Reads `index.json`; it is empty if there is none yet.
     ///
     /// # Errors
-    /// It cannot be read or is no image index.
+    /// It cannot be read or is not an image index.
     pub fn index(&self) -> Result<Index, StoreError> {
         let path = self.dir.join("index.json");
         match fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text).map_err(|e| StoreError::Layout {
                 path,
-                reason: format!("it is no OCI image index: {e}"),
+                reason: format!("it is not an OCI image index: {e}"),
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Index {
                 schema_version: 2,
@@ -295,7 +296,7 @@ impl OciLayout {
         write_file(&path, &text)
     }
 
-    /// What a tag (annotation `org.opencontainers.image.ref.name`) points at.
+    /// Returns what a tag (annotation `org.opencontainers.image.ref.name`) points to.
     ///
     /// # Errors
     /// As [`OciLayout::index`].
@@ -304,7 +305,7 @@ impl OciLayout {
         Ok(self.index()?.manifests.into_iter().find(found))
     }
 
-    /// Points a tag at something, instead of what it pointed at before.
+    /// Points a tag to a descriptor, in place of an earlier one.
     ///
     /// # Errors
     /// As [`OciLayout::index`] and [`OciLayout::set_index`].

@@ -130,7 +130,7 @@ impl StoredLayer {
         result
     }
 
-    /// Evicts all spans that may be fetched again, and returns how many bytes went: for a layer that
+    /// Evicts all spans that may be fetched again, and returns the freed bytes: for a layer that
     /// is removed while it has readers.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use soci_ztoc::{SpanId, ZtocError};
 
 use crate::Owner;
 
-/// Why a store did not do what was asked.
+/// The error of a store.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
@@ -191,7 +191,7 @@ impl StoreError {
         }
     }
 
-    /// Returns whether the object is not in the store, which is no failure of the store.
+    /// Returns whether the object is not in the store, which is not a failure of the store.
     #[must_use]
     pub const fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })

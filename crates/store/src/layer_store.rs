@@ -23,7 +23,7 @@ use crate::{LayerKey, StoreError, StoredLayer};
 /// Where folders go before their content is deleted, so that a crash leaves no half of one.
 pub(crate) const REMOVED: &str = ".removed";
 
-/// How the store behaves.
+/// The configuration of the layer store.
 #[derive(Debug, Clone)]
 pub struct LayerStoreConfig {
     /// How many bytes of uncompressed data may be stored in open layers, together with what
@@ -39,7 +39,7 @@ pub struct LayerStoreConfig {
     /// The part of the disk that is kept free. Below half as much again nothing is fetched in the
     /// background.
     pub reserve: Reserve,
-    /// How long a span may wait before it is made durable.
+    /// Longest time before a span is made durable.
     pub sync_interval: Duration,
 }
 
@@ -54,9 +54,9 @@ impl Default for LayerStoreConfig {
     }
 }
 
-/// What is stored.
+/// The amount of data in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Usage {
+pub struct StoreUsage {
     /// Uncompressed bytes in the spans of all open layers.
     pub stored_bytes: u64,
     /// The limit, if there is one.
@@ -65,7 +65,7 @@ pub struct Usage {
     pub elsewhere_bytes: u64,
     /// Uncompressed bytes that were evicted since the store was opened.
     pub evicted_bytes: u64,
-    /// How many layers are open.
+    /// Number of open layers.
     pub open_layers: usize,
 }
 
@@ -215,7 +215,7 @@ impl LayerStore {
         self.folder(key).exists()
     }
 
-    /// The layer, if it is open.
+    /// Returns the layer, if it is open.
     #[must_use]
     pub fn get(&self, layer: Digest, ztoc_digest: Digest) -> Option<Arc<StoredLayer>> {
         let key = LayerKey {
@@ -226,8 +226,8 @@ impl LayerStore {
         place.lock().upgrade()
     }
 
-    /// Removes a layer, open or not. Who still holds it can go on reading. Nothing to remove is no
-    /// error.
+    /// Removes a layer, open or not. Callers that still hold it can continue to read. A layer that does
+    /// not exist is not an error.
     ///
     /// # Errors
     /// The file system refused.
@@ -259,10 +259,10 @@ impl LayerStore {
         soci_dirtree::remove_path(&to).map_err(|e| StoreError::io("remove", &from, e))
     }
 
-    /// What is stored.
+    /// Returns the amount of data in the store.
     #[must_use]
-    pub fn usage(&self) -> Usage {
-        Usage {
+    pub fn usage(&self) -> StoreUsage {
+        StoreUsage {
             stored_bytes: self.inner.shared.stored.load(Ordering::Relaxed),
             budget_bytes: self.inner.shared.limit(),
             elsewhere_bytes: self.inner.shared.elsewhere.load(Ordering::Relaxed),
@@ -290,14 +290,14 @@ impl LayerStore {
         self.inner.shared.trim()
     }
 
-    /// How many spans are stored of all open layers. Looks at each span: for metrics, not for reads.
+    /// Counts the stored spans of all open layers. Looks at each span: for metrics, not for reads.
     #[must_use]
     pub fn stored_spans(&self) -> u64 {
         let layers = self.inner.shared.open_layers();
         layers.iter().map(|layer| layer.stored_spans()).sum()
     }
 
-    /// The layers on disk, open or not, ascending.
+    /// Lists the layers on disk, open or not, ascending.
     ///
     /// # Errors
     /// The folder cannot be read.

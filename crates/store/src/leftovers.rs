@@ -7,16 +7,16 @@ use crate::LayerKey;
 use crate::atomic_file::UNFINISHED;
 use crate::layer_store::REMOVED;
 
-/// Something below the root that may be of no use.
+/// A file or folder below the root that may be unused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leftover {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
-    /// What it is.
+    /// Its kind.
     pub kind: LeftoverKind,
 }
 
-/// What is left.
+/// The kind of a leftover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LeftoverKind {
@@ -35,7 +35,7 @@ pub enum LeftoverKind {
 }
 
 impl LeftoverKind {
-    /// The stable word for it.
+    /// Returns its stable name.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {

@@ -10,7 +10,7 @@ pub(crate) const FOLDER: u32 = 0o700;
 /// Mode of a file.
 pub(crate) const FILE: u32 = 0o600;
 
-/// Takes the permissions that are not in `mode` from a path. That it is another user's is no error:
+/// Takes the permissions that are not in `mode` from a path. That it is another user's is not an error:
 /// that user decides.
 pub(crate) fn restrict(path: &Path, mode: u32) -> io::Result<()> {
     let present = fs::metadata(path)?.permissions().mode() & 0o7777;

@@ -50,7 +50,7 @@ pub struct StoredProfile {
     pub changed: SystemTime,
 }
 
-/// How far the start of an image is that an earlier process followed.
+/// The progress of an image's start that an earlier process followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartMark {
     /// No container has read yet.
@@ -146,7 +146,7 @@ impl ProfileFiles {
         }
     }
 
-    /// Number of profiles, and their bytes.
+    /// Returns the number of profiles, and their bytes.
     #[must_use]
     pub fn usage(&self) -> (u64, u64) {
         let files = self.files();

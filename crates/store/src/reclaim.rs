@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::clock::recent;
 use crate::limits::Reclaiming;
 use crate::shared::Shared;
-use crate::standing::Source;
+use crate::standing::SourceHealth;
 use crate::{StoreError, StoredLayer};
 
 /// How often space is freed for one span while the file system still reports none.
@@ -20,7 +20,7 @@ const ROUNDS: usize = 4;
 /// Shortest time between two searches when the last one found nothing.
 const VAIN: Duration = Duration::from_millis(500);
 
-/// What [`LayerStore::trim`](crate::LayerStore::trim) did.
+/// The result of [`LayerStore::trim`](crate::LayerStore::trim).
 #[derive(Debug, Default)]
 #[must_use]
 pub struct Trimmed {
@@ -32,9 +32,9 @@ pub struct Trimmed {
     pub unproven: Vec<Arc<StoredLayer>>,
 }
 
-/// A span that may go.
+/// A span that may be evicted.
 struct Candidate {
-    /// Of a layer in use.
+    /// Whether its layer is in use.
     in_use: bool,
     /// Time since it was used, on the store's clock.
     age: u32,
@@ -239,8 +239,8 @@ impl Shared {
 /// Whether spans of a layer may go at all.
 fn may_go(layer: &StoredLayer) -> bool {
     match layer.standing.source() {
-        Source::Fails => false,
-        Source::Answers => true,
-        Source::Unknown => !layer.standing.is_in_use(),
+        SourceHealth::Fails => false,
+        SourceHealth::Answers => true,
+        SourceHealth::Unknown => !layer.standing.is_in_use(),
     }
 }

@@ -44,7 +44,7 @@ pub struct RootLock {
 }
 
 impl RootLock {
-    /// Takes the root folder, which is created (mode 0711) if need be.
+    /// Acquires the lock of the root folder, which is created (mode 0711) if need be.
     ///
     /// # Errors
     /// [`StoreError::Locked`] when another process has it, [`StoreError::NotWritable`] when we may not
@@ -92,13 +92,13 @@ impl RootLock {
         Ok(lock)
     }
 
-    /// Writes down the owner. Best effort: on a full disk it is missing, and the lock holds.
+    /// Records the owner. Best effort: on a full disk it is missing, and the lock holds.
     pub fn set_owner(&self, owner: Owner) {
         let supervisor = owner.supervisor.unwrap_or(0);
         let text = format!("{supervisor} {}", owner.server);
         let line = format!("{text:<width$}\n", width = LENGTH - 1);
         if let Err(error) = self.file.write_all_at(line.as_bytes(), 0) {
-            tracing::warn!(error = %error, "cannot write down which process has the root folder");
+            tracing::warn!(error = %error, "cannot record which process holds the root folder");
         }
     }
 

@@ -1,4 +1,4 @@
-//! What all layers of a store share: who is open, how much is stored, what waits to become durable.
+//! What all layers of a store share: which are open, how much is stored, what waits to become durable.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -111,7 +111,7 @@ impl Shared {
     pub(crate) fn written(&self, layer: Arc<StoredLayer>, bytes: u64) {
         let mut dirty = self.dirty.lock();
         if dirty.stop {
-            // The store is closed; who holds the layer syncs it or loses what it writes.
+            // The store is closed; the holder of the layer syncs it or loses what it writes.
             return;
         }
         let known = dirty.layers.insert(layer.key(), layer);

@@ -9,9 +9,9 @@ use parking_lot::Mutex;
 /// Time for which an answer of a source counts as proof that spans can be fetched again.
 const PROOF: Duration = Duration::from_secs(600);
 
-/// What is known of a layer's source.
+/// The state of a layer's source, as far as it is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
+pub enum SourceHealth {
     /// It was not checked for a while.
     Unknown,
     /// It answered a short time ago: evicted spans can be fetched again.
@@ -50,19 +50,19 @@ impl Standing {
             .store(if answered { 1 } else { 2 }, Ordering::Relaxed);
     }
 
-    /// What is known of the source.
+    /// Returns the state of the source, as far as it is known.
     #[must_use]
-    pub fn source(&self) -> Source {
+    pub fn source(&self) -> SourceHealth {
         match self.source.load(Ordering::Relaxed) {
-            0 => Source::Unknown,
+            0 => SourceHealth::Unknown,
             1 => {
                 let answered = *self.answered.lock();
                 match answered.is_some_and(|at| at.elapsed() < PROOF) {
-                    true => Source::Answers,
-                    false => Source::Unknown,
+                    true => SourceHealth::Answers,
+                    false => SourceHealth::Unknown,
                 }
             }
-            _ => Source::Fails,
+            _ => SourceHealth::Fails,
         }
     }
 }

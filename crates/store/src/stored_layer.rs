@@ -28,7 +28,7 @@ const CHECK_CHUNK: usize = 256 << 10;
 /// The file with the result of verifying the layer.
 const VERDICT: &str = "verdict";
 
-/// What a read found.
+/// The result of a read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub enum ReadOutcome {
@@ -66,7 +66,7 @@ pub struct StoredLayer {
 }
 
 impl StoredLayer {
-    /// What names it.
+    /// Returns its name in the store.
     #[must_use]
     pub const fn key(&self) -> LayerKey {
         self.key

@@ -62,7 +62,7 @@ macro_rules! catalog {
     };
 }
 
-/// Label: who the bytes were fetched for: `demand`, `readahead`, `profile` or `background`.
+/// Label: what the bytes were fetched for: `demand`, `readahead`, `profile` or `background`.
 pub const PRIORITY: &str = "priority";
 /// Label: why a layer is not lazy, one of the codes in `docs/troubleshooting.md`.
 pub const REASON: &str = "reason";

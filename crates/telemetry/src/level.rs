@@ -25,7 +25,7 @@ pub enum Level {
     Panic,
 }
 
-/// A word that is no level.
+/// A word that is not a level.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a log level: expected trace, debug, info, warn, error, fatal or panic")]
 pub struct ParseLevelError(String);

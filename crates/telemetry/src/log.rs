@@ -142,7 +142,7 @@ pub fn fatal(message: &str, error: &(dyn Error + 'static)) {
 
 /// A layer that writes each event as a line of JSON to `W`, which should not block, fields of the spans around it included
 /// (an event's own field wins, then the inner span's). What cannot be written is dropped: a log
-/// that cannot be written is no reason to stop.
+/// that cannot be written is not a reason to stop.
 #[derive(Debug)]
 pub struct JsonLog<W> {
     out: Mutex<W>,

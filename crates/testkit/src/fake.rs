@@ -62,7 +62,7 @@ impl Drop for Fake {
 
 impl Fake {
     /// Starts a server that responds to each request, numbered from 0, with what `answer` returns;
-    /// `None` is no response at all.
+    /// `None` means no response at all.
     ///
     /// # Panics
     /// No port can be bound.

@@ -139,7 +139,7 @@ impl HttpResponse {
 /// added; nothing is followed or repeated. The wait for each read is limited to 20 seconds.
 ///
 /// # Errors
-/// When no response head came back. A broken body is no error: see [`HttpResponse::complete`].
+/// When no response head came back. A broken body is not an error: see [`HttpResponse::complete`].
 pub fn http_request(
     address: SocketAddr,
     method: &str,

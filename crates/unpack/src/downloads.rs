@@ -63,11 +63,11 @@ pub(crate) struct Downloads {
 
 /// A slot. It is free again when this is dropped.
 pub(crate) struct Slot {
-    /// Of its registry, and of all.
+    /// Permits of its registry, and of all.
     _permits: [Option<OwnedSemaphorePermit>; 2],
     /// Keeps the registry's slots known.
     _registry: Arc<Semaphore>,
-    /// Of layers that were not requested yet.
+    /// The permit of a layer that was not requested yet.
     pub(crate) ahead: Option<OwnedSemaphorePermit>,
 }
 

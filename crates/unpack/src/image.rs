@@ -171,7 +171,7 @@ impl ImageLayers {
         };
         let found = within(PATIENCE, Box::pin(read)).await;
         found.unwrap_or_else(|error| {
-            tracing::debug!(%digest, %error, "cannot read a blob from containerd: the registry is asked");
+            tracing::debug!(%digest, %error, "cannot read a blob from containerd, falling back to the registry");
             None
         })
     }

@@ -53,12 +53,12 @@ pub struct TarZinfo {
     pub size: u64,
 }
 
-/// What a zTOC holds about where its spans begin.
+/// The positions at which the spans of a zTOC begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Checkpoints {
-    /// Of a gzip layer.
+    /// Checkpoints of a gzip layer.
     Gzip(GzipCheckpoints),
-    /// Of a plain tar layer.
+    /// Spans of a plain tar layer.
     Tar(TarZinfo),
 }
 

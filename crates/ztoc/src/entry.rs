@@ -156,7 +156,7 @@ impl<'a> Entry<'a> {
     }
 
     /// A keyed hash of all that the entry says but its offset: entries with different fields have
-    /// different ones, as far as who does not know the keys can arrange it. `time` is its
+    /// different ones, unless their author knows the keys. `time` is its
     /// [`mtime`](Self::mtime).
     #[must_use]
     pub fn fingerprint(&self, keys: &impl BuildHasher, time: Option<(i64, u32)>) -> u64 {

@@ -68,7 +68,7 @@ pub struct SociIndex {
 /// Why bytes are not a SOCI index.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum IndexError {
+pub enum SociIndexError {
     /// No JSON, or not an image manifest.
     #[error("the SOCI index is not an OCI image manifest: {0}")]
     Json(#[from] serde_json::Error),
@@ -95,11 +95,11 @@ impl SociIndex {
     /// Reads a SOCI index.
     ///
     /// # Errors
-    /// [`IndexError`] when it is none.
-    pub fn parse(bytes: &[u8]) -> Result<Self, IndexError> {
+    /// [`SociIndexError`] when it is none.
+    pub fn parse(bytes: &[u8]) -> Result<Self, SociIndexError> {
         let size = bytes.len() as u64;
         if size > SIZE_LIMIT {
-            return Err(IndexError::TooLarge {
+            return Err(SociIndexError::TooLarge {
                 size,
                 limit: SIZE_LIMIT,
             });
@@ -196,7 +196,7 @@ impl SociIndex {
 }
 
 /// Which form of index a manifest is. The first v1 indexes said it with `artifactType`.
-fn index_version(manifest: &Manifest) -> Result<IndexVersion, IndexError> {
+fn index_version(manifest: &Manifest) -> Result<IndexVersion, SociIndexError> {
     let kinds = [
         manifest.config.media_type.as_str(),
         manifest.artifact_type.as_deref().unwrap_or(""),
@@ -208,7 +208,7 @@ fn index_version(manifest: &Manifest) -> Result<IndexVersion, IndexError> {
             _ => {}
         }
     }
-    Err(IndexError::Invalid(format!(
+    Err(SociIndexError::Invalid(format!(
         "its config has the media type {:?} instead of {:?} or {:?}",
         manifest.config.media_type,
         media_types::SOCI_INDEX_V1,
@@ -217,18 +217,18 @@ fn index_version(manifest: &Manifest) -> Result<IndexVersion, IndexError> {
 }
 
 /// The layer that an entry of the index belongs to.
-fn layer_digest(descriptor: &Descriptor) -> Result<Digest, IndexError> {
+fn layer_digest(descriptor: &Descriptor) -> Result<Digest, SociIndexError> {
     let text = descriptor
         .annotation(annotations::IMAGE_LAYER_DIGEST)
         .ok_or_else(|| {
-            IndexError::Invalid(format!(
+            SociIndexError::Invalid(format!(
                 "its entry {} has no annotation {}",
                 descriptor.digest,
                 annotations::IMAGE_LAYER_DIGEST
             ))
         })?;
     text.parse().map_err(|error| {
-        IndexError::Invalid(format!(
+        SociIndexError::Invalid(format!(
             "its entry {} names no layer: {error}",
             descriptor.digest
         ))
@@ -236,7 +236,7 @@ fn layer_digest(descriptor: &Descriptor) -> Result<Digest, IndexError> {
 }
 
 impl ZtocDescriptor {
-    fn read(descriptor: &Descriptor) -> Result<Self, IndexError> {
+    fn read(descriptor: &Descriptor) -> Result<Self, SociIndexError> {
         let annotation = |key| descriptor.annotation(key);
         Ok(Self {
             layer_digest: layer_digest(descriptor)?,
@@ -276,7 +276,7 @@ impl ZtocDescriptor {
 }
 
 impl PrefetchDescriptor {
-    fn read(descriptor: &Descriptor) -> Result<Self, IndexError> {
+    fn read(descriptor: &Descriptor) -> Result<Self, SociIndexError> {
         Ok(Self {
             layer_digest: layer_digest(descriptor)?,
             descriptor: descriptor.clone(),

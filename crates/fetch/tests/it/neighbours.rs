@@ -221,7 +221,7 @@ fn readers_beside_a_registry_that_misbehaves_are_answered_as_if_it_were_not_ther
     }
 }
 
-/// A body that trickles is no reason to wait for ever, nor to hold a request and memory.
+/// A body that trickles is not a reason to wait for ever, nor to hold a request and memory.
 #[test]
 fn a_body_that_trickles_is_requested_again_and_ends_in_an_error() {
     let sample = Sample::gzip(10, 100_000);

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use soci_fuse::{
-    Attr, DirBuffer, Entry, Errno, FileSystem, Journal, Limits, MountOptions, Operation, Pool,
-    Reply, Request,
+    Attr, DirBuffer, Entry, Errno, FileSystem, Journal, MountOptions, Operation, Pool, Reply,
+    Request, SessionLimits,
 };
 
 /// Longest wait for what is to happen at once.
@@ -64,9 +64,9 @@ impl Mount {
     fn new(pool: &Pool) -> Self {
         let at = tempfile::tempdir().unwrap();
         let options = MountOptions {
-            limits: Limits {
+            limits: SessionLimits {
                 resend: false,
-                ..Limits::default()
+                ..SessionLimits::default()
             },
             ..MountOptions::default()
         };

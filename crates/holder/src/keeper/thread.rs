@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::oneshot;
 
 use super::KeeperConfig;
-use crate::client::{Client, HeldFd, HolderInfo};
+use crate::client::{HeldFd, HolderClient, HolderInfo};
 use crate::holder_process::HolderProcess;
 use crate::{HolderError, spawn};
 
@@ -67,7 +67,7 @@ pub(super) struct HolderThread {
     wake: Arc<OwnedFd>,
     /// What the handle may know of `holder` without waiting for this thread.
     info: Arc<Mutex<Option<HolderInfo>>>,
-    holder: Option<Client>,
+    holder: Option<HolderClient>,
     /// The process of the last holder, which did not respond.
     silent: Option<HolderProcess>,
     /// The holder, if this process started it: to be waited for.
@@ -277,7 +277,7 @@ impl HolderThread {
     }
 
     /// Finds or starts a holder and gives it everything that is to be held.
-    fn connect_to_holder(&mut self) -> Result<&Client, HolderError> {
+    fn connect_to_holder(&mut self) -> Result<&HolderClient, HolderError> {
         let holder = match become_server(&self.config)? {
             Some(holder) => holder,
             None => {
@@ -296,10 +296,10 @@ impl HolderThread {
 }
 
 /// Becomes the holder's server. A server that has just gone may still be registered.
-fn become_server(config: &KeeperConfig) -> Result<Option<Client>, HolderError> {
+fn become_server(config: &KeeperConfig) -> Result<Option<HolderClient>, HolderError> {
     let deadline = Instant::now() + PREDECESSOR_LEAVES;
     loop {
-        match Client::serve(&config.root, config.abandon_after) {
+        match HolderClient::serve(&config.root, config.abandon_after) {
             Err(HolderError::Refused(_)) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(10));
             }

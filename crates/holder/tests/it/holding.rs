@@ -8,7 +8,7 @@ use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use soci_holder::{ABANDONED_FILE, Abandoned, Client, HeldFd, HolderError};
+use soci_holder::{ABANDONED_FILE, Abandoned, HeldFd, HolderClient, HolderError};
 
 const LONG: Duration = Duration::from_secs(600);
 
@@ -26,25 +26,25 @@ impl Running {
             .unwrap();
         let path = root.path().to_owned();
         let thread = std::thread::spawn(move || soci_holder::run(&path).unwrap());
-        while Client::look(root.path()).unwrap().is_none() {
+        while HolderClient::look(root.path()).unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(1));
         }
         Self { root, thread }
     }
 
-    fn server(&self, abandon_after: Duration) -> Client {
-        Client::serve(self.root.path(), abandon_after)
+    fn server(&self, abandon_after: Duration) -> HolderClient {
+        HolderClient::serve(self.root.path(), abandon_after)
             .unwrap()
             .unwrap()
     }
 
-    fn look(&self) -> Client {
-        Client::look(self.root.path()).unwrap().unwrap()
+    fn look(&self) -> HolderClient {
+        HolderClient::look(self.root.path()).unwrap().unwrap()
     }
 
     fn ended(self) -> tempfile::TempDir {
         self.thread.join().unwrap();
-        assert!(Client::look(self.root.path()).unwrap().is_none());
+        assert!(HolderClient::look(self.root.path()).unwrap().is_none());
         self.root
     }
 }
@@ -82,7 +82,7 @@ fn what_a_server_gave_is_there_for_the_next_one_also_after_it_is_gone() {
     first.remove("never there").unwrap();
     drop(first);
     let second = loop {
-        match Client::serve(holder.root.path(), LONG) {
+        match HolderClient::serve(holder.root.path(), LONG) {
             Ok(client) => break client.unwrap(),
             Err(HolderError::Refused(_)) => std::thread::sleep(Duration::from_millis(1)),
             Err(error) => panic!("{error}"),
@@ -105,7 +105,7 @@ fn what_a_server_gave_is_there_for_the_next_one_also_after_it_is_gone() {
 fn there_is_one_server_at_a_time_and_others_may_look() {
     let holder = Running::start();
     let server = holder.server(LONG);
-    let refused = Client::serve(holder.root.path(), LONG).unwrap_err();
+    let refused = HolderClient::serve(holder.root.path(), LONG).unwrap_err();
     let pid = std::process::id();
     assert!(refused.to_string().contains(&pid.to_string()), "{refused}");
     let facts = *holder.look().info();
@@ -173,7 +173,11 @@ fn the_socket_is_for_root_only_and_a_root_without_holder_has_none() {
     let socket = holder.root.path().join("holder.sock");
     let mode = socket.metadata().unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    assert!(Client::look(Path::new("/nonexistent")).unwrap().is_none());
+    assert!(
+        HolderClient::look(Path::new("/nonexistent"))
+            .unwrap()
+            .is_none()
+    );
     // A process of another user is refused, even if it gets hold of the socket.
     let open = |mode| std::fs::Permissions::from_mode(mode);
     std::fs::set_permissions(&socket, open(0o666)).unwrap();
@@ -182,7 +186,7 @@ fn the_socket_is_for_root_only_and_a_root_without_holder_has_none() {
     let stranger = std::thread::spawn(move || {
         let other = rustix::process::Uid::from_raw(65534);
         rustix::thread::set_thread_uid(other).unwrap();
-        Client::look(&root).map(|client| client.is_none())
+        HolderClient::look(&root).map(|client| client.is_none())
     });
     assert!(!matches!(stranger.join().unwrap(), Ok(false)));
     let server = holder.server(LONG);

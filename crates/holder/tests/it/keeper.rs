@@ -10,7 +10,7 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with,
     bind, listen, recv, send, socket_with,
 };
-use soci_holder::{Client, HeldFd, Keeper, KeeperConfig};
+use soci_holder::{HeldFd, HolderClient, Keeper, KeeperConfig};
 
 /// A holder that welcomes its server, and then responds to nothing.
 struct MuteHolder {
@@ -67,7 +67,7 @@ fn start_holder(root: &Path) -> std::thread::JoinHandle<()> {
 }
 
 fn keys(root: &Path) -> Vec<String> {
-    let holder = Client::look(root).unwrap().unwrap();
+    let holder = HolderClient::look(root).unwrap().unwrap();
     let held = holder.list().unwrap();
     held.into_iter().map(|held| held.key).collect()
 }
@@ -100,7 +100,7 @@ async fn prepares_and_reads_do_not_wait_for_a_holder_that_does_not_respond() {
     // It dies, and another one is found: requests made in between are carried out there.
     std::fs::remove_file(root.path().join("holder.sock")).unwrap();
     let next = start_holder(root.path());
-    while Client::look(root.path()).unwrap().is_none() {
+    while HolderClient::look(root.path()).unwrap().is_none() {
         std::thread::yield_now();
     }
     drop(connection);
@@ -117,7 +117,7 @@ async fn prepares_and_reads_do_not_wait_for_a_holder_that_does_not_respond() {
 async fn a_confirmed_descriptor_is_with_the_holder_and_the_next_server_gets_it() {
     let root = tempfile::tempdir().unwrap();
     let holder = start_holder(root.path());
-    while Client::look(root.path()).unwrap().is_none() {
+    while HolderClient::look(root.path()).unwrap().is_none() {
         std::thread::yield_now();
     }
     let (keeper, _) = open(root.path());

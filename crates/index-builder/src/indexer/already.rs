@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use soci_index::{Content, Image, ImageSource as _, IndexError, RegistrySource};
+use soci_index::{EntryContent, Image, ImageSource as _, IndexError, RegistrySource};
 use soci_oci::{Digest, Manifest, Reference, annotations, media_types};
 use soci_registry::{Client, RegistryError};
 
@@ -38,7 +38,7 @@ impl Wanted<'_> {
             .iter()
             .enumerate()
             .all(|(at, entry)| match &entry.content {
-                Content::Image { manifest, .. } => {
+                EntryContent::Image { manifest, .. } => {
                     self.has(&there, manifest, self.selected.contains(&at))
                 }
                 _ => true,
@@ -54,7 +54,7 @@ impl Wanted<'_> {
     /// Whether an image with the same content, and an index if it is to have one, is among `there`.
     fn has(&self, there: &Image, manifest: &Manifest, indexed: bool) -> bool {
         there.entries.iter().any(|entry| {
-            let Content::Image {
+            let EntryContent::Image {
                 manifest: other, ..
             } = &entry.content
             else {
@@ -74,7 +74,7 @@ impl Wanted<'_> {
             return false;
         };
         there.entries.iter().any(|entry| {
-            let Content::SociIndex { index, .. } = &entry.content else {
+            let EntryContent::SociIndex { index, .. } = &entry.content else {
                 return false;
             };
             let size = Some(self.span_size);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use soci_index_builder::{
-    Added, Failure, Index, Outcome, Pool, PoolSettings, Push, Queue, QueueError,
+    Added, Failure, ImageIndexer, Outcome, PoolSettings, Push, Queue, QueueError, WorkerPool,
 };
 use soci_oci::Digest;
 use tokio_util::sync::CancellationToken;
@@ -104,7 +104,7 @@ struct Filling {
 }
 
 #[async_trait]
-impl Index for Filling {
+impl ImageIndexer for Filling {
     async fn index(&self, push: &Push) -> Result<Outcome, Failure> {
         self.seen.lock().push(push.tagged_name());
         self.disk.fill();
@@ -150,7 +150,7 @@ async fn an_image_that_was_indexed_while_the_disk_filled_up_is_not_indexed_again
         grace: Duration::ZERO,
         ..PoolSettings::default()
     };
-    let pool = Pool::new(queue.clone(), Arc::clone(&filling) as Arc<_>, settings)
+    let pool = WorkerPool::new(queue.clone(), Arc::clone(&filling) as Arc<_>, settings)
         .await
         .unwrap();
     let stop = CancellationToken::new();

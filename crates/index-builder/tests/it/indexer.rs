@@ -6,7 +6,8 @@ use std::sync::Arc;
 use futures::StreamExt as _;
 use soci_index::{ConvertOptions, Image, Platforms, RegistrySource};
 use soci_index_builder::{
-    Failure, Index as _, IndexSettings, Indexer, Outcome, Pool, PoolSettings, Push, Queue, Versions,
+    Failure, ImageIndexer as _, IndexSettings, Indexer, Outcome, PoolSettings, Push, Queue,
+    Versions, WorkerPool,
 };
 use soci_oci::{Digest, Platform, Reference, media_types};
 use soci_registry::{Client, ClientConfig, NoCredentials, RetryPolicy};
@@ -91,7 +92,7 @@ fn layers(image: &Image) -> Vec<Digest> {
         .entries
         .iter()
         .filter_map(|entry| match &entry.content {
-            soci_index::Content::Image { manifest, .. } => Some(manifest),
+            soci_index::EntryContent::Image { manifest, .. } => Some(manifest),
             _ => None,
         });
     manifests
@@ -182,7 +183,7 @@ async fn alone(indexer: Indexer, push: Push) -> (String, String) {
         until_empty: true,
         ..PoolSettings::default()
     };
-    let pool = Pool::new(queue.clone(), Arc::new(indexer), settings);
+    let pool = WorkerPool::new(queue.clone(), Arc::new(indexer), settings);
     let pool = Arc::new(pool.await.unwrap());
     pool.run(CancellationToken::new()).await.unwrap();
     let job = queue.list(None, 1).unwrap().pop().unwrap();
@@ -341,7 +342,7 @@ async fn a_layer_that_does_not_end_is_given_up_and_holds_no_other_image_up() {
         ..PoolSettings::default()
     };
     let indexer = indexer(settings());
-    let pool = Pool::new(queue.clone(), Arc::new(indexer), pool_settings);
+    let pool = WorkerPool::new(queue.clone(), Arc::new(indexer), pool_settings);
     let pool = Arc::new(pool.await.unwrap());
     pool.run(CancellationToken::new()).await.unwrap();
     let jobs = queue.list(None, 2).unwrap();
@@ -419,7 +420,7 @@ async fn catalogs_and_tags_are_polled() {
         .push_layout(bench.layout.path(), "1", "team/other")
         .unwrap();
     let host = bench.registry.address().to_string();
-    let policy = soci_index_builder::Policy {
+    let policy = soci_index_builder::PushPolicy {
         filters: "app:*,team/*:1".parse().unwrap(),
         registries: BTreeSet::from([host.clone()]),
         aliases: BTreeMap::new(),

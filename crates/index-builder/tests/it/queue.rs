@@ -9,8 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use soci_index_builder::{
-    Added, Claim, Failure, Finish, Index, Job, JobState, Outcome, Pool, PoolSettings, Push, Queue,
-    WorkerId,
+    Added, Claim, Failure, Finish, ImageIndexer, Job, JobState, Outcome, PoolSettings, Push, Queue,
+    WorkerId, WorkerPool,
 };
 use soci_oci::Digest;
 use tokio_util::sync::CancellationToken;
@@ -199,7 +199,7 @@ struct Scripted {
 }
 
 #[async_trait]
-impl Index for Scripted {
+impl ImageIndexer for Scripted {
     async fn index(&self, push: &Push) -> Result<Outcome, Failure> {
         let tag = push.tag.clone().unwrap_or_default();
         match tag.as_str() {
@@ -240,7 +240,7 @@ async fn failures_are_tried_again_with_pauses_and_given_up_with_their_reason() {
     ];
     let pushes: Vec<Push> = tags.iter().map(|tag| push(tag, tag)).collect();
     queue.add(&pushes).unwrap();
-    let pool = Pool::new(queue.clone(), Arc::new(Scripted::default()), quick())
+    let pool = WorkerPool::new(queue.clone(), Arc::new(Scripted::default()), quick())
         .await
         .unwrap();
     Arc::new(pool).run(CancellationToken::new()).await.unwrap();
@@ -291,7 +291,7 @@ async fn three_pools_on_one_folder_carry_each_job_out_once() {
     for one in &scripted {
         // Each opens the folder for itself, as a process would.
         let queue = Queue::open(dir.path()).unwrap();
-        let pool = Pool::new(queue, Arc::clone(one) as Arc<_>, quick())
+        let pool = WorkerPool::new(queue, Arc::clone(one) as Arc<_>, quick())
             .await
             .unwrap();
         pools.spawn(Arc::new(pool).run(CancellationToken::new()));
@@ -318,7 +318,7 @@ async fn a_stopped_pool_leaves_its_jobs_to_the_next() {
         until_empty: false,
         ..quick()
     };
-    let pool = Pool::new(queue.clone(), Arc::new(Scripted::default()), settings)
+    let pool = WorkerPool::new(queue.clone(), Arc::new(Scripted::default()), settings)
         .await
         .unwrap();
     let stop = CancellationToken::new();

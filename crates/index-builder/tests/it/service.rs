@@ -7,7 +7,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use soci_index_builder::service::{Identity, Listener, Metrics, Pages, Secret, Service};
-use soci_index_builder::{Failure, Index, Outcome, Policy, Pool, PoolSettings, Push, Queue};
+use soci_index_builder::{
+    Failure, ImageIndexer, Outcome, PoolSettings, Push, PushPolicy, Queue, WorkerPool,
+};
 use soci_oci::Digest;
 use soci_testkit::{HttpResponse, http_request};
 use tokio_util::sync::CancellationToken;
@@ -18,7 +20,7 @@ const SECRET: &str = "0123456789abcdef0123";
 struct Doubles;
 
 #[async_trait]
-impl Index for Doubles {
+impl ImageIndexer for Doubles {
     async fn index(&self, push: &Push) -> Result<Outcome, Failure> {
         match push.tag.as_deref() {
             Some("slow") => std::future::pending().await,
@@ -53,14 +55,14 @@ async fn start(secret: Option<&str>, pages: Pages, tls: Option<Identity>) -> Run
         ..PoolSettings::default()
     };
     let metrics = Arc::new(Metrics::new().unwrap());
-    let pool = Pool::new(queue.clone(), Arc::new(Doubles), settings)
+    let pool = WorkerPool::new(queue.clone(), Arc::new(Doubles), settings)
         .await
         .unwrap();
     let pool = Arc::new(pool.counted_by(Arc::clone(&metrics)));
     let stop = CancellationToken::new();
     let service = Arc::new(Service {
         queue: queue.clone(),
-        policy: Policy {
+        policy: PushPolicy {
             filters: "app*:*".parse().unwrap(),
             registries: BTreeSet::new(),
             aliases: BTreeMap::new(),

@@ -19,7 +19,7 @@ pub use self::registry::RegistrySink;
 
 use crate::IndexError;
 use crate::source::SharedSource;
-use crate::transfer::{Meter, copy_into};
+use crate::transfer::{TransferMeter, copy_into};
 
 /// The fixed content of a layout's `oci-layout` file (OCI image spec, `image-layout.md`).
 pub(crate) const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -67,7 +67,7 @@ pub trait ImageSink: Send + Sync {
         &self,
         blob: &Descriptor,
         source: &SharedSource,
-        meter: &Meter,
+        meter: &TransferMeter,
     ) -> Result<(), IndexError> {
         match self.tee(blob)? {
             Some(writer) => copy_into(writer, blob, source, meter).await,

@@ -9,7 +9,7 @@ use soci_registry::{BlobBody, Client};
 use super::ImageSink;
 use crate::IndexError;
 use crate::source::SharedSource;
-use crate::transfer::Meter;
+use crate::transfer::TransferMeter;
 
 /// Writes an image to a registry under a tag.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl ImageSink for RegistrySink {
         &self,
         blob: &Descriptor,
         source: &SharedSource,
-        meter: &Meter,
+        meter: &TransferMeter,
     ) -> Result<(), IndexError> {
         let mount_from = source
             .repository()

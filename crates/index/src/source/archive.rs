@@ -38,7 +38,7 @@ impl ArchiveSource {
     /// Opens the archive and locates its entries.
     ///
     /// # Errors
-    /// When the file is no tar of an OCI layout.
+    /// When the file is not a tar of an OCI layout.
     pub fn open(path: &Path) -> Result<Self, IndexError> {
         let not = |reason: String| IndexError::NotALayout {
             path: path.to_owned(),

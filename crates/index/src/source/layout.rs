@@ -25,7 +25,7 @@ impl LayoutSource {
     /// Opens the layout.
     ///
     /// # Errors
-    /// When the directory is no OCI layout.
+    /// When the directory is not an OCI layout.
     pub fn open(dir: &Path) -> Result<Self, IndexError> {
         let not = |reason: &str| IndexError::NotALayout {
             path: dir.to_owned(),

@@ -41,7 +41,7 @@ pub trait ImageSource: Send + Sync + 'static {
     /// The image's top.
     ///
     /// # Errors
-    /// When the source is not there or is no image.
+    /// When the source is not there or is not an image.
     async fn root(&self) -> Result<Root, IndexError>;
 
     /// Returns whether the blob exists. For a registry it is assumed to.

@@ -129,7 +129,11 @@ fn a_folder_that_is_not_a_layout_is_distinguished() {
     assert!(error.contains("docker save"), "{error}");
 
     let text = dir.path().join("text");
-    fs::write(&text, "hello, this is no tar archive at all\n".repeat(100)).unwrap();
+    fs::write(
+        &text,
+        "hello, this is not a tar archive at all\n".repeat(100),
+    )
+    .unwrap();
     let error = archive(&text).err().unwrap().to_string();
     assert!(error.contains("not an OCI image layout"), "{error}");
     for (magic, name) in [

@@ -257,7 +257,7 @@ async fn read_manifest(client: &Client, reference: &Reference) -> (Descriptor, M
         .into_iter()
         .find(|entry| entry.platform().is_some())
         .unwrap();
-    let soci_index::Content::Image { manifest, .. } = entry.content else {
+    let soci_index::EntryContent::Image { manifest, .. } = entry.content else {
         panic!("an image")
     };
     (entry.descriptor, manifest)

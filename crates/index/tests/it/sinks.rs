@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use soci_index::{
-    BlobWriter, ConvertOptions, DirSink, ImageSink, IndexError, LayoutSource, Meter, SharedSource,
-    Silent, convert,
+    BlobWriter, ConvertOptions, DirSink, ImageSink, IndexError, LayoutSource, SharedSource, Silent,
+    TransferMeter, convert,
 };
 use soci_oci::Descriptor;
 use soci_testkit::{Content, ImageBuilder, Layer};
@@ -37,7 +37,7 @@ impl ImageSink for OneAtATime {
         &self,
         blob: &Descriptor,
         source: &SharedSource,
-        meter: &Meter,
+        meter: &TransferMeter,
     ) -> Result<(), IndexError> {
         let _turn = self.turn.lock().await;
         tokio::time::sleep(Duration::from_millis(20)).await;

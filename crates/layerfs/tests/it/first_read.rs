@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use soci_fetch::testing::{Answer, MemoryLayer};
 use soci_fuse::Errno;
-use soci_layerfs::{MountOptions, Tree, TreeOptions};
+use soci_layerfs::{LayerMountOptions, Tree, TreeOptions};
 use soci_ztoc::{FileMetadata, FileType, Ztoc};
 
 use crate::support::direct::Direct;
@@ -174,9 +174,9 @@ fn headers_are_compared_once_and_not_at_all_where_that_is_disabled() {
 
     ztoc.toc[0].mode = 0o4755;
     for (check, shown) in [(true, false), (false, true)] {
-        let options = MountOptions {
+        let options = LayerMountOptions {
             check_headers: check,
-            ..MountOptions::default()
+            ..LayerMountOptions::default()
         };
         let mount = Mount::new(&ztoc, tar.clone(), options);
         let read = std::fs::read(mount.path("f"));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use soci_fetch::testing::MemoryLayer;
 use soci_fuse::Operation;
-use soci_layerfs::{MountOptions, TreeOptions, TreeView};
+use soci_layerfs::{LayerMountOptions, TreeOptions, TreeView};
 use soci_oci::Digest;
 use soci_testkit::listing::{self, File, Listing, assert_same, line};
 
@@ -84,7 +84,7 @@ fn golden_layers_appear_as_containerd_unpacks_them_without_fuse() {
 fn golden_layers_appear_as_containerd_unpacks_them_through_a_mount() {
     for number in [1, 2] {
         let golden = golden::layer(number);
-        let mount = Mount::new(&golden.ztoc, golden.tar, MountOptions::default());
+        let mount = Mount::new(&golden.ztoc, golden.tar, LayerMountOptions::default());
         // Twice: from the server, then from the kernel's caches.
         for _ in 0..2 {
             let listing = listing::of(&mount.path(""));
@@ -96,7 +96,7 @@ fn golden_layers_appear_as_containerd_unpacks_them_through_a_mount() {
 #[test]
 fn hard_links_share_an_inode_and_devices_have_their_numbers() {
     let golden = golden::layer(1);
-    let mount = Mount::new(&golden.ztoc, golden.tar, MountOptions::default());
+    let mount = Mount::new(&golden.ztoc, golden.tar, LayerMountOptions::default());
     let stat = |name: &str| mount.path(name).symlink_metadata().unwrap();
     assert_eq!(stat("data/a").ino(), stat("data/hard1").ino());
     assert_eq!(stat("data/a").ino(), stat("data/hard2").ino());
@@ -188,8 +188,8 @@ fn overlayfs_over_both_mounts_shows_the_merged_image() {
         ..File::default()
     };
     expected.insert("./gone/dir".to_owned(), ghost);
-    let lower = Mount::new(&first.ztoc, first.tar, MountOptions::default());
-    let upper = Mount::new(&second.ztoc, second.tar, MountOptions::default());
+    let lower = Mount::new(&first.ztoc, first.tar, LayerMountOptions::default());
+    let upper = Mount::new(&second.ztoc, second.tar, LayerMountOptions::default());
     let merged = upper.beside().join("merged");
     std::fs::create_dir(&merged).unwrap();
     let layers = format!(
@@ -218,7 +218,7 @@ fn overlayfs_over_both_mounts_shows_the_merged_image() {
 #[test]
 fn the_first_read_of_a_fifo_name_says_it_is_one() {
     let golden = golden::layer(1);
-    let mount = Mount::new(&golden.ztoc, golden.tar, MountOptions::default());
+    let mount = Mount::new(&golden.ztoc, golden.tar, LayerMountOptions::default());
     let kind = mount
         .path("dev/fifo")
         .symlink_metadata()

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use soci_fetch::testing::MemoryLayer;
 use soci_fuse::Pool;
-use soci_layerfs::{MountOptions, MountedLayer, Tree, TreeError, TreeOptions, mount_layer};
+use soci_layerfs::{LayerMountOptions, MountedLayer, Tree, TreeError, TreeOptions, mount_layer};
 use soci_ztoc::{BuildOptions, Compression, Ztoc};
 
 /// One tar entry; the header's numbers can be changed before it is added.
@@ -123,10 +123,10 @@ pub struct Mount {
 impl Mount {
     pub fn of_tar(tar: Vec<u8>) -> Self {
         let ztoc = ztoc_of(&tar);
-        Self::new(&ztoc, tar, MountOptions::default())
+        Self::new(&ztoc, tar, LayerMountOptions::default())
     }
 
-    pub fn new(ztoc: &Ztoc, tar: Vec<u8>, options: MountOptions) -> Self {
+    pub fn new(ztoc: &Ztoc, tar: Vec<u8>, options: LayerMountOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mountpoint = dir.path().join("fs");
         std::fs::create_dir(&mountpoint).unwrap();

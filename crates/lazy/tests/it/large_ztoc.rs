@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use soci_layer::{IdMaps, IdRange, LayerProvider, LayerRequest, Purpose, View};
-use soci_lazy::{LazyConfig, LazyLayers, Limits};
+use soci_lazy::{LazyConfig, LazyLayers, MemoryLimits};
 use soci_oci::{Descriptor, Digest, annotations, media_types};
 use soci_testkit::{Proxy, Registry, TestRoot};
 use soci_ztoc::soci_index::{IndexVersion, SociIndex, ZtocDescriptor};
@@ -201,31 +201,31 @@ fn a_mount_that_is_given_up_ends_its_work_and_leaves_nothing_stored() {
 #[test]
 fn a_layer_over_a_limit_is_refused_with_the_key_and_leaves_nothing() {
     world(vec![large(20_000)]).test(async |world| {
-        let limits = Limits::default();
+        let limits = MemoryLimits::default();
         for (limits, key) in [
             (
-                Limits {
+                MemoryLimits {
                     ztoc: 1 << 20,
                     ..limits
                 },
                 "limits.ztoc_bytes",
             ),
             (
-                Limits {
+                MemoryLimits {
                     tree: 512 << 10,
                     ..limits
                 },
                 "limits.tree_bytes",
             ),
             (
-                Limits {
+                MemoryLimits {
                     image_trees: 512 << 10,
                     ..limits
                 },
                 "limits.image_tree_bytes",
             ),
             (
-                Limits {
+                MemoryLimits {
                     total_trees: 512 << 10,
                     ..limits
                 },

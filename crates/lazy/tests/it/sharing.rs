@@ -125,7 +125,7 @@ fn an_isolated_layer_serves_a_repository_that_is_confirmed_to_have_it() {
             world.proxy.clear_faults();
         }
         check_contents(first.mountpoint.clone()).await;
-        assert_eq!(requests_of_other(world, 0).1, 0, "it is no source");
+        assert_eq!(requests_of_other(world, 0).1, 0, "it is not a source");
 
         world.proxy.reset_stats();
         let mounts = ["b", "c", "d"].map(|name| of_other(world, alone(world, name)));

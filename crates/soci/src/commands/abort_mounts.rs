@@ -5,17 +5,17 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use soci_fuse::{StaleMount, stale_mounts_below};
-use soci_holder::Client;
+use soci_holder::HolderClient;
 use soci_store::RootLock;
 
 use crate::global::Global;
 use crate::output;
 
-/// Give up the mounts that wait for a daemon, at once
+/// Immediately give up the mounts that wait for a daemon
 ///
-/// While no daemon serves, a holder process keeps the lazy layers' mounts, and who reads from them
-/// waits. If no daemon comes, the holder gives them up after `[holder] abandon_after_sec`. This
-/// does it now, so that containers and pods can end and a node can shut down: what waits gets an
+/// While no daemon serves, a holder process keeps the lazy layers' mounts, and reads from them
+/// wait. If no daemon comes, the holder gives them up after `[holder] abandon_after_sec`. This
+/// does it now, so that containers and pods can end and a node can shut down: waiting reads get an
 /// error, and containers on these layers have to be started again. It refuses while a daemon
 /// serves.
 #[derive(Debug, Args)]
@@ -45,7 +45,7 @@ impl AbortMounts {
         self.refuse_while_served(root)?;
         let mounts = stale_mounts_below(&root.join("snapshotter"))
             .context("cannot see which mounts there are (/proc/self/mountinfo)")?;
-        let kept = match Client::look(root)? {
+        let kept = match HolderClient::look(root)? {
             Some(holder) => {
                 let kept = holder.abandon(self.force)?;
                 if holder.info().server.is_none() {
@@ -68,7 +68,7 @@ impl AbortMounts {
         let server = match RootLock::owner(root)? {
             Some(owner) => Some(owner.server),
             // One that is just ending.
-            None => Client::look(root)?.and_then(|holder| holder.info().server),
+            None => HolderClient::look(root)?.and_then(|holder| holder.info().server),
         };
         match server {
             Some(pid) if !self.force => bail!(

@@ -68,7 +68,7 @@ pub(crate) fn runtime_spec(image: &Value, root: &Path, process: &Process) -> any
         false => arguments.extend(process.command.iter().cloned()),
     }
     if arguments.is_empty() {
-        bail!("the image says no command: give one after --");
+        bail!("the image defines no command: give one after --");
     }
     let mut environment = config.env.unwrap_or_default();
     if environment

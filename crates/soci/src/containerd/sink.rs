@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use soci_containerd::labels::gc;
 use soci_containerd::{Content, Images, Namespace};
-use soci_index::{ImageSink, IndexError, Meter, SharedSource};
+use soci_index::{ImageSink, IndexError, SharedSource, TransferMeter};
 use soci_oci::{Descriptor, Index, Manifest, media_types};
 use soci_store::content::OciLayout;
 
@@ -106,7 +106,12 @@ impl ImageSink for ContainerdSink {
 
     /// The layers are there: they must only stay until the new image holds them. One that is not
     /// belongs to a platform that was not pulled.
-    async fn copy(&self, blob: &Descriptor, _: &SharedSource, _: &Meter) -> Result<(), IndexError> {
+    async fn copy(
+        &self,
+        blob: &Descriptor,
+        _: &SharedSource,
+        _: &TransferMeter,
+    ) -> Result<(), IndexError> {
         let info = self.content.info(&blob.digest).await;
         if info.map_err(|error| self.failed(error))?.is_some() {
             let held = self.containerd.hold_content(&blob.digest).await;

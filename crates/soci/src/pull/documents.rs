@@ -70,7 +70,7 @@ pub(crate) async fn fetch(
     // An image that does not say what it is for may be for anything.
     let is_for = Platform::new(&config.os, &config.architecture, config.variant.as_deref());
     if !config.architecture.is_empty() && !platform.matches(&is_for) {
-        bail!("{reference} {}", not_there(platform, &is_for.to_string()));
+        bail!("{reference} {}", no_manifest(platform, &is_for.to_string()));
     }
     if config.rootfs.diff_ids.len() != manifest.layers.len() || manifest.layers.is_empty() {
         bail!(
@@ -162,12 +162,12 @@ fn choose<'a>(index: &'a Index, platform: &Platform) -> anyhow::Result<(usize, &
                 .filter(|platform| platform.os != "unknown")
                 .map(ToString::to_string)
                 .collect();
-            format!("the image {}", not_there(platform, &have.join(", ")))
+            format!("the image {}", no_manifest(platform, &have.join(", ")))
         })
 }
 
-fn not_there(platform: &Platform, have: &str) -> String {
-    format!("is not there for platform {platform}; it has {have} (choose with --platform)")
+fn no_manifest(platform: &Platform, have: &str) -> String {
+    format!("has no manifest for platform {platform}; it has {have} (choose with --platform)")
 }
 
 #[cfg(test)]

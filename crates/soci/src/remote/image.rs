@@ -5,7 +5,7 @@ use std::str::FromStr;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use soci_discovery::{Found, ImageQuery, NoIndex, Policy, RegistryManifests};
-use soci_index::{Content, Image, Platforms, RegistrySource};
+use soci_index::{EntryContent, Image, Platforms, RegistrySource};
 use soci_layer::LayerRefusal;
 use soci_oci::{Descriptor, Digest, ImageConfig, Manifest, Platform, Reference};
 use soci_registry::Client;
@@ -80,7 +80,7 @@ impl RemoteImage {
             .first()
             .and_then(|at| image.entries.into_iter().nth(*at))
             .with_context(|| format!("{reference} holds no image"))?;
-        let Content::Image { manifest, platform } = entry.content else {
+        let EntryContent::Image { manifest, platform } = entry.content else {
             bail!("{reference} holds no image");
         };
         Ok(Self {

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use rustix::mount::{MountFlags, UnmountFlags};
 use soci_discovery::Found;
 use soci_fetch::{FetchConfig, LayerData, LazyLayer, SpanFetcher};
-use soci_layerfs::{MountOptions, MountedLayer, mount_layer};
+use soci_layerfs::{LayerMountOptions, MountedLayer, mount_layer};
 use soci_oci::Digest;
 use soci_store::{LayerKey, LayerStore, LayerStoreConfig};
 use tokio::runtime::Handle;
@@ -102,7 +102,7 @@ impl MountedImage {
             Arc::new(layer.tree),
             Arc::clone(&data) as Arc<dyn LayerData>,
             &place,
-            MountOptions::default(),
+            LayerMountOptions::default(),
         )
         .with_context(|| format!("layer {} cannot be mounted", layer.digest))?;
         self.layers.push((served, data));

@@ -352,7 +352,7 @@ fn what_is_missing_is_named() {
         &["--platform", "linux/s390x"],
     );
     assert!(
-        error.contains("not there for platform linux/s390x"),
+        error.contains("has no manifest for platform linux/s390x"),
         "{error}"
     );
     assert_eq!(lines(&ctr, &["images", "ls", "-q"]), Vec::<String>::new());

@@ -325,7 +325,7 @@ fn what_cannot_be_read_is_reported_in_one_line() {
                 "linux/s390x".to_owned(),
                 remote.image("v2"),
             ],
-            "not there for platform",
+            "no manifest for platform",
         ),
         (
             vec![

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use soci_oci::{Digest, media_types};
 use soci_ztoc::soci_index::SociIndex;
 
-/// What an artifact is.
+/// The kind of an artifact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ArtifactKind {
@@ -23,7 +23,7 @@ pub enum ArtifactKind {
 pub struct Artifact {
     /// The digest of the artifact.
     pub digest: Digest,
-    /// What it is.
+    /// Its kind.
     pub kind: ArtifactKind,
     /// Its size in bytes.
     pub size: u64,

@@ -36,7 +36,7 @@ impl BlobWriter {
         })
     }
 
-    /// Takes in the next bytes.
+    /// Appends bytes.
     ///
     /// # Errors
     /// More bytes than the descriptor says, or the file system refused.

@@ -199,7 +199,7 @@ impl Cri {
     /// Runs a command in a container and waits for its end, at most a minute.
     ///
     /// # Errors
-    /// When the runtime refuses; a command that fails is no error.
+    /// When the runtime refuses; a command that fails is not an error.
     pub fn exec(&self, container: &PodContainer, command: &[&str]) -> Result<Executed> {
         let request = ExecSyncRequest {
             container_id: container.id.clone(),

@@ -169,7 +169,7 @@ impl Ctr {
         self.output(pull.chain([reference])).map(drop)
     }
 
-    /// Runs a container to its end and removes it. A command that fails is no error here: see
+    /// Runs a container to its end and removes it. A command that fails is not an error here: see
     /// [`RunOutput::status`].
     ///
     /// # Errors

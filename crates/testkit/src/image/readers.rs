@@ -114,7 +114,7 @@ fn layers_of(image: &OciImage) -> Result<Vec<(std::path::PathBuf, OciLayer)>> {
         .iter()
         .zip(diff_ids)
         .map(|(layer, diff_id)| {
-            let diff_id: Digest = diff_id.as_str().context("a diff_id is no text")?.parse()?;
+            let diff_id: Digest = diff_id.as_str().context("a diff_id is not text")?.parse()?;
             let ready = OciLayer {
                 descriptor: layer.clone(),
                 diff_id,

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use soci_index_builder::event::{self, Reported};
-use soci_index_builder::{Decision, Job, JobState, Policy, Pool, PoolSettings, Push, Queue, poll};
+use soci_index_builder::{
+    Decision, Job, JobState, PoolSettings, Push, PushPolicy, Queue, WorkerPool, poll,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::settings::{Settings, WorkerArgs};
@@ -95,7 +97,7 @@ impl Run {
             until_empty: true,
             ..self.workers.pool()
         };
-        let pool = Arc::new(Pool::new(queue.clone(), indexer, settings).await?);
+        let pool = Arc::new(WorkerPool::new(queue.clone(), indexer, settings).await?);
         let stop = CancellationToken::new();
         let mut work = tokio::spawn(pool.run(stop.clone()));
         let ended_by = tokio::select! {
@@ -150,7 +152,7 @@ fn report<'a>(jobs: impl Iterator<Item = &'a Job>) -> anyhow::Result<()> {
 }
 
 /// The pushes of an event that are to be indexed; the others get a line.
-pub(super) fn wanted(policy: &Policy, event: &[u8]) -> anyhow::Result<Vec<Push>> {
+pub(super) fn wanted(policy: &PushPolicy, event: &[u8]) -> anyhow::Result<Vec<Push>> {
     let mut pushes = Vec::new();
     for reported in event::parse(event)? {
         let ignored = match reported {

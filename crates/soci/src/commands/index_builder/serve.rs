@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use soci_index_builder::service::{Identity, Listener, Metrics, Pages, Secret, Service};
-use soci_index_builder::{Policy, Pool, Queue};
+use soci_index_builder::{PushPolicy, Queue, WorkerPool};
 use soci_registry::Client;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -56,7 +56,7 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
 
-    /// Take events from anybody who reaches the address
+    /// Accept events from any client that reaches the address
     #[arg(long, conflicts_with = "secret_file")]
     no_secret: bool,
 
@@ -91,7 +91,7 @@ impl Serve {
         let client = self.settings.client()?;
         let queue = Queue::open(&self.queue.folder)?;
         let metrics = Arc::new(Metrics::new().context("cannot make the metrics")?);
-        let pool = Pool::new(queue.clone(), indexer, self.workers.pool()).await?;
+        let pool = WorkerPool::new(queue.clone(), indexer, self.workers.pool()).await?;
         let pool = Arc::new(pool.counted_by(Arc::clone(&metrics)));
         let service = Arc::new(Service {
             queue: queue.clone(),
@@ -154,9 +154,9 @@ impl Serve {
 /// Looks for new images again and again.
 struct Polling {
     client: Client,
-    policy: Policy,
+    policy: PushPolicy,
     queue: Queue,
-    pool: Arc<Pool>,
+    pool: Arc<WorkerPool>,
 }
 
 impl Polling {

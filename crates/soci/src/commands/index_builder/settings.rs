@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use soci_index::{ConvertOptions, Platforms};
-use soci_index_builder::{Filters, IndexSettings, Indexer, Policy, PoolSettings, Versions};
+use soci_index_builder::{Filters, IndexSettings, Indexer, PoolSettings, PushPolicy, Versions};
 use soci_keychain::{AwsEnvironment, CredentialProviders, EcrKeychain, ProviderSettings};
 use soci_oci::Platform;
 use soci_registry::{Client, Credentials};
@@ -179,8 +179,8 @@ pub(crate) struct WorkerArgs {
 
 impl Settings {
     /// Which pushes are indexed.
-    pub(crate) fn policy(&self) -> Policy {
-        Policy {
+    pub(crate) fn policy(&self) -> PushPolicy {
+        PushPolicy {
             filters: self.filters.clone(),
             registries: self.registries.iter().cloned().collect(),
             aliases: self.aliases.iter().cloned().collect::<BTreeMap<_, _>>(),

@@ -1,7 +1,7 @@
 //! Which indexes are pushed: the newest of version 1 for each platform.
 
 use anyhow::bail;
-use soci_index::{Content, Image, ImageSource, Platforms};
+use soci_index::{EntryContent, Image, ImageSource, Platforms};
 use soci_oci::{Digest, media_types};
 use soci_store::artifacts::{ArtifactDb, ArtifactKind};
 
@@ -26,7 +26,7 @@ pub(super) async fn choose(
     let mut chosen = Vec::new();
     let mut second = false;
     for entry in selected.into_iter().filter_map(|at| image.entries.get(at)) {
-        let Content::Image { platform, .. } = &entry.content else {
+        let EntryContent::Image { platform, .. } = &entry.content else {
             continue;
         };
         let manifest = entry.descriptor.digest;

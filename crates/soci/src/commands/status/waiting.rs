@@ -3,14 +3,14 @@
 use std::path::Path;
 use std::time::Duration;
 
-use soci_holder::Client;
+use soci_holder::HolderClient;
 
 use super::table::uptime;
 use crate::commands::abort_mounts::number;
 
 /// The state of a root folder whose daemon is away; `None` if a daemon serves it, or nothing waits.
 pub(crate) fn without_daemon(root: &Path) -> Option<String> {
-    let holder = Client::look(root).ok()??;
+    let holder = HolderClient::look(root).ok()??;
     let facts = *holder.info();
     if facts.server.is_some() {
         return None;
