@@ -8,6 +8,15 @@ use soci_dirtree::{measure, remove_path};
 
 use crate::tree::{DEEP, confined, file, in_memory, nest};
 
+/// Ends the other thread of a test, also if an assertion fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn files_links_and_folders_are_counted_once() {
     let root = in_memory();
@@ -81,11 +90,11 @@ fn a_folder_that_is_swapped_for_a_link_leads_nowhere() {
                 rustix::fs::renameat_with(at, &folder, at, &link, flags).unwrap();
             }
         });
+        let _stop = Stop(&stop);
         for _ in 0..1000 {
             let usage = measure(root.path()).unwrap();
             assert!(usage.inodes <= 5, "{usage:?}");
         }
-        stop.store(true, Ordering::Relaxed);
     });
 }
 
@@ -105,10 +114,10 @@ fn a_tree_whose_deep_folders_move_is_measured_to_an_end() {
                 }
             }
         });
+        let _stop = Stop(&stop);
         for _ in 0..300 {
             let usage = measure(root.path()).unwrap();
             assert!((34..80).contains(&usage.inodes), "{usage:?}");
         }
-        stop.store(true, Ordering::Relaxed);
     });
 }
