@@ -206,7 +206,7 @@ pub(crate) fn eager_mode(config: &Config) -> EagerMode {
 pub(crate) fn pipeline(config: &Config) -> PipelineConfig {
     let parallel = &config.pull_modes.parallel_pull_unpack;
     let usual = PipelineConfig {
-        memory: config.limits.eager_memory_bytes,
+        memory: Some(config.limits.eager_memory_bytes).filter(|bytes| *bytes > 0),
         limits: unpack_limits(config),
         durable: config.layer_store.sync_unpacked,
         ..PipelineConfig::default()

@@ -149,7 +149,7 @@ catalog! {
     EAGER_REQUESTS_WAITING = "soci_eager_queue_requests", Gauge, [], "requests",
         "Ranged requests that wait for others to end, or for memory.";
     EAGER_MEMORY = "soci_eager_memory_bytes", Gauge, [], "bytes",
-        "Compressed bytes of eager pulls in memory.";
+        "Memory of eager pulls that is in use.";
     NOT_LAZY = "soci_layers_not_lazy_total", Counter, [REASON], "layers",
         "Prepares of layers that were not mounted lazily.";
     SNAPSHOT_LAYERS = "soci_snapshot_layers", Gauge, [STATE], "snapshots",

@@ -24,7 +24,7 @@ use soci_unpack::{
     ApplyOptions, ImageLimits, LayerBlob, LayerProgress, LayerRequest, Pipeline, PipelineConfig,
     apply,
 };
-use soci_ztoc::{BuildOptions, Compression, EntryPoints, Ztoc};
+use soci_ztoc::{AheadMemory, BuildOptions, Compression, EntryPoints, InflatedAhead, Ztoc};
 use tokio_util::sync::CancellationToken;
 
 const ROUNDS: usize = 2;
@@ -212,6 +212,12 @@ fn entry_points(layer: &Layer) -> EntryPoints {
     })
 }
 
+/// How many chunks were inflated before their turn, of all.
+fn useful(of: InflatedAhead) -> String {
+    let ahead = of.from_checkpoints + of.guessed;
+    format!("{ahead} of {} chunks ahead", of.chunks)
+}
+
 /// What each stage takes alone.
 fn stages(layer: &Layer, folder: &Path) {
     let inflate = best(ROUNDS, || {
@@ -233,23 +239,36 @@ fn stages(layer: &Layer, folder: &Path) {
     let most = std::thread::available_parallelism().map_or(1, usize::from);
     let mut threads = 1;
     let entries = entry_points(layer);
-    while threads <= most.min(8) {
+    let memory = AheadMemory::new(u64::MAX);
+    let mut guessed = InflatedAhead::default();
+    // More threads than cores inflate no faster, but show how much of what they do is of use.
+    while threads <= most.max(8) {
         let inflate = best(ROUNDS, || {
             timed("self", || {
                 let file = File::open(&layer.packed).unwrap();
-                soci_ztoc::inflate_ahead(file, threads, None, &|| true, |_| Ok(())).unwrap();
+                let ahead = || true;
+                guessed =
+                    soci_ztoc::inflate_ahead(file, threads, &memory, None, &ahead, |_| Ok(()))
+                        .unwrap();
             })
         });
         let what = format!("only inflating, {threads} threads ahead");
-        row(&what, layer, &inflate, "");
+        row(&what, layer, &inflate, &useful(guessed));
         let inflate = best(ROUNDS, || {
             timed("self", || {
                 let file = File::open(&layer.packed).unwrap();
-                let entries = Some(&entries);
-                soci_ztoc::inflate_ahead(file, threads, entries, &|| true, |_| Ok(())).unwrap();
+                let (entries, ahead) = (Some(&entries), || true);
+                guessed =
+                    soci_ztoc::inflate_ahead(file, threads, &memory, entries, &ahead, |_| Ok(()))
+                        .unwrap();
             })
         });
-        row("the same, from checkpoints", layer, &inflate, "");
+        row(
+            "the same, from checkpoints",
+            layer,
+            &inflate,
+            &useful(guessed),
+        );
         threads *= 2;
     }
     let tar = folder.join("tar");

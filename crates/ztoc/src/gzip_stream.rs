@@ -5,7 +5,7 @@ use std::io::Read;
 
 use crate::gzip_scan::GzipScanner;
 use crate::parallel::Pipeline;
-use crate::{BuildError, EntryPoints};
+use crate::{AheadMemory, BuildError, EntryPoints};
 
 /// How much is taken in at a time: so that a caller that stops is noticed soon.
 const STEP: usize = 256 << 10;
@@ -59,17 +59,19 @@ pub struct InflatedAhead {
 }
 
 /// Inflates all that `reader` has, in order, into `sink`, which is called on this thread. Up to
-/// `threads` others inflate ahead, those chunks for which `ahead` says so when they are read: from the
-/// layer's checkpoints if it has `entries`, and otherwise from a block that they find.
+/// `threads` others inflate ahead, those chunks for which `memory` has room and `ahead` says so when they are
+/// read: from the layer's checkpoints if it has `entries`, and otherwise from a block that they find.
 ///
 /// # Errors
 /// As [`GzipStream::write`] and [`GzipStream::finish`], and what the reader reports.
 pub fn inflate_ahead(
     reader: impl Read + Send,
     threads: usize,
+    memory: &AheadMemory,
     entries: Option<&EntryPoints>,
     ahead: &(dyn Fn() -> bool + Sync),
     mut sink: impl FnMut(&[u8]) -> std::io::Result<()>,
 ) -> Result<InflatedAhead, BuildError> {
-    Pipeline::for_unpacking(threads).inflate(reader, entries, ahead, |output| Ok(sink(output)?))
+    Pipeline::for_unpacking(threads, memory)
+        .inflate(reader, memory, entries, ahead, |output| Ok(sink(output)?))
 }

@@ -47,6 +47,7 @@ pub use error::{BuildError, SpanError, ZtocError};
 pub use file_lookup::{FindError, find_file};
 pub use gzip_stream::{GzipStream, InflatedAhead, inflate_ahead};
 pub use layer_index::LayerIndex;
+pub use parallel::AheadMemory;
 pub use span::{Span, SpanTable};
 pub use span_id::SpanId;
 pub use tar_stream::{TarPart, TarStream};

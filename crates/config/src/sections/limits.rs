@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::schema::{Section, Unit, Visitor};
+use crate::schema::{Broken, Section, Unit, Visitor};
 use crate::sections::MAX;
 
-/// Fewest bytes in memory with which layers are downloaded while others are unpacked.
+/// Fewest bytes in memory with which layers are downloaded while others are unpacked; 0 is no limit of its own.
 const MIN_EAGER_MEMORY: u64 = 8 << 20;
 
 /// `[limits]`
@@ -19,7 +19,8 @@ pub struct Limits {
     pub unpack_first_byte: Duration,
     /// Fewest bytes per second after that, over 15 seconds.
     pub unpack_floor_bytes_per_sec: u64,
-    /// Compressed bytes of eager pulls in memory, of all images together.
+    /// Memory for what is on its way in eager pulls, of all images together. 0: by the number of cores, 64 MiB on
+    /// two.
     pub eager_memory_bytes: u64,
     /// Size of the largest zTOC that is used.
     pub ztoc_bytes: u64,
@@ -38,7 +39,7 @@ impl Default for Limits {
             unpack_output_bytes: 64 << 30,
             unpack_first_byte: Duration::from_secs(20),
             unpack_floor_bytes_per_sec: 64 << 10,
-            eager_memory_bytes: 64 << 20,
+            eager_memory_bytes: 0,
             ztoc_bytes: 128 << 20,
             tree_bytes: 256 << 20,
             image_tree_bytes: 512 << 20,
@@ -69,14 +70,23 @@ impl Section for Limits {
             &mut self.unpack_floor_bytes_per_sec,
             0..=MAX,
         );
-        v.number(
-            "eager_memory_bytes",
-            &mut self.eager_memory_bytes,
-            MIN_EAGER_MEMORY..=MAX,
-        );
+        v.number("eager_memory_bytes", &mut self.eager_memory_bytes, 0..=MAX);
         v.number("ztoc_bytes", &mut self.ztoc_bytes, 0..=MAX);
         v.number("tree_bytes", &mut self.tree_bytes, 0..=MAX);
         v.number("image_tree_bytes", &mut self.image_tree_bytes, 0..=MAX);
         v.number("total_tree_bytes", &mut self.total_tree_bytes, 0..=MAX);
+    }
+
+    fn check(&self) -> Vec<Broken> {
+        let bytes = self.eager_memory_bytes;
+        if bytes == 0 || bytes >= MIN_EAGER_MEMORY {
+            return Vec::new();
+        }
+        let allowed = format!("0, or at least {MIN_EAGER_MEMORY}");
+        vec![Broken::new(
+            "eager_memory_bytes",
+            bytes.to_string(),
+            allowed,
+        )]
     }
 }

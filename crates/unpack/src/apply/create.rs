@@ -93,7 +93,7 @@ impl Applier<'_> {
     ) -> Result<(), ApplyError> {
         let left = entry.content_len();
         let place = if left <= SMALL {
-            Place::Memory(self.files.content())
+            Place::Memory(self.files.content(left))
         } else {
             Place::File(make(parent, base, &entry, self.creation)?)
         };

@@ -21,8 +21,11 @@ use crate::error::failed;
 pub(super) const SMALL: u64 = 64 << 10;
 /// Number of small files of a layer that its own thread writes before others are started.
 const BEFORE: u32 = 128;
-/// Files that wait for a thread.
+/// Files that wait for a thread, and bytes of them that wait for all threads together.
 const QUEUE: usize = 32;
+const QUEUED_BYTES: usize = 512 << 10;
+/// Largest memory of a content that is kept for another.
+const KEPT: usize = 8 << 10;
 /// Most threads. The file system makes one name in a directory at a time.
 const MOST: usize = 4;
 
@@ -81,6 +84,8 @@ struct Work {
 #[derive(Default)]
 struct State {
     open: usize,
+    /// Bytes of those files.
+    bytes: usize,
     failure: Option<ApplyError>,
     free: Vec<Vec<u8>>,
 }
@@ -99,25 +104,32 @@ impl Work {
                 state.failure.get_or_insert(error);
             }
             state.open -= 1;
+            state.bytes -= file.content.len();
             if state.open == 0 {
                 self.done.notify_all();
             }
-            let mut content = file.content;
-            if state.free.len() < QUEUE {
-                content.clear();
-                state.free.push(content);
-            }
+            keep(file.content, &mut state.free);
         }
     }
 }
 
+/// Keeps the memory of a content for another, unless there is enough.
+fn keep(mut content: Vec<u8>, free: &mut Vec<Vec<u8>>) {
+    if content.capacity() <= KEPT && free.len() < QUEUE {
+        content.clear();
+        free.push(content);
+    }
+}
+
 impl FileWriters {
-    /// Memory for the content of a file.
-    pub(super) fn content(&mut self) -> Vec<u8> {
+    /// Memory for the content of a file of so many bytes.
+    pub(super) fn content(&mut self, length: u64) -> Vec<u8> {
         if self.free.is_empty() && !self.threads.is_empty() {
             std::mem::swap(&mut self.free, &mut self.work.state().free);
         }
-        self.free.pop().unwrap_or_default()
+        let mut content = self.free.pop().unwrap_or_default();
+        content.reserve(usize::try_from(length).unwrap_or(0));
+        content
     }
 
     /// Writes a file whose name is new: now, or soon.
@@ -127,18 +139,21 @@ impl FileWriters {
             self.start();
         }
         let count = self.threads.len();
-        if count == 0 {
-            file.write()?;
-            file.content.clear();
-            self.free.push(file.content);
-            return Ok(());
-        }
-        {
+        let length = file.content.len();
+        let has_room = {
             let mut state = self.work.state();
             if let Some(failure) = state.failure.take() {
                 return Err(failure);
             }
-            state.open += 1;
+            let has_room = count > 0 && state.bytes + length <= QUEUED_BYTES;
+            if has_room {
+                state.open += 1;
+                state.bytes += length;
+            }
+            has_room
+        };
+        if !has_room {
+            return self.write_on_this_thread(file);
         }
         // To the first that has room, in turn; if none has, this thread writes it itself.
         for _ in 0..count {
@@ -156,10 +171,17 @@ impl FileWriters {
                 }
             }
         }
-        self.work.state().open -= 1;
+        {
+            let mut state = self.work.state();
+            state.open -= 1;
+            state.bytes -= length;
+        }
+        self.write_on_this_thread(file)
+    }
+
+    fn write_on_this_thread(&mut self, file: SmallFile) -> Result<(), ApplyError> {
         file.write()?;
-        file.content.clear();
-        self.free.push(file.content);
+        keep(file.content, &mut self.free);
         Ok(())
     }
 

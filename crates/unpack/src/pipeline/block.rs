@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
-/// Size of a block.
-pub(crate) const BLOCK: usize = 256 << 10;
+/// Size of a block: small enough that what one thread puts into it is in the cache for the next.
+pub(crate) const BLOCK: usize = 128 << 10;
 /// Blocks that wait for a thread.
 pub(crate) const QUEUE: usize = 4;
 /// Blocks whose memory is kept for others, which saves page faults.

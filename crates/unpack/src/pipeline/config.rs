@@ -82,12 +82,14 @@ impl Default for SpeedLimits {
 /// Limits of the whole daemon.
 #[derive(Debug, Clone)]
 pub struct PipelineConfig {
-    /// Limit of compressed bytes in memory, of all layers together.
-    pub memory: u64,
+    /// Limit of memory for all that is on its way through the pipeline, in bytes: compressed bytes, what is
+    /// inflated ahead, windows of zstd, and 4 MiB for each layer in work. `None`: 64 MiB, and 32 MiB for each
+    /// core beyond two, at most 512 MiB. A window of zstd larger than its part is used alone.
+    pub memory: Option<u64>,
     /// Limit of ranged requests under way; `None`: that of the images.
     pub downloads: Option<usize>,
     /// Limit of layers that are decompressed and written concurrently; `None`: two for each core, at
-    /// least 4 and at most 24, because each takes memory.
+    /// least 4 and at most 24. Together they have at most a quarter of the memory.
     pub unpacks: Option<usize>,
     /// Number of threads that inflate parts of a gzip layer ahead of their turn; `None`: two less than
     /// there are cores, at most 8.
@@ -111,7 +113,7 @@ pub struct PipelineConfig {
 impl Default for PipelineConfig {
     fn default() -> Self {
         Self {
-            memory: 64 << 20,
+            memory: None,
             downloads: None,
             unpacks: None,
             inflate_threads: None,

@@ -22,15 +22,13 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
 use super::config::{Demand, SpeedLimits};
-use super::piece::{PIECE, Piece, PieceBuffer};
+use super::piece::{PIECE, Piece, PieceBuffer, Slabs, memory_of, room_in};
 use super::progress::LayerProgress;
 use super::shares::{Claim, Shares, Units};
 use crate::downloads::Slot;
 
 /// Memory of a request that may have more bytes.
 const WINDOW: u64 = 4 << 20;
-/// Smallest range that the budget makes out of a larger one.
-const LEAST: u64 = 1 << 20;
 /// Time between two looks whether readers of containers still wait.
 const DEMAND_LOOK: Duration = Duration::from_millis(25);
 /// Requests without a retry after which one more is made at a time.
@@ -52,6 +50,7 @@ pub(crate) struct Plan {
     /// The one request of the daemon that continues while readers of containers wait.
     pub(crate) beside_readers: Arc<Shares>,
     pub(crate) memory: Arc<Shares>,
+    pub(crate) slabs: Arc<Slabs>,
     pub(crate) speed: SpeedLimits,
     /// When the first byte must have come; `None`: counted from the first request.
     pub(crate) first_byte: Option<Deadline>,
@@ -196,7 +195,7 @@ impl Requests {
             self.turn(&mut under_way, parallel.now).await;
             let mut range = self.range(offset);
             let window = (range.end - range.start).min(self.window());
-            let memory = plan.memory.acquire(plan.claim, window).await;
+            let memory = plan.memory.acquire(plan.claim, memory_of(window)).await;
             let waiting = Instant::now();
             let permits = Permits::acquire(plan).await;
             let waited = waiting.elapsed();
@@ -261,7 +260,7 @@ impl Requests {
             return rest;
         };
         let share = plan.memory.total() / (plan.parallel.max(1) as u64);
-        let chunk = chunk.min(share.max(LEAST)).max(1);
+        let chunk = chunk.min(room_in(share)).max(1);
         let end = offset.saturating_add(chunk).min(plan.size);
         // No request for a few last bytes.
         if plan.size - end < chunk / 8 {
@@ -398,7 +397,7 @@ impl Request {
                 Box::pin(open).await?
             }
         };
-        let mut buffer = PieceBuffer::default();
+        let mut buffer = PieceBuffer::new(Arc::clone(&plan.slabs));
         while let Some(bytes) = self.next(&mut stream).await? {
             let arrived = bytes.len() as u64;
             self.arrived.fetch_add(arrived, Ordering::Relaxed);

@@ -7,12 +7,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use soci_registry::{BlobSource as _, Deadline, RegistryError, RemoteBlob};
+use soci_ztoc::AheadMemory;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::budget::{self, Budget, LAYER};
 use super::config::{ImageLimits, PipelineConfig};
 use super::download::{Download, Failure, Plan};
+use super::piece::Slabs;
 use super::progress::{LayerProgress, PipelineUsage, Stage, StageTimings};
 use super::request::{LayerBlob, LayerRequest, UnpackedLayer};
 use super::shares::{Claim, Shares, Units};
@@ -22,12 +25,10 @@ use crate::downloads::Slot;
 use crate::error::UnpackError;
 use crate::scratch::empty_folder;
 
-/// Memory for windows of zstd, of all layers, in bytes.
-const WINDOWS: u64 = 64 << 20;
 /// How long the first bytes of a layer that was begun earlier are waited for.
 const START: Duration = Duration::from_secs(5);
-/// Fewest and most layers that are unpacked at a time if no limit is configured: each takes some 4 MiB
-/// beside the budget, and the largest machines write no faster with more.
+/// Fewest and most layers that are unpacked at a time if no limit is configured: the largest machines write
+/// no faster with more.
 const LEAST_UNPACKS: usize = 4;
 const MOST_UNPACKS: usize = 24;
 /// Cores that a layer keeps busy without inflating ahead.
@@ -37,7 +38,10 @@ const CORES_OF_LAYER: u64 = 2;
 pub struct Pipeline {
     config: PipelineConfig,
     cores: usize,
+    /// For compressed bytes.
     memory: Arc<Shares>,
+    slabs: Arc<Slabs>,
+    ahead: AheadMemory,
     requests: Arc<Shares>,
     beside_readers: Arc<Shares>,
     unpacks: Arc<Shares>,
@@ -67,6 +71,12 @@ fn units(limit: Option<usize>) -> u64 {
     limit.map_or(u64::MAX, |limit| limit as u64)
 }
 
+/// Number of threads of a layer that inflate ahead.
+fn inflate_threads(config: &PipelineConfig, cores: usize) -> usize {
+    let usual = || cores.saturating_sub(2).min(8);
+    config.inflate_threads.unwrap_or_else(usual)
+}
+
 impl Pipeline {
     /// A pipeline that does nothing yet.
     #[must_use]
@@ -74,13 +84,23 @@ impl Pipeline {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         let usual = || (2 * cores).clamp(LEAST_UNPACKS, MOST_UNPACKS);
         let unpacks = config.unpacks.unwrap_or_else(usual);
+        let memory = config.memory.unwrap_or_else(|| budget::usual(cores));
+        let mut ahead = AheadMemory::new(0);
+        let budget = Budget::of(memory, unpacks as u64, |most| {
+            if inflate_threads(&config, cores) > 0 {
+                ahead = AheadMemory::new(most);
+            }
+            ahead.limit()
+        });
         Arc::new(Self {
             cores,
-            memory: Shares::halved(config.memory),
+            memory: Shares::halved(budget.compressed),
+            slabs: Arc::new(Slabs::new(budget.compressed)),
+            ahead,
             requests: Shares::new(units(config.downloads)),
             beside_readers: Shares::new(1),
-            unpacks: Shares::new(unpacks as u64),
-            windows: Shares::new(WINDOWS),
+            unpacks: Shares::new(budget.layers),
+            windows: Shares::new(budget.windows),
             next: AtomicU64::new(0),
             config,
         })
@@ -101,21 +121,21 @@ impl Pipeline {
     /// What is being done.
     #[must_use]
     pub fn usage(&self) -> PipelineUsage {
-        let (memory, memory_peak) = self.memory.usage();
+        let layers = self.unpacks.usage();
+        let parts = [
+            self.memory.usage(),
+            self.ahead.usage(),
+            self.windows.usage(),
+            (layers.0 * LAYER, layers.1 * LAYER),
+        ];
         PipelineUsage {
-            memory,
-            memory_peak,
+            memory: parts.iter().map(|(now, _)| now).sum(),
+            memory_peak: parts.iter().map(|(_, peak)| peak).sum(),
             requests: self.requests.usage().0,
             requests_waiting: (self.requests.waiting() + self.memory.waiting()) as u64,
-            unpacking: self.unpacks.usage().0,
+            unpacking: layers.0,
             unpacks_waiting: self.unpacks.waiting() as u64,
         }
-    }
-
-    /// Number of threads of a layer that inflate ahead.
-    fn inflate_threads(&self) -> usize {
-        let cores = || self.cores.saturating_sub(2).min(8);
-        self.config.inflate_threads.unwrap_or_else(cores)
     }
 
     /// Whether there are more cores than the layers in work keep busy.
@@ -175,6 +195,11 @@ impl Drop for Slots<'_> {
     fn drop(&mut self) {
         for shares in self.share.with_turns() {
             shares.deactivate(self.claim);
+        }
+        // Memory is kept from one layer to the next, not from one pull to the next.
+        let pipeline = &self.share.pipeline;
+        if pipeline.memory.usage().0 == 0 {
+            pipeline.slabs.clear();
         }
     }
 }
@@ -313,6 +338,7 @@ impl ImageShare {
             ],
             beside_readers: Arc::clone(&self.pipeline.beside_readers),
             memory: Arc::clone(&self.pipeline.memory),
+            slabs: Arc::clone(&self.pipeline.slabs),
             speed: config.speed,
             first_byte: layer.first_byte,
             demand: config.demand.clone(),
@@ -405,7 +431,10 @@ impl ImageShare {
             Input::Local(_) => None,
         };
         let spare = || pipeline.has_spare_core();
-        let inflate_threads = pipeline.inflate_threads();
+        let inflate_threads = match pipeline.ahead.limit() {
+            0 => 0,
+            _ => inflate_threads(&pipeline.config, pipeline.cores),
+        };
         let checkpoints = pipeline.config.checkpoints.as_ref();
         let checkpoints = checkpoints.filter(|_| inflate_threads > 0);
         let layer = Layer {
@@ -417,6 +446,7 @@ impl ImageShare {
             claim,
             windows: &pipeline.windows,
             inflate_threads,
+            ahead: &pipeline.ahead,
             entries: checkpoints.and_then(|known| known.of(&request.descriptor.digest)),
             has_spare_core: &spare,
             runtime,

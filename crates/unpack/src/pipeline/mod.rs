@@ -5,6 +5,7 @@
 //! layer, [`download`] its requests, [`shares`] the rules by which images share.
 
 mod block;
+mod budget;
 mod config;
 mod decompressor;
 mod download;

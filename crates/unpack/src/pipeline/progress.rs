@@ -82,9 +82,9 @@ pub struct StageTimings {
 /// What the pipeline is doing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PipelineUsage {
-    /// Compressed bytes in memory, of the budget.
+    /// Bytes in memory, of the budget.
     pub memory: u64,
-    /// Most of them so far.
+    /// No fewer than there were at any time: the most of each part.
     pub memory_peak: u64,
     /// Ranged requests under way.
     pub requests: u64,

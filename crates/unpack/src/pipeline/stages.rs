@@ -20,7 +20,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use soci_oci::{Digest, Hasher};
 use soci_registry::RegistryError;
-use soci_ztoc::{BuildError, EntryPoints, GzipStream, inflate_ahead};
+use soci_ztoc::{AheadMemory, BuildError, EntryPoints, GzipStream, inflate_ahead};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -41,7 +41,7 @@ use crate::{ApplyOptions, Decompressor};
 /// Pieces that wait for a thread.
 const PIECES: usize = 4;
 /// Bytes that are read from a local layer at a time.
-const LOCAL: usize = 256 << 10;
+const LOCAL: usize = 128 << 10;
 /// Time that a program is given if the configuration says nothing.
 const STALL: std::time::Duration = std::time::Duration::from_secs(60);
 
@@ -65,6 +65,8 @@ pub(crate) struct Layer<'l> {
     pub(crate) windows: &'l Arc<Shares>,
     /// Number of threads that inflate ahead, and whether a core is free for one now.
     pub(crate) inflate_threads: usize,
+    /// What these threads inflate into.
+    pub(crate) ahead: &'l AheadMemory,
     /// Where they enter the layer.
     pub(crate) entries: Option<EntryPoints>,
     pub(crate) has_spare_core: &'l (dyn Fn() -> bool + Sync),
@@ -435,8 +437,9 @@ fn gzip(
     blocks: &mut BlockSender,
 ) -> Result<(), BuildError> {
     if layer.inflate_threads > 0 {
+        let (threads, memory) = (layer.inflate_threads, layer.ahead);
         let (ahead, entries) = (layer.has_spare_core, layer.entries.as_ref());
-        let inflated = inflate_ahead(pieces, layer.inflate_threads, entries, ahead, |output| {
+        let inflated = inflate_ahead(pieces, threads, memory, entries, ahead, |output| {
             blocks.write(output)
         })?;
         let (entered, guessed) = (inflated.from_checkpoints, inflated.guessed);

@@ -10,5 +10,6 @@ mod apply;
 mod containerd;
 mod downloads;
 mod hostile;
+mod memory;
 mod pipeline;
 mod unpacker;

@@ -1,45 +1,73 @@
-//! How many chunks wait to be inflated ahead, of all layers that are unpacked at the same time.
+//! How many chunks are there before their turn, of all layers that share the memory for it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+
+use super::chunks::Pool;
 
 /// The permits of all layers.
 #[derive(Debug)]
-pub(super) struct ChunkPermits {
-    taken: OnceLock<Arc<AtomicUsize>>,
+pub(super) struct ChunkPermits(Arc<State>);
+
+#[derive(Debug)]
+struct State {
     most: usize,
+    chunks: AtomicUsize,
+    peak: AtomicUsize,
+    /// Memory of chunks that are gone.
+    free: Arc<Pool<Vec<u8>>>,
 }
 
-/// That a chunk may wait.
+/// That a chunk may be there before its turn.
 #[derive(Debug)]
-pub(super) struct ChunkPermit(Arc<AtomicUsize>);
+pub(super) struct ChunkPermit(Arc<State>);
 
 impl ChunkPermits {
-    pub(super) const fn new(most: usize) -> Self {
-        Self {
-            taken: OnceLock::new(),
+    pub(super) fn new(most: usize) -> Self {
+        Self(Arc::new(State {
             most,
-        }
+            chunks: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
+            free: Arc::new(Pool::new(most)),
+        }))
+    }
+
+    /// Most permits.
+    pub(super) fn most(&self) -> usize {
+        self.0.most
+    }
+
+    /// Permits that are taken: now, and at most so far.
+    pub(super) fn taken(&self) -> (usize, usize) {
+        let count = |chunks: &AtomicUsize| chunks.load(Ordering::Relaxed);
+        (count(&self.0.chunks), count(&self.0.peak))
     }
 
     /// A permit if any is left.
     pub(super) fn permit(&self) -> Option<ChunkPermit> {
-        let taken = self.taken.get_or_init(Arc::default);
-        let more = |count| (count < self.most).then_some(count + 1);
-        let counted = taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        counted.ok().map(|_| ChunkPermit(Arc::clone(taken)))
+        let state = &self.0;
+        let more = |count| (count < state.most).then_some(count + 1);
+        let before = state
+            .chunks
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+            .ok()?;
+        state.peak.fetch_max(before + 1, Ordering::Relaxed);
+        Some(ChunkPermit(Arc::clone(state)))
     }
+}
 
-    #[cfg(test)]
-    pub(super) fn taken(&self) -> usize {
-        self.taken
-            .get()
-            .map_or(0, |taken| taken.load(Ordering::Relaxed))
+impl ChunkPermit {
+    /// Where the memory of such chunks comes from.
+    pub(super) fn pool(&self) -> Arc<Pool<Vec<u8>>> {
+        Arc::clone(&self.0.free)
     }
 }
 
 impl Drop for ChunkPermit {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        // Memory is kept from one chunk to the next, not from one pull to the next.
+        if self.0.chunks.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.free.clear();
+        }
     }
 }

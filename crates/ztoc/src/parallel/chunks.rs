@@ -304,7 +304,9 @@ impl<'e, R: Read> ChunkReader<'e, R> {
     ) -> std::io::Result<Option<Chunk>> {
         let cut = self.cuts.as_mut().map(|cuts| cuts.next(self.offset, most));
         let size = cut.as_ref().map_or(self.size.min(most), |cut| cut.size);
-        let mut data = self.pool.take();
+        let own = || Arc::clone(&self.pool);
+        let pool = permit.as_ref().map_or_else(own, ChunkPermit::pool);
+        let mut data = pool.take();
         data.reserve(LARGE_CAPACITY.max(size).saturating_sub(data.len()));
         data.resize(size, 0);
         let mut filled = 0;
@@ -329,7 +331,7 @@ impl<'e, R: Read> ChunkReader<'e, R> {
             entry: cut.entry.map(|entry| Entry { before, ..entry }),
             spare_bits: cut.spare_bits.filter(|_| !self.at_end),
             _permit: permit,
-            pool: Arc::clone(&self.pool),
+            pool,
         };
         self.offset = chunk.end();
         Ok(Some(chunk))

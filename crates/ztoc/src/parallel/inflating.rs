@@ -3,9 +3,11 @@
 
 use std::io::Read;
 
+use super::ahead_memory::AheadMemory;
 use super::chunks::{Chunk, ChunkReader, Chunks};
 use super::cuts::Cuts;
-use super::pipeline::{Guard, Permitted, Pipeline, feed};
+use super::pieces::Permitted;
+use super::pipeline::{Guard, Pipeline, feed};
 use crate::gzip_scan::{GzipScanner, Sink};
 use crate::{BuildError, EntryPoints, InflatedAhead};
 
@@ -16,10 +18,12 @@ const IN_ORDER_CHUNK: usize = 256 << 10;
 const IN_ORDER: usize = 1;
 
 impl Pipeline<'_> {
-    /// Inflates a gzip layer into `sink`. `ahead` returns for each chunk whether it is inflated ahead.
+    /// Inflates a gzip layer into `sink`. `ahead` returns for each chunk whether it is inflated ahead,
+    /// for which `memory` must have room.
     pub(crate) fn inflate(
         self,
         reader: impl Read + Send,
+        memory: &AheadMemory,
         entries: Option<&EntryPoints>,
         ahead: &(dyn Fn() -> bool + Sync),
         mut sink: impl Sink,
@@ -49,19 +53,19 @@ impl Pipeline<'_> {
             for _ in 0..self.threads {
                 let started = start("gzip-inflate").spawn_scoped(scope, || {
                     let _guard = Guard(&chunks);
-                    self.inflate_ahead(&chunks, most);
+                    // Each chunk that is inflated ahead has a permit, which counts its piece as well.
+                    self.inflate_ahead(&chunks, usize::MAX);
                 });
                 // With fewer of them it takes longer.
                 inflating += usize::from(started.is_ok());
             }
             let (queue, reader, any) = (&chunks, &mut reader, inflating > 0);
-            let permits = &self.pieces.chunks;
             let reading = start("gzip-read").spawn_scoped(scope, move || {
                 let _guard = Guard(queue);
                 // A chunk with a permit is inflated ahead. Without, chunks are small and not more than
                 // the next: they are inflated in their turn.
                 feed(first, queue, || {
-                    let permit = (any && ahead()).then(|| permits.permit()).flatten();
+                    let permit = (any && ahead()).then(|| memory.permit()).flatten();
                     let is_ahead = permit.is_some();
                     if !is_ahead && !queue.wait_for_few(IN_ORDER) {
                         return None;
@@ -139,7 +143,6 @@ fn rest_of<'c>(chunk: &'c Chunk, scanner: &GzipScanner) -> &'c [u8] {
 mod tests {
     use bytes::Bytes;
 
-    use super::super::pipeline::Pieces;
     use super::super::pipeline::tests::{flushed, gzip, layers, pipeline, tar, words};
     use super::*;
     use crate::{BuildOptions, Builder, Checkpoints, Compression, GzipCheckpoints, Ztoc};
@@ -188,7 +191,8 @@ mod tests {
             stream.finish()
         });
         let mut actual = Vec::new();
-        let inflated = pipeline(CHUNK, 3).inflate(layer, entries, &|| true, |output| {
+        let memory = AheadMemory::of_chunks(12);
+        let inflated = pipeline(CHUNK, 3).inflate(layer, &memory, entries, &|| true, |output| {
             actual.extend_from_slice(output);
             Ok(())
         });
@@ -342,18 +346,15 @@ mod tests {
     #[test]
     fn layers_that_are_inflated_at_the_same_time_share_what_waits_ahead() {
         let layer = gzip(6, &tar(&words(5, 3_000_000)));
-        let shared = Pipeline {
-            pieces: Box::leak(Box::new(Pieces::with_chunks(3))),
-            ..pipeline(CHUNK, 3)
-        };
+        let (shared, memory) = (pipeline(CHUNK, 3), AheadMemory::of_chunks(3));
         let expected = inflated_in_order(&layer);
         let ahead = std::sync::atomic::AtomicU64::new(0);
         std::thread::scope(|scope| {
             for _ in 0..5 {
                 scope.spawn(|| {
                     let mut actual = Vec::new();
-                    let counts = shared.inflate(&layer[..], None, &|| true, |output| {
-                        assert!(shared.pieces.chunks.taken() <= 3);
+                    let counts = shared.inflate(&layer[..], &memory, None, &|| true, |output| {
+                        assert!(memory.usage().0 <= memory.limit());
                         actual.extend_from_slice(output);
                         Ok(())
                     });
@@ -363,7 +364,7 @@ mod tests {
                 });
             }
         });
-        assert_eq!(shared.pieces.chunks.taken(), 0);
+        assert_eq!(memory.usage(), (0, memory.limit()));
         assert!(ahead.into_inner() > 0, "none is inflated ahead");
     }
 

@@ -1,12 +1,12 @@
 //! The threads that build a zTOC: one reads, some inflate ahead, one assembles in order, two hash.
 
 use std::io::Read;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::chunk_permits::ChunkPermits;
+use super::ahead_memory::AheadMemory;
 use super::chunks::{Chunk, ChunkReader, Chunks, Pool};
 use super::hashing::HashThreads;
-use super::speculate::{Buffers, Piece, Speculator};
+use super::pieces::{MAX_THREADS, Permitted, Pieces, UNPACKED_CHUNK};
+use super::speculate::{Buffers, Speculator};
 use crate::build::{Assembly, BuildOptions, Builder, Built};
 use crate::{BuildError, Compression};
 
@@ -18,75 +18,10 @@ const CHUNK: usize = 3 << 20;
 /// chunk is inflated in order.
 const MEMORY: usize = 4 * CHUNK;
 
-/// With more threads than this, putting together is what takes the time.
-const MAX_THREADS: usize = 8;
-
 /// Pieces that were inflated ahead, of all layers that are indexed at the same time. Together they keep no more
 /// than one layer would; chunks beyond that are inflated in their turn, which keeps the cores busy,
 /// too. (Each layer has its own chunks of compressed bytes.)
 static PIECES: Pieces = Pieces::new();
-
-/// Pieces of layers that are unpacked. They are smaller, because more layers are unpacked at a time.
-static UNPACKED_PIECES: Pieces = Pieces::new();
-
-/// The size of a chunk of a layer that is unpacked.
-const UNPACKED_CHUNK: usize = 1 << 20;
-
-/// How many chunks may wait to be inflated ahead, of all layers that are unpacked at the same time:
-/// some more than threads work on.
-const UNPACKED_AHEAD: usize = MAX_THREADS + 4;
-
-/// How many pieces there are, and the memory of those that are gone.
-#[derive(Debug)]
-pub(super) struct Pieces {
-    count: AtomicUsize,
-    pub(super) pool: Pool<Buffers>,
-    /// Chunks of compressed bytes that wait to be inflated ahead.
-    pub(super) chunks: ChunkPermits,
-}
-
-/// That a piece may be there.
-#[derive(Debug)]
-pub(super) struct Permit<'a>(&'a Pieces);
-
-/// A piece, which takes memory until it is dropped.
-pub(super) type Permitted<'a> = (Piece, Permit<'a>);
-
-impl Pieces {
-    const fn new() -> Self {
-        Self {
-            count: AtomicUsize::new(0),
-            pool: Pool::new(MAX_THREADS),
-            chunks: ChunkPermits::new(UNPACKED_AHEAD),
-        }
-    }
-
-    #[cfg(test)]
-    pub(super) fn with_chunks(most: usize) -> Self {
-        Self {
-            chunks: ChunkPermits::new(most),
-            ..Self::new()
-        }
-    }
-
-    /// A permit if there are fewer than `max`.
-    fn permit(&self, max: usize) -> Option<Permit<'_>> {
-        let more = |count| (count < max).then_some(count + 1);
-        let counted = self
-            .count
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
-        counted.ok().map(|_| Permit(self))
-    }
-}
-
-impl Drop for Permit<'_> {
-    fn drop(&mut self) {
-        // Memory is kept from one piece to the next, not from one layer to the next.
-        if self.0.count.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.0.pool.clear();
-        }
-    }
-}
 
 /// How to share the work.
 #[derive(Debug, Clone, Copy)]
@@ -116,12 +51,12 @@ impl<'a> Pipeline<'a> {
     }
 
     /// For a layer that is only inflated, with the help of so many threads.
-    pub(crate) fn for_unpacking(threads: usize) -> Self {
+    pub(crate) fn for_unpacking(threads: usize, memory: &'a AheadMemory) -> Self {
         Self {
             chunk: UNPACKED_CHUNK,
             memory: 4 * UNPACKED_CHUNK,
             threads: threads.min(MAX_THREADS),
-            pieces: &UNPACKED_PIECES,
+            pieces: &memory.pieces,
         }
     }
 
@@ -278,6 +213,7 @@ fn assemble(
 #[cfg(test)]
 pub(super) mod tests {
     use std::io::Write as _;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use proptest::prelude::*;
 
@@ -409,7 +345,8 @@ pub(super) mod tests {
         let mut actual = Vec::new();
         let asked = AtomicUsize::new(0);
         let ahead = || !asked.fetch_add(1, Ordering::Relaxed).is_multiple_of(4);
-        let parallel = pipeline(chunk, 3).inflate(layer, None, &ahead, |output| {
+        let memory = AheadMemory::of_chunks(12);
+        let parallel = pipeline(chunk, 3).inflate(layer, &memory, None, &ahead, |output| {
             actual.extend_from_slice(output);
             Ok(())
         });
