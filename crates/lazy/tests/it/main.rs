@@ -10,6 +10,7 @@ mod full_disk;
 mod implied;
 mod independence;
 mod large_ztoc;
+mod log;
 mod outages;
 mod provider;
 mod range_answers;
