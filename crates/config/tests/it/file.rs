@@ -507,6 +507,13 @@ fn every_bad_value_is_named_with_line_key_value_and_what_is_allowed() {
             "HOST[:PORT]",
         ),
         (
+            "[limits]\neager_memory_bytes = 1",
+            2,
+            "limits.eager_memory_bytes",
+            "1",
+            "0, or at least 8388608",
+        ),
+        (
             "[[resolver.host.'docker.io'.mirrors]]\ninsecure = true",
             1,
             "resolver.host.\"docker.io\".mirrors[0].host",

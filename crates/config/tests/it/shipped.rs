@@ -76,6 +76,7 @@ fn changed(key: &Key) -> String {
         ("type", _) => "'containerd'",
         ("without_image_store", _) => "'allow'",
         ("sharing", _) => "'isolated'",
+        ("eager_memory_bytes", _) => "67108864",
         ("concurrent_download_chunk_size", _) => "'8mb'",
         ("config_path", _) if table.contains("kubelet") => "'/x'\nbin_dir = '/y'",
         (_, "[]") => "['registry.example']",
