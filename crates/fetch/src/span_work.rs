@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use soci_store::StoreError;
 use soci_ztoc::{SpanError, SpanId};
 
 use crate::budget::Permit;
@@ -152,7 +153,16 @@ fn store(
     if layer.set_error(LayerFailure::local(&error))
         && let Some(held_back) = context.log_limit.pass()
     {
-        tracing::error!(layer = %layer.stored.digest(), error = %error, held_back, "cannot store span");
+        let digest = layer.stored.digest();
+        match error {
+            // As the operator wants it.
+            StoreError::OverLimit { .. } => {
+                tracing::warn!(layer = %digest, error = %error, held_back, "cannot store span");
+            }
+            error => {
+                tracing::error!(layer = %digest, error = %error, held_back, "cannot store span");
+            }
+        }
     }
     if let Some(permit) = permit.take() {
         context.unsaved.keep(layer, span, bytes, permit);

@@ -93,6 +93,25 @@ impl Artifacts {
         }
     }
 
+    /// Keeps an index in containerd that this daemon stored there and released, and that the collector
+    /// has not removed since. It has labels for its zTOCs alone: what others stored stays as it is.
+    pub(crate) async fn keep_again(&self, namespace: &str, digest: &Digest) {
+        let Self::Containerd(containerd) = self else {
+            return;
+        };
+        let keep = async |content: Content| {
+            let info = content.info(digest).await?;
+            match info.is_some_and(|info| was_released(&info.labels)) {
+                true => content.add_labels(digest, [gc::root()].into()).await,
+                false => Ok(()),
+            }
+        };
+        let kept = limited(containerd, namespace, keep).await;
+        if let Err(error) = kept {
+            tracing::warn!(digest = %digest, %error, "cannot keep the SOCI index in containerd");
+        }
+    }
+
     /// Stores a zTOC from the registry in containerd. (On disk it is stored with its layer.)
     pub(crate) async fn keep_ztoc(&self, namespace: &str, ztoc: &Descriptor, bytes: &Bytes) {
         let Self::Containerd(containerd) = self else {
@@ -122,6 +141,15 @@ impl Artifacts {
     }
 }
 
+/// Whether these are the labels of an index that [`Artifacts::keep_index`] stored and
+/// [`Artifacts::release_index`] released.
+fn was_released(labels: &HashMap<String, String>) -> bool {
+    let of_content = |key: &String| Some(key.strip_prefix(gc::CONTENT)?.starts_with(".ztoc."));
+    let keeps_ztocs = labels.keys().any(|key| of_content(key).unwrap_or_default());
+    let config = format!("{}.config", gc::CONTENT);
+    keeps_ztocs && !labels.contains_key(&config) && !labels.contains_key(gc::ROOT)
+}
+
 /// Calls containerd's content store for a limited time.
 async fn limited<T>(
     containerd: &Containerd,
@@ -131,4 +159,24 @@ async fn limited<T>(
     let content = Content::new(&containerd.namespace(namespace)?);
     // Boxed: calls of containerd are large futures.
     within(CALL_LIMIT, Box::pin(call(content))).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_that_was_released_differs_from_those_of_others() {
+        let labels = |keys: &[&str]| {
+            let keys = keys.iter().map(|key| (key.to_string(), String::new()));
+            keys.collect::<HashMap<_, _>>()
+        };
+        let ztoc = "containerd.io/gc.ref.content.ztoc.0";
+        assert!(was_released(&labels(&[ztoc])));
+        assert!(!was_released(&labels(&[ztoc, gc::ROOT])));
+        // As `soci pull` and `soci create` store it.
+        let config = "containerd.io/gc.ref.content.config";
+        assert!(!was_released(&labels(&[ztoc, config])));
+        assert!(!was_released(&labels(&["made.by/test"])));
+    }
 }

@@ -260,12 +260,13 @@ impl ManifestSource for Manifests<'_> {
         let namespace = &self.image.namespace;
         let in_containerd = self.uses.lock_in_containerd(namespace, digest).await;
         let stored = self.artifacts.get(namespace, &digest, MAX_INDEX_SIZE).await;
-        drop(in_containerd);
         if let Some(bytes) = stored
             && SociIndex::parse(&bytes).is_ok()
         {
+            self.artifacts.keep_again(namespace, &digest).await;
             return Ok(bytes);
         }
+        drop(in_containerd);
         // An image that was imported with its index.
         if let Ok(Some(bytes)) = self.images.manifest(self.namespace, digest).await
             && SociIndex::parse(&bytes).is_ok()

@@ -59,28 +59,49 @@ pub(crate) fn layer_key(ztoc: &ZtocDescriptor) -> LayerKey {
     }
 }
 
+/// Drives a future until `until`, if it is set; `None`: it has not ended then.
+pub(crate) async fn limited<T>(
+    until: Option<Instant>,
+    future: impl Future<Output = T>,
+) -> Option<T> {
+    match until {
+        Some(until) => tokio::time::timeout_at(until, future).await.ok(),
+        None => Some(future.await),
+    }
+}
+
 impl LayerLoader {
     /// Loads a layer of an image, from disk alone if its zTOC is stored.
     ///
-    /// `namespace` is the client's; empty if it is not known.
+    /// `namespace` is the client's; empty if it is not known. Waiting for other layers and for the
+    /// registry ends at `until`; work on this machine, whose disk and cores may be busy, does not.
     pub(crate) async fn load(
         &self,
         namespace: &str,
         image: &ImageKey,
         ztoc: &ZtocDescriptor,
+        until: Option<Instant>,
     ) -> Result<OpenLayer, LayerRefusal> {
-        let _slot = match &self.slots {
-            // The semaphore is never closed.
-            Some(slots) => slots.acquire().await.ok(),
-            None => None,
+        let turn = async {
+            let slot = match &self.slots {
+                // The semaphore is never closed.
+                Some(slots) => slots.acquire().await.ok(),
+                None => None,
+            };
+            let memory = self.memory.acquire(ztoc.descriptor.size).await?;
+            Ok::<_, LayerRefusal>((slot, Arc::new(memory)))
         };
-        let memory = Arc::new(self.memory.acquire(ztoc.descriptor.size).await?);
+        let no_turn = || {
+            let seconds = self.time_limit.as_secs();
+            Err(LayerRefusal::failed(LoadError::NoTurn { seconds }))
+        };
+        let (_slot, memory) = limited(until, turn).await.unwrap_or_else(no_turn)?;
         let key = layer_key(ztoc);
         let (stored, tree, verification) = match self.open_directory(key, None, &memory).await {
             Ok(opened) => opened,
             Err(LoadError::Store(_)) => {
                 let start = Instant::now();
-                let blob = self.ztoc(namespace, image, &ztoc.descriptor).await?;
+                let blob = self.ztoc(namespace, image, &ztoc.descriptor, until).await?;
                 let label = key.layer.to_string();
                 self.meters
                     .took(duration_ms::ZTOC_FETCH, &label, start.elapsed());
@@ -116,6 +137,7 @@ impl LayerLoader {
         namespace: &str,
         image: &ImageKey,
         ztoc: &Descriptor,
+        until: Option<Instant>,
     ) -> Result<Bytes, LayerRefusal> {
         let (space, digest) = (&image.namespace, ztoc.digest);
         if let Some(blob) = self.artifacts.get(space, &digest, ztoc.size).await {
@@ -127,7 +149,8 @@ impl LayerLoader {
         let (reference, manifest) = (&image.reference, image.manifest);
         self.outages.check(reference, manifest)?;
         let fetch = self.client.blob_bytes(reference, ztoc);
-        let fetch = tokio::time::timeout(self.time_limit, fetch);
+        let until = until.unwrap_or_else(|| Instant::now() + self.time_limit);
+        let fetch = tokio::time::timeout_at(until, fetch);
         // The client downloads it as well, as a child of the image's index, and began before.
         let fetched = tokio::select! {
             fetched = fetch => fetched,
@@ -147,6 +170,15 @@ impl LayerLoader {
         self.outages.over(reference, manifest);
         self.artifacts.keep_ztoc(space, ztoc, &blob).await;
         Ok(blob)
+    }
+
+    /// The refusal of a layer whose registry did not answer in time, which is noted.
+    pub(crate) fn too_slow(&self, image: &ImageKey) -> LayerRefusal {
+        let seconds = self.time_limit.as_secs();
+        let source: Cause = Arc::new(LoadError::NoAnswer { seconds });
+        let outages = &self.outages;
+        outages.note(&image.reference, image.manifest, source.clone());
+        LayerRefusal::RegistryUnavailable { source }
     }
 
     /// Opens the layer's directory, with `blob` as its zTOC if that is missing or unreadable there.
@@ -194,6 +226,10 @@ enum LoadError {
         digest: soci_oci::Digest,
         seconds: u64,
     },
+    #[error("the registry did not answer within mount_timeout_sec = {seconds}")]
+    NoAnswer { seconds: u64 },
+    #[error("other layers were being opened for all of mount_timeout_sec = {seconds}")]
+    NoTurn { seconds: u64 },
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]

@@ -10,11 +10,12 @@ use soci_store::LayerKey;
 use soci_telemetry::Meters;
 use soci_telemetry::metrics::count;
 use soci_ztoc::soci_index::ZtocDescriptor;
+use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::image_layer::{ImageKey, ImageLayer};
 use crate::index_files::FoundIndex;
-use crate::layer_loader::{LayerLoader, layer_key};
+use crate::layer_loader::{LayerLoader, layer_key, limited};
 use crate::lease::{Lease, LeaseMap};
 use crate::open_layer::OpenLayer;
 use crate::opened_ahead::{OpenedAhead, Opening};
@@ -42,7 +43,8 @@ pub(crate) struct LayerOpener {
 }
 
 impl LayerOpener {
-    /// Opens a layer of an image unless it is open.
+    /// Opens a layer of an image unless it is open. Waiting for its registry and for other layers ends
+    /// at `until`, if it is set; work on this machine takes as long as it does.
     ///
     /// A failure may leave something stored: run this within
     /// [`leaving_nothing_new`](Self::leaving_nothing_new).
@@ -52,13 +54,14 @@ impl LayerOpener {
         image: &ImageKey,
         ztoc: &ZtocDescriptor,
         purpose: Purpose,
+        until: Option<Instant>,
     ) -> Result<Lease<OpenLayer>, LayerRefusal> {
         let key = layer_key(ztoc);
         let missed = AtomicBool::new(false);
         // Boxed: a request to a registry is a large future.
         let load = Box::pin(async {
             missed.store(true, Ordering::Relaxed);
-            self.loader.load(namespace, image, ztoc).await
+            self.loader.load(namespace, image, ztoc, until).await
         });
         let lease = self.leases.acquire(key, load).await?;
         let resolved = match missed.into_inner() {
@@ -71,7 +74,9 @@ impl LayerOpener {
         // What was mounted before was confirmed then.
         if self.isolated && purpose == Purpose::ImageLayer {
             // Boxed: a request to a registry is a large future.
-            Box::pin(sources.add_confirmed(&image.reference)).await?;
+            let confirm = Box::pin(sources.add_confirmed(&image.reference));
+            let confirmed = limited(until, confirm).await;
+            confirmed.unwrap_or_else(|| Err(self.loader.too_slow(image)))?;
         } else {
             sources.add(&image.reference);
         }
@@ -132,11 +137,8 @@ impl LayerOpener {
         ztoc: ZtocDescriptor,
     ) {
         let key = layer_key(&ztoc);
-        let open = tokio::time::timeout(
-            self.time_limit,
-            self.open(&namespace, &image, &ztoc, Purpose::ImageLayer),
-        );
-        let open = async { open.await.ok().and_then(Result::ok).ok_or(()) };
+        let until = Some(Instant::now() + self.time_limit);
+        let open = self.open(&namespace, &image, &ztoc, Purpose::ImageLayer, until);
         // A failure is reported by the Prepare of that layer, which tries again.
         let Ok(lease) = self.leaving_nothing_new(key, open).await else {
             self.ahead.give_up(&key, opening);

@@ -1,7 +1,6 @@
 //! Lazy layers as the snapshotter's [`LayerProvider`]: the way from a request to a mount.
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,8 +8,8 @@ use async_trait::async_trait;
 use soci_containerd::labels::{INDEX_DIGEST, TARGET};
 use soci_discovery::NoIndex;
 use soci_layer::{
-    Cause, ChainUse, LayerProvider, LayerRefusal, LayerRequest, LayerUses, MountedInfo,
-    OverlayXattr, ProviderError, Purpose, Restored, UnpackRequest, UnpackedSize, UseRefusal,
+    ChainUse, LayerProvider, LayerRefusal, LayerRequest, LayerUses, MountedInfo, OverlayXattr,
+    ProviderError, Purpose, Restored, UnpackRequest, UnpackedSize, UseRefusal,
 };
 use soci_telemetry::metrics::{count, duration_ms};
 use soci_ztoc::soci_index::ZtocDescriptor;
@@ -28,7 +27,6 @@ use crate::index_uses::IndexUse;
 use crate::inherited::InheritedConnection;
 use crate::label_check::check_labels;
 use crate::layer_loader::layer_key;
-use crate::lease::Lease;
 use crate::local_unpack::LayersToUnpack;
 use crate::mount_table::{Mount, ReadyLayer};
 use crate::open_layer::OpenLayer;
@@ -155,10 +153,10 @@ impl LazyLayers {
         if prepare {
             self.check_allowed(&request.namespace, layer)?;
         }
-        let (found, index, ztoc) = self.ztoc_of(&request.namespace, layer, prepare).await?;
+        let namespace = &request.namespace.clone();
+        let (found, index, ztoc) = self.ztoc_of(namespace, layer, prepare).await?;
         if prepare {
             self.start_ups.begin(&layer.image, &found);
-            let namespace = &request.namespace;
             self.opener.open_above(namespace, layer, &found);
             let unlisted = LayersToUnpack::SmallOrNotIn(&found);
             self.unpack.fetch_above(namespace, layer, unlisted);
@@ -166,8 +164,11 @@ impl LazyLayers {
             self.start_ups.resume(&layer.image, &found).await;
         }
         let mount = async {
+            // There is none for what was mounted before: it comes from disk.
             let limit = (request.purpose != Purpose::Restore).then_some(deadline);
-            let lease = self.open(&request, layer, &ztoc, limit).await?;
+            let (image, purpose) = (&layer.image, request.purpose);
+            let open = self.opener.open(namespace, image, &ztoc, purpose, limit);
+            let lease = open.await?;
             if prepare && let Some(largest) = lease.layer().data.oversized() {
                 return Err(LayerRefusal::SpanTooLarge {
                     span: largest.span,
@@ -278,32 +279,6 @@ impl LazyLayers {
                 found.digest, layer.layer
             ))),
         }
-    }
-
-    /// Opens a layer, until `deadline` if there is one. There is none for what was mounted before: it comes
-    /// from disk, which takes as long as the machine is busy. Requests to the registry have a limit anyway.
-    async fn open(
-        &self,
-        request: &LayerRequest,
-        layer: &ImageLayer,
-        ztoc: &ZtocDescriptor,
-        deadline: Option<Instant>,
-    ) -> Result<Lease<OpenLayer>, LayerRefusal> {
-        let (namespace, image) = (&request.namespace, &layer.image);
-        let open = self.opener.open(namespace, image, ztoc, request.purpose);
-        let Some(deadline) = deadline else {
-            return open.await;
-        };
-        let opened = tokio::time::timeout_at(deadline, open).await;
-        opened.unwrap_or_else(|_| {
-            let seconds = self.config.mount_timeout.as_secs();
-            let text =
-                format!("index and zTOC did not arrive within mount_timeout_sec = {seconds}");
-            let source = Cause::from(Box::<dyn Error + Send + Sync>::from(text));
-            let outages = &self.indexes.outages;
-            outages.note(&image.reference, image.manifest, source.clone());
-            Err(LayerRefusal::RegistryUnavailable { source })
-        })
     }
 }
 

@@ -107,7 +107,7 @@ impl LazyLayers {
         let image = note
             .image()
             .ok_or_else(|| LayerRefusal::failed("its image reference is invalid"))?;
-        let open = self.opener.open("", &image, &ztoc, Purpose::Restore);
+        let open = self.opener.open("", &image, &ztoc, Purpose::Restore, None);
         let opener = &self.opener;
         let lease = opener.leaving_nothing_new(layer_key(&ztoc), open).await?;
         let indexes = &self.table.indexes;

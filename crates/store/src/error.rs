@@ -29,7 +29,18 @@ pub enum StoreError {
         /// The cause.
         source: io::Error,
     },
-    /// The disk, a quota or the configured budget is full.
+    /// The layer store is at its limit, and holds nothing that may go for the span. Readers are
+    /// served all the same.
+    #[error(
+        "cannot keep a span in {}: the layer store is at its limit and holds nothing that may go, so \
+         that the span is fetched again when it is read; raise layer_store.max_size_bytes or \
+         max_size_percent to keep it", .path.display()
+    )]
+    OverLimit {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The disk, a quota or the reserve is full.
     #[error("no space to {action} {}; free some space or lower what is kept", .path.display())]
     NoSpace {
         /// What was being done.

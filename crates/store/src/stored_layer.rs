@@ -220,7 +220,8 @@ impl StoredLayer {
     /// they cannot: it is served from the disk, not fetched again for each read.
     ///
     /// # Errors
-    /// [`StoreError::NoSpace`], or the file system refused; then the span is missing.
+    /// [`StoreError::NoSpace`], [`StoreError::OverLimit`], or the file system refused; then the span is
+    /// missing.
     pub fn write_span(&self, id: SpanId, data: &[u8]) -> Result<(), StoreError> {
         self.write(id, data, true)
     }
@@ -284,11 +285,7 @@ impl StoredLayer {
             .shared
             .take_room(len, for_reader && self.standing.is_in_use())
         {
-            let action = "store a span within the budget in";
-            return Err(StoreError::NoSpace {
-                action,
-                path: path(),
-            });
+            return Err(StoreError::OverLimit { path: path() });
         }
         let write = || {
             fault("store-write-data")?;

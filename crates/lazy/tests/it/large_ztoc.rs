@@ -175,6 +175,24 @@ fn a_layer_that_takes_long_to_build_holds_up_no_other() {
 }
 
 #[test]
+fn work_on_this_machine_may_take_longer_than_the_registry() {
+    world(vec![large(20_000)]).test(async |world| {
+        let lazy = world.lazy(LazyConfig::default());
+        let before = alone(world, 0, "before");
+        lazy.mount(before.clone()).await.unwrap();
+        // As if it had been killed: what it has stored is there, and the tree is built again.
+        drop(lazy);
+        let lazy = world.lazy(LazyConfig {
+            mount_timeout: Duration::from_millis(1),
+            ..LazyConfig::default()
+        });
+        let request = alone(world, 0, "after");
+        lazy.mount(request.clone()).await.unwrap();
+        lazy.unmount(&request.mountpoint).await.unwrap();
+    });
+}
+
+#[test]
 fn a_mount_that_is_given_up_ends_its_work_and_leaves_nothing_stored() {
     world(vec![large(200_000)]).test(async |world| {
         let lazy = world.lazy(LazyConfig::default());

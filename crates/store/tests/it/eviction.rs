@@ -88,7 +88,7 @@ fn what_may_not_come_again_and_what_was_just_read_stays() {
     assert_eq!((used.stored_spans(), idle.stored_spans()), (16, 1));
     assert!(store.is_over());
     let refused = used.write_ahead(SpanId(16), samples[0].truth(&used, 16));
-    assert!(matches!(refused, Err(StoreError::NoSpace { .. })));
+    assert!(matches!(refused, Err(StoreError::OverLimit { .. })));
     let trimmed = store.trim();
     assert_eq!(trimmed.freed, 0);
     let unproven: Vec<_> = trimmed.unproven.iter().map(|layer| layer.key()).collect();

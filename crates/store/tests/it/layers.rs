@@ -456,7 +456,7 @@ fn a_budget_is_kept_while_readers_get_the_truth() {
 }
 
 #[test]
-fn a_span_larger_than_the_budget_is_an_error_of_space() {
+fn a_span_larger_than_the_budget_is_not_kept_and_the_error_names_the_limit() {
     let dir = tempfile::tempdir().unwrap();
     let sample = Sample::new(50_000);
     let config = LayerStoreConfig {
@@ -468,7 +468,8 @@ fn a_span_larger_than_the_budget_is_an_error_of_space() {
     let error = layer
         .write_span(SpanId(1), sample.truth(&layer, 1))
         .unwrap_err();
-    assert!(matches!(error, StoreError::NoSpace { .. }), "{error}");
+    assert!(matches!(error, StoreError::OverLimit { .. }), "{error}");
+    assert!(error.to_string().contains("layer_store.max_size_bytes"));
     assert!(!layer.has(SpanId(1)));
 }
 
