@@ -6,6 +6,7 @@ use serde_json::Value;
 use soci_testkit::image::shell_layer;
 use soci_testkit::{
     Content, Fault, ImageBuilder, Layer, OciImage, Rule, SociCli, Stack, TestRoot, Throttle,
+    with_key,
 };
 
 use crate::support::{
@@ -17,6 +18,8 @@ use crate::support::{
 const START: &str = "dd if=/data/two of=/dev/null bs=64k count=16 2>/dev/null; \
     dd if=/data/one of=/dev/null bs=64k count=16 2>/dev/null; echo started";
 const COMMAND: [&str; 3] = ["/bin/sh", "-c", START];
+
+const SLOW_LINK: &str = "min_link_bytes_per_sec";
 
 struct Place {
     stack: Stack,
@@ -31,7 +34,9 @@ impl Place {
     }
 
     fn start_with(background: &str, config: &str) -> Self {
-        let stack = stack(&format!("{background}{config}"));
+        // However busy the machine is: on a slow link playing begins at the first read.
+        let config = format!("{background}{config}");
+        let stack = stack(&with_key(&config, "profile", SLOW_LINK, "0"));
         let root = TestRoot::new().unwrap();
         let dir = root.dir("image").unwrap();
         let noise = |seed| Content::Noise {

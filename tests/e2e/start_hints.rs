@@ -17,7 +17,8 @@ use soci_testkit::{Content, Fault, ImageBuilder, Rule, Run, Stack, TestRoot};
 /// Without the hint that small layers are fetched whole: nothing may be fetched in vain but what
 /// the structure of files says.
 const STRUCTURE: &str = "[background_fetch]\ndisable = true\n\
-    [start_hints]\nmax_unread_bytes = 8000000\nmax_unread_percent = 0\n";
+    [start_hints]\nmax_unread_bytes = 8000000\nmax_unread_percent = 0\n\
+    min_link_bytes_per_sec = 0\n";
 const NOISE: u64 = 24 << 20;
 const PAGE: u64 = 4096;
 
@@ -155,7 +156,8 @@ fn what_a_start_will_read_is_in_the_page_cache_before_it_is_read() {
 #[test]
 fn what_is_read_ahead_of_a_container_does_not_count_against_its_memory_limit() {
     const LIMIT: u64 = 12 << 20;
-    let stack = stack("[background_fetch]\ndisable = true\n");
+    let stack =
+        stack("[background_fetch]\ndisable = true\n[start_hints]\nmin_link_bytes_per_sec = 0\n");
     let reference = image(&stack);
     pull(&stack, &reference);
     let sum = run(&stack, &reference, &["/bin/sha256sum", "/data/noise"]);

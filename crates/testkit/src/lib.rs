@@ -43,6 +43,6 @@ pub use process::{TestRoot, clean_up_at_signals};
 pub use proxy::{Auth, Fault, Proxy, Rule, Throttle};
 pub use registry::{Notify, Registry};
 pub use release::Release;
-pub use soci::{SociDaemon, SociDaemonOptions, daemon_program};
+pub use soci::{SociDaemon, SociDaemonOptions, daemon_program, with_key};
 pub use stack::{Stack, StackOptions};
 pub use systemd::Systemd;

@@ -79,16 +79,18 @@ impl SociDaemonOptions {
     }
 }
 
-/// A configuration with one more key, unless it has that key.
-fn with_key(config: &str, table: &str, key: &str, value: &str) -> String {
-    if config.contains(key) {
+/// A configuration with one more key, unless its table has that key.
+#[must_use]
+pub fn with_key(config: &str, table: &str, key: &str, value: &str) -> String {
+    let header = format!("[{table}]\n");
+    let Some((before, after)) = config.split_once(&header) else {
+        return format!("{config}\n{header}{key} = {value}\n");
+    };
+    let own = after.split("\n[").next().unwrap_or_default();
+    if own.contains(key) {
         return config.to_owned();
     }
-    let header = format!("[{table}]\n");
-    match config.split_once(&header) {
-        Some((before, after)) => format!("{before}{header}{key} = {value}\n{after}"),
-        None => format!("{config}\n{header}{key} = {value}\n"),
-    }
+    format!("{before}{header}{key} = {value}\n{after}")
 }
 
 /// Where the daemon's program is that was built.
