@@ -33,6 +33,7 @@ mount                                       mount
 systemd-analyze                             systemd
 unshare                                     util-linux
 systemd-socket-activate                     systemd
+faketime                                    faketime
 '
 oldest_rust=1.90
 

@@ -118,12 +118,21 @@ fn what_the_daemon_fetches_is_kept_in_containerd_as_long_as_the_image_is_in_use(
     assert!(get(manifest.layers[0].digest).unwrap().is_some());
     assert!(run(&stack, &reference, &["/bin/cat", "/data/hello"]).contains("hello"));
 
-    // Until the image goes.
-    ctr.output(["images", "rm", "--sync", &reference]).unwrap();
-    wait_until("unmounted", &stack, || lazy_mounts(&stack) == 0);
-    wait_until("released", &stack, || {
-        labels(index).is_none_or(|labels| !labels.contains_key(gc::ROOT))
-    });
+    // Until the image goes. If it comes again before the collector, which this pull may run, the index
+    // is kept again.
+    let removed = || {
+        ctr.output(["images", "rm", "--sync", &reference]).unwrap();
+        wait_until("unmounted", &stack, || lazy_mounts(&stack) == 0);
+        wait_until("released", &stack, || {
+            labels(index).is_none_or(|labels| !labels.contains_key(gc::ROOT))
+        });
+    };
+    removed();
+    pull(&stack, &reference);
+    assert!(labels(index).unwrap().contains_key(gc::ROOT));
+    ctr.output(["content", "prune", "references"]).unwrap();
+    assert!(get(index).unwrap().is_some());
+    removed();
     ctr.output(["content", "prune", "references"]).unwrap();
     wait_until("collected", &stack, || {
         get(index).unwrap().is_none() && get(manifest.layers[0].digest).unwrap().is_none()

@@ -10,10 +10,12 @@ use crate::support::{
     NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, left_behind, pull, run, stack, status,
     wait_until,
 };
+use soci_oci::{Descriptor, Manifest};
+use soci_testkit::image::layout::{blob_path, list};
 use soci_testkit::image::{busybox_layer, small_image, small_image_data};
 use soci_testkit::{
-    Content, Fault, ImageBuilder, Layer, LayerCompression, OciImage, Rule, Run, SociDaemonOptions,
-    Stack, StackOptions, TestRoot, Throttle,
+    Content, Fault, ImageBuilder, Layer, LayerCompression, OciImage, Registry, Rule, Run,
+    SociDaemonOptions, Stack, StackOptions, TestRoot, Throttle,
 };
 
 /// Containers start slowly on a busy machine.
@@ -40,6 +42,27 @@ pub(crate) fn layers(root: &TestRoot, tag: &str, number: u64, bytes: u64) -> Oci
     }
     let dir = root.dir("layout").unwrap();
     image.write(&dir, tag).unwrap()
+}
+
+/// The same image, whose second and third layer have the media types of layers that are not to be distributed.
+/// They have no URLs: the registry has them.
+fn with_foreign_layers(image: &OciImage, tag: &str) -> OciImage {
+    let bytes = fs::read(blob_path(&image.dir, image.manifest.digest)).unwrap();
+    let mut manifest: Manifest = serde_json::from_slice(&bytes).unwrap();
+    manifest.layers[1].media_type =
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip".to_owned();
+    manifest.layers[2].media_type =
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip".to_owned();
+    let bytes = soci_oci::json::to_vec(&manifest).unwrap();
+    let described = Descriptor::of(&image.manifest.media_type, &bytes);
+    fs::write(blob_path(&image.dir, described.digest), &bytes).unwrap();
+    list(&image.dir, tag, &described).unwrap();
+    OciImage {
+        dir: image.dir.clone(),
+        tag: tag.to_owned(),
+        manifest: described,
+        layers: manifest.layers,
+    }
 }
 
 /// How many lines of the daemon's log have this value.
@@ -85,7 +108,7 @@ fn remove(stack: &Stack, reference: &str) {
 #[test]
 fn an_image_is_pulled_in_parallel_and_each_layer_comes_once() {
     let root = TestRoot::new().unwrap();
-    let image = layers(&root, "app", 6, 3 << 20);
+    let image = with_foreign_layers(&layers(&root, "layers", 6, 3 << 20), "app");
     let mut stack = stack(&format!("{NO_BACKGROUND}{ENABLED}"));
     stack.push(&image.dir, "app", "app").unwrap();
     let reference = stack.reference("app:app");
@@ -219,6 +242,11 @@ fn kept_layers_are_in_containerd_as_after_an_ordinary_pull_and_go_with_the_image
         let path = archive.display().to_string();
         ctr.output(["images", "export", &path, &reference]).unwrap();
         assert!(fs::metadata(&archive).unwrap().len() > 6 << 20);
+        // Pushed to a registry that has none of them.
+        let registry = Registry::start().unwrap();
+        let copy = registry.reference("copy:app");
+        let push = ["images", "push", "--plain-http", &copy, &reference];
+        ctr.output(push).unwrap();
         // Another snapshotter needs nothing from the registry.
         stack.proxy.reset_stats();
         ctr.pull(&reference, "overlayfs").unwrap();
@@ -233,6 +261,10 @@ fn kept_layers_are_in_containerd_as_after_an_ordinary_pull_and_go_with_the_image
         });
         let leases = ctr.output(["leases", "ls", "-q"]).unwrap();
         assert_eq!(leases.trim(), "", "no lease is left");
+        // All of it was pushed.
+        pull(&stack, &copy);
+        assert_eq!(run(&stack, &copy, &["/bin/cat", "/data/top"]), "3");
+        remove(&stack, &copy);
     }
 }
 

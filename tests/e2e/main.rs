@@ -14,6 +14,7 @@
 mod abort_mounts;
 mod bad_labels;
 mod check_agrees;
+mod clock;
 mod concurrency;
 mod content_store;
 mod crash;

@@ -20,6 +20,11 @@ const LONG: Duration = Duration::from_secs(120);
 /// Environment variables of the process of the readers.
 const FILE: &str = "SOCI_TEST_CROWD_FILE";
 const COUNT: &str = "SOCI_TEST_CROWD_COUNT";
+/// Environment variable with another number of readers in each process, to measure what they cost.
+const READERS: &str = "SOCI_TEST_CROWD_READERS";
+
+/// Number of look-ups whose times are compared.
+const ANSWERS: usize = 200;
 
 /// A signal that the readers handle.
 const HANDLED: i32 = 40;
@@ -101,6 +106,18 @@ impl Mount {
     }
 }
 
+impl Mount {
+    /// The longest time that a number of look-ups take, one after the other.
+    fn slowest_answer(&self) -> Duration {
+        let answer = |_| {
+            let begin = Instant::now();
+            self.answers();
+            begin.elapsed()
+        };
+        (0..ANSWERS).map(answer).max().unwrap()
+    }
+}
+
 impl Drop for Mount {
     fn drop(&mut self) {
         soci_fuse::unmount(self.at.path()).unwrap();
@@ -168,17 +185,22 @@ fn the_readers_themselves() {
 #[test]
 fn readers_that_fill_the_journal_leave_other_mounts_answering_and_can_be_killed() {
     const PROCESSES: usize = 2;
-    const THREADS: usize = 3000;
+    let readers = std::env::var(READERS).map_or(3000, |number| number.parse().unwrap());
     let journal = Journal::create().unwrap();
     let pool = Pool::new(2, journal.clone()).unwrap();
     let (crowded, other) = (Mount::new(&pool), Mount::new(&pool));
+    let alone = other.slowest_answer();
     let mut crowds: Vec<_> = (0..PROCESSES)
-        .map(|_| Crowd::start(&crowded.file(), THREADS))
+        .map(|_| Crowd::start(&crowded.file(), readers))
         .collect();
-    crowded.has_kept(PROCESSES * THREADS);
+    crowded.has_kept(PROCESSES * readers);
     assert!(journal.unrecorded() > 0, "more than the connection's share");
 
-    other.answers();
+    let beside = other.slowest_answer();
+    println!(
+        "slowest of {ANSWERS} look-ups in another mount: {alone:?} alone, {beside:?} beside {} readers",
+        PROCESSES * readers
+    );
     crowded.answers();
     for crowd in &mut crowds {
         crowd.0.kill().unwrap();

@@ -42,12 +42,15 @@ fn a_trickling_registry_holds_up_no_other_and_its_layers_are_given_up() {
         ..Throttle::default()
     });
     let unpacker = Arc::new(slow.unpacker_with(None, |config| {
-        config.downloads.first_byte = Duration::from_secs(60);
-        // The healthy registry has this long to be done on a loaded machine.
-        config.downloads.period = Duration::from_secs(20);
+        // One slot is left for other registries, and each slow layer has time for its turn.
+        config.downloads.slots = 3;
+        config.downloads.slots_per_registry = 2;
+        config.downloads.first_byte = Duration::from_secs(90);
+        // The healthy registry has twice this long to be done on a loaded machine.
+        config.downloads.period = Duration::from_secs(15);
     }));
     run(async {
-        let trickling: Vec<_> = (0..4)
+        let trickling: Vec<_> = (0..3)
             .map(|number| {
                 let (unpacker, slow) = (Arc::clone(&unpacker), Arc::clone(&slow));
                 tokio::spawn(async move { unpack(&unpacker, &slow, number).await })
@@ -58,10 +61,11 @@ fn a_trickling_registry_holds_up_no_other_and_its_layers_are_given_up() {
             unpacker.fetch_ahead(slow.layer(number));
         }
         // Its manifest comes as slowly: the layers come after it.
-        while (0..4).any(|number| {
-            let digest = slow.image.layers[number].digest;
-            slow.proxy.stats().blob(digest).requests == 0
-        }) {
+        let requested = |number: &usize| {
+            let digest = slow.image.layers[*number].digest;
+            slow.proxy.stats().blob(digest).requests > 0
+        };
+        while (0..8).filter(requested).count() < 2 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         unpack(&unpacker, &healthy, 0).await.unwrap();
