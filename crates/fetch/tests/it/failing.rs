@@ -412,8 +412,9 @@ fn readers_are_served_although_the_disk_is_full() {
             stats.spans_verified < 4 * u64::from(layer.stored().spans().len()),
             "{stats:?}"
         );
-        // What was stored stays, and is right.
-        assert!(layer.stored().fetched_bytes() > 0);
+        // What was stored stays, and is right. Readers are answered before a span is stored, for which
+        // all others may have gone.
+        eventually("something is stored", || layer.stored().fetched_bytes() > 0);
         check_all(&layer, &sample.tar, 100_000);
         drop((layer, rig));
     }

@@ -93,9 +93,13 @@ impl Unpack<'_> {
         let chain = self.image.config.rootfs.chain_ids();
         let mut present = None;
         for (at, chain_id) in chain.iter().enumerate().rev() {
+            if self.labels(*chain_id).await?.is_none() {
+                continue;
+            }
+            let (name, key) = (self.snapshots.snapshotter(), chain_id.to_string());
+            self.containerd.hold_snapshot(name, &key).await?;
+            // What a pull that failed left may have been collected before it was held.
             if self.labels(*chain_id).await?.is_some() {
-                let (name, key) = (self.snapshots.snapshotter(), chain_id.to_string());
-                self.containerd.hold_snapshot(name, &key).await?;
                 present = Some(at);
                 break;
             }
