@@ -2,6 +2,7 @@
 //! Needs root and the two programs.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::eager::{ENABLED, layers, pulling, scratch_is_empty, slow};
 use crate::observe::metrics;
@@ -191,10 +192,21 @@ fn a_hand_over_in_the_middle_of_a_pull_leaves_nothing_and_the_retry_succeeds() {
     let reference = stack.reference("app:app");
     let soci = stack.soci(NAMESPACE).unwrap();
     let before = stack.daemon.server_pid().unwrap();
+    let (ctr, upgraded) = (stack.containerd.ctr(NAMESPACE), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let client = scope.spawn(|| soci.output(["pull", "--plain-http", &reference]));
         pulling(&stack);
-        stack.daemon.upgrade().unwrap();
+        // Other calls are answered all the time, although that pull holds up the hand-over.
+        let other = scope.spawn(|| {
+            while !upgraded.load(Ordering::Relaxed) {
+                ctr.output(["snapshots", "--snapshotter", "soci", "ls"])
+                    .unwrap();
+            }
+        });
+        let upgrade = stack.daemon.upgrade();
+        upgraded.store(true, Ordering::Relaxed);
+        upgrade.unwrap();
+        other.join().unwrap();
         assert_ne!(stack.daemon.server_pid().unwrap(), before);
         // A client that requests the next layers only now gets them from the new server.
         if let Err(error) = client.join().unwrap() {

@@ -76,6 +76,11 @@ impl GrpcServer {
         }
     }
 
+    /// Returns when no call is in flight. New calls are accepted. Can be cancelled.
+    pub(super) async fn idle(&self) {
+        self.calls.answered().await;
+    }
+
     /// Accepts no new calls, and returns when those in flight are answered. Can be cancelled: those that
     /// remain are cut off by [`GrpcServer::abort`].
     pub(super) async fn drain(&mut self) {

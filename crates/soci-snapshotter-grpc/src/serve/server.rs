@@ -20,6 +20,8 @@ use crate::{credentials, preflight, root_lock};
 
 /// How long calls in flight may take after a signal. systemd kills after 90 s by default.
 const DRAIN: Duration = Duration::from_secs(10);
+/// As [`DRAIN`], once no new calls are accepted and the next server waits for this one.
+const GAP: Duration = Duration::from_millis(500);
 
 /// What a server is started with.
 pub(super) struct Setup {
@@ -148,12 +150,29 @@ impl Serving {
             supervision.notify(ServerEvent::Stopping).await;
         }
         self.observers.close().await;
-        tokio::select! {
-            () = self.grpc.drain() => {}
-            () = tokio::time::sleep(DRAIN) => {
-                tracing::warn!("cutting off calls that did not end within {} s", DRAIN.as_secs());
+        let calls = async {
+            let mut limit = DRAIN;
+            if trigger == Trigger::HandOver {
+                // A pull may take minutes. Until it is cut off, other calls are answered here: a client
+                // waits for the next server's first answer for a second at most.
+                let _ = tokio::time::timeout(DRAIN, self.grpc.idle()).await;
+                limit = GAP;
             }
-            () = supervision.hurry() => tracing::warn!("second signal; cutting off calls in flight"),
+            tokio::time::timeout(limit, self.grpc.drain()).await
+        };
+        let drained = tokio::select! {
+            drained = calls => Some(drained),
+            () = supervision.hurry() => None,
+        };
+        match drained {
+            Some(Ok(())) => {}
+            Some(Err(_)) => {
+                tracing::warn!(
+                    "cutting off calls that did not end within {} s",
+                    DRAIN.as_secs()
+                );
+            }
+            None => tracing::warn!("second signal; cutting off calls in flight"),
         }
         self.grpc.abort();
         let stop = match trigger {
