@@ -21,6 +21,12 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Free bytes, beyond those that the last return left, that are worth another one.
 const WORTH: usize = 2 << 20;
 
+/// Change of the bytes in use from which on blocks were allocated in pages that had been returned, and
+/// others freed: pages of free memory that the process has again although no more of it is free.
+const MOVED: usize = 64 << 10;
+/// Number of looks between two returns of such pages.
+const LOOKS: u32 = 3;
+
 /// Sets the size from which on blocks are mapped individually. Best effort: without it only memory is lost.
 #[cfg(target_env = "gnu")]
 pub(crate) fn map_large_blocks() {
@@ -46,9 +52,9 @@ pub(crate) async fn return_freed() {
     loop {
         tokio::time::sleep(LOOK).await;
         let looked = soci_task::run(move || {
-            if freed.is_worth_returning(free_bytes()) {
+            if freed.is_worth_returning(in_heaps()) {
                 trim();
-                freed.returned(free_bytes());
+                freed.returned(in_heaps());
             }
             freed
         });
@@ -60,36 +66,53 @@ pub(crate) async fn return_freed() {
     }
 }
 
+/// Bytes in all heaps.
+#[derive(Debug, Default, Clone, Copy)]
+struct Heaps {
+    free: usize,
+    used: usize,
+}
+
 /// When free memory is returned.
 #[derive(Debug, Default, Clone, Copy)]
 struct Freed {
     /// Fewest free bytes since the last return. They count as free although their pages are
     /// returned, until they are used again.
     kept: usize,
+    /// Bytes in use at the last return.
+    used: usize,
+    /// Number of looks since then.
+    looks: u32,
 }
 
 impl Freed {
-    fn is_worth_returning(&mut self, free: usize) -> bool {
-        self.kept = self.kept.min(free);
-        free - self.kept >= WORTH
+    fn is_worth_returning(&mut self, heaps: Heaps) -> bool {
+        self.kept = self.kept.min(heaps.free);
+        self.looks = self.looks.saturating_add(1);
+        let moved = self.looks >= LOOKS && heaps.used.abs_diff(self.used) >= MOVED;
+        moved || heaps.free - self.kept >= WORTH
     }
 
-    const fn returned(&mut self, free: usize) {
-        self.kept = free;
+    const fn returned(&mut self, heaps: Heaps) {
+        (self.kept, self.used, self.looks) = (heaps.free, heaps.used, 0);
     }
 }
 
-/// Free bytes in all heaps.
+/// What all heaps hold.
 #[cfg(target_env = "gnu")]
-fn free_bytes() -> usize {
+fn in_heaps() -> Heaps {
     // SAFETY: mallinfo2(3) reads counters under the locks of the heaps and returns them by value.
-    unsafe { libc::mallinfo2() }.fordblks
+    let info = unsafe { libc::mallinfo2() };
+    Heaps {
+        free: info.fordblks,
+        used: info.uordblks,
+    }
 }
 
-/// None: other C libraries have no such figure, and nothing is returned.
+/// Nothing: other C libraries have no such figures, and nothing is returned.
 #[cfg(not(target_env = "gnu"))]
-fn free_bytes() -> usize {
-    0
+fn in_heaps() -> Heaps {
+    Heaps::default()
 }
 
 /// Returns the whole free pages of all heaps to the system.
@@ -112,15 +135,31 @@ mod tests {
 
     #[test]
     fn freed_memory_is_returned_when_it_grew_and_not_again_before_it_was_used() {
+        let heaps = |free| Heaps { free, used: 0 };
         let mut freed = Freed::default();
-        assert!(!freed.is_worth_returning(WORTH - 1));
-        assert!(freed.is_worth_returning(20 * WORTH));
-        freed.returned(19 * WORTH);
-        assert!(!freed.is_worth_returning(19 * WORTH));
+        assert!(!freed.is_worth_returning(heaps(WORTH - 1)));
+        assert!(freed.is_worth_returning(heaps(20 * WORTH)));
+        freed.returned(heaps(19 * WORTH));
+        assert!(!freed.is_worth_returning(heaps(19 * WORTH)));
         // Layers are opened, which take free memory, and some of them are closed.
-        assert!(!freed.is_worth_returning(5 * WORTH));
-        assert!(!freed.is_worth_returning(6 * WORTH - 1));
-        assert!(freed.is_worth_returning(6 * WORTH));
+        assert!(!freed.is_worth_returning(heaps(5 * WORTH)));
+        assert!(!freed.is_worth_returning(heaps(6 * WORTH - 1)));
+        assert!(freed.is_worth_returning(heaps(6 * WORTH)));
+    }
+
+    #[test]
+    fn pages_that_were_used_again_are_returned_after_a_while_although_no_more_is_free() {
+        let heaps = |used| Heaps { free: WORTH, used };
+        let mut freed = Freed::default();
+        freed.returned(heaps(0));
+        for _ in 1..LOOKS {
+            assert!(!freed.is_worth_returning(heaps(MOVED)), "too soon");
+        }
+        assert!(freed.is_worth_returning(heaps(MOVED)));
+        freed.returned(heaps(MOVED));
+        for _ in 0..2 * LOOKS {
+            assert!(!freed.is_worth_returning(heaps(MOVED)), "nothing was used");
+        }
     }
 
     #[cfg(target_env = "gnu")]
@@ -135,7 +174,7 @@ mod tests {
             number += 1;
             number % 16 == 0
         });
-        assert!(free_bytes() > 100 << 20);
+        assert!(in_heaps().free > 100 << 20);
         trim();
         let left = resident();
         assert!(full > left + (100 << 20), "{full} {left}");
