@@ -128,10 +128,6 @@ impl SpanLayout for OneSpan {
         "registry.example".to_owned()
     }
 
-    fn repository(&self) -> String {
-        "registry.example/app".to_owned()
-    }
-
     fn origin_failing(&self, _: u32, _: &str, error: &Cause) -> ReadError {
         ReadError::Store(error.clone())
     }

@@ -11,9 +11,8 @@
 //!    not answer (`schedule::circuit`), is an error immediately. A sequential reader wants spans
 //!    ahead as well (`readahead`).
 //! 3. The schedule decides which request is next, without I/O: the most urgent priority, layers by
-//!    turns, within the limits of their origin (`schedule::requests`), profiles of other images after
-//!    readers (`schedule::misses`). What has to be done comes back as effects, which `driver` carries
-//!    out: a task for each request.
+//!    turns, within the limits of their origin (`schedule::requests`). What has to be done comes back
+//!    as effects, which `driver` carries out: a task for each request.
 //! 4. The task receives the body and cuts it into spans (`request`, `body`): one that breaks is
 //!    resumed, one that is slow is requested again, a span alone may come in two halves. The memory
 //!    for a span is acquired once its first bytes are there (`budget`).

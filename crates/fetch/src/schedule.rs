@@ -7,7 +7,6 @@ mod circuit;
 mod effect;
 mod fill_pause;
 mod giving_up;
-mod misses;
 mod origins;
 #[cfg(test)]
 mod reference;
@@ -17,7 +16,6 @@ mod turns;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -26,7 +24,6 @@ use crate::ReadError;
 use crate::priority::{PerPriority, Priority};
 use crate::read_error::Cause;
 use crate::span_key::{LayerId, OriginId, SpanKey};
-use misses::Misses;
 use origins::Origins;
 use turns::Turns;
 
@@ -53,9 +50,6 @@ pub(crate) trait SpanLayout {
     /// The name of the origin that serves the blob.
     fn origin(&self) -> String;
 
-    /// The host and repository that serve the blob: the layers of an image are often in one.
-    fn repository(&self) -> String;
-
     /// The error for readers of a span while the circuit of its origin is open.
     fn origin_failing(&self, span: u32, origin: &str, error: &Cause) -> ReadError;
 }
@@ -76,7 +70,6 @@ pub(crate) struct Schedule<L, W> {
     /// The layers with queued spans.
     turns: PerPriority<Turns>,
     origins: Origins,
-    misses: Misses,
     requests: HashMap<RequestId, InFlight>,
     next_request: u64,
     /// Effects of arrivals, for the next time that requests are started.
@@ -87,7 +80,6 @@ pub(crate) struct Schedule<L, W> {
 struct LayerQueue<L, W> {
     layer: L,
     origin: OriginId,
-    repository: Arc<str>,
     /// Whether its last request failed because of its origin.
     failing: bool,
     /// Spans in the order in which they were wanted; entries may be outdated.
@@ -131,7 +123,6 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
             layers: BTreeMap::new(),
             turns: PerPriority::default(),
             origins: Origins::new(config.max_inflight),
-            misses: Misses::default(),
             requests: HashMap::new(),
             next_request: 0,
             pending: Vec::new(),
@@ -146,7 +137,6 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         }
         let queue = LayerQueue {
             origin: self.origins.join(&layer.origin(), now),
-            repository: layer.repository().into(),
             layer,
             failing: false,
             queued: PerPriority::default(),
@@ -188,9 +178,6 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         {
             let error = queue.layer.origin_failing(key.span, &origin.name, error);
             return WantResult::Failed(error);
-        }
-        if priority == Priority::Demand {
-            self.misses.record(&queue.repository, now);
         }
         let wanted = queue.wanted.entry(key.span).or_insert_with(|| {
             queue.queued.get_mut(priority).push_back(key.span);

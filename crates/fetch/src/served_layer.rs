@@ -124,12 +124,6 @@ impl SpanLayout for Arc<ServedLayer> {
         self.source.origin()
     }
 
-    fn repository(&self) -> String {
-        let blob = self.source.describe();
-        let repository = blob.split('@').next().unwrap_or_default();
-        repository.to_owned()
-    }
-
     fn origin_failing(&self, span: u32, origin: &str, error: &Cause) -> ReadError {
         let (origin, source) = (origin.to_owned(), error.clone());
         ReadError::Source {

@@ -15,9 +15,6 @@ use crate::span_key::OriginId;
 /// Number of requests that demand may have beyond the limit of its origin.
 pub(super) const DEMAND_RESERVE: usize = 2;
 
-/// [`Origin::beside_readers`] until the rates of link and responses are known.
-const UNTIL_KNOWN: usize = 2;
-
 /// The origins of all layers.
 #[derive(Debug)]
 pub(super) struct Origins {
@@ -43,18 +40,6 @@ pub(super) struct Origin {
     /// Rate of one of its responses, in bytes per second.
     pub(super) response_rate: ResponseRate,
     layers: usize,
-}
-
-impl Origin {
-    /// Number of requests that leave room on the link for a reader elsewhere: as many as fill it, each
-    /// as fast as the best, but for one.
-    pub(super) fn beside_readers(&self) -> usize {
-        let (Some(link), Some(best)) = (self.limit.link_rate(), self.response_rate.best()) else {
-            return UNTIL_KNOWN;
-        };
-        let fill = link.checked_div(best).unwrap_or(0);
-        usize::try_from(fill.saturating_sub(1).max(1)).unwrap_or(usize::MAX)
-    }
 }
 
 impl Origins {
@@ -145,34 +130,7 @@ impl Origins {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-
-    #[test]
-    fn beside_readers_an_origin_gets_what_leaves_them_room_on_the_link() {
-        const MB: u64 = 1_000_000;
-        let second = Duration::from_secs(1);
-        let beside = |link: u64, response: u64| {
-            let (mut origins, start) = (Origins::new(64), Instant::now());
-            let id = origins.join("one", start);
-            let origin = origins.get_mut(id).unwrap();
-            assert_eq!(origin.beside_readers(), UNTIL_KNOWN);
-            origin.limit.waited(start);
-            origin.limit.received(link, usize::MAX - 1, start + second);
-            assert_eq!(origin.beside_readers(), UNTIL_KNOWN);
-            origin.response_rate.ended(response, second);
-            // While the link is shared, responses are slower.
-            for _ in 0..8 {
-                origin.response_rate.ended(response / 3, second);
-            }
-            origin.beside_readers()
-        };
-        assert_eq!(beside(250 * MB, 80 * MB), 2);
-        assert_eq!(beside(960 * MB, 60 * MB), 15);
-        // A single response fills the link: it would stand still otherwise.
-        assert_eq!(beside(600 * MB, 700 * MB), 1);
-    }
 
     #[test]
     fn one_origin_takes_half_of_the_slots_and_leaves_some_for_each_other() {

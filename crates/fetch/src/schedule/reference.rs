@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use tokio::time::Instant;
 
 use super::circuit::FAILURES;
-use super::origins::{DEMAND_RESERVE, Origin};
+use super::origins::DEMAND_RESERVE;
 use super::{
     Conditions, Effect, Health, Outcome, Request, RequestId, Schedule, ScheduleConfig, SpanLayout,
     WantResult,
@@ -18,8 +18,7 @@ use crate::priority::Priority;
 use crate::read_error::Cause;
 use crate::span_key::{LayerId, SpanKey};
 
-/// Layers 0 and 1 come from one origin, 2 and 3 from another. Layers 0 and 3 are in repositories of
-/// their own, 1 and 2 in one that two origins serve.
+/// Layers 0 and 1 come from one origin, 2 and 3 from another.
 const LAYERS: u64 = 4;
 const ORIGINS: u64 = 2;
 const SPANS: u32 = 24;
@@ -53,10 +52,6 @@ impl SpanLayout for Blob {
         origin_of(self.layer).to_string()
     }
 
-    fn repository(&self) -> String {
-        repository_of(self.layer).to_string()
-    }
-
     fn origin_failing(&self, _: u32, _: &str, error: &Cause) -> ReadError {
         ReadError::Store(error.clone())
     }
@@ -64,10 +59,6 @@ impl SpanLayout for Blob {
 
 fn origin_of(layer: LayerId) -> u64 {
     layer.0 * ORIGINS / LAYERS
-}
-
-fn repository_of(layer: LayerId) -> u64 {
-    layer.0.div_ceil(2)
 }
 
 fn unreachable() -> Cause {
@@ -177,8 +168,6 @@ struct Pair {
     /// Layers whose last request failed because of their origin.
     failing: BTreeSet<LayerId>,
     quiet: bool,
-    /// When a reader of each repository last waited.
-    missed: BTreeMap<u64, Instant>,
     open: BTreeSet<LayerId>,
     stored: BTreeSet<SpanKey>,
     wanted: BTreeMap<SpanKey, Expected>,
@@ -208,7 +197,6 @@ impl Pair {
             origins: (0..ORIGINS).map(|id| (id, Source::default())).collect(),
             failing: BTreeSet::new(),
             quiet: true,
-            missed: BTreeMap::new(),
             open,
             stored: BTreeSet::new(),
             wanted: BTreeMap::new(),
@@ -294,7 +282,6 @@ impl Pair {
                     self.hastened.push(key);
                 }
                 if priority == Priority::Demand {
-                    self.missed.insert(repository_of(key.layer), self.now);
                     self.cut_off_background();
                 }
             }
@@ -392,13 +379,14 @@ impl Pair {
         running == 0 || running < slots.saturating_sub(all)
     }
 
-    fn origin(&self, layer: LayerId) -> &Origin {
-        let origin = self.schedule.layers[&layer].origin;
-        self.schedule.origins.get(origin).expect("known")
-    }
-
     fn limit(&self, layer: LayerId) -> usize {
-        self.origin(layer).limit.get()
+        let origin = self.schedule.layers[&layer].origin;
+        self.schedule
+            .origins
+            .get(origin)
+            .expect("known")
+            .limit
+            .get()
     }
 
     /// Whether a span of a layer must have been requested by now, unless it is background.
@@ -412,25 +400,7 @@ impl Pair {
             _ => self.limit(layer) - 1,
         };
         let free = self.running(origin) < most;
-        let gives_way = priority == Priority::Profile && self.gives_way(layer);
-        free && self.has_share(origin) && !refused && !gives_way
-    }
-
-    /// Whether a layer's profile has the requests that it may have beside readers of another
-    /// repository.
-    fn gives_way(&self, layer: LayerId) -> bool {
-        let own = repository_of(layer);
-        let waited = |(repository, at): (&u64, &Instant)| {
-            *repository != own && self.now - *at < super::misses::RECENT
-        };
-        let of_own = |flight: &&Flight| {
-            let (priority, layer) = (flight.request.priority, flight.request.layer.layer);
-            // The requests of a closed layer are being aborted.
-            let counts = self.open.contains(&layer) && repository_of(layer) == own;
-            priority == Priority::Profile && counts
-        };
-        let most = self.origin(layer).beside_readers();
-        self.missed.iter().any(waited) && self.flights.values().filter(of_own).count() >= most
+        free && self.has_share(origin) && !refused
     }
 
     /// A span that waits although a request could be made is never left waiting.
@@ -487,9 +457,6 @@ impl Pair {
             let others = self.flights.values();
             let others = others.filter(|flight| origin_of(flight.request.layer.layer) == origin);
             assert!(others.count() < BACKGROUND);
-        }
-        if request.priority == Priority::Profile {
-            assert!(!self.gives_way(layer), "beside readers of another image");
         }
         let flight = Flight {
             next: request.spans.start,

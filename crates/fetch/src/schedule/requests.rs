@@ -94,27 +94,10 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
             return free && wanted && has_share;
         }
         let has_share = self.origins.has_share(origin);
-        let beside_readers = origin.beside_readers();
-        if priority == Priority::Profile && self.gives_way(layer, beside_readers, conditions.now) {
-            return false;
-        }
         if !free && let Some(origin) = self.origins.get_mut(id) {
             origin.limit.waited(conditions.now);
         }
         free && has_share
-    }
-
-    /// Whether readers of another repository wait and the layer's own has `most` requests for its
-    /// profiles: a start with a profile gets slower then, but no start waits for it.
-    fn gives_way(&self, layer: LayerId, most: usize, now: Instant) -> bool {
-        let repository = |layer: &LayerId| self.layers.get(layer).map(|queue| &*queue.repository);
-        let Some(own) = repository(&layer) else {
-            return false;
-        };
-        let of_own = |request: &&InFlight| {
-            request.priority == Priority::Profile && repository(&request.layer) == Some(own)
-        };
-        self.misses.elsewhere(own, now) && self.requests.values().filter(of_own).count() >= most
     }
 
     fn running_in_background(&self, origin: OriginId) -> usize {

@@ -13,8 +13,6 @@ const WORTHWHILE: Duration = Duration::from_millis(20);
 pub(super) struct ResponseRate {
     /// Bytes per second; 0 until one is known.
     rate: u64,
-    /// The best of late, as of a response that has the link to itself.
-    best: u64,
 }
 
 impl ResponseRate {
@@ -29,15 +27,6 @@ impl ResponseRate {
             0 => rate,
             before => before - before / 4 + rate / 4,
         };
-        self.best = rate.max(self.best - self.best / 512);
-    }
-
-    /// The best rate of a response of late, in bytes per second.
-    pub(super) const fn best(&self) -> Option<u64> {
-        match self.best {
-            0 => None,
-            rate => Some(rate),
-        }
     }
 
     /// Whether a range of `bytes` is better requested in two halves.
