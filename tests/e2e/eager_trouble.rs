@@ -193,14 +193,19 @@ fn a_hand_over_in_the_middle_of_a_pull_leaves_nothing_and_the_retry_succeeds() {
     let soci = stack.soci(NAMESPACE).unwrap();
     let before = stack.daemon.server_pid().unwrap();
     let (ctr, upgraded) = (stack.containerd.ctr(NAMESPACE), AtomicBool::new(false));
+    let snapshots = |what: &[&str]| {
+        ctr.output([&["snapshots", "--snapshotter", "soci"], what].concat())
+            .unwrap()
+    };
+    // Listing requests each snapshot from the daemon.
+    snapshots(&["prepare", "other"]);
     std::thread::scope(|scope| {
         let client = scope.spawn(|| soci.output(["pull", "--plain-http", &reference]));
         pulling(&stack);
         // Other calls are answered all the time, although that pull holds up the hand-over.
         let other = scope.spawn(|| {
             while !upgraded.load(Ordering::Relaxed) {
-                ctr.output(["snapshots", "--snapshotter", "soci", "ls"])
-                    .unwrap();
+                assert!(snapshots(&["ls"]).contains("other"));
             }
         });
         let upgrade = stack.daemon.upgrade();

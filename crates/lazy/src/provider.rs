@@ -153,7 +153,7 @@ impl LazyLayers {
         if prepare {
             self.check_allowed(&request.namespace, layer)?;
         }
-        let namespace = &request.namespace.clone();
+        let namespace = &request.namespace;
         let (found, index, ztoc) = self.ztoc_of(namespace, layer, prepare).await?;
         if prepare {
             self.start_ups.begin(&layer.image, &found);
@@ -166,7 +166,7 @@ impl LazyLayers {
         let mount = async {
             // There is none for what was mounted before: it comes from disk.
             let limit = (request.purpose != Purpose::Restore).then_some(deadline);
-            let (image, purpose) = (&layer.image, request.purpose);
+            let (namespace, image, purpose) = (&request.namespace, &layer.image, request.purpose);
             let open = self.opener.open(namespace, image, &ztoc, purpose, limit);
             let lease = open.await?;
             if prepare && let Some(largest) = lease.layer().data.oversized() {
