@@ -1,6 +1,6 @@
 //! The work on one image.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -17,7 +17,7 @@ use crate::image::{ImageToPull, PlannedLayer, WantedLayer, position};
 use crate::layer_work::LayerWork;
 use crate::puller::ImagePull;
 use crate::report::{ImageProgress, PullState, WorkProgress};
-use crate::works::Works;
+use crate::works::{Need, Works};
 
 /// The work on one image. Dropping it ends the work on layers that no other image needs.
 pub(crate) struct ImageJob {
@@ -37,10 +37,9 @@ pub(crate) struct ImageJob {
 struct JobState {
     /// Layers under way, or ready, by position.
     running: BTreeMap<usize, Arc<LayerWork>>,
-    /// Positions of the layers that a Prepare has taken.
-    taken: HashSet<usize>,
-    /// Compressed bytes that have arrived for these.
-    downloaded: u64,
+    /// Layers that a Prepare has taken, by position. As long as the job keeps them, other images
+    /// do not pull them ahead, although their snapshots may not be committed yet.
+    taken: BTreeMap<usize, Arc<LayerWork>>,
 }
 
 /// The Prepares that are interested in the job.
@@ -85,12 +84,12 @@ impl ImageJob {
     /// Starts the layers at these positions, lowest first.
     pub(crate) fn start(self: &Arc<Self>, positions: impl Iterator<Item = usize>) {
         for at in positions {
-            self.work(at);
+            self.work(at, Need::Later);
         }
     }
 
     /// Returns the work on the layer at a position, which is started unless it is under way.
-    fn work(self: &Arc<Self>, at: usize) -> Option<Arc<LayerWork>> {
+    fn work(self: &Arc<Self>, at: usize, need: Need) -> Option<Arc<LayerWork>> {
         let layer = self.layers.get(at)?;
         let mut state = self.state.lock();
         if let Some(work) = state.running.get(&at).filter(|work| work.is_of_use()) {
@@ -107,7 +106,7 @@ impl ImageJob {
             layerDigest = %layer.descriptor.digest,
         );
         let namespace = self.namespace.as_deref();
-        let work = span.in_scope(|| self.works.work(namespace, layer, &self.pull));
+        let work = span.in_scope(|| self.works.work(namespace, layer, &self.pull, need))?;
         state.running.insert(at, Arc::clone(&work));
         let (ended, job) = (work.ended(), Arc::downgrade(self));
         tokio::spawn(async move {
@@ -128,7 +127,7 @@ impl ImageJob {
         cancel: &CancellationToken,
     ) -> Result<UnpackedSize, EagerError> {
         let pulled = loop {
-            let Some(work) = self.work(at) else {
+            let Some(work) = self.work(at, Need::Now) else {
                 return Err(self.end_reason().unwrap_or(EagerError::Interrupted));
             };
             tokio::select! {
@@ -145,10 +144,8 @@ impl ImageJob {
         {
             let mut state = self.state.lock();
             if let Some(work) = state.running.remove(&at) {
-                let downloaded = work.progress.downloaded.load(Ordering::Relaxed);
-                state.downloaded = state.downloaded.saturating_add(downloaded);
+                state.taken.insert(at, work);
             }
-            state.taken.insert(at);
         }
         self.clients.lock().gave_up = false;
         let size = pulled.size;
@@ -176,8 +173,8 @@ impl ImageJob {
         });
         if first {
             // The folders of layers that are not needed are removed with these.
-            let running = std::mem::take(&mut self.state.lock().running);
-            drop(running);
+            let state = std::mem::take(&mut *self.state.lock());
+            drop(state);
         }
     }
 
@@ -202,13 +199,15 @@ impl ImageJob {
     /// Whether a Prepare has taken this layer.
     pub(crate) fn has_committed(&self, layer: &WantedLayer) -> bool {
         let at = position(self.image.manifest, &self.layers, layer);
-        at.is_ok_and(|at| self.state.lock().taken.contains(&at))
+        at.is_ok_and(|at| self.state.lock().taken.contains_key(&at))
     }
 
     /// Reports how far the image is.
     pub(crate) fn progress(&self) -> ImageProgress {
         let state = self.state.lock();
-        let mut downloaded = state.downloaded;
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let begun = state.taken.values().chain(state.running.values());
+        let downloaded = begun.map(|work| load(&work.progress.downloaded)).sum();
         let layers = self.layers.iter().enumerate().map(|(at, layer)| {
             let mut progress = WorkProgress {
                 digest: layer.descriptor.digest,
@@ -218,9 +217,7 @@ impl ImageJob {
                 state: PullState::Committed,
             };
             if let Some(work) = state.running.get(&at) {
-                let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
                 progress.downloaded = load(&work.progress.downloaded);
-                downloaded = downloaded.saturating_add(progress.downloaded);
                 progress.unpacked = load(&work.progress.unpacked);
                 progress.state = match work.progress.stage() {
                     _ if work.is_ready() => PullState::Ready,

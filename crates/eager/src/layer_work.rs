@@ -81,6 +81,14 @@ impl LayerWork {
         }
     }
 
+    /// Whether the layer was complete and an image has taken it.
+    pub(crate) fn is_taken(&self) -> bool {
+        match &*self.state.borrow() {
+            State::Ready(layer) => layer.lock().is_none(),
+            _ => false,
+        }
+    }
+
     /// Whether the work is under way or its layer is still to be taken.
     pub(crate) fn is_of_use(&self) -> bool {
         match &*self.state.borrow() {

@@ -26,6 +26,15 @@ pub(crate) struct Works {
     pub(crate) tasks: TaskTracker,
 }
 
+/// When a layer is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Its snapshot is being prepared.
+    Now,
+    /// Its snapshot may be prepared later, after those of the layers below.
+    Later,
+}
+
 #[derive(Default)]
 struct Counts {
     running: Vec<Arc<LayerProgress>>,
@@ -42,23 +51,28 @@ pub(crate) struct Counted {
 }
 
 impl Works {
-    /// Returns the work on a layer, which is started unless it is under way.
+    /// Returns the work on a layer, which is started unless it is under way. `Need::Later` starts
+    /// nothing for a layer that another image has taken: its snapshot is there or about to be
+    /// committed.
     pub(crate) fn work(
         self: &Arc<Self>,
         namespace: Option<&str>,
         layer: &PlannedLayer,
         image: &Arc<dyn ImagePull>,
-    ) -> Arc<LayerWork> {
+        need: Need,
+    ) -> Option<Arc<LayerWork>> {
         let key = (namespace.map(str::to_owned), layer.chain_id);
         let mut works = self.by_chain.lock();
         works.retain(|_, work| work.strong_count() > 0);
         let known = works.get(&key).and_then(Weak::upgrade);
-        if let Some(work) = known.filter(|work| work.is_of_use()) {
-            return work;
+        match known {
+            Some(work) if work.is_of_use() => return Some(work),
+            Some(work) if work.is_taken() && need == Need::Later => return None,
+            _ => {}
         }
         let work = LayerWork::start(self, layer.clone(), Arc::clone(image));
         works.insert(key, Arc::downgrade(&work));
-        work
+        Some(work)
     }
 
     /// Counts a work as running.

@@ -143,6 +143,40 @@ async fn images_that_share_layers_pull_them_once() {
 }
 
 #[tokio::test]
+async fn a_layer_whose_snapshot_is_about_to_be_committed_is_not_pulled_again() {
+    let mut world = World::new();
+    let [one, two] = ["one", "two"].map(|name| world.image(name, &["base", name]));
+    let jobs = world.jobs();
+    let first = world.join(&jobs, &one, 0).await;
+    for layer in world.begun(2).await {
+        layer.succeed();
+    }
+    deliver(&first, 0, world.to("base")).await.unwrap();
+    // Its Prepare has not committed it yet when the other image begins.
+    let second = world.join(&jobs, &two, 0).await;
+    for layer in world.begun(1).await {
+        assert_eq!(layer.layer.chain_id, world.chain(&two, 1));
+        layer.succeed();
+    }
+    world.nothing_begins();
+    // It was not committed: now the layer is pulled again.
+    let again = deliver(&second, 0, world.to("base again"));
+    let (delivered, ()) = tokio::join!(again, async {
+        for layer in world.begun(1).await {
+            layer.succeed();
+        }
+    });
+    delivered.unwrap();
+    // Nothing keeps a third image from a layer that was taken long ago and is gone.
+    first.give_up();
+    second.give_up();
+    drop((first, second));
+    let third = world.image("three", &["base"]);
+    let _third = world.join(&jobs, &third, 0).await;
+    assert_eq!(world.begun(1).await.len(), 1);
+}
+
+#[tokio::test]
 async fn a_shared_layer_outlives_the_image_that_began_it() {
     let mut world = World::new();
     let [one, two] = ["one", "two"].map(|name| world.image(name, &["base", name]));
