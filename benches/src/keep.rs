@@ -17,7 +17,7 @@ use soci_testkit::{
 
 use crate::table::{Table, megabytes, seconds, times};
 
-const NAMESPACE: &str = "keep";
+pub(crate) const NAMESPACE: &str = "keep";
 /// Time for an image to become complete.
 const PATIENCE: Duration = Duration::from_secs(900);
 /// Time between two looks at the image that is filled.
@@ -50,7 +50,7 @@ pub fn table(title: &str) -> Table {
     Table::new(&[title, "measured", "target"])
 }
 
-fn stack(
+pub(crate) fn stack(
     program: Option<&Path>,
     config: &str,
     images: &[&OciImage],
@@ -73,7 +73,7 @@ fn stack(
     Ok((stack, references))
 }
 
-fn pull(stack: &Stack, reference: &str) -> Result<()> {
+pub(crate) fn pull(stack: &Stack, reference: &str) -> Result<()> {
     let soci = stack.soci(NAMESPACE)?;
     soci.output(["pull", "--plain-http", reference]).map(drop)
 }
@@ -103,7 +103,7 @@ fn stored(stack: &Stack, reference: &str) -> Result<(u64, u64)> {
 }
 
 /// Waits until an image is complete; returns its size in compressed bytes.
-fn wait_complete(stack: &Stack, reference: &str) -> Result<u64> {
+pub(crate) fn wait_complete(stack: &Stack, reference: &str) -> Result<u64> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let (stored, size) = stored(stack, reference)?;
@@ -240,7 +240,7 @@ fn round(
 }
 
 /// The file `data/large` of a mounted layer.
-fn large_file(stack: &Stack) -> Result<PathBuf> {
+pub(crate) fn large_file(stack: &Stack) -> Result<PathBuf> {
     let snapshots = stack.daemon.root().join("snapshotter/snapshots");
     let mut found = std::fs::read_dir(&snapshots)?
         .filter_map(|entry| Some(entry.ok()?.path().join("fs/data/large")))

@@ -10,10 +10,12 @@ pub mod index_builder;
 pub mod keep;
 pub mod neighbours;
 pub mod nodes;
+mod processor_time;
 mod program;
 pub mod restart;
 pub mod start;
 pub mod table;
+pub mod verify;
 
 pub use program::run;
 pub use start::{Start, start_lazily, start_with_overlayfs};

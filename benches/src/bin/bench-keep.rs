@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
-use soci_benches::keep;
+use soci_benches::{keep, verify};
 use soci_testkit::image::{python_image, torch_image};
 
 /// Prints what filling and keeping images costs.
@@ -46,9 +46,12 @@ enum Part {
     Memory,
     /// The time until the space of a removed layer is free.
     Removal,
+    /// The cost of verifying layers, and of checking the headers of their files.
+    Verify,
 }
 
 impl Part {
+    /// Those of the table of filling and keeping.
     const ALL: [Self; 4] = [Self::Fill, Self::Neighbour, Self::Memory, Self::Removal];
 }
 
@@ -80,6 +83,7 @@ fn bench(options: &Options) -> Result<()> {
             Part::Neighbour => keep::neighbour(&image()?, program, &options.config)?,
             Part::Memory => keep::memory(program, &options.config)?,
             Part::Removal => keep::removal(options.removed << 30, program, &options.config)?,
+            Part::Verify => verify::verify(program, &options.config)?,
         };
         for row in rows {
             table.row(row);

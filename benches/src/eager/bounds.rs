@@ -10,8 +10,8 @@ use soci_testkit::image::layout::blob_path;
 use soci_testkit::{OciImage, TestRoot};
 use soci_ztoc::GzipStream;
 
-use super::cost::processor_time;
 use crate::Table;
+use crate::processor_time::{ProcessorTime, processor_time};
 use crate::table::{approximate, seconds, times};
 
 /// Bytes per second of the profile cloud.
@@ -145,7 +145,7 @@ fn write(image: &OciImage, layer: soci_oci::Digest) -> Result<Duration> {
     Ok(took)
 }
 
-fn children(before: &super::cost::ProcessorTime) -> Result<Duration> {
+fn children(before: &ProcessorTime) -> Result<Duration> {
     let after = processor_time(std::process::id())?;
     Ok(after.children.saturating_sub(before.children))
 }

@@ -4,11 +4,13 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use soci_testkit::{
     Containerd, ContainerdOptions, OciImage, Proxy, Registry, SociCli, SociDaemon,
     SociDaemonOptions, TestRoot, Throttle, daemon_program,
 };
+
+use crate::processor_time::processor_time;
 
 const NAMESPACE: &str = "bench";
 /// What EKS AMIs ship, but for the keychain.
@@ -38,13 +40,6 @@ pub(super) struct Cost {
     pub(super) bytes: u64,
     /// The longest that a layer waited until it was on disk.
     pub(super) disk: Option<Duration>,
-}
-
-/// Processor time of a process.
-pub(super) struct ProcessorTime {
-    pub(super) own: Duration,
-    /// Of its children that have ended.
-    pub(super) children: Duration,
 }
 
 /// Pulls an image with nothing stored before.
@@ -172,19 +167,4 @@ fn settle(folder: &Path) -> Result<()> {
 fn cpu(pid: u32) -> Result<Duration> {
     let time = processor_time(pid)?;
     Ok(time.own + time.children)
-}
-
-/// Reads the processor time of a process.
-pub(super) fn processor_time(pid: u32) -> Result<ProcessorTime> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let (_, fields) = stat.rsplit_once(") ").context("no name in stat")?;
-    // utime, stime, cutime and cstime are the fields 14 to 17 (proc_pid_stat(5)), in ticks.
-    let ticks = fields.split(' ').skip(11).map(|field| field.parse::<u64>());
-    let mut ticks = ticks.map(Result::unwrap_or_default);
-    let mut two = || {
-        let ticks = ticks.next().unwrap_or_default() + ticks.next().unwrap_or_default();
-        Duration::from_millis(ticks.saturating_mul(10))
-    };
-    let (own, children) = (two(), two());
-    Ok(ProcessorTime { own, children })
 }

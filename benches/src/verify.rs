@@ -1,0 +1,319 @@
+//! The cost of verifying layers: starts of a stored image whose layers are not verified yet, for which
+//! containerd's image store is asked, beside one whose layers are; the verification itself; and reads of a
+//! stored layer with and without the check of each file's tar header at its first read.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use soci_testkit::image::busybox_layer;
+use soci_testkit::{Content, ImageBuilder, Layer, OciImage, Run, Stack, TestRoot, metrics};
+
+use crate::keep::{NAMESPACE, Row, large_file, pull, stack, wait_complete};
+use crate::processor_time::processor_time;
+use crate::table::{median, megabytes, seconds, times};
+
+/// Size of the large file of each image.
+const SIZE: u64 = 256 << 20;
+/// Number of small files of the image that is read, and the size of each.
+const FILES: usize = 20_000;
+const FILE_SIZE: u64 = 4 << 10;
+/// Files in a directory.
+const FILES_IN_DIRECTORY: usize = 200;
+/// Pairs of starts, and of reads, that are compared.
+const STARTS: usize = 25;
+const READS: usize = 9;
+/// Time for a layer to be verified.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Size of a read.
+const BLOCK: usize = 128 << 10;
+/// No other work beside what is measured.
+const QUIET: &str = "[start_hints]\nenable = false\n[background_fetch]\ndisable = true\n";
+
+/// Measurements of one thing.
+#[derive(Default)]
+struct Costs {
+    times: Vec<Duration>,
+    /// Processor time of the server.
+    processor: Duration,
+}
+
+impl Costs {
+    /// Measures `work` once.
+    fn add<T>(&mut self, stack: &Stack, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let (before, began) = (server_time(stack)?, Instant::now());
+        let result = work()?;
+        self.times.push(began.elapsed());
+        self.processor += server_time(stack)?.saturating_sub(before);
+        Ok(result)
+    }
+
+    fn median(&self) -> Duration {
+        median(self.times.iter().copied()).unwrap_or_default()
+    }
+
+    fn processor(&self) -> Duration {
+        let count = u32::try_from(self.times.len()).unwrap_or(1);
+        self.processor.checked_div(count).unwrap_or_default()
+    }
+}
+
+/// What verifying costs, and what checking headers costs.
+///
+/// # Errors
+/// When a part does not start, or a layer is not verified.
+pub fn verify(program: Option<&Path>, config: &str) -> Result<Vec<Row>> {
+    let mut rows = starts(program, config)?;
+    rows.extend(reads(program, config)?);
+    Ok(rows)
+}
+
+/// Starts of two images of one kind by turns, after one of them was completed and verified.
+fn starts(program: Option<&Path>, config: &str) -> Result<Vec<Row>> {
+    let layouts = TestRoot::new()?;
+    let [first, second] = [1, 2].map(|seed| {
+        let layer = Layer::new().dir("data").file("data/large", large(seed));
+        image(&layouts, seed, layer)
+    });
+    let socket = layouts.path().join("metrics.sock");
+    let config = format!("{}{config}{QUIET}", metrics_at(&socket));
+    let (stack, references) = stack(program, &config, &[&first?, &second?])?;
+    let [unverified, verified] = references.as_slice() else {
+        return Ok(Vec::new());
+    };
+    for reference in &references {
+        pull(&stack, reference)?;
+        start(&stack, reference)?;
+    }
+    let (mut filling, mut verifying) = (Costs::default(), Costs::default());
+    filling.add(&stack, || fill(&stack, verified))?;
+    // The large layer of the other image is not complete.
+    verifying.add(&stack, || wait_verified(&stack, &socket, 1))?;
+
+    let (mut asked, mut not_asked) = (Costs::default(), Costs::default());
+    // The first of each warms caches.
+    for reference in &references {
+        start(&stack, reference)?;
+    }
+    for _ in 0..STARTS {
+        asked.add(&stack, || start(&stack, unverified))?;
+        not_asked.add(&stack, || start(&stack, verified))?;
+    }
+    ensure!(
+        unverified_layers(&socket)? == 1,
+        "both images were verified"
+    );
+    let title = format!("start of a stored image, not verified / verified, of {STARTS}");
+    let once = format!("{} of a layer, once: filling / verifying", megabytes(SIZE));
+    let both = |filling: Duration, verifying: Duration| {
+        format!("{} / {}", seconds(filling), seconds(verifying))
+    };
+    let mut rows = Vec::from(compared(&title, &asked, &not_asked));
+    rows.extend([
+        row(
+            &format!("{once}, time"),
+            both(filling.median(), verifying.median()),
+            "-",
+        ),
+        row(
+            &format!("{once}, processor time of the daemon"),
+            both(filling.processor(), verifying.processor()),
+            "-",
+        ),
+    ]);
+    Ok(rows)
+}
+
+/// Reads of a stored and verified layer through two daemons by turns, of which one checks headers.
+fn reads(program: Option<&Path>, config: &str) -> Result<Vec<Row>> {
+    let layouts = TestRoot::new()?;
+    let image = image(&layouts, 3, many_files())?;
+    let prepared = [false, true].map(|disabled| -> Result<(Stack, PathBuf)> {
+        let socket = layouts.path().join(format!("metrics-{disabled}.sock"));
+        let config = format!(
+            "disable_verification = {disabled}\n{}{config}{QUIET}",
+            metrics_at(&socket)
+        );
+        let (stack, references) = stack(program, &config, &[&image])?;
+        for reference in &references {
+            pull(&stack, reference)?;
+            fill(&stack, reference)?;
+        }
+        wait_verified(&stack, &socket, 0)?;
+        let large = large_file(&stack)?;
+        Ok((stack, large))
+    });
+    let [checking, trusting] = prepared;
+    let stacks = [checking?, trusting?];
+    let mut costs: [[Costs; 2]; 3] = Default::default();
+    let [first, again, whole] = &mut costs;
+    for _ in 0..READS {
+        for (at, (stack, large)) in stacks.iter().enumerate() {
+            let (Some(first), Some(again), Some(whole)) =
+                (first.get_mut(at), again.get_mut(at), whole.get_mut(at))
+            else {
+                continue;
+            };
+            // The next server has not checked any file.
+            stack.daemon.upgrade()?;
+            stack.wait_for_snapshotter()?;
+            let folder = large.parent().context("no folder")?;
+            for costs in [first, again] {
+                each_small(folder, forget)?;
+                let read = costs.add(stack, || each_small(folder, read_file))?;
+                ensure!(read == FILES as u64 * FILE_SIZE, "{read} bytes were read");
+            }
+            forget(large)?;
+            let read = whole.add(stack, || read_file(large))?;
+            ensure!(read == SIZE, "{read} bytes were read");
+        }
+    }
+    let titles = [
+        format!("first read of {FILES} stored files, headers checked / not, of {READS}"),
+        format!("second read of them, past the page cache, headers checked / not, of {READS}"),
+        format!(
+            "read of a stored file of {}, past the page cache, headers checked / not, of {READS}",
+            megabytes(SIZE)
+        ),
+    ];
+    let rows = titles.iter().zip(&costs);
+    let rows = rows.flat_map(|(title, [checked, not])| compared(title, checked, not));
+    Ok(rows.collect())
+}
+
+/// The rows of two measurements of which the first has more to do.
+fn compared(title: &str, more: &Costs, less: &Costs) -> [Row; 2] {
+    let of = |more: Duration, less: Duration| {
+        let ratio = times(more.as_secs_f64(), less.as_secs_f64());
+        let milliseconds = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1e3);
+        format!("{} / {} = {ratio}", milliseconds(more), milliseconds(less))
+    };
+    [
+        row(
+            &format!("{title}: median time"),
+            of(more.median(), less.median()),
+            "1.02 x",
+        ),
+        row(
+            &format!("{title}: processor time of the daemon for each"),
+            of(more.processor(), less.processor()),
+            "-",
+        ),
+    ]
+}
+
+fn row(title: &str, value: String, target: &str) -> Row {
+    [title.to_owned(), value, target.to_owned()]
+}
+
+fn large(seed: u64) -> Content {
+    Content::Mixed { seed, length: SIZE }
+}
+
+/// A layer of many small files and a large one.
+fn many_files() -> Layer {
+    let mut layer = Layer::new().dir("data").file("data/large", large(3));
+    for file in 0..FILES {
+        let folder = format!("data/d{}", file / FILES_IN_DIRECTORY);
+        if file % FILES_IN_DIRECTORY == 0 {
+            layer = layer.dir(&folder);
+        }
+        let content = Content::Mixed {
+            seed: file as u64,
+            length: FILE_SIZE,
+        };
+        layer = layer.file(&format!("{folder}/f{file}"), content);
+    }
+    layer
+}
+
+fn image(layouts: &TestRoot, number: u64, layer: Layer) -> Result<OciImage> {
+    ImageBuilder::new()
+        .layer(busybox_layer()?)
+        .layer(layer)
+        .write(&layouts.dir(&format!("image-{number}"))?, "image")
+}
+
+/// Starts a container that reads a sixteenth of the large file.
+fn start(stack: &Stack, reference: &str) -> Result<()> {
+    let read = [
+        "/bin/dd",
+        "if=/data/large",
+        "of=/dev/null",
+        "bs=1M",
+        "count=16",
+    ];
+    let run = Run::new(reference, "soci").command(read);
+    stack.containerd.ctr(NAMESPACE).run_ok(&run).map(drop)
+}
+
+/// Fills an image and waits until all of it is stored.
+fn fill(stack: &Stack, reference: &str) -> Result<()> {
+    let soci = stack.soci(NAMESPACE)?;
+    let daemon = stack.daemon.socket().display().to_string();
+    soci.output(["wait", "--snapshotter-address", &daemon, reference])?;
+    wait_complete(stack, reference).map(drop)
+}
+
+/// Configuration of the daemon's metrics.
+fn metrics_at(socket: &Path) -> String {
+    let socket = socket.display().to_string();
+    format!("metrics_network = \"unix\"\nmetrics_address = {socket:?}\n")
+}
+
+/// Waits until so many layers are not verified.
+fn wait_verified(stack: &Stack, socket: &Path, left: u64) -> Result<()> {
+    let began = Instant::now();
+    while unverified_layers(socket)? > left {
+        ensure!(began.elapsed() < PATIENCE, "{}", stack.log_tails());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+fn unverified_layers(socket: &Path) -> Result<u64> {
+    let text = metrics(socket)?;
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("soci_snapshot_unverified_layers "));
+    let number = line.and_then(|line| line.rsplit(' ').next());
+    Ok(number.context("no metric of unverified layers")?.parse()?)
+}
+
+fn server_time(stack: &Stack) -> Result<Duration> {
+    Ok(processor_time(stack.daemon.server_pid()?)?.own)
+}
+
+/// Drops the page cache of a file. What the daemon stores of it stays in memory, so that reads
+/// cost what the daemon does for them.
+fn forget(path: &Path) -> Result<u64> {
+    let file = File::open(path)?;
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+    Ok(0)
+}
+
+/// Does something with each file in the directories of a directory; returns the sum.
+fn each_small(folder: &Path, work: impl Fn(&Path) -> Result<u64>) -> Result<u64> {
+    let mut sum = 0;
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            for file in std::fs::read_dir(entry.path())? {
+                sum += work(&file?.path())?;
+            }
+        }
+    }
+    Ok(sum)
+}
+
+fn read_file(path: &Path) -> Result<u64> {
+    let (mut file, mut block, mut read) = (File::open(path)?, vec![0; BLOCK], 0);
+    loop {
+        match file.read(&mut block)? {
+            0 => return Ok(read),
+            bytes => read += bytes as u64,
+        }
+    }
+}
