@@ -285,6 +285,20 @@ mod tests {
             assert_eq!(last_verdict(lost), Verdict::Answer(Errno::IO));
         }
 
+        /// The worker that reads it has other connections to serve.
+        #[test]
+        fn what_is_added_is_not_looked_at_before_a_round_of_the_thread() {
+            let channel = channel(true);
+            let interrupts = Interrupts::default();
+            // Lost by an earlier server: a few looks decide that it is answered.
+            for _ in 0..10 * u32::from(ANSWERED_AFTER) {
+                interrupts.add(channel.clone(), 7);
+            }
+            let added = interrupts.wait(None).unwrap();
+            assert_eq!(added.len(), 10 * usize::from(ANSWERED_AFTER));
+            assert!(added.iter().all(|interrupted| interrupted.missing == 0));
+        }
+
         #[test]
         fn a_round_looks_at_a_limited_number_of_callers_and_each_gets_its_turn() {
             let channel = channel(false);

@@ -103,6 +103,23 @@ fn attributes_of_many_entries_of_one_file_are_merged_by_name() {
     assert_eq!(tree.xattr(directory, b"user.none"), None);
 }
 
+/// Each attribute compared with each other one of the file would take hours.
+#[test]
+fn two_hundred_thousand_records_of_one_file_are_merged() {
+    let mut toc = vec![entry("d", FileType::Dir)];
+    for round in 0_u32..400 {
+        let mut again = entry("d", FileType::Dir);
+        let value = round.to_le_bytes();
+        again.xattrs = (0..500).map(|at| xattr(format!("n{at}"), &value)).collect();
+        toc.push(again);
+    }
+    let tree = build(&toc).unwrap();
+    let directory = tree.find(b"d").unwrap();
+    assert_eq!(tree.xattrs(directory).count(), 500);
+    let last = 399_u32.to_le_bytes();
+    assert!(tree.xattrs(directory).all(|(_, value)| value == last));
+}
+
 #[test]
 fn a_file_has_at_most_64_kib_of_attributes() {
     let with = |count: usize, size: usize| {
@@ -196,5 +213,21 @@ fn paths_are_found_in_deep_trees_with_links() {
     );
     for unknown in [0, tree.len() + 1, u64::MAX] {
         assert_eq!(tree.path(unknown), b"/");
+    }
+}
+
+/// A look at all directories, or at all names, for each part of a path would take hours.
+#[test]
+fn the_paths_of_all_files_of_a_deep_and_wide_tree_are_found() {
+    let deep = "d/".repeat(2000);
+    let mut toc: Vec<_> = (0..60_000)
+        .map(|at| entry(format!("w{at}"), FileType::Dir))
+        .collect();
+    toc.extend((0..300).map(|at| entry(format!("{deep}f{at}"), FileType::Reg)));
+    let tree = build(&toc).unwrap();
+    for at in 0..300 {
+        let path = format!("/{deep}f{at}");
+        let ino = tree.find(path.as_bytes()).unwrap();
+        assert_eq!(tree.path(ino), path.as_bytes());
     }
 }
