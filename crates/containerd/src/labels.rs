@@ -1,10 +1,12 @@
 //! The labels that containerd, its clients and the snapshotter exchange.
 
+mod chain;
 pub mod gc;
 mod prepare;
 
 use soci_oci::Reference;
 
+pub use chain::{ChainPosition, PositionError, chain_id};
 pub use prepare::{ImageLabels, LabelError, LayerAbove, LayerLabels};
 
 /// On Prepare: name of the committed snapshot to make; its presence marks an image layer.
@@ -26,6 +28,11 @@ pub const INDEX_DIGEST: &str = "containerd.io/snapshot/remote/soci.index.digest"
 /// On Prepare: the client has all layers of the image pulled in parallel if no index is found. The
 /// value is `true`.
 pub const EAGER: &str = "containerd.io/snapshot/remote/soci.eager";
+/// On Prepare of an image layer by containerd 2.3 and later: digest of the uncompressed layer.
+pub const DIFF_ID: &str = "containerd.io/snapshot/diff-id";
+/// On Prepare of an image layer by containerd 2.3 and later: chain ID of the layer below. The lowest
+/// has none.
+pub const PARENT_CHAIN_ID: &str = "containerd.io/snapshot/parent-chain-id";
 /// On a container's own snapshot: user id map of its user namespace, `container:host:length[,…]`.
 pub const UID_MAP: &str = "containerd.io/snapshot/uidmapping";
 /// On a container's own snapshot: group id map of its user namespace, as in [`UID_MAP`].

@@ -1,5 +1,6 @@
 //! An image that a client pulls, and its layers as manifest and configuration describe them.
 
+use soci_layer::LayerRefusal;
 use soci_oci::{Descriptor, Digest, Reference};
 
 use crate::error::EagerError;
@@ -71,6 +72,15 @@ pub(crate) fn position(
     })
 }
 
+/// Refuses a layer that has layers below it and whose snapshot has no parent: committed like that it
+/// would hide them.
+pub(crate) fn check_parent(at: usize, parent: Option<&str>) -> Result<(), LayerRefusal> {
+    match parent {
+        Some("") if at > 0 => Err(LayerRefusal::WithoutParent),
+        _ => Ok(()),
+    }
+}
+
 /// Adds positions and chain IDs to the layers of an image, lowest first.
 pub(crate) fn plan(layers: impl IntoIterator<Item = (Descriptor, Digest)>) -> Vec<PlannedLayer> {
     let mut planned: Vec<PlannedLayer> = Vec::new();
@@ -92,6 +102,14 @@ pub(crate) fn plan(layers: impl IntoIterator<Item = (Descriptor, Digest)>) -> Ve
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_upper_layer_needs_its_parent() {
+        check_parent(0, Some("")).unwrap();
+        check_parent(1, Some("k8s.io/1/sha256:below")).unwrap();
+        let refusal = check_parent(1, Some("")).unwrap_err();
+        assert!(refusal.to_string().contains("\"rebase\""), "{refusal}");
+    }
 
     #[test]
     fn a_layer_is_found_by_its_digest_and_its_chain_together() {

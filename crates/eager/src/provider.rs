@@ -16,6 +16,7 @@ use soci_telemetry::metrics::count;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::EagerError;
+use crate::image::check_parent;
 use crate::job::Destination;
 use crate::jobs::Jobs;
 use crate::labels;
@@ -117,6 +118,7 @@ impl EagerLayers {
             joined = Box::pin(join) => joined,
         };
         let (client, at) = joined?;
+        check_parent(at, layer.parent.as_deref()).inspect_err(|_| client.give_up())?;
         let to = Destination {
             lower: (self.lower)(&layer.parents)?,
             directory: layer.mountpoint,

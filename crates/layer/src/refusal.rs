@@ -115,13 +115,19 @@ pub enum LayerRefusal {
         /// What differs.
         reason: String,
     },
-    /// The labels name an image that the client does not have, or one with other layers: they may
-    /// come from the image that is pulled.
-    #[error("the labels disagree with containerd's image store: {reason}")]
+    /// The labels contradict the names of the snapshots, or name an image that the client does not
+    /// have, or one with other layers: they may come from the image that is pulled.
+    #[error("the labels disagree with {reason}")]
     ForeignLabels {
-        /// What does not agree.
+        /// With what, and what does not agree.
         reason: String,
     },
+    /// The client prepares a layer without those below it, and could not be told that it exists.
+    #[error(
+        "the layer is prepared without the layers below it, and cannot be lazy: remove \"rebase\" from \
+         capabilities of [proxy_plugins.soci] in containerd's configuration"
+    )]
+    WithoutParent,
     /// The client did not send a label that is needed.
     #[error(
         "the label {label} is missing: the client must pass snapshot annotations \
@@ -157,7 +163,7 @@ pub enum LayerRefusal {
 
 impl LayerRefusal {
     /// All codes, in the order of the variants.
-    pub const CODES: [&'static str; 16] = [
+    pub const CODES: [&'static str; 17] = [
         "disabled",
         "no-index",
         "index-unavailable",
@@ -170,6 +176,7 @@ impl LayerRefusal {
         "span-too-large",
         "forged",
         "foreign-labels",
+        "without-parent",
         "missing-label",
         "invalid-label",
         "unpack-failed",
@@ -192,6 +199,7 @@ impl LayerRefusal {
             Self::SpanTooLarge { .. } => "span-too-large",
             Self::Forged { .. } => "forged",
             Self::ForeignLabels { .. } => "foreign-labels",
+            Self::WithoutParent => "without-parent",
             Self::MissingLabel { .. } => "missing-label",
             Self::InvalidLabel { .. } => "invalid-label",
             Self::UnpackFailed { .. } => "unpack-failed",
@@ -254,13 +262,14 @@ impl LayerRefusal {
 
     /// Whether the client unpacks the layer, instead of the snapshotter: the image has no index, or
     /// its registry cannot be reached or refuses the layer, so that fetching it would fail as well,
-    /// or the labels do not say for sure which layer it is.
+    /// or the labels do not say for sure which layer it is, or where it belongs.
     #[must_use]
     pub const fn leaves_to_client(&self) -> bool {
         match self {
             Self::Disabled { .. }
             | Self::NotIndexed { .. }
             | Self::ForeignLabels { .. }
+            | Self::WithoutParent
             | Self::RegistryUnavailable { .. }
             | Self::Unconfirmed { .. } => true,
             Self::IndexUnavailable { unreachable, .. } => *unreachable,
@@ -313,6 +322,7 @@ mod tests {
             LayerRefusal::ForeignLabels {
                 reason: String::new(),
             },
+            LayerRefusal::WithoutParent,
             LayerRefusal::missing_label(""),
             LayerRefusal::invalid_label("", ""),
             LayerRefusal::unpack_failed(""),

@@ -8,12 +8,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures::future::try_join_all;
+use soci_containerd::labels::{ChainPosition, chain_id};
 use soci_layer::{Cause, ChainUse, UseRefusal};
 use soci_registry::BlobSource as _;
 use soci_store::LayerKey;
 
 use crate::LazyLayers;
-use crate::chain_position::{ChainPosition, chain_id};
 use crate::image_layer::ImageKey;
 use crate::image_store::NamedImage;
 use crate::mount_table::Mount;

@@ -3,25 +3,25 @@
 //! containerd copies every annotation of a layer that begins with `containerd.io/snapshot/` to the
 //! labels of its Prepare, so that labels which the client does not send itself are the image's.
 
-use soci_containerd::labels::INDEX_DIGEST;
-use soci_layer::LayerRefusal;
-use soci_oci::{Descriptor, Digest};
+use soci_containerd::labels::{ChainPosition, INDEX_DIGEST, TARGET, chain_id};
+use soci_layer::{LayerRefusal, LayerRequest};
+use soci_oci::Descriptor;
 
 use crate::image_layer::ImageLayer;
 use crate::image_store::{ImageStore, StoredImage};
 
-/// Checks that containerd has the manifest that the labels name, that it is from the repository
-/// that they name, and that it lists the layer at the position that is prepared. Ignores an explicit
-/// index that the manifest's annotations set.
+/// Checks that containerd has the manifest that the labels of a request name, that it is from the
+/// repository that they name, and that it lists the layer at the position that is prepared. Ignores
+/// an explicit index that the manifest's annotations set.
 ///
 /// If containerd's image store does not answer, the labels are believed, and the layer is verified
 /// before it is used.
 pub(crate) async fn check_labels(
     images: &ImageStore,
-    namespace: &str,
-    target: Option<Digest>,
+    request: &LayerRequest,
     layer: &mut ImageLayer,
 ) -> Result<(), LayerRefusal> {
+    let namespace = request.namespace.as_str();
     let key = &layer.image;
     let stored = match images.image(namespace, key.manifest).await {
         Ok(stored) => stored,
@@ -34,16 +34,18 @@ pub(crate) async fn check_labels(
             return Ok(());
         }
     };
-    let disagree = |reason: String| Err(LayerRefusal::ForeignLabels { reason });
+    let disagree = |reason: String| {
+        let reason = format!("containerd's image store: {reason}");
+        Err(LayerRefusal::ForeignLabels { reason })
+    };
     let Some(image) = stored else {
         return disagree(format!(
             "it has no image manifest {} in namespace {namespace}",
             key.manifest
         ));
     };
-    if let Err(reason) = compare(&image, target, layer) {
-        return disagree(reason);
-    }
+    let listed = listed(&image, request, layer)?;
+    ignore_annotated_index(&listed, layer);
     let key = &layer.image;
     match images
         .is_from(namespace, key.manifest, &key.reference)
@@ -66,25 +68,49 @@ pub(crate) async fn check_labels(
     }
 }
 
-/// Looks the layer up in the manifest. Drops an explicit index that an annotation of it names.
-fn compare(
-    image: &StoredImage,
-    target: Option<Digest>,
-    layer: &mut ImageLayer,
-) -> Result<(), String> {
+/// Looks the layer up in the manifest: by its digest, and at the position that its snapshot will have
+/// if the client names snapshots by chain IDs.
+fn listed<'a>(
+    image: &'a StoredImage,
+    request: &LayerRequest,
+    layer: &ImageLayer,
+) -> Result<Vec<&'a Descriptor>, LayerRefusal> {
+    let target = request.labels.get(TARGET);
+    let target = target.and_then(|target| chain_id(target));
+    let parent = request.parent.as_deref();
+    let position = target.and_then(|id| ChainPosition::of(&id.to_string(), parent?));
+    let below = std::iter::once(None).chain(image.chain_ids.iter().map(Some));
     let layers = image.manifest.layers.iter().zip(&image.chain_ids);
-    let is_meant = |(listed, chain): &(&Descriptor, &Digest)| {
-        listed.digest == layer.layer && target.is_none_or(|target| target == **chain)
-    };
-    let listed: Vec<&Descriptor> = layers.filter(is_meant).map(|(listed, _)| listed).collect();
-    if listed.is_empty() {
-        return Err(format!(
-            "manifest {} does not have layer {} at this position",
+    let mut elsewhere = LayerRefusal::ForeignLabels {
+        reason: format!(
+            "containerd's image store: manifest {} does not have layer {} at this position",
             image.digest, layer.layer
-        ));
+        ),
+    };
+    let mut listed = Vec::new();
+    for ((descriptor, chain), below) in layers.zip(below) {
+        if descriptor.digest != layer.layer || target.is_some_and(|target| target != *chain) {
+            continue;
+        }
+        match &position {
+            Some(position) if position.below.as_ref() != below => {
+                if position.below.is_none() {
+                    elsewhere = LayerRefusal::WithoutParent;
+                }
+            }
+            _ => listed.push(descriptor),
+        }
     }
+    match listed.is_empty() {
+        true => Err(elsewhere),
+        false => Ok(listed),
+    }
+}
+
+/// Drops an explicit index that an annotation of the layer names.
+fn ignore_annotated_index(listed: &[&Descriptor], layer: &mut ImageLayer) {
     let Some(explicit) = layer.image.explicit_index else {
-        return Ok(());
+        return;
     };
     let of_image = listed.iter().any(|listed| {
         let annotation = listed.annotations.get(INDEX_DIGEST);
@@ -97,5 +123,4 @@ fn compare(
         );
         layer.image.explicit_index = None;
     }
-    Ok(())
 }

@@ -9,7 +9,6 @@
 
 mod admission;
 mod artifacts;
-mod chain_position;
 mod config;
 mod hint_budget;
 mod hinted_file;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use soci_containerd::labels::{INDEX_DIGEST, TARGET};
+use soci_containerd::labels::{ChainPosition, INDEX_DIGEST, TARGET};
 use soci_discovery::NoIndex;
 use soci_layer::{
     ChainUse, LayerProvider, LayerRefusal, LayerRequest, LayerUses, MountedInfo, OverlayXattr,
@@ -19,7 +19,6 @@ use tracing::Instrument as _;
 
 use crate::LazyLayers;
 use crate::admission;
-use crate::chain_position::ChainPosition;
 use crate::image_layer::ImageLayer;
 use crate::implied::ImpliedOf;
 use crate::index_files::FoundIndex;
@@ -225,8 +224,7 @@ impl LazyLayers {
         let mut layer = ImageLayer::from_labels(&labels)?;
         let explicit = layer.image.explicit_index.is_some();
         if self.config.policy.allows_look_up(explicit) {
-            let target = labels.get(TARGET).and_then(|target| target.parse().ok());
-            check_labels(&self.images, &request.namespace, target, &mut layer).await?;
+            check_labels(&self.images, request, &mut layer).await?;
         }
         if explicit && layer.image.explicit_index.is_none() {
             labels.remove(INDEX_DIGEST);

@@ -2,10 +2,9 @@
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use soci_containerd::labels::ChainPosition;
 use soci_oci::Digest;
 use soci_store::StoredLayer;
-
-use crate::chain_position::ChainPosition;
 
 /// Greatest number of positions that are remembered per layer.
 const MAX_CLAIMS: usize = 16;

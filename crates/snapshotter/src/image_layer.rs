@@ -1,6 +1,7 @@
 //! An image layer that a client prepares.
 
-use soci_layer::{LayerRequest, ParentLayer, Purpose, View};
+use soci_containerd::labels::{ChainPosition, PositionError};
+use soci_layer::{LayerRefusal, LayerRequest, ParentLayer, Purpose, View};
 
 use crate::directories::Directories;
 use crate::error::SnapshotterError;
@@ -86,6 +87,23 @@ impl ImageLayer {
             snapshot: directories.snapshot(id),
             parents: parents.collect(),
         }
+    }
+
+    /// Compares the labels of the Prepare with the names of the snapshots.
+    ///
+    /// # Errors
+    /// The layer does not belong on its parent.
+    pub(crate) fn check_position(&self) -> Result<(), LayerRefusal> {
+        let Some(position) = ChainPosition::of(&self.target, &self.parent) else {
+            // Not made by containerd's unpacker.
+            return Ok(());
+        };
+        position.check(&self.labels).map_err(|error| match error {
+            PositionError::Detached { .. } => LayerRefusal::WithoutParent,
+            other => LayerRefusal::ForeignLabels {
+                reason: format!("the names of the snapshots: {other}"),
+            },
+        })
     }
 
     /// Returns the digest of the layer, or an empty string.

@@ -138,6 +138,7 @@ impl LayerPreparer {
         id: u64,
         parents: &[Link],
     ) -> Result<MountedInfo, LayerRefusal> {
+        layer.check_position()?;
         // A directory that the layer implies looks as in the layers below: they must be mounted.
         let checked = self.mounts.check(&LowerDirs::Shared, parents).await;
         checked.map_err(LayerRefusal::failed)?;

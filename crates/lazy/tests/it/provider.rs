@@ -299,6 +299,30 @@ fn an_indexed_image_is_mounted_and_reads_right() {
 }
 
 #[test]
+fn an_image_that_its_tag_no_longer_names_is_mounted_as_the_client_has_it() {
+    World::new("kinds", "soci-v2").test(async |world| {
+        // The tag is that of an image without an index now.
+        let other = world.root.dir("other").unwrap();
+        assemble("kinds", "image", &other);
+        world
+            .registry
+            .push_layout(&other, "kinds", "kinds")
+            .unwrap();
+        let lazy = world.lazy(LazyConfig::default());
+        world.proxy.reset_stats();
+        let first = world.request(0, "a");
+        lazy.mount(first.clone()).await.unwrap();
+        check_contents(first.mountpoint.clone()).await;
+        let paths = world.proxy.stats().by_path();
+        assert!(
+            !paths.contains_key("/v2/kinds/manifests/kinds"),
+            "{paths:?}"
+        );
+        unmount(&lazy, &first.mountpoint).await;
+    });
+}
+
+#[test]
 fn thirty_mounts_at_once_fetch_everything_once() {
     World::new("kinds", "soci-v2").test(async |world| {
         let lazy = world.lazy(LazyConfig::default());

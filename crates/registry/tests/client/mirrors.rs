@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use soci_oci::{Descriptor, Digest, media_types};
 use soci_registry::{
     BlobSource, Client, Deadline, HostHeaders, Mirror, NoCredentials, StaticCredentials,
@@ -264,8 +265,42 @@ async fn a_mirror_that_drops_connections_is_tried_again_while_the_registry_is_do
     }
 }
 
+/// The lines that are logged.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Lines {
+    fn subscriber(&self) -> impl tracing::Subscriber + Send + Sync + use<> {
+        let lines = self.clone();
+        tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_max_level(tracing::Level::INFO)
+            .with_writer(move || lines.clone())
+            .finish()
+    }
+
+    /// Number of lines with this text.
+    fn about(&self, text: &str) -> usize {
+        let log = String::from_utf8(self.0.lock().clone()).unwrap();
+        log.lines().filter(|line| line.contains(text)).count()
+    }
+}
+
 #[tokio::test]
 async fn a_mirror_is_preferred_again_soon_after_it_works_again() {
+    let log = Lines::default();
+    let _logging = tracing::subscriber::set_default(log.subscriber());
     let data = noise(1000);
     let served = data.clone();
     let serving = move |_: usize, request: &crate::fake::Received| Some(serve(request, &served));
@@ -286,9 +321,14 @@ async fn a_mirror_is_preferred_again_soon_after_it_works_again() {
     front.break_next(1);
     read().await;
     assert_eq!((origin.requests().len(), behind.requests().len()), (0, 2));
+    assert_eq!(log.about("mirror does not work"), 0);
     front.break_next(usize::MAX);
     read().await;
     assert_eq!((origin.requests().len(), behind.requests().len()), (1, 2));
+    // One line, however many reads go to the registry.
+    read().await;
+    assert_eq!(log.about("mirror does not work"), 1);
+    assert_eq!(log.about("mirror works again"), 0);
     front.break_next(0);
     let deadline = Deadline::after(Duration::from_secs(60));
     while behind.requests().len() == 2 {
@@ -299,4 +339,6 @@ async fn a_mirror_is_preferred_again_soon_after_it_works_again() {
     let before = origin.requests().len();
     read().await;
     assert_eq!(origin.requests().len(), before);
+    assert_eq!(log.about("mirror does not work"), 1);
+    assert_eq!(log.about("mirror works again"), 1);
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::sync::Arc;
 
 use soci_layer::{LayerRefusal, ParentLayer};
+use soci_oci::Digest;
 use soci_snapshotter::api::v1::Kind;
 use soci_snapshotter::{LayerMode, RefusalReason};
 use tokio::sync::Notify;
@@ -207,4 +208,54 @@ async fn closing_the_snapshotter_ends_an_unpacking() {
     let mounts = call.await.unwrap().unwrap();
     assert!(tree(mounts[0].source.as_ref()).is_empty());
     assert!(fs::read_dir(&mounts[0].source).unwrap().next().is_none());
+}
+
+#[tokio::test]
+async fn a_layer_that_does_not_belong_on_its_parent_is_left_to_the_client() {
+    const DIFF_ID: &str = "containerd.io/snapshot/diff-id";
+    const PARENT: &str = "containerd.io/snapshot/parent-chain-id";
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    let diff_ids = [b"1", b"2"].map(|text| Digest::of(text));
+    let [base, own] = diff_ids.map(|digest| digest.to_string());
+    let top = Digest::of(format!("{base} {own}").as_bytes()).to_string();
+    machine.lazy_layer("base");
+    machine.lazy_layer("top");
+    // What containerd 2.3 sends for the lowest layer.
+    let mut sent = layer_labels(&base, "base");
+    sent.insert(DIFF_ID.to_owned(), base.clone());
+    let lowest = daemon.prepare_with("lowest", "", sent).await;
+    assert_code(&lowest, Code::AlreadyExists);
+
+    let cases = [
+        ("", own.as_str(), base.as_str(), "without-parent"),
+        (
+            base.as_str(),
+            base.as_str(),
+            base.as_str(),
+            "foreign-labels",
+        ),
+        (base.as_str(), own.as_str(), own.as_str(), "foreign-labels"),
+        (base.as_str(), "no digest", base.as_str(), "foreign-labels"),
+    ];
+    for (parent, diff_id, below, code) in cases {
+        let mut sent = layer_labels(&top, "top");
+        sent.insert(DIFF_ID.to_owned(), diff_id.to_owned());
+        sent.insert(PARENT.to_owned(), below.to_owned());
+        // Were it committed, its snapshot would hide or show another layer's files.
+        let mounts = daemon.prepare_with("key", parent, sent).await.unwrap();
+        assert!(!mounts.is_empty());
+        let layers = daemon.snapshotter.layers().await.unwrap();
+        let left = layers.iter().find(|layer| layer.name == "key").unwrap();
+        assert_eq!(left.mode, LayerMode::Deferred);
+        assert_eq!(left.reason.as_ref().unwrap().code, code);
+        daemon.remove("key").await.unwrap();
+    }
+    assert_eq!(machine.layers.unpack_requests.lock().len(), 0);
+
+    let mut sent = layer_labels(&top, "top");
+    sent.insert(DIFF_ID.to_owned(), own);
+    sent.insert(PARENT.to_owned(), base.clone());
+    let upper = daemon.prepare_with("upper", &base, sent).await;
+    assert_code(&upper, Code::AlreadyExists);
 }
