@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cli::output_of;
 use crate::process::{Daemon, TestRoot};
+use crate::program::copy_program;
 
 /// How long it may take to start on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -255,8 +256,7 @@ impl Systemd {
         let name = program.file_name().context("a program has a name")?;
         let folder = &self.programs;
         let unfinished = folder.join(".new");
-        std::fs::copy(program, &unfinished)
-            .with_context(|| format!("copy {}", program.display()))?;
+        copy_program(program, &unfinished)?;
         std::fs::rename(unfinished, folder.join(name))?;
         Ok(())
     }
@@ -372,7 +372,7 @@ fn new_control_group() -> Result<PathBuf> {
 fn remove_control_group(path: &Path) -> Result<()> {
     // Linux 5.14 and later.
     let _ = std::fs::write(path.join("cgroup.kill"), "1");
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
     while let Err(error) = remove_tree(path) {
         if Instant::now() > deadline {
             return Err(error).with_context(|| format!("remove {}", path.display()));

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::program::write_program;
+
 /// A CNI plugin (`cni.dev/docs/spec`), also for the loopback interface, that changes nothing.
 const PLUGIN: &str = "#!/bin/sh\n\
     cat >/dev/null\n\
@@ -21,10 +23,7 @@ pub(crate) fn write(bin: &Path, conf: &Path) -> Result<()> {
         std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
     }
     for name in ["nothing", "loopback"] {
-        let plugin = bin.join(name);
-        std::fs::write(&plugin, PLUGIN).context("write a network plugin")?;
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(&plugin, mode).context("write a network plugin")?;
+        write_program(&bin.join(name), PLUGIN)?;
     }
     std::fs::write(conf.join("10-nothing.conflist"), NETWORK).context("write a network")
 }

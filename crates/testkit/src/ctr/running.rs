@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::program::write_program;
+
 /// How a container ended.
 #[derive(Debug, Clone)]
 pub struct RunOutput {
@@ -64,9 +66,7 @@ impl Logged {
         let logger = logged.logger();
         if !logger.exists() {
             let new = logged.file("logger");
-            fs::write(&new, LOGGER).context("write a logger")?;
-            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-            fs::set_permissions(&new, mode).context("write a logger")?;
+            write_program(&new, LOGGER)?;
             fs::rename(&new, &logger).context("write a logger")?;
         }
         Ok(logged)

@@ -1,12 +1,15 @@
 //! A process that runs until it is stopped, its output kept line by line.
 
-use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::root::TestRoot;
@@ -14,30 +17,88 @@ use super::spawner;
 use super::table::MARK;
 
 /// The lines that a process wrote to stdout and stderr, in the order of arrival.
+///
+/// They include everything that was written: each look reads the pipes first, instead of relying on a thread that may
+/// be behind.
 #[derive(Debug, Default)]
 pub struct LogLines {
-    lines: Mutex<Vec<String>>,
+    state: Mutex<State>,
     changed: Condvar,
 }
 
+#[derive(Debug, Default)]
+struct State {
+    lines: Vec<String>,
+    pipes: Vec<Pipe>,
+}
+
+/// The end of a pipe from which a process's output is read, without waiting for more.
+#[derive(Debug)]
+struct Pipe {
+    end: Arc<OwnedFd>,
+    /// The beginning of a line whose end has not come.
+    begun: Vec<u8>,
+    ended: bool,
+}
+
+impl State {
+    /// Reads what was written so far.
+    fn read(&mut self) {
+        let mut buffer = [0; 16 << 10];
+        for pipe in &mut self.pipes {
+            while !pipe.ended {
+                match rustix::io::read(&pipe.end, &mut buffer) {
+                    Ok(0) => pipe.ended = true,
+                    Ok(count) => {
+                        for &byte in buffer.get(..count).unwrap_or_default() {
+                            match byte {
+                                b'\n' => self.lines.push(text(&mut pipe.begun)),
+                                byte => pipe.begun.push(byte),
+                            }
+                        }
+                    }
+                    Err(Errno::INTR) => {}
+                    Err(Errno::AGAIN) => break,
+                    Err(_) => pipe.ended = true,
+                }
+            }
+            if pipe.ended && !pipe.begun.is_empty() {
+                self.lines.push(text(&mut pipe.begun));
+            }
+        }
+    }
+}
+
+fn text(line: &mut Vec<u8>) -> String {
+    String::from_utf8_lossy(&std::mem::take(line)).into_owned()
+}
+
 impl LogLines {
+    /// The state with everything that was written so far.
+    fn now(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock();
+        state.read();
+        state
+    }
+
     /// All lines so far.
     #[must_use]
     pub fn all(&self) -> Vec<String> {
-        self.lines.lock().clone()
+        self.now().lines.clone()
     }
 
     /// How many lines there are so far: a place to search on from.
     #[must_use]
     pub fn mark(&self) -> usize {
-        self.lines.lock().len()
+        self.now().lines.len()
     }
 
     /// The last lines, joined, for an error message; long lines are cut.
     #[must_use]
     pub fn tail(&self, count: usize) -> String {
         const WIDTH: usize = 400;
-        let lines = self.lines.lock();
+        let state = self.now();
+        let lines = &state.lines;
         let last = lines.iter().skip(lines.len().saturating_sub(count));
         let cut = last.map(|line| line.chars().take(WIDTH).collect::<String>());
         cut.collect::<Vec<_>>().join("\n")
@@ -52,29 +113,53 @@ impl LogLines {
         wanted: impl Fn(&str) -> bool,
     ) -> Option<String> {
         let deadline = Instant::now() + timeout;
-        let mut lines = self.lines.lock();
+        let mut state = self.now();
         let mut seen = from;
         loop {
-            if let Some(line) = lines.iter().skip(seen).find(|line| wanted(line)) {
+            if let Some(line) = state.lines.iter().skip(seen).find(|line| wanted(line)) {
                 return Some(line.clone());
             }
-            seen = seen.max(lines.len());
-            if self.changed.wait_until(&mut lines, deadline).timed_out() {
-                return lines.iter().skip(seen).find(|line| wanted(line)).cloned();
+            seen = seen.max(state.lines.len());
+            if self.changed.wait_until(&mut state, deadline).timed_out() {
+                state.read();
+                return state
+                    .lines
+                    .iter()
+                    .skip(seen)
+                    .find(|line| wanted(line))
+                    .cloned();
             }
         }
     }
 
-    fn follow(self: &Arc<Self>, source: impl Read + Send + 'static) {
+    /// Follows one more pipe, on a thread that empties it.
+    fn follow(self: &Arc<Self>, source: impl Into<OwnedFd>) -> Result<()> {
+        let end = Arc::new(source.into());
+        fcntl_setfl(&end, OFlags::NONBLOCK).context("read a pipe without waiting")?;
+        self.state.lock().pipes.push(Pipe {
+            end: Arc::clone(&end),
+            begun: Vec::new(),
+            ended: false,
+        });
         let log = Arc::clone(self);
         std::thread::spawn(move || {
-            for line in BufReader::new(source).split(b'\n').map_while(Result::ok) {
-                log.lines
-                    .lock()
-                    .push(String::from_utf8_lossy(&line).into_owned());
+            loop {
+                let mut ready = [PollFd::new(&end, PollFlags::IN)];
+                if poll(&mut ready, None).is_err_and(|error| error != Errno::INTR) {
+                    return;
+                }
+                let state = log.now();
                 log.changed.notify_all();
+                let mut same = state
+                    .pipes
+                    .iter()
+                    .filter(|pipe| Arc::ptr_eq(&pipe.end, &end));
+                if same.any(|pipe| pipe.ended) {
+                    return;
+                }
             }
         });
+        Ok(())
     }
 }
 
@@ -110,10 +195,10 @@ impl Daemon {
         let mut child = spawner::spawn(command).with_context(|| format!("start {name}"))?;
         let log = Arc::new(LogLines::default());
         if let Some(stdout) = child.stdout.take() {
-            log.follow(stdout);
+            log.follow(stdout)?;
         }
         if let Some(stderr) = child.stderr.take() {
-            log.follow(stderr);
+            log.follow(stderr)?;
         }
         Ok(Self {
             name: name.to_owned(),
@@ -161,8 +246,6 @@ impl Daemon {
                 return Ok(());
             }
             if let Some(status) = self.ended()? {
-                // The reader threads may still be behind.
-                std::thread::sleep(Duration::from_millis(50));
                 bail!(
                     "{} ended ({status}) instead of starting:\n{}",
                     self.name,

@@ -216,12 +216,14 @@ async fn send_answer(
     if !keep {
         head.set("Connection", "close");
     }
-    ticket.status(answer.status);
-    client.send(&head.encode()).await?;
+    let mut response = head.encode();
     if !bodiless {
-        client.send(answer.body.as_bytes()).await?;
-        ticket.sent(answer.body.len() as u64);
+        response.extend_from_slice(answer.body.as_bytes());
+        ticket.sends(answer.body.len() as u64);
     }
+    ticket.status(answer.status);
+    ticket.answered();
+    client.send(&response).await?;
     Ok(if keep {
         Ending::KeepOpen
     } else {

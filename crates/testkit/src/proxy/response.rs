@@ -128,16 +128,21 @@ pub(crate) async fn relay_response(
     }
     plan.alter(&mut head);
     ticket.status(head.status());
+    let bodiless = bodiless || matches!(head.status(), 204 | 304);
+    if bodiless || framing == Framing::Length(0) {
+        ticket.answered();
+    }
     client.send(&head.encode()).await?;
     let mut body = Body {
         plan,
         state,
         ticket,
+        ends_with_its_length: matches!(framing, Framing::Length(_)),
         own: Pacer::new(),
         at: 0,
         buffer: Vec::new(),
     };
-    let ending = if bodiless || matches!(head.status(), 204 | 304) {
+    let ending = if bodiless {
         Ending::KeepOpen
     } else {
         match framing {
@@ -161,6 +166,8 @@ struct Body<'a> {
     plan: ResponsePlan,
     state: &'a ProxyState,
     ticket: &'a Ticket<'a>,
+    /// The client knows from its length that it is complete.
+    ends_with_its_length: bool,
     /// The rate of this response.
     own: Pacer,
     /// Bytes passed so far.
@@ -198,10 +205,16 @@ impl Body<'_> {
                 *byte ^= 0xff;
             }
             self.pace(count as u64).await;
-            client.send(&self.buffer[..count]).await?;
-            self.ticket.sent(count as u64);
-            self.at += count as u64;
             left -= count as u64;
+            if left == 0 && self.ends_with_its_length {
+                self.ticket.answered();
+            }
+            self.ticket.sends(count as u64);
+            if let Err(error) = client.send(&self.buffer[..count]).await {
+                self.ticket.not_sent(count as u64);
+                return Err(error);
+            }
+            self.at += count as u64;
         }
         Ok(Ending::KeepOpen)
     }
@@ -226,6 +239,9 @@ impl Body<'_> {
             let mut line = server.line().await?;
             let last = line.is_empty();
             line.extend_from_slice(b"\r\n");
+            if last {
+                self.ticket.answered();
+            }
             client.send(&line).await?;
             if last {
                 return Ok(Ending::KeepOpen);

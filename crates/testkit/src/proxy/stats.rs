@@ -1,6 +1,7 @@
 //! What went through the proxy, by its own count.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use soci_oci::Digest;
@@ -110,6 +111,7 @@ pub(crate) struct Ticket<'a> {
     counter: &'a Counter,
     epoch: u64,
     at: usize,
+    is_answered: AtomicBool,
 }
 
 impl Counter {
@@ -122,6 +124,7 @@ impl Counter {
             counter: self,
             epoch: state.epoch,
             at: state.stats.log.len() - 1,
+            is_answered: AtomicBool::new(false),
         }
     }
 
@@ -144,8 +147,21 @@ impl Ticket<'_> {
         self.change(|record| record.status = status);
     }
 
-    pub(crate) fn sent(&self, bytes: u64) {
+    /// Counts bytes, before they are sent: a client that has read them finds them counted.
+    pub(crate) fn sends(&self, bytes: u64) {
         self.change(|record| record.bytes += bytes);
+    }
+
+    /// Takes back bytes that could not be sent.
+    pub(crate) fn not_sent(&self, bytes: u64) {
+        self.change(|record| record.bytes -= bytes);
+    }
+
+    /// Ends the request, before its last byte is sent: the client's next request does not find it in flight.
+    pub(crate) fn answered(&self) {
+        if !self.is_answered.swap(true, Ordering::Relaxed) {
+            self.counter.0.lock().in_flight -= 1;
+        }
     }
 
     fn change(&self, change: impl FnOnce(&mut RequestRecord)) {
@@ -160,6 +176,6 @@ impl Ticket<'_> {
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        self.counter.0.lock().in_flight -= 1;
+        self.answered();
     }
 }

@@ -204,9 +204,5 @@ fn with_its_c_library(folder: &Path, root: &Path, bin: &Path) -> Result<()> {
         here=$1; shift\n\
         (cd \"$here\" && exec mount --all --fstab libraries) && exec \"$here/runc\" \"$@\"\n\
         ' runc \"$here\" \"$@\"\n";
-    let path = bin.join("runc");
-    std::fs::write(&path, script)?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(&path, mode)?;
-    Ok(())
+    crate::program::write_program(&bin.join("runc"), script)
 }
