@@ -31,7 +31,6 @@ SAME_NAME = {
     "Compression": "one notion: ztoc knows the kinds that can have a zTOC, unpack all of them",
     "Entry": "each format's own term: of a bbolt bucket, of FUSE's LOOKUP, of a zTOC",
     "ImpliedDirectories": "one notion: directories that only the names of other entries imply",
-    "LayerRequest": "what layer requests of a provider, and unpack of its pipeline",
 }
 LEFT_OUT = ("config", "testkit")
 

@@ -15,7 +15,7 @@ use soci_oci::Digest;
 use soci_registry::Client;
 use soci_unpack::{
     ApplyOptions, CompressedSink, ImageLayers, ImageLimits, ImageShare, LayerBlob, LayerOfImage,
-    LayerProgress, LayerRequest, Pipeline, UnpackError, UnpackLimits,
+    LayerProgress, Pipeline, PipelineRequest, UnpackError, UnpackLimits,
 };
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
@@ -211,7 +211,7 @@ impl RegistryPull {
             true => Some(self.sink(layer).await?),
             false => None,
         };
-        let request = LayerRequest {
+        let request = PipelineRequest {
             blob,
             descriptor: layer.descriptor.clone(),
             diff_id: layer.diff_id,

@@ -19,7 +19,7 @@ use crate::inflate_pool::InflatePool;
 use crate::pending_read::PendingRead;
 use crate::priority::Priority;
 use crate::read_error::Cause;
-use crate::request::{LayerRequest, fetch_span, receive};
+use crate::request::{ServedRequest, fetch_span, receive};
 use crate::request_error::read_error;
 use crate::schedule::{CircuitChange, Effect, FailedSpan, Health, Outcome, RequestId};
 use crate::served_layer::ServedLayer;
@@ -162,7 +162,7 @@ impl Driver {
         });
     }
 
-    fn start(self: &Arc<Self>, request: LayerRequest) {
+    fn start(self: &Arc<Self>, request: ServedRequest) {
         let counters = self.context.counters.of(request.priority);
         counters.requests.fetch_add(1, Ordering::Relaxed);
         let (id, layer) = (request.id, request.layer.clone());
@@ -301,7 +301,7 @@ impl Driver {
 }
 
 /// The task of a request.
-async fn transfer(mut guard: EndGuard, request: LayerRequest) {
+async fn transfer(mut guard: EndGuard, request: ServedRequest) {
     guard.started = true;
     let (driver, layer) = (guard.driver.clone(), &request.layer);
     let mut brought = 0;

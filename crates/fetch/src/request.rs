@@ -17,12 +17,12 @@ use crate::served_layer::ServedLayer;
 use crate::span_work::SpanWork;
 
 /// A request for spans of a served layer.
-pub(crate) type LayerRequest = Request<Arc<ServedLayer>>;
+pub(crate) type ServedRequest = Request<Arc<ServedLayer>>;
 
 /// Makes a request and passes each span to `deliver` as it arrives. `brought` counts them.
 pub(crate) async fn receive(
     context: &Context,
-    request: &LayerRequest,
+    request: &ServedRequest,
     brought: &mut u32,
     deliver: impl Fn(SpanWork, Bytes),
 ) -> Result<(), RequestError> {
@@ -84,7 +84,7 @@ pub(crate) async fn receive(
 
 /// Whether a reader gets its span sooner in two responses. Only for one span: the memory for it is
 /// that of both halves.
-fn in_halves(context: &Context, request: &LayerRequest, bytes: u64) -> bool {
+fn in_halves(context: &Context, request: &ServedRequest, bytes: u64) -> bool {
     request.priority == Priority::Demand
         && request.spans.len() == 1
         && context.schedule.lock().halves_pay(request.layer.id, bytes)

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use soci_oci::{Descriptor, Digest, Hasher, media_types};
 use soci_testkit::{Containerd, ContainerdOptions};
 use soci_unpack::{
-    ApplyOptions, ImageLimits, LayerBlob, LayerProgress, LayerRequest, Pipeline, PipelineConfig,
+    ApplyOptions, ImageLimits, LayerBlob, LayerProgress, Pipeline, PipelineConfig, PipelineRequest,
     apply,
 };
 use soci_ztoc::{AheadMemory, BuildOptions, Compression, EntryPoints, InflatedAhead, Ztoc};
@@ -185,7 +185,7 @@ fn fresh(folder: &Path) -> PathBuf {
 fn unpack(layer: &Layer, folder: &Path, config: &PipelineConfig) -> soci_unpack::UnpackedLayer {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let share = Pipeline::new(config.clone()).image(ImageLimits::default());
-    let request = LayerRequest {
+    let request = PipelineRequest {
         blob: LayerBlob::Local(Box::new(File::open(&layer.packed).unwrap())),
         descriptor: layer.descriptor.clone(),
         diff_id: layer.diff_id,

@@ -29,7 +29,7 @@ pub use image::{ImageLayers, LayerDescription, LayerOfImage};
 pub use keys::FIRST_BYTE_KEY;
 pub use pipeline::{
     CompressedSink, Decompressor, Decompressors, Demand, ImageLimits, ImageShare, LayerBlob,
-    LayerProgress, LayerRequest, Pipeline, PipelineConfig, PipelineUsage, ProgramError,
+    LayerProgress, Pipeline, PipelineConfig, PipelineRequest, PipelineUsage, ProgramError,
     SpeedLimits, Stage, StageTimings, StoredCheckpoints, UnpackedLayer,
 };
 pub use scratch::{empty_folder, prepare_folder};

@@ -15,8 +15,8 @@ use crate::downloads::{DownloadConfig, Downloads, Slot};
 use crate::error::{ApplyError, UnpackError};
 use crate::image::{ImageLayers, LayerDescription, LayerOfImage};
 use crate::pipeline::{
-    Beginning, Begun, ImageLimits, ImageShare, LayerBlob, LayerProgress, LayerRequest, Pipeline,
-    PipelineConfig,
+    Beginning, Begun, ImageLimits, ImageShare, LayerBlob, LayerProgress, Pipeline, PipelineConfig,
+    PipelineRequest,
 };
 use crate::scratch::prepare_folder;
 
@@ -170,7 +170,7 @@ impl Unpacker {
         };
         self.fetcher
             .check_space(described.descriptor.size, &target.directory)?;
-        let request = LayerRequest {
+        let request = PipelineRequest {
             blob: LayerBlob::Local(Box::new(std::io::empty())),
             descriptor: described.descriptor,
             diff_id: described.diff_id,

@@ -17,7 +17,7 @@ use super::config::{ImageLimits, PipelineConfig};
 use super::download::{Download, Failure, Plan};
 use super::piece::Slabs;
 use super::progress::{LayerProgress, PipelineUsage, Stage, StageTimings};
-use super::request::{LayerBlob, LayerRequest, UnpackedLayer};
+use super::request::{LayerBlob, PipelineRequest, UnpackedLayer};
 use super::shares::{Claim, Shares, Units};
 use super::stages::{self, Input, Layer};
 use super::verdict::{MAX_RATIO, apply_error, cannot_fetch, digests, verdict};
@@ -228,7 +228,7 @@ impl ImageShare {
     /// The layer cannot be downloaded, verified or written.
     pub async fn unpack(
         &self,
-        mut request: LayerRequest,
+        mut request: PipelineRequest,
         cancel: &CancellationToken,
     ) -> Result<UnpackedLayer, UnpackError> {
         let none = LayerBlob::Local(Box::new(std::io::empty()));
@@ -273,7 +273,7 @@ impl ImageShare {
     /// Unpacks a layer whose download has begun.
     pub(crate) async fn unpack_begun(
         &self,
-        mut request: LayerRequest,
+        mut request: PipelineRequest,
         begun: Begun,
         cancel: &CancellationToken,
     ) -> Result<UnpackedLayer, UnpackError> {
@@ -316,7 +316,7 @@ impl ImageShare {
         Ok(unpacked)
     }
 
-    fn bound_output(&self, request: &mut LayerRequest) {
+    fn bound_output(&self, request: &mut PipelineRequest) {
         let limits = self.pipeline.config.limits;
         let compressed = request.descriptor.size;
         let sane = compressed.saturating_mul(MAX_RATIO).max(limits.any_output);
@@ -383,11 +383,11 @@ impl ImageShare {
     /// Unpacks the layer once. Returns the request to try again.
     async fn attempt(
         &self,
-        mut request: LayerRequest,
+        mut request: PipelineRequest,
         input: Input,
         claim: Claim,
         cancel: &CancellationToken,
-    ) -> Result<(Result<UnpackedLayer, UnpackError>, LayerRequest), UnpackError> {
+    ) -> Result<(Result<UnpackedLayer, UnpackError>, PipelineRequest), UnpackError> {
         let (share, cancel) = (self.clone(), cancel.clone());
         let runtime = Handle::current();
         let work = move || {
@@ -402,7 +402,10 @@ impl ImageShare {
         Ok(soci_task::run(work).await?)
     }
 
-    async fn start_over(&self, mut request: LayerRequest) -> Result<LayerRequest, UnpackError> {
+    async fn start_over(
+        &self,
+        mut request: PipelineRequest,
+    ) -> Result<PipelineRequest, UnpackError> {
         request.progress.restart();
         let restart = move || {
             let restarted = request
@@ -418,7 +421,7 @@ impl ImageShare {
 
     fn unpack_blocking(
         &self,
-        request: &mut LayerRequest,
+        request: &mut PipelineRequest,
         input: Input,
         claim: Claim,
         cancel: &CancellationToken,

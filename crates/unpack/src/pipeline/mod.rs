@@ -24,4 +24,4 @@ pub(crate) use image_share::{Beginning, Begun};
 pub use image_share::{ImageShare, Pipeline};
 pub use program::ProgramError;
 pub use progress::{LayerProgress, PipelineUsage, Stage, StageTimings};
-pub use request::{CompressedSink, LayerBlob, LayerRequest, UnpackedLayer};
+pub use request::{CompressedSink, LayerBlob, PipelineRequest, UnpackedLayer};

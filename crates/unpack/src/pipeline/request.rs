@@ -42,7 +42,7 @@ pub trait CompressedSink: Send {
 }
 
 /// A layer to unpack.
-pub struct LayerRequest {
+pub struct PipelineRequest {
     /// Where it comes from.
     pub blob: LayerBlob,
     /// Its digest and size. The first bytes, not the media type, decide how it is compressed, as for

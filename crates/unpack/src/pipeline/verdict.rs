@@ -8,7 +8,7 @@ use soci_registry::{RegistryError, RemoteBlob};
 use tokio_util::sync::CancellationToken;
 
 use super::config::PipelineConfig;
-use super::request::LayerRequest;
+use super::request::PipelineRequest;
 use super::stages::{DecompressError, InputError, Outcome};
 use crate::apply::Application;
 use crate::error::{ApplyError, UnpackError};
@@ -116,6 +116,6 @@ pub(crate) fn apply_error(error: ApplyError, config: &PipelineConfig) -> UnpackE
 }
 
 /// The digests that a layer must have.
-pub(crate) const fn digests(request: &LayerRequest) -> (Digest, Digest) {
+pub(crate) const fn digests(request: &PipelineRequest) -> (Digest, Digest) {
     (request.descriptor.digest, request.diff_id)
 }

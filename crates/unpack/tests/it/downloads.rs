@@ -87,7 +87,8 @@ fn waiting_for_a_slot_counts_and_the_layer_is_given_up() {
         .inject(Rule::always(Fault::HangAfter(1 << 20)).blob(hangs));
     let unpacker = world.unpacker_with(None, |config| {
         config.downloads.slots_per_registry = 1;
-        config.downloads.first_byte = Duration::from_secs(3);
+        // The first one has this long for its first byte on a loaded machine.
+        config.downloads.first_byte = Duration::from_secs(15);
         config.downloads.period = Duration::from_secs(60);
     });
     run(async {

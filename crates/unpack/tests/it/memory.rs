@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use soci_oci::{Descriptor, Digest, Reference, media_types};
 use soci_testkit::{Content, ImageBuilder, Layer};
 use soci_unpack::{
-    ApplyOptions, ImageLimits, LayerBlob, LayerProgress, LayerRequest, Pipeline, PipelineConfig,
+    ApplyOptions, ImageLimits, LayerBlob, LayerProgress, Pipeline, PipelineConfig, PipelineRequest,
 };
 
 use crate::pipeline::{client, diff_id, tar, unpack};
@@ -138,7 +138,7 @@ fn pull(given: &Value) {
     fs::write(folder.join("figures"), figures.to_string()).unwrap();
 }
 
-fn request(layer: &Value, order: usize, folder: &Path) -> LayerRequest {
+fn request(layer: &Value, order: usize, folder: &Path) -> PipelineRequest {
     let descriptor: Descriptor = serde_json::from_value(layer["descriptor"].clone()).unwrap();
     let blob = match layer["file"].as_str() {
         Some(file) => LayerBlob::Local(Box::new(File::open(file).unwrap())),
@@ -147,7 +147,7 @@ fn request(layer: &Value, order: usize, folder: &Path) -> LayerRequest {
             LayerBlob::Remote(client().blob(&reference, &descriptor))
         }
     };
-    LayerRequest {
+    PipelineRequest {
         blob,
         descriptor,
         diff_id: layer["diffId"].as_str().unwrap().parse().unwrap(),
