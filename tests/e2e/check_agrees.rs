@@ -9,8 +9,8 @@ use soci_oci::{Digest, Manifest, annotations};
 use soci_testkit::{Fault, ImageBuilder, Layer, Rule, SociCli, TestRoot};
 use tonic::Code;
 
-use crate::support::NO_BACKGROUND;
 use crate::support::node::{Client, Image, Node, fetch_manifest};
+use crate::support::{NO_BACKGROUND, wait_for_lines};
 
 /// Time within which a log line arrives.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -220,11 +220,8 @@ async fn check_and_daemon_unpack_images_of_registries_that_are_not_listed() {
     // The layer is unpacked by the daemon: what `prepared` returns is a layer that exists.
     let daemon = prepared(&node, &client, &kind, None).await;
     assert_eq!(daemon, "untrusted-registry");
-    let unpacked = node.daemon.log().all();
-    let unpacked = unpacked
-        .iter()
-        .filter(|line| line.contains("\"local-snapshot-prepared\":\"true\""));
-    assert_eq!(unpacked.count(), 1);
+    let unpacked = |line: &Value| line["local-snapshot-prepared"] == "true";
+    wait_for_lines(&node.daemon, 1, unpacked);
 }
 
 #[tokio::test(flavor = "multi_thread")]

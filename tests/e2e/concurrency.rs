@@ -165,7 +165,7 @@ async fn the_layers_of_an_image_are_made_ready_at_the_same_time() {
     let image = image(&node, 0);
     let client = node.client().await;
     node.proxy.reset_stats();
-    let slow = Rule::always(Fault::Delay(Duration::from_secs(2)));
+    let slow = Rule::always(Fault::Delay(Duration::from_secs(5)));
     node.proxy.inject(slow.path("/blobs/").unwrap());
     // Requested one after another, the first one names the others.
     pull(&client, &image).await;
@@ -181,7 +181,8 @@ async fn a_layer_that_is_removed_while_it_is_read_is_released_when_the_reader_ha
     let client = node.client().await;
     pull(&client, &image).await;
     let directories = directories(&client, &image).await;
-    let slow = Rule::always(Fault::Delay(Duration::from_secs(10)));
+    // For longer than the removals take on a busy machine.
+    let slow = Rule::always(Fault::Delay(Duration::from_secs(30)));
     node.proxy.inject(slow.path("/blobs/").unwrap());
     node.proxy.reset_stats();
     let reader = tokio::task::spawn_blocking(move || read_all(&directories[..1], 0));

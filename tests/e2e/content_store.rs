@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::support::releases::on_each_containerd;
 use crate::support::{
-    NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack, stack_under,
+    NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack, stack_under, wait_for_lines,
 };
 use soci_containerd::labels::gc;
 use soci_containerd::{Containerd, Content};
@@ -82,11 +82,8 @@ fn what_the_daemon_fetches_is_kept_in_containerd_as_long_as_the_image_is_in_use(
     pull(&stack, &reference);
     assert_eq!(lazy_mounts(&stack), built.layers.len());
 
-    let log = stack.daemon.json_log();
-    let fetched = log
-        .iter()
-        .find(|line| line["msg"] == "fetching SOCI artifacts using index descriptor")
-        .unwrap();
+    let fetching = "fetching SOCI artifacts using index descriptor";
+    let fetched = &wait_for_lines(&stack.daemon, 1, |line| line["msg"] == fetching)[0];
     let index: Digest = fetched["digest"].as_str().unwrap().parse().unwrap();
     let get = |digest: Digest| {
         let content = content.clone();

@@ -1,9 +1,7 @@
 //! Lazy pulls from registries that want credentials. Needs root, FUSE, containerd, runc,
 //! docker-registry and the two programs.
 
-use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use crate::support::{NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, run, wait_for_lazy_mounts};
 use base64::Engine as _;
@@ -121,17 +119,7 @@ fn plugin(folder: &Path) {
         "#!/bin/sh\ncat >> {}\ncat <<EOF\n{response}\nEOF\n",
         request.display()
     );
-    // Written by another process: a fork of this one would hold the file open for writing.
-    let mut shell = Command::new("sh")
-        .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
-        .arg(folder.join("plugin"))
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut input = shell.stdin.take().unwrap();
-    input.write_all(program.as_bytes()).unwrap();
-    drop(input);
-    assert!(shell.wait().unwrap().success());
+    soci_testkit::write_program(&folder.join("plugin"), &program).unwrap();
 }
 
 /// The role of the node for one registry, a plugin of the kubelet for another; both are reached as

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::support::{
     NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, left_behind, pull, run, stack, status,
-    wait_until,
+    wait_for_lines, wait_until,
 };
 use soci_oci::{Descriptor, Manifest};
 use soci_testkit::image::layout::{blob_path, list};
@@ -65,10 +65,15 @@ fn with_foreign_layers(image: &OciImage, tag: &str) -> OciImage {
     }
 }
 
-/// How many lines of the daemon's log have this value.
+/// How many lines of the daemon's log have this value so far.
 fn logged(stack: &Stack, key: &str, value: &str) -> usize {
     let log = stack.daemon.json_log();
     log.iter().filter(|line| line[key] == value).count()
+}
+
+/// Waits until as many lines of the daemon's log have this value.
+fn is_logged(stack: &Stack, key: &str, value: &str, times: usize) {
+    wait_for_lines(&stack.daemon, times, |line| line[key] == value);
 }
 
 pub(crate) fn scratch_is_empty(stack: &Stack) {
@@ -119,8 +124,8 @@ fn an_image_is_pulled_in_parallel_and_each_layer_comes_once() {
     pulled_once(&stack, &image);
     assert!(stack.proxy.stats().blobs().requests > 6, "in chunks");
     let preparing = "preparing snapshot with parallel pull/unpack";
-    assert_eq!(logged(&stack, "msg", preparing), 6);
-    assert_eq!(logged(&stack, "local-snapshot-prepared", "true"), 6);
+    is_logged(&stack, "msg", preparing, 6);
+    is_logged(&stack, "local-snapshot-prepared", "true", 6);
     for key in ["remote-snapshot-prepared", "defer-snapshot-runtime"] {
         assert_eq!(logged(&stack, key, "true"), 0, "{key}");
     }
@@ -150,8 +155,8 @@ fn an_indexed_image_is_not_loaded_lazily_while_all_images_are_eager() {
     let reference = indexed(&stack, root.path(), "small");
     pull(&stack, &reference);
     assert_eq!(lazy_mounts(&stack), 0, "{}", stack.log_tails());
-    let prepared = logged(&stack, "local-snapshot-prepared", "true");
-    assert_eq!(prepared, image.layers.len());
+    let layers = image.layers.len();
+    is_logged(&stack, "local-snapshot-prepared", "true", layers);
     assert_eq!(
         logged(
             &stack,
@@ -183,7 +188,7 @@ fn images_without_index_are_eager_beside_lazy_ones() {
     pull(&stack, &eager);
     assert_eq!(lazy_mounts(&stack), small.layers.len());
     // The lowest layer is in the other image as well, and lazy.
-    assert_eq!(logged(&stack, "local-snapshot-prepared", "true"), 3);
+    is_logged(&stack, "local-snapshot-prepared", "true", 3);
     let stats = stack.proxy.stats();
     for layer in &plain.layers[1..] {
         assert_eq!(stats.blob(layer.digest).bytes, layer.size);
@@ -341,7 +346,7 @@ fn layers_that_containerd_has_are_read_from_there() {
     let soci = stack.soci(NAMESPACE).unwrap();
     stack.proxy.reset_stats();
     soci.output(["pull", "--plain-http", &reference]).unwrap();
-    assert_eq!(logged(&stack, "local-snapshot-prepared", "true"), 3);
+    is_logged(&stack, "local-snapshot-prepared", "true", 3);
     let stats = stack.proxy.stats();
     for layer in &image.layers {
         assert_eq!(stats.blob(layer.digest).bytes, 0);
@@ -557,9 +562,7 @@ fn programs_that_decompress_are_used_and_their_failure_is_clear() {
         "#!/bin/sh\necho x >> {}\nexec gzip -d -c\n",
         counted.display()
     );
-    fs::write(&script, text).unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(&script, mode).unwrap();
+    soci_testkit::write_program(&script, &text).unwrap();
     let mut stack = stack(&program(&script.display().to_string(), ""));
     stack.push(&image.dir, "app", "app").unwrap();
     let reference = stack.reference("app:app");

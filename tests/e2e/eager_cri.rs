@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::support::node::Client;
-use crate::support::{lazy_mounts_below, left_below, wait_until};
+use crate::support::{lazy_mounts_below, left_below, wait_for_lines, wait_until};
 use soci_oci::{Digest, Manifest};
 use soci_testkit::image::{busybox_layer, pause_image};
 use soci_testkit::{
@@ -149,12 +149,16 @@ fn serves_a_kubelet(config: &str) {
     };
     let reference = node.proxy.reference("app:app");
     let name = cri.pull_with(&reference, Some(auth)).unwrap();
-    let log = node.daemon.json_log();
-    let count = |key: &str, value: &str| log.iter().filter(|line| line[key] == value).count();
     let message = "preparing snapshot with parallel pull/unpack";
-    assert_eq!(count("msg", message), 20, "{}", node.tails());
-    assert_eq!(count("local-snapshot-prepared", "true"), 20);
-    assert_eq!(count("defer-snapshot-runtime", "true"), 0);
+    wait_for_lines(&node.daemon, 20, |line| line["msg"] == message);
+    wait_for_lines(&node.daemon, 20, |line| {
+        line["local-snapshot-prepared"] == "true"
+    });
+    let log = node.daemon.json_log();
+    assert!(
+        log.iter()
+            .all(|line| line["defer-snapshot-runtime"] != "true")
+    );
     assert_eq!(lazy_mounts_below(&node.daemon.root()), 0);
     let text = node.daemon.log().all().join("\n");
     assert!(!text.contains(PASSWORD), "no secret is logged");

@@ -95,7 +95,7 @@ fn a_complete_image_starts_after_a_reboot_without_a_request_to_its_registry() {
     stack.wait_for_snapshotter().unwrap();
     wait_for_lazy_mounts(&stack.daemon.root(), python.layers.len());
     assert_eq!(run(&stack, &reference, &[]), APP_OUTPUT);
-    let waited = output_of(soci(&stack, &["wait", "--timeout", "60s", &reference])).unwrap();
+    let waited = output_of(soci(&stack, &["wait", "--timeout", "120s", &reference])).unwrap();
     assert!(waited.contains("complete"), "{waited}");
     // And after a crash of the server.
     stack.daemon.kill().unwrap();

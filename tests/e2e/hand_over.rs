@@ -3,30 +3,26 @@
 //! Needs root, FUSE, containerd, runc, docker-registry, mmdebstrap and the two programs.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
+use crate::support::PATIENCE;
 use crate::support::survival::Scene;
 use soci_testkit::process::Signal;
-use soci_testkit::{SociDaemonOptions, TestRoot, daemon_program};
+use soci_testkit::{SociDaemonOptions, TestRoot, copy_program, daemon_program, write_program};
 
 /// How long readers read while upgrades are refused.
 const TIME: Duration = Duration::from_secs(15);
 
-/// Replaces a file as a package manager does. Another process writes the copy, so that no child of ours has it
-/// open for writing when it is started.
+/// Replaces a file as a package manager does.
 pub(crate) fn install(source: &Path, program: &Path) {
     let new = program.with_extension("new");
-    let copied = Command::new("cp").arg(source).arg(&new).status().unwrap();
-    assert!(copied.success());
+    copy_program(source, &new).unwrap();
     std::fs::rename(new, program).unwrap();
 }
 
 fn script(folder: &Path, name: &str, text: &str) -> PathBuf {
-    use std::os::unix::fs::PermissionsExt as _;
     let path = folder.join(name);
-    std::fs::write(&path, text).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&path, text).unwrap();
     path
 }
 
@@ -110,7 +106,7 @@ fn a_program_that_cannot_serve_the_stored_state_is_refused_and_the_old_server_st
         let logged = scene
             .daemon()
             .log()
-            .wait_for(0, TIME, |line| line.contains(reason));
+            .wait_for(0, PATIENCE, |line| line.contains(reason));
         assert!(logged.is_some(), "the log says why: {reason}");
     }
     scene.daemon().upgrade().unwrap();
@@ -134,7 +130,13 @@ fn a_program_that_dies_after_the_hand_over_returns_everything() {
         is_refused(&scene, "signal 6");
     }
     let resumed = |line: &str| line.contains("hand-over failed; serving again");
-    assert!(scene.daemon().log().wait_for(0, TIME, resumed).is_some());
+    assert!(
+        scene
+            .daemon()
+            .log()
+            .wait_for(0, PATIENCE, resumed)
+            .is_some()
+    );
     // And what gave way is as good as before.
     let server = scene.daemon().signal_server(Signal::KILL).unwrap();
     scene.daemon().wait_for_successor(server).unwrap();

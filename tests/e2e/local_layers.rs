@@ -6,7 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::support::releases::on_each_containerd;
-use crate::support::{self, NAMESPACE, NO_BACKGROUND, lazy_mounts, pull, run, stack, stack_under};
+use crate::support::{
+    self, NAMESPACE, NO_BACKGROUND, lazy_mounts, pull, run, stack, stack_under, wait_for_lines,
+};
 use soci_testkit::image::{OciImage, shell_layer};
 use soci_testkit::listing::{self, Listing};
 use soci_testkit::{Fault, ImageBuilder, Layer, Release, Rule, Stack, TestRoot};
@@ -81,21 +83,21 @@ fn files(folder: &Path) -> Listing {
     files
 }
 
-/// The labels of the layers' snapshots, by target.
-fn outcomes(stack: &Stack) -> BTreeMap<&'static str, usize> {
+/// How many layers were prepared in which way, of as many as `expected` has.
+fn outcomes_are<const N: usize>(stack: &Stack, expected: [(&'static str, usize); N]) {
+    let keys = [
+        "remote-snapshot-prepared",
+        "local-snapshot-prepared",
+        "defer-snapshot-runtime",
+    ];
+    let outcome = |line: &serde_json::Value| keys.into_iter().find(|key| line[*key] == "true");
+    let layers = expected.iter().map(|(_, count)| count).sum();
+    let lines = wait_for_lines(&stack.daemon, layers, |line| outcome(line).is_some());
     let mut counts = BTreeMap::new();
-    for line in stack.daemon.json_log() {
-        for key in [
-            "remote-snapshot-prepared",
-            "local-snapshot-prepared",
-            "defer-snapshot-runtime",
-        ] {
-            if line[key] == "true" {
-                *counts.entry(key).or_default() += 1;
-            }
-        }
+    for key in lines.iter().filter_map(outcome) {
+        *counts.entry(key).or_default() += 1;
     }
-    counts
+    assert_eq!(counts, BTreeMap::from(expected));
 }
 
 on_each_containerd! {
@@ -114,10 +116,11 @@ fn layers_without_ztoc_are_unpacked_by_the_daemon_as_by_containerd(release: Rele
         "{lines}"
     );
     assert_eq!(lazy_mounts(&stack), 1, "{}", stack.log_tails());
-    let counts = outcomes(&stack);
-    assert_eq!(counts["local-snapshot-prepared"], 2);
-    assert_eq!(counts["remote-snapshot-prepared"], 1);
-    assert!(!counts.contains_key("defer-snapshot-runtime"), "{counts:?}");
+    let expected = [
+        ("local-snapshot-prepared", 2),
+        ("remote-snapshot-prepared", 1),
+    ];
+    outcomes_are(&stack, expected);
 
     // Nothing went through containerd, and each small layer was fetched once.
     let content = stack
@@ -197,7 +200,7 @@ fn below_min_layer_size_layers_are_unpacked_without_a_look_at_the_index() {
         "{lines}"
     );
     assert_eq!(lazy_mounts(&stack), 0);
-    assert_eq!(outcomes(&stack)["local-snapshot-prepared"], 3);
+    outcomes_are(&stack, [("local-snapshot-prepared", 3)]);
     assert_eq!(run(&stack, &reference, &[]), "local\n");
 }
 
@@ -214,12 +217,11 @@ fn a_layer_that_the_registry_damages_is_never_unpacked_and_leaves_nothing() {
     let soci = stack.soci(NAMESPACE).unwrap();
     let failed = soci.output(["pull", "--plain-http", &reference]);
     assert!(failed.is_err(), "{failed:?}");
-    let counts = outcomes(&stack);
-    assert_eq!(counts["defer-snapshot-runtime"], 1, "{counts:?}");
-    assert!(
-        !counts.contains_key("local-snapshot-prepared"),
-        "{counts:?}"
-    );
+    let expected = [
+        ("remote-snapshot-prepared", 1),
+        ("defer-snapshot-runtime", 1),
+    ];
+    outcomes_are(&stack, expected);
     assert!(
         fs::read_dir(stack.daemon.root().join("unpack"))
             .unwrap()

@@ -221,9 +221,7 @@ fn start_containerd(node: &SystemdNode, release: Release, root: &Path, socket: &
     };
     let starts = root.join("start");
     let script = START.replace("BROKEN", BROKEN).replace("CONFIG", CONFIG);
-    std::fs::write(&starts, script).unwrap();
-    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(&starts, executable).unwrap();
+    soci_testkit::write_program(&starts, &script).unwrap();
     let unit = format!(
         "[Unit]\nStartLimitIntervalSec=0\n\
          [Service]\nType=notify\nNotifyAccess=all\nKillMode=process\nDelegate=yes\n\

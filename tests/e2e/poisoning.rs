@@ -390,6 +390,17 @@ fn a_layer_of_which_everything_is_stored_is_verified_and_a_forged_one_is_refused
     assert_eq!(run(&stack, &h).unwrap(), SHOWN);
 }
 
+/// Waits until at least as many layers were refused for a reason.
+fn is_logged(stack: &Stack, reason: &str, times: usize) {
+    wait_until("the reasons are logged", PATIENCE, || {
+        let lines = stack.daemon.json_log();
+        match lines.iter().filter(|line| line["reason"] == reason).count() {
+            count if count >= times => Ok(()),
+            count => Err(format!("{count} of {times}:\n{}", stack.log_tails())),
+        }
+    });
+}
+
 /// Labels of a Prepare that the image's annotations set.
 #[tokio::test(flavor = "multi_thread")]
 async fn labels_that_an_image_sets_lead_to_no_request() {
@@ -458,11 +469,7 @@ async fn labels_that_an_image_sets_lead_to_no_request() {
         client.remove(&key).await.unwrap();
     }
     assert_eq!(stack.proxy.stats().total().requests, 0);
-    let reasons = stack.daemon.log().all();
-    let reasons = reasons
-        .iter()
-        .filter(|line| line.contains("\"reason\":\"foreign-labels\""));
-    assert!(reasons.count() >= 4, "{}", stack.log_tails());
+    is_logged(&stack, "foreign-labels", 4);
     // As the client sends them they are right.
     let right = client
         .prepare_with("extract right", "", labels(&own.1, own_digest, own_layer))
@@ -603,9 +610,5 @@ async fn a_preloaded_image_needs_no_registry_that_could_be_reached() {
     let prepared = tokio::time::timeout(PATIENCE, prepare_all).await;
     prepared.unwrap_or_else(|_| panic!("{}", stack.log_tails()));
     // "index-unavailable" would be the reason, had a registry been asked.
-    let log = stack.daemon.log().all();
-    let deferred = log
-        .iter()
-        .filter(|line| line.contains("\"reason\":\"no-index\""));
-    assert!(deferred.count() >= 6, "{}", stack.log_tails());
+    is_logged(&stack, "no-index", 6);
 }

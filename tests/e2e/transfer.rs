@@ -1,9 +1,9 @@
 //! containerd 2.1's transfer service, through which `ctr images pull`, nerdctl 2.3 and, by default,
 //! CRI pull. Needs root, FUSE, docker-registry and the two programs.
 
-use std::time::Duration;
-
-use crate::support::{NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, left_behind, wait_until};
+use crate::support::{
+    NAMESPACE, NO_BACKGROUND, PATIENCE, indexed, lazy_mounts, left_behind, wait_until,
+};
 use soci_testkit::image::{small_image, small_image_data};
 use soci_testkit::{
     Release, Run, SociDaemonOptions, Stack, StackOptions, TestRoot, TransferOptions,
@@ -28,7 +28,7 @@ fn works_and_leaves_nothing(stack: &Stack, reference: &str) {
     ctr.output(["images", "rm", "--sync", reference]).unwrap();
     wait_until(
         "nothing is left of the image",
-        Duration::from_secs(120),
+        PATIENCE,
         || match left_behind(stack) {
             left if left.is_empty() => Ok(()),
             left => Err(format!("{left:?}")),
@@ -81,12 +81,9 @@ fn without_annotations_the_transfer_service_unpacks_and_the_log_says_why() {
         .pull(&reference, "soci")
         .unwrap();
     assert_eq!(lazy_mounts(&stack), 0);
-    let log = stack.daemon.log().all();
-    assert!(
-        log.iter().any(|line| line.contains("missing-label")),
-        "{}",
-        stack.log_tails()
-    );
+    let log = stack.daemon.log();
+    let reason = log.wait_for(0, PATIENCE, |line| line.contains("missing-label"));
+    assert!(reason.is_some(), "{}", stack.log_tails());
     works_and_leaves_nothing(&stack, &reference);
 }
 

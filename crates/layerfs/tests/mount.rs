@@ -568,7 +568,10 @@ fn threads_descriptors_and_mounts_do_not_leak() {
     for _ in 0..10 {
         round();
     }
-    assert_eq!((count("/proc/self/fd"), workers()), before);
+    // A worker that is slow to end is left to itself.
+    until("nothing is left", || {
+        (count("/proc/self/fd"), workers()) == before
+    });
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use soci_testkit::{
     OciImage, Release, Run, SociCli, SociDaemon, SociDaemonOptions, Stack, StackOptions,
 };
@@ -97,11 +98,35 @@ pub(crate) fn run(stack: &Stack, reference: &str, command: &[&str]) -> String {
 }
 
 /// The output of `soci status`. Waits for a server if none serves now.
-pub(crate) fn status(daemon: &SociDaemon) -> serde_json::Value {
+pub(crate) fn status(daemon: &SociDaemon) -> Value {
     let socket = daemon.socket().display().to_string();
     let soci = SociCli::standalone().unwrap();
     let arguments = ["status", "--snapshotter-address", &socket, "--json"];
     serde_json::from_str(&soci.output(arguments).unwrap()).unwrap()
+}
+
+/// Waits until as many lines of the daemon's log are accepted, and returns them. There may not be more. The daemon
+/// writes its log on a thread of its own, perhaps after a call was answered; what it logged before is there then.
+pub(crate) fn wait_for_lines(
+    daemon: &SociDaemon,
+    count: usize,
+    wanted: impl Fn(&Value) -> bool,
+) -> Vec<Value> {
+    let found = || {
+        let mut lines = daemon.json_log();
+        lines.retain(|line| wanted(line));
+        lines
+    };
+    wait_until("the lines are logged", PATIENCE, || {
+        let lines = found().len();
+        match lines >= count {
+            true => Ok(()),
+            false => Err(format!("{lines} of {count}:\n{}", daemon.log().tail(60))),
+        }
+    });
+    let lines = found();
+    assert_eq!(lines.len(), count, "{lines:#?}");
+    lines
 }
 
 /// How many spans are recorded as durable in a stored layer, and how many it has: the file `spans` has a header of

@@ -9,7 +9,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use soci_testkit::image::{ImageBuilder, busybox_layer};
-use soci_testkit::{Content, Layer, Proxy, Registry, Systemd, TestRoot, binary};
+use soci_testkit::{
+    Content, Layer, Proxy, Registry, Systemd, TestRoot, binary, copy_program, write_program,
+};
 use tonic::Code;
 
 use super::node::{Client, Image};
@@ -143,7 +145,7 @@ impl SystemdNode {
     /// A program that ends immediately, except when it is asked to have the running daemon hand over.
     pub(crate) fn install_broken_daemon(&self) {
         let good = self.systemd.shared().join("good");
-        std::fs::copy(binary("soci-snapshotter-grpc").unwrap(), &good).unwrap();
+        copy_program(&binary("soci-snapshotter-grpc").unwrap(), &good).unwrap();
         let script = format!(
             "#!/bin/sh\ntest \"$1\" = upgrade && exec {} upgrade\nexit 3\n",
             good.display()
@@ -151,9 +153,7 @@ impl SystemdNode {
         let folder = self.systemd.shared().join("broken");
         std::fs::create_dir(&folder).unwrap();
         let program = folder.join("soci-snapshotter-grpc");
-        std::fs::write(&program, script).unwrap();
-        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(&program, executable).unwrap();
+        write_program(&program, &script).unwrap();
         self.systemd.install_program(&program).unwrap();
     }
 

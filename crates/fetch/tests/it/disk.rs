@@ -67,6 +67,15 @@ impl Ext4 {
         self.is_mounted = false;
         let _ = rustix::mount::unmount(&self.at, rustix::mount::UnmountFlags::DETACH);
     }
+
+    /// Unmounts it when no thread of the store uses it any more: the same image would be mounted as it is otherwise.
+    fn unmount_unused(&mut self) {
+        let flags = rustix::mount::UnmountFlags::empty();
+        eventually("the disk is not in use", || {
+            rustix::mount::unmount(&self.at, flags).is_ok()
+        });
+        self.is_mounted = false;
+    }
 }
 
 impl Drop for Ext4 {
@@ -130,7 +139,7 @@ fn a_store_that_becomes_read_only_serves_what_it_has_and_the_rest_comes_from_the
         rig.shut_down();
     }
     // Once the disk can be written again.
-    disk.unmount();
+    disk.unmount_unused();
     disk.mount_again();
     {
         let rig = Rig::at(dir.clone(), filling, LayerStoreConfig::default());

@@ -129,20 +129,27 @@ fn a_span_that_failed_is_left_alone_for_a_moment() {
 #[test]
 fn a_source_that_hangs_is_an_error_and_not_a_hang() {
     let sample = Sample::gzip(10, 100_000);
-    let rig = Rig::new(FetchConfig {
+    let config = FetchConfig {
         read_timeout: Duration::from_secs(3),
         ..no_readahead()
-    });
+    };
+    let rig = Rig::paused(config, LayerStoreConfig::default());
+    let _time = rig.enter();
     let source = MemoryBlob::new(sample.blob.clone());
     source.fault_always(Some(Fault::Hang));
     let layer = rig.open(&sample, source.clone());
-    let error = read(&layer, 0, 10).unwrap_err();
+    let answers = start(&layer, 0, 10);
+    rig.pass(Duration::from_secs(4));
+    let error = finish(&answers).unwrap_err();
     assert!(matches!(error, ReadError::Source { .. }), "{error}");
     source.fault_always(None);
-    check_all(&layer, &sample.tar, 50_000);
-    eventually("memory is returned", || {
-        rig.fetcher.stats().memory_in_use == 0
+    let answers = start(&layer, 0, sample.tar.len());
+    eventually("fetched, and memory is returned", || {
+        rig.pass(Duration::from_millis(1));
+        let stats = rig.fetcher.stats();
+        stats.requests_in_flight == 0 && stats.memory_in_use == 0
     });
+    assert!(finish(&answers).unwrap() == sample.tar);
 }
 
 /// Offsets of the first bytes of spans that are no neighbours.
@@ -374,7 +381,8 @@ fn a_full_background_queue_drops_as_configured() {
         config.background.fetch_period = Some(Duration::from_millis(200));
         config.background.max_queue_size = Some(1);
         config.background.drop_policy = policy;
-        let rig = Rig::new(config);
+        let rig = Rig::paused(config, LayerStoreConfig::default());
+        let _time = rig.enter();
         let layers = [&samples[0], &samples[1]]
             .map(|sample| rig.open(sample, MemoryBlob::new(sample.blob.clone())));
         // Held back, so that the first is still in the queue when the second comes.
@@ -382,7 +390,10 @@ fn a_full_background_queue_drops_as_configured() {
             .iter()
             .for_each(|layer| layer.start_background(Digest::of(b"image")));
         assert_eq!(rig.fetcher.stats().background_dropped, 1);
-        eventually("filled", || layers[filled].stored().is_complete());
+        eventually("filled", || {
+            rig.pass(Duration::from_millis(10));
+            layers[filled].stored().is_complete()
+        });
         assert!(!layers[1 - filled].stored().is_complete());
     }
 }

@@ -224,7 +224,7 @@ fn quick() -> PoolSettings {
         max_attempts: NonZeroU32::new(3).unwrap(),
         min_pause: Duration::from_millis(1),
         max_pause: Duration::from_millis(2),
-        job_timeout: Duration::from_millis(200),
+        job_timeout: Duration::from_secs(3600),
         grace: Duration::ZERO,
         until_empty: true,
         ..PoolSettings::default()
@@ -240,7 +240,12 @@ async fn failures_are_tried_again_with_pauses_and_given_up_with_their_reason() {
     ];
     let pushes: Vec<Push> = tags.iter().map(|tag| push(tag, tag)).collect();
     queue.add(&pushes).unwrap();
-    let pool = WorkerPool::new(queue.clone(), Arc::new(Scripted::default()), quick())
+    let settings = PoolSettings {
+        // Of each of the three attempts at the one that never ends; the others take none of it.
+        job_timeout: Duration::from_secs(3),
+        ..quick()
+    };
+    let pool = WorkerPool::new(queue.clone(), Arc::new(Scripted::default()), settings)
         .await
         .unwrap();
     Arc::new(pool).run(CancellationToken::new()).await.unwrap();
@@ -314,7 +319,6 @@ async fn a_stopped_pool_leaves_its_jobs_to_the_next() {
     let queue = Queue::open(dir.path()).unwrap();
     queue.add(&[push("endless", "x")]).unwrap();
     let settings = PoolSettings {
-        job_timeout: Duration::from_secs(3600),
         until_empty: false,
         ..quick()
     };

@@ -1,7 +1,7 @@
 //! The secrets of a cluster: a fake API server over TLS, spoken to as kubeconfig files say.
 
 use std::convert::Infallible;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -304,22 +304,13 @@ async fn a_program_may_give_the_token() {
         .cluster
         .set("a", &data_of(&docker_config("a.example", "one")));
     let program = server.folder.path().join("login");
-    std::fs::write(
-        &program,
-        "#!/bin/sh\necho '{\"status\":{\"token\":\"'$1'\"}}'\n",
-    )
-    .unwrap();
-    make_executable(&program);
+    let text = "#!/bin/sh\necho '{\"status\":{\"token\":\"'$1'\"}}'\n";
+    soci_testkit::write_program(&program, text).unwrap();
     server.kubeconfig(&format!(
         "{{exec: {{apiVersion: client.authentication.k8s.io/v1, command: ./login, args: [{TOKEN}]}}}}"
     ));
     let secrets = server.follow();
     becomes(&secrets, "a.example", Some("one")).await;
-}
-
-fn make_executable(path: &Path) {
-    use std::os::unix::fs::PermissionsExt as _;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 #[tokio::test]

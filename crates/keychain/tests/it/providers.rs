@@ -1,6 +1,5 @@
 //! The kubelet's credential provider plugins, as programs that are really run.
 
-use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -31,20 +30,7 @@ fn program(folder: &Path, name: &str, body: &str) {
     let at = folder.display();
     let text =
         format!("#!/bin/sh\ncat > {at}/{name}.request\necho x >> {at}/{name}.runs\n{body}\n");
-    // Written by another process: a fork of this one would hold the file open for writing.
-    let mut shell = std::process::Command::new("sh")
-        .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
-        .arg(&path)
-        .stdin(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    shell
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(text.as_bytes())
-        .unwrap();
-    assert!(shell.wait().unwrap().success());
+    soci_testkit::write_program(&path, &text).unwrap();
 }
 
 fn runs(folder: &Path, name: &str) -> usize {
@@ -161,7 +147,8 @@ async fn credentials_for_other_hosts_and_repositories_do_not_count() {
 #[tokio::test]
 async fn a_program_that_hangs_fails_or_prints_garbage_is_named_once_and_quoted_never() {
     for (body, limit, part) in [
-        ("exec sleep 600", Duration::from_millis(500), "did not end"),
+        // Time enough for it to count its run.
+        ("exec sleep 600", Duration::from_secs(5), "did not end"),
         ("echo hunter2; exit 3", LONG, "failed"),
         ("echo hunter2", LONG, "no CredentialProviderResponse"),
         ("head -c 2000000 /dev/zero", LONG, "more than"),

@@ -16,7 +16,7 @@ use soci_testkit::{Content, Fault, Rule};
 use soci_ztoc::{BuildOptions, Compression, Ztoc, build};
 
 use crate::large_ztoc::{alone, world};
-use crate::provider::{World, check_contents, unmount};
+use crate::provider::{World, check_contents, is_stored, unmount};
 
 pub(crate) const FILES: u64 = 8;
 const FILE: u64 = 300_000;
@@ -55,13 +55,18 @@ fn layer_of(files: impl Iterator<Item = u64>, span_size: u64) -> (Vec<u8>, Ztoc)
     (tar, built.ztoc)
 }
 
-/// A process whose reads fail soon, and which fetches nothing ahead of them.
+/// A process that fetches nothing ahead of reads.
 pub(crate) fn process(world: &World) -> (Arc<LazyLayers>, Arc<SpanFetcher>) {
+    process_with(world, Duration::from_secs(60))
+}
+
+/// The same with this time for a read.
+fn process_with(world: &World, read_timeout: Duration) -> (Arc<LazyLayers>, Arc<SpanFetcher>) {
     let mut config = LazyConfig::default();
     config.profiles.enable = false;
     let fetch = FetchConfig {
         max_readahead: 0,
-        read_timeout: Duration::from_secs(5),
+        read_timeout,
         negative_backoff: Duration::ZERO,
         ..FetchConfig::default()
     };
@@ -75,6 +80,7 @@ pub(crate) async fn end(
     fetcher: Arc<SpanFetcher>,
     mounted: &[&LayerRequest],
 ) {
+    is_stored(&fetcher).await;
     lazy.leave();
     for request in mounted {
         unmount(&lazy, &request.mountpoint).await;
@@ -229,7 +235,8 @@ fn what_is_stored_is_read_whatever_becomes_of_the_registry_and_the_rest_once_it_
         for (unread, (case, fault)) in (1..).zip(troubles()) {
             world.proxy.inject(Rule::always(fault));
             world.proxy.reset_stats();
-            let (lazy, fetcher) = process(world);
+            // A registry that throttles is waited for until then.
+            let (lazy, fetcher) = process_with(world, Duration::from_secs(5));
             restore(&lazy, &request).await;
             assert!(read(path(0)).await.unwrap() == content(0), "{case}");
             let stats = world.proxy.stats();

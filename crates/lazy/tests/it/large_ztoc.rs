@@ -15,6 +15,8 @@ use soci_ztoc::{BuildOptions, Checkpoints, Compression, TarZinfo, Ztoc, build};
 use crate::provider::{GoldenImage, World};
 
 const SPAN: u64 = 4 << 20;
+/// How often a moment in the middle of other work is tried to be met.
+const ATTEMPTS: usize = 20;
 
 /// A tar of one file, and its zTOC.
 pub(crate) fn small(name: &str) -> (Vec<u8>, Ztoc) {
@@ -149,28 +151,35 @@ fn a_layer_that_takes_long_to_build_holds_up_no_other() {
             mount_timeout: Duration::from_secs(600),
             ..LazyConfig::default()
         });
-        let before = alone(world, 2, "before");
-        lazy.mount(before.clone()).await.unwrap();
         let mount = |lazy: &Arc<LazyLayers>, request: LayerRequest| {
             let lazy = lazy.clone();
             tokio::spawn(async move { lazy.mount(request).await })
         };
-        let slow = mount(&lazy, alone(world, 0, "slow"));
-        // Its folder is there before its tree is built.
-        while world.stored() < 2 {
-            assert!(!slow.is_finished());
-            tokio::task::yield_now().await;
+        // On a busy machine the others may happen to take longer than it. Had they waited for it, they always would.
+        let mut held_up_none = false;
+        for _ in 0..ATTEMPTS {
+            let before = alone(world, 2, "before");
+            lazy.mount(before.clone()).await.unwrap();
+            let slow = mount(&lazy, alone(world, 0, "slow"));
+            // Its folder is there before its tree is built.
+            while world.stored() < 2 && !slow.is_finished() {
+                tokio::task::yield_now().await;
+            }
+            // A removal and an opening beside it.
+            lazy.unmount(&before.mountpoint).await.unwrap();
+            let quick = alone(world, 1, "quick");
+            lazy.mount(quick.clone()).await.unwrap();
+            held_up_none = !slow.is_finished();
+            slow.await.unwrap().unwrap();
+            for mountpoint in [quick.mountpoint, world.root.path().join("slow")] {
+                lazy.unmount(&mountpoint).await.unwrap();
+            }
+            assert_eq!(world.stored(), 0);
+            if held_up_none {
+                break;
+            }
         }
-        // A removal and an opening beside it.
-        lazy.unmount(&before.mountpoint).await.unwrap();
-        let quick = alone(world, 1, "quick");
-        lazy.mount(quick.clone()).await.unwrap();
-        assert!(!slow.is_finished(), "the others waited for it");
-        slow.await.unwrap().unwrap();
-        for mountpoint in [quick.mountpoint, world.root.path().join("slow")] {
-            lazy.unmount(&mountpoint).await.unwrap();
-        }
-        assert_eq!(world.stored(), 0);
+        assert!(held_up_none, "the others waited for it");
     });
 }
 
@@ -196,17 +205,31 @@ fn work_on_this_machine_may_take_longer_than_the_registry() {
 fn a_mount_that_is_given_up_ends_its_work_and_leaves_nothing_stored() {
     world(vec![large(200_000)]).test(async |world| {
         let lazy = world.lazy(LazyConfig::default());
-        {
-            let mount = lazy.mount(alone(world, 0, "slow"));
+        let mut was_given_up = false;
+        for _ in 0..ATTEMPTS {
+            let request = alone(world, 0, "slow");
+            let mount = lazy.mount(request.clone());
             tokio::pin!(mount);
-            while world.stored() == 0 {
+            was_given_up = loop {
                 tokio::select! {
                     biased;
-                    _ = &mut mount => panic!("it was too quick"),
+                    mounted = &mut mount => {
+                        mounted.unwrap();
+                        break false;
+                    }
                     () = tokio::task::yield_now() => {}
                 }
+                if world.stored() > 0 {
+                    break true;
+                }
+            };
+            if was_given_up {
+                break;
             }
+            // On a busy machine this thread may not look while it is under way.
+            lazy.unmount(&request.mountpoint).await.unwrap();
         }
+        assert!(was_given_up, "it was too quick each time");
         // A layer of another kind of failure is opened at the same place afterwards.
         lazy.mount(alone(world, 0, "again")).await.unwrap();
         lazy.unmount(&world.root.path().join("again"))
@@ -315,8 +338,24 @@ fn resident() -> u64 {
     kib * 1024
 }
 
+/// Environment variable of the process in which the memory is measured.
+const ALONE: &str = "SOCI_TEST_TREES_ALONE";
+
+/// In a process of its own: tests beside it build trees as well.
 #[test]
 fn fifty_containers_in_user_namespaces_share_the_tree_of_a_layer() {
+    if std::env::var_os(ALONE).is_none() {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture"])
+            .arg("large_ztoc::fifty_containers_in_user_namespaces_share_the_tree_of_a_layer")
+            .env(ALONE, "1")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{text}{output:?}");
+        assert!(text.contains("1 passed"), "{text}");
+        return;
+    }
     const FILES: u64 = 200_000;
     // What one tree takes at least: 40 bytes and a name for each file.
     const TREE: u64 = FILES * 50;
@@ -359,7 +398,7 @@ fn fifty_containers_in_user_namespaces_share_the_tree_of_a_layer() {
             let host = 100_000 * (u32::try_from(number).unwrap() + 1);
             assert_eq!(owner.await.unwrap(), host);
         }
-        // Fifty copies would be far more; other tests run beside this one.
+        // Fifty copies would be far more.
         let grown = resident().saturating_sub(before);
         assert!(grown < 20 * TREE, "{} KiB more", grown >> 10);
         for request in pods.iter().chain([&own]) {

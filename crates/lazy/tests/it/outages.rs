@@ -13,11 +13,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::provider::{World, check_contents, unmount};
 
-/// A daemon's worth of lazy layers whose client waits as the daemon's does, for less time.
-fn lazy(world: &World) -> Arc<LazyLayers> {
+/// A daemon's worth of lazy layers whose client waits as the daemon's does: for a response for less time where
+/// `impatient`, else for as long as a busy machine may take.
+fn lazy(world: &World, impatient: bool) -> Arc<LazyLayers> {
+    let response_header_timeout = match impatient {
+        true => Duration::from_millis(500),
+        false => Duration::from_secs(120),
+    };
     let mut config = ClientConfig {
         dial_timeout: Duration::from_millis(500),
-        response_header_timeout: Duration::from_millis(500),
+        response_header_timeout,
         document_patience: Some(Duration::from_millis(200)),
         ..ClientConfig::default()
     };
@@ -79,7 +84,7 @@ async fn both_are_left_to_the_client(world: &World, lazy: &LazyLayers, case: &st
 fn a_registry_that_fails_gets_one_look_up_for_an_images_index() {
     for (case, fault) in outages() {
         World::new("kinds", "soci-v2").test(async |world| {
-            let lazy = lazy(world);
+            let lazy = lazy(world, fault == Fault::Hang);
             world.proxy.inject(Rule::always(fault.clone()));
             both_are_left_to_the_client(world, &lazy, case).await;
         });
@@ -90,12 +95,12 @@ fn a_registry_that_fails_gets_one_look_up_for_an_images_index() {
 fn a_registry_that_fails_gets_one_look_up_for_an_images_ztocs() {
     for (case, fault) in outages() {
         World::new("kinds", "soci-v2").test(async |world| {
-            let lazy = lazy(world);
+            let lazy = lazy(world, fault == Fault::Hang);
             let blobs = Rule::always(fault.clone()).path("/blobs/").unwrap();
             world.proxy.inject(blobs);
             both_are_left_to_the_client(world, &lazy, case).await;
             // What is stored needs no registry, also while it does not work.
-            let other = self::lazy(world);
+            let other = self::lazy(world, false);
             world.proxy.clear_faults();
             let first = world.request(0, "a");
             other.mount(first.clone()).await.unwrap();
@@ -143,7 +148,7 @@ fn a_registry_that_is_not_there_costs_one_time_out() {
             "registry.invalid".to_owned(),
         ] {
             world.reference = format!("{name}/kinds:kinds").parse().unwrap();
-            let lazy = lazy(world);
+            let lazy = lazy(world, true);
             both_are_left_to_the_client(world, &lazy, &name).await;
         }
     });

@@ -13,7 +13,7 @@ use soci_oci::Reference;
 use soci_registry::{Candidate, Credential, CredentialError, CredentialScope, Credentials};
 use soci_testkit::{Auth, Fault, Rule};
 
-use crate::provider::{World, check_contents, unmount};
+use crate::provider::{World, check_contents, is_stored, unmount};
 
 const LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
 
@@ -174,6 +174,7 @@ fn what_was_mounted_before_a_restart_needs_no_confirmation() {
         let (before, fetcher) = lazy(world, true);
         before.mount(request.clone()).await.unwrap();
         check_contents(request.mountpoint.clone()).await;
+        is_stored(&fetcher).await;
         before.leave();
         unmount(&before, &request.mountpoint).await;
         fetcher.shutdown().await;

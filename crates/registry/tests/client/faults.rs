@@ -214,7 +214,7 @@ async fn a_body_that_stops_coming_is_resumed() {
     })
     .await;
     let mut config = config();
-    config.idle_timeout = Duration::from_millis(300);
+    config.idle_timeout = Duration::from_secs(3);
     let client = Client::new(config, Arc::new(NoCredentials)).unwrap();
     let got = client
         .blob_bytes(&fake.reference("a/b:t"), &descriptor(&data))

@@ -23,7 +23,7 @@ fn mirrored(origin: &Fake, mirrors: &[String]) -> Client {
         .map(|host| Mirror {
             host: host.clone(),
             insecure: true,
-            request_timeout: Some(Duration::from_secs(2)),
+            request_timeout: Some(Duration::from_secs(60)),
             headers: HostHeaders::default(),
         })
         .collect();

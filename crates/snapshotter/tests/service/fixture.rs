@@ -104,7 +104,7 @@ impl Machine {
             userxattr: false,
         };
         // The database of a daemon that was dropped is closed a moment later.
-        for _ in 0..500 {
+        for _ in 0..6000 {
             match Snapshotter::open(config.clone(), self.layers.clone()).await {
                 Err(SnapshotterError::Metadata(MetadataError::Database { source, .. }))
                     if source.to_string().contains("already open") =>

@@ -189,7 +189,7 @@ impl Secure {
             address,
             _port: port,
         };
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(120);
         while TcpStream::connect(address).is_err() {
             assert!(Instant::now() < deadline, "the registry does not start");
             std::thread::sleep(Duration::from_millis(20));
