@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use soci_registry::BlobSource;
 use soci_store::StoredLayer;
@@ -13,6 +14,11 @@ use crate::served_layer::ServedLayer;
 use crate::span_key::LayerId;
 use crate::stats::Load;
 use crate::{FetchConfig, LazyLayer, Stats, abandoned, background};
+
+/// Longest wait at the end for spans that readers have got and the disk has not.
+const STORE_LIMIT: Duration = Duration::from_secs(10);
+/// Time between two looks whether they are stored.
+const STORE_POLL: Duration = Duration::from_millis(2);
 
 /// The span fetcher of a daemon.
 pub struct SpanFetcher {
@@ -92,9 +98,18 @@ impl SpanFetcher {
     }
 
     /// Closes all layers: waiting readers get [`crate::ReadError::Closed`], requests are cancelled,
-    /// and stored spans are made durable.
+    /// and what readers have got is stored and made durable.
     pub async fn shutdown(&self) {
         let layers = self.driver.stop();
+        // A span that is being stored has its memory until it is.
+        let stored = async {
+            while self.stats().memory_in_use > 0 {
+                tokio::time::sleep(STORE_POLL).await;
+            }
+        };
+        if tokio::time::timeout(STORE_LIMIT, stored).await.is_err() {
+            tracing::warn!("spans are not stored in time: they will be fetched again");
+        }
         let synced = soci_task::run(move || {
             for layer in layers {
                 if let Err(error) = layer.stored.sync() {

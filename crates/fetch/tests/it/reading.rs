@@ -176,6 +176,33 @@ fn after_a_restart_what_was_fetched_needs_no_source() {
     assert_eq!(nothing.requests().len(), 0);
 }
 
+/// Readers are answered before their span is stored: a fetcher that ends just then waits for it.
+#[test]
+fn what_a_reader_has_got_is_stored_when_the_fetcher_has_ended() {
+    let sample = Sample::gzip(3, 100_000);
+    let rig = Rig::new(quick());
+    let layer = rig.open(&sample, MemoryBlob::new(sample.blob.clone()));
+    // The thread that will store the span answers first, and is kept from continuing.
+    let (answer, answered) = std::sync::mpsc::channel();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let done = move |read: Result<_, ReadError>| {
+        answer.send(read.map(drop)).unwrap();
+        let _ = released.recv();
+    };
+    layer.read(0, 1, Box::new(done));
+    answered.recv().unwrap().unwrap();
+    std::thread::scope(|scope| {
+        let ended = scope.spawn(|| {
+            rig.shut_down();
+            layer.stored().has(SpanId(0))
+        });
+        // Time enough to end without it.
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        release.send(()).unwrap();
+        assert!(ended.join().unwrap(), "it has ended before");
+    });
+}
+
 #[test]
 fn what_rots_on_disk_is_fetched_again_and_never_served() {
     let sample = Sample::gzip(30, 100_000);
