@@ -103,7 +103,7 @@ fn attributes_of_many_entries_of_one_file_are_merged_by_name() {
     assert_eq!(tree.xattr(directory, b"user.none"), None);
 }
 
-/// Each attribute compared with each other one of the file would take hours.
+/// The last value of each counts, however many records there are.
 #[test]
 fn two_hundred_thousand_records_of_one_file_are_merged() {
     let mut toc = vec![entry("d", FileType::Dir)];
@@ -216,7 +216,7 @@ fn paths_are_found_in_deep_trees_with_links() {
     }
 }
 
-/// A look at all directories, or at all names, for each part of a path would take hours.
+/// 300 paths of 2,000 parts among 62,000 directories.
 #[test]
 fn the_paths_of_all_files_of_a_deep_and_wide_tree_are_found() {
     let deep = "d/".repeat(2000);
