@@ -1,7 +1,7 @@
 //! The images that are being pulled.
 
 #[cfg(test)]
-mod double;
+pub(crate) mod double;
 #[cfg(test)]
 mod tests;
 
@@ -84,6 +84,8 @@ impl Jobs {
         let layers = self.puller.describe(image).await?;
         let at = position(image.manifest, &layers, wanted)?;
         let chains: Vec<Digest> = layers.iter().map(|layer| layer.chain_id).collect();
+        // What is committed after it was looked up, and whose job ends, would be pulled again.
+        let _known = self.works.known(self.key(image).0.as_deref(), &layers);
         let missing = soci_task::run(move || {
             let missing = |at: &usize| {
                 let chain = chains.get(*at).map(Digest::to_string);
@@ -234,6 +236,13 @@ impl Jobs {
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(wait);
         }
+    }
+}
+
+#[cfg(test)]
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").finish_non_exhaustive()
     }
 }
 

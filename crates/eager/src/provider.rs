@@ -1,5 +1,8 @@
 //! Eager pulls as a [`LayerProvider`] in front of that of lazy layers.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +12,7 @@ use soci_containerd::labels::EAGER;
 use soci_layer::{
     Announcement, ChainUse, CommittedLayers, Interest, LayerProvider, LayerRefusal, LayerRequest,
     LayerUses, LowerLayer, MountedInfo, ParentLayer, ProviderError, Purpose, Restored,
-    UnpackRequest, UnpackedSize, UseRefusal,
+    UnpackOutcome, UnpackRequest, UnpackedSize, UseRefusal,
 };
 use soci_telemetry::Meters;
 use soci_telemetry::metrics::count;
@@ -102,13 +105,14 @@ impl EagerLayers {
         }
     }
 
-    /// Pulls the layer with those above it, and moves it to the directory of its snapshot.
+    /// Pulls the layer with those above it, and moves it to the directory of its snapshot. The job lasts until
+    /// that is committed: another image would pull the layer again.
     async fn pull(
         &self,
         request: UnpackRequest,
         committed: Arc<dyn CommittedLayers>,
         cancel: &CancellationToken,
-    ) -> Result<UnpackedSize, LayerRefusal> {
+    ) -> Result<UnpackOutcome, LayerRefusal> {
         let UnpackRequest { layer, .. } = request;
         let (image, wanted) = labels::read(&layer.namespace, &layer.labels)?;
         let join = self.jobs.join(&image, &wanted, committed);
@@ -127,7 +131,10 @@ impl EagerLayers {
         if matches!(delivered, Err(EagerError::Cancelled)) {
             client.give_up();
         }
-        Ok(delivered?)
+        Ok(UnpackOutcome {
+            size: Some(delivered?),
+            interest: Some(Box::new(client)),
+        })
     }
 
     /// Turns the refusal of an image without an index into that of an image that is pulled eagerly,
@@ -189,14 +196,14 @@ impl LayerProvider for EagerLayers {
         &self,
         mut request: UnpackRequest,
         cancel: CancellationToken,
-    ) -> Result<Option<UnpackedSize>, LayerRefusal> {
+    ) -> Result<UnpackOutcome, LayerRefusal> {
         match request.eager.take() {
             Some(committed) => {
                 let pulled = self.pull(request, committed, &cancel).await;
                 if pulled.is_err() && !cancel.is_cancelled() {
                     self.meters.count(count::LOCAL_MOUNT_FAILURE, "", 1);
                 }
-                pulled.map(Some)
+                pulled
             }
             None => self.inner.unpack(request, cancel).await,
         }

@@ -75,6 +75,20 @@ impl Works {
         Some(work)
     }
 
+    /// Returns the works on these layers that are known, which stay known as long as they are held.
+    pub(crate) fn known(
+        &self,
+        namespace: Option<&str>,
+        layers: &[PlannedLayer],
+    ) -> Vec<Arc<LayerWork>> {
+        let works = self.by_chain.lock();
+        let of = |layer: &PlannedLayer| {
+            let key = (namespace.map(str::to_owned), layer.chain_id);
+            works.get(&key).and_then(Weak::upgrade)
+        };
+        layers.iter().filter_map(of).collect()
+    }
+
     /// Counts a work as running.
     pub(crate) fn begun(self: &Arc<Self>, progress: &Arc<LayerProgress>) -> Counted {
         self.counts.lock().running.push(Arc::clone(progress));

@@ -20,6 +20,6 @@ pub use provider::{LayerProvider, MountedInfo, ProviderError, Restoration, Resto
 pub use refusal::{Cause, LayerRefusal, UnpackFault};
 pub use request::{
     Announcement, ChainUse, CommittedLayers, Interest, LayerRequest, LayerUses, ParentLayer,
-    Purpose, UnpackRequest, UnpackedSize, UsedLayer, View,
+    Purpose, UnpackOutcome, UnpackRequest, UnpackedSize, UsedLayer, View,
 };
 pub use use_refusal::UseRefusal;

@@ -8,7 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::refusal::{Cause, LayerRefusal};
 use crate::request::{
-    Announcement, ChainUse, Interest, LayerRequest, LayerUses, UnpackRequest, UnpackedSize,
+    Announcement, ChainUse, Interest, LayerRequest, LayerUses, UnpackOutcome, UnpackRequest,
+    UnpackedSize,
 };
 use crate::use_refusal::UseRefusal;
 
@@ -87,8 +88,8 @@ pub trait LayerProvider: Send + Sync + 'static {
     /// Fetches a layer that cannot be mounted lazily and unpacks it into `request.layer.mountpoint`,
     /// an existing, empty directory, as containerd's overlayfs snapshotter would.
     ///
-    /// After success the directory is complete, verified and durable, and its size is returned if it
-    /// is known; after a failure its content is undefined. `cancel` ends the work early. Nothing is written after this returns. The default
+    /// After success the directory is complete, verified and durable; after a failure its content is
+    /// undefined. `cancel` ends the work early. Nothing is written after this returns. The default
     /// implementation refuses.
     ///
     /// # Errors
@@ -97,7 +98,7 @@ pub trait LayerProvider: Send + Sync + 'static {
         &self,
         request: UnpackRequest,
         cancel: CancellationToken,
-    ) -> Result<Option<UnpackedSize>, LayerRefusal> {
+    ) -> Result<UnpackOutcome, LayerRefusal> {
         let _ = (request, cancel);
         Err(LayerRefusal::unpack_failed(
             "this provider does not unpack layers",

@@ -99,6 +99,15 @@ pub struct UnpackedSize {
     pub bytes: u64,
 }
 
+/// A layer that was unpacked.
+#[derive(Debug, Default)]
+pub struct UnpackOutcome {
+    /// What its directory takes, if that is known.
+    pub size: Option<UnpackedSize>,
+    /// The interest in its image, until the layer is committed.
+    pub interest: Option<Interest>,
+}
+
 /// A layer below one that is mounted or unpacked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParentLayer {

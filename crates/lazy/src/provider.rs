@@ -9,7 +9,7 @@ use soci_containerd::labels::{ChainPosition, INDEX_DIGEST, TARGET};
 use soci_discovery::NoIndex;
 use soci_layer::{
     ChainUse, LayerProvider, LayerRefusal, LayerRequest, LayerUses, MountedInfo, OverlayXattr,
-    ProviderError, Purpose, Restored, UnpackRequest, UnpackedSize, UseRefusal,
+    ProviderError, Purpose, Restored, UnpackOutcome, UnpackRequest, UnpackedSize, UseRefusal,
 };
 use soci_telemetry::metrics::{count, duration_ms};
 use soci_ztoc::soci_index::ZtocDescriptor;
@@ -45,9 +45,9 @@ impl LayerProvider for LazyLayers {
         &self,
         request: UnpackRequest,
         cancel: CancellationToken,
-    ) -> Result<Option<UnpackedSize>, LayerRefusal> {
+    ) -> Result<UnpackOutcome, LayerRefusal> {
         self.unpack.unpack(request.layer, &cancel).await?;
-        Ok(None)
+        Ok(UnpackOutcome::default())
     }
 
     async fn unmount(&self, mountpoint: &Path) -> Result<(), ProviderError> {

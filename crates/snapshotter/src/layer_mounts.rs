@@ -19,7 +19,7 @@ use crate::snapshot_dir::SnapshotDir;
 use crate::store::SnapshotStore;
 use soci_layer::{
     Announcement, ChainUse, Interest, LayerProvider, LayerRefusal, LayerRequest, LayerUses,
-    MountedInfo, ProviderError, Purpose, Restoration, UnpackRequest, UnpackedSize, UsedLayer,
+    MountedInfo, ProviderError, Purpose, Restoration, UnpackOutcome, UnpackRequest, UsedLayer,
 };
 
 /// Number of layers that are mounted or unmounted at the same time.
@@ -136,7 +136,7 @@ impl LayerMounts {
         &self,
         request: UnpackRequest,
         cancel: CancellationToken,
-    ) -> Result<Option<UnpackedSize>, LayerRefusal> {
+    ) -> Result<UnpackOutcome, LayerRefusal> {
         let provider = Arc::clone(&self.provider);
         let work = async move { provider.unpack(request, cancel).await };
         isolated(work, LayerRefusal::unpack_failed).await

@@ -21,7 +21,7 @@ use crate::refusal::{RefusalCounts, RefusalReason};
 use crate::snapshot_dir::SnapshotDir;
 use crate::store::SnapshotStore;
 use crate::{labels, local_layer, prepare_log};
-use soci_layer::{LayerRefusal, LayerRequest, MountedInfo};
+use soci_layer::{Interest, LayerRefusal, LayerRequest, MountedInfo};
 
 /// The result of the checks before anything is made.
 enum Plan {
@@ -103,7 +103,7 @@ impl LayerPreparer {
                 false => Provided::Unpacked,
             };
             match self.unpack(&layer, id, &parents, how, client).await {
-                Ok(usage) => {
+                Ok((usage, _until_committed)) => {
                     soci_faults::point("prepare-layer-unpacked");
                     let why = Fallback::new(reason, &layer.labels);
                     let made = NewLayer::Unpacked { usage, why };
@@ -156,7 +156,7 @@ impl LayerPreparer {
         parents: &[Link],
         how: Provided,
         client: &CancellationToken,
-    ) -> Result<Usage, LayerRefusal> {
+    ) -> Result<(Usage, Option<Interest>), LayerRefusal> {
         let cancel = self.closing.child_token();
         let work = local_layer::unpack(&self.mounts, layer, id, parents, how, cancel.clone());
         let mut work = pin!(work);

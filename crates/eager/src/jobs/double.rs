@@ -19,17 +19,17 @@ use crate::image::{ImageToPull, PlannedLayer, WantedLayer, plan};
 use crate::puller::{ImagePull, PulledLayer, Puller};
 
 /// A pull of a layer that has begun.
-pub(super) struct Begun {
-    pub(super) layer: PlannedLayer,
+pub(crate) struct Begun {
+    pub(crate) layer: PlannedLayer,
     end: oneshot::Sender<Result<(), EagerError>>,
 }
 
 impl Begun {
-    pub(super) fn succeed(self) {
+    pub(crate) fn succeed(self) {
         let _ = self.end.send(Ok(()));
     }
 
-    pub(super) fn fail(self) {
+    pub(crate) fn fail(self) {
         let manifest = self.layer.chain_id;
         let reason = "it failed";
         let _ = self.end.send(Err(EagerError::Ended { manifest, reason }));
@@ -37,14 +37,14 @@ impl Begun {
 }
 
 /// The world of a test: images, a scratch folder, and the pulls that have begun.
-pub(super) struct World {
-    pub(super) root: tempfile::TempDir,
-    pub(super) puller: Arc<Double>,
+pub(crate) struct World {
+    pub(crate) root: tempfile::TempDir,
+    pub(crate) puller: Arc<Double>,
     begun: mpsc::UnboundedReceiver<Begun>,
-    pub(super) ended: mpsc::UnboundedReceiver<Digest>,
+    pub(crate) ended: mpsc::UnboundedReceiver<Digest>,
 }
 
-pub(super) struct Double {
+pub(crate) struct Double {
     scratch: PathBuf,
     /// Names of the layers of each image.
     images: Mutex<Vec<(Digest, Vec<PlannedLayer>)>>,
@@ -54,7 +54,7 @@ pub(super) struct Double {
 }
 
 impl World {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         let scratch = root.path().join("unpack");
         fs::create_dir(&scratch).unwrap();
@@ -74,7 +74,7 @@ impl World {
     }
 
     /// Adds an image with these layers.
-    pub(super) fn image(&self, name: &str, layers: &[&str]) -> ImageToPull {
+    pub(crate) fn image(&self, name: &str, layers: &[&str]) -> ImageToPull {
         let manifest = Digest::of(name.as_bytes());
         let layers = layers.iter().map(|layer| {
             let blob = Descriptor::of("layer", layer.as_bytes());
@@ -88,7 +88,7 @@ impl World {
         }
     }
 
-    pub(super) fn wanted(&self, image: &ImageToPull, at: usize) -> WantedLayer {
+    pub(crate) fn wanted(&self, image: &ImageToPull, at: usize) -> WantedLayer {
         let layer = &self.puller.layers(image.manifest)[at];
         WantedLayer {
             layer: layer.descriptor.digest,
@@ -97,12 +97,12 @@ impl World {
         }
     }
 
-    pub(super) fn chain(&self, image: &ImageToPull, at: usize) -> Digest {
+    pub(crate) fn chain(&self, image: &ImageToPull, at: usize) -> Digest {
         self.puller.layers(image.manifest)[at].chain_id
     }
 
     /// The next pulls that begin, sorted from the lowest layer.
-    pub(super) async fn begun(&mut self, number: usize) -> Vec<Begun> {
+    pub(crate) async fn begun(&mut self, number: usize) -> Vec<Begun> {
         let mut begun = Vec::new();
         for _ in 0..number {
             begun.push(self.begun.recv().await.unwrap());
@@ -111,19 +111,19 @@ impl World {
         begun
     }
 
-    pub(super) fn nothing_begins(&mut self) {
+    pub(crate) fn nothing_begins(&mut self) {
         assert!(self.begun.try_recv().is_err());
     }
 
     /// An empty directory of a snapshot.
-    pub(super) fn directory(&self, name: &str) -> PathBuf {
+    pub(crate) fn directory(&self, name: &str) -> PathBuf {
         let path = self.root.path().join(name).join("fs");
         fs::create_dir_all(&path).unwrap();
         path
     }
 
     /// Waits until no folder of a layer is left.
-    pub(super) async fn scratch_is_empty(&self) {
+    pub(crate) async fn scratch_is_empty(&self) {
         let scratch = self.root.path().join("unpack");
         while fs::read_dir(&scratch).unwrap().next().is_some() {
             // Real time: folders are removed on threads of their own.
@@ -134,7 +134,7 @@ impl World {
 }
 
 /// The name of the layer in a directory.
-pub(super) fn content(directory: &Path) -> String {
+pub(crate) fn content(directory: &Path) -> String {
     fs::read_to_string(directory.join("layer")).unwrap()
 }
 
@@ -197,7 +197,7 @@ impl ImagePull for Double {
 
 /// The layers that exist, by the value of their target.
 #[derive(Debug, Default)]
-pub(super) struct Committed(pub(super) Vec<Digest>);
+pub(crate) struct Committed(pub(crate) Vec<Digest>);
 
 impl CommittedLayers for Committed {
     fn contains(&self, target: &str) -> bool {

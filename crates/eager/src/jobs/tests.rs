@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+use soci_layer::CommittedLayers;
 use soci_oci::Digest;
 use tokio_util::sync::CancellationToken;
 
@@ -174,6 +176,35 @@ async fn a_layer_whose_snapshot_is_about_to_be_committed_is_not_pulled_again() {
     let third = world.image("three", &["base"]);
     let _third = world.join(&jobs, &third, 0).await;
     assert_eq!(world.begun(1).await.len(), 1);
+}
+
+/// A look-up that finds no layer, and during which the first image commits its own and ends.
+#[derive(Debug)]
+struct CommittedMeanwhile(Mutex<Option<Client>>);
+
+impl CommittedLayers for CommittedMeanwhile {
+    fn contains(&self, _target: &str) -> bool {
+        drop(self.0.lock().take());
+        false
+    }
+}
+
+#[tokio::test]
+async fn a_layer_that_is_committed_while_another_image_looks_it_up_is_not_pulled_again() {
+    let mut world = World::new();
+    let one = world.image("one", &["base"]);
+    let two = world.image("two", &["base", "two"]);
+    let jobs = world.jobs();
+    let first = world.join(&jobs, &one, 0).await;
+    for layer in world.begun(1).await {
+        layer.succeed();
+    }
+    deliver(&first, 0, world.to("base")).await.unwrap();
+    let committed = Arc::new(CommittedMeanwhile(Mutex::new(Some(first))));
+    let wanted = world.wanted(&two, 0);
+    let _second = jobs.join(&two, &wanted, committed).await.unwrap();
+    assert_eq!(world.begun(1).await[0].layer.chain_id, world.chain(&two, 1));
+    world.nothing_begins();
 }
 
 #[tokio::test]

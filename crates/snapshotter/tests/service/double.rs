@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
 use soci_layer::{
     Announcement, Interest, LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError,
-    UnpackRequest, UnpackedSize,
+    UnpackOutcome, UnpackRequest,
 };
 use soci_snapshotter::labels::{LAYER_DIGEST, TARGET};
 use tokio::sync::Notify;
@@ -56,6 +56,8 @@ pub(crate) struct Layers {
     pub(crate) unpack_requests: Mutex<Vec<UnpackRequest>>,
     /// The targets of the Prepares that have begun.
     pub(crate) announced: Mutex<Vec<String>>,
+    /// That in the image of the next layer.
+    pub(crate) interest: Mutex<Option<Interest>>,
     /// The labels of the committed snapshots that were removed.
     pub(crate) removed: Mutex<Vec<BTreeMap<String, String>>>,
     pub(crate) unmounted: Mutex<Vec<PathBuf>>,
@@ -127,7 +129,7 @@ impl LayerProvider for Layers {
         &self,
         request: UnpackRequest,
         cancel: CancellationToken,
-    ) -> Result<Option<UnpackedSize>, LayerRefusal> {
+    ) -> Result<UnpackOutcome, LayerRefusal> {
         tracing::warn!(target: PROVIDER, "unpacking requested");
         let layer = request.layer.labels.get(LAYER_DIGEST).cloned();
         let folder = request.layer.mountpoint.clone();
@@ -138,7 +140,10 @@ impl LayerProvider for Layers {
         match unpacking.ok_or_else(|| LayerRefusal::unpack_failed("none unpacks it"))? {
             Unpacking::File(name, content) => {
                 fs::write(folder.join(name), content).unwrap();
-                Ok(None)
+                Ok(UnpackOutcome {
+                    size: None,
+                    interest: self.interest.lock().take(),
+                })
             }
             Unpacking::HalfWay => {
                 fs::create_dir(folder.join("half")).unwrap();
@@ -159,7 +164,7 @@ impl LayerProvider for Layers {
                 if cancel.is_cancelled() {
                     return Err(LayerRefusal::failed("cancelled"));
                 }
-                Ok(None)
+                Ok(UnpackOutcome::default())
             }
         }
     }

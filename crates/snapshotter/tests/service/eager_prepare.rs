@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use soci_layer::LayerRefusal;
 use soci_snapshotter::LayerMode;
 use tokio::sync::Notify;
 use tonic::Code;
 
 use crate::client::{assert_code, labels, layer_labels};
-use crate::double::Unpacking;
+use crate::double::{Layers, Unpacking};
 use crate::fixture::Machine;
 
 fn eager() -> LayerRefusal {
@@ -70,6 +71,36 @@ async fn a_failure_of_an_eager_image_is_the_error_of_the_prepare() {
     machine.layers.set_unpacking("layer", eager(), unpacking);
     let again = daemon.prepare_layer("key", "", "target", "layer").await;
     assert_code(&again, Code::AlreadyExists);
+}
+
+/// An interest that notes as it ends whether its layer is committed.
+struct Noting {
+    layers: Arc<Layers>,
+    committed: Arc<Mutex<Option<bool>>>,
+}
+
+impl Drop for Noting {
+    fn drop(&mut self) {
+        let requests = self.layers.unpack_requests.lock();
+        let committed = requests[0].eager.as_ref().unwrap();
+        *self.committed.lock() = Some(committed.contains("target"));
+    }
+}
+
+#[tokio::test]
+async fn the_interest_in_an_eager_image_lasts_until_its_layer_is_committed() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    let committed: Arc<Mutex<Option<bool>>> = Arc::default();
+    *machine.layers.interest.lock() = Some(Box::new(Noting {
+        layers: machine.layers.clone(),
+        committed: committed.clone(),
+    }));
+    let unpacking = Unpacking::File("file", "content");
+    machine.layers.set_unpacking("layer", eager(), unpacking);
+    let answer = daemon.prepare_layer("key", "", "target", "layer").await;
+    assert_code(&answer, Code::AlreadyExists);
+    assert_eq!(*committed.lock(), Some(true));
 }
 
 #[tokio::test]
