@@ -19,7 +19,7 @@ pub struct Limits {
     pub unpack_first_byte: Duration,
     /// Fewest bytes per second after that, over 15 seconds.
     pub unpack_floor_bytes_per_sec: u64,
-    /// Memory for what is on its way in eager pulls, of all images together. 0: by the number of cores, 64 MiB on
+    /// Memory for what is on its way in eager pulls, of all images together. 0: by the number of cores, 96 MiB on
     /// two.
     pub eager_memory_bytes: u64,
     /// Size of the largest zTOC that is used.

@@ -8,15 +8,13 @@ pub(crate) const LAYER: u64 = 4 << 20;
 /// The window of zstd's usual levels.
 const WINDOW: u64 = 8 << 20;
 
-/// Memory of the pipeline of a machine whose layers are inflated by one thread each.
-const LEAST: u64 = 64 << 20;
-/// What is added for each core beyond those, and the most that there is in all.
+/// Memory of the pipeline for each core, and the least and the most that there is in all. The least holds what
+/// 20 requests bring and a fifth of a second of 250 MB/s beside it, while layers wait for the disk.
 const EACH_CORE: u64 = 32 << 20;
+const LEAST: u64 = 96 << 20;
 const MOST: u64 = 512 << 20;
 /// With less than this nothing is inflated ahead.
 const SMALL: u64 = 40 << 20;
-/// Cores without inflating ahead.
-const FEW_CORES: u64 = 2;
 
 /// The parts of the memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,10 +31,7 @@ pub(crate) struct Budget {
 
 /// The memory of a machine with so many cores.
 pub(crate) fn usual(cores: usize) -> u64 {
-    let more = (cores as u64).saturating_sub(FEW_CORES);
-    LEAST
-        .saturating_add(more.saturating_mul(EACH_CORE))
-        .min(MOST)
+    (cores as u64).saturating_mul(EACH_CORE).clamp(LEAST, MOST)
 }
 
 impl Budget {
@@ -45,9 +40,9 @@ impl Budget {
     pub(crate) fn of(memory: u64, layers: u64, ahead: impl FnOnce(u64) -> u64) -> Self {
         let layers = layers.min(memory / 4 / LAYER).max(1);
         let ahead = ahead(if memory < SMALL { 0 } else { memory / 3 });
-        // Layers that are not inflated ahead are as often of zstd as of gzip.
-        let windows = if ahead == 0 { memory / 4 } else { memory / 8 };
-        let windows = windows.max(WINDOW.min(memory / 4));
+        // Without inflating ahead there are few cores, and as few layers of zstd proceed at a time.
+        let least = if ahead == 0 { 2 * WINDOW } else { WINDOW };
+        let windows = (memory / 8).max(least.min(memory / 4));
         let others = layers * LAYER + ahead + windows;
         Self {
             // A budget that is too small for any layer does not stop it.
@@ -81,8 +76,15 @@ mod tests {
     }
 
     #[test]
+    fn two_cores_have_room_for_what_fills_a_link_and_for_what_waits() {
+        let budget = Budget::of(usual(2), 5, |_| 0);
+        assert_eq!((budget.layers, budget.windows >> 20), (5, 16));
+        assert_eq!(budget.compressed >> 20, 60);
+    }
+
+    #[test]
     fn larger_machines_have_more_up_to_a_limit() {
         let memory = [1, 2, 4, 8, 16, 96].map(|cores| usual(cores) >> 20);
-        assert_eq!(memory, [64, 64, 128, 256, 512, 512]);
+        assert_eq!(memory, [96, 96, 128, 256, 512, 512]);
     }
 }

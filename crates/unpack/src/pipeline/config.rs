@@ -83,13 +83,14 @@ impl Default for SpeedLimits {
 #[derive(Debug, Clone)]
 pub struct PipelineConfig {
     /// Limit of memory for all that is on its way through the pipeline, in bytes: compressed bytes, what is
-    /// inflated ahead, windows of zstd, and 4 MiB for each layer in work. `None`: 64 MiB, and 32 MiB for each
-    /// core beyond two, at most 512 MiB. A window of zstd larger than its part is used alone.
+    /// inflated ahead, windows of zstd, and 4 MiB for each layer in work. `None`: 32 MiB for each core, at
+    /// least 96 MiB and at most 512 MiB. A window of zstd larger than its part is used alone.
     pub memory: Option<u64>,
     /// Limit of ranged requests under way; `None`: that of the images.
     pub downloads: Option<usize>,
     /// Limit of layers that are decompressed and written concurrently; `None`: two for each core, at
-    /// least 4 and at most 24. Together they have at most a quarter of the memory.
+    /// least 4 and at most 24, and one more that the same image does not get. Together they have at most a
+    /// quarter of the memory.
     pub unpacks: Option<usize>,
     /// Number of threads that inflate parts of a gzip layer ahead of their turn; `None`: two less than
     /// there are cores, at most 8.
@@ -134,8 +135,8 @@ pub struct ImageLimits {
     pub downloads: usize,
     /// Limit of layers that are decompressed and written concurrently.
     pub unpacks: usize,
-    /// Most bytes of one ranged request; fewer, where the budget of memory requires it. `None`: each
-    /// layer in one request.
+    /// Most bytes of one ranged request; fewer, where half the memory for compressed bytes would not hold as
+    /// many requests as there may be. `None`: each layer in one request.
     pub chunk: Option<u64>,
 }
 

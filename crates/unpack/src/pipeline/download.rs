@@ -259,8 +259,7 @@ impl Requests {
         let Some(chunk) = plan.chunk.filter(|_| !plan.blob.ignores_ranges()) else {
             return rest;
         };
-        let share = plan.memory.total() / (plan.parallel.max(1) as u64);
-        let chunk = chunk.min(room_in(share)).max(1);
+        let chunk = chunk.min(most_of_request(plan.memory.total(), plan.parallel));
         let end = offset.saturating_add(chunk).min(plan.size);
         // No request for a few last bytes.
         if plan.size - end < chunk / 8 {
@@ -318,6 +317,12 @@ impl Requests {
             })
         })
     }
+}
+
+/// Most bytes of each of so many requests. All together hold half of the memory: the other half is for what
+/// has come and waits for the layer's threads, or the link would idle whenever these wait for the disk.
+fn most_of_request(memory: u64, parallel: usize) -> u64 {
+    room_in(memory / 2 / (parallel.max(1) as u64))
 }
 
 /// What a request holds while bytes of it arrive.
@@ -472,5 +477,26 @@ impl Request {
                 return next.transpose();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_leave_half_of_the_memory_to_what_has_come() {
+        for (memory, parallel) in [
+            (60 << 20, 20),
+            (60 << 20, 3),
+            (300 << 20, 20),
+            (12 << 20, 4),
+        ] {
+            let bytes = most_of_request(memory, parallel);
+            assert!(memory_of(bytes) * parallel as u64 <= memory / 2, "{memory}");
+            assert!(bytes * parallel as u64 >= memory / 4, "{memory}");
+        }
+        // One is always possible.
+        assert_eq!(most_of_request(0, 0), room_in(0));
     }
 }

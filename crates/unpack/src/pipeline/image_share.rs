@@ -27,8 +27,9 @@ use crate::scratch::empty_folder;
 
 /// How long the first bytes of a layer that was begun earlier are waited for.
 const START: Duration = Duration::from_secs(5);
-/// Fewest and most layers that are unpacked at a time if no limit is configured: the largest machines write
-/// no faster with more.
+/// Fewest and most layers of one image that are unpacked at a time if no limit is configured: the largest
+/// machines write no faster with more. All images have one more, so that one which begins while another has
+/// its layers unpacked does not wait for the end of a layer.
 const LEAST_UNPACKS: usize = 4;
 const MOST_UNPACKS: usize = 24;
 /// Cores that a layer keeps busy without inflating ahead.
@@ -82,7 +83,7 @@ impl Pipeline {
     #[must_use]
     pub fn new(config: PipelineConfig) -> Arc<Self> {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let usual = || (2 * cores).clamp(LEAST_UNPACKS, MOST_UNPACKS);
+        let usual = || (2 * cores).clamp(LEAST_UNPACKS, MOST_UNPACKS) + 1;
         let unpacks = config.unpacks.unwrap_or_else(usual);
         let memory = config.memory.unwrap_or_else(|| budget::usual(cores));
         let mut ahead = AheadMemory::new(0);
@@ -92,14 +93,18 @@ impl Pipeline {
             }
             ahead.limit()
         });
+        let unpacks_of_image = match config.unpacks {
+            Some(_) => budget.layers,
+            None => budget.layers.saturating_sub(1),
+        };
         Arc::new(Self {
             cores,
-            memory: Shares::halved(budget.compressed),
+            memory: Shares::with_little_ahead(budget.compressed),
             slabs: Arc::new(Slabs::new(budget.compressed)),
             ahead,
             requests: Shares::new(units(config.downloads)),
             beside_readers: Shares::new(1),
-            unpacks: Shares::new(budget.layers),
+            unpacks: Shares::with_limit_of_image(budget.layers, unpacks_of_image),
             windows: Shares::new(budget.windows),
             next: AtomicU64::new(0),
             config,

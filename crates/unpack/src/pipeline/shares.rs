@@ -2,7 +2,7 @@
 //!
 //! Freed units go to layers that are being unpacked before those that only download ahead, then to the
 //! image that uses fewest, and within an image to its lowest layer. Layers that download ahead use at
-//! most half of a pool: however many there are, those that are being unpacked proceed.
+//! most a quarter of a pool: however many there are, those that are being unpacked proceed.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,6 +26,8 @@ pub(crate) struct Shares {
     total: u64,
     /// Limit of layers that are not being unpacked.
     ahead: u64,
+    /// Limit of one image.
+    image: u64,
     state: Mutex<State>,
 }
 
@@ -95,19 +97,26 @@ impl Drop for Ticket {
 impl Shares {
     /// A pool in which all layers count as being unpacked.
     pub(crate) fn new(total: u64) -> Arc<Self> {
-        Self::with_ahead(total, u64::MAX)
+        Self::with_limits(total, u64::MAX, u64::MAX)
     }
 
-    /// A pool of which layers that download ahead use at most half.
-    pub(crate) fn halved(total: u64) -> Arc<Self> {
-        Self::with_ahead(total, total / 2)
+    /// A pool of which layers that download ahead use at most a quarter: what they have waits for their
+    /// turn, while those that are being unpacked could use it many times.
+    pub(crate) fn with_little_ahead(total: u64) -> Arc<Self> {
+        Self::with_limits(total, total / 4, u64::MAX)
     }
 
-    fn with_ahead(total: u64, ahead: u64) -> Arc<Self> {
+    /// A pool of which one image uses at most so many, so that another one finds the rest.
+    pub(crate) fn with_limit_of_image(total: u64, image: u64) -> Arc<Self> {
+        Self::with_limits(total, u64::MAX, image.max(1))
+    }
+
+    fn with_limits(total: u64, ahead: u64, image: u64) -> Arc<Self> {
         let total = total.max(1);
         Arc::new(Self {
             total,
             ahead,
+            image,
             state: Mutex::default(),
         })
     }
@@ -218,6 +227,9 @@ impl Shares {
             layers.filter(|l| l.image == image).map(|l| l.units).sum()
         };
         let fits_ahead = |waiter: &Waiter| used_ahead.saturating_add(waiter.units) <= self.ahead;
+        let fits_image = |waiter: &Waiter| {
+            of_image(waiter.claim.image).saturating_add(waiter.units) <= self.image
+        };
         let urgency = |waiter: &Waiter| {
             let active = state.is_active(waiter.claim);
             let claim = waiter.claim;
@@ -226,6 +238,7 @@ impl Shares {
         let candidates = state.waiting.iter().enumerate();
         let (at, best) = candidates
             .filter(|(_, waiter)| state.is_active(waiter.claim) || fits_ahead(waiter))
+            .filter(|(_, waiter)| fits_image(waiter))
             .min_by_key(|(_, waiter)| urgency(waiter))?;
         let fits = state.used == 0 || state.used.saturating_add(best.units) <= self.total;
         fits.then_some(at)
@@ -250,7 +263,10 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use futures::FutureExt as _;
+    use futures::future::LocalBoxFuture;
 
     use super::*;
 
@@ -290,20 +306,76 @@ mod tests {
     }
 
     #[test]
-    fn layers_ahead_leave_half_to_those_that_are_unpacked() {
-        let shares = Shares::halved(8);
+    fn layers_ahead_leave_three_quarters_to_those_that_are_unpacked() {
+        let shares = Shares::with_little_ahead(8);
         // Not even if nothing else is in use: those that are unpacked could wait for it forever.
-        assert!(shares.acquire(claim(1, 9, 9), 5).now_or_never().is_none());
-        let one = shares.acquire(claim(1, 2, 1), 4).now_or_never().unwrap();
+        assert!(shares.acquire(claim(1, 9, 9), 3).now_or_never().is_none());
+        let one = shares.acquire(claim(1, 2, 1), 2).now_or_never().unwrap();
         assert!(shares.acquire(claim(1, 3, 2), 1).now_or_never().is_none());
         shares.activate(claim(1, 1, 0));
-        let two = shares.acquire(claim(1, 1, 0), 4).now_or_never().unwrap();
+        let two = shares.acquire(claim(1, 1, 0), 6).now_or_never().unwrap();
         // It is being unpacked itself now, and no longer in the way of others.
         shares.activate(claim(1, 2, 1));
         drop(two);
-        let _three = shares.acquire(claim(1, 3, 2), 4).now_or_never().unwrap();
+        let _three = shares.acquire(claim(1, 3, 2), 2).now_or_never().unwrap();
         drop(one);
-        assert_eq!(shares.usage(), (4, 8));
+        assert_eq!(shares.usage(), (2, 8));
+    }
+
+    #[test]
+    fn an_image_leaves_some_to_another_one_that_begins_later() {
+        let shares = Shares::with_limit_of_image(3, 2);
+        let now = |claim| shares.acquire(claim, 1).now_or_never();
+        let _held = [now(claim(1, 1, 0)).unwrap(), now(claim(1, 2, 1)).unwrap()];
+        let mut third = Box::pin(shares.acquire(claim(1, 3, 2), 1));
+        assert!((&mut third).now_or_never().is_none());
+        // What waits at the limit of its image does not hold up the other.
+        let other = now(claim(2, 4, 0)).unwrap();
+        drop(other);
+        assert!((&mut third).now_or_never().is_none());
+    }
+
+    type Waiting<'s> = (Claim, LocalBoxFuture<'s, Units>);
+
+    fn waits(shares: &Arc<Shares>, claim: Claim) -> Waiting<'_> {
+        (claim, shares.acquire(claim, 1).boxed_local())
+    }
+
+    /// Takes what is granted. Each layer waits for the next as soon as it has one, as downloads do.
+    fn take<'s>(
+        shares: &'s Arc<Shares>,
+        waiting: &mut [Waiting<'s>],
+        held: &mut VecDeque<(u64, Units)>,
+    ) {
+        for (claim, granted) in waiting {
+            while let Some(units) = granted.now_or_never() {
+                held.push_back((claim.image, units));
+                (*claim, *granted) = waits(shares, *claim);
+            }
+        }
+    }
+
+    #[test]
+    fn two_images_share_evenly_however_many_layers_they_have_and_whichever_began_first() {
+        let shares = Shares::with_little_ahead(20);
+        let many = [1, 2, 3, 4].map(|layer| claim(1, layer, 0));
+        let one = claim(2, 5, 0);
+        for layer in many.into_iter().chain([one]) {
+            shares.activate(layer);
+        }
+        let mut waiting: Vec<_> = many.map(|layer| waits(&shares, layer)).into();
+        let mut held = VecDeque::new();
+        take(&shares, &mut waiting, &mut held);
+        assert!(held.len() == 20 && held.iter().all(|(image, _)| *image == 1));
+        waiting.push(waits(&shares, one));
+        take(&shares, &mut waiting, &mut held);
+        for freed in 0..100 {
+            held.pop_front();
+            take(&shares, &mut waiting, &mut held);
+            let of_other = held.iter().filter(|(image, _)| *image == 2).count();
+            // All that is freed at first, and half from then on.
+            assert_eq!(of_other, (freed + 1).min(10), "{freed}");
+        }
     }
 
     #[test]
