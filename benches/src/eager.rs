@@ -115,6 +115,7 @@ pub fn table(work: &Work, replaced: Option<&Path>, runs: usize) -> Result<Table>
         "time",
         "of overlayfs",
         "CPU of it",
+        "of the registry",
         "peak memory",
         "from the registry",
         "waits for disk",
@@ -142,6 +143,7 @@ pub fn table(work: &Work, replaced: Option<&Path>, runs: usize) -> Result<Table>
             seconds(cost.time),
             times(cost.time.as_secs_f64(), overlayfs.time.as_secs_f64()),
             seconds(cost.cpu),
+            seconds(cost.serving),
             megabytes(cost.peak),
             megabytes(cost.bytes),
             cost.disk.map_or_else(String::new, seconds),
@@ -166,6 +168,6 @@ pub fn table(work: &Work, replaced: Option<&Path>, runs: usize) -> Result<Table>
         row(&format!("the same on {fewer} of {cores} cores"), &cost);
         fewer /= 2;
     }
-    Bounds::of(&image)?.rows(&mut table, cores, unsynced.time);
+    Bounds::of(&image)?.rows(&mut table, cores, &unsynced);
     Ok(table)
 }

@@ -10,6 +10,7 @@ use soci_testkit::image::layout::blob_path;
 use soci_testkit::{OciImage, TestRoot};
 use soci_ztoc::GzipStream;
 
+use super::cost::Cost;
 use crate::Table;
 use crate::processor_time::{ProcessorTime, processor_time};
 use crate::table::{approximate, seconds, times};
@@ -75,9 +76,10 @@ impl Bounds {
         Ok(inflating)
     }
 
-    /// Adds a row for each part, and what of the time of a pull the largest explains.
-    pub(super) fn rows(&self, table: &mut Table, cores: usize, pull: Duration) {
-        let all = self.inflate + self.hash + self.files;
+    /// Adds a row for each part, and what of the time of a pull the largest explains. The registry
+    /// and the proxy take the same cores.
+    pub(super) fn rows(&self, table: &mut Table, cores: usize, pull: &Cost) {
+        let all = self.inflate + self.hash + self.files + pull.serving;
         let shared = all / u32::try_from(cores).unwrap_or(u32::MAX);
         let mut bounds = vec![
             ("the link, 250 MB/s".to_owned(), self.link),
@@ -85,12 +87,13 @@ impl Bounds {
                 "inflating the largest layer on one core".to_owned(),
                 self.longest,
             ),
-            (format!("the three above on {cores} cores"), shared),
+            (format!("the four above on {cores} cores"), shared),
         ];
         for (what, time) in [
             ("inflating on one core", self.inflate),
             ("SHA-256 of layers and tars on one core", self.hash),
             ("creating the files on one core (GNU tar)", self.files),
+            ("registry and proxy, as they were", pull.serving),
         ] {
             table.row([format!("– {what}"), seconds(time)]);
         }
@@ -99,7 +102,7 @@ impl Bounds {
             table.row([format!("bound: {what}"), seconds(*time)]);
         }
         if let Some((what, time)) = bounds.iter().max_by_key(|(_, time)| *time) {
-            let ratio = times(pull.as_secs_f64(), time.as_secs_f64());
+            let ratio = times(pull.time.as_secs_f64(), time.as_secs_f64());
             table.row([format!("ours without sync / {what}"), ratio]);
         }
     }

@@ -35,6 +35,8 @@ pub(super) struct Cost {
     pub(super) time: Duration,
     /// Processor time of the daemon that unpacks, with its children.
     pub(super) cpu: Duration,
+    /// Processor time of the registry and of the throttling proxy, which is in this process.
+    pub(super) serving: Duration,
     pub(super) peak: u64,
     /// Bytes of layers that the registry sent.
     pub(super) bytes: u64,
@@ -47,12 +49,16 @@ pub(super) fn pull(image: &OciImage, registry: &Registry, with: With<'_>) -> Res
     let proxy = Proxy::start(registry.address())?;
     proxy.throttle(Throttle::cloud());
     let reference = proxy.reference(&format!("eager:{}", image.tag));
+    let link = Link {
+        proxy: &proxy,
+        registry,
+        reference: &reference,
+    };
     match with {
-        With::Overlayfs { sync } => with_overlayfs(&proxy, &reference, sync),
+        With::Overlayfs { sync } => with_overlayfs(&link, sync),
         With::Replaced(program) => with_daemon(
             image,
-            &proxy,
-            &reference,
+            &link,
             Daemon {
                 program: Some(program.to_owned()),
                 more: "",
@@ -72,8 +78,23 @@ pub(super) fn pull(image: &OciImage, registry: &Registry, with: With<'_>) -> Res
                 pid: SociDaemon::server_pid,
                 peak: SociDaemon::peak_memory,
             };
-            with_daemon(image, &proxy, &reference, daemon)
+            with_daemon(image, &link, daemon)
         }
+    }
+}
+
+/// The way to an image.
+struct Link<'a> {
+    proxy: &'a Proxy,
+    registry: &'a Registry,
+    reference: &'a str,
+}
+
+impl Link<'_> {
+    /// Processor time that was taken for serving so far.
+    fn cpu(&self) -> Result<Duration> {
+        let proxy = processor_time(std::process::id())?;
+        Ok(proxy.own + cpu(self.registry.daemon().pid())?)
     }
 }
 
@@ -90,12 +111,12 @@ fn on_cores(folder: &TestRoot, cores: usize) -> Result<PathBuf> {
     Ok(script)
 }
 
-fn with_overlayfs(proxy: &Proxy, reference: &str, sync: bool) -> Result<Cost> {
+fn with_overlayfs(link: &Link<'_>, sync: bool) -> Result<Cost> {
     let containerd = Containerd::start_in(TestRoot::new()?, &ContainerdOptions::default())?;
     let pid = containerd.daemon().pid();
     settle(containerd.root())?;
-    let (before, started) = (cpu(pid)?, Instant::now());
-    containerd.ctr(NAMESPACE).pull(reference, "overlayfs")?;
+    let (before, serving, started) = (cpu(pid)?, link.cpu()?, Instant::now());
+    containerd.ctr(NAMESPACE).pull(link.reference, "overlayfs")?;
     let pulled = Instant::now();
     if sync {
         settle(containerd.root())?;
@@ -103,8 +124,9 @@ fn with_overlayfs(proxy: &Proxy, reference: &str, sync: bool) -> Result<Cost> {
     Ok(Cost {
         time: started.elapsed(),
         cpu: cpu(pid)?.saturating_sub(before),
+        serving: link.cpu()?.saturating_sub(serving),
         peak: containerd.daemon().peak_memory()?,
-        bytes: proxy.stats().blobs().bytes,
+        bytes: link.proxy.stats().blobs().bytes,
         disk: sync.then(|| pulled.elapsed()),
     })
 }
@@ -117,7 +139,7 @@ struct Daemon {
     peak: fn(&SociDaemon) -> Result<u64>,
 }
 
-fn with_daemon(image: &OciImage, proxy: &Proxy, reference: &str, kind: Daemon) -> Result<Cost> {
+fn with_daemon(image: &OciImage, link: &Link<'_>, kind: Daemon) -> Result<Cost> {
     let folder = TestRoot::new()?;
     let socket = Containerd::address_in(&folder);
     let config = format!(
@@ -135,8 +157,8 @@ fn with_daemon(image: &OciImage, proxy: &Proxy, reference: &str, kind: Daemon) -
     let pid = (kind.pid)(&daemon)?;
     let soci = SociCli::against(containerd.address(), NAMESPACE)?;
     settle(&daemon.root())?;
-    let (before, started) = (cpu(pid)?, Instant::now());
-    soci.output(["pull", "--plain-http", reference])?;
+    let (before, serving, started) = (cpu(pid)?, link.cpu()?, Instant::now());
+    soci.output(["pull", "--plain-http", link.reference])?;
     let time = started.elapsed();
     let log = daemon.log().all().join("\n");
     ensure!(
@@ -148,8 +170,9 @@ fn with_daemon(image: &OciImage, proxy: &Proxy, reference: &str, kind: Daemon) -
     Ok(Cost {
         time,
         cpu: cpu(pid)?.saturating_sub(before),
+        serving: link.cpu()?.saturating_sub(serving),
         peak: (kind.peak)(&daemon)?,
-        bytes: proxy.stats().blobs().bytes,
+        bytes: link.proxy.stats().blobs().bytes,
         disk: waits.max().map(Duration::from_millis),
     })
 }
