@@ -8,8 +8,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    self, NAMESPACE, PATIENCE, lazy_mounts, left_behind, pull, run, stack, status, wait_until,
-    wait_until_durable,
+    self, NAMESPACE, PATIENCE, kernel_caches, lazy_mounts, left_behind, pull, run, stack, status,
+    wait_until, wait_until_durable,
 };
 use soci_testkit::image::busybox_layer;
 use soci_testkit::process::Signal;
@@ -143,6 +143,7 @@ fn what_a_start_will_read_is_in_the_page_cache_before_it_is_read() {
     let reference = image(&stack);
     pull(&stack, &reference);
     let library = file(&stack, LIBRARY);
+    let kept = kernel_caches::keep();
     assert_eq!(cached(&library), 0);
     read_page(&library, 0).unwrap();
     // Far more than the kernel's own readahead of the first page.
@@ -153,12 +154,23 @@ fn what_a_start_will_read_is_in_the_page_cache_before_it_is_read() {
             .then_some(())
             .ok_or(format!("{pages} of {most} pages"))
     });
+    drop(kept);
     let original = std::fs::read(loaded("libc.so")).unwrap();
     assert_eq!(std::fs::read(&library).unwrap(), original);
     assert_eq!(cached(&file(&stack, "app/program")), 0);
 }
 
 /// What is read ahead counts as the daemon's: it neither takes the container's memory nor stops at it.
+/// The file that a container waits for. Written at the end, also if the test fails: the container
+/// would wait for ever, and the test for it.
+struct Proceed(PathBuf);
+
+impl Drop for Proceed {
+    fn drop(&mut self) {
+        std::fs::write(&self.0, b"").unwrap();
+    }
+}
+
 #[test]
 fn what_is_read_ahead_of_a_container_does_not_count_against_its_memory_limit() {
     const LIMIT: u64 = 12 << 20;
@@ -181,6 +193,7 @@ fn what_is_read_ahead_of_a_container_does_not_count_against_its_memory_limit() {
 
     pull(&stack, &reference);
     let noise = file(&stack, "data/noise");
+    let kept = kernel_caches::keep();
     assert_eq!(cached(&noise), 0);
     let signal = TestRoot::new().unwrap();
     let mount = format!(
@@ -195,13 +208,15 @@ fn what_is_read_ahead_of_a_container_does_not_count_against_its_memory_limit() {
         .option(&format!("--mount={mount}"));
     std::thread::scope(|scope| {
         let container = scope.spawn(|| stack.containerd.ctr(NAMESPACE).run_ok(&limited));
+        let proceed = Proceed(signal.path().join("go"));
         wait_until("the file is in the page cache", PATIENCE, || {
             let pages = cached(&noise);
             let enough = pages * PAGE > LIMIT * 3 / 2 || container.is_finished();
             enough.then_some(()).ok_or(format!("{pages} pages"))
         });
+        drop(kept);
         assert!(!container.is_finished(), "it waits for the signal");
-        std::fs::write(signal.path().join("go"), b"").unwrap();
+        drop(proceed);
         assert_eq!(container.join().unwrap().unwrap(), sum);
     });
 }

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::support::node::Node;
-use crate::support::{NO_BACKGROUND, wait_for_lines, wait_until, wait_until_durable};
+use crate::support::{
+    NO_BACKGROUND, kernel_caches, wait_for_lines, wait_until, wait_until_durable,
+};
 use soci_oci::Digest;
 use soci_testkit::image::small_image_data;
 use soci_testkit::process::Signal;
@@ -34,10 +36,6 @@ fn read_directly(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut all = vec![0; usize::try_from(file.metadata()?.len()).unwrap()];
     file.read_exact_at(&mut all, 0)?;
     Ok(all)
-}
-
-fn forget_caches() {
-    std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
 }
 
 async fn kill_server(node: &Node) {
@@ -78,7 +76,7 @@ async fn a_deadly_read(config: &str) {
     // Everything else works, and the server stays.
     let pid = node.daemon.server_pid().unwrap();
     assert_ne!(pid, first);
-    forget_caches();
+    kernel_caches::forget();
     assert_eq!(std::fs::read(hello).unwrap(), b"hello\n");
     let client = node.client().await;
     assert!(client.list().await.unwrap().len() > 2);
@@ -191,7 +189,7 @@ async fn without_the_registry_a_killed_server_is_replaced_and_what_is_stored_is_
     let open = File::open(&noise).unwrap();
     for _ in 0..3 {
         kill_server(&node).await;
-        forget_caches();
+        kernel_caches::forget();
         assert_eq!(Digest::of(&std::fs::read(&noise).unwrap()), expected);
         let mut start = vec![0; 4096];
         open.read_exact_at(&mut start, 0).unwrap();
@@ -216,7 +214,7 @@ async fn on_a_full_disk_a_killed_server_is_replaced_and_what_is_stored_is_read()
     let hello = find(&roots, "data/hello");
     for _ in 0..3 {
         kill_server(&node).await;
-        forget_caches();
+        kernel_caches::forget();
         assert_eq!(Digest::of(&std::fs::read(&noise).unwrap()), expected);
         // Fetched now: there is no room to store it.
         assert_eq!(std::fs::read(&hello).unwrap(), b"hello\n");

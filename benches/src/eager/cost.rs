@@ -116,7 +116,9 @@ fn with_overlayfs(link: &Link<'_>, sync: bool) -> Result<Cost> {
     let pid = containerd.daemon().pid();
     settle(containerd.root())?;
     let (before, serving, started) = (cpu(pid)?, link.cpu()?, Instant::now());
-    containerd.ctr(NAMESPACE).pull(link.reference, "overlayfs")?;
+    containerd
+        .ctr(NAMESPACE)
+        .pull(link.reference, "overlayfs")?;
     let pulled = Instant::now();
     if sync {
         settle(containerd.root())?;

@@ -136,7 +136,7 @@ impl Scene {
     /// Drops the kernel's caches of names, attributes and content, so that it requests them again.
     #[expect(clippy::unused_self, reason = "it is done to the scene's machine")]
     pub(crate) fn forget_caches(&self) {
-        std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+        super::kernel_caches::forget_unused();
     }
 
     /// Waits until a holder, which is new perhaps, has everything.

@@ -312,7 +312,7 @@ impl Reader {
     /// Waits until it has read several times more.
     pub(crate) fn goes_on(&self) {
         // Names and attributes are requested again too.
-        std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+        super::kernel_caches::forget_unused();
         let before = self.reads.load(Ordering::Relaxed);
         wait_until("the reader reads again", PATIENCE, || {
             let now = self.reads.load(Ordering::Relaxed);
