@@ -29,6 +29,8 @@ use crate::downloads::Slot;
 
 /// Memory of a request that may have more bytes.
 const WINDOW: u64 = 4 << 20;
+/// Responses that bring what a core inflates: 50 to 80 MB/s each, as registries send.
+const REQUESTS_OF_CORE: usize = 3;
 /// Time between two looks whether readers of containers still wait.
 const DEMAND_LOOK: Duration = Duration::from_millis(25);
 /// Requests without a retry after which one more is made at a time.
@@ -259,7 +261,6 @@ impl Requests {
         let Some(chunk) = plan.chunk.filter(|_| !plan.blob.ignores_ranges()) else {
             return rest;
         };
-        let chunk = chunk.min(most_of_request(plan.memory.total(), plan.parallel));
         let end = offset.saturating_add(chunk).min(plan.size);
         // No request for a few last bytes.
         if plan.size - end < chunk / 8 {
@@ -319,10 +320,26 @@ impl Requests {
     }
 }
 
-/// Most bytes of each of so many requests. All together hold half of the memory: the other half is for what
-/// has come and waits for the layer's threads, or the link would idle whenever these wait for the disk.
-fn most_of_request(memory: u64, parallel: usize) -> u64 {
-    room_in(memory / 2 / (parallel.max(1) as u64))
+/// Most bytes of a request of a layer, and how many there are at a time, where the configuration allows
+/// `chunk` and `limit`. All together hold half of the memory: the other half is for what has come and waits
+/// for the layer's threads, or the link would idle whenever these wait for the disk. Where that is too little
+/// for `limit` of them, there are as few as bring what the cores can use: smaller ones would share the link no
+/// better, and each costs the registry a look-up and a wait for its first byte.
+pub(crate) fn requests_of_layer(
+    memory: u64,
+    cores: usize,
+    chunk: Option<u64>,
+    limit: usize,
+) -> (Option<u64>, usize) {
+    let (half, limit) = (memory / 2, limit.max(1));
+    let each = |requests: usize| room_in(half / requests as u64);
+    let Some(chunk) = chunk.filter(|chunk| *chunk > each(limit)) else {
+        return (chunk, limit);
+    };
+    let enough = REQUESTS_OF_CORE.saturating_mul(cores.max(1)).min(limit);
+    let bytes = chunk.min(each(enough));
+    let fit = usize::try_from(half / memory_of(bytes)).unwrap_or(limit);
+    (Some(bytes), fit.clamp(1, limit))
 }
 
 /// What a request holds while bytes of it arrive.
@@ -486,17 +503,35 @@ mod tests {
 
     #[test]
     fn requests_leave_half_of_the_memory_to_what_has_come() {
-        for (memory, parallel) in [
-            (60 << 20, 20),
-            (60 << 20, 3),
-            (300 << 20, 20),
-            (12 << 20, 4),
+        for (memory, cores, limit) in [
+            (60 << 20, 2, 20),
+            (60 << 20, 2, 3),
+            (100 << 20, 4, 20),
+            (300 << 20, 16, 20),
+            (12 << 20, 1, 4),
         ] {
-            let bytes = most_of_request(memory, parallel);
-            assert!(memory_of(bytes) * parallel as u64 <= memory / 2, "{memory}");
-            assert!(bytes * parallel as u64 >= memory / 4, "{memory}");
+            let (bytes, requests) = requests_of_layer(memory, cores, Some(1 << 30), limit);
+            let bytes = bytes.unwrap();
+            let all = memory_of(bytes) * requests as u64;
+            assert!(all <= memory / 2 && all >= memory / 4, "{memory}: {bytes}");
+            assert!(requests <= limit, "{memory}: {requests}");
         }
         // One is always possible.
-        assert_eq!(most_of_request(0, 0), room_in(0));
+        let least = requests_of_layer(0, 0, Some(1 << 30), 0);
+        assert_eq!(least, (Some(room_in(0)), 1));
+    }
+
+    #[test]
+    fn few_cores_make_few_requests_that_are_worth_making() {
+        // The configuration of EKS AMIs on two cores.
+        let (bytes, requests) = requests_of_layer(60 << 20, 2, Some(16 << 20), 20);
+        assert_eq!((bytes.unwrap() >> 18, requests), (15, 7));
+        // What fits is requested as configured.
+        let small = Some(512 << 10);
+        assert_eq!(requests_of_layer(60 << 20, 2, small, 20), (small, 20));
+        assert_eq!(requests_of_layer(60 << 20, 2, None, 20), (None, 20));
+        // As many as fit, of those that are a little too large for all.
+        let between = Some(2 << 20);
+        assert_eq!(requests_of_layer(60 << 20, 2, between, 20), (between, 9));
     }
 }

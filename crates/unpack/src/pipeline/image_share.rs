@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::budget::{self, Budget, LAYER};
 use super::config::{ImageLimits, PipelineConfig};
-use super::download::{Download, Failure, Plan};
+use super::download::{Download, Failure, Plan, requests_of_layer};
 use super::piece::Slabs;
 use super::progress::{LayerProgress, PipelineUsage, Stage, StageTimings};
 use super::request::{LayerBlob, PipelineRequest, UnpackedLayer};
@@ -331,11 +331,18 @@ impl ImageShare {
 
     fn download(&self, layer: Beginning, progress: Arc<LayerProgress>, claim: Claim) -> Download {
         let config = &self.pipeline.config;
+        let chunk = self.limits.chunk.filter(|chunk| *chunk > 0);
+        let (chunk, parallel) = requests_of_layer(
+            self.pipeline.memory.total(),
+            self.pipeline.cores,
+            chunk,
+            self.limits.downloads,
+        );
         Download::begin(Plan {
             blob: layer.blob,
             size: layer.size,
-            chunk: self.limits.chunk.filter(|chunk| *chunk > 0),
-            parallel: self.limits.downloads,
+            chunk,
+            parallel,
             claim,
             requests: [
                 Arc::clone(&self.requests),
