@@ -97,7 +97,7 @@ fn pulled_once(stack: &Stack, image: &OciImage) {
     }
 }
 
-fn remove(stack: &Stack, reference: &str) {
+pub(crate) fn remove(stack: &Stack, reference: &str) {
     let ctr = stack.containerd.ctr(NAMESPACE);
     ctr.output(["images", "rm", "--sync", reference]).unwrap();
     wait_until(

@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// A registry that is not there must not cost minutes.
 const HASTY: &str = "[http]\nMaxRetries = 0\nMinWaitMsec = 1\nMaxWaitMsec = 1\n";
 /// SIGABRT, as abort(3) raises it.
-const ABORTED: i32 = 6;
+pub(crate) const ABORTED: i32 = 6;
 /// In every transaction: reached often, and tried each time.
 const EVERY_TRANSACTION: &str = "metadata-changed";
 
@@ -26,9 +26,9 @@ fn config() -> String {
 }
 
 /// The fault points in the sources of these crates.
-fn fault_points() -> BTreeSet<String> {
+pub(crate) fn fault_points(crates: &[&str]) -> BTreeSet<String> {
     let mut points = BTreeSet::new();
-    for name in ["snapshotter", "lazy"] {
+    for name in crates {
         let sources = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../crates")
             .join(name);
@@ -211,7 +211,7 @@ fn node() -> (Node, Images) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_between_any_two_steps_leaves_nothing_half_done() {
     let (mut node, images) = node();
-    let points = fault_points();
+    let points = fault_points(&["snapshotter", "lazy"]);
     assert!(points.len() > 20, "{points:?}");
     for point in points {
         if point == EVERY_TRANSACTION {

@@ -23,6 +23,7 @@ mod cri;
 mod deep_folders;
 mod eager;
 mod eager_cri;
+mod eager_faults;
 mod eager_trouble;
 mod faults;
 mod filling;

@@ -68,6 +68,7 @@ impl ContentSink {
                 }
                 None => State::Stored,
             };
+            soci_faults::point("eager-keep-begun");
         }
         Ok(())
     }
@@ -75,7 +76,11 @@ impl ContentSink {
     fn send(&mut self, bytes: Bytes) -> Result<(), ContainerdError> {
         self.begin()?;
         match &mut self.state {
-            State::Writing(writer) => self.runtime.block_on(writer.append(bytes)),
+            State::Writing(writer) => {
+                self.runtime.block_on(writer.append(bytes))?;
+                soci_faults::point("eager-keep-written");
+                Ok(())
+            }
             State::New | State::Shared(_) | State::Stored => Ok(()),
         }
     }
@@ -86,7 +91,9 @@ impl ContentSink {
         let labels = std::mem::take(&mut self.labels);
         match std::mem::replace(&mut self.state, State::Stored) {
             State::Writing(mut writer) | State::Shared(mut writer) => {
-                self.runtime.block_on(writer.commit(labels))
+                self.runtime.block_on(writer.commit(labels))?;
+                soci_faults::point("eager-keep-committed");
+                Ok(())
             }
             State::New | State::Stored => {
                 let labelled = self.content.add_labels(&self.blob.digest, labels);

@@ -29,6 +29,7 @@ impl Folder {
             .mode(0o755)
             .create(&fs)
             .map_err(folder(&fs, "make it"))?;
+        soci_faults::point("eager-folder-made");
         Ok(made)
     }
 

@@ -148,6 +148,7 @@ impl ImageJob {
             }
         }
         self.clients.lock().gave_up = false;
+        soci_faults::point("eager-layer-taken");
         let size = pulled.size;
         let moved = soci_task::blocking(move || {
             if !pulled.implied.is_empty() {

@@ -169,6 +169,7 @@ impl ImagePull for RegistryPull {
             soci_dirtree::measure(&fs).map_err(crate::error::folder(fs, "measure it"))
         });
         let measured = measured.await?;
+        soci_faults::point("eager-layer-pulled");
         let timings = unpacked.timings;
         tracing::info!(
             layer = %digest,
@@ -284,10 +285,10 @@ impl RegistryPull {
         let leased = self.leased.get_or_try_init(|| async {
             let address = self.shared.config.containerd.as_deref().unwrap_or_default();
             let containerd = within(PATIENCE, Containerd::connect(address)).await?;
-            containerd
-                .namespace(&self.image.namespace)?
-                .leased(LEASE)
-                .await
+            let namespace = containerd.namespace(&self.image.namespace)?;
+            let leased = namespace.leased(LEASE).await?;
+            soci_faults::point("eager-lease-made");
+            Ok(leased)
         });
         leased.await
     }
@@ -332,10 +333,12 @@ impl Drop for RegistryPull {
         };
         // The manifest, which the client has written under its own lease, keeps the layers now.
         let release = async move {
+            soci_faults::point("eager-layers-kept");
             if let Err(error) = within(PATIENCE, leased.release_lease()).await {
                 let error = soci_errors::chain(&error);
                 tracing::warn!(error, "cannot release the lease on kept layers: it expires");
             }
+            soci_faults::point("eager-lease-released");
         };
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(release);

@@ -426,10 +426,11 @@ impl Request {
             plan.progress
                 .downloaded
                 .fetch_add(arrived, Ordering::Relaxed);
-            if let Some(piece) = buffer.add(&bytes)
-                && !self.pass_on(piece).await
-            {
-                return Ok(());
+            if let Some(piece) = buffer.add(&bytes) {
+                soci_faults::point("unpack-bytes-arrived");
+                if !self.pass_on(piece).await {
+                    return Ok(());
+                }
             }
         }
         let rest = buffer.finish();

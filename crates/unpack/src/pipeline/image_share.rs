@@ -474,12 +474,14 @@ impl ImageShare {
         let (compressed_size, arrived) = (verified.compressed_size, verified.arrived);
         let applied = verified.application.complete();
         let mut applied = applied.map_err(|error| apply_error(error, config))?;
+        soci_faults::point("unpack-layer-applied");
         request.progress.set_stage(Stage::Syncing);
         let synced = Instant::now();
         if config.durable {
             let durable = applied.sync();
             durable.map_err(|error| apply_error(error, config))?;
         }
+        soci_faults::point("unpack-layer-synced");
         if let Some(store) = &mut request.store {
             store.finish(&request.diff_id).map_err(UnpackError::Store)?;
         }
