@@ -99,22 +99,40 @@ fn manifests(layout: &Path) -> (String, String) {
     (of(false), of(true))
 }
 
+/// The image of a layout, as its manifest and configuration list it.
+struct ListedImage {
+    manifest: String,
+    /// Digest and chain ID of each layer, the lowest first.
+    layers: Vec<(String, String)>,
+}
+
+impl ListedImage {
+    fn of(layout: &Path) -> Self {
+        let (manifest, _) = manifests(layout);
+        let listed = blob(layout, &manifest);
+        let config = blob(layout, listed["config"]["digest"].as_str().unwrap());
+        let config: soci_oci::ImageConfig = serde_json::from_value(config).unwrap();
+        let layers = listed["layers"].as_array().unwrap().iter();
+        let digests = layers.map(|layer| layer["digest"].as_str().unwrap().to_owned());
+        let chains = config.rootfs.chain_ids().into_iter();
+        let layers = digests.zip(chains.map(|chain| chain.to_string()));
+        Self {
+            manifest,
+            layers: layers.collect(),
+        }
+    }
+}
+
 /// Prepares all layers as containerd's client does; returns how many are lazy, and the names of all,
 /// the lowest first.
 async fn prepare_all(stack: &Stack, layout: &Path, reference: &str) -> (usize, Vec<String>) {
-    let (manifest, _) = manifests(layout);
-    let listed = blob(layout, &manifest);
-    let config = blob(layout, listed["config"]["digest"].as_str().unwrap());
-    let config: soci_oci::ImageConfig = serde_json::from_value(config).unwrap();
+    let image = ListedImage::of(layout);
     let client = Client::at(stack.daemon.socket()).await;
     let (mut parent, mut lazy, mut chains) = (String::new(), 0, Vec::new());
     // What it takes is printed, for docs/benchmarks.md.
     let start = Instant::now();
-    let layers = listed["layers"].as_array().unwrap();
-    for (number, (layer, chain)) in layers.iter().zip(config.rootfs.chain_ids()).enumerate() {
-        let chain = chain.to_string();
-        let layer = layer["digest"].as_str().unwrap();
-        let labels = support::cri_labels(&chain, reference, &manifest, layer);
+    for (number, (layer, chain)) in image.layers.into_iter().enumerate() {
+        let labels = support::cri_labels(&chain, reference, &image.manifest, &layer);
         let key = format!("extract {reference} {number}");
         let began = Instant::now();
         match client.prepare_with(&key, &parent, labels).await {
@@ -130,6 +148,24 @@ async fn prepare_all(stack: &Stack, layout: &Path, reference: &str) -> (usize, V
     }
     println!("{reference}: all: {:?}", start.elapsed());
     (lazy, chains)
+}
+
+/// Prepares an upper layer without those below it, as containerd 2.2 and later do for a snapshotter
+/// that lists `rebase`: it must be the client's.
+async fn leaves_a_layer_without_its_parent(stack: &Stack, layout: &Path, reference: &str) {
+    let image = ListedImage::of(layout);
+    let (layer, chain) = image.layers[1].clone();
+    let labels = support::cri_labels(&chain, reference, &image.manifest, &layer);
+    let client = Client::at(stack.daemon.socket()).await;
+    let mark = stack.daemon.log().mark();
+    client.prepare_with("alone", "", labels).await.unwrap();
+    tokio::task::block_in_place(|| {
+        let log = stack.daemon.log();
+        let said = |line: &str| line.contains("without-parent") && line.contains("rebase");
+        let logged = log.wait_for(mark, support::PATIENCE, said);
+        assert!(logged.is_some(), "{}", log.tail(5));
+    });
+    client.remove("alone").await.unwrap();
 }
 
 /// Removes a blob from containerd.
@@ -203,6 +239,7 @@ async fn an_image_that_was_imported_with_its_index_is_lazy_without_a_registry() 
         (stack, root, (hole, held), name)
     });
     let layout = root.path().join("layout");
+    leaves_a_layer_without_its_parent(&stack, &layout, &name).await;
     let (lazy, _) = prepare_all(&stack, &layout, &name).await;
     assert_eq!(lazy, 6, "{}", stack.log_tails());
     tokio::task::block_in_place(|| {

@@ -58,6 +58,17 @@ fn with_annotations_the_transfer_service_pulls_lazily() {
     for layer in &image.layers {
         assert_eq!(stats.blob(layer.digest).bytes, 0, "nothing is downloaded");
     }
+    // What containerd has the daemon reads from it: it requests the SOCI index alone.
+    let manifests = stats.log.iter().filter(|request| {
+        request.path.contains("/manifests/") && {
+            let agent = request.user_agent.as_deref().unwrap_or_default();
+            !agent.starts_with("containerd")
+        }
+    });
+    let manifests: Vec<_> = manifests.map(|request| &request.path).collect();
+    assert_eq!(manifests.len(), 1, "{:?}", stats.log);
+    let by_containerd = stats.log.iter().filter(|one| &one.path == manifests[0]);
+    assert_eq!(by_containerd.count(), 1, "{:?}", stats.log);
     // containerd and the daemon start again, each in its turn.
     stack.containerd.restart().unwrap();
     assert!(stack.daemon.terminate().unwrap().success());

@@ -155,3 +155,35 @@ fn notify_systemd(state: sd_notify::NotifyState<'_>) {
         tracing::warn!(error = %e, "cannot notify systemd");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_start_that_takes_long_extends_the_time_limit_of_systemd() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut supervisor = ControlStream::over(theirs.into()).unwrap();
+        let mut supervision = Supervision {
+            interrupt: signal(SignalKind::interrupt()).unwrap(),
+            terminate: signal(SignalKind::terminate()).unwrap(),
+            supervisor: Some(ControlStream::over(ours.into()).unwrap()),
+        };
+        let start = async {
+            // Systemd's own limit is 90 seconds.
+            for _ in 0..100 {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        supervision.while_starting(start).await;
+        drop(supervision);
+        let mut reports = 0;
+        while let Some(event) = supervisor.receive::<ServerEvent>().await {
+            assert_eq!(event, ServerEvent::Starting);
+            reports += 1;
+        }
+        // Before the minute that each gives has passed.
+        assert!(reports >= 2, "{reports}");
+        assert_eq!(START_CONTINUES.to_string(), "EXTEND_TIMEOUT_USEC=60000000");
+    }
+}

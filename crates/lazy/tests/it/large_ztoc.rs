@@ -83,7 +83,7 @@ pub(crate) fn world(layers: Vec<(Vec<u8>, Ztoc)>) -> World {
         descriptors.push(layer);
     }
     // A second zTOC of a layer is ignored.
-    let mut again = ztocs[0].clone();
+    let mut again = ztocs.last().unwrap().clone();
     again.descriptor.digest = Digest::of(b"nowhere");
     let listed = ztocs.iter().cloned().chain([again]).collect();
     let index = SociIndex::new(IndexVersion::V2, listed, Vec::new(), None, [].into());
@@ -180,6 +180,30 @@ fn a_layer_that_takes_long_to_build_holds_up_no_other() {
             }
         }
         assert!(held_up_none, "the others waited for it");
+    });
+}
+
+#[test]
+fn a_layer_that_an_index_lists_twice_is_opened_once_ahead_of_its_prepare() {
+    world(vec![small("a"), small("b")]).test(async |world| {
+        let lazy = world.lazy(LazyConfig::default());
+        let (below, above) = (world.request(0, "a"), alone(world, 1, "b"));
+        lazy.mount(below.clone()).await.unwrap();
+        while world.stored() < 2 {
+            tokio::task::yield_now().await;
+        }
+        lazy.mount(above.clone()).await.unwrap();
+        let log = world.proxy.stats().log;
+        let requests: Vec<_> = log.iter().map(|request| &request.path).collect();
+        let second = Digest::of(b"nowhere").to_string();
+        assert!(
+            !requests.iter().any(|path| path.ends_with(&second)),
+            "{requests:?}"
+        );
+        for request in [below, above] {
+            lazy.unmount(&request.mountpoint).await.unwrap();
+        }
+        assert_eq!(world.stored(), 0);
     });
 }
 

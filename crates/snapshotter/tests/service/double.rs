@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
 use soci_layer::{
-    Announcement, Interest, LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ProviderError,
-    UnpackOutcome, UnpackRequest,
+    Announcement, ChainUse, Interest, LayerProvider, LayerRefusal, LayerRequest, MountedInfo,
+    ProviderError, UnpackOutcome, UnpackRequest, UseRefusal,
 };
 use soci_snapshotter::labels::{LAYER_DIGEST, TARGET};
 use tokio::sync::Notify;
@@ -64,6 +64,10 @@ pub(crate) struct Layers {
     pub(crate) checked: Mutex<Vec<PathBuf>>,
     /// The error of every check, while set.
     pub(crate) broken: Mutex<Option<String>>,
+    /// The uses that were to be decided.
+    pub(crate) uses: Mutex<Vec<ChainUse>>,
+    /// The answer to every use, while set.
+    pub(crate) unusable: Mutex<Option<UseRefusal>>,
 }
 
 impl Layers {
@@ -199,5 +203,10 @@ impl LayerProvider for Layers {
             Some(reason) => Err(ProviderError::new(mountpoint, reason.clone())),
             None => Ok(()),
         }
+    }
+
+    async fn admit(&self, use_of: ChainUse) -> Result<(), UseRefusal> {
+        self.uses.lock().push(use_of);
+        self.unusable.lock().clone().map_or(Ok(()), Err)
     }
 }

@@ -3,8 +3,9 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
-use soci_layer::MountedInfo;
+use soci_layer::{MountedInfo, UseRefusal};
 use tonic::Code;
 
 use crate::client::assert_code;
@@ -94,5 +95,54 @@ async fn nothing_starts_on_a_layer_that_cannot_be_served() {
     daemon.prepare("other", "").await.unwrap();
 
     *machine.layers.broken.lock() = None;
+    daemon.prepare("container", "top").await.unwrap();
+}
+
+/// containerd shares a chain between images: only the use of it can be refused.
+#[tokio::test]
+async fn no_prepare_view_or_mounts_is_answered_on_a_layer_whose_use_is_refused() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    machine.lazy_layer("one");
+    daemon.pull_lazily("lazy", "", "one").await;
+    machine.layer(&daemon, "top", "lazy", |_| ()).await;
+    daemon.prepare("before", "top").await.unwrap();
+    machine.layers.uses.lock().clear();
+
+    for (refusal, code) in [
+        (
+            UseRefusal::Forged {
+                reason: "mounted for app:a, not what app:b names".to_owned(),
+            },
+            Code::FailedPrecondition,
+        ),
+        (
+            UseRefusal::Unverified {
+                reason: "app:a, app:b: cannot verify".to_owned(),
+                source: Arc::new(std::io::Error::other("no route")),
+            },
+            Code::Unavailable,
+        ),
+    ] {
+        *machine.layers.unusable.lock() = Some(refusal);
+        let refused = daemon.prepare("container", "top").await;
+        assert_code(&refused, code);
+        let text = refused.unwrap_err().message().to_owned();
+        assert!(text.contains("app:a") && text.contains("app:b"), "{text}");
+        assert_code(&daemon.view("view", "top").await, code);
+        assert_code(&daemon.mounts("before").await, code);
+        assert_eq!(daemon.names(&[]).await, ["before", "lazy", "top"]);
+    }
+    // Each names both layers, nearest first, and where the lazy one is mounted.
+    let uses = std::mem::take(&mut *machine.layers.uses.lock());
+    let existed: Vec<_> = uses.iter().map(|chain| chain.admitted_before).collect();
+    assert_eq!(existed, [false, false, true, false, false, true]);
+    let at = machine.snapshots().join("1/fs");
+    for chain in uses {
+        let layers: Vec<_> = chain.layers.iter().map(|layer| &layer.mountpoint).collect();
+        assert_eq!(layers, [&None, &Some(at.clone())]);
+    }
+
+    *machine.layers.unusable.lock() = None;
     daemon.prepare("container", "top").await.unwrap();
 }
