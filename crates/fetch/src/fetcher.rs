@@ -15,8 +15,9 @@ use crate::span_key::LayerId;
 use crate::stats::Load;
 use crate::{FetchConfig, LazyLayer, Stats, abandoned, background};
 
-/// Longest wait at the end for spans that readers have got and the disk has not.
-const STORE_LIMIT: Duration = Duration::from_secs(10);
+/// Longest wait at the end for spans that readers have got and the disk has not. A hand-over waits as long, and
+/// readers with it; what is missing then is fetched again.
+const STORE_LIMIT: Duration = Duration::from_secs(2);
 /// Time between two looks whether they are stored.
 const STORE_POLL: Duration = Duration::from_millis(2);
 
