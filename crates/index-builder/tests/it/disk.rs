@@ -137,6 +137,9 @@ async fn an_image_that_was_indexed_while_the_disk_filled_up_is_not_indexed_again
     let subscriber = tracing_subscriber::fmt()
         .with_writer(move || writer.clone())
         .finish();
+    // While there is only one dispatcher, tracing disables call sites that another thread meets
+    // first: the other tests have none.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let _guard = tracing::subscriber::set_default(subscriber);
     let disk = Tmpfs::mount();
     let queue = Queue::open(&disk.path().join("queue")).unwrap();

@@ -300,6 +300,9 @@ impl Lines {
 #[tokio::test]
 async fn a_mirror_is_preferred_again_soon_after_it_works_again() {
     let log = Lines::default();
+    // While there is only one dispatcher, tracing disables call sites that another thread meets
+    // first: the other tests have none.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let _logging = tracing::subscriber::set_default(log.subscriber());
     let data = noise(1000);
     let served = data.clone();
