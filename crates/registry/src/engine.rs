@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use http::{HeaderMap, Method};
@@ -26,6 +27,11 @@ use crate::{
 /// How often a request is made again whose connection broke before the response: servers close idle
 /// connections, and those that have served their number of requests.
 const IMMEDIATE_REPEATS: usize = 3;
+/// How often as long as connections break at once: a server that ends each after a few requests breaks those of
+/// many readers several times in a row.
+const QUICK_REPEATS: usize = 20;
+/// The time for these.
+const QUICKLY: Duration = Duration::from_millis(500);
 /// Most loopback registries whose TLS is remembered.
 const MAX_LOOPBACK: usize = 256;
 /// Most repetitions of a request with other credentials.
@@ -214,14 +220,20 @@ impl Engine {
         endpoint: &Endpoint,
         mut operation: impl FnMut() -> BoxFuture<'a, Result<T, RegistryError>> + Send,
     ) -> Result<T, RegistryError> {
-        let mut left = IMMEDIATE_REPEATS;
+        let began = Instant::now();
+        let mut repeats = 0;
         loop {
             match operation().await {
                 Ok(result) => {
                     self.health.worked(endpoint);
                     return Ok(result);
                 }
-                Err(RegistryError::Dropped { .. }) if left > 0 => left -= 1,
+                Err(RegistryError::Dropped { .. })
+                    if repeats < IMMEDIATE_REPEATS
+                        || repeats < QUICK_REPEATS && began.elapsed() < QUICKLY =>
+                {
+                    repeats += 1;
+                }
                 Err(error) => {
                     if self.speaks_tls(endpoint, &error).await {
                         return Err(RegistryError::Dropped {
