@@ -27,8 +27,8 @@ use crate::{
 /// How often a request is made again whose connection broke before the response: servers close idle
 /// connections, and those that have served their number of requests.
 const IMMEDIATE_REPEATS: usize = 3;
-/// How often as long as connections break at once: a server that ends each after a few requests breaks those of
-/// many readers several times in a row.
+/// How often as long as connections break immediately: a server that ends each after a few requests
+/// breaks those of many readers several times in a row.
 const QUICK_REPEATS: usize = 20;
 /// The time for these.
 const QUICKLY: Duration = Duration::from_millis(500);
@@ -303,17 +303,37 @@ impl Engine {
     }
 }
 
-/// The error that counts of those of several endpoints: the registry's own before those of mirrors.
-/// The flag says that it is the registry's.
+/// The error that counts of those of several endpoints, and whether it is the registry's own, which
+/// counts before those of mirrors. Where the registry gave no answer, a mirror's error counts after
+/// which the same request may succeed.
 pub(crate) type Failure = Option<(RegistryError, bool)>;
 
-/// Adds the failure of an endpoint. Returns whether it is final: what the registry itself says when it
-/// can be reached.
+/// Adds the failure of an endpoint. Returns whether no other endpoint need be asked: the registry
+/// itself answered that it does not have the object, or that the request is wrong.
 pub(crate) fn note(failure: &mut Failure, endpoint: &Endpoint, error: RegistryError) -> bool {
     let own = !endpoint.is_mirror();
-    let last = own && !error.is_transient();
-    if own || !matches!(failure, Some((_, true))) {
+    let transient = error.is_transient();
+    let unanswered = is_unanswered(&error);
+    // A mirror may deliver what the registry refuses to this node.
+    let last = own && !transient && !unanswered && !matches!(error.status(), Some(401 | 403));
+    let counts = match failure {
+        // The registry could not be reached, and never may; the mirror may deliver a moment later.
+        Some((counted, _)) if own => !(unanswered && counted.is_transient()),
+        Some((counted, true)) => transient && is_unanswered(counted),
+        Some((_, false)) | None => true,
+    };
+    if counts {
         *failure = Some((error, own));
+    } else {
+        tracing::debug!(host = %endpoint.base(), %error, "host failed");
     }
     last
+}
+
+/// Whether a request did not reach the registry, for a reason that does not pass by itself.
+const fn is_unanswered(error: &RegistryError) -> bool {
+    matches!(
+        error,
+        RegistryError::Tls { .. } | RegistryError::Credentials { .. }
+    )
 }

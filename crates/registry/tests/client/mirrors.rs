@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use soci_oci::{Descriptor, Digest, media_types};
 use soci_registry::{
-    BlobSource, Client, Deadline, HostHeaders, Mirror, NoCredentials, StaticCredentials,
+    BlobSource, Client, Deadline, HostHeaders, Mirror, NoCredentials, Origin, StaticCredentials,
 };
 use soci_testkit::LocalPort;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -263,6 +263,110 @@ async fn a_mirror_that_drops_connections_is_tried_again_while_the_registry_is_do
         let bytes = client.blob_bytes(&reference, &descriptor(&data)).await;
         assert_eq!(bytes.unwrap(), data);
     }
+}
+
+/// Kinds of registries that this node cannot read from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Beyond {
+    /// Nothing listens.
+    Closed,
+    /// What listens does not speak TLS, as where a proxy or a captive portal intercepts.
+    NoTls,
+    /// It refuses.
+    Refuses(u16),
+}
+
+#[tokio::test]
+async fn a_mirror_that_fails_for_a_moment_is_waited_for_whatever_the_registry_does() {
+    for beyond in [Beyond::Closed, Beyond::NoTls] {
+        let data = noise(1000);
+        let served = data.clone();
+        // Each object fails twice: the mirror is the last to be asked at the second attempt.
+        let failing = Mutex::new(std::collections::HashMap::<_, usize>::new());
+        let mirror = Fake::start(move |_, request| {
+            let mut failing = failing.lock();
+            let asked = failing.entry(request.path.clone()).or_default();
+            *asked += 1;
+            Some(match *asked {
+                1 => status(503),
+                2 => crate::fake::broken(status(200), 1000, served.slice(0..0)),
+                _ => serve(request, &served),
+            })
+        })
+        .await;
+        let (client, registry, _origin) = beyond_mirror(beyond, &mirror).await;
+        let reference = format!("{registry}/a/b:t").parse().unwrap();
+        let blob = client.blob(&reference, &descriptor(&data));
+        let got = blob.read_range(1..9, Deadline::far()).await;
+        assert_eq!(got.unwrap(), data.slice(1..9), "{beyond:?}");
+        let (_, bytes) = client
+            .manifest(&reference, Digest::of(&data))
+            .await
+            .unwrap();
+        assert_eq!(bytes, data, "{beyond:?}");
+        assert_eq!(mirror.requests().len(), 6, "{beyond:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_mirror_that_failed_lately_is_asked_when_the_registry_refuses() {
+    for beyond in [Beyond::NoTls, Beyond::Refuses(401), Beyond::Refuses(403)] {
+        let data = noise(1000);
+        let served = data.clone();
+        let mirror = Fake::start(move |number, request| {
+            Some(match number {
+                0 => crate::fake::broken(status(200), 1000, served.slice(0..0)),
+                _ => serve(request, &served),
+            })
+        })
+        .await;
+        let (client, registry, _origin) = beyond_mirror(beyond, &mirror).await;
+        let reference = format!("{registry}/a/b:t").parse().unwrap();
+        // Makes the mirror the last.
+        let first = client.manifest(&reference, Digest::of(&data)).await;
+        assert_eq!(first.is_ok(), beyond == Beyond::NoTls, "{first:?}");
+        let (_, bytes) = client
+            .manifest(&reference, Digest::of(&data))
+            .await
+            .unwrap();
+        assert_eq!(bytes, data, "{beyond:?}");
+    }
+}
+
+/// A client of a registry behind a mirror, with the registry's name.
+async fn beyond_mirror(
+    beyond: Beyond,
+    mirror: &Fake,
+) -> (Client, String, (Option<Fake>, LocalPort)) {
+    let origin = match beyond {
+        Beyond::Refuses(code) => Some(Fake::start(move |_, _| Some(status(code))).await),
+        Beyond::NoTls => Some(Fake::start(|_, _| None).await),
+        Beyond::Closed => None,
+    };
+    let closed = LocalPort::claim().unwrap();
+    let host = origin
+        .as_ref()
+        .map_or_else(|| closed.address().to_string(), Fake::host);
+    let scheme = match beyond {
+        Beyond::NoTls => "https",
+        Beyond::Closed | Beyond::Refuses(_) => "http",
+    };
+    let mut config = config();
+    let registry = "registry.test".to_owned();
+    let url = format!("{scheme}://{host}/v2").parse().unwrap();
+    let headers = HostHeaders::default();
+    config
+        .origins
+        .insert(registry.clone(), Origin { url, headers });
+    let mirror = Mirror {
+        host: mirror.host(),
+        insecure: true,
+        request_timeout: None,
+        headers: HostHeaders::default(),
+    };
+    config.hosts.insert(registry.clone(), vec![mirror]);
+    let client = Client::new(config, Arc::new(NoCredentials)).unwrap();
+    (client, registry, (origin, closed))
 }
 
 /// The lines that are logged.
