@@ -43,7 +43,11 @@ fn snapshotters(options: &ContainerdOptions, version_3: bool) -> String {
             "[proxy_plugins.{name:?}]\n  type = \"snapshot\"\n  address = {socket:?}\n"
         ));
         if !options.without_capabilities {
-            text.push_str("  capabilities = [\"remap-ids\", \"multi-remap-ids\"]\n");
+            // Documented as wrong for layers that are to be lazy; right for runs by hand.
+            let rebase = std::env::var_os("SOCI_TEST_REBASE").map_or("", |_| ", \"rebase\"");
+            text.push_str(&format!(
+                "  capabilities = [\"remap-ids\", \"multi-remap-ids\"{rebase}]\n"
+            ));
         }
         if options.transfer.annotations {
             text.push_str(&format!(

@@ -20,7 +20,8 @@ pub enum Release {
     Installed,
     /// 1.7.
     V1_7,
-    /// 2.1, the first whose clients pull through the transfer service.
+    /// 2.1, the first whose clients pull through the transfer service. The programs in the folder
+    /// `SOCI_TEST_CONTAINERD_2`, if that is set: those of a later 2.x.
     V2_1,
 }
 
@@ -47,6 +48,7 @@ impl Release {
                     suites: &["trixie"],
                 },
             ),
+            Self::V2_1 if other_2().is_some() => return Ok(other_2()),
             Self::V2_1 => (
                 &V2_1,
                 Wanted {
@@ -95,6 +97,11 @@ impl Release {
             Self::V2_1 => true,
         })
     }
+}
+
+/// The folder with another 2.x that is to run in the place of 2.1.
+fn other_2() -> Option<PathBuf> {
+    std::env::var_os("SOCI_TEST_CONTAINERD_2").map(PathBuf::from)
 }
 
 fn installed_major() -> Result<u32> {
