@@ -12,6 +12,7 @@
 )]
 
 mod abort_mounts;
+mod as_people_build;
 mod bad_labels;
 mod check_agrees;
 mod clock;

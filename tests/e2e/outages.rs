@@ -36,7 +36,7 @@ fn refusing(status: &'static str) -> String {
 }
 
 /// An image of six layers, indexed, in a layout.
-fn image(layout: &Path) {
+pub(crate) fn image(layout: &Path) {
     let source = TestRoot::new().unwrap();
     let mut image = ImageBuilder::new();
     for number in 0..6 {
@@ -54,7 +54,7 @@ fn image(layout: &Path) {
 }
 
 /// Imports all of a layout into containerd under a name.
-fn import(stack: &Stack, layout: &Path, reference: &str) {
+pub(crate) fn import(stack: &Stack, layout: &Path, reference: &str) {
     let archive = layout.with_extension("tar");
     let tar = std::process::Command::new("tar")
         .args(["--create", "--file"])
@@ -85,7 +85,7 @@ fn blob(layout: &Path, digest: &str) -> Value {
 }
 
 /// The image manifest and the SOCI index of a layout, which lists the image's own index.
-fn manifests(layout: &Path) -> (String, String) {
+pub(crate) fn manifests(layout: &Path) -> (String, String) {
     let index = std::fs::read(layout.join("index.json")).unwrap();
     let index: Value = serde_json::from_slice(&index).unwrap();
     let listed = blob(layout, index["manifests"][0]["digest"].as_str().unwrap());
@@ -125,7 +125,11 @@ impl ListedImage {
 
 /// Prepares all layers as containerd's client does; returns how many are lazy, and the names of all,
 /// the lowest first.
-async fn prepare_all(stack: &Stack, layout: &Path, reference: &str) -> (usize, Vec<String>) {
+pub(crate) async fn prepare_all(
+    stack: &Stack,
+    layout: &Path,
+    reference: &str,
+) -> (usize, Vec<String>) {
     let image = ListedImage::of(layout);
     let client = Client::at(stack.daemon.socket()).await;
     let (mut parent, mut lazy, mut chains) = (String::new(), 0, Vec::new());
@@ -169,7 +173,7 @@ async fn leaves_a_layer_without_its_parent(stack: &Stack, layout: &Path, referen
 }
 
 /// Removes a blob from containerd.
-fn forget(stack: &Stack, digest: &str) {
+pub(crate) fn forget(stack: &Stack, digest: &str) {
     let ctr = stack.containerd.ctr(NAMESPACE);
     ctr.output(["content", "rm", digest]).unwrap();
 }

@@ -15,6 +15,7 @@ use soci_ztoc::Ztoc;
 use tonic::Code;
 
 use crate::support::node::{Client, fetch_manifest};
+use crate::support::releases::on_each_containerd;
 use crate::support::{self, NAMESPACE, NO_BACKGROUND, PATIENCE, pull, stack, status, wait_until};
 
 /// What the honest image has in its two files.
@@ -482,14 +483,18 @@ async fn labels_that_an_image_sets_lead_to_no_request() {
     );
 }
 
-/// The transfer service of containerd 2.1 sends the annotations of layers as labels, with labels of
-/// its own or, unless configuration requests those, alone.
-#[test]
-fn annotations_of_layers_lead_the_transfer_service_to_no_other_image() {
-    for sent in [true, false] {
+on_each_containerd! {
+    annotations_of_layers_lead_containerd_to_no_other_image,
+}
+
+/// Each containerd sends the annotations of layers as labels: alone, or, where the transfer service
+/// is configured to, with labels of its own.
+fn annotations_of_layers_lead_containerd_to_no_other_image(release: Release) {
+    let with_own = release.is_2().unwrap().then_some(true);
+    for sent in with_own.into_iter().chain([false]) {
         let stack = Stack::start(StackOptions {
             daemon: SociDaemonOptions::with_config(NO_BACKGROUND),
-            release: Release::V2_1,
+            release,
             transfer: TransferOptions {
                 annotations: sent,
                 ..TransferOptions::default()

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use crate::keychains::{Images, Node, pull_as, pull_patiently, remove};
+use crate::support::releases::on_each_containerd;
 use crate::support::{PATIENCE, wait_until};
 use soci_testkit::image::{ImageBuilder, Layer};
 use soci_testkit::process::mounts_below;
@@ -82,10 +83,13 @@ fn read(node: &Node, file: u64, case: &str) -> BTreeSet<String> {
     repositories
 }
 
-#[test]
-fn a_layer_of_two_images_is_read_as_long_as_one_of_them_can_be_pulled() {
+on_each_containerd! {
+    a_layer_of_two_images_is_read_as_long_as_one_of_them_can_be_pulled,
+}
+
+fn a_layer_of_two_images_is_read_as_long_as_one_of_them_can_be_pulled(release: Release) {
     let root = TestRoot::new().unwrap();
-    let mut node = Node::start(Release::Installed, &root.dir("docker").unwrap());
+    let mut node = Node::start(release, &root.dir("docker").unwrap());
     push(&node, "priva");
     push(&node, "privb");
     let both = [("priva", USER_A), ("privb", USER_B)];

@@ -58,8 +58,8 @@ impl Nginx {
         })
     }
 
-    /// Starts an nginx that serves an upstream server by TLS and HTTP/2, with a certificate for `localhost`, which
-    /// is its own authority.
+    /// Starts an nginx that serves an upstream server by TLS and HTTP/2, with a certificate for `localhost` and
+    /// 127.0.0.1, which is its own authority.
     ///
     /// # Errors
     /// As for [`Nginx::start`].
@@ -88,7 +88,7 @@ impl Nginx {
                 "-subj",
                 "/CN=mirror",
                 "-addext",
-                "subjectAltName=DNS:localhost",
+                "subjectAltName=DNS:localhost,IP:127.0.0.1",
                 "-keyout",
             ])
             .arg(&key)

@@ -48,11 +48,12 @@ impl CriOptions {
             CriPull::Local => "disable_snapshot_annotations = false\n",
             CriPull::Transfer => "",
         };
-        let cni = format!(
-            "  bin_dir = {:?}\n  conf_dir = {:?}\n",
-            at(CNI_BIN),
-            at(CNI_CONF)
-        );
+        // 2.1 knows both keys, 2.4 the latter only.
+        let (programs, networks) = (at(CNI_BIN), at(CNI_CONF));
+        let cni = match version_3 {
+            false => format!("  bin_dir = {programs:?}\n  conf_dir = {networks:?}\n"),
+            true => format!("  bin_dirs = [{programs:?}]\n  conf_dir = {networks:?}\n"),
+        };
         let runtime = "runtime_type = \"io.containerd.runc.v2\"";
         if version_3 {
             let (images, pods) = (
