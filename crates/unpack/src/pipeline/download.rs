@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use soci_registry::{BlobSource as _, ByteStream, Deadline, RegistryError, RemoteBlob};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -29,8 +29,8 @@ use crate::downloads::Slot;
 
 /// Memory of a request that may have more bytes.
 const WINDOW: u64 = 4 << 20;
-/// Responses that bring what a core inflates: 50 to 80 MB/s each, as registries send.
-const REQUESTS_OF_CORE: usize = 3;
+/// Responses that bring what a core inflates, hashes and writes: 50 to 80 MB/s each, as registries send.
+const REQUESTS_OF_CORE: usize = 2;
 /// Time between two looks whether readers of containers still wait.
 const DEMAND_LOOK: Duration = Duration::from_millis(25);
 /// Requests without a retry after which one more is made at a time.
@@ -68,7 +68,7 @@ pub(crate) struct Download {
     chunks: mpsc::UnboundedReceiver<Pieces>,
     current: Option<Pieces>,
     failure: Arc<Failure>,
-    _task: AbortOnDropHandle<()>,
+    task: AbortOnDropHandle<()>,
 }
 
 /// The first failure.
@@ -122,7 +122,7 @@ impl Download {
             chunks,
             current: None,
             failure,
-            _task: task,
+            task,
         }
     }
 
@@ -134,6 +134,11 @@ impl Download {
     /// Notices a failure before its bytes are read.
     pub(crate) fn failure(&self) -> Arc<Failure> {
         Arc::clone(&self.failure)
+    }
+
+    /// Returns what ends it, also while another thread waits for its next bytes, which finds no more of them.
+    pub(crate) fn ender(&self) -> AbortHandle {
+        self.task.abort_handle()
     }
 
     /// Waits for the next bytes; `None` when there are no more. Not on a thread of the runtime.
@@ -526,7 +531,7 @@ mod tests {
     fn few_cores_make_few_requests_that_are_worth_making() {
         // The configuration of EKS AMIs on two cores.
         let (bytes, requests) = requests_of_layer(60 << 20, 2, Some(16 << 20), 20);
-        assert_eq!((bytes.unwrap() >> 18, requests), (15, 7));
+        assert_eq!((bytes.unwrap() >> 18, requests), (26, 4));
         // What fits is requested as configured.
         let small = Some(512 << 10);
         assert_eq!(requests_of_layer(60 << 20, 2, small, 20), (small, 20));

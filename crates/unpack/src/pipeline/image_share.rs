@@ -11,6 +11,7 @@ use soci_ztoc::AheadMemory;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::budget::{self, Budget, LAYER};
 use super::config::{ImageLimits, PipelineConfig};
@@ -66,6 +67,20 @@ pub struct ImageShare {
     limits: ImageLimits,
     requests: Arc<Shares>,
     unpacks: Arc<Shares>,
+}
+
+/// Ends a download when the layer is cancelled: its threads notice that as bytes come, and a registry need not
+/// send any. Dropping what is returned leaves it alone.
+fn ends_with(input: &Input, cancel: CancellationToken) -> Option<AbortOnDropHandle<()>> {
+    let Input::Download(download) = input else {
+        return None;
+    };
+    let ender = download.ender();
+    let ends = async move {
+        cancel.cancelled().await;
+        ender.abort();
+    };
+    Some(AbortOnDropHandle::new(tokio::spawn(ends)))
 }
 
 fn units(limit: Option<usize>) -> u64 {
@@ -400,9 +415,11 @@ impl ImageShare {
         claim: Claim,
         cancel: &CancellationToken,
     ) -> Result<(Result<UnpackedLayer, UnpackError>, PipelineRequest), UnpackError> {
+        let ended = ends_with(&input, cancel.clone());
         let (share, cancel) = (self.clone(), cancel.clone());
         let runtime = Handle::current();
         let work = move || {
+            let _ended = ended;
             let unpacked = share.unpack_blocking(&mut request, input, claim, &cancel, runtime);
             if unpacked.is_err()
                 && let Err(error) = empty_folder(&request.directory)

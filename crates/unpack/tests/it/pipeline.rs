@@ -31,11 +31,13 @@ const LARGE: u64 = 20 << 20;
 const CHUNK: u64 = 2 << 20;
 
 fn large(layers: u64) -> World {
+    noise(layers, LARGE)
+}
+
+/// Layers of so many bytes each.
+fn noise(layers: u64, length: u64) -> World {
     let image = (0..layers).fold(ImageBuilder::new(), |image, seed| {
-        let content = Content::Noise {
-            seed,
-            length: LARGE,
-        };
+        let content = Content::Noise { seed, length };
         let layer = Layer::new().file("large", content).text("last", "last");
         image.layer(layer)
     });
@@ -47,6 +49,8 @@ pub(crate) fn client() -> Client {
     config.retries.max_retries = 3;
     config.retries.min_wait = Duration::from_millis(5);
     config.retries.max_wait = Duration::from_millis(20);
+    // A test that has to wait for it fails.
+    config.idle_timeout = 2 * PATIENCE;
     Client::new(config, Arc::new(NoCredentials)).unwrap()
 }
 
@@ -248,6 +252,103 @@ fn what_goes_wrong_in_the_middle_of_a_layer_is_made_good() {
         assert_eq!(fs::metadata(folder.join("large")).unwrap().len(), LARGE);
         assert!(world.proxy.faults_injected() > 0, "{name}");
     }
+}
+
+#[test]
+fn an_image_that_comes_later_gets_half_of_the_requests_whatever_the_other_has_under_way() {
+    let world = noise(4, 6 << 20);
+    world.proxy.throttle(Throttle {
+        per_response: Some(4 << 20),
+        ..Throttle::default()
+    });
+    let pipeline = Pipeline::new(PipelineConfig {
+        downloads: Some(4),
+        ..PipelineConfig::default()
+    });
+    let limits = ImageLimits {
+        downloads: 20,
+        unpacks: 12,
+        chunk: Some(512 << 10),
+    };
+    let begin = |share: &ImageShare, number: usize| {
+        let folder = world.root.dir(&format!("fs-{number}")).unwrap();
+        let (share, request) = (share.clone(), request(&world, number, &folder));
+        tokio::spawn(async move { unpack(&share, request).await })
+    };
+    run(async {
+        let first = pipeline.image(limits);
+        let mut layers: Vec<_> = (0..3).map(|number| begin(&first, number)).collect();
+        let filled = async {
+            while pipeline.usage().requests < 4 || pipeline.usage().unpacking < 3 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, filled).await.unwrap();
+        layers.push(begin(&pipeline.image(limits), 3));
+        for layer in layers {
+            layer.await.unwrap().unwrap();
+        }
+        becomes_idle(&pipeline).await;
+    });
+    // From the other's first request to its last, the first image made as many: with what each of its layers
+    // wants it would have made all of them before.
+    let log = world.proxy.stats().log;
+    let of_other = world.image.layers[3].digest.to_string();
+    let ranged = log.iter().filter(|record| record.range.is_some());
+    let of_other: Vec<bool> = ranged.map(|r| r.path.ends_with(&of_other)).collect();
+    let from = of_other.iter().position(|other| *other).unwrap();
+    let to = of_other.iter().rposition(|other| *other).unwrap();
+    let (own, all) = (of_other.iter().filter(|o| **o).count(), to - from + 1);
+    assert!(all <= 3 * own && own >= 10, "{own} of {all}");
+}
+
+#[test]
+fn an_image_is_unpacked_beside_another_one_whose_layers_do_not_end() {
+    // More layers than are unpacked at a time on any machine.
+    let (stuck, other) = (noise(26, 1 << 20), noise(1, 1 << 20));
+    let hang = Fault::HangAfter(100_000);
+    stuck.proxy.inject(Rule::always(hang).ranged(true));
+    let pipeline = Pipeline::new(PipelineConfig {
+        speed: SpeedLimits {
+            period: 2 * PATIENCE,
+            ..SpeedLimits::default()
+        },
+        ..PipelineConfig::default()
+    });
+    let limits = ImageLimits {
+        unpacks: 30,
+        chunk: Some(256 << 10),
+        ..limits()
+    };
+    run(async {
+        let (share, cancel) = (pipeline.image(limits), CancellationToken::new());
+        let mut layers: Vec<_> = (0..26)
+            .map(|number| {
+                let folder = stuck.root.dir(&format!("fs-{number}")).unwrap();
+                let (share, request) = (share.clone(), request(&stuck, number, &folder));
+                let cancel = cancel.clone();
+                tokio::spawn(async move { share.unpack(request, &cancel).await })
+            })
+            .collect();
+        let waits = async {
+            while pipeline.usage().unpacks_waiting == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waits).await.unwrap();
+        let folder = other.root.dir("fs").unwrap();
+        let later = pipeline.image(limits);
+        unpack(&later, request(&other, 0, &folder)).await.unwrap();
+        // Nothing waits for the silent registry: neither if a layer is cancelled, nor if its caller is gone.
+        let gone = layers.split_off(13);
+        gone.iter().for_each(tokio::task::JoinHandle::abort);
+        cancel.cancel();
+        for layer in layers {
+            let error = layer.await.unwrap().unwrap_err();
+            assert!(matches!(error, UnpackError::Cancelled), "{error}");
+        }
+        becomes_idle(&pipeline).await;
+    });
 }
 
 #[test]
