@@ -1,7 +1,7 @@
 //! A private image registry: Debian's `docker-registry` on a port of its own, plain HTTP.
 
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -77,6 +77,12 @@ impl Registry {
     #[must_use]
     pub fn docker_reference(&self, name_and_tag: &str) -> String {
         format!("docker://{}", self.reference(name_and_tag))
+    }
+
+    /// The folder of what it stores.
+    #[must_use]
+    pub fn storage(&self) -> PathBuf {
+        self.root.path().join("storage")
     }
 
     /// The process.
