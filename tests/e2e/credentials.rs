@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use crate::eager::{as_fallback, pulls_without_index};
 use crate::support::{NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, run, wait_for_lazy_mounts};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
@@ -15,7 +16,8 @@ const PASSWORD: &str = "correct-horse-battery";
 
 /// A daemon whose Docker configuration lies in `docker`, which is still empty.
 fn stack(docker: &Path) -> Stack {
-    let mut daemon = SociDaemonOptions::with_config(NO_BACKGROUND);
+    let config = format!("{NO_BACKGROUND}{}", as_fallback());
+    let mut daemon = SociDaemonOptions::with_config(&config);
     let docker = docker.to_str().unwrap().to_owned();
     daemon
         .environment
@@ -77,6 +79,9 @@ fn lazily_with(auth: Auth) {
     let digest = soci_oci::Digest::of(&small_image_data().to_vec()).hex();
     let output = run(&stack, &reference, &["/bin/sha256sum", "/data/noise"]);
     assert!(output.starts_with(&digest), "{output}");
+    let name = stack.reference("private");
+    let options = ["--plain-http", "--user", &user];
+    said += &pulls_without_index(&stack, &soci, &options, (&name, "private"));
     said += &stack.daemon.log().tail(1000);
     for secret in [PASSWORD, "cmVhZGVyOmNvcnJlY3Q"] {
         assert!(!said.contains(secret), "{said}");
@@ -140,9 +145,10 @@ fn the_role_of_the_node_and_a_plugin_of_the_kubelet_read_lazy_layers() {
         Some(serve(request, &response.into()))
     }));
     let config = format!(
-        "{NO_BACKGROUND}[ecr_keychain]\nenable_keychain = true\n\
+        "{NO_BACKGROUND}{}[ecr_keychain]\nenable_keychain = true\n\
          [kubelet_credential_providers]\nconfig_path = '{plugins}/config.yaml'\nbin_dir = '{plugins}'\n\
          [resolver]\nconfig_path = '{hosts}'\n",
+        as_fallback(),
         plugins = plugins.display(),
         hosts = hosts.display()
     );
@@ -185,15 +191,9 @@ fn the_role_of_the_node_and_a_plugin_of_the_kubelet_read_lazy_layers() {
         // Each image has mounts of its own.
         let namespace = format!("{NAMESPACE}-{repository}");
         let soci = stack.soci(&namespace).unwrap();
-        let pull = [
-            "pull",
-            "--hosts-dir",
-            &hosts_dir,
-            "--user",
-            &user,
-            &reference,
-        ];
-        said += &soci.output(pull).unwrap();
+        let options = ["--hosts-dir", &hosts_dir, "--user", &user];
+        let pull = ["pull"].into_iter().chain(options);
+        said += &soci.output(pull.chain([reference.as_str()])).unwrap();
         assert!(lazy_mounts(&stack) > 0, "{}", stack.log_tails());
         let check = Run::new(&reference, "soci").command(["/bin/sha256sum", "/data/noise"]);
         let output = stack.containerd.ctr(&namespace).run_ok(&check);
@@ -206,6 +206,8 @@ fn the_role_of_the_node_and_a_plugin_of_the_kubelet_read_lazy_layers() {
             .output(["images", "rm", "--sync", &reference])
             .unwrap();
         wait_for_lazy_mounts(&stack.daemon.root(), 0);
+        let name = format!("{registry}/{repository}");
+        said += &pulls_without_index(&stack, &soci, &options, (&name, repository));
     }
     assert!(!aws.requests().is_empty());
     let signed = |request: &soci_testkit::fake::Received| {

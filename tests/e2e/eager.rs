@@ -10,11 +10,11 @@ use crate::support::{
     NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, left_behind, pull, run, stack, status,
     wait_for_lines, wait_until,
 };
-use soci_oci::{Descriptor, Manifest};
+use soci_oci::{Descriptor, Digest, Manifest};
 use soci_testkit::image::layout::{blob_path, list};
 use soci_testkit::image::{busybox_layer, small_image, small_image_data};
 use soci_testkit::{
-    Content, Fault, ImageBuilder, Layer, LayerCompression, OciImage, Registry, Rule, Run,
+    Content, Fault, ImageBuilder, Layer, LayerCompression, OciImage, Registry, Rule, Run, SociCli,
     SociDaemonOptions, Stack, StackOptions, TestRoot, Throttle,
 };
 
@@ -25,6 +25,51 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) const ENABLED: &str = "[pull_modes.parallel_pull_unpack]\nenable = true\n\
      max_concurrent_downloads_per_image = 20\nconcurrent_download_chunk_size = \"1mb\"\n\
      max_concurrent_unpacks_per_image = 12\ndiscard_unpacked_layers = true\n";
+
+/// Images without an index only.
+pub(crate) fn as_fallback() -> String {
+    ENABLED.replace("enable =", "experimental_parallel_pull_as_fallback =")
+}
+
+/// Pulls an image without an index from this repository of the registry, under another name if it has one: the
+/// daemon fetches all of its layers, with credentials of its own.
+pub(crate) fn pulls_without_index(
+    stack: &Stack,
+    soci: &SociCli,
+    options: &[&str],
+    (name, repository): (&str, &str),
+) -> String {
+    let root = TestRoot::new().unwrap();
+    let seeds = Digest::of(repository.as_bytes()).to_string().into_bytes();
+    let image = seeds[10..13]
+        .iter()
+        .fold(ImageBuilder::new(), |image, seed| {
+            let content = Content::Noise {
+                seed: u64::from(*seed) + 1000 * u64::from(seeds[13]),
+                length: 3 << 20,
+            };
+            image.layer(Layer::new().file("noise", content))
+        });
+    let image = image.write(root.path(), "plain").unwrap();
+    stack.push(&image.dir, "plain", repository).unwrap();
+    let before = logged(stack, "local-snapshot-prepared", "true");
+    let reference = format!("{name}:plain");
+    let pull = ["pull"].iter().chain(options).copied();
+    let said = soci.output(pull.chain([reference.as_str()])).unwrap();
+    is_logged(
+        stack,
+        "local-snapshot-prepared",
+        "true",
+        before + image.layers.len(),
+    );
+    let stats = stack.proxy.stats();
+    for layer in &image.layers {
+        // Once, beside refusals of expired tokens.
+        let bytes = stats.blob(layer.digest).bytes;
+        assert!((layer.size..2 * layer.size).contains(&bytes), "{reference}");
+    }
+    said
+}
 
 /// busybox, and layers of noise on top of it.
 pub(crate) fn layers(root: &TestRoot, tag: &str, number: u64, bytes: u64) -> OciImage {
@@ -173,8 +218,7 @@ fn images_without_index_are_eager_beside_lazy_ones() {
     let plain = layers(&root, "plain", 4, 1 << 20);
     let layout = root.dir("small").unwrap();
     let small = small_image(&layout, "small").unwrap();
-    let fallback = ENABLED.replace("enable =", "experimental_parallel_pull_as_fallback =");
-    let stack = stack(&format!("{NO_BACKGROUND}{fallback}"));
+    let stack = stack(&format!("{NO_BACKGROUND}{}", as_fallback()));
     stack.push(&plain.dir, "plain", "plain").unwrap();
     let lazy = indexed(&stack, &layout, "small");
     pull(&stack, &lazy);
@@ -194,7 +238,7 @@ fn images_without_index_are_eager_beside_lazy_ones() {
         assert_eq!(stats.blob(layer.digest).bytes, layer.size);
     }
     assert_eq!(run(&stack, &eager, &["/bin/cat", "/data/top"]), "3");
-    let digest = soci_oci::Digest::of(&small_image_data().to_vec()).hex();
+    let digest = Digest::of(&small_image_data().to_vec()).hex();
     let read = run(&stack, &lazy, &["/bin/sha256sum", "/data/noise"]);
     assert!(read.starts_with(&digest), "{read}");
 }

@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
+use crate::eager::{as_fallback, pulls_without_index};
 use crate::support::releases::on_each_containerd;
 use crate::support::{NO_BACKGROUND, lazy_mounts, lazy_mounts_below, stack, wait_for_lazy_mounts};
 use base64::Engine as _;
@@ -195,7 +196,8 @@ fn image_pull_secrets_of_the_cluster_read_lazy_layers_also_after_a_restart() {
     )
     .unwrap();
     let mut options = SociDaemonOptions::with_config(&format!(
-        "{NO_BACKGROUND}[kubeconfig_keychain]\nenable_keychain = true\nkubeconfig_path = {kubeconfig:?}\n"
+        "{NO_BACKGROUND}{}[kubeconfig_keychain]\nenable_keychain = true\nkubeconfig_path = {kubeconfig:?}\n",
+        as_fallback()
     ));
     let docker = ("DOCKER_CONFIG".to_owned(), docker.display().to_string());
     options.environment.push(docker);
@@ -215,6 +217,9 @@ fn image_pull_secrets_of_the_cluster_read_lazy_layers_also_after_a_restart() {
         "{}",
         stack.log_tails()
     );
+    let name = stack.reference("private");
+    let options = ["--plain-http", "--user", &user];
+    pulls_without_index(&stack, &soci, &options, (&name, "private"));
     assert!(!stack.daemon.log().all().join("\n").contains(PASSWORD));
 
     // Nothing that was fetched is there: the layers are mounted with what the cluster gives.
