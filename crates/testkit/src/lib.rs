@@ -11,6 +11,7 @@
     reason = "what is removed was made by the tests"
 )]
 
+mod captured_log;
 mod cli;
 mod containerd;
 pub mod cri;
@@ -31,6 +32,7 @@ mod soci;
 mod stack;
 mod systemd;
 
+pub use captured_log::{CapturedLog, LogBuffer};
 pub use cli::{SociCli, binary, output_of};
 pub use containerd::{Containerd, ContainerdOptions, TransferOptions};
 pub use cri::{Cri, CriOptions, CriPull, Pod, PodContainer};

@@ -7,15 +7,14 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::support::{Retrying, Rig, Sample, check_all, eventually, finish, quick, read, start};
-use parking_lot::Mutex;
 use soci_fetch::{FetchConfig, ReadError};
 use soci_oci::Digest;
 use soci_registry::testing::{Fault, MemoryBlob};
 use soci_registry::{BlobSource, ByteStream, Deadline, RegistryError};
 use soci_store::LayerStoreConfig;
 use soci_telemetry::JsonLog;
+use soci_testkit::CapturedLog;
 use soci_ztoc::SpanId;
-use tracing_subscriber::layer::SubscriberExt as _;
 
 fn no_readahead() -> FetchConfig {
     FetchConfig {
@@ -256,28 +255,9 @@ fn readers_are_answered_while_more_is_wanted_than_memory_holds() {
     }
 }
 
-/// Collects a log.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[test]
 fn a_warning_about_a_request_names_layer_and_image() {
-    let log = Log::default();
-    // While there is only one dispatcher, tracing disables call sites that another thread meets
-    // first: the other tests have none.
-    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
-    let subscriber = tracing_subscriber::registry().with(JsonLog::new(log.clone()));
-    let _logging = tracing::subscriber::set_default(subscriber);
+    let log = CapturedLog::through(JsonLog::new);
     let sample = Sample::gzip(3, 100_000);
     // Its requests run on this thread, as the log does.
     let rig = Rig::paused(no_readahead(), LayerStoreConfig::default());
@@ -289,14 +269,8 @@ fn a_warning_about_a_request_names_layer_and_image() {
     let answers = tracing::error_span!("prepare", snapshot = 7).in_scope(|| start(&layer, 0, 10));
     rig.pass(Duration::from_secs(1));
     finish(&answers).unwrap_err();
-    let log = log.0.lock();
-    let lines = log
-        .split(|byte| *byte == b'\n')
-        .filter(|line| !line.is_empty());
-    let warning = lines
-        .map(|line| serde_json::from_slice::<serde_json::Value>(line).unwrap())
-        .find(|line| line["msg"] == "range request failed")
-        .unwrap();
+    let warnings = log.json("range request failed");
+    let warning = warnings.first().unwrap();
     assert_eq!(warning["level"], "warning");
     assert_eq!(warning["layer"], sample.digest().to_string());
     assert_eq!(warning["image"], "memory");

@@ -13,7 +13,9 @@ use soci_index_builder::{
     Added, Failure, ImageIndexer, Outcome, PoolSettings, Push, Queue, QueueError, WorkerPool,
 };
 use soci_oci::Digest;
+use soci_testkit::CapturedLog;
 use tokio_util::sync::CancellationToken;
+use tracing::Level;
 
 struct Tmpfs(tempfile::TempDir);
 
@@ -115,32 +117,9 @@ impl ImageIndexer for Filling {
     }
 }
 
-/// What the log holds.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn an_image_that_was_indexed_while_the_disk_filled_up_is_not_indexed_again() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_writer(move || writer.clone())
-        .finish();
-    // While there is only one dispatcher, tracing disables call sites that another thread meets
-    // first: the other tests have none.
-    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let log = CapturedLog::text(Level::WARN);
     let disk = Tmpfs::mount();
     let queue = Queue::open(&disk.path().join("queue")).unwrap();
     queue.add(&pushes("", 2)).unwrap();
@@ -163,12 +142,7 @@ async fn an_image_that_was_indexed_while_the_disk_filled_up_is_not_indexed_again
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let failures = || {
-        let log = String::from_utf8_lossy(&log.0.lock()).into_owned();
-        let failed = |line: &&str| line.contains("cannot record the end of a job");
-        let lines: Vec<String> = log.lines().filter(failed).map(str::to_owned).collect();
-        lines
-    };
+    let failures = || log.about("cannot record the end of a job");
     for image in 1..=2 {
         until(&|| failures().len() >= image).await;
         assert_eq!(filling.seen.lock().len(), image, "one worker waits");

@@ -12,6 +12,8 @@ use soci_fetch::ReadError;
 use soci_fetch::testing::{Answer, MemoryLayer};
 use soci_fuse::{Errno, Negotiated, Operation, ROOT_ID, open_flags};
 use soci_layerfs::{CacheTimes, LayerFs, Timer, Timers, Tree, TreeOptions};
+use soci_testkit::CapturedLog;
+use tracing::Level;
 
 fn client(layer: Layer) -> (Direct, MemoryLayer, Arc<Tree>) {
     let tar = layer.tar();
@@ -228,44 +230,19 @@ fn opening_is_answered_by_what_was_negotiated() {
     assert_eq!(client.ask(file, Operation::Release).unwrap(), b"");
 }
 
-/// Counts the lines that would be logged.
-#[derive(Clone, Default)]
-struct Lines(Arc<std::sync::atomic::AtomicUsize>);
-
-impl tracing::Subscriber for Lines {
-    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
-        true
-    }
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-    fn event(&self, _: &tracing::Event<'_>) {
-        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    }
-    fn enter(&self, _: &tracing::span::Id) {}
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
 #[test]
 fn reads_that_fail_over_and_over_do_not_fill_the_log() {
     let (client, data, tree) = client(Layer::new().file("f", b"content"));
     let file = tree.find(b"f").unwrap();
     data.script(Answer::Fail(ReadError::Abandoned));
-    let lines = Lines::default();
-    // While there is only one dispatcher, tracing disables call sites that another thread meets
-    // first: the other tests have none.
-    let _second = tracing::Dispatch::new(lines.clone());
-    tracing::subscriber::with_default(lines.clone(), || {
-        for _ in 0..1000 {
-            assert_eq!(
-                client.read(file, 0, 10).unwrap_err(),
-                Errno::IO.raw_os_error()
-            );
-        }
-    });
-    let lines = lines.0.load(std::sync::atomic::Ordering::Relaxed);
+    let log = CapturedLog::text(Level::TRACE);
+    for _ in 0..1000 {
+        assert_eq!(
+            client.read(file, 0, 10).unwrap_err(),
+            Errno::IO.raw_os_error()
+        );
+    }
+    let lines = log.lines().len();
     assert!((1..100).contains(&lines), "{lines}");
 }
 
@@ -277,14 +254,11 @@ fn operations_are_logged_only_with_the_option() {
     let counted = |log: bool| {
         let mut client = Direct::new(tree.clone(), Arc::new(MemoryLayer::new(tar.clone())));
         client.fs = client.fs.with_operation_log(log);
-        let lines = Lines::default();
-        let _second = tracing::Dispatch::new(lines.clone());
-        tracing::subscriber::with_default(lines.clone(), || {
-            client.lookup(ROOT_ID, b"f").unwrap();
-            client.read(file, 0, 10).unwrap();
-            client.ask(file, Operation::GetAttr).unwrap();
-        });
-        lines.0.load(std::sync::atomic::Ordering::Relaxed)
+        let lines = CapturedLog::text(Level::TRACE);
+        client.lookup(ROOT_ID, b"f").unwrap();
+        client.read(file, 0, 10).unwrap();
+        client.ask(file, Operation::GetAttr).unwrap();
+        lines.lines().len()
     };
     assert_eq!((counted(true), counted(false)), (3, 0));
 }

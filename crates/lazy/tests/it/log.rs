@@ -1,11 +1,9 @@
 //! The log lines about registries: an operator sees which image and layer they are about. Those of reads
 //! are tested in `fetch`.
 
-use std::io::Write;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
 use serde_json::Value;
 use soci_fetch::FetchConfig;
 use soci_layer::LayerProvider as _;
@@ -15,37 +13,11 @@ use soci_registry::{
     Candidate, ChainedCredentials, Credential, CredentialError, Credentials, StaticCredentials,
 };
 use soci_telemetry::JsonLog;
-use soci_testkit::Auth;
-use tracing_subscriber::layer::SubscriberExt as _;
+use soci_testkit::{Auth, CapturedLog};
 
 use crate::provider::World;
 
 const WARNING: &str = "credential source failed";
-
-/// Collects a log.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Log {
-    /// The lines with this message.
-    fn lines(&self, message: &str) -> Vec<Value> {
-        let log = String::from_utf8(self.0.lock().clone()).unwrap();
-        let lines = log.lines().map(|line| serde_json::from_str(line).unwrap());
-        lines
-            .filter(|line: &Value| line["msg"] == message)
-            .collect()
-    }
-}
 
 /// A source of credentials that is out of order.
 struct Broken;
@@ -64,12 +36,7 @@ impl Credentials for Broken {
 
 #[test]
 fn a_warning_about_a_registry_names_image_and_layer_in_a_mount() {
-    let log = Log::default();
-    // While there is only one dispatcher, tracing disables call sites that another thread meets
-    // first: the other tests have none.
-    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
-    let subscriber = tracing_subscriber::registry().with(JsonLog::new(log.clone()));
-    let _logging = tracing::subscriber::set_default(subscriber);
+    let log = CapturedLog::through(JsonLog::new);
     let world = World::new("kinds", "soci-v2");
     let (user, password) = ("user".to_owned(), "password".to_owned());
     let credential = Credential::Basic {
@@ -94,7 +61,7 @@ fn a_warning_about_a_registry_names_image_and_layer_in_a_mount() {
         lazy.mount(request.clone()).await.unwrap();
         let layers = world.image.layers.iter().map(ToString::to_string);
         let layers: Vec<Value> = layers.map(Value::from).collect();
-        let in_mount = log.lines(WARNING);
+        let in_mount = log.json(WARNING);
         assert!(!in_mount.is_empty());
         for line in in_mount {
             assert_eq!(line["image"], world.reference.to_string(), "{line}");
