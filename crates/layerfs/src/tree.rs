@@ -177,10 +177,8 @@ impl Tree {
     pub(crate) fn parent(&self, ino: u64) -> u32 {
         let parent = || {
             let name = self.first_name(ino)?;
-            let after = self
-                .directories
-                .partition_point(|directory| to_index(directory.first) <= name);
-            self.directories.get(after.checked_sub(1)?)
+            let first = |directory: &Directory| to_index(directory.first);
+            directory_of(&self.directories, name, first)
         };
         parent().map_or(1, |directory| directory.ino)
     }
@@ -406,6 +404,13 @@ impl Tree {
     }
 }
 
+/// The directory that holds the name at a position: the last one whose `first` name is not behind it. A
+/// request for a path or a parent takes a search per part, however many directories the layer has.
+fn directory_of<T>(directories: &[T], name: usize, first: impl Fn(&T) -> usize) -> Option<&T> {
+    let after = directories.partition_point(|directory| first(directory) <= name);
+    directories.get(after.checked_sub(1)?)
+}
+
 /// The first of the numbers below `len` for which `is_before` is false, where it is true for all
 /// before.
 fn partition(len: usize, is_before: impl Fn(usize) -> bool) -> usize {
@@ -418,4 +423,36 @@ fn partition(len: usize, is_before: impl Fn(usize) -> bool) -> usize {
         }
     }
     low
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn the_directory_of_a_name_is_found_by_a_search_among_all() {
+        const COUNT: usize = 60_000;
+        // Three names each, but for every tenth, which has none.
+        let mut names = 0;
+        let mut directories = Vec::new();
+        for number in 0..COUNT {
+            directories.push((names, number));
+            names += if number % 10 == 0 { 0 } else { 3 };
+        }
+        for number in (0..COUNT).filter(|number| number % 10 != 0) {
+            let looks = Cell::new(0);
+            let first = |directory: &(usize, usize)| {
+                looks.set(looks.get() + 1);
+                directory.0
+            };
+            let name = directories[number].0 + number % 3;
+            let found = directory_of(&directories, name, first).unwrap();
+            assert_eq!(found.1, number);
+            // 60,000 has 16 digits in base 2.
+            assert!(looks.get() <= 17, "{}", looks.get());
+        }
+        assert_eq!(directory_of(&[(1, 0)], 0, |directory| directory.0), None);
+    }
 }

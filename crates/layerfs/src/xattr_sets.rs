@@ -53,16 +53,11 @@ impl XattrSets {
         meter: &mut Meter,
         mut assign: impl FnMut(u32, u32, &mut Meter) -> Result<(), TreeError>,
     ) -> Result<Result<Self, TooLarge>, TreeError> {
-        records.sort_unstable_by_key(|record| (record.node, record.name, record.order));
-        // The last of each name stays.
-        let mut next = records.iter().skip(1).map(|next| (next.node, next.name));
-        let keep: Vec<bool> = records
-            .iter()
-            .map(|record| next.next() != Some((record.node, record.name)))
-            .collect();
-        let mut keep = keep.into_iter();
-        records.retain(|_| keep.next().unwrap_or_default());
-
+        keep_last(
+            &mut records,
+            |record| (record.node, record.name),
+            |record| record.order,
+        );
         let mut sets = Self::default();
         let hasher = RandomState::new();
         let mut known: HashTable<u32> = HashTable::new();
@@ -165,6 +160,19 @@ impl XattrSets {
     }
 }
 
+/// Sorts values by key; of those with one key only the one with the highest `order` stays. It takes as
+/// many comparisons as sorting does: an image chooses how many there are.
+fn keep_last<T, K: Ord>(values: &mut Vec<T>, key: impl Fn(&T) -> K, order: impl Fn(&T) -> u32) {
+    values.sort_unstable_by(|a, b| key(a).cmp(&key(b)).then_with(|| order(a).cmp(&order(b))));
+    values.dedup_by(|next, kept| {
+        let same = key(next) == key(kept);
+        if same {
+            std::mem::swap(next, kept);
+        }
+        same
+    });
+}
+
 fn hash<'a>(hasher: &RandomState, set: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> u64 {
     use std::hash::{Hash as _, Hasher as _};
     let mut state = hasher.build_hasher();
@@ -172,4 +180,32 @@ fn hash<'a>(hasher: &RandomState, set: impl Iterator<Item = (&'a [u8], &'a [u8])
         attribute.hash(&mut state);
     }
     state.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn the_last_of_each_key_is_found_with_as_many_comparisons_as_sorting_takes() {
+        const COUNT: u32 = 10_000;
+        // As many keys as values, a tenth, and one.
+        for keys in [COUNT, COUNT / 10, 1] {
+            let value = |order: u32| (order.wrapping_mul(2_654_435_761) % keys, order);
+            let mut values: Vec<_> = (0..COUNT).map(value).collect();
+            let expected: BTreeMap<_, _> = values.iter().copied().collect();
+            // A comparison looks at two; sorting takes about as many per value as its number has digits in
+            // base 2, which are 14. Each with each other would be a hundred million.
+            let left = Cell::new(u64::from(COUNT) * 2 * 2 * 14);
+            let key = |value: &(u32, u32)| {
+                left.set(left.get().checked_sub(1).expect("not that many looks"));
+                value.0
+            };
+            keep_last(&mut values, key, |value| value.1);
+            assert!(values.into_iter().eq(expected), "{keys} keys");
+        }
+    }
 }

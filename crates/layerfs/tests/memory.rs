@@ -12,8 +12,9 @@
 mod large_ztoc;
 
 use large_ztoc::{ATTRIBUTES, kinds, large_ztoc};
-use soci_layerfs::{Tree, TreeOptions};
-use soci_ztoc::Ztoc;
+use soci_layerfs::{Tree, TreeError, TreeOptions};
+use soci_meter::Measure;
+use soci_ztoc::{FileMetadata, FileType, Ztoc};
 
 /// What opening a zTOC took of memory, in bytes.
 struct Opened {
@@ -92,5 +93,103 @@ fn a_tree_takes_at_most_60_bytes_per_file_beyond_its_name_and_counts_all_of_it()
                 );
             }
         }
+    }
+}
+
+/// A layer by what grows with its entries.
+type Layer = (&'static str, fn(u64, &mut FileMetadata));
+
+/// Layers whose entries share all but one thing, so that a single list of the tree grows.
+const LAYERS: [Layer; 9] = [
+    ("content of files", |at, entry| entry.name = name("f", at)),
+    ("targets of links", |at, entry| {
+        entry.name = name("l", at);
+        entry.file_type = FileType::Symlink;
+        entry.linkname = b"t".to_vec();
+    }),
+    ("implied directories", |at, entry| {
+        entry.name = [&b"d/".repeat(7)[..], &name("e", at), b"/a/f"].concat();
+    }),
+    ("whiteouts", |at, entry| {
+        entry.name = name(".wh.", at);
+    }),
+    ("names of one file", |at, entry| {
+        entry.name = name("f", at);
+        if at > 0 {
+            entry.file_type = FileType::Hardlink;
+            entry.linkname = name("f", 0);
+        }
+    }),
+    ("metadata of one file", |at, entry| {
+        entry.name = name("f", at);
+        entry.uid = u32::try_from(at).unwrap();
+        if at > 0 {
+            entry.file_type = FileType::Hardlink;
+            entry.linkname = name("f", 0);
+        }
+    }),
+    ("files with several names", |at, entry| {
+        entry.name = name("f", at);
+        if at % 2 == 1 {
+            entry.file_type = FileType::Hardlink;
+            entry.linkname = name("f", at - 1);
+        }
+    }),
+    ("values of one attribute", |at, entry| {
+        entry.name = b"d".to_vec();
+        entry.file_type = FileType::Dir;
+        let key = b"SCHILY.xattr.user.n".to_vec();
+        entry.xattrs = (0..5_u64)
+            .map(|round| (key.clone(), (at + round).to_le_bytes().to_vec()))
+            .collect();
+    }),
+    ("owners", |at, entry| {
+        entry.name = b"d".to_vec();
+        entry.file_type = FileType::Dir;
+        entry.uid = u32::try_from(at).unwrap();
+    }),
+];
+
+fn name(prefix: &str, at: u64) -> Vec<u8> {
+    format!("{prefix}{at}").into_bytes()
+}
+
+/// What does not grow with the layer, in bytes.
+const BESIDE: u64 = 64 << 10;
+
+/// A limit is of what the allocator gives, whichever list of a tree it is that grows. A list that grows by
+/// a half is copied, which an allocator may do in place: with both copies it is five thirds.
+#[test]
+fn no_tree_takes_more_than_its_limit_whichever_of_its_lists_grows() {
+    for (what, change) in LAYERS {
+        let index = Ztoc::parse_index(large_ztoc(5_000, change)).unwrap();
+        let build = |memory| {
+            let options = TreeOptions {
+                memory,
+                ..TreeOptions::default()
+            };
+            let mut built = None;
+            let counted = allocation_counter::measure(|| {
+                built = Some(Tree::of_index(&index, options).map(drop));
+            });
+            (counted.bytes_max, built.unwrap())
+        };
+        let (all, built) = build(u64::MAX);
+        built.unwrap();
+        let mut limits = (1..=10).map(|quarters| all * quarters / 4);
+        let mut refused = 0;
+        loop {
+            let limit = limits.next().expect("a limit that suffices");
+            let (peak, built) = build(limit);
+            println!("{what}: {all} in all, {limit} allowed, {peak} taken");
+            assert!(peak <= limit / 3 * 5 + BESIDE, "{what}: {peak} of {limit}");
+            match built {
+                Ok(()) => break,
+                Err(TreeError::TooMuch(over)) => assert_eq!(over.measure, Measure::Bytes),
+                Err(other) => panic!("{what}: {other}"),
+            }
+            refused += 1;
+        }
+        assert!(refused >= 2, "{what}: {refused} limits refused");
     }
 }

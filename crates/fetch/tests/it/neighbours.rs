@@ -200,25 +200,79 @@ fn readers_beside_a_registry_that_misbehaves_are_answered_as_if_it_were_not_ther
                 .step_by(50_000)
                 .map(|at| (at, start(&good, at as u64, 10)))
                 .collect();
-            for (at, answers) in reads {
-                let mut answer = None;
-                for turn in 0..1000_u64 {
-                    rig.pass(Duration::from_millis(1));
-                    answer = answers.try_recv().ok();
-                    if answer.is_some() {
-                        break;
-                    }
-                    // Real time for the threads that inflate, two minutes in all on a machine that is so busy.
-                    std::thread::sleep(Duration::from_millis(turn.min(120)));
-                }
-                let what = format!("{behaviour:?}, budget {budget}, byte {at}");
-                let bytes = answer.expect(&what).expect(&what);
-                let end = sample.tar.len().min(at + 10);
-                assert_eq!(bytes[..], sample.tar[at..end], "{what}");
-            }
+            expect_answers(
+                &rig,
+                &sample,
+                &reads,
+                &format!("{behaviour:?}, budget {budget}"),
+            );
             drop(waiting);
         }
     }
+}
+
+/// A read of ten bytes, where they are in the tar.
+type TenBytes = (usize, std::sync::mpsc::Receiver<Result<Bytes, ReadError>>);
+
+/// Expects answers to reads of ten bytes within a second each of time that stands still.
+fn expect_answers(rig: &Rig, sample: &Sample, reads: &[TenBytes], what: &str) {
+    for (at, answers) in reads {
+        let mut answer = None;
+        for turn in 0..1000_u64 {
+            rig.pass(Duration::from_millis(1));
+            answer = answers.try_recv().ok();
+            if answer.is_some() {
+                break;
+            }
+            // Real time for the threads that inflate, two minutes in all on a machine that is so busy.
+            std::thread::sleep(Duration::from_millis(turn.min(120)));
+        }
+        let what = format!("{what}, byte {at}");
+        let bytes = answer.expect(&what).expect(&what);
+        let end = sample.tar.len().min(at + 10);
+        assert_eq!(bytes[..], sample.tar[*at..end], "{what}");
+    }
+}
+
+/// One that misbehaves has as many requests as its own limit allows, which leaves some of all; several
+/// together would have all.
+#[test]
+fn readers_beside_several_registries_that_misbehave_are_answered() {
+    let bad_sample = Sample::gzip(60, 100_000);
+    let sample = Sample::gzip(20, 100_000);
+    let rig = Rig::paused(FetchConfig::default(), LayerStoreConfig::default());
+    let _time = rig.enter();
+    let most = FetchConfig::default().max_inflight;
+    let mut bad = Vec::new();
+    for (number, behaviour) in [
+        Behaviour::Silent,
+        Behaviour::Silent,
+        Behaviour::Silent,
+        Behaviour::Silent,
+        Behaviour::Late,
+        Behaviour::Trickling,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let host = format!("bad{number}.example");
+        let layer = rig.open(&bad_sample, Hosted::new(&host, &bad_sample, behaviour));
+        let waiting = read_all_spans(&layer);
+        bad.push((layer, waiting));
+    }
+    rig.pass(Duration::from_secs(5));
+    let running = rig.fetcher.stats().requests_in_flight;
+    assert!(running > most, "{running} requests to those that misbehave");
+    let good = rig.open(
+        &sample,
+        Hosted::new("good.example", &sample, Behaviour::Healthy),
+    );
+    let reads: Vec<_> = (0..sample.tar.len())
+        .step_by(50_000)
+        .map(|at| (at, start(&good, at as u64, 10)))
+        .collect();
+    expect_answers(&rig, &sample, &reads, "beside six others");
+    drop(bad);
 }
 
 /// A body that trickles is not a reason to wait for ever, nor to hold a request and memory.

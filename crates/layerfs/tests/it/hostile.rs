@@ -103,6 +103,29 @@ fn attributes_of_many_entries_of_one_file_are_merged_by_name() {
     assert_eq!(tree.xattr(directory, b"user.none"), None);
 }
 
+/// Bounded before any is kept twice: the records of both entries in memory, what stays of them by what a
+/// file may have.
+#[test]
+fn two_hundred_thousand_attributes_of_one_file_are_refused() {
+    let mut directory = entry("d", FileType::Dir);
+    directory.xattrs = (0..200_000)
+        .map(|at| xattr(format!("n{at}"), b"v"))
+        .collect();
+    let toc = [directory.clone(), directory];
+    let refused = build(&toc).unwrap_err();
+    assert!(
+        matches!(&refused, TreeError::TooManyXattrs { name, most: 65_536 } if name == "/d"),
+        "{refused}"
+    );
+    let options = TreeOptions {
+        memory: 4 << 20,
+        memory_key: Some("limits.tree_bytes"),
+        ..TreeOptions::default()
+    };
+    let refused = soci_layerfs_error(Tree::build(&toc, 1 << 20, options).unwrap_err());
+    assert!(refused.contains("4194304 bytes"), "{refused}");
+}
+
 /// The last value of each counts, however many records there are.
 #[test]
 fn two_hundred_thousand_records_of_one_file_are_merged() {

@@ -186,6 +186,53 @@ async fn one_of_two_hundred_layers_that_takes_for_ever_keeps_no_other_down() {
 }
 
 #[tokio::test]
+async fn more_layers_that_take_for_ever_than_are_restored_at_a_time_keep_no_other_down() {
+    const SLOW: usize = 20;
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    for number in 0..100 {
+        let layer = format!("layer{number}");
+        machine.lazy_layer(&layer);
+        let target = format!("{layer} target");
+        daemon.pull_lazily(&target, "", &layer).await;
+    }
+    daemon.stop(true).await;
+    // Every fifth, so that others come behind the first sixteen in whichever order.
+    let mut signals = Vec::new();
+    for number in 0..SLOW {
+        let layer = format!("layer{}", number * 5);
+        let good = machine.layers.behaviours.lock().remove(&layer).unwrap();
+        let (requested, proceed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let waits = Behaviour::Wait(requested.clone(), proceed.clone(), Box::new(good));
+        machine.layers.set(&layer, waits);
+        signals.push((requested, proceed));
+    }
+
+    // No container needs any: that would have them restored ahead of the others.
+    let opened = machine.open_within(false, Duration::ZERO).await;
+    let daemon = machine.serve(opened.unwrap()).await;
+    let restored = async {
+        for (requested, _) in &signals {
+            requested.notified().await;
+        }
+        while daemon.snapshotter.broken_layers() > SLOW {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let restored = timeout(Duration::from_mins(5), restored).await;
+    let left = daemon.snapshotter.broken_layers();
+    restored.unwrap_or_else(|_| panic!("{left} of 100 layers are not restored"));
+    assert_eq!(left, SLOW);
+    for (_, proceed) in &signals {
+        proceed.notify_one();
+    }
+    daemon.snapshotter.restored().await;
+    assert_eq!(daemon.snapshotter.broken_layers(), 0);
+    assert_eq!(machine.mounted().len(), 100);
+    daemon.stop(true).await;
+}
+
+#[tokio::test]
 async fn a_layer_that_is_removed_while_it_is_being_restored_leaves_nothing() {
     let machine = Machine::new();
     let daemon = machine.start().await;
