@@ -242,7 +242,7 @@ fn readers_beside_several_registries_that_misbehave_are_answered() {
     let sample = Sample::gzip(20, 100_000);
     let rig = Rig::paused(FetchConfig::default(), LayerStoreConfig::default());
     let _time = rig.enter();
-    let most = FetchConfig::default().max_inflight;
+    let most = FetchConfig::default().max_inflight as u64;
     let mut bad = Vec::new();
     for (number, behaviour) in [
         Behaviour::Silent,
@@ -263,14 +263,15 @@ fn readers_beside_several_registries_that_misbehave_are_answered() {
     rig.pass(Duration::from_secs(5));
     let running = rig.fetcher.stats().requests_in_flight;
     assert!(running > most, "{running} requests to those that misbehave");
-    let good = rig.open(
-        &sample,
-        Hosted::new("good.example", &sample, Behaviour::Healthy),
-    );
+    let healthy = Hosted::new("good.example", &sample, Behaviour::Healthy);
+    let good = rig.open(&sample, healthy.clone());
     let reads: Vec<_> = (0..sample.tar.len())
         .step_by(50_000)
         .map(|at| (at, start(&good, at as u64, 10)))
         .collect();
+    rig.pass(Duration::from_secs(1));
+    let requests = healthy.requests.load(Ordering::Relaxed);
+    assert!(requests > 0, "no request to the registry that answers");
     expect_answers(&rig, &sample, &reads, "beside six others");
     drop(bad);
 }

@@ -187,7 +187,7 @@ async fn one_of_two_hundred_layers_that_takes_for_ever_keeps_no_other_down() {
 
 #[tokio::test]
 async fn more_layers_that_take_for_ever_than_are_restored_at_a_time_keep_no_other_down() {
-    const SLOW: usize = 20;
+    const SLOW: u64 = 20;
     let machine = Machine::new();
     let daemon = machine.start().await;
     for number in 0..100 {
