@@ -99,6 +99,26 @@ pub(crate) fn mounts(
     vec![mount]
 }
 
+/// Returns the mounts with which containerd's applier unpacks an upper layer that is prepared
+/// without the layers below it.
+///
+/// The applier converts whiteouts where the mount is an overlay, and then writes into its upper
+/// directory (containerd, `core/diff/apply/apply_linux.go`). In a bind mount it would remove the
+/// files of the whiteouts instead, of which there are none: what a layer deletes would show again.
+/// containerd does the same for its own overlayfs (issue 13030 there).
+pub(crate) fn detached(mounts: Vec<Mount>) -> Vec<Mount> {
+    let overlay = |mount: Mount| match mount.r#type.as_str() {
+        "bind" => Mount {
+            r#type: "overlay".to_owned(),
+            source: "overlay".to_owned(),
+            options: vec![format!("upperdir={}", mount.source)],
+            ..mount
+        },
+        _ => mount,
+    };
+    mounts.into_iter().map(overlay).collect()
+}
+
 fn bind(source: &Path, writable: bool) -> Mount {
     Mount {
         r#type: "bind".to_owned(),

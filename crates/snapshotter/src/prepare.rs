@@ -20,7 +20,7 @@ use crate::metadata::{
 use crate::refusal::{RefusalCounts, RefusalReason};
 use crate::snapshot_dir::SnapshotDir;
 use crate::store::SnapshotStore;
-use crate::{labels, local_layer, prepare_log};
+use crate::{labels, local_layer, mounts, prepare_log};
 use soci_layer::{Interest, LayerRefusal, LayerRequest, MountedInfo};
 
 /// The result of the checks before anything is made.
@@ -96,6 +96,7 @@ impl LayerPreparer {
             false => prepare_log::not_lazy(&layer, &refusal),
         }
         self.refusals.add(&refusal);
+        let detached = matches!(refusal, LayerRefusal::WithoutParent);
         let mut reason = RefusalReason::from(&refusal);
         if !refusal.leaves_to_client() {
             let how = match refusal.is_eager() {
@@ -125,10 +126,14 @@ impl LayerPreparer {
         let why = Fallback::new(reason, &layer.labels);
         let deferred = self.defer(&layer, reservation, &parents, why, client);
         let deferred = deferred.await;
-        if deferred.is_err() {
-            self.mounts.discard(SnapshotDir::Snapshot(id)).await;
+        match deferred {
+            Ok(mounts) if detached => Ok(mounts::detached(mounts)),
+            Ok(mounts) => Ok(mounts),
+            Err(error) => {
+                self.mounts.discard(SnapshotDir::Snapshot(id)).await;
+                Err(error)
+            }
         }
-        deferred
     }
 
     /// Mounts a layer lazily. Drops the labels that the image set.
