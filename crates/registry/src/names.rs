@@ -203,7 +203,12 @@ mod tests {
     const V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
     const V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
 
-    /// A name server that knows some names, and what it was asked.
+    /// A resolver waits so long for an answer: as long as it may be told to, for busy machines.
+    const PATIENT: &str = "options timeout:30 attempts:5\nnameserver 127.0.0.1\n";
+
+    /// A name server that knows some names, and what it was asked. A resolver repeats a question whose answer
+    /// takes a third of a second, so that a late one may arrive after the look-up: what is asked later is seen
+    /// at a server of its own.
     struct Server {
         port: u16,
         queries: Arc<Mutex<Vec<String>>>,
@@ -274,6 +279,11 @@ mod tests {
     }
 
     impl Machine {
+        /// Sends later questions to another server.
+        fn ask(&mut self, server: &Server) {
+            self.port = server.port;
+        }
+
         fn new(port: u16, hosts: &str, resolv_conf: &str) -> Self {
             let folder = TempDir::new().unwrap();
             let machine = Self { folder, port };
@@ -299,7 +309,7 @@ mod tests {
     #[tokio::test]
     async fn a_static_program_asks_the_name_servers_and_sees_both_families() {
         let server = Server::start(&[("registry.example.", V4), ("registry.example.", V6)]).await;
-        let machine = Machine::new(server.port, "", "nameserver 127.0.0.1\n");
+        let machine = Machine::new(server.port, "", PATIENT);
         let mut found = machine.addresses("registry.example").await.unwrap();
         found.sort();
         assert_eq!(found, [V4, V6]);
@@ -315,10 +325,11 @@ mod tests {
 
     #[tokio::test]
     async fn the_hosts_file_counts_alone_and_changes_of_both_files_count_immediately() {
-        let server = Server::start(&[("registry.example.", V6), ("registry.example.", V4)]).await;
+        let known = [("registry.example.", V6), ("registry.example.", V4)];
+        let server = Server::start(&known).await;
         let pinned = "127.0.0.9 localhost\n10.1.2.3 Registry.Example alias # ours\n";
-        let resolv_conf = "search corp.example\noptions ndots:5\nnameserver 127.0.0.1\n";
-        let machine = Machine::new(server.port, pinned, resolv_conf);
+        let resolv_conf = format!("search corp.example\noptions ndots:5\n{PATIENT}");
+        let mut machine = Machine::new(server.port, pinned, &resolv_conf);
         let pinned: IpAddr = "10.1.2.3".parse().unwrap();
         for host in ["registry.example", "alias", "REGISTRY.example"] {
             assert_eq!(machine.addresses(host).await.unwrap(), [pinned], "{host}");
@@ -337,7 +348,9 @@ mod tests {
             "{asked:?}"
         );
 
-        machine.write("resolv.conf", "nameserver 127.0.0.1\n");
+        let server = Server::start(&known).await;
+        machine.ask(&server);
+        machine.write("resolv.conf", PATIENT);
         assert_eq!(
             machine.addresses("registry.example").await.unwrap().len(),
             2
@@ -347,12 +360,15 @@ mod tests {
 
     #[tokio::test]
     async fn search_domains_and_ndots_are_those_of_resolv_conf() {
-        let server = Server::start(&[("cache.two.example.", V4), ("a.b.example.", V4)]).await;
-        let resolv_conf = "search one.example two.example\noptions ndots:2\nnameserver 127.0.0.1\n";
-        let machine = Machine::new(server.port, "", resolv_conf);
+        let known = [("cache.two.example.", V4), ("a.b.example.", V4)];
+        let server = Server::start(&known).await;
+        let resolv_conf = format!("search one.example two.example\noptions ndots:2\n{PATIENT}");
+        let mut machine = Machine::new(server.port, "", &resolv_conf);
         assert_eq!(machine.addresses("cache").await.unwrap(), [V4]);
         assert!(!server.asked().contains(&"cache.".to_owned()));
         // Two dots: first as it is.
+        let server = Server::start(&known).await;
+        machine.ask(&server);
         assert_eq!(machine.addresses("a.b.example").await.unwrap(), [V4]);
         assert_eq!(server.asked(), ["a.b.example."]);
     }
