@@ -138,7 +138,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn fifty_concurrent_callers_cause_one_look_up() {
         let cache = LookupCache::<u32>::new(Duration::from_secs(60));
         let asked = AtomicU32::new(0);
@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(asked.load(Ordering::Relaxed), 1);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn the_absence_of_an_index_is_cached_for_a_while() {
         let refuse = async { Err::<u32, _>(LayerRefusal::not_indexed("none")) };
         let cached = LookupCache::new(Duration::from_secs(60));
@@ -194,7 +194,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn the_number_of_cached_images_is_bounded() {
         let cache = LookupCache::new(Duration::from_secs(60));
         for n in 0..2 * MAX_IMAGES {

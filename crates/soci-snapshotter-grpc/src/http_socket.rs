@@ -157,8 +157,7 @@ mod tests {
     fn a_stale_socket_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s.sock");
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        assert!(path.exists(), "std leaves the file");
+        listen::tests::leave_stale_socket(&path);
         HttpSocket::bind(&HttpAddress::Unix(path), "metrics_address").unwrap();
     }
 

@@ -316,10 +316,20 @@ pub(crate) fn at_path(path: &Path) -> Result<Listener, ListenError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    /// Leaves the file of a socket on which no process listens.
+    pub(crate) fn leave_stale_socket(path: &Path) {
+        drop(UnixListener::bind(path).unwrap());
+        assert!(path.exists(), "std leaves the file");
+        // A program that another test starts has the socket open until its exec.
+        while UnixStream::connect(path).is_ok() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
 
     fn path(path: &Path) -> Address {
         Address::parse(path.to_str().unwrap()).unwrap()
@@ -367,8 +377,7 @@ mod tests {
     fn a_stale_socket_is_replaced_but_never_one_that_answers() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s.sock");
-        drop(UnixListener::bind(&socket).unwrap());
-        assert!(socket.exists(), "std leaves the file: it is stale now");
+        leave_stale_socket(&socket);
         let _first = listen(&path(&socket), None, None).unwrap();
         let refused = listen(&path(&socket), None, None).unwrap_err();
         assert!(matches!(refused, ListenError::InUse { .. }), "{refused}");

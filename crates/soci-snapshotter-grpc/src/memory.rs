@@ -181,12 +181,15 @@ mod tests {
         drop(blocks);
     }
 
-    /// Resident bytes of this process.
+    /// Bytes of this process that are in memory or swapped out.
     #[cfg(target_env = "gnu")]
     fn resident() -> usize {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let line = status.lines().find(|line| line.starts_with("RssAnon:"));
-        let words: Vec<_> = line.unwrap().split_whitespace().collect();
-        words[1].parse::<usize>().unwrap() * 1024
+        let bytes = |name| {
+            let line = status.lines().find(|line| line.starts_with(name));
+            let words: Vec<_> = line.unwrap().split_whitespace().collect();
+            words[1].parse::<usize>().unwrap() * 1024
+        };
+        bytes("RssAnon:") + bytes("VmSwap:")
     }
 }

@@ -291,6 +291,18 @@ mod tests {
         profile.map_or(0, |profile| profile.merged().spans().len())
     }
 
+    /// Waits until a file is newer than those that exist: files of one tick of the clock have no order.
+    fn await_tick(folder: &Path) {
+        let now = || {
+            let file = tempfile::NamedTempFile::new_in(folder).unwrap();
+            file.as_file().metadata().unwrap().modified().unwrap()
+        };
+        let before = now();
+        while now() <= before {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     #[test]
     fn profiles_are_kept_within_their_budget_and_the_oldest_go() {
         let dir = tempfile::tempdir().unwrap();
@@ -302,8 +314,7 @@ mod tests {
             files
                 .add(*image, "registry.example/app:1", recording(100))
                 .unwrap();
-            // Files of one tick of the clock have no order.
-            std::thread::sleep(Duration::from_millis(20));
+            await_tick(dir.path());
         }
         assert_eq!(spans(&files, &images[0]), 0);
         assert_eq!(spans(&files, &images[4]), 100);

@@ -18,11 +18,11 @@ pub(crate) struct Mounted(PathBuf);
 impl Drop for Mounted {
     fn drop(&mut self) {
         let mut unmounted = unmount(&self.0, UnmountFlags::empty());
-        for _ in 0..100 {
+        // A program that another test starts has our files open until its exec, which a busy machine puts off.
+        for _ in 0..6000 {
             if unmounted != Err(Errno::BUSY) {
                 break;
             }
-            // A program that another test starts has our files open until its exec.
             std::thread::sleep(Duration::from_millis(20));
             unmounted = unmount(&self.0, UnmountFlags::empty());
         }

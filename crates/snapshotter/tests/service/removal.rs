@@ -57,7 +57,9 @@ async fn directories_without_a_snapshot_are_swept_unless_they_are_foreign() {
     let daemon = machine.start().await;
     let mounts = daemon.prepare("a", "").await.unwrap();
     assert!(mounts[0].source.ends_with("/snapshots/8/fs"), "{mounts:?}");
-    fs::create_dir_all(machine.snapshots().join("9/fs/deep/er")).unwrap();
+    // It appears as a whole: the sweeper may already be at work.
+    fs::create_dir_all(machine.path("left/fs/deep/er")).unwrap();
+    fs::rename(machine.path("left"), machine.snapshots().join("9")).unwrap();
     daemon.cleanup().await;
     assert_eq!(machine.directories(), ["3_4", "7", "8", "new-123"]);
     daemon.kill().await;
