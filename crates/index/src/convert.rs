@@ -63,7 +63,7 @@ pub(crate) struct Indexed {
 /// Skipped layers that an error names.
 const SKIPPED_SHOWN: usize = 3;
 
-/// What came of the layers.
+/// Outcome of the work on the layers.
 #[derive(Debug, Default)]
 pub(crate) struct Brought {
     pub(crate) indexed: BTreeMap<Digest, Indexed>,

@@ -33,7 +33,7 @@ pub(crate) struct LayerWork {
     pub(crate) existing: Option<Descriptor>,
 }
 
-/// What came of it.
+/// A layer that was brought over.
 #[derive(Debug)]
 pub(crate) struct LayerResult {
     pub(crate) layer: Descriptor,

@@ -15,18 +15,18 @@ use crate::{IndexError, Progress};
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// Not requested yet.
+    /// A request that was not made yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Asks them.
+    /// Makes the request.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// An error once requested.
+    /// Fails after [`Cancel::cancel`].
     pub(crate) fn check(&self) -> io::Result<()> {
         if self.0.load(Ordering::Relaxed) {
             // Not `Interrupted`, which readers take as a reason to go on.

@@ -404,7 +404,7 @@ fn listed_as(descriptor: &Descriptor) -> String {
     }
 }
 
-/// Makes an annotation that names a manifest name its successor. Says whether it did.
+/// Replaces a manifest's digest in an annotation by that of its successor. Returns whether it did.
 fn rename(descriptor: &mut Descriptor, key: &str, renamed: &BTreeMap<Digest, Digest>) -> bool {
     let Some(value) = descriptor.annotations.get_mut(key) else {
         return false;

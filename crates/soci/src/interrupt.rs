@@ -77,12 +77,12 @@ pub(crate) async fn limited_with<T>(
     }
 }
 
-/// Resolves when the user (SIGINT) or the system (SIGTERM) wants the program to end.
+/// Resolves when the user (SIGINT) or the system (SIGTERM) requests the end of the program.
 pub(crate) async fn interrupted() -> anyhow::Error {
     Interrupts::listen().next().await
 }
 
-/// The wishes of the user (SIGINT) and the system (SIGTERM) that the program ends.
+/// Requests of the user (SIGINT) and the system (SIGTERM) to end the program.
 pub(crate) struct Interrupts {
     /// Without a handler the signal ends the program by itself.
     interrupt: Option<Signal>,

@@ -194,8 +194,8 @@ impl Assembly {
         Ok(())
     }
 
-    /// Takes in the next chunk, of which `piece` may have been inflated already, which may reach into
-    /// the next chunk. Tells whether that was of use.
+    /// Takes in the next chunk. `piece` is what was inflated of it ahead, which may reach into the chunk
+    /// after it. Returns whether the piece was used.
     pub(crate) fn take(
         &mut self,
         chunk: &Chunk,

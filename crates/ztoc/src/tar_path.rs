@@ -31,7 +31,7 @@ pub fn clean(path: &[u8]) -> Vec<u8> {
 #[must_use]
 pub fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     let last = parts(path).last()?;
-    // `last` is a slice of `path`: find it from the end.
+    // Its place in `path` is found from the end: `..` takes away the part before it.
     let mut end = path.len();
     let mut skip = 0_usize;
     loop {

@@ -101,8 +101,8 @@ impl TarScanner {
         Ok(())
     }
 
-    /// Takes in some of the next bytes, those of one header or of one entry's content. Tells how
-    /// many, and which of them are content.
+    /// Takes in some of the next bytes, those of one header or of one entry's content. Returns
+    /// how many, and which of them are content.
     pub(crate) fn take<'d>(&mut self, data: &'d [u8]) -> Result<(usize, &'d [u8]), BuildError> {
         let mut content = 0;
         let (used, complete) = match &mut self.state {

@@ -127,7 +127,7 @@ pub fn verify(bytes: Bytes, descriptor: &Descriptor, place: &str) -> Result<Byte
     Ok(bytes)
 }
 
-/// Refuses a document whose descriptor promises more than anybody needs.
+/// Refuses a document that is larger than [`MAX_DOCUMENT`] by its descriptor.
 pub(crate) fn check_document_size(descriptor: &Descriptor, place: &str) -> Result<(), IndexError> {
     if descriptor.size > MAX_DOCUMENT {
         return Err(IndexError::Document {

@@ -10,14 +10,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 /// Chunks that may wait between the network and the builder, if they are small.
 const AHEAD: usize = 16;
-/// Bytes that may: chunks of containerd have a megabyte.
+/// Bytes that may wait there: containerd's chunks have a mebibyte.
 const BYTES_AHEAD: u32 = 2 << 20;
 
 /// Reads what a task pulls out of a stream. Must be read outside the async threads.
 pub struct StreamReader {
     chunks: mpsc::Receiver<(io::Result<Bytes>, Option<OwnedSemaphorePermit>)>,
     current: Bytes,
-    /// Whose drop makes place for more.
+    /// The room that `current` takes among the bytes that wait, until it is read.
     permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -32,7 +32,7 @@ impl StreamReader {
             while let Some(chunk) = stream.next().await {
                 let len = chunk.as_ref().map_or(0, Bytes::len);
                 let len = u32::try_from(len).unwrap_or(u32::MAX).min(BYTES_AHEAD);
-                // It is never closed.
+                // The semaphore is never closed.
                 let permit = Arc::clone(&room).acquire_many_owned(len).await.ok();
                 if sender.send((chunk, permit)).await.is_err() {
                     return;
@@ -50,7 +50,7 @@ impl StreamReader {
 impl Read for StreamReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         while self.current.is_empty() {
-            // Or a large chunk would wait for us while we wait for it.
+            // Before the wait: a chunk as large as all the room needs this one's.
             self.permit = None;
             match self.chunks.blocking_recv() {
                 None => return Ok(0),
@@ -79,7 +79,7 @@ mod tests {
             let mut all = Vec::new();
             reader.read_to_end(&mut all).map(|_| all.len())
         });
-        let patience = std::time::Duration::from_secs(30);
+        let patience = std::time::Duration::from_secs(600);
         let read = tokio::time::timeout(patience, reading).await;
         let read = read.expect("it waits for ever").unwrap().unwrap();
         assert_eq!(read, sizes.iter().sum::<usize>());

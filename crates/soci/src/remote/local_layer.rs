@@ -25,7 +25,7 @@ pub(crate) struct LocalLayer {
 }
 
 impl LocalLayer {
-    /// Takes the layer in, and builds a zTOC of what is kept on the way. Gives the zTOC blob too.
+    /// Takes the layer in, and builds a zTOC of what is kept on the way. Returns the zTOC blob as well.
     pub(crate) async fn download(
         stream: futures::stream::BoxStream<'static, io::Result<Bytes>>,
         layer: &Descriptor,
@@ -57,7 +57,7 @@ impl LocalLayer {
     }
 }
 
-/// Keeps the blob as it is. Gives its digest too.
+/// Keeps the blob as it is. Returns its digest as well.
 fn keep(
     reader: impl Read,
     file: Arc<File>,

@@ -14,11 +14,11 @@ struct State {
     most: usize,
     chunks: AtomicUsize,
     peak: AtomicUsize,
-    /// Memory of chunks that are gone.
+    /// Memory of earlier chunks, for reuse.
     free: Arc<Pool<Vec<u8>>>,
 }
 
-/// That a chunk may be there before its turn.
+/// Counts one chunk that is read before its turn, for as long as it exists.
 #[derive(Debug)]
 pub(super) struct ChunkPermit(Arc<State>);
 

@@ -20,7 +20,7 @@ pub(crate) struct Chunk {
     entry: Option<Entry>,
     /// It ends at a checkpoint, and so many high bits of its last byte belong to the next chunk.
     spare_bits: Option<u8>,
-    /// That it is there before its turn.
+    /// Held if it was read before its turn.
     _permit: Option<ChunkPermit>,
     pool: Arc<Pool<Vec<u8>>>,
 }

@@ -12,14 +12,14 @@ pub(super) const MAX_THREADS: usize = 8;
 /// time.
 pub(super) const UNPACKED_CHUNK: usize = 1 << 20;
 
-/// How many pieces there are, and the memory of those that are gone.
+/// The number of pieces that exist, and the memory of earlier ones.
 #[derive(Debug)]
 pub(super) struct Pieces {
     count: AtomicUsize,
     pub(super) pool: Pool<Buffers>,
 }
 
-/// That a piece may be there.
+/// Counts one piece for as long as it exists.
 #[derive(Debug)]
 pub(super) struct Permit<'a>(&'a Pieces);
 
