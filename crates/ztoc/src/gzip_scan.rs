@@ -30,8 +30,6 @@ pub(crate) struct GzipScanner {
     checkpoints: GzipCheckpoints,
     /// Whether checkpoints are taken.
     takes_checkpoints: bool,
-    /// Whether it is of interest where blocks end. Each stop costs a copy of the window.
-    stop: Stop,
 }
 
 /// What comes next.
@@ -89,23 +87,14 @@ impl GzipScanner {
             member_out: 0,
             checkpoints: GzipCheckpoints::new(span_size),
             takes_checkpoints: true,
-            stop: Stop::AtBlocks,
         })
     }
 
-    /// A scanner that only inflates, from the start to the end or with pieces of others.
+    /// A scanner that only inflates.
     pub(crate) fn without_checkpoints() -> Result<Self, BuildError> {
         Ok(Self {
             takes_checkpoints: false,
             ..Self::new(u64::MAX)?
-        })
-    }
-
-    /// A scanner that only inflates, from the start to the end.
-    pub(crate) fn in_order() -> Result<Self, BuildError> {
-        Ok(Self {
-            stop: Stop::Never,
-            ..Self::without_checkpoints()?
         })
     }
 
@@ -193,7 +182,7 @@ impl GzipScanner {
         }
         self.make_room();
         let room = self.buffer.get_mut(self.at..).unwrap_or_default();
-        let step = self.inflater.step(input, room, self.stop);
+        let step = self.inflater.step(input, room, Stop::AtBlocks);
         let step = step.map_err(|invalid| self.invalid(invalid.0))?;
         self.total_in += step.consumed as u64;
         self.output(step.produced, sink)?;

@@ -20,7 +20,7 @@ impl GzipStream {
     /// # Errors
     /// No memory.
     pub fn new() -> Result<Self, BuildError> {
-        GzipScanner::in_order().map(Self)
+        GzipScanner::without_checkpoints().map(Self)
     }
 
     /// Takes in the next bytes and hands the output to `sink`.
