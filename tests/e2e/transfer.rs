@@ -25,6 +25,10 @@ fn works_and_leaves_nothing(stack: &Stack, reference: &str) {
     let read = Run::new(reference, "soci").command(["/bin/sha256sum", "/data/noise"]);
     let digest = soci_oci::Digest::of(&small_image_data().to_vec()).hex();
     assert!(ctr.run_ok(&read).unwrap().starts_with(&digest));
+    // Without what its layers delete.
+    let list = Run::new(reference, "soci").command(["/bin/ls", "/data", "/data/old"]);
+    let listed = "/data:\nhello\nnoise\nold\nwords\nwords.link\n\n/data/old:\nnew\n";
+    assert_eq!(ctr.run_ok(&list).unwrap(), listed);
     ctr.output(["images", "rm", "--sync", reference]).unwrap();
     wait_until(
         "nothing is left of the image",
