@@ -1,7 +1,7 @@
 //! Basic, bearer tokens and identity tokens; what happens when they are refused or run out.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -509,6 +509,56 @@ async fn every_candidate_is_tried_and_what_worked_is_remembered_for_its_reposito
         assert_eq!(error.status(), Some(refusal), "{error}");
         assert_eq!(users.len(), 5, "{users:?}");
     }
+}
+
+/// The candidates of the first look-up, and those of each later one.
+struct Growing(AtomicBool, [Several; 2]);
+
+#[async_trait]
+impl Credentials for Growing {
+    async fn candidates(
+        &self,
+        host: &str,
+        reference: Option<&Reference>,
+    ) -> Result<Vec<Candidate>, CredentialError> {
+        let [first, later] = &self.1;
+        match self.0.swap(true, Ordering::Relaxed) {
+            false => first.candidates(host, reference).await,
+            true => later.candidates(host, reference).await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_worked_comes_before_a_more_specific_candidate_that_appears_later() {
+    use CredentialScope::{Host, Image};
+    let data = noise(100);
+    let served = data.clone();
+    let fake = Fake::start(move |_, request| {
+        Some(match user_of(request).as_deref() {
+            Some("right") if request.method == "PUT" => status(201),
+            Some("right") => serve(request, &served),
+            _ => status(401).with("www-authenticate", "Basic realm=x"),
+        })
+    })
+    .await;
+    let candidates = [("right", Host), ("new", Image)];
+    let client = client_with(Growing(
+        false.into(),
+        [several(&candidates[..1]), several(&candidates)],
+    ));
+    let reference = fake.reference("a/b:t");
+    let blob = client.blob(&reference, &descriptor(&data));
+    blob.read_range(1..9, Deadline::far()).await.unwrap();
+    let before = fake.requests().len();
+    // Another right, for which the candidates are looked up again.
+    let manifest = Bytes::from_static(b"{}");
+    client
+        .push_manifest(&reference, "application/json", manifest)
+        .await
+        .unwrap();
+    let users: Vec<_> = fake.requests()[before..].iter().map(user_of).collect();
+    assert_eq!(users, [Some("right".to_owned())]);
 }
 
 #[tokio::test]

@@ -99,11 +99,12 @@ async fn a_registry_in_the_network_names_no_token_server_or_upload_on_this_machi
             })
         })
         .await;
-        let client = client(|_| {});
+        // A client each: the one that knows the token server requests a token before it pushes.
+        let (puller, pusher) = (client(|_| {}), client(|_| {}));
         let reference = registry.reference("a/b:t");
-        let blob = client.blob(&reference, &descriptor(b"abc"));
+        let blob = puller.blob(&reference, &descriptor(b"abc"));
         let (data, described) = (BlobBody::Bytes(noise(10)), descriptor(&noise(10)));
-        let pushed = client.push_blob(&reference, &described, data, None, None);
+        let pushed = pusher.push_blob(&reference, &described, data, None, None);
         for error in [
             blob.read_range(1..2, Deadline::far()).await.unwrap_err(),
             pushed.await.unwrap_err(),
