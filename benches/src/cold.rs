@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use soci_oci::Digest;
 use soci_testkit::process::processes_below;
+use soci_testkit::proxy::PathStats;
 use soci_testkit::{
     Containerd, ContainerdOptions, OciImage, Proxy, Registry, Run, SociCli, SociDaemon,
-    SociDaemonOptions, TestRoot, Throttle,
+    SociDaemonOptions, TestRoot, Throttle, http_request,
 };
 
 /// The containerd namespace that everything is started in.
@@ -20,13 +21,17 @@ const NAME: &str = "app:soci";
 const CONFIG: &str = "[background_fetch]\ndisable = true\n";
 /// Time for a start to become quiet and be recorded.
 const RECORDED_WITHIN: Duration = Duration::from_secs(120);
+/// Requests in flight, and bytes of each, of downloads beside a start: as in a cold start of the PyTorch
+/// image with nothing known.
+const IN_FLIGHT: u64 = 7;
+const RANGE: u64 = 2_250_000;
 const RECORDED: &str = "recorded start-up profile";
 
 /// A registry with one image, and the proxy that it is pulled through.
 pub struct Lab {
     proxy: Proxy,
     registry: Registry,
-    layers: Vec<Digest>,
+    layers: Vec<(Digest, u64)>,
 }
 
 /// The files of the start-up profiles that a daemon has recorded.
@@ -68,6 +73,9 @@ pub enum Beside {
     /// Containers of it start, one after another, with all that they read stored: what they cost is
     /// what the programs themselves compute.
     StoredStarts,
+    /// The same, and its layers are downloaded by plain requests, of this many bytes a second in all, that
+    /// are thrown away: what link, registry and proxy take in addition.
+    StoredStartsAndDownloads(u64),
     /// Its first container starts, with nothing stored.
     ColdStart,
 }
@@ -91,7 +99,11 @@ impl Lab {
         let lab = Self {
             proxy,
             registry,
-            layers: image.layers.iter().map(|layer| layer.digest).collect(),
+            layers: image
+                .layers
+                .iter()
+                .map(|layer| (layer.digest, layer.size))
+                .collect(),
         };
         lab.add(NAME, image)?;
         Ok(lab)
@@ -174,11 +186,12 @@ impl Lab {
     }
 
     /// Starts an image that was added, with a new daemon, while the image of the lab does what is
-    /// said. Returns the time from the beginning of the pull to the end of the container.
+    /// said. Returns the time from the beginning of the pull to the end of the container, and how many
+    /// bytes of layers of the image of the lab came in a second of it.
     ///
     /// # Errors
     /// When a program is missing or fails, or the image of the lab has started before the other.
-    pub fn neighbour(&self, name: &str, config: &str, beside: Beside) -> Result<Duration> {
+    pub fn neighbour(&self, name: &str, config: &str, beside: Beside) -> Result<(Duration, u64)> {
         let lazily = Lazily::start(None, config, &Recorded::default())?;
         let start = |reference: &str| {
             let ran = lazily
@@ -192,7 +205,11 @@ impl Lab {
         if beside != Beside::Nothing {
             lazily.pull(&own)?;
         }
-        if beside == Beside::StoredStarts {
+        let rate = match beside {
+            Beside::StoredStartsAndDownloads(rate) => rate,
+            _ => 0,
+        };
+        if !matches!(beside, Beside::Nothing | Beside::ColdStart) {
             start(&own)?;
         }
         let over = AtomicBool::new(false);
@@ -204,19 +221,61 @@ impl Lab {
                 }
             };
             let other = (beside != Beside::Nothing).then(|| scope.spawn(others));
+            let over = &over;
+            let downloads: Vec<_> = (0..if rate > 0 { IN_FLIGHT } else { 0 })
+                .map(|first| scope.spawn(move || self.download(first, rate, over)))
+                .collect();
+            self.proxy.reset_stats();
             let reference = self.proxy.reference(name);
             let began = Instant::now();
             let ended = lazily.pull(&reference).and_then(|()| start(&reference));
             over.store(true, Ordering::Relaxed);
-            let ended = ended?;
+            let took = ended? - began;
+            let layers = self.layers_fetched().bytes as f64;
+            let rate = (layers / took.as_secs_f64()) as u64;
+            for download in downloads {
+                let result = download.join();
+                result.map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+            }
             if let Some(other) = other {
                 let other = other
                     .join()
                     .map_err(|_| anyhow::anyhow!("a thread panicked"))??;
-                ensure!(other > ended, "the other image had started before");
+                ensure!(other > began + took, "the other image had started before");
             }
-            Ok(ended - began)
+            Ok((took, rate))
         })
+    }
+
+    /// Downloads ranges of the largest layer until it is over: every one of [`IN_FLIGHT`], from `first` on, at
+    /// a share of `rate` bytes a second.
+    fn download(&self, first: u64, rate: u64, over: &AtomicBool) -> Result<()> {
+        let largest = self.layers.iter().max_by_key(|(_, size)| *size);
+        let (digest, size) = largest.context("the image has no layers")?;
+        let name = NAME.split(':').next().unwrap_or(NAME);
+        let path = format!("/v2/{name}/blobs/{digest}");
+        let round = Duration::from_secs_f64((IN_FLIGHT * RANGE) as f64 / rate as f64);
+        let (mut at, mut next) = (
+            first * RANGE,
+            Instant::now() + round * first as u32 / IN_FLIGHT as u32,
+        );
+        while !over.load(Ordering::Relaxed) {
+            std::thread::sleep(next.saturating_duration_since(Instant::now()));
+            let range = format!("bytes={}-{}", at % size, (at % size + RANGE).min(*size) - 1);
+            let fields = [("Range", range.as_str())];
+            let response = http_request(self.proxy.address(), "GET", &path, &fields, &[])?;
+            ensure!(response.status == 206, "{path}: {}", response.status);
+            (at, next) = (at + IN_FLIGHT * RANGE, next + round);
+        }
+        Ok(())
+    }
+
+    /// What was requested of the image's layers.
+    fn layers_fetched(&self) -> PathStats {
+        let ends = self.layers.iter();
+        let ends: Vec<_> = ends.map(|(digest, _)| format!("/blobs/{digest}")).collect();
+        let of_layer = |path: &str| ends.iter().any(|end| path.ends_with(end));
+        self.proxy.stats().of(|record| of_layer(&record.path))
     }
 
     fn measure(
@@ -237,9 +296,7 @@ impl Lab {
             run.stderr
         );
         let stats = self.proxy.stats();
-        let ends: Vec<_> = self.layers.iter().map(|d| format!("/blobs/{d}")).collect();
-        let of_layer = |path: &str| ends.iter().any(|end| path.ends_with(end));
-        let layers = stats.of(|record| of_layer(&record.path));
+        let layers = self.layers_fetched();
         Ok(ColdStart {
             pull: pulled,
             run: run.elapsed,

@@ -149,11 +149,16 @@ fn reads(program: Option<&Path>, config: &str) -> Result<Vec<Row>> {
     let stacks = [checking?, trusting?];
     let mut costs: [[Costs; 2]; 3] = Default::default();
     let [first, again, whole] = &mut costs;
-    for _ in 0..READS {
-        for (at, (stack, large)) in stacks.iter().enumerate() {
-            let (Some(first), Some(again), Some(whole)) =
-                (first.get_mut(at), again.get_mut(at), whole.get_mut(at))
-            else {
+    for round in 0..READS {
+        for turn in 0..stacks.len() {
+            // Each is first in every other round.
+            let at = (round + turn) % stacks.len();
+            let (Some((stack, large)), Some(first), Some(again), Some(whole)) = (
+                stacks.get(at),
+                first.get_mut(at),
+                again.get_mut(at),
+                whole.get_mut(at),
+            ) else {
                 continue;
             };
             // The next server has not checked any file.

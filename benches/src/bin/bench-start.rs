@@ -197,31 +197,38 @@ fn bench(options: &Options) -> Result<()> {
 /// Prints how long the demo image takes alone, and beside starts of the PyTorch image.
 fn neighbours(options: &Options) -> Result<()> {
     const NAME: &str = "neighbour:soci";
-    const CASES: [(Beside, &str); 3] = [
-        (Beside::Nothing, "alone"),
-        (
-            Beside::StoredStarts,
-            "while the stored pytorch image starts",
-        ),
-        (Beside::ColdStart, "while the pytorch image starts"),
+    const NAMES: [&str; 4] = [
+        "alone",
+        "while the pytorch image starts",
+        "while the stored pytorch image starts",
+        "the same, beside plain downloads",
     ];
     eprintln!("==> indexing both images");
     let lab = Lab::new(&torch_image()?)?;
     lab.add(NAME, &python_image()?)?;
     for link in &options.links {
         lab.throttle(link.throttle());
-        let mut times_of = CASES.map(|_| Vec::new());
+        let mut times_of = NAMES.map(|_| Vec::new());
         for _ in 0..options.runs.max(1) {
-            for ((beside, name), times) in CASES.into_iter().zip(&mut times_of) {
-                let took = lab.neighbour(NAME, &options.config, beside)?;
-                eprintln!("    {link:?}, {name}: {}", seconds(took));
+            let mut rate = 0;
+            for (case, (name, times)) in NAMES.iter().zip(&mut times_of).enumerate() {
+                let beside = match case {
+                    0 => Beside::Nothing,
+                    1 => Beside::ColdStart,
+                    2 => Beside::StoredStarts,
+                    _ => Beside::StoredStartsAndDownloads(rate),
+                };
+                let (took, fetched) = lab.neighbour(NAME, &options.config, beside)?;
+                let each = megabytes(fetched);
+                eprintln!("    {link:?}, {name}: {}, {each} a second", seconds(took));
                 times.push(took);
+                rate = rate.max(fetched);
             }
         }
         let medians = times_of.map(|times| median(times).unwrap_or_default());
         let title = format!("demo image, {link:?}, median of {}", options.runs).to_lowercase();
         let mut table = Table::new(&[&title, "pull and run", "of alone"]);
-        for ((_, name), time) in CASES.iter().zip(medians) {
+        for (name, time) in NAMES.iter().zip(medians) {
             let ratio = times(time.as_secs_f64(), medians[0].as_secs_f64());
             table.row([(*name).to_owned(), seconds(time), ratio]);
         }
