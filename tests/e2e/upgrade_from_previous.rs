@@ -31,7 +31,7 @@ fn previous(name: &str) -> PathBuf {
 #[test]
 fn it_hands_over_to_this_one_under_readers() {
     let folder = TestRoot::new().unwrap();
-    let (scene, program) = scene_with(&previous("soci-snapshotter-grpc"), folder.path());
+    let (mut scene, program) = scene_with(&previous("soci-snapshotter-grpc"), folder.path());
     let readers = scene.start_readers(TIME);
     scene.pause_at_random();
     let before = scene.daemon().server_pid().unwrap();
@@ -39,6 +39,7 @@ fn it_hands_over_to_this_one_under_readers() {
     scene.forget_caches();
     scene.daemon().upgrade().unwrap();
     assert_ne!(scene.daemon().server_pid().unwrap(), before);
+    scene.is_served_by_another_version();
     // And the holder of the version before serves this one when a server dies.
     while readers.go_on() {
         scene.pause_at_random();
@@ -62,7 +63,7 @@ fn this_one_starts_where_it_was_stopped_under_readers() {
     scene.stack.daemon.terminate().unwrap();
     install(&daemon_program().unwrap(), &program);
     scene.stack.daemon.start_again().unwrap();
-    scene.wait_until_served();
+    scene.is_served_by_another_version();
     assert_eq!(lazy_mounts(&scene.stack), scene.layers);
     readers.finish();
     scene.nothing_leaks();

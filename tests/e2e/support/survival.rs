@@ -155,6 +155,13 @@ impl Scene {
         super::status(self.daemon());
     }
 
+    /// Another version serves now, which may have more threads.
+    pub(crate) fn is_served_by_another_version(&mut self) {
+        self.wait_until_served();
+        let now = Leaks::of(&self.stack).server_threads;
+        self.before.server_threads = self.before.server_threads.max(now);
+    }
+
     /// After all readers have ended: no process, mount, descriptor or thread more than before.
     pub(crate) fn nothing_leaks(&self) {
         let ctr = self.stack.containerd.ctr(NAMESPACE);
