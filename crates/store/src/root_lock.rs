@@ -11,6 +11,9 @@ use crate::StoreError;
 
 const FILE_NAME: &str = "daemon.lock";
 
+/// How often the table of locks is read before the folder counts as unlocked. The kernel shows it in parts of
+/// a page, and a lock that goes between two of them hides another one.
+const LOOKS: usize = 3;
 /// Bytes of the file: always the same, so that it can be written again on a full disk.
 const LENGTH: usize = 64;
 
@@ -113,10 +116,16 @@ impl RootLock {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(error)),
         };
-        // Not by trying to lock it, which could be in the way of a daemon that starts just then.
-        let locks = fs::read_to_string("/proc/locks").map_err(failed)?;
         let inode = file.metadata().map_err(failed)?.ino();
-        Ok(owner_in(&file).filter(|owner| is_locked(&locks, inode, owner.server)))
+        for _ in 0..LOOKS {
+            // Not by trying to lock it, which could be in the way of a daemon that starts just then.
+            let locks = fs::read_to_string("/proc/locks").map_err(failed)?;
+            let owner = owner_in(&file).filter(|owner| is_locked(&locks, inode, owner.server));
+            if owner.is_some() {
+                return Ok(owner);
+            }
+        }
+        Ok(None)
     }
 }
 
