@@ -76,6 +76,15 @@ grep -q -- '--poll=5m' "$work/deploy-index-builder-kubernetes-poll.yaml" || {
     echo "check-kubernetes: the flags of $builder/poll are not applied" >&2
     exit 1
 }
+# An empty selector of a NetworkPolicy closes the other ports of every pod of the namespace. Kustomize adds no labels
+# to one.
+python - "$work/deploy-index-builder-kubernetes.yaml" <<'END' || exit 1
+import sys, yaml
+own = {"app.kubernetes.io/name": "soci-index-builder"}
+found = [d["spec"]["podSelector"] for d in yaml.safe_load_all(open(sys.argv[1])) if d["kind"] == "NetworkPolicy"]
+if found != [{"matchLabels": own}]:
+    sys.exit(f"check-kubernetes: the NetworkPolicy is not for the index builder's pods alone: {found}")
+END
 
 prometheus="$tools/python/bin/python scripts/check-prometheus-kinds.py"
 $prometheus "$work/all.yaml"

@@ -19,6 +19,8 @@ mod global;
 mod go_flags;
 mod index_args;
 mod interrupt;
+#[cfg(test)]
+mod manifest_commands;
 mod manual_pages;
 mod output;
 mod profiles;
