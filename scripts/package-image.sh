@@ -1,11 +1,13 @@
 #!/bin/bash
-# Builds a container image of the installer as an OCI layout, without a network and without a builder: one layer
-# with the two programs, on nothing.
+# Builds a container image of the installer and the index builder as an OCI layout, without a network and without a
+# builder: one layer with the two programs and certificate authorities, on nothing.
 #
-#   scripts/package-image.sh [--arch ARCH] PROGRAMS LAYOUT[:TAG]
+#   scripts/package-image.sh [--arch ARCH] [--certificates FILE] PROGRAMS LAYOUT[:TAG]
 #
 # PROGRAMS is an archive (soci-snapshotter-*-static.tar.gz) or a folder with soci and soci-snapshotter-grpc.
-# The same programs give the same bytes. Push it with
+# FILE has the authorities that the index builder trusts, PEM. Without it, those of this machine (Debian's package
+# ca-certificates, or /etc/pki) are taken.
+# The same programs and authorities give the same bytes. Push it with
 #   skopeo copy oci:LAYOUT:TAG docker://registry.example/soci-snapshotter:TAG
 set -euo pipefail
 
@@ -14,15 +16,30 @@ fail() {
     exit 1
 }
 
-arch=
-if test "${1-}" = --arch; then
-    arch=${2-}
-    shift 2 || fail "--arch needs a value"
-fi
+arch= certificates=
+while [[ ${1-} == --* ]]; do
+    test $# -ge 2 || fail "$1 needs a value"
+    case $1 in
+    --arch) arch=$2 ;;
+    --certificates) certificates=$2 ;;
+    *) fail "unknown argument: $1" ;;
+    esac
+    shift 2
+done
 test $# = 2 || fail "give PROGRAMS and LAYOUT[:TAG]: see the head of this script"
 programs=$1 layout=${2%%:*} tag=latest
 if test "$layout" != "$2"; then tag=${2#*:}; fi
 [[ $tag =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$ ]] || fail "$tag is not a tag"
+
+if test -z "$certificates"; then
+    for certificates in /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt; do
+        if test -f "$certificates"; then break; fi
+    done
+    test -f "$certificates" || fail "this machine has no certificate authorities: give --certificates FILE"
+fi
+grep -q -e '-----BEGIN CERTIFICATE-----' "$certificates" || fail "$certificates has no certificates in PEM"
+# A file that a server reads has its key beside its certificate.
+! grep -q 'PRIVATE KEY-----' "$certificates" || fail "$certificates has a private key, which an image must not have"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -36,7 +53,10 @@ else
     test -f "$programs" || fail "there is neither a folder nor an archive $programs"
     tar -C "$work/root" -xf "$programs" "${names[@]}" || fail "$programs has no soci and soci-snapshotter-grpc at its top"
 fi
-chmod 0755 "$work/root"/*
+mkdir -p "$work/root/etc/ssl/certs"
+cp "$certificates" "$work/root/etc/ssl/certs/ca-certificates.crt"
+chmod -R u=rwX,go=rX "$work/root"
+for name in "${names[@]}"; do chmod 0755 "$work/root/$name"; done
 
 # The processor that the programs are for (ELF header, e_machine).
 case $(od -An -tx1 -j18 -N2 "$work/root/soci" | tr -d ' \n') in
@@ -64,7 +84,7 @@ add() {
 }
 
 tar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --format=posix \
-    --pax-option=delete=atime,delete=ctime -C "$work/root" -cf "$work/layer.tar" "${names[@]}"
+    --pax-option=delete=atime,delete=ctime -C "$work/root" -cf "$work/layer.tar" "${names[@]}" etc
 diff_id=$(sum "$work/layer.tar")
 gzip -n -9 "$work/layer.tar"
 layer=$(add "$work/layer.tar.gz" application/vnd.oci.image.layer.v1.tar+gzip)
