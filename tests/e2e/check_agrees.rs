@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use soci_oci::{Digest, Manifest, annotations};
-use soci_testkit::{Fault, ImageBuilder, Layer, Rule, SociCli, TestRoot};
+use soci_testkit::{Content, Fault, ImageBuilder, Layer, Rule, SociCli, TestRoot};
 use tonic::Code;
 
 use crate::support::node::{Client, Image, Node, fetch_manifest};
@@ -99,7 +99,11 @@ fn push_all(node: &Node, v1_enabled: &Path) -> Vec<Kind> {
     let kind = |name: &'static str, v1: bool, v2| {
         // A layer of its own, so that no index of another image is used.
         let layout = TestRoot::new().unwrap();
-        let layer = Layer::new().dir("data").text("data/name", name);
+        let mut layer = Layer::new().dir("data").text("data/name", name);
+        if name == "large-span" {
+            let (seed, length) = (1, 400 << 10);
+            layer = layer.file("data/noise", Content::Noise { seed, length });
+        }
         let image = ImageBuilder::new().layer(layer);
         image.write(layout.path(), "small").unwrap();
         let image = node.publish(layout.path(), name, v2);
@@ -124,7 +128,17 @@ fn push_all(node: &Node, v1_enabled: &Path) -> Vec<Kind> {
         kind("v1", true, false),
         kind("v2", false, true),
         kind("both", true, true),
+        kind("large-span", true, true),
+        kind("without-ztoc", true, true),
+        kind("ztoc-unreachable", true, true),
     ];
+    for (kind, fault) in kinds.iter().rev().zip([Fault::Reset, Fault::status(404)]) {
+        // Both indexes list the same zTOC.
+        let report = check(&kind.image, v1_enabled, None);
+        let ztoc = report["layers"][0]["ztoc"].as_str().unwrap();
+        let path = format!("/v2/{}/blobs/{ztoc}", kind.name);
+        node.proxy.inject(Rule::always(fault).path(&path).unwrap());
+    }
     for (name, fault) in [
         ("dangling", Fault::status(404)),
         ("unreadable", Fault::Corrupt(20)),
@@ -144,23 +158,65 @@ fn push_all(node: &Node, v1_enabled: &Path) -> Vec<Kind> {
     kinds
 }
 
+/// The outcome for a kind of image, without and with an explicit digest.
+fn expected(
+    kind: &str,
+    (v1, v2, always): (bool, bool, bool),
+    parallel: Option<&str>,
+) -> [&'static str; 2] {
+    let found = match kind {
+        "unauthorised" | "failing" | "unreachable" => "index-unavailable",
+        "large-span" => "span-too-large",
+        "without-ztoc" => "failed",
+        "ztoc-unreachable" => "registry-unavailable",
+        _ => "lazy",
+    };
+    let without = match (kind, v1, v2) {
+        (_, false, false) => "disabled",
+        ("plain", ..) | ("v1", false, _) | ("v2", _, false) => "no-index",
+        ("dangling" | "unreadable", _, true) => "no-index",
+        _ => found,
+    };
+    let explicitly = match kind {
+        _ if !v1 && !v2 && !always => "disabled",
+        "plain" | "dangling" | "unreadable" => "no-index",
+        _ => found,
+    };
+    [without, explicitly].map(|outcome| match (parallel, outcome) {
+        (Some("enable"), _) | (Some(_), "disabled" | "no-index" | "registry-unavailable") => {
+            "parallel-pull"
+        }
+        (Some(_), "index-unavailable") if kind != "unauthorised" => "parallel-pull",
+        _ => outcome,
+    })
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn check_says_what_the_daemon_then_does() {
     let root = TestRoot::new().unwrap();
     let file = root.path().join("config.toml");
     let v1_enabled = root.path().join("v1.toml");
     std::fs::write(&v1_enabled, "[pull_modes.soci_v1]\nenable = true\n").unwrap();
-    for (v1, v2, always) in [
-        (false, false, false),
-        (false, false, true),
-        (true, false, false),
-        (false, true, false),
-        (true, true, false),
+    let as_fallback = Some("experimental_parallel_pull_as_fallback");
+    for (modes, parallel) in [
+        ((false, false, false), None),
+        ((false, false, true), None),
+        ((true, false, false), None),
+        ((false, true, false), None),
+        ((true, true, false), None),
+        ((false, false, true), as_fallback),
+        ((true, true, false), as_fallback),
+        ((true, true, false), Some("enable")),
     ] {
+        let (v1, v2, always) = modes;
+        let parallel_keys = parallel.map_or(String::new(), |key| {
+            format!("[pull_modes.parallel_pull_unpack]\n{key} = true\n")
+        });
         // A key that the daemon ignores, and that check must ignore as well.
         let config = format!(
-            "[http]\nMaxRetries = 1\nMaxWaitMsec = 50\n[trust]\nexplicit_index = {always}\n[pull_modes.soci_v1]\nenable = {v1}\n\
-             [pull_modes.soci_v2]\nenable = {v2}\n\
+            "[http]\nMaxRetries = 1\nMaxWaitMsec = 50\n[fetch]\nmemory_budget_bytes = 1048576\n\
+             [trust]\nexplicit_index = {always}\n[pull_modes.soci_v1]\nenable = {v1}\n\
+             [pull_modes.soci_v2]\nenable = {v2}\n{parallel_keys}\
              [snapshotter]\nallow_invalid_mounts_on_restart = true\n\
              {NO_BACKGROUND}"
         );
@@ -169,27 +225,12 @@ async fn check_says_what_the_daemon_then_does() {
         let client = node.client().await;
         let kinds = tokio::task::block_in_place(|| push_all(&node, &v1_enabled));
         let predictions = tokio::task::block_in_place(|| predict_all(&kinds, &file));
-        for (kind, [without, explicitly]) in kinds.iter().zip(predictions) {
-            let expected = match (kind.name, v1, v2) {
-                (_, false, false) => "disabled",
-                ("plain", ..) | ("v1", false, _) | ("v2", _, false) => "no-index",
-                ("dangling" | "unreadable", _, true) => "no-index",
-                ("unauthorised" | "failing" | "unreachable", ..) => "index-unavailable",
-                _ => "lazy",
-            };
-            let expected_explicitly = match kind.name {
-                _ if !v1 && !v2 && !always => "disabled",
-                "plain" | "dangling" | "unreadable" => "no-index",
-                "unauthorised" | "failing" | "unreachable" => "index-unavailable",
-                _ => "lazy",
-            };
-            let cases = [
-                (None, without, expected),
-                (Some(kind.index), explicitly, expected_explicitly),
-            ];
-            for (explicit, check, expected) in cases {
+        for (kind, checks) in kinds.iter().zip(predictions) {
+            let outcomes = expected(kind.name, modes, parallel);
+            let explicit = [None, Some(kind.index)];
+            for ((explicit, check), expected) in explicit.into_iter().zip(checks).zip(outcomes) {
                 let case = format!(
-                    "{}, v1 {v1}, v2 {v2}, explicit {explicit:?} ({always})",
+                    "{}, (v1, v2, always) {modes:?}, parallel {parallel:?}, explicit {explicit:?}",
                     kind.name
                 );
                 assert_eq!(check, expected, "check, {case}");

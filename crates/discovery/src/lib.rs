@@ -13,6 +13,7 @@ mod no_index;
 mod policy;
 mod report;
 mod source;
+mod ztoc_refusal;
 
 pub use find::{Found, FoundBy, ImageQuery, MAX_INDEX_SIZE, find};
 pub use lazy_registries::LazyRegistries;
@@ -20,3 +21,4 @@ pub use no_index::NoIndex;
 pub use policy::Policy;
 pub use report::{LazyReport, lazy_report, reason_without_ztoc};
 pub use source::{ManifestSource, RegistryManifests};
+pub use ztoc_refusal::refusal_without_ztoc;

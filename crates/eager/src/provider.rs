@@ -140,17 +140,7 @@ impl EagerLayers {
     /// Turns the refusal of an image without an index into that of an image that is pulled eagerly,
     /// if its layers can be described.
     async fn eagerly(&self, request: &LayerRequest, refusal: LayerRefusal) -> LayerRefusal {
-        let without_index = matches!(
-            refusal,
-            LayerRefusal::Disabled { .. }
-                | LayerRefusal::NotIndexed { .. }
-                | LayerRefusal::RegistryUnavailable { .. }
-                | LayerRefusal::IndexUnavailable {
-                    unreachable: true,
-                    ..
-                }
-        );
-        if !without_index {
+        if !refusal.falls_back_to_parallel() {
             return refusal;
         }
         let Ok((image, _)) = labels::read(&request.namespace, &request.labels) else {

@@ -8,7 +8,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use soci_oci::Digest;
 use soci_store::{ReadOutcome, StoreError, StoredLayer};
-use soci_ztoc::SpanId;
 use tokio::time::Instant;
 
 use crate::driver::Driver;
@@ -16,28 +15,16 @@ use crate::page_cache_view::PageCacheView;
 use crate::pending_read::PendingRead;
 use crate::priority::Priority;
 use crate::read_error::SpansLost;
-use crate::request::length;
 use crate::schedule::WantResult;
 use crate::served_layer::ServedLayer;
 use crate::{
-    BackgroundCounts, Fill, FillState, LayerData, LayerStatus, ReadDone, ReadError, ReadLog,
-    StillWanted,
+    BackgroundCounts, Fill, FillState, LayerData, LayerStatus, Oversized, ReadDone, ReadError,
+    ReadLog, StillWanted,
 };
 
 /// How often a read looks again for spans that leave the store while it waits: because they are
 /// damaged, or reclaimed.
 const ROUNDS: usize = 8;
-
-/// A span that needs more memory than one span should have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Oversized {
-    /// Number of the span.
-    pub span: u32,
-    /// Memory that it needs, compressed and inflated, in bytes.
-    pub bytes: u64,
-    /// A quarter of the memory budget, in bytes.
-    pub limit: u64,
-}
 
 /// A layer whose missing spans are fetched when they are read. Dropping it closes it.
 pub struct LazyLayer {
@@ -149,23 +136,13 @@ impl LazyLayer {
         &self.layer.stored
     }
 
-    /// Returns the largest span, if it needs more than a quarter of the memory budget: such a layer
-    /// would hold up others, and is better not served lazily. A layer that is stored needs none.
+    /// Returns the largest span, as [`Oversized::find`]. A layer that is stored needs no memory for
+    /// spans.
     #[must_use]
     pub fn oversized(&self) -> Option<Oversized> {
-        let limit = self.driver.context.config.memory_budget / 4;
-        let spans = &self.layer.spans;
-        let costs = (0..spans.len()).filter_map(|number| {
-            let span = spans.get(SpanId(number))?;
-            let bytes = length(&span.compressed).saturating_add(length(&span.uncompressed));
-            Some(Oversized {
-                span: number,
-                bytes,
-                limit,
-            })
-        });
-        let largest = costs.max_by_key(|span| span.bytes)?;
-        (largest.bytes > limit && !self.layer.stored.is_complete()).then_some(largest)
+        let budget = self.driver.context.config.memory_budget;
+        let oversized = Oversized::find(&self.layer.spans, budget);
+        oversized.filter(|_| !self.layer.stored.is_complete())
     }
 
     /// Number of spans that background filling handled so far.

@@ -253,6 +253,31 @@ impl LayerRefusal {
         }
     }
 
+    /// Creates [`LayerRefusal::Failed`] for a zTOC that is larger than the configuration allows.
+    #[must_use]
+    pub fn ztoc_too_large(size: u64, largest: u64) -> Self {
+        Self::failed(format!(
+            "its zTOC has {size} bytes, more than limits.ztoc_bytes = {largest}; \
+             index the image with a larger span size"
+        ))
+    }
+
+    /// Whether the image's layers are pulled in parallel instead, where the configuration wants that
+    /// of images without an index: the image has none that is used, or its registry does not work.
+    #[must_use]
+    pub const fn falls_back_to_parallel(&self) -> bool {
+        matches!(
+            self,
+            Self::Disabled { .. }
+                | Self::NotIndexed { .. }
+                | Self::RegistryUnavailable { .. }
+                | Self::IndexUnavailable {
+                    unreachable: true,
+                    ..
+                }
+        )
+    }
+
     /// Whether the layer is pulled with all layers of its image: a failure of that is the client's,
     /// because it would fetch everything once more.
     #[must_use]
@@ -265,16 +290,11 @@ impl LayerRefusal {
     /// or the labels do not say for sure which layer it is, or where it belongs.
     #[must_use]
     pub const fn leaves_to_client(&self) -> bool {
-        match self {
-            Self::Disabled { .. }
-            | Self::NotIndexed { .. }
-            | Self::ForeignLabels { .. }
-            | Self::WithoutParent
-            | Self::RegistryUnavailable { .. }
-            | Self::Unconfirmed { .. } => true,
-            Self::IndexUnavailable { unreachable, .. } => *unreachable,
-            _ => false,
-        }
+        self.falls_back_to_parallel()
+            || matches!(
+                self,
+                Self::ForeignLabels { .. } | Self::WithoutParent | Self::Unconfirmed { .. }
+            )
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use soci_discovery::refusal_without_ztoc;
 use soci_fetch::SpanFetcher;
 use soci_layer::{Cause, LayerRefusal, OverlayXattr};
 use soci_layerfs::{Cancelled, Tree, TreeError};
@@ -157,15 +158,16 @@ impl LayerLoader {
             blob = self.images.appears(namespace, digest, ztoc.size) => return Ok(blob),
         };
         let seconds = self.time_limit.as_secs();
-        let unavailable = |error: LoadError| {
-            let source: Cause = Arc::new(error);
-            self.outages.note(reference, manifest, source.clone());
-            LayerRefusal::RegistryUnavailable { source }
+        let fetched = match fetched {
+            Ok(fetched) => fetched.map_err(|error| refusal_without_ztoc(digest, error)),
+            Err(_) => Err(LayerRefusal::RegistryUnavailable {
+                source: Arc::new(LoadError::TooSlow { digest, seconds }),
+            }),
         };
-        let fetched = fetched.map_err(|_| unavailable(LoadError::TooSlow { digest, seconds }))?;
-        let blob = fetched.map_err(|source| match source.is_outage() {
-            true => unavailable(LoadError::Fetch { digest, source }),
-            false => LayerRefusal::failed(LoadError::Fetch { digest, source }),
+        let blob = fetched.inspect_err(|refusal| {
+            if let LayerRefusal::RegistryUnavailable { source } = refusal {
+                self.outages.note(reference, manifest, source.clone());
+            }
         })?;
         self.outages.over(reference, manifest);
         self.artifacts.keep_ztoc(space, ztoc, &blob).await;
@@ -216,11 +218,6 @@ impl LayerLoader {
 /// Why a layer cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 enum LoadError {
-    #[error("cannot fetch zTOC {digest}")]
-    Fetch {
-        digest: soci_oci::Digest,
-        source: soci_registry::RegistryError,
-    },
     #[error("zTOC {digest} did not arrive within mount_timeout_sec = {seconds}")]
     TooSlow {
         digest: soci_oci::Digest,

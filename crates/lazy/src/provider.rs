@@ -7,6 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use soci_containerd::labels::{ChainPosition, INDEX_DIGEST, TARGET};
 use soci_discovery::NoIndex;
+use soci_fetch::Oversized;
 use soci_layer::{
     ChainUse, LayerProvider, LayerRefusal, LayerRequest, LayerUses, MountedInfo, OverlayXattr,
     ProviderError, Purpose, Restored, UnpackOutcome, UnpackRequest, UnpackedSize, UseRefusal,
@@ -168,12 +169,9 @@ impl LazyLayers {
             let (namespace, image, purpose) = (&request.namespace, &layer.image, request.purpose);
             let open = self.opener.open(namespace, image, &ztoc, purpose, limit);
             let lease = open.await?;
-            if prepare && let Some(largest) = lease.layer().data.oversized() {
-                return Err(LayerRefusal::SpanTooLarge {
-                    span: largest.span,
-                    bytes: largest.bytes,
-                    limit: largest.limit,
-                });
+            let oversized = lease.layer().data.oversized().filter(|_| prepare);
+            if let Some(Oversized { span, bytes, limit }) = oversized {
+                return Err(LayerRefusal::SpanTooLarge { span, bytes, limit });
             }
             let position = claim(&request, lease.layer());
             if prepare {

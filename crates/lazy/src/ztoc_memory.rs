@@ -35,11 +35,7 @@ impl ZtocMemory {
     /// The zTOC is too large.
     pub(crate) async fn acquire(&self, size: u64) -> Result<OwnedSemaphorePermit, LayerRefusal> {
         if size > self.largest {
-            let largest = self.largest;
-            return Err(LayerRefusal::failed(format!(
-                "its zTOC has {size} bytes, more than limits.ztoc_bytes = {largest}; \
-                 index the image with a larger span size"
-            )));
+            return Err(LayerRefusal::ztoc_too_large(size, self.largest));
         }
         let units = u32::try_from(size.div_ceil(UNIT)).unwrap_or(u32::MAX);
         let permit = self.units.clone();

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use soci_discovery::{Found, NoIndex, Policy};
-use soci_oci::{Digest, Reference};
+use soci_oci::{Descriptor, Digest, Reference};
 
 use crate::output;
 use crate::remote::{RemoteArgs, RemoteImage, open_all};
@@ -105,5 +105,11 @@ impl Lookup {
     /// Returns the index that the report is about, used or not.
     fn shown(&self) -> Option<&Found> {
         self.used.as_ref().ok().or(self.unused.as_ref())
+    }
+
+    /// Returns the zTOC that this index has for a layer.
+    fn ztoc_for(&self, layer: &Descriptor) -> Option<&Descriptor> {
+        let ztoc = self.shown()?.index.ztoc_for(&layer.digest)?;
+        Some(&ztoc.descriptor)
     }
 }

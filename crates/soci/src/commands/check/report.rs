@@ -76,12 +76,14 @@ impl Report {
                 Ok(()) => none.map(LayerRefusal::from),
             },
         };
-        let refusal = eagerly(refusal, machine.config());
+        let config = machine.config();
         let mut layers = Vec::new();
         for layer in &image.manifest.layers {
-            let config = machine.config();
-            layers.push(Layer::new(image, layer, lookup, refusal.as_ref(), config).await?);
+            let lazy = mountable(image, layer, lookup, refusal.as_ref(), config).await;
+            let refusal = eagerly(lazy.err(), config);
+            layers.push(Layer::new(layer, lookup, refusal.as_ref()));
         }
+        let refusal = eagerly(refusal, config);
         let lazy = layers.iter().filter(|layer| layer.lazy);
         Ok(Self {
             image: image.reference.to_string(),
@@ -160,8 +162,9 @@ fn eagerly(refusal: Option<LayerRefusal>, config: &soci_config::Config) -> Optio
         return Some(LayerRefusal::Eager { reason });
     }
     match refusal {
-        Some(refusal @ (LayerRefusal::Disabled { .. } | LayerRefusal::NotIndexed { .. }))
-            if parallel.experimental_parallel_pull_as_fallback =>
+        Some(refusal)
+            if parallel.experimental_parallel_pull_as_fallback
+                && refusal.falls_back_to_parallel() =>
         {
             let reason = soci_errors::chain(&refusal);
             Some(LayerRefusal::Eager { reason })
@@ -170,46 +173,35 @@ fn eagerly(refusal: Option<LayerRefusal>, config: &soci_config::Config) -> Optio
     }
 }
 
+/// Fails as the daemon refuses to mount a layer lazily, in the order in which it decides; `refusal`
+/// is that of the whole image.
+async fn mountable(
+    image: &RemoteImage,
+    layer: &Descriptor,
+    lookup: &Lookup,
+    refusal: Option<&LayerRefusal>,
+    config: &soci_config::Config,
+) -> Result<(), LayerRefusal> {
+    use LayerRefusal::{BelowMinSize, Disabled, UntrustedRegistry};
+    let minimum = config.snapshotter.min_layer_size;
+    match refusal {
+        Some(refusal @ (Disabled { .. } | UntrustedRegistry { .. })) => Err(refusal.clone()),
+        _ if layer.size < minimum => Err(BelowMinSize {
+            size: layer.size,
+            minimum,
+        }),
+        Some(refusal) => Err(refusal.clone()),
+        None => {
+            let ztoc = lookup.ztoc_for(layer);
+            let without = || LayerRefusal::no_ztoc(reason_without_ztoc(layer));
+            super::ztoc::mountable(image, layer.digest, ztoc.ok_or_else(without)?, config).await
+        }
+    }
+}
+
 impl Layer {
-    async fn new(
-        image: &RemoteImage,
-        layer: &Descriptor,
-        lookup: &Lookup,
-        refusal: Option<&LayerRefusal>,
-        config: &soci_config::Config,
-    ) -> anyhow::Result<Self> {
-        let minimum = config.snapshotter.min_layer_size;
-        let ztoc = lookup.shown();
-        let ztoc = ztoc.and_then(|found| found.index.ztoc_for(&layer.digest));
-        // In the order in which the daemon decides.
-        let not_allowed = refusal.filter(|refusal| {
-            use LayerRefusal::{Disabled, Eager, UntrustedRegistry};
-            matches!(
-                refusal,
-                Disabled { .. } | Eager { .. } | UntrustedRegistry { .. }
-            )
-        });
-        let why_not = if let Some(refusal) = not_allowed {
-            Some((refusal.code(), without_index(lookup, refusal).to_owned()))
-        } else if layer.size < minimum {
-            let reason = format!(
-                "smaller than min_layer_size = {minimum} of the snapshotter's configuration"
-            );
-            Some(("below-min-size", reason))
-        } else if let Some(refusal) = refusal {
-            Some((refusal.code(), without_index(lookup, refusal).to_owned()))
-        } else if let Some(ztoc) = ztoc {
-            let ztoc = &ztoc.descriptor;
-            let reason = super::ztoc::refusal(image, layer.digest, ztoc, &config.limits).await?;
-            reason.map(|reason| ("failed", reason))
-        } else {
-            Some((
-                "no-ztoc",
-                format!("no zTOC: {}", reason_without_ztoc(layer)),
-            ))
-        };
-        let (code, reason) = why_not.unzip();
-        Ok(Self {
+    fn new(layer: &Descriptor, lookup: &Lookup, refusal: Option<&LayerRefusal>) -> Self {
+        Self {
             digest: layer.digest,
             size: layer.size,
             compression: match layer_compression(&layer.media_type) {
@@ -218,22 +210,33 @@ impl Layer {
                 LayerCompression::Zstd => "zstd",
                 LayerCompression::Unknown => "unknown",
             },
-            lazy: reason.is_none(),
-            ztoc: ztoc.map(|ztoc| ztoc.descriptor.digest),
-            code,
-            reason,
-        })
+            lazy: refusal.is_none(),
+            ztoc: lookup.ztoc_for(layer).map(|ztoc| ztoc.digest),
+            code: refusal.map(LayerRefusal::code),
+            reason: refusal.map(|refusal| short_reason(lookup, refusal)),
+        }
     }
 }
 
-/// Explains why the image has no index for its layers.
-fn without_index(lookup: &Lookup, refusal: &LayerRefusal) -> &'static str {
+/// Explains why a layer is not lazy; the report has the whole reason of what concerns all layers.
+fn short_reason(lookup: &Lookup, refusal: &LayerRefusal) -> String {
+    use LayerRefusal::{
+        BelowMinSize, Disabled, Eager, Failed, IndexUnavailable, NoZtoc, NotIndexed,
+        UntrustedRegistry,
+    };
     match refusal {
-        LayerRefusal::IndexUnavailable { .. } => "the image's index cannot be looked up",
-        LayerRefusal::UntrustedRegistry { .. } => {
-            "[trust] lazy_registries does not list the registry"
+        Eager { .. } => "pulled and unpacked in parallel with the image's other layers".to_owned(),
+        IndexUnavailable { .. } => "the image's index cannot be looked up".to_owned(),
+        UntrustedRegistry { .. } => "[trust] lazy_registries does not list the registry".to_owned(),
+        Disabled { .. } | NotIndexed { .. } => match lookup.unused {
+            Some(_) => "the image's index is not used on this machine".to_owned(),
+            None => "the image has no index".to_owned(),
+        },
+        BelowMinSize { minimum, .. } => {
+            format!("smaller than min_layer_size = {minimum} of the snapshotter's configuration")
         }
-        _ if lookup.unused.is_some() => "the image's index is not used on this machine",
-        _ => "the image has no index",
+        NoZtoc { reason } => format!("no zTOC: {reason}"),
+        Failed { source } => soci_errors::chain(source),
+        other => soci_errors::chain(other),
     }
 }

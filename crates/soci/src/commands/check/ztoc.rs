@@ -1,48 +1,51 @@
 //! Whether the daemon would mount a layer with its zTOC: the same parts read it by the same limits.
 
 use bytes::Bytes;
-use soci_config::Limits;
+use soci_config::Config;
+use soci_discovery::refusal_without_ztoc;
+use soci_fetch::Oversized;
+use soci_layer::LayerRefusal;
 use soci_layerfs::{Tree, TreeOptions};
 use soci_oci::{Descriptor, Digest};
 use soci_ztoc::Ztoc;
 
 use crate::remote::RemoteImage;
 
-/// Returns why the daemon would refuse a layer because of its zTOC.
-pub(super) async fn refusal(
+/// Fails as the daemon refuses a layer because of its zTOC.
+pub(super) async fn mountable(
     image: &RemoteImage,
     layer: Digest,
     ztoc: &Descriptor,
-    limits: &Limits,
-) -> anyhow::Result<Option<String>> {
-    let (size, most) = (ztoc.size, limits.ztoc_bytes);
-    if size > most {
-        let reason = format!("its zTOC has {size} bytes, more than limits.ztoc_bytes = {most}");
-        return Ok(Some(reason));
+    config: &Config,
+) -> Result<(), LayerRefusal> {
+    let largest = config.limits.ztoc_bytes;
+    if ztoc.size > largest {
+        return Err(LayerRefusal::ztoc_too_large(ztoc.size, largest));
     }
-    if !image.client.blob_exists(&image.reference, ztoc).await? {
-        return Ok(Some(format!("the registry lacks its zTOC {}", ztoc.digest)));
-    }
-    let blob = match image.client.blob_bytes(&image.reference, ztoc).await {
-        Ok(blob) => blob,
-        Err(error) => return Ok(Some(soci_errors::chain(&error))),
-    };
-    let memory = limits.tree_bytes;
-    let examined = soci_task::run(move || examine(blob, layer, memory).err()).await?;
-    Ok(examined.map(|error| format!("{error:#}")))
+    let blob = image.client.blob_bytes(&image.reference, ztoc).await;
+    let blob = blob.map_err(|error| refusal_without_ztoc(ztoc.digest, error))?;
+    let (tree, spans) = (config.limits.tree_bytes, config.fetch.memory_budget_bytes);
+    let examined = soci_task::run(move || examine(blob, layer, tree, spans)).await;
+    examined.map_err(LayerRefusal::failed)?
 }
 
-/// Reads a zTOC as the daemon does when it mounts the layer.
-fn examine(blob: Bytes, layer: Digest, memory: u64) -> anyhow::Result<()> {
-    let index = Ztoc::parse_index(blob)?;
-    soci_store::check_span_lengths(layer, &index.spans)?;
+/// Reads a zTOC as the daemon does when it mounts the layer, with so many bytes for its tree and for
+/// spans.
+fn examine(blob: Bytes, layer: Digest, tree: u64, spans: u64) -> Result<(), LayerRefusal> {
+    let index = Ztoc::parse_index(blob).map_err(LayerRefusal::failed)?;
+    soci_store::check_span_lengths(layer, &index.spans).map_err(LayerRefusal::failed)?;
     let options = TreeOptions {
-        memory,
+        memory: tree,
         memory_key: Some("limits.tree_bytes"),
         ..TreeOptions::default()
     };
-    Tree::of_index(&index, options)?;
-    Ok(())
+    Tree::of_index(&index, options).map_err(LayerRefusal::failed)?;
+    match Oversized::find(&index.spans, spans) {
+        Some(Oversized { span, bytes, limit }) => {
+            Err(LayerRefusal::SpanTooLarge { span, bytes, limit })
+        }
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -50,6 +53,8 @@ mod tests {
     use soci_ztoc::{BuildOptions, Compression, build};
 
     use super::*;
+
+    const MEMORY: u64 = 1 << 20;
 
     #[test]
     fn a_ztoc_that_a_mount_refuses_is_refused() {
@@ -61,7 +66,9 @@ mod tests {
         .unwrap()
         .ztoc;
         let layer = Digest::of(b"layer");
-        examine(ztoc.encode().into(), layer, 1 << 20).unwrap();
+        examine(ztoc.encode().into(), layer, MEMORY, MEMORY).unwrap();
+        let refused = examine(ztoc.encode().into(), layer, MEMORY, 4096).unwrap_err();
+        assert_eq!(refused.code(), "span-too-large");
         let mut header = tar::Header::new_gnu();
         header.set_path("file").unwrap();
         header.set_size(0);
@@ -71,13 +78,15 @@ mod tests {
         below.name = b"file/below".to_vec();
         below.uncompressed_offset = 1024;
         ztoc.toc = vec![entry, below];
-        let refused = examine(ztoc.encode().into(), layer, 1 << 20).unwrap_err();
-        assert!(refused.to_string().contains("not a directory"), "{refused}");
+        let refused = |ztoc: &Ztoc, tree| {
+            let refusal = examine(ztoc.encode().into(), layer, tree, MEMORY).unwrap_err();
+            assert_eq!(refusal.code(), "failed");
+            soci_errors::chain(&refusal)
+        };
+        let reason = refused(&ztoc, MEMORY);
+        assert!(reason.contains("not a directory"), "{reason}");
         ztoc.toc.pop();
-        let refused = examine(ztoc.encode().into(), layer, 100).unwrap_err();
-        assert!(
-            format!("{refused:#}").contains("limits.tree_bytes"),
-            "{refused:#}"
-        );
+        let reason = refused(&ztoc, 100);
+        assert!(reason.contains("limits.tree_bytes"), "{reason}");
     }
 }
