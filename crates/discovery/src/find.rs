@@ -27,9 +27,9 @@ pub struct ImageQuery<'a> {
 pub enum FoundBy {
     /// The client named its digest.
     Explicit,
-    /// By the annotation of the image manifest (version 2).
+    /// The annotation of the image manifest names it (version 2).
     Annotation,
-    /// Among the referrers of the image manifest (version 1).
+    /// It is among the referrers of the image manifest (version 1).
     Referrers,
 }
 
@@ -136,10 +136,7 @@ async fn annotated(
             &read
         }
     };
-    let Some(text) = manifest.annotations.get(annotations::INDEX_DIGEST) else {
-        return Ok(None);
-    };
-    text.parse().map(Some).map_err(|error| {
+    manifest.soci_index().transpose().map_err(|error| {
         let key = annotations::INDEX_DIGEST;
         NoIndex::not_indexed(
             format!("malformed annotation {key} of the image manifest"),

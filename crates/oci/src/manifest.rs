@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Descriptor, Digest};
+use crate::{Descriptor, Digest, DigestError, annotations};
 
 /// An image manifest (OCI image spec, `manifest.md`); also the shape of a SOCI index.
 /// Fields are in the order in which Go writes them.
@@ -34,6 +34,14 @@ pub struct Manifest {
         deserialize_with = "null_is_default"
     )]
     pub annotations: BTreeMap<String, String>,
+}
+
+impl Manifest {
+    /// Returns the SOCI index of version 2 that the manifest of an image names, if it names one.
+    pub fn soci_index(&self) -> Option<Result<Digest, DigestError>> {
+        let named = self.annotations.get(annotations::INDEX_DIGEST)?;
+        Some(named.parse())
+    }
 }
 
 /// An image index (OCI image spec, `image-index.md`).

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use soci_index::{EntryContent, Image, ImageSource as _, IndexError, RegistrySource};
-use soci_oci::{Digest, Manifest, Reference, annotations, media_types};
+use soci_oci::{Digest, Manifest, Reference, media_types};
 use soci_registry::{Client, RegistryError};
 
 /// What an indexed image of version 2 must hold to be the result of indexing an image.
@@ -70,7 +70,7 @@ impl Wanted<'_> {
     }
 
     fn has_index(&self, there: &Image, manifest: &Manifest) -> bool {
-        let Some(named) = manifest.annotations.get(annotations::INDEX_DIGEST) else {
+        let Some(Ok(named)) = manifest.soci_index() else {
             return false;
         };
         there.entries.iter().any(|entry| {
@@ -78,7 +78,7 @@ impl Wanted<'_> {
                 return false;
             };
             let size = Some(self.span_size);
-            entry.descriptor.digest.to_string() == *named
+            entry.descriptor.digest == named
                 && index.ztocs.iter().all(|ztoc| ztoc.span_size == size)
         })
     }

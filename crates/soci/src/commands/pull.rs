@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 use soci_containerd::{Content, Images, Namespace, Snapshots};
 use soci_discovery::{FoundBy, RegistryManifests, lazy_report};
-use soci_oci::{Digest, Manifest, Platform, Reference, annotations};
+use soci_oci::{Digest, Platform, Reference};
 
 use crate::filling::{self, Filled, Goal};
 use crate::global::{Global, release};
@@ -101,12 +101,6 @@ struct Pulled {
     filled: Option<Filled>,
 }
 
-/// The index that the manifest of an image names.
-fn named_index(manifest: &Manifest) -> Option<Digest> {
-    let named = manifest.annotations.get(annotations::INDEX_DIGEST)?;
-    named.parse().ok()
-}
-
 impl Pull {
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
         let (containerd, interrupts) = global.lease().await?;
@@ -155,7 +149,7 @@ impl Pull {
         let image = pull::fetch(&content, &client, reference, &platform).await?;
         let explicit = self.soci_index_digest;
         let is_lazy_snapshotter = self.snapshotter == LAZY_SNAPSHOTTER;
-        let named = explicit.or_else(|| named_index(&image.manifest));
+        let named = explicit.or_else(|| image.manifest.soci_index()?.ok());
         let named = named.filter(|_| is_lazy_snapshotter);
         // Where all layers are lazy there is nothing that an index could explain.
         let report = if !is_lazy_snapshotter

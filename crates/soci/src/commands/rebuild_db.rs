@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
 use soci_containerd::Content;
-use soci_oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform, annotations};
+use soci_oci::{Descriptor, Digest, ImageConfig, Index, Manifest, Platform};
 use soci_store::artifacts::{Artifact, IndexedImage};
 use soci_ztoc::soci_index::SociIndex;
 
 use crate::artifact_records::with_db;
 use crate::artifact_store::{ArtifactStore, Stored};
 use crate::global::Global;
+use crate::interrupt::committing;
 use crate::output;
 
 /// No manifest is larger in bytes, no SOCI index smaller.
@@ -86,6 +87,7 @@ impl RebuildDb {
             );
         }
         let found: Vec<Artifact> = found.into_values().collect();
+        committing();
         let changed = with_db(&global.artifacts(), move |db| db.rebuild(&found)).await?;
         if !self.quiet {
             output::line(format!(
@@ -118,8 +120,7 @@ impl Images {
                 }
             }
         } else if let Ok(manifest) = serde_json::from_slice::<Manifest>(bytes) {
-            let named = manifest.annotations.get(annotations::INDEX_DIGEST);
-            if let Some(index) = named.and_then(|text| text.parse().ok()) {
+            if let Some(Ok(index)) = manifest.soci_index() {
                 self.by_index.insert(index, digest);
             }
             self.manifests.insert(digest, manifest);
