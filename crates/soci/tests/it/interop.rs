@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::support::{Bench, golden, lines, soci_indexes};
+use soci_profile::{Profile, ProfiledLayer, RecordedSpan, Recording};
 use soci_testkit::ImageBuilder;
 
 #[test]
@@ -408,6 +409,28 @@ fn a_command_that_is_interrupted_as_it_begins_releases_its_lease() {
     }
 }
 
+/// A start-up profile with a span of the lowest layer of an image at the registry.
+fn profile_of(bench: &Bench, image: &str) -> Profile {
+    let report = bench.ok(&["check", "--json", "--no-estimate", image]);
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    let digest = |key: &str| report["layers"][0][key].as_str().unwrap().parse().unwrap();
+    let span = RecordedSpan {
+        layer: ProfiledLayer {
+            layer: digest("digest"),
+            ztoc: digest("ztoc"),
+        },
+        span: 0,
+        millis: 0,
+        extent: 0..1,
+    };
+    let mut profile = Profile::new(digest("digest"), image);
+    profile.add(Recording {
+        spans: vec![span],
+        blocks: Vec::new(),
+    });
+    profile
+}
+
 /// The signal arrives at the step that makes the result visible: from there on the command succeeds.
 #[test]
 fn a_command_that_is_interrupted_while_its_result_becomes_visible_succeeds() {
@@ -431,6 +454,10 @@ fn a_command_that_is_interrupted_while_its_result_becomes_visible_succeeds() {
     let to = bench.registry.reference("app:standalone");
     indexing(&["convert", &from, &format!("docker://{to}")]);
     bench.ok(&["ls", &to]);
+    let profile = bench.root.path().join("app.profile");
+    std::fs::write(&profile, profile_of(&bench, &to).encode()).unwrap();
+    let profile = profile.display().to_string();
+    interrupted(&["profile", "push", "--profile", &profile, &to]);
     indexing(&["create", &from]);
     interrupted(&["push", &from, &from]);
     indexing(&["create", &image]);
@@ -438,6 +465,7 @@ fn a_command_that_is_interrupted_while_its_result_becomes_visible_succeeds() {
     interrupted(&["push", &image]);
     interrupted(&["index", "remove", &index]);
     assert!(!bench.ok(&["index", "list", "-q"]).contains(&index));
+    interrupted(&["rebuild-db"]);
     bench.remove_image(&image);
     interrupted(&["pull", "--snapshotter", "overlayfs", &image]);
     assert!(bench.images().contains(&image));

@@ -11,6 +11,7 @@ use soci_oci::{Descriptor, Reference, media_types};
 
 use crate::age::rfc3339;
 use crate::global::Global;
+use crate::interrupt::committing;
 use crate::output;
 use crate::profiles::{self, ProfileName};
 use crate::remote::{RemoteArgs, RemoteImage, reason};
@@ -87,6 +88,7 @@ impl Push {
         }
         let encoded = Bytes::from(soci_oci::json::to_vec(&manifest)?);
         let descriptor = Descriptor::of(media_types::OCI_MANIFEST, &encoded);
+        committing();
         sink.put_manifest(&descriptor, encoded).await?;
         output::line(descriptor.digest.to_string());
         Ok(())
