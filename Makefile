@@ -155,6 +155,7 @@ lint: ## Check format, clippy, documentation, promises, architecture, oldest Rus
 	scripts/check-architecture.sh
 	scripts/check-modules.py
 	scripts/check-language.sh
+	scripts/check-messages.py
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
