@@ -8,9 +8,6 @@ Fails also on a type that two crates export under one name, unless SAME_NAME say
     scripts/check-modules.py [CRATE...]     checks these crates (default: all)
     scripts/check-modules.py --edges CRATE  also prints every import inside the cycles
 
-scripts/check-modules.allowed lists the findings that were there before this check, one a line as printed. Nothing
-may be added to it, and a line that is no longer found must go.
-
 What counts as a use: `use` declarations and paths that begin with crate, self, super or the name of a child
 module. A name is followed through re-exports to the file that defines it; a re-export (`pub use`) by itself is
 not a use. Left out: everything behind `#[cfg(test)]` and `#[cfg(any(test, ...))]`.
@@ -322,27 +319,15 @@ def main():
     crates = {folder.name: folder for folder in sorted((top / "crates").iterdir())}
     crates["benches"] = top / "benches"
     failed = False
-    allowed_file = pathlib.Path(__file__).with_suffix(".allowed")
-    lines = allowed_file.read_text().splitlines() if allowed_file.exists() else []
-    allowed = {line for line in lines if line and not line.startswith("#")}
-    left = {line for line in allowed if line.split(":")[0] in (arguments or crates)}
     for name in arguments or crates:
         if name not in crates:
             sys.exit(f"check-modules: there is no crate {name}")
         for size, complaint in check(crates[name], show_edges):
-            finding = f"{name}: {complaint}"
-            left.discard(finding)
-            if size and finding in allowed:
-                print(f"check-modules: (allowed) {finding}")
-                continue
             failed = True
-            print(f"check-modules: {finding}" if size else complaint.replace(f"{top}/", ""))
+            print(f"check-modules: {name}: {complaint}" if size else complaint.replace(f"{top}/", ""))
     for complaint in () if arguments else shared_names(crates):
         failed = True
         print(f"check-modules: {complaint}")
-    for finding in sorted(left):
-        failed = True
-        print(f"check-modules: remove the line from {allowed_file.name}: {finding}")
     if not failed:
         print(f"check-modules: {len(arguments or crates)} crates, no other cycle of more than "
               f"{MOST_FILES_IN_A_CYCLE} files, no other type in more than {MOST_FILES_WITH_IMPLS}, "

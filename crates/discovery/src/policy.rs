@@ -23,12 +23,6 @@ impl Policy {
         explicit_index: true,
     };
 
-    /// Whether an index that the client names is used.
-    #[must_use]
-    pub const fn allows_explicit(self) -> bool {
-        self.soci_v1 || self.soci_v2 || self.explicit_index
-    }
-
     /// Whether an index may be looked for; `explicit` says that the client names one.
     #[must_use]
     pub const fn allows_look_up(self, explicit: bool) -> bool {

@@ -30,8 +30,6 @@ pub mod init_flags {
     pub const AUTO_INVAL_DATA: u64 = 1 << 12;
     /// Listings carry attributes.
     pub const DO_READDIRPLUS: u64 = 1 << 13;
-    /// The kernel decides which listings carry attributes.
-    pub const READDIRPLUS_AUTO: u64 = 1 << 14;
     /// The kernel sends no further OPEN after ENOSYS.
     pub const NO_OPEN_SUPPORT: u64 = 1 << 17;
     /// Lookups and listings of one directory may be sent at the same time.

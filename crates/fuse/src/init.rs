@@ -9,7 +9,7 @@ use crate::request::KernelOffer;
 /// The flags that this crate accepts where the kernel offers them.
 ///
 /// * `NO_OPEN_SUPPORT`, `NO_OPENDIR_SUPPORT`: OPEN answered ENOSYS means "no more OPENs".
-/// * `DO_READDIRPLUS` without `READDIRPLUS_AUTO`: a listing has every entry's attributes.
+/// * `DO_READDIRPLUS` without `FUSE_READDIRPLUS_AUTO`: a listing has every entry's attributes.
 ///   The automatic mode requests names only after the first answer of a large directory that is
 ///   read before anything in it is examined, which is how `find` and `ls -l` read it.
 /// * `AUTO_INVAL_DATA`: a file whose modification time changed loses its cached data. That happens

@@ -1,23 +1,20 @@
-//! An OCI image layout folder (OCI image spec, `image-layout.md`): blobs by digest, and an
-//! `index.json` that names what is complete.
+//! The blobs of an OCI image layout folder (OCI image spec, `image-layout.md`).
 
 mod blob_writer;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 use std::{fs, io};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
-use soci_oci::{Descriptor, Digest, Index, annotations, media_types};
+use soci_oci::{Descriptor, Digest};
 
 use crate::StoreError;
 use crate::atomic_file::{UNFINISHED, write_file};
 use crate::private;
 
-pub use blob_writer::BlobWriter;
+use blob_writer::BlobWriter;
 
 /// How much of a reader is held at once.
 const CHUNK: usize = 256 << 10;
@@ -29,8 +26,6 @@ const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 #[derive(Debug, Clone)]
 pub struct OciLayout {
     dir: PathBuf,
-    /// One changes `index.json` at a time.
-    index: Arc<Mutex<()>>,
 }
 
 /// The result of [`OciLayout::put`].
@@ -96,7 +91,6 @@ impl OciLayout {
         {
             Some("1.0.0") => Ok(Self {
                 dir: dir.to_path_buf(),
-                index: Arc::default(),
             }),
             version => {
                 let reason = match version {
@@ -157,21 +151,9 @@ impl OciLayout {
         Ok(PutOutcome::Written)
     }
 
-    /// Starts to write a blob of known digest and size piece by piece.
-    ///
-    /// # Errors
-    /// The file system refused.
-    pub fn writer(&self, descriptor: &Descriptor) -> Result<BlobWriter, StoreError> {
-        BlobWriter::new(&self.blobs(), descriptor.clone(), true)
-    }
-
-    /// Starts to write a blob whose digest and size will be known at its end.
-    ///
-    /// # Errors
-    /// The file system refused.
-    pub fn new_blob(&self, media_type: &str) -> Result<BlobWriter, StoreError> {
-        let unknown = Descriptor::new(media_type, Digest::of(&[]), 0);
-        BlobWriter::new(&self.blobs(), unknown, false)
+    /// Starts to write a blob piece by piece.
+    fn writer(&self, descriptor: &Descriptor) -> Result<BlobWriter, StoreError> {
+        BlobWriter::new(&self.blobs(), descriptor)
     }
 
     /// Reads a whole blob; for small metadata. A damaged one is removed and reported, never served.
@@ -258,67 +240,6 @@ impl OciLayout {
         }
         digests.sort_unstable();
         Ok(digests)
-    }
-
-    /// Reads `index.json`; it is empty if there is none yet.
-    ///
-    /// # Errors
-    /// It cannot be read or is not an image index.
-    pub fn index(&self) -> Result<Index, StoreError> {
-        let path = self.dir.join("index.json");
-        match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).map_err(|e| StoreError::Layout {
-                path,
-                reason: format!("it is not an OCI image index: {e}"),
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Index {
-                schema_version: 2,
-                media_type: media_types::OCI_INDEX.to_owned(),
-                artifact_type: None,
-                manifests: Vec::new(),
-                subject: None,
-                annotations: Default::default(),
-            }),
-            Err(error) => Err(StoreError::io("read", &path, error)),
-        }
-    }
-
-    /// Replaces `index.json`.
-    ///
-    /// # Errors
-    /// The file system refused.
-    pub fn set_index(&self, index: &Index) -> Result<(), StoreError> {
-        let path = self.dir.join("index.json");
-        let text = soci_oci::json::to_vec(index).map_err(|e| StoreError::Layout {
-            path: path.clone(),
-            reason: format!("it cannot be written: {e}"),
-        })?;
-        write_file(&path, &text)
-    }
-
-    /// Returns what a tag (annotation `org.opencontainers.image.ref.name`) points to.
-    ///
-    /// # Errors
-    /// As [`OciLayout::index`].
-    pub fn tag(&self, tag: &str) -> Result<Option<Descriptor>, StoreError> {
-        let found = |of: &Descriptor| of.annotation(annotations::REF_NAME) == Some(tag);
-        Ok(self.index()?.manifests.into_iter().find(found))
-    }
-
-    /// Points a tag to a descriptor, in place of an earlier one.
-    ///
-    /// # Errors
-    /// As [`OciLayout::index`] and [`OciLayout::set_index`].
-    pub fn set_tag(&self, tag: &str, descriptor: &Descriptor) -> Result<(), StoreError> {
-        let _one = self.index.lock();
-        let mut index = self.index()?;
-        index
-            .manifests
-            .retain(|of| of.annotation(annotations::REF_NAME) != Some(tag));
-        index
-            .manifests
-            .push(descriptor.clone().annotated(annotations::REF_NAME, tag));
-        self.set_index(&index)
     }
 }
 

@@ -1,6 +1,5 @@
 //! Writing one blob of an OCI layout, of any size, a piece at a time.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use soci_oci::{Descriptor, Digest, Hasher};
@@ -10,29 +9,24 @@ use crate::atomic_file::AtomicFile;
 
 /// A blob that is being written; dropped before [`BlobWriter::commit`], it leaves nothing.
 #[derive(Debug)]
-pub struct BlobWriter {
+pub(super) struct BlobWriter {
     file: AtomicFile,
     blobs: PathBuf,
     hasher: Hasher,
     written: u64,
-    descriptor: Descriptor,
-    /// The descriptor says what must come; else it is filled in at the end.
-    known: bool,
+    digest: Digest,
+    size: u64,
 }
 
 impl BlobWriter {
-    pub(super) fn new(
-        blobs: &Path,
-        descriptor: Descriptor,
-        known: bool,
-    ) -> Result<Self, StoreError> {
+    pub(super) fn new(blobs: &Path, descriptor: &Descriptor) -> Result<Self, StoreError> {
         Ok(Self {
             file: AtomicFile::create(blobs)?,
             blobs: blobs.to_path_buf(),
             hasher: Hasher::new(),
             written: 0,
-            descriptor,
-            known,
+            digest: descriptor.digest,
+            size: descriptor.size,
         })
     }
 
@@ -40,9 +34,9 @@ impl BlobWriter {
     ///
     /// # Errors
     /// More bytes than the descriptor says, or the file system refused.
-    pub fn append(&mut self, data: &[u8]) -> Result<(), StoreError> {
+    pub(super) fn append(&mut self, data: &[u8]) -> Result<(), StoreError> {
         let written = self.written.saturating_add(data.len() as u64);
-        if self.known && written > self.descriptor.size {
+        if written > self.size {
             return Err(self.wrong_size(written));
         }
         self.file.write(data)?;
@@ -55,13 +49,13 @@ impl BlobWriter {
     ///
     /// # Errors
     /// [`StoreError::SizeMismatch`], [`StoreError::DigestMismatch`], or the file system refused.
-    pub fn commit(mut self) -> Result<Descriptor, StoreError> {
-        if self.known && self.written != self.descriptor.size {
+    pub(super) fn commit(mut self) -> Result<(), StoreError> {
+        if self.written != self.size {
             return Err(self.wrong_size(self.written));
         }
         let actual: Digest = std::mem::take(&mut self.hasher).finish();
-        let expected = self.descriptor.digest;
-        if self.known && actual != expected {
+        let expected = self.digest;
+        if actual != expected {
             let what = format!("blob {expected}");
             return Err(StoreError::DigestMismatch {
                 what,
@@ -69,31 +63,14 @@ impl BlobWriter {
                 actual,
             });
         }
-        let descriptor = Descriptor {
-            digest: actual,
-            size: self.written,
-            ..self.descriptor
-        };
-        self.file.finish(&self.blobs.join(actual.hex()))?;
-        Ok(descriptor)
+        self.file.finish(&self.blobs.join(actual.hex()))
     }
 
     fn wrong_size(&self, actual: u64) -> StoreError {
         StoreError::SizeMismatch {
-            what: format!("blob {}", self.descriptor.digest),
-            expected: self.descriptor.size,
+            what: format!("blob {}", self.digest),
+            expected: self.size,
             actual,
         }
-    }
-}
-
-impl io::Write for BlobWriter {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.append(data).map_err(io::Error::other)?;
-        Ok(data.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
