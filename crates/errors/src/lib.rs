@@ -8,6 +8,7 @@ mod printable;
 pub use printable::{is_printable, printable};
 
 use std::error::Error;
+use std::io;
 
 /// Formats an error followed by its causes, outermost first, separated by `": "`.
 ///
@@ -36,9 +37,29 @@ pub fn causes<'a>(
     std::iter::successors(error.source(), next)
 }
 
+/// Returns the first error of this type among an error and its causes, those within I/O errors
+/// included.
+pub fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        // The source of an I/O error is that of the error in it, not the error itself.
+        let within = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        next = match within {
+            Some(within) => Some(within),
+            None => error.source(),
+        };
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
-    use std::io;
+    use std::num::ParseIntError;
 
     use super::*;
 
@@ -69,5 +90,15 @@ mod tests {
             "cannot connect: connection refused"
         );
         assert_eq!(causes(&refused()).count(), 0);
+    }
+
+    #[test]
+    fn an_error_is_found_among_causes_and_within_io_errors() {
+        let leaf = "x".parse::<u32>().unwrap_err();
+        let within = io::Error::other(io::Error::other(leaf.clone()));
+        let error = Outer("cannot read", within);
+        assert_eq!(find::<ParseIntError>(&error), Some(&leaf));
+        assert_eq!(find::<Outer>(&error).unwrap().0, "cannot read");
+        assert!(find::<std::fmt::Error>(&error).is_none());
     }
 }

@@ -32,6 +32,7 @@ use crate::opened_ahead::OpenedAhead;
 use crate::outages::Outages;
 use crate::start_up::StartUps;
 use crate::store_limit::{self, StoreLimit};
+use crate::store_work::store_work;
 use crate::sweeper::{Requested, Sweeper};
 use crate::tree_memory::TreeMemory;
 use crate::verifier::Verifier;
@@ -189,9 +190,8 @@ impl LazyLayers {
     pub async fn flush(&self) {
         self.opener.ahead.clear();
         let store = self.sweeper.store.clone();
-        let synced = soci_task::run(move || store.sync().map_err(|error| error.to_string()));
-        let synced = synced.await.unwrap_or_else(|error| Err(error.to_string()));
-        if let Err(error) = synced {
+        if let Err(error) = store_work(move || store.sync()).await {
+            let error = soci_errors::chain(&error);
             tracing::warn!(error, "cannot make fetched spans durable");
         }
     }

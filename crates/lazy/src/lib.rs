@@ -52,6 +52,7 @@ mod sources;
 mod start_order;
 mod start_up;
 mod store_limit;
+mod store_work;
 mod sweeper;
 mod tree_memory;
 mod unsaved_indexes;

@@ -56,7 +56,7 @@ impl StartOrigin {
 /// What a start is expected to read.
 #[derive(Debug, Default)]
 pub(crate) struct StartOrder {
-    /// In the order of first use.
+    /// Spans in the order of first use.
     pub(crate) spans: Vec<(LayerKey, u32)>,
     /// The blocks of 64 KiB of each layer's tar, where they are known.
     pub(crate) blocks: HashMap<LayerKey, Blocks>,
@@ -217,10 +217,11 @@ impl StartOrders {
         let Some(files) = self.files.clone() else {
             return;
         };
-        let kept = soci_task::run(move || files.replace(&profile).map_err(|e| e.to_string()));
-        let kept = kept.await.unwrap_or_else(|error| Err(error.to_string()));
-        if let Err(error) = kept {
-            tracing::warn!(error, "cannot store start-up profile");
+        if let Err(error) = soci_task::blocking(move || files.replace(&profile)).await {
+            tracing::warn!(
+                error = soci_errors::chain(&error),
+                "cannot store start-up profile"
+            );
         }
     }
 

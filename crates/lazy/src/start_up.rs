@@ -291,9 +291,9 @@ impl StartUps {
 
     async fn mark(&self, start: &StartUp, mark: Option<StartMark>) {
         let (files, manifest) = (self.files.clone(), start.image.manifest);
-        let marked = soci_task::run(move || files.mark(&manifest, mark));
-        if let Ok(Err(error)) = marked.await {
-            tracing::debug!(%manifest, error = %error, "cannot note the start of an image");
+        if let Err(error) = soci_task::blocking(move || files.mark(&manifest, mark)).await {
+            let error = soci_errors::chain(&error);
+            tracing::debug!(%manifest, error, "cannot note the start of an image");
         }
     }
 
@@ -303,17 +303,14 @@ impl StartUps {
         let files = self.files.clone();
         let (manifest, spans) = (start.image.manifest, recording.spans.len());
         let name = start.image.reference.to_string();
-        let added = soci_task::run(move || {
-            let added = files.add(manifest, &name, recording);
-            added.map_err(|error| error.to_string())
-        });
-        match added.await.unwrap_or_else(|error| Err(error.to_string())) {
+        match soci_task::blocking(move || files.add(manifest, &name, recording)).await {
             Ok(()) => {
                 self.counters.recorded.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(%manifest, spans, read_bytes, "recorded start-up profile");
                 true
             }
             Err(error) => {
+                let error = soci_errors::chain(&error);
                 tracing::warn!(%manifest, error, "cannot store start-up profile");
                 false
             }

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::mount_table::MountTable;
 use crate::open_layer::OpenLayer;
+use crate::store_work::store_work;
 
 /// Time between two looks whether too much is stored.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -103,15 +104,12 @@ impl MountTable {
         }
         let stored = layer.data.stored().clone();
         stored.standing().set_in_use(false);
-        let released = soci_task::run(move || stored.release().map_err(|error| error.to_string()));
-        match released
-            .await
-            .unwrap_or_else(|error| Err(error.to_string()))
-        {
+        match store_work(move || stored.release()).await {
             Ok(bytes) => {
                 tracing::info!(layer = %key.layer, bytes, "freed the data of a removed layer that has readers");
             }
             Err(error) => {
+                let error = soci_errors::chain(&error);
                 tracing::warn!(layer = %key.layer, error, "cannot free the data of a removed layer");
             }
         }

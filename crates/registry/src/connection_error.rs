@@ -1,8 +1,9 @@
 //! Failures below HTTP: connecting, TLS, and broken connections.
 
-use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
+
+use soci_errors::find;
 
 use crate::reach::OutOfReach;
 use crate::{ConnectionFailure, Misconfiguration, RegistryError, RequestLine, TlsFailure};
@@ -42,23 +43,4 @@ pub(crate) fn connection_error(
         (None, None) if connect => RegistryError::Unreachable { request, source },
         (None, None) => RegistryError::Dropped { request, source },
     }
-}
-
-/// Returns the first cause of this type.
-fn find<T: Error + 'static>(error: &reqwest::Error) -> Option<&T> {
-    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(mut error) = cause {
-        // The source of an I/O error is that of the error in it, not the error itself.
-        while let Some(inner) = error
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::get_ref)
-        {
-            error = inner;
-        }
-        match error.downcast_ref() {
-            Some(found) => return Some(found),
-            None => cause = error.source(),
-        }
-    }
-    None
 }

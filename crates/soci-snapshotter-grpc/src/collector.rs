@@ -41,11 +41,11 @@ impl DaemonCollector {
     async fn find(&self) -> Result<Vec<Found>, SourceError> {
         let root = self.root.clone();
         // Listed before it is asked what is in use: what is made in between is not in the list.
-        let listed = blocking(move || {
-            let found = soci_store::find_leftovers(&root, true);
-            found.map_err(|error| format!("cannot list {}: {error}", root.display()))
-        });
-        let listed = listed.await?;
+        let listed = soci_task::blocking(move || soci_store::find_leftovers(&root, true)).await;
+        let listed = listed.map_err(|error| {
+            let (root, error) = (self.root.display(), soci_errors::chain(&error));
+            SourceError::new(format!("cannot list {root}: {error}"))
+        })?;
         let snapshots = self.snapshotter.leftovers().await;
         let snapshots = snapshots.map_err(|error| SourceError::new(soci_errors::chain(&error)))?;
         let mut found = Vec::new();
@@ -59,9 +59,9 @@ impl DaemonCollector {
         }
         let snapshots = snapshots.into_iter();
         found.extend(snapshots.map(|path| (path, "snapshot", None, true)));
-        blocking(move || {
+        let measured = soci_task::run(move || {
             let found = found.into_iter();
-            Ok(found
+            found
                 .map(|(path, kind, layer, snapshot)| Found {
                     leftover: Leftover {
                         bytes: size(&path),
@@ -72,9 +72,9 @@ impl DaemonCollector {
                     layer,
                     snapshot,
                 })
-                .collect())
-        })
-        .await
+                .collect()
+        });
+        measured.await.map_err(SourceError::new)
     }
 
     async fn remove(&self, found: &mut [Found]) -> Result<(), SourceError> {
@@ -89,10 +89,7 @@ impl DaemonCollector {
                 None if !found.snapshot => {
                     let path = path.clone();
                     // What is still there afterwards was not removed; the next call says so again.
-                    let _ = blocking(move || {
-                        soci_dirtree::remove_path(&path).map_err(|error| error.to_string())
-                    })
-                    .await;
+                    let _ = soci_task::blocking(move || soci_dirtree::remove_path(&path)).await;
                 }
                 None => {}
             }
@@ -112,11 +109,4 @@ impl DaemonCollector {
 /// Allocated bytes of a tree; 0 if it is being deleted.
 fn size(path: &Path) -> u64 {
     soci_dirtree::measure(path).map_or(0, |usage| usage.bytes)
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, String> + Send + 'static,
-) -> Result<T, SourceError> {
-    let done = soci_task::run(work).await.map_err(SourceError::new)?;
-    done.map_err(SourceError::new)
 }

@@ -1,7 +1,5 @@
 //! Which failures are worth another attempt.
 
-use std::error::Error;
-
 use soci_index::IndexError;
 use soci_registry::{ErrorKind, RegistryError};
 
@@ -35,7 +33,7 @@ impl Failure {
             IndexError::EmptyIndex { .. } => Self::NotWanted(reason),
             IndexError::NoSuchPlatform { .. } => Self::NotWanted(reason),
             IndexError::Registry(error) if !is_permanent(error) => Self::Transient(reason),
-            IndexError::Blob { source, .. } => match registry_error(source) {
+            IndexError::Blob { source, .. } => match soci_errors::find::<RegistryError>(source) {
                 Some(error) if !is_permanent(error) => Self::Transient(reason),
                 Some(_) => Self::Permanent(reason),
                 // The body ended early, or is longer than the layer.
@@ -63,20 +61,4 @@ fn is_permanent(error: &RegistryError) -> bool {
             | ErrorKind::Config
     ) && !error.is_transient()
         && !error.is_unknown_blob()
-}
-
-/// The registry's error among the causes of a failed read.
-fn registry_error(error: &std::io::Error) -> Option<&RegistryError> {
-    let mut cause: Option<&(dyn Error + 'static)> = error.get_ref().map(|cause| cause as _);
-    while let Some(error) = cause {
-        if let Some(found) = error.downcast_ref::<RegistryError>() {
-            return Some(found);
-        }
-        if let Some(io) = error.downcast_ref::<std::io::Error>() {
-            cause = io.get_ref().map(|cause| cause as _);
-            continue;
-        }
-        cause = error.source();
-    }
-    None
 }

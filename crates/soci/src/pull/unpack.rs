@@ -288,7 +288,6 @@ impl Unpack<'_> {
 fn extract_key(chain_id: Digest) -> String {
     let nanoseconds = jiff::Timestamp::now().subsec_nanosecond();
     // Any value that another pull at the same nanosecond does not have.
-    let random = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), nanoseconds);
-    let random: String = format!("{random:016x}").chars().take(8).collect();
-    format!("extract-{nanoseconds}-{random} {chain_id}")
+    let random = fastrand::u32(..);
+    format!("extract-{nanoseconds}-{random:08x} {chain_id}")
 }
