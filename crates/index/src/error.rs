@@ -90,12 +90,12 @@ pub enum IndexError {
         reason: String,
     },
     /// A layer is damaged.
-    #[error("layer {digest}: {reason}")]
+    #[error("layer {digest}")]
     Layer {
         /// The layer.
         digest: Digest,
         /// What is wrong with it.
-        reason: String,
+        source: soci_ztoc::BuildError,
     },
     /// The image does not exist for a requested platform.
     #[error(

@@ -253,11 +253,9 @@ async fn build(
                     source,
                 });
             }
-            Err(e) => {
-                return Err(IndexError::Layer {
-                    digest: layer.digest,
-                    reason: e.to_string(),
-                });
+            Err(source) => {
+                let digest = layer.digest;
+                return Err(IndexError::Layer { digest, source });
             }
         };
         // The builder takes in everything; this makes sure of it.

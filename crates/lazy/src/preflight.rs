@@ -1,6 +1,7 @@
 //! Checks, before a hand-over, that this program can serve what another one serves now. Changes
 //! nothing.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,12 +62,12 @@ pub enum PreflightError {
     #[error("test mount failed: {0}")]
     Fuse(#[from] FuseError),
     /// The test mount cannot be read.
-    #[error("test mount at {} cannot be read: {reason}", mountpoint.display())]
+    #[error("test mount at {} cannot be read", mountpoint.display())]
     Unreadable {
         /// The mount point.
         mountpoint: PathBuf,
         /// The cause.
-        reason: String,
+        source: io::Error,
     },
 }
 
@@ -150,17 +151,16 @@ fn serve_test_mount(tree: Arc<Tree>, layer: Digest, scratch: &Path) -> Result<()
         // The receiver is gone after the time limit.
         let _: Result<(), _> = sender.send(count);
     });
-    let listed: Result<usize, String> = match listed.recv_timeout(ANSWER_LIMIT) {
-        Ok(Ok(count)) => Ok(count),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no answer within {} s", ANSWER_LIMIT.as_secs())),
-    };
+    let listed: io::Result<usize> = listed.recv_timeout(ANSWER_LIMIT).unwrap_or_else(|_| {
+        let seconds = ANSWER_LIMIT.as_secs();
+        Err(io::Error::other(format!("no answer within {seconds} s")))
+    });
     let unmounted = mounted.unmount();
     mounted.abort();
     pool.shutdown();
-    listed.map_err(|reason| PreflightError::Unreadable {
+    listed.map_err(|source| PreflightError::Unreadable {
         mountpoint: scratch.to_owned(),
-        reason,
+        source,
     })?;
     Ok(unmounted?)
 }

@@ -24,11 +24,11 @@ pub(crate) enum HttpAddress {
 pub(crate) enum SocketError {
     #[error("{key} = {address:?} is taken by another process: stop it, or choose another {key}")]
     Taken { key: &'static str, address: String },
-    #[error("cannot listen on {key} = {address:?}: {reason}")]
+    #[error("cannot listen on {key} = {address:?}")]
     Failed {
         key: &'static str,
         address: String,
-        reason: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
@@ -50,7 +50,7 @@ impl HttpSocket {
                     _ => SocketError::Failed {
                         key,
                         address,
-                        reason: error.to_string(),
+                        source: error.into(),
                     },
                 }
             }),
@@ -61,7 +61,7 @@ impl HttpSocket {
                     error => SocketError::Failed {
                         key,
                         address,
-                        reason: error.to_string(),
+                        source: error.into(),
                     },
                 }
             }),

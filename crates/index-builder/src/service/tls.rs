@@ -35,11 +35,11 @@ impl std::fmt::Debug for Identity {
 
 /// Why a certificate cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot use the certificate {} with the key {}: {reason}", certificate.display(), key.display())]
+#[error("cannot use the certificate {} with the key {}", certificate.display(), key.display())]
 pub struct TlsError {
     certificate: PathBuf,
     key: PathBuf,
-    reason: String,
+    source: Box<dyn std::error::Error + Send + Sync>,
 }
 
 impl Identity {
@@ -48,16 +48,15 @@ impl Identity {
     /// # Errors
     /// They cannot be read, or do not belong together.
     pub fn read(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
-        let failed = |reason: String| TlsError {
+        let failed = |source| TlsError {
             certificate: certificate.to_owned(),
             key: key.to_owned(),
-            reason,
+            source,
         };
         let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(certificate)
             .and_then(Iterator::collect)
-            .map_err(|error| failed(error.to_string()))?;
-        let private =
-            PrivateKeyDer::from_pem_file(key).map_err(|error| failed(error.to_string()))?;
+            .map_err(|error| failed(error.into()))?;
+        let private = PrivateKeyDer::from_pem_file(key).map_err(|error| failed(error.into()))?;
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .and_then(|builder| {
@@ -65,7 +64,7 @@ impl Identity {
                     .with_no_client_auth()
                     .with_single_cert(chain, private)
             })
-            .map_err(|error| failed(error.to_string()))?;
+            .map_err(|error| failed(error.into()))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(Self(Arc::new(config)))
     }
