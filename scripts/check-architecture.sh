@@ -72,6 +72,11 @@ if uses=$(grep -rnE --exclude=tests.rs 'SystemTime::now|UNIX_EPOCH\.elapsed' cra
     complain "store and fetch use the monotonic clock only: $uses"
 fi
 
+# A test that pauses the clock pauses all of it.
+if uses=$(grep -rnE 'std::time::(\{.*)?Instant' crates/{registry,fetch,eager}/src); then
+    complain "registry, fetch and eager use tokio's clock: $uses"
+fi
+
 # The crates that may: each allows unsafe in the one module that the page names.
 declare -A unsafe_module=([fuse]=shared_memory [ztoc]=inflate [soci-snapshotter-grpc]=memory)
 for root in crates/*/src/lib.rs crates/*/src/main.rs crates/*/src/bin/*.rs benches/src/lib.rs benches/src/bin/*.rs tests/e2e/main.rs; do

@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use http::{HeaderMap, Method};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::auth::{Attempts, AuthTarget, Authorizer};
 use crate::bounded::Bounded;
