@@ -6,7 +6,7 @@
 set -euo pipefail
 
 # The test programs and tests that need root, by package: "-" is the whole program tests/it (or tests/service),
-# "+NAME" only those whose name contains it, "NAME" all but those.
+# "+NAME" only those whose name contains it, "NAME" all but those (of the "+NAME" ones, if there are any).
 needs_root() {
     case $1 in
     # mount file systems
@@ -15,13 +15,16 @@ needs_root() {
     soci-holder) echo - ;;                        # a holder accepts root only
     soci-index-builder) echo disk:: ;;            # mounts a small file system
     soci-layerfs) echo kinds:: ;;                 # mounts, makes devices
-    soci-lazy) echo - ;;                          # mounts
-    soci-snapshotter) echo - ;;                   # changes owners, mounts
-    soci-snapshotter-grpc) echo - ;;              # the daemon refuses to start without root
-    soci) echo +convert:: ;;                      # the others need containerd or mount
+    soci-lazy) echo +implied:: lazy_layers_look_like ;; # the others mount
+    # The others change owners or mount.
+    soci-snapshotter) echo +conformance_names:: +eager_prepare:: +a_root_that_cannot_be_used_is_a_clear_error ;;
+    # The daemon refuses to start without root.
+    soci-snapshotter-grpc) echo +commands:: +startup::a_bad_ +socket_is_refused +sockets_are_refused +the_units_are_valid ;;
+    # The others need containerd or mount.
+    soci) echo +convert:: +command_line:: +wrong_values_are_refused_in_its_words +a_service_in_the_network_needs_a_secret ;;
     soci-store) echo a_full_disk ;;               # mounts a small file system
-    soci-testkit) echo +proxy:: ;;                # the others start containerd
-    soci-unpack) echo - ;;                        # changes owners
+    soci-testkit) echo +proxy:: +image:: the_python_image ;; # the others start containerd, or install a Debian
+    soci-unpack) echo +bombs_of_gzip_and_zstd +seventeen_thousand_parts ;; # the others change owners
     esac
 }
 

@@ -109,7 +109,14 @@ fn wrong_usage_is_reported_in_one_form() {
         &["convert", "--standalone", "--format", "zip", "a", "b"],
         &["convert", "--standalone", "--platform", "linux", "a", "b"],
         &["pull", "Not A Reference"],
-        &["pull", "--user", "no-colon", "localhost:1/a:b"],
+        &[
+            "--address",
+            "/none",
+            "pull",
+            "--user",
+            "no-colon",
+            "localhost:1/a:b",
+        ],
         &["--timeout", "soon", "pull", "localhost:1/a:b"],
     ];
     let told: Vec<String> = cases
