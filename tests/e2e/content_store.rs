@@ -3,11 +3,11 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::Duration;
 
 use crate::support::releases::on_each_containerd;
 use crate::support::{
     NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack, stack_under, wait_for_lines,
+    wait_until_holds,
 };
 use soci_containerd::labels::gc;
 use soci_containerd::{Containerd, Content};
@@ -26,16 +26,6 @@ fn use_containerd(stack: &mut Stack) -> Content {
     stack.daemon.start_again_with(options).unwrap();
     stack.wait_for_snapshotter().unwrap();
     Content::new(&Containerd::new(&address).namespace(NAMESPACE).unwrap())
-}
-
-fn wait_until(what: &str, stack: &Stack, mut holds: impl FnMut() -> bool) {
-    for _ in 0..1800 {
-        if holds() {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    panic!("not within three minutes: {what}\n{}", stack.log_tails());
 }
 
 /// The SOCI index of a layout's image, converted into `to`.
@@ -119,8 +109,8 @@ fn what_the_daemon_fetches_is_kept_in_containerd_as_long_as_the_image_is_in_use(
     // is kept again.
     let removed = || {
         ctr.output(["images", "rm", "--sync", &reference]).unwrap();
-        wait_until("unmounted", &stack, || lazy_mounts(&stack) == 0);
-        wait_until("released", &stack, || {
+        wait_until_holds(&stack, "unmounted", || lazy_mounts(&stack) == 0);
+        wait_until_holds(&stack, "released", || {
             labels(index).is_none_or(|labels| !labels.contains_key(gc::ROOT))
         });
     };
@@ -131,7 +121,7 @@ fn what_the_daemon_fetches_is_kept_in_containerd_as_long_as_the_image_is_in_use(
     assert!(get(index).unwrap().is_some());
     removed();
     ctr.output(["content", "prune", "references"]).unwrap();
-    wait_until("collected", &stack, || {
+    wait_until_holds(&stack, "collected", || {
         get(index).unwrap().is_none() && get(manifest.layers[0].digest).unwrap().is_none()
     });
 }

@@ -3,16 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use crate::support::{NAMESPACE, indexed, pull, run, stack};
+use crate::support::{NAMESPACE, indexed, pull, run, stack, wait_until_holds};
 use serde_json::Value;
 use soci_testkit::image::small_image;
 use soci_testkit::{Stack, TestRoot};
-
-/// Nothing here takes longer on a loaded machine; the background fetcher rests for 15 s, so that
-/// the container reads before it does.
-const PATIENCE: Duration = Duration::from_secs(180);
 
 pub(crate) fn metrics(socket: &Path) -> String {
     soci_testkit::metrics(socket).unwrap()
@@ -40,18 +35,6 @@ fn shape(text: &str) -> BTreeSet<String> {
             quoted.join("\"")
         })
         .collect()
-}
-
-fn wait_until(what: &str, stack: &Stack, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(
-            Instant::now() < end,
-            "not so: {what}\n{}",
-            stack.log_tails()
-        );
-        std::thread::sleep(Duration::from_millis(100));
-    }
 }
 
 fn status(stack: &Stack, more: &[&str]) -> String {
@@ -91,9 +74,9 @@ fn a_lazy_run_shows_the_metrics_of_v0_15_in_their_exact_form() {
             .sum()
     };
     let mut text = String::new();
-    wait_until(
-        "all of v0.15's series are there and all layers are full",
+    wait_until_holds(
         &stack,
+        "all of v0.15's series are there and all layers are full",
         || {
             text = metrics(&socket);
             golden.is_subset(&shape(&text))
@@ -134,7 +117,7 @@ fn a_lazy_run_shows_the_metrics_of_v0_15_in_their_exact_form() {
     // With the image its series go.
     let ctr = stack.containerd.ctr(NAMESPACE);
     ctr.output(["images", "rm", "--sync", &reference]).unwrap();
-    wait_until("the series of the image are gone", &stack, || {
+    wait_until_holds(&stack, "the series of the image are gone", || {
         let text = metrics(&socket);
         !text.contains("sha256:")
     });

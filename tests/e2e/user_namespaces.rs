@@ -4,11 +4,10 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use crate::support::releases::on_each_containerd;
 use crate::support::{
-    self, NAMESPACE, NO_BACKGROUND, PATIENCE, lazy_mounts, pull, run, stack_under,
+    self, NAMESPACE, NO_BACKGROUND, PATIENCE, lazy_mounts, pull, run, stack_under, wait_until_holds,
 };
 use soci_testkit::image::shell_layer;
 use soci_testkit::{
@@ -101,7 +100,9 @@ fn a_container_in_a_user_namespace_owns_what_its_lazy_layers_hold(release: Relea
     let command = [reference.as_str(), kept, "/bin/sh", "-c", SCRIPT];
     ctr.output(create.iter().chain(&maps).chain(&command))
         .unwrap();
-    wait_until(&stack, || ctr.output(["tasks", "rm", kept]).is_ok());
+    wait_until_holds(&stack, "the task has ended", || {
+        ctr.output(["tasks", "rm", kept]).is_ok()
+    });
     let directories = remapped_directories(&stack);
     assert!(directories.len() >= 3, "{directories:?}");
     let busybox = directories
@@ -126,7 +127,7 @@ fn a_container_in_a_user_namespace_owns_what_its_lazy_layers_hold(release: Relea
     ctr.output(["containers", "rm", kept]).unwrap();
     // containerd's collector runs after some deletions, but not after each.
     ctr.output(["content", "prune", "references"]).unwrap();
-    wait_until(&stack, || {
+    wait_until_holds(&stack, "the shifted layers are removed", || {
         remapped_directories(&stack).is_empty() && lazy_mounts(&stack) == 2
     });
 }
@@ -224,13 +225,7 @@ fn a_pod_in_a_user_namespace_owns_what_its_lazy_layers_hold() {
     assert_eq!(log, expected(), "{}", stack.log_tails());
     cri.remove_container(&container).unwrap();
     cri.remove_pod(&pod).unwrap();
-    wait_until(&stack, || remapped_directories(&stack).is_empty());
-}
-
-fn wait_until(stack: &Stack, done: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while !done() {
-        assert!(Instant::now() < deadline, "{}", stack.log_tails());
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    wait_until_holds(&stack, "the shifted layers are removed", || {
+        remapped_directories(&stack).is_empty()
+    });
 }

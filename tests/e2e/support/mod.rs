@@ -19,7 +19,7 @@ use soci_testkit::{
 
 pub(crate) const NAMESPACE: &str = "e2e";
 /// How long conditions are waited for.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 /// Configuration without the background fetcher and hints, which would add to what tests measure.
 pub(crate) const NO_BACKGROUND: &str =
     "[start_hints]\nenable = false\n[background_fetch]\ndisable = true\n";
@@ -191,7 +191,11 @@ pub(crate) fn wait_for_lazy_mounts(root: &Path, count: usize) {
 }
 
 /// Waits until `done` succeeds; its last error is in the failure.
-pub(crate) fn wait_until(what: &str, patience: Duration, done: impl Fn() -> Result<(), String>) {
+pub(crate) fn wait_until(
+    what: &str,
+    patience: Duration,
+    mut done: impl FnMut() -> Result<(), String>,
+) {
     let deadline = Instant::now() + patience;
     while let Err(not_yet) = done() {
         assert!(
@@ -200,6 +204,14 @@ pub(crate) fn wait_until(what: &str, patience: Duration, done: impl Fn() -> Resu
         );
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Waits until `holds`; the ends of the logs are in the failure.
+pub(crate) fn wait_until_holds(stack: &Stack, what: &str, mut holds: impl FnMut() -> bool) {
+    wait_until(what, PATIENCE, || match holds() {
+        true => Ok(()),
+        false => Err(stack.log_tails()),
+    });
 }
 
 /// Asserts that no part of a layer went over the network twice since the statistics were reset.

@@ -6,8 +6,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::{Rig, Sample, check_all, eventually, quick, read};
-use soci_fetch::{FetchConfig, FillState, LayerData as _};
+use crate::support::{Rig, Sample, check_all, eventually, no_readahead, read};
+use soci_fetch::{FillState, LayerData as _};
 use soci_oci::Digest;
 use soci_registry::testing::MemoryBlob;
 use soci_store::LayerStoreConfig;
@@ -86,26 +86,12 @@ impl Drop for Ext4 {
     }
 }
 
-fn config() -> FetchConfig {
-    FetchConfig {
-        max_readahead: 0,
-        ..quick()
-    }
-}
-
-fn passes_until(rig: &Rig, what: &str, so: impl Fn() -> bool) {
-    eventually(what, || {
-        rig.pass(Duration::from_millis(10));
-        so()
-    });
-}
-
 #[test]
 fn a_store_that_becomes_read_only_serves_what_it_has_and_the_rest_comes_from_the_registry() {
     let sample = Sample::gzip(20, 100_000);
     let dir = Arc::new(tempfile::tempdir().unwrap());
     let mut disk = Ext4::mount(dir.path());
-    let mut filling = config();
+    let mut filling = no_readahead();
     filling.background.silence_period = Some(Duration::ZERO);
     {
         let rig = Rig::at(dir.clone(), filling.clone(), LayerStoreConfig::default());
@@ -197,7 +183,7 @@ fn a_disk_that_refuses_any_write_of_filling_costs_spans_and_never_the_truth() {
 
         // Another process finds the truth, and needs no request for it unless a disk may have lost data.
         std::fs::rename(dir.path().join("rig/layers"), dir.path().join("layers")).unwrap();
-        let rig = Rig::at(dir.clone(), config(), LayerStoreConfig::default());
+        let rig = Rig::at(dir.clone(), no_readahead(), LayerStoreConfig::default());
         let source = MemoryBlob::new(sample.blob.clone());
         let layer = rig.open(&sample, source.clone());
         check_all(&layer, &sample.tar, 100_000);
@@ -215,12 +201,12 @@ fn fill(sample: &Sample, dir: &Path) {
     };
     let mut at = tempfile::Builder::new();
     let at = at.prefix("rig").rand_bytes(0).disable_cleanup(true);
-    let rig = Rig::paused_in(Arc::new(at.tempdir_in(dir).unwrap()), config(), store);
+    let rig = Rig::paused_in(Arc::new(at.tempdir_in(dir).unwrap()), no_readahead(), store);
     let _time = rig.enter();
     let layer = rig.open(sample, MemoryBlob::new(sample.blob.clone()));
     layer.start_background(Digest::of(b"image"));
     let refused = std::cell::Cell::new(false);
-    passes_until(&rig, "filled", || {
+    rig.passes_until("filled", || {
         let stored = layer.stored().spans().len();
         for span in (0..stored).filter(|span| layer.stored().has(SpanId(*span))) {
             let range = layer.stored().spans().span(SpanId(span)).uncompressed;

@@ -4,20 +4,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::{Retrying, Rig, Sample, check_all, eventually, finish, quick, read, start};
+use crate::support::{
+    Retrying, Rig, Sample, check_all, eventually, finish, no_readahead, quick, read, start,
+};
 use soci_fetch::{FetchConfig, LayerData as _, LazyLayer, ReadError};
 use soci_oci::Digest;
 use soci_registry::testing::{Fault, MemoryBlob};
 use soci_store::LayerStoreConfig;
 use soci_ztoc::SpanId;
 use tokio::sync::Semaphore;
-
-fn no_readahead() -> FetchConfig {
-    FetchConfig {
-        max_readahead: 0,
-        ..quick()
-    }
-}
 
 #[test]
 fn a_truncated_or_reset_body_is_requested_again_and_never_served_short() {

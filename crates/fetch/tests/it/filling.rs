@@ -31,13 +31,6 @@ fn state(layer: &LazyLayer) -> FillState {
 }
 
 /// Advances the time of a paused rig until a condition holds.
-fn passes_until(rig: &Rig, what: &str, so: impl Fn() -> bool) {
-    eventually(what, || {
-        rig.pass(Duration::from_millis(10));
-        so()
-    });
-}
-
 #[test]
 fn a_reader_of_another_layer_ends_the_requests_of_filling_with_their_span() {
     let samples = [Sample::gzip(140, 200_000), Sample::gzip(3, 100_000)];
@@ -76,16 +69,14 @@ fn filling_begins_when_a_start_is_over_and_not_between_its_reads() {
     layer.start_background(image(0));
     for at in 0..10 {
         let answers = start(&layer, at * 200_000, 10);
-        passes_until(&rig, "answered", || {
-            rig.fetcher.stats().requests_in_flight == 0
-        });
+        rig.passes_until("answered", || rig.fetcher.stats().requests_in_flight == 0);
         finish(&answers).unwrap();
         rig.pass(Duration::from_secs(1));
         assert_eq!(state(&layer), FillState::Waiting);
     }
     assert_eq!(rig.fetcher.stats().background.requests, 0);
-    passes_until(&rig, "filled", || layer.stored().is_complete());
-    passes_until(&rig, "out of the queue", || {
+    rig.passes_until("filled", || layer.stored().is_complete());
+    rig.passes_until("out of the queue", || {
         rig.fetcher.stats().background_layers == 0
     });
     assert_eq!(state(&layer), FillState::Complete);
@@ -110,22 +101,20 @@ fn an_image_that_is_read_is_filled_before_one_that_only_lies_there() {
     // As the file system does: what is not stored is requested then.
     assert!(!top.try_read(1000, &mut [0; 10]).unwrap());
     let answers = start(&top, 1000, 10);
-    passes_until(&rig, "answered", || {
-        rig.fetcher.stats().requests_in_flight == 0
-    });
+    rig.passes_until("answered", || rig.fetcher.stats().requests_in_flight == 0);
     finish(&answers).unwrap();
     // The rest of the layer that is read, then the other one of its image. The last spans may be on
     // their way to the disk when the next layer is requested.
     let requests = |at: usize| sources[at].requests().len();
-    passes_until(&rig, "the next", || requests(0) + requests(1) > 0);
+    rig.passes_until("the next", || requests(0) + requests(1) > 0);
     assert!(
         requests(2) > 1 && requests(0) == 0,
         "{:?}",
         [0, 1, 2].map(|at| sources[at].requests())
     );
-    passes_until(&rig, "the last", || requests(0) > 0);
+    rig.passes_until("the last", || requests(0) > 0);
     assert!(requests(1) > 0);
-    passes_until(&rig, "filled", || {
+    rig.passes_until("filled", || {
         [&idle, &below, &top].map(|layer| layer.stored().is_complete()) == [true; 3]
     });
 }
@@ -139,18 +128,16 @@ fn a_registry_that_throttles_filling_is_left_alone_and_readers_continue() {
     source.fault_always(Some(Fault::Fail(MemoryBlob::status(429))));
     let layer = rig.open(&sample, source.clone());
     layer.start_background(image(0));
-    passes_until(&rig, "throttled", || state(&layer) == FillState::Throttled);
+    rig.passes_until("throttled", || state(&layer) == FillState::Throttled);
     let refused = source.requests().len();
     rig.pass(Duration::from_secs(3));
     assert_eq!(source.requests().len(), refused);
     source.fault_always(None);
     let answers = start(&layer, 1000, 10);
-    passes_until(&rig, "answered", || {
-        rig.fetcher.stats().requests_in_flight == 0
-    });
+    rig.passes_until("answered", || rig.fetcher.stats().requests_in_flight == 0);
     finish(&answers).unwrap();
     assert_eq!(rig.fetcher.stats().background.spans, 0);
-    passes_until(&rig, "filled", || layer.stored().is_complete());
+    rig.passes_until("filled", || layer.stored().is_complete());
 }
 
 #[test]
@@ -174,13 +161,11 @@ fn a_registry_that_has_too_many_requests_of_filling_does_not_fail_readers() {
         source.fault_always(Some(Fault::Fail(busy)));
         let layer = rig.open(&sample, source.clone());
         layer.start_background(image(0));
-        passes_until(&rig, "throttled", || state(&layer) == FillState::Throttled);
+        rig.passes_until("throttled", || state(&layer) == FillState::Throttled);
         assert!(source.requests().len() >= 3, "{:?}", source.requests());
         source.fault_always(None);
         let answers = start(&layer, 1000, 10);
-        passes_until(&rig, "answered", || {
-            rig.fetcher.stats().requests_in_flight == 0
-        });
+        rig.passes_until("answered", || rig.fetcher.stats().requests_in_flight == 0);
         finish(&answers).unwrap();
     }
 }
@@ -223,7 +208,7 @@ fn filling_stops_below_the_limit_of_the_store_and_says_so() {
     let _time = rig.enter();
     let layer = rig.open(&sample, MemoryBlob::new(sample.blob.clone()));
     layer.start_background(image(0));
-    passes_until(&rig, "stopped", || state(&layer) == FillState::NoRoom);
+    rig.passes_until("stopped", || state(&layer) == FillState::NoRoom);
     assert!(!layer.stored().is_complete());
     assert_eq!(layer.status().error, None, "no failure of the layer");
 }

@@ -5,13 +5,13 @@ use std::ops::Range;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use soci_fetch::{FetchConfig, LayerData as _, LazyLayer};
+use soci_fetch::{LayerData as _, LazyLayer};
 use soci_registry::testing::{Fault, MemoryBlob};
 use soci_registry::{BlobSource, ByteStream, Deadline, RegistryError};
 use soci_store::LayerStoreConfig;
 use soci_ztoc::SpanId;
 
-use crate::support::{Rig, Sample, finish, quick, read, start};
+use crate::support::{Rig, Sample, finish, no_readahead, read, start};
 
 const SPAN_SIZE: u64 = 2_000_000;
 
@@ -43,13 +43,6 @@ impl BlobSource for Slow {
     }
 }
 
-fn config() -> FetchConfig {
-    FetchConfig {
-        max_readahead: 0,
-        ..quick()
-    }
-}
-
 /// Reads a byte in a span; returns the requests that were made for it.
 fn read_in(layer: &LazyLayer, sample: &Sample, source: &MemoryBlob, span: u32) -> Vec<Range<u64>> {
     let before = source.requests().len();
@@ -64,7 +57,7 @@ fn read_in(layer: &LazyLayer, sample: &Sample, source: &MemoryBlob, span: u32) -
 fn a_span_comes_in_two_halves_once_responses_are_known_to_be_slow() {
     let sample = Sample::gzip(100, SPAN_SIZE);
     let source = MemoryBlob::new(sample.blob.clone());
-    let rig = Rig::new(config());
+    let rig = Rig::new(no_readahead());
     let layer = rig.open(&sample, Slow(source.clone()));
     let whole = |span| layer.stored().spans().span(SpanId(span)).compressed;
     assert_eq!(read_in(&layer, &sample, &source, 0), [whole(0)]);
@@ -85,7 +78,7 @@ fn a_span_comes_in_two_halves_once_responses_are_known_to_be_slow() {
 fn a_span_comes_in_one_response_where_they_are_fast() {
     let sample = Sample::gzip(100, SPAN_SIZE);
     let source = MemoryBlob::new(sample.blob.clone());
-    let rig = Rig::paused(config(), LayerStoreConfig::default());
+    let rig = Rig::paused(no_readahead(), LayerStoreConfig::default());
     let _time = rig.enter();
     let layer = rig.open(&sample, source.clone());
     for span in 0..3 {
@@ -113,7 +106,7 @@ fn whatever_becomes_of_a_half_the_reader_gets_the_truth() {
     ];
     for fault in faults {
         let source = MemoryBlob::new(sample.blob.clone());
-        let rig = Rig::new(config());
+        let rig = Rig::new(no_readahead());
         let layer = rig.open(&sample, Slow(source.clone()));
         read_in(&layer, &sample, &source, 0);
         // That for the first half is the one before.

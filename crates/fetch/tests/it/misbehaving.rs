@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::support::{Retrying, Rig, Sample, check_all, eventually, finish, quick, read, start};
+use crate::support::{
+    Retrying, Rig, Sample, check_all, eventually, finish, no_readahead, read, start,
+};
 use soci_fetch::{FetchConfig, ReadError};
 use soci_oci::Digest;
 use soci_registry::testing::{Fault, MemoryBlob};
@@ -15,13 +17,6 @@ use soci_store::LayerStoreConfig;
 use soci_telemetry::JsonLog;
 use soci_testkit::CapturedLog;
 use soci_ztoc::SpanId;
-
-fn no_readahead() -> FetchConfig {
-    FetchConfig {
-        max_readahead: 0,
-        ..quick()
-    }
-}
 
 #[test]
 fn a_response_that_stalls_is_requested_again_a_bounded_number_of_times() {

@@ -175,6 +175,14 @@ pub(crate) fn quick() -> FetchConfig {
     }
 }
 
+/// As [`quick`], without readahead.
+pub(crate) fn no_readahead() -> FetchConfig {
+    FetchConfig {
+        max_readahead: 0,
+        ..quick()
+    }
+}
+
 impl Rig {
     pub(crate) fn new(config: FetchConfig) -> Self {
         Self::at(
@@ -254,6 +262,14 @@ impl Rig {
     pub(crate) fn pass(&self, time: Duration) {
         let runtime = self.runtime.as_ref().unwrap();
         runtime.block_on(tokio::time::sleep(time));
+    }
+
+    /// Advances the paused time until `so`.
+    pub(crate) fn passes_until(&self, what: &str, so: impl Fn() -> bool) {
+        eventually(what, || {
+            self.pass(Duration::from_millis(10));
+            so()
+        });
     }
 
     /// Ends the fetcher in order.
