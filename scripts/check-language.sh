@@ -11,7 +11,7 @@ complain() {
     failed=1
 }
 
-words='\b(whoever|somebody|nobody|anew|meanwhile|besides|thus|(is|are|was|were) told|tells? (of|about)|gives? (it )?back|given back|takes? up|taken up|took up|lets? go( of)?|goes on|went on|(is|are) here|what is no|that is none|ask(s|ed|ing)? for)\b'
+words='\b(whoever|somebody|nobody|anew|meanwhile|besides|thus|(is|are|was|were) told|tells? (of|about)|gives? (it )?back|given back|takes? up|taken up|took up|lets? go( of)?|go(es)? on|went on|(is|are) here|what is no|that is none|ask(s|ed|ing)? for)\b'
 # The page that lists the words, a generated page, the history, and this script.
 mapfile -t found < <(
     git grep -nIiE "$words" -- '*.rs' '*.md' '*.toml' '*.sh' Makefile \
@@ -28,6 +28,17 @@ while IFS= read -r line; do
 done < <(
     git grep -nIE '^[[:space:]]*//[/!] ((Has|Lets|Gives|Tells|Says) |(Is|Are|Was|Were|Does|Do|Did|Can|Could|May|Must|Has) [^.]*\?)' -- '*.rs' || true
 )
+
+# Help texts have sentences of their own.
+while IFS= read -r line; do
+    complain "a doc comment begins with a genitive or a place: ${line:0:160}"
+done < <(
+    git grep -nIE '^[[:space:]]*//[/!] (Of|In|By) ' -- '*.rs' ':!crates/soci/src/commands' ':!crates/soci/src/global.rs' || true
+)
+
+while IFS= read -r line; do
+    complain "docs/style.md forbids the name of a type: $line"
+done < <(git grep -nIoE '\b(struct|enum|union|trait|type) (Place|Ask|Line|What|Shared|Inner)\b' -- '*.rs' || true)
 
 # `make test` runs no examples of doc comments: a test shows the same and may do I/O.
 while IFS= read -r line; do

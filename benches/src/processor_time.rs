@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 /// Processor time of a process.
 pub(crate) struct ProcessorTime {
     pub(crate) own: Duration,
-    /// Of its children that have ended.
+    /// Time of its children that have ended.
     pub(crate) children: Duration,
 }
 

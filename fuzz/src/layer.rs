@@ -24,7 +24,7 @@ const REGULAR: u32 = 0o100_000;
 struct File {
     mode: u32,
     owner: (u32, u32),
-    /// Of files and links.
+    /// Size of files and links.
     size: u64,
     /// `None` for directories that have no entry of their own, and for whiteouts.
     time: Option<(i64, u32)>,

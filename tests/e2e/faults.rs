@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 const HASTY: &str = "[http]\nMaxRetries = 0\nMinWaitMsec = 1\nMaxWaitMsec = 1\n";
 /// SIGABRT, as abort(3) raises it.
 pub(crate) const ABORTED: i32 = 6;
-/// In every transaction: reached often, and tried each time.
+/// A point in every transaction: reached often, and tried each time.
 const EVERY_TRANSACTION: &str = "metadata-changed";
 
 fn config() -> String {

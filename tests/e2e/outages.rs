@@ -180,7 +180,7 @@ pub(crate) fn forget(stack: &Stack, digest: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_preloaded_indexed_image_waits_once_for_a_registry_that_is_a_black_hole() {
-    // Retries would go on for minutes.
+    // Retries would continue for minutes.
     let config = format!("mount_timeout_sec = 600\n{NO_BACKGROUND}[http]\nMaxRetries = 100\n");
     let (stack, root, _held, hosts) = tokio::task::block_in_place(|| {
         let root = TestRoot::new().unwrap();

@@ -21,13 +21,13 @@ const COMMAND: [&str; 3] = ["/bin/sh", "-c", START];
 
 const SLOW_LINK: &str = "min_link_bytes_per_sec";
 
-struct Place {
+struct ProfileBench {
     stack: Stack,
     root: TestRoot,
     image: OciImage,
 }
 
-impl Place {
+impl ProfileBench {
     /// `app:plain`: a layer with busybox, and one with two files of noise.
     fn start(config: &str) -> Self {
         Self::start_with(NO_BACKGROUND, config)
@@ -162,7 +162,7 @@ impl Place {
 
 #[test]
 fn a_recorded_start_is_played_at_the_next_pull_which_then_needs_no_registry() {
-    let place = Place::start("");
+    let place = ProfileBench::start("");
     let reference = place.convert("soci", &[]);
     pull(&place.stack, &reference);
     place.stack.proxy.reset_stats();
@@ -203,7 +203,7 @@ fn a_recorded_start_is_played_at_the_next_pull_which_then_needs_no_registry() {
 fn what_is_filled_and_verified_during_a_start_is_not_part_of_its_recording() {
     let filling = "[start_hints]\nenable = false\n\
         [background_fetch]\nsilence_period_msec = 100\nfetch_period_msec = 10\n";
-    let place = Place::start_with(filling, "");
+    let place = ProfileBench::start_with(filling, "");
     let reference = place.convert("soci", &[]);
     pull(&place.stack, &reference);
     let command = ["/bin/sh", "-c", &format!("{START}; sleep 5")];
@@ -221,7 +221,7 @@ fn what_is_filled_and_verified_during_a_start_is_not_part_of_its_recording() {
 
 #[test]
 fn a_profile_in_the_index_is_played_at_the_first_start_anywhere() {
-    let place = Place::start("");
+    let place = ProfileBench::start("");
     let plain = place.convert("soci", &[]);
     let file = place.recorded_alone(&plain);
     let reference = place.convert("mine", &["--profile", &file]);
@@ -245,7 +245,7 @@ fn artifacts_of_files_are_played_if_v0_15s_switch_or_ours_is_on() {
         ),
         ("", true),
     ] {
-        let place = Place::start(config);
+        let place = ProfileBench::start(config);
         let reference = place.convert("files", &["--prefetch-file", "/data/two"]);
         place.stack.proxy.reset_stats();
         pull(&place.stack, &reference);
@@ -266,7 +266,7 @@ fn artifacts_of_files_are_played_if_v0_15s_switch_or_ours_is_on() {
 
 #[test]
 fn a_profile_beside_the_image_is_found_at_the_pull_and_kept() {
-    let place = Place::start("");
+    let place = ProfileBench::start("");
     let reference = place.convert("soci", &[]);
     // Without one: the registry is asked once, and again for the list under a tag, as it has no API.
     pull(&place.stack, &reference);
@@ -316,7 +316,7 @@ fn hostile(profile: &str) -> String {
 
 #[test]
 fn hostile_profiles_cost_no_more_than_the_layers_and_change_no_byte() {
-    let place = Place::start("");
+    let place = ProfileBench::start("");
     let reference = place.convert("soci", &[]);
     let file = place.recorded_alone(&reference);
     let good = std::fs::read_to_string(&file).unwrap();
@@ -381,7 +381,7 @@ fn hostile_profiles_cost_no_more_than_the_layers_and_change_no_byte() {
 }
 
 /// A start whose profile takes a while, because the registry is slow.
-fn slow(place: &Place) -> String {
+fn slow(place: &ProfileBench) -> String {
     let plain = place.convert("soci", &[]);
     let file = place.recorded_alone(&plain);
     let reference = place.convert("mine", &["--profile", &file]);
@@ -401,7 +401,7 @@ fn slow(place: &Place) -> String {
 #[test]
 fn a_start_that_a_restart_or_a_hand_over_interrupts_is_played_to_its_end() {
     for hand_over in [false, true] {
-        let mut place = Place::start("");
+        let mut place = ProfileBench::start("");
         let reference = slow(&place);
         if hand_over {
             place.stack.daemon.upgrade().unwrap();
@@ -421,7 +421,7 @@ fn a_start_that_a_restart_or_a_hand_over_interrupts_is_played_to_its_end() {
 
 #[test]
 fn an_image_that_is_removed_while_its_profile_plays_leaves_nothing() {
-    let place = Place::start("");
+    let place = ProfileBench::start("");
     let reference = slow(&place);
     place.remove(&reference);
     place.wait_for("it has ended", |profiles| {
@@ -435,7 +435,7 @@ fn an_image_that_is_removed_while_its_profile_plays_leaves_nothing() {
 
 #[test]
 fn a_registry_that_throttles_while_a_profile_plays_is_left_alone_and_readers_are_served() {
-    let place = Place::start("");
+    let place = ProfileBench::start("");
     let plain = place.convert("soci", &[]);
     let file = place.recorded_alone(&plain);
     let reference = place.convert("mine", &["--profile", &file]);

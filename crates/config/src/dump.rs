@@ -9,7 +9,7 @@ use crate::Config;
 use crate::schema::{Section, Unit, Visitor};
 use crate::values::{ByteSize, Choice, Pause};
 
-enum Line {
+enum TomlLine {
     Table(String),
     ArrayElement(String),
     /// The whole dotted key, its last part as printed, and the value in TOML.
@@ -19,7 +19,7 @@ enum Line {
 struct Writer {
     /// Dotted name of the table that is being written, and its depth.
     path: Vec<String>,
-    lines: Vec<Line>,
+    lines: Vec<TomlLine>,
 }
 
 pub(crate) fn to_toml(config: &Config) -> String {
@@ -28,15 +28,15 @@ pub(crate) fn to_toml(config: &Config) -> String {
     let mut after_header = true;
     for line in walk(config) {
         let (indent, body) = match line {
-            Line::Table(name) => {
+            TomlLine::Table(name) => {
                 depth = levels(&name);
                 (depth - 1, format!("[{name}]"))
             }
-            Line::ArrayElement(name) => {
+            TomlLine::ArrayElement(name) => {
                 depth = levels(&name);
                 (depth - 1, format!("[[{name}]]"))
             }
-            Line::Key(_, key, value) => {
+            TomlLine::Key(_, key, value) => {
                 after_header = false;
                 text.push_str(&format!("{}{key} = {value}\n", "  ".repeat(depth)));
                 continue;
@@ -58,8 +58,8 @@ pub(crate) fn changed(config: &Config, from: &Config) -> Vec<String> {
         walk(c)
             .into_iter()
             .filter_map(|line| match line {
-                Line::Key(dotted, _, value) => Some((dotted, value)),
-                Line::Table(_) | Line::ArrayElement(_) => None,
+                TomlLine::Key(dotted, _, value) => Some((dotted, value)),
+                TomlLine::Table(_) | TomlLine::ArrayElement(_) => None,
             })
             .collect()
     };
@@ -76,13 +76,13 @@ pub(crate) fn known_keys() -> Vec<String> {
     walk(&Config::default())
         .into_iter()
         .filter_map(|line| match line {
-            Line::Key(dotted, _, _) => Some(dotted),
-            Line::Table(_) | Line::ArrayElement(_) => None,
+            TomlLine::Key(dotted, _, _) => Some(dotted),
+            TomlLine::Table(_) | TomlLine::ArrayElement(_) => None,
         })
         .collect()
 }
 
-fn walk(config: &Config) -> Vec<Line> {
+fn walk(config: &Config) -> Vec<TomlLine> {
     let mut writer = Writer {
         path: Vec::new(),
         lines: Vec::new(),
@@ -135,7 +135,8 @@ fn part(name: &str) -> String {
 impl Writer {
     fn key(&mut self, key: &str, value: String) {
         let dotted = self.dotted(key);
-        self.lines.push(Line::Key(dotted, key.to_owned(), value));
+        self.lines
+            .push(TomlLine::Key(dotted, key.to_owned(), value));
     }
 
     fn dotted(&self, key: &str) -> String {
@@ -224,7 +225,7 @@ impl Visitor for Writer {
 
     fn table<S: Section>(&mut self, key: &'static str, value: &mut S) {
         let name = self.dotted(key);
-        self.lines.push(Line::Table(name));
+        self.lines.push(TomlLine::Table(name));
         self.below(key.to_owned(), value);
     }
 
@@ -236,7 +237,7 @@ impl Visitor for Writer {
         for (name, section) in value {
             let below = format!("{key}.{}", part(name));
             let header = self.dotted(&below);
-            self.lines.push(Line::Table(header));
+            self.lines.push(TomlLine::Table(header));
             self.below(below, section);
         }
     }
@@ -244,7 +245,7 @@ impl Visitor for Writer {
     fn tables<S: Section + Default>(&mut self, key: &'static str, value: &mut Vec<S>) {
         for section in value {
             let header = self.dotted(key);
-            self.lines.push(Line::ArrayElement(header));
+            self.lines.push(TomlLine::ArrayElement(header));
             self.below(key.to_owned(), section);
         }
     }

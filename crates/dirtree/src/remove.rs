@@ -87,7 +87,7 @@ struct SetAside {
 /// A directory that is being emptied.
 struct Level {
     entries: Dir,
-    /// In the level above.
+    /// Name in the level above.
     name: CString,
     /// Entries were removed since it was read from its start.
     progress: bool,

@@ -57,10 +57,10 @@ pub struct PullConfig {
 
 /// Pulls images from containerd's content store and from registries.
 pub(crate) struct RegistryPuller {
-    shared: Arc<Shared>,
+    shared: Arc<PullContext>,
 }
 
-struct Shared {
+struct PullContext {
     config: PullConfig,
     images: ImageLayers,
     containerd: Option<Containerd>,
@@ -68,7 +68,7 @@ struct Shared {
 
 /// One image.
 struct RegistryPull {
-    shared: Arc<Shared>,
+    shared: Arc<PullContext>,
     image: ImageToPull,
     share: ImageShare,
     /// The namespace under a lease that keeps what is written to its content store.
@@ -80,7 +80,7 @@ impl RegistryPuller {
         let images = ImageLayers::new(config.client.clone(), config.containerd.clone());
         let containerd = config.containerd.as_deref().map(Containerd::new);
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(PullContext {
                 config,
                 images,
                 containerd,

@@ -38,7 +38,7 @@ pub(crate) enum Need {
 #[derive(Default)]
 struct Counts {
     running: Vec<Arc<LayerProgress>>,
-    /// Of works that have ended.
+    /// Totals of works that have ended.
     ended: EagerTotals,
 }
 

@@ -1,4 +1,4 @@
-//! Looks from time to time for readers that are gone, whose requests need not go on.
+//! Looks from time to time for readers that are gone, whose requests need not continue.
 
 use std::sync::Weak;
 use std::time::Duration;

@@ -216,7 +216,7 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
     }
 
     /// Ends background requests after the span that they bring, because a reader waits: the rest
-    /// is queued again. Where a reader waits for one of their spans, they go on to it.
+    /// is queued again. Where a reader waits for one of their spans, they continue up to it.
     fn yield_to_readers(&mut self) {
         for (id, request) in &mut self.requests {
             let Some(queue) = self.layers.get_mut(&request.layer) else {

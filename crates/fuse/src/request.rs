@@ -56,9 +56,9 @@ pub enum Operation<'a> {
     OpenDir,
     /// Content of the file.
     Read {
-        /// In bytes, from the start of the file.
+        /// Bytes from the start of the file.
         offset: u64,
-        /// In bytes; fewer are returned only at the end of the file.
+        /// Number of bytes; fewer are returned only at the end of the file.
         size: u32,
     },
     /// Entries of the directory.

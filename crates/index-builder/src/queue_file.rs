@@ -78,7 +78,7 @@ pub enum QueueError {
 #[derive(Debug)]
 pub(crate) struct QueueFolder {
     folder: PathBuf,
-    /// Of this process one thread at a time.
+    /// Held by the thread of this process whose turn it is.
     turn: Mutex<()>,
 }
 

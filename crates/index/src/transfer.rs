@@ -29,7 +29,7 @@ impl Cancel {
     /// Fails after [`Cancel::cancel`].
     pub(crate) fn check(&self) -> io::Result<()> {
         if self.0.load(Ordering::Relaxed) {
-            // Not `Interrupted`, which readers take as a reason to go on.
+            // Not `Interrupted`, which readers take as a reason to continue.
             return Err(io::Error::new(
                 io::ErrorKind::ConnectionAborted,
                 "interrupted",

@@ -11,9 +11,9 @@ use crate::tree_view::TreeView;
 
 /// Where the content of a file is.
 pub(crate) enum Content {
-    /// In the uncompressed tar; offset and length in bytes.
+    /// A range of the uncompressed tar; offset and length in bytes.
     Tar { start: u64, length: u64 },
-    /// In the state file, which is rendered on each GETATTR.
+    /// The state file, which is rendered on each GETATTR.
     State,
 }
 

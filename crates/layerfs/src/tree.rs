@@ -28,7 +28,7 @@ pub struct Tree {
     /// Inode number `n` is at `n - 1`.
     pub(crate) inodes: Vec<Inode>,
     pub(crate) metas: Vec<Meta>,
-    /// In the order of their inode numbers, and of their entries.
+    /// Sorted by inode number, and by entry.
     pub(crate) directories: Vec<Directory>,
     /// Where the content of files lies.
     pub(crate) extents: Vec<Extent>,

@@ -22,7 +22,7 @@ struct Opened {
     blob: u64,
     /// At most at a time, the zTOC among it.
     peak: u64,
-    /// In the end, when only the tree is left.
+    /// Bytes at the end, when only the tree is left.
     held: u64,
     tree: Tree,
 }

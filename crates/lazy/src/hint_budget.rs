@@ -14,7 +14,7 @@ pub(crate) type HintedSpan = (usize, u32);
 pub(crate) struct HintLimits {
     /// Compressed bytes that may be fetched although nothing is read of them.
     pub(crate) unread: u64,
-    /// In addition, this part of what is read, in percent.
+    /// Part of what is read that is added to that, in percent.
     pub(crate) percent: u64,
 }
 

@@ -21,7 +21,7 @@ pub struct HintConfig {
     pub enable: bool,
     /// Compressed bytes that may be fetched and not read.
     pub max_unread_bytes: u64,
-    /// In addition, this part of what is read, in percent.
+    /// Part of what is read that is added to that, in percent.
     pub max_unread_percent: u64,
     /// Rate of the link in bytes per second below which nothing is fetched for hints.
     pub min_link_rate: u64,

@@ -70,7 +70,7 @@ pub struct ImageStore {
     containerd: Option<Containerd>,
     /// Images whose layers were prepared, by namespace and digest of the manifest.
     images: Mutex<HashMap<(String, Digest), Arc<StoredImage>>>,
-    /// By namespace and name.
+    /// Records by namespace and name.
     records: Mutex<HashMap<(String, String), Resolved>>,
 }
 

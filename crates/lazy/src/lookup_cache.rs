@@ -101,7 +101,7 @@ impl<T> LookupCache<T> {
         result
     }
 
-    /// Drops results that fit. Look-ups in progress go on.
+    /// Drops results that fit. Look-ups in progress continue.
     pub(crate) fn forget(&self, fits: impl Fn(&T) -> bool) {
         self.images.lock().retain(|_, cell| {
             let Ok(lookup) = cell.try_lock() else {

@@ -42,7 +42,7 @@ pub(crate) struct Written {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct State {
     format: u32,
-    /// In the order of their first change.
+    /// Files in the order of their first change.
     pub files: Vec<Written>,
     /// What CRI was configured with before.
     pub before: Before,

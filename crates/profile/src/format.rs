@@ -23,7 +23,7 @@ pub enum ProfileError {
     /// Not JSON of the right shape.
     #[error("cannot read the start-up profile: {0}")]
     Json(#[from] serde_json::Error),
-    /// Of another version of this program.
+    /// It is of another version of this program.
     #[error(
         "cannot use the start-up profile: it has version {found}, and this program reads version \
          {VERSION}; record it again"

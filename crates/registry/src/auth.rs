@@ -58,9 +58,9 @@ type Slot = Arc<tokio::sync::Mutex<Option<Grant>>>;
 
 pub(crate) struct Authorizer {
     credentials: Arc<dyn Credentials>,
-    /// By the endpoint's base URL.
+    /// Challenges by the endpoint's base URL.
     challenges: Mutex<Bounded<String, Known>>,
-    /// By the endpoint's base URL and scope.
+    /// Grants by the endpoint's base URL and scope.
     grants: Mutex<HashMap<(String, String), Slot>>,
     memory: CandidateMemory,
 }

@@ -12,7 +12,7 @@ use crate::{HeaderError, HostHeaders, go_duration};
 /// The servers of one registry.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RegistryHosts {
-    /// In the order in which they are asked; the last one is the registry itself.
+    /// Hosts in the order in which they are asked; the last one is the registry itself.
     pub hosts: Vec<RegistryHost>,
 }
 

@@ -10,7 +10,7 @@ use crate::engine::Engine;
 pub struct RegistryReport {
     /// Its name, as in image references.
     pub registry: String,
-    /// In the order of the configuration; the last is the registry itself.
+    /// Hosts in the order of the configuration; the last is the registry itself.
     pub hosts: Vec<HostReport>,
     /// Why its `hosts.toml` cannot be used; the hosts are those that it gave before.
     pub error: Option<String>,

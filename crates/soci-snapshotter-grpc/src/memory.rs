@@ -30,7 +30,7 @@ const LOOKS: u32 = 3;
 /// Sets the size from which on blocks are mapped individually. Best effort: without it only memory is lost.
 #[cfg(target_env = "gnu")]
 pub(crate) fn map_large_blocks() {
-    /// In bytes: above the largest buffer of a read (1 MiB), far below a span.
+    /// Size in bytes: above the largest buffer of a read (1 MiB), far below a span.
     const MAP_FROM: libc::c_int = (1 << 20) + 4096;
     // SAFETY: mallopt(3) changes settings of the allocator under its own lock, takes two integers
     // by value and has no other precondition.

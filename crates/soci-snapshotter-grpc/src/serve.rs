@@ -20,7 +20,7 @@ use crate::preflight;
 use crate::supervision::Supervision;
 use server::{Bound, Ended, Setup};
 
-/// How long blocking work may go on after the end.
+/// How long blocking work may continue after the end.
 const LAST: Duration = Duration::from_secs(2);
 
 /// Serves until a signal, or the supervisor, ends it.

@@ -18,7 +18,7 @@ const PERIOD: Duration = Duration::from_millis(500);
 /// Longest time for which a daemon that is being replaced is waited for.
 const AWAY: Duration = Duration::from_secs(30);
 
-/// Exit code: filling has stopped, and does not go on by itself.
+/// Exit code: filling has stopped, and does not resume by itself.
 pub(crate) const STOPPED: u8 = 2;
 /// Exit code: the time is up, as of timeout(1).
 pub(crate) const LATE: u8 = 124;

@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::StoreError;
-use crate::shared::Shared;
+use crate::store_state::StoreState;
 
 /// This much that is not durable is flushed without waiting any longer.
 const FLUSH_BYTES: u64 = 64 << 20;
@@ -13,12 +13,12 @@ const FLUSH_BYTES: u64 = 64 << 20;
 /// The thread; stops, after flushing, when dropped.
 #[derive(Debug)]
 pub(crate) struct Flusher {
-    shared: Arc<Shared>,
+    shared: Arc<StoreState>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Flusher {
-    pub(crate) fn start(shared: Arc<Shared>, interval: Duration) -> std::io::Result<Self> {
+    pub(crate) fn start(shared: Arc<StoreState>, interval: Duration) -> std::io::Result<Self> {
         let for_thread = shared.clone();
         let thread = std::thread::Builder::new()
             .name("store-flush".to_owned())
@@ -41,7 +41,7 @@ impl Drop for Flusher {
     }
 }
 
-fn run(shared: &Shared, interval: Duration) {
+fn run(shared: &StoreState, interval: Duration) {
     let mut complaint = Complaint::default();
     loop {
         let (layers, stop) = {

@@ -14,10 +14,10 @@ use soci_ztoc::{LayerIndex, SpanId, SpanTable, Ztoc};
 
 use crate::atomic_file::{UNFINISHED, sync_folder, write_file};
 use crate::disk_fault::fault;
-use crate::shared::Shared;
 use crate::span_states::{SpanStates, State};
 use crate::spans_file::{About, Kept, SpansFile};
 use crate::standing::Standing;
+use crate::store_state::StoreState;
 use crate::stored_layer::length;
 use crate::{LayerKey, StoreError, StoredLayer, page_cache};
 
@@ -41,7 +41,7 @@ pub(crate) fn open(
     folder: &Path,
     key: LayerKey,
     ztoc_blob: Option<Bytes>,
-    shared: &Arc<Shared>,
+    shared: &Arc<StoreState>,
 ) -> Result<Opened, StoreError> {
     let (index, window_sums) = verified_ztoc(folder, key, ztoc_blob)?;
     let spans = index.spans.clone();

@@ -17,7 +17,7 @@ use crate::flusher::Flusher;
 use crate::layer_folder::{self, Opened};
 use crate::limits::Limits;
 use crate::reclaim::Trimmed;
-use crate::shared::Shared;
+use crate::store_state::StoreState;
 use crate::{LayerKey, StoreError, StoredLayer};
 
 /// Where folders go before their content is deleted, so that a crash leaves no half of one.
@@ -73,13 +73,13 @@ pub struct StoreUsage {
 /// durable.
 #[derive(Debug, Clone)]
 pub struct LayerStore {
-    inner: Arc<Inner>,
+    inner: Arc<OpenStore>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct OpenStore {
     dir: PathBuf,
-    shared: Arc<Shared>,
+    shared: Arc<StoreState>,
     removals: AtomicU64,
     _flusher: Flusher,
 }
@@ -134,10 +134,10 @@ impl LayerStore {
             bytes: config.budget_bytes,
             percent: config.budget_percent,
         };
-        let shared = Arc::new(Shared::new(limits, disk));
+        let shared = Arc::new(StoreState::new(limits, disk));
         let flusher = Flusher::start(shared.clone(), config.sync_interval).map_err(refused)?;
         let store = Self {
-            inner: Arc::new(Inner {
+            inner: Arc::new(OpenStore {
                 dir: dir.to_path_buf(),
                 shared,
                 removals: AtomicU64::new(0),
@@ -198,14 +198,14 @@ impl LayerStore {
         key: LayerKey,
         ztoc_blob: Option<Bytes>,
     ) -> Result<(Arc<StoredLayer>, Option<LayerIndex>), StoreError> {
-        let place = self.inner.shared.place(key);
-        let mut place = place.lock();
-        if let Some(open) = place.upgrade() {
+        let slot = self.inner.shared.slot(key);
+        let mut slot = slot.lock();
+        if let Some(open) = slot.upgrade() {
             return Ok((open, None));
         }
         let Opened { layer, index } =
             layer_folder::open(&self.folder(key), key, ztoc_blob, &self.inner.shared)?;
-        *place = Arc::downgrade(&layer);
+        *slot = Arc::downgrade(&layer);
         Ok((layer, Some(index)))
     }
 
@@ -222,8 +222,8 @@ impl LayerStore {
             layer,
             ztoc: ztoc_digest,
         };
-        let place = self.inner.shared.layers.lock().get(&key)?.clone();
-        place.lock().upgrade()
+        let slot = self.inner.shared.layers.lock().get(&key)?.clone();
+        slot.lock().upgrade()
     }
 
     /// Removes a layer, open or not. Callers that still hold it can continue to read. A layer that does
@@ -236,12 +236,12 @@ impl LayerStore {
             layer,
             ztoc: ztoc_digest,
         };
-        let place = self.inner.shared.place(key);
-        let mut place = place.lock();
-        if let Some(open) = place.upgrade() {
+        let slot = self.inner.shared.slot(key);
+        let mut slot = slot.lock();
+        if let Some(open) = slot.upgrade() {
             open.removed.store(true, Ordering::Release);
         }
-        *place = std::sync::Weak::new();
+        *slot = std::sync::Weak::new();
         let from = self.folder(key);
         let to = loop {
             let number = self.inner.removals.fetch_add(1, Ordering::Relaxed);
@@ -254,7 +254,7 @@ impl LayerStore {
                 Err(error) => return Err(StoreError::io("remove", &from, error)),
             }
         };
-        drop(place);
+        drop(slot);
         self.inner.shared.forget(key);
         soci_dirtree::remove_path(&to).map_err(|e| StoreError::io("remove", &from, e))
     }

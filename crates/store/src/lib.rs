@@ -26,10 +26,10 @@ mod private;
 mod profile_files;
 mod reclaim;
 mod root_lock;
-mod shared;
 mod span_states;
 mod spans_file;
 mod standing;
+mod store_state;
 mod stored_layer;
 mod stored_ztocs;
 

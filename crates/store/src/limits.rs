@@ -8,7 +8,7 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// How much may be stored.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// In bytes.
+    /// Number of bytes.
     pub(crate) bytes: Option<u64>,
     /// As a percentage of the size of the file system; 0: no limit.
     pub(crate) percent: u8,

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use crate::clock::recent;
 use crate::limits::Reclaiming;
-use crate::shared::Shared;
 use crate::standing::SourceHealth;
+use crate::store_state::StoreState;
 use crate::{StoreError, StoredLayer};
 
 /// How often space is freed for one span while the file system still reports none.
@@ -44,7 +44,7 @@ struct Candidate {
     len: u64,
 }
 
-impl Shared {
+impl StoreState {
     /// The limit of all layers, in whatever form.
     pub(crate) fn limit(&self) -> Option<u64> {
         let of_disk = match self.limits.percent {

@@ -16,10 +16,10 @@ use soci_ztoc::{LayerIndex, Span, SpanId, SpanTable, Ztoc, ZtocError};
 use crate::clock::recent;
 use crate::disk_fault::fault;
 use crate::page_cache;
-use crate::shared::Shared;
 use crate::span_states::{SpanStates, State};
 use crate::spans_file::SpansFile;
 use crate::standing::Standing;
+use crate::store_state::StoreState;
 use crate::{LayerKey, StoreError};
 
 /// How much is read at once when a checksum is compared.
@@ -62,7 +62,7 @@ pub struct StoredLayer {
     pub(crate) fetched: AtomicU64,
     pub(crate) removed: AtomicBool,
     pub(crate) standing: Standing,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<StoreState>,
 }
 
 impl StoredLayer {

@@ -17,9 +17,9 @@ const CAPACITY: usize = 4 << 20;
 
 /// Lines for one writer, which a thread of its own writes. Clones are the same queue.
 #[derive(Clone)]
-pub(crate) struct LineQueue(Arc<Shared>);
+pub(crate) struct LineQueue(Arc<LockedState>);
 
-struct Shared {
+struct LockedState {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -44,7 +44,7 @@ impl LineQueue {
             writer: Some(Box::new(writer)),
             ..State::default()
         };
-        Self(Arc::new(Shared {
+        Self(Arc::new(LockedState {
             state: Mutex::new(state),
             changed: Condvar::new(),
         }))
@@ -99,7 +99,7 @@ impl Write for LineQueue {
     }
 }
 
-impl Shared {
+impl LockedState {
     /// Writes lines for as long as the process lives. What cannot be written is lost.
     fn write_all(&self, mut writer: Box<dyn Write + Send>) {
         loop {

@@ -134,7 +134,7 @@ pub(crate) fn shown(
     .with_max_level_hint(most)
 }
 
-/// Logs why the process cannot go on, with level `fatal`. The caller then exits.
+/// Logs why the process cannot continue, with level `fatal`. The caller then exits.
 pub fn fatal(message: &str, error: &(dyn Error + 'static)) {
     tracing::error!(target: FATAL, error = %soci_errors::chain(error), "{message}");
     flush();
@@ -213,9 +213,9 @@ mod tests {
     use super::*;
 
     #[derive(Clone, Default)]
-    struct Shared(Arc<Mutex<Vec<u8>>>);
+    struct CapturedBytes(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Shared {
+    impl Write for CapturedBytes {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
             self.0.lock().write(bytes)
         }
@@ -236,7 +236,7 @@ mod tests {
     }
 
     fn logged(level: Level, run: impl FnOnce()) -> Vec<serde_json::Map<String, serde_json::Value>> {
-        let out = Shared::default();
+        let out = CapturedBytes::default();
         let log = JsonLog::new(out.clone()).with_filter(shown(level, &[]));
         tracing::subscriber::with_default(Registry::default().with(log), run);
         let bytes = out.0.lock().clone();

@@ -7,9 +7,9 @@ use soci_telemetry::{JsonLog, log_panics};
 use tracing_subscriber::layer::SubscriberExt as _;
 
 #[derive(Clone, Default)]
-struct Shared(Arc<Mutex<Vec<u8>>>);
+struct CapturedBytes(Arc<Mutex<Vec<u8>>>);
 
-impl Write for Shared {
+impl Write for CapturedBytes {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0
             .lock()
@@ -23,7 +23,7 @@ impl Write for Shared {
 
 #[test]
 fn a_panic_is_one_json_line_with_level_panic() {
-    let out = Shared::default();
+    let out = CapturedBytes::default();
     let subscriber = tracing_subscriber::registry().with(JsonLog::new(out.clone()));
     tracing::subscriber::set_global_default(subscriber).unwrap();
     log_panics();

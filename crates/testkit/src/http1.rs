@@ -109,9 +109,9 @@ impl Head {
 pub(crate) enum Framing {
     /// After this many bytes.
     Length(u64),
-    /// By the last chunk.
+    /// The last chunk.
     Chunked,
-    /// By the end of the connection (a response), or there is none (a request).
+    /// The end of the connection (a response), or there is none (a request).
     UntilClose,
 }
 

@@ -132,7 +132,7 @@ pub enum BuildError {
     /// The tar is truncated.
     #[error("the layer's tar ends {reason}, the one that starts at uncompressed byte {at}")]
     TruncatedTar {
-        /// In the middle of what.
+        /// Where in the tar the layer ends.
         reason: &'static str,
         /// Where the last header starts.
         at: u64,

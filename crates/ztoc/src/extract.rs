@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use crate::inflate::{GZIP_TRAILER, Inflater, State, Stop, Wrapping};
 
 /// Inflates `compressed` to exactly `len` bytes in `out`, which is empty before. `bits` high bits of
-/// the first byte belong to the span; `cut`: the stream may go on, and the rest is not wanted.
+/// the first byte belong to the span; `cut`: the stream may continue, and the rest is not wanted.
 /// Members may end and start inside.
 pub(crate) fn inflate_span(
     bits: u8,

@@ -195,7 +195,7 @@ pub(crate) fn fetch_manifest(registry: &Registry, name: &str, tag: &str) -> Vec<
 pub(crate) struct Client(SnapshotsClient<Channel>);
 
 impl Client {
-    /// Of the daemon that listens on a socket.
+    /// Connects to the daemon that listens on a socket.
     pub(crate) async fn at(socket: &Path) -> Self {
         let socket = socket.to_owned();
         let connector = tower::service_fn(move |_: Uri| {

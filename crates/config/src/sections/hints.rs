@@ -10,7 +10,7 @@ pub struct StartHints {
     pub enable: bool,
     /// Compressed bytes that may be fetched for it and not read.
     pub max_unread_bytes: u64,
-    /// In addition, this part of what the start reads, in percent.
+    /// Part of what the start reads that is added to that, in percent.
     pub max_unread_percent: u64,
     /// Rate of the link in bytes per second below which nothing is fetched for hints.
     pub min_link_bytes_per_sec: u64,

@@ -5,10 +5,10 @@
 pub enum ExitKind {
     /// It was asked to.
     Planned,
-    /// By SIGKILL: an operator's, or the kernel's because memory was short. No request is to blame, unless
-    /// it happens repeatedly.
+    /// SIGKILL ended it: an operator's, or the kernel's because memory was short. No request is to blame,
+    /// unless it happens repeatedly.
     Killed,
-    /// By itself: another signal, an abort, an unexpected exit.
+    /// It ended by itself: another signal, an abort, an unexpected exit.
     Crashed,
 }
 

@@ -34,7 +34,7 @@ pub struct EcrKeychain {
     https: Result<Https, EcrError>,
     /// The keys of the role.
     role: Mutex<Option<RoleKeys>>,
-    /// By region: a password is for all registries that the role may read there. Its lock is held
+    /// Passwords by region: one is for all registries that the role may read there. Its lock is held
     /// while it is fetched.
     passwords: Mutex<HashMap<EcrHost, Password>>,
 }

@@ -72,8 +72,8 @@ fn deep_paths_of_honest_layers_take_no_more_steps_than_they_may() {
     build(&toc).unwrap();
 }
 
-/// Of a file with several entries the last value of an attribute counts, and merging them costs as
-/// much as there are.
+/// The last value of an attribute counts if a file has several entries, and merging them costs as much
+/// as there are.
 #[test]
 fn attributes_of_many_entries_of_one_file_are_merged_by_name() {
     let mut toc = vec![entry("d", FileType::Dir)];

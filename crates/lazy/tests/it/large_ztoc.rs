@@ -365,7 +365,7 @@ fn resident() -> u64 {
 /// Environment variable of the process in which the memory is measured.
 const ALONE: &str = "SOCI_TEST_TREES_ALONE";
 
-/// In a process of its own: tests beside it build trees as well.
+/// Runs in a process of its own: tests beside it build trees as well.
 #[test]
 fn fifty_containers_in_user_namespaces_share_the_tree_of_a_layer() {
     if std::env::var_os(ALONE).is_none() {

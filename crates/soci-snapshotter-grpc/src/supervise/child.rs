@@ -82,7 +82,7 @@ impl Program {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ServerExit {
     Exited(u8),
-    /// By this signal.
+    /// This signal ended it.
     Signal(i32),
     Unknown,
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::daemon::{Daemon, Place, package, refusal, wrapped};
+use crate::daemon::{Daemon, DaemonDirs, package, refusal, wrapped};
 use rustix::process::Signal;
 
 fn connect(socket: &Path) -> UnixStream {
@@ -21,7 +21,7 @@ fn connect(socket: &Path) -> UnixStream {
 }
 
 /// A daemon with `--address fd://` behind `systemd-socket-activate`.
-fn activated(place: &Place, options: &[&str]) -> Command {
+fn activated(place: &DaemonDirs, options: &[&str]) -> Command {
     let program: Vec<_> = ["systemd-socket-activate"]
         .iter()
         .chain(options)
@@ -34,7 +34,7 @@ fn activated(place: &Place, options: &[&str]) -> Command {
 
 #[test]
 fn a_passed_socket_is_served_and_stays_when_the_daemon_ends() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     let socket = place.socket();
     let path = socket.to_str().unwrap();
     let mut daemon = Daemon::spawn(activated(
@@ -52,7 +52,7 @@ fn a_passed_socket_is_served_and_stays_when_the_daemon_ends() {
 
 #[test]
 fn descriptors_that_were_stored_are_not_taken_for_the_socket() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     let (socket, stored) = (place.socket(), place.path("stored.sock"));
     let (path, other) = (socket.to_str().unwrap(), stored.to_str().unwrap());
     let mut daemon = Daemon::spawn(activated(
@@ -73,7 +73,7 @@ fn descriptors_that_were_stored_are_not_taken_for_the_socket() {
 
 #[test]
 fn two_passed_sockets_are_refused() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     let (socket, second) = (place.socket(), place.path("second.sock"));
     let command = activated(
         &place,
@@ -92,7 +92,7 @@ fn two_passed_sockets_are_refused() {
 
 #[test]
 fn a_passed_datagram_socket_is_refused() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     let socket = place.socket();
     let command = activated(
         &place,
@@ -116,7 +116,7 @@ fn a_passed_datagram_socket_is_refused() {
 
 #[test]
 fn without_a_passed_socket_it_listens_on_the_default_path_and_says_so() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     // A mount namespace of its own, so that no real socket is touched.
     let alone = [
         "unshare",
@@ -144,7 +144,7 @@ fn unit(name: &str) -> String {
 
 #[test]
 fn the_units_are_valid_and_do_not_hide_the_mounts() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     let service = unit("soci-snapshotter.service");
     let exec = "ExecStart=/usr/local/bin/soci-snapshotter-grpc --address fd://\n";
     assert!(service.contains(exec));

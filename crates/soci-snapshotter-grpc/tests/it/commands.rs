@@ -2,7 +2,7 @@
 
 use std::process::Output;
 
-use crate::daemon::{Place, output, package, program};
+use crate::daemon::{DaemonDirs, output, package, program};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
@@ -40,7 +40,7 @@ fn config_default_prints_what_v0_15_prints() {
 
 #[test]
 fn config_dump_prints_what_the_file_amounts_to() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     place.write_config("MOUNT_TIMEOUT_SEC = 7\nnonsense = 1\n");
     let out = output(
         program()
@@ -57,7 +57,7 @@ fn config_dump_prints_what_the_file_amounts_to() {
 
 #[test]
 fn the_environment_stands_in_for_flags() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     place.write_config("mount_timeout_sec = 7\n");
     let out = output(
         program()
@@ -76,7 +76,7 @@ fn the_environment_stands_in_for_flags() {
 /// Needs mandoc.
 #[test]
 fn the_manual_has_every_flag_and_every_key_with_its_default_and_reads_without_warnings() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     assert_eq!(
         stdout(&output(program().arg("man").arg(place.path("man")))),
         ""

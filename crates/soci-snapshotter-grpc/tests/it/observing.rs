@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use crate::daemon::{Place, refusal};
+use crate::daemon::{DaemonDirs, refusal};
 use rustix::process::Signal;
 
 /// Status line and body of a GET.
@@ -30,7 +30,7 @@ fn over_unix(socket: &Path, path: &str) -> (String, String) {
 
 #[test]
 fn metrics_are_served_on_tcp_and_on_a_unix_socket_whose_stale_file_is_replaced() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     place.write_config("metrics_address = '127.0.0.1:0'\n");
     let mut daemon = place.start();
     let line = daemon
@@ -79,7 +79,7 @@ fn metrics_are_served_on_tcp_and_on_a_unix_socket_whose_stale_file_is_replaced()
 fn an_address_that_is_taken_stops_the_start_and_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let place = Place::new();
+    let place = DaemonDirs::new();
     place.write_config(&format!("metrics_address = '{address}'\n"));
     let error = refusal(place.command());
     assert!(
@@ -93,7 +93,7 @@ fn an_address_that_is_taken_stops_the_start_and_is_named() {
 
 #[test]
 fn no_prometheus_serves_no_metrics() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     let socket = place.path("metrics.sock");
     place.write_config(&format!(
         "no_prometheus = true\nmetrics_network = 'unix'\nmetrics_address = '{}'\n",
@@ -113,7 +113,7 @@ fn no_prometheus_serves_no_metrics() {
 
 #[test]
 fn the_debug_address_shows_process_fetcher_and_status() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     let socket = place.path("debug.sock");
     place.write_config(&format!("debug_address = '{}'\n", socket.display()));
     let daemon = place.start();

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::daemon::Place;
+use crate::daemon::DaemonDirs;
 use rustix::process::Signal;
 use soci_snapshotter::api::v1::snapshots_client::SnapshotsClient;
 use soci_snapshotter::api::v1::{
@@ -31,7 +31,7 @@ fn in_namespace<T>(message: T) -> Request<T> {
 
 #[tokio::test]
 async fn health_checks_answer_serving() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     let _daemon = place.start();
     let mut health = HealthClient::new(channel(&place.socket()).await);
     for service in ["", "containerd.services.snapshots.v1.Snapshots"] {
@@ -58,7 +58,7 @@ fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
 
 #[tokio::test]
 async fn a_daemon_whose_log_is_not_read_starts_serves_and_ends() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     let (reader, writer) = full_pipe();
     let mut command = place.command();
     let mut daemon = command.stderr(writer).spawn().unwrap();
@@ -88,7 +88,7 @@ async fn a_daemon_whose_log_is_not_read_starts_serves_and_ends() {
 
 #[tokio::test]
 async fn snapshots_outlive_the_daemon_and_an_idle_client_does_not_delay_its_end() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     let mut daemon = place.start();
     let mut client = SnapshotsClient::new(channel(&place.socket()).await);
     let prepare = PrepareSnapshotRequest {

@@ -5,12 +5,12 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::daemon::{Daemon, Place, refusal, wrapped};
+use crate::daemon::{Daemon, DaemonDirs, refusal, wrapped};
 use rustix::process::{Pid, Signal, kill_process};
 
 #[test]
 fn the_lines_that_tools_wait_for_come_in_order_and_with_strings_only() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     place.write_config("debgu = true\nhttp_cache_type = 'memory'\n[prefetch]\nenable = true\n");
     let mut daemon = place.start();
     daemon.signal(Signal::TERM);
@@ -67,7 +67,7 @@ fn the_lines_that_tools_wait_for_come_in_order_and_with_strings_only() {
 #[test]
 fn sigterm_and_sigint_end_the_daemon_with_status_0_and_no_socket() {
     for signal in [Signal::TERM, Signal::INT] {
-        let place = Place::new();
+        let place = DaemonDirs::new();
         let mut daemon = place.start();
         assert!(UnixStream::connect(place.socket()).is_ok());
         daemon.signal(signal);
@@ -78,7 +78,7 @@ fn sigterm_and_sigint_end_the_daemon_with_status_0_and_no_socket() {
 
 #[test]
 fn systemd_is_notified_when_it_serves_and_when_it_stops() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     let notified = UnixDatagram::bind(place.path("notify")).unwrap();
     notified
         .set_read_timeout(Some(Duration::from_secs(60)))
@@ -100,7 +100,7 @@ fn systemd_is_notified_when_it_serves_and_when_it_stops() {
 
 #[test]
 fn a_second_daemon_on_the_same_root_is_refused_and_the_first_is_named() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     let first = place.start();
     let mut second = place.here(crate::daemon::program());
     second.arg("--address").arg(place.path("other.sock"));
@@ -118,7 +118,7 @@ fn a_second_daemon_on_the_same_root_is_refused_and_the_first_is_named() {
 
 #[test]
 fn an_address_on_which_a_process_answers_is_refused_and_left_alone() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     let other = UnixListener::bind(place.socket()).unwrap();
     let error = refusal(place.command());
     assert!(
@@ -131,7 +131,7 @@ fn an_address_on_which_a_process_answers_is_refused_and_left_alone() {
 
 #[test]
 fn a_stale_socket_does_not_stop_the_start() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     drop(UnixListener::bind(place.socket()).unwrap());
     let daemon = place.start();
     assert!(UnixStream::connect(place.socket()).is_ok());
@@ -142,7 +142,7 @@ fn a_stale_socket_does_not_stop_the_start() {
 
 #[test]
 fn a_root_that_cannot_be_written_is_refused_by_name() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     let mut command = crate::daemon::program();
     command.arg("--config").arg(place.path("config.toml"));
     command.arg("--address").arg(place.socket());
@@ -154,7 +154,7 @@ fn a_root_that_cannot_be_written_is_refused_by_name() {
 
 #[test]
 fn a_bad_configuration_is_refused_with_file_line_and_key() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     let file = place.path("config.toml").display().to_string();
     for (text, says) in [
         (
@@ -177,7 +177,7 @@ fn a_bad_configuration_is_refused_with_file_line_and_key() {
 
 #[test]
 fn a_bad_address_is_refused() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     let mut command = place.here(crate::daemon::program());
     command.args(["--address", "tcp://127.0.0.1:1"]);
     let error = refusal(command);
@@ -186,7 +186,7 @@ fn a_bad_address_is_refused() {
 
 #[test]
 fn a_machine_without_fuse_is_refused_with_what_to_do() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     // A mount namespace whose /dev has only what every program expects.
     let mut command = place.here(wrapped(&[
         "unshare",
@@ -205,7 +205,7 @@ fn a_machine_without_fuse_is_refused_with_what_to_do() {
 
 #[test]
 fn a_log_without_a_reader_stops_nothing() {
-    let place = Place::new();
+    let place = DaemonDirs::new();
     let mut child = place.command().stderr(Stdio::piped()).spawn().unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();

@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[derive(Debug, Parser)]
-    struct Line {
+    struct CommandLine {
         #[command(flatten)]
         convert: Convert,
     }
@@ -155,7 +155,7 @@ mod tests {
                     .copied()
                     .flat_map(|user| ["--src-user", user]),
             );
-            let convert = Line::parse_from(line).convert;
+            let convert = CommandLine::parse_from(line).convert;
             let (from, to) = (source.parse().unwrap(), destination.parse().unwrap());
             let (source_user, destination_user) = convert.users(&from, &to);
             assert_eq!(

@@ -39,7 +39,7 @@ Examples:
   soci node install --enter-host --stay           # in a privileged pod with hostPID")]
 pub(crate) struct Install {
     #[command(flatten)]
-    place: Place,
+    place: NodeOptions,
 
     /// The folder with the programs soci and soci-snapshotter-grpc [default: that of this program]
     #[arg(long, value_name = "DIR")]
@@ -72,7 +72,7 @@ pub(crate) struct Install {
 #[derive(Debug, Args)]
 pub(crate) struct Uninstall {
     #[command(flatten)]
-    place: Place,
+    place: NodeOptions,
 
     /// Wait until no container uses lazy layers, and then remove everything
     #[arg(long, conflicts_with = "force")]
@@ -96,12 +96,12 @@ pub(crate) struct Uninstall {
 #[derive(Debug, Args)]
 pub(crate) struct Status {
     #[command(flatten)]
-    place: Place,
+    place: NodeOptions,
 }
 
 /// The node, and where its files are.
 #[derive(Debug, Args)]
-struct Place {
+struct NodeOptions {
     /// Work on the node that runs this container: enter the mount namespace of process 1
     #[arg(long)]
     enter_host: bool,
@@ -127,7 +127,7 @@ struct Place {
     containerd_unit: String,
 }
 
-impl Place {
+impl NodeOptions {
     /// The flags for another process on the node.
     fn flags(&self) -> Vec<String> {
         vec![

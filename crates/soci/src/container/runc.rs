@@ -24,7 +24,7 @@ pub(crate) struct Runc {
 /// How a container ended.
 #[derive(Debug)]
 pub(crate) enum Ended {
-    /// By itself.
+    /// It ended by itself.
     Exited(ExitStatus),
     /// It was stopped.
     Stopped,

@@ -32,9 +32,9 @@ const CAPABILITIES: [&str; 14] = [
 /// What is run in place of what the image says.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Process {
-    /// In place of the image's `Cmd`.
+    /// Replaces the image's `Cmd`.
     pub(crate) command: Vec<String>,
-    /// In place of the image's `Entrypoint`; empty: none.
+    /// Replaces the image's `Entrypoint`; empty: none.
     pub(crate) entrypoint: Option<String>,
     /// More environment, `NAME=VALUE`.
     pub(crate) environment: Vec<String>,

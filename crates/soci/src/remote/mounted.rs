@@ -18,7 +18,7 @@ use crate::output;
 
 /// A mounted image, and what serves it. Dropping it takes everything down.
 pub(crate) struct MountedImage {
-    /// In the order of taking down.
+    /// Taken down first, then the others in their order.
     overlay: Option<PathBuf>,
     layers: Vec<(MountedLayer, Arc<LazyLayer>)>,
     keys: Vec<LayerKey>,

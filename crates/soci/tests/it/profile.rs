@@ -14,12 +14,12 @@ use soci_testkit::{Content, ImageBuilder, Layer, Registry, TestRoot, http_reques
 const MEDIA_TYPE: &str = "application/vnd.soci-snapshotter.profile.v2+json";
 const PREFETCH: &str = "application/vnd.amazon.soci.prefetch.v1+json";
 
-struct Place {
+struct ProfileBench {
     registry: Registry,
     root: TestRoot,
 }
 
-impl Place {
+impl ProfileBench {
     /// `app:plain`, and `app:v2` with an index: a layer with busybox, and one with two files of noise.
     fn start() -> Self {
         let this = Self {
@@ -178,7 +178,7 @@ fn spans_of(shown: &Value) -> Vec<(u64, u64)> {
 
 #[test]
 fn what_a_command_reads_is_recorded_without_containerd_and_goes_into_an_index() {
-    let place = Place::start();
+    let place = ProfileBench::start();
     // The second file first: the order is that of the reads.
     let script = "dd if=/data/two of=/dev/null bs=64k count=8; dd if=/data/one of=/dev/null bs=64k count=8; \
         echo changed > /data/one; echo done";
@@ -263,7 +263,7 @@ fn what_a_command_reads_is_recorded_without_containerd_and_goes_into_an_index() 
 
 #[test]
 fn a_command_that_waits_is_stopped_and_one_that_fails_leaves_no_profile() {
-    let place = Place::start();
+    let place = ProfileBench::start();
     let file = place.path("waits.profile").display().to_string();
     let image = place.image("app:v2");
     let run = ["profile", "run", "-o", &file, "--quiet", "500ms"];
@@ -301,7 +301,7 @@ fn a_command_that_waits_is_stopped_and_one_that_fails_leaves_no_profile() {
 
 #[test]
 fn profiles_are_listed_shown_exported_and_imported() {
-    let place = Place::start();
+    let place = ProfileBench::start();
     assert_eq!(
         place.json(&["profile", "list", "--json"]),
         Value::Array(Vec::new())
@@ -413,7 +413,7 @@ fn profiles_are_listed_shown_exported_and_imported() {
 
 #[test]
 fn a_profile_is_pushed_beside_its_image_which_keeps_its_digest() {
-    let place = Place::start();
+    let place = ProfileBench::start();
     let file = place.recorded("app:v2", "cat /data/one > /dev/null");
     let (manifest, _) = place.prefetch("v2");
     let image = place.image("app:v2");

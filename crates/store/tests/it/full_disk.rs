@@ -91,7 +91,7 @@ fn prepare(dir: &Path, sample: &Sample) {
 }
 
 /// Writes everything that is written as a whole; what is refused is written once more. Readers of
-/// what is stored go on.
+/// what is stored continue.
 fn write_all(dir: &Path) {
     let (first, second) = (Sample::new(50_000), Sample::new(60_000));
     let store = open(dir);

@@ -58,7 +58,7 @@ impl Run {
         self
     }
 
-    /// In a network namespace of its own, without any network: in a user namespace `/sys` of the
+    /// Uses a network namespace of its own, without any network: in a user namespace `/sys` of the
     /// host's cannot be mounted.
     #[must_use]
     pub fn without_network(mut self) -> Self {

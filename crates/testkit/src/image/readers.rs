@@ -36,9 +36,9 @@ const PROGRAMS: usize = 40;
 /// What the script compares with.
 #[derive(Serialize)]
 struct Truth {
-    /// Of each block of `/data/big`.
+    /// Digest of each block of `/data/big`.
     big: Vec<String>,
-    /// Of each file in `/data/small`.
+    /// Digest of each file in `/data/small`.
     small: Vec<String>,
     /// How many programs there are in `/data/bin`; each prints its number.
     programs: usize,

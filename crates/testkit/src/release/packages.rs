@@ -19,7 +19,7 @@ const ARCHIVE: &str = "http://snapshot.debian.org/archive/debian/20261129T000000
 pub(super) struct Wanted {
     /// How the version begins.
     pub version: &'static str,
-    /// In order of preference.
+    /// Suites in order of preference.
     pub suites: &'static [&'static str],
 }
 

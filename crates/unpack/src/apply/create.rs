@@ -93,9 +93,9 @@ impl Applier<'_> {
     ) -> Result<(), ApplyError> {
         let left = entry.content_len();
         let place = if left <= SMALL {
-            Place::Memory(self.files.content(left))
+            ContentTarget::Memory(self.files.content(left))
         } else {
-            Place::File(make(parent, base, &entry, self.creation)?)
+            ContentTarget::File(make(parent, base, &entry, self.creation)?)
         };
         let open = OpenFile {
             place,
@@ -121,9 +121,9 @@ impl Applier<'_> {
             ..
         } = open;
         match place {
-            Place::File(file) => metadata::set_open(&file, &entry, &parent, self.creation)
+            ContentTarget::File(file) => metadata::set_open(&file, &entry, &parent, self.creation)
                 .map_err(failed(&entry.name, "set its attributes")),
-            Place::Memory(content) => self.files.write(SmallFile {
+            ContentTarget::Memory(content) => self.files.write(SmallFile {
                 parent,
                 base,
                 entry,
@@ -187,7 +187,7 @@ impl Applier<'_> {
 
 /// A file whose content is being read.
 pub(super) struct OpenFile {
-    place: Place,
+    place: ContentTarget,
     parent: Parent,
     base: Vec<u8>,
     entry: FileMetadata,
@@ -196,7 +196,7 @@ pub(super) struct OpenFile {
 }
 
 /// Where the content goes.
-enum Place {
+enum ContentTarget {
     /// To the file.
     File(File),
     /// To memory: the file is made when it is complete.
@@ -206,10 +206,10 @@ enum Place {
 impl OpenFile {
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), ApplyError> {
         match &mut self.place {
-            Place::File(file) => file
+            ContentTarget::File(file) => file
                 .write_all(bytes)
                 .map_err(failed(&self.entry.name, "write it"))?,
-            Place::Memory(content) => content.extend_from_slice(bytes),
+            ContentTarget::Memory(content) => content.extend_from_slice(bytes),
         }
         self.left = self.left.saturating_sub(bytes.len() as u64);
         Ok(())

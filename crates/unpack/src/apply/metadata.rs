@@ -27,7 +27,7 @@ pub(super) struct Creation {
 }
 
 impl Creation {
-    /// In this process, below a directory.
+    /// Creates in this process, below a directory.
     pub(super) fn below(root: BorrowedFd<'_>, overlay: OverlayXattr) -> Self {
         let mut value = [0_u8; 1];
         // Longer ones are ERANGE.

@@ -57,7 +57,7 @@ pub(crate) struct Piece {
     pub(crate) buffers: Buffers,
     /// How much of `buffers.marked` is the beginning of the output.
     pub(crate) marked: usize,
-    /// Of `output`.
+    /// Checksum of `output`.
     pub(crate) checksum: crc32fast::Hasher,
     /// The window of `output` comes from a checkpoint.
     pub(crate) entered: bool,

@@ -19,7 +19,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 /// Nothing here takes longer on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-pub(crate) type Line = serde_json::Map<String, serde_json::Value>;
+pub(crate) type LogLine = serde_json::Map<String, serde_json::Value>;
 
 /// The program, without what the environment of the tests may hold for it.
 pub(crate) fn program() -> Command {
@@ -53,11 +53,11 @@ pub(crate) fn output(command: &mut Command) -> Output {
 }
 
 /// A folder with a root, a configuration and a socket for one daemon.
-pub(crate) struct Place {
+pub(crate) struct DaemonDirs {
     dir: tempfile::TempDir,
 }
 
-impl Place {
+impl DaemonDirs {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.toml"), "").unwrap();
@@ -102,7 +102,7 @@ pub(crate) struct Daemon {
     child: Child,
     incoming: Receiver<String>,
     /// All lines so far.
-    pub(crate) lines: Vec<Line>,
+    pub(crate) lines: Vec<LogLine>,
 }
 
 impl Daemon {
@@ -130,7 +130,7 @@ impl Daemon {
     }
 
     /// Waits for a log line with this message. Lines of wrappers that are not JSON are passed over.
-    pub(crate) fn wait_for(&mut self, message: &str) -> Line {
+    pub(crate) fn wait_for(&mut self, message: &str) -> LogLine {
         let end = Instant::now() + PATIENCE;
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -145,8 +145,8 @@ impl Daemon {
         }
     }
 
-    fn keep(&mut self, text: &str) -> Option<Line> {
-        let line: Line = serde_json::from_str(text).ok()?;
+    fn keep(&mut self, text: &str) -> Option<LogLine> {
+        let line: LogLine = serde_json::from_str(text).ok()?;
         self.lines.push(line.clone());
         Some(line)
     }

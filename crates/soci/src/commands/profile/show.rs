@@ -41,7 +41,7 @@ struct Document {
     image: String,
     recordings: usize,
     layers: Vec<Layer>,
-    /// In the order of first use.
+    /// Spans in the order of first use.
     spans: Vec<Span>,
 }
 

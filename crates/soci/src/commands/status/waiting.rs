@@ -35,7 +35,7 @@ fn sentence(root: &Path, count: usize, alone: Duration, left: Duration) -> Strin
     );
     format!(
         "no daemon has served {} for {}: {mounts} {wait} for one and will be given up in {}, \
-         `soci abort-mounts` does it now; start soci-snapshotter-grpc and their containers go on",
+         `soci abort-mounts` does it now; start soci-snapshotter-grpc and their containers continue",
         root.display(),
         uptime(alone.as_secs()),
         uptime(left.as_secs()),
@@ -52,7 +52,7 @@ mod tests {
         assert_eq!(
             sentence(Path::new("/r"), 1, 5 * second, 595 * second),
             "no daemon has served /r for 5s: 1 mount waits for one and will be given up in 9m55s, \
-             `soci abort-mounts` does it now; start soci-snapshotter-grpc and their containers go on"
+             `soci abort-mounts` does it now; start soci-snapshotter-grpc and their containers continue"
         );
     }
 }

@@ -44,7 +44,7 @@ impl<'d> BitReader<'d> {
         }
     }
 
-    /// By value, so that readers can be kept in registers.
+    /// Takes it by value, so that readers can be kept in registers.
     #[cold]
     fn refilled_at_end(mut self) -> Self {
         while self.have < REFILLED {

@@ -12,13 +12,13 @@ use crate::disk::Disk;
 use crate::limits::{Limits, Reclaiming};
 use crate::{LayerKey, StoredLayer};
 
-/// A place for one open layer; its lock is held while the layer is being opened or removed.
-pub(crate) type Place = Arc<Mutex<Weak<StoredLayer>>>;
+/// The slot of one open layer; its lock is held while the layer is being opened or removed.
+pub(crate) type LayerSlot = Arc<Mutex<Weak<StoredLayer>>>;
 
 /// What all layers of a store share.
 #[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) layers: Mutex<HashMap<LayerKey, Place>>,
+pub(crate) struct StoreState {
+    pub(crate) layers: Mutex<HashMap<LayerKey, LayerSlot>>,
     pub(crate) limits: Limits,
     pub(crate) disk: Disk,
     /// Uncompressed bytes in the spans of open layers.
@@ -47,7 +47,7 @@ pub(crate) struct Dirty {
     pub(crate) stop: bool,
 }
 
-impl Shared {
+impl StoreState {
     pub(crate) fn new(limits: Limits, disk: Disk) -> Self {
         Self {
             layers: Mutex::default(),
@@ -83,27 +83,25 @@ impl Shared {
         last.map_or(now, |last| later(now, last.wrapping_add(1)))
     }
 
-    /// The place of a layer.
-    pub(crate) fn place(&self, key: LayerKey) -> Place {
+    /// The slot of a layer.
+    pub(crate) fn slot(&self, key: LayerKey) -> LayerSlot {
         let mut layers = self.layers.lock();
         // Entries without users are removed on the way.
-        layers.retain(|other, place| {
+        layers.retain(|other, slot| {
             *other == key
-                || Arc::strong_count(place) > 1
-                || place
-                    .try_lock()
-                    .is_none_or(|layer| layer.strong_count() > 0)
+                || Arc::strong_count(slot) > 1
+                || slot.try_lock().is_none_or(|layer| layer.strong_count() > 0)
         });
         layers.entry(key).or_default().clone()
     }
 
     /// The layers that are open.
     pub(crate) fn open_layers(&self) -> Vec<Arc<StoredLayer>> {
-        let places: Vec<_> = self.layers.lock().values().cloned().collect();
+        let slots: Vec<_> = self.layers.lock().values().cloned().collect();
         // A layer that is just being opened has nothing to sync or reclaim: not waited for.
-        places
+        slots
             .iter()
-            .filter_map(|place| place.try_lock()?.upgrade())
+            .filter_map(|slot| slot.try_lock()?.upgrade())
             .collect()
     }
 
