@@ -2,6 +2,7 @@
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use soci_index::{ConvertOptions, Image, Platforms, RegistrySource};
@@ -16,10 +17,13 @@ use soci_testkit::{Fault, ImageBuilder, Layer, Proxy, Registry, Rule};
 use tokio_util::sync::CancellationToken;
 
 fn client() -> Client {
-    let retries = RetryPolicy {
+    client_with(RetryPolicy {
         max_retries: 1,
         ..RetryPolicy::default()
-    };
+    })
+}
+
+fn client_with(retries: RetryPolicy) -> Client {
     let config = ClientConfig {
         retries,
         ..ClientConfig::default()
@@ -222,6 +226,60 @@ async fn builders_without_a_common_queue_leave_the_tag_at_its_last_image() {
     let kind = Some(media_types::SOCI_INDEX_V1);
     let list = client().referrers(&reference, bench.digest, kind).await;
     assert_eq!(list.unwrap().len(), 1);
+}
+
+#[test]
+fn a_tag_that_moves_while_its_image_is_indexed_gets_both_images_one_after_the_other() {
+    let bench = Bench::start();
+    let proxy = Proxy::start(bench.registry.address()).unwrap();
+    let layer = bench.image.layers.get(1).unwrap();
+    // Until the tag has moved, a layer of the older image cannot be read to its end.
+    let busy = Rule::always(Fault::status(503)).method("GET");
+    proxy.inject(busy.blob(layer.digest));
+    let patient = client_with(RetryPolicy {
+        max_retries: 1_000_000,
+        min_wait: Duration::from_millis(5),
+        max_wait: Duration::from_millis(20),
+    });
+    let host = proxy.address().to_string();
+    let old = push(&host, "1", bench.digest);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let job = runtime.spawn(alone(Indexer::new(patient, settings()), old));
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while proxy.faults_injected() == 0 {
+        assert!(Instant::now() < deadline, "the layer is not requested");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+
+    let folder = tempfile::tempdir().unwrap();
+    let image = ImageBuilder::new().layer(Layer::new().text("a", "newer"));
+    image.write(folder.path(), "1").unwrap();
+    let moved = bench.registry.push_layout(folder.path(), "1", "app");
+    let new = push(&host, "1", moved.unwrap().digest);
+    assert!(!job.is_finished());
+    proxy.clear_faults();
+    let ended = runtime.block_on(job).unwrap();
+    assert_eq!(ended, ("done".to_owned(), String::new()));
+
+    let stats = proxy.stats();
+    assert!(stats.blob(layer.digest).bytes >= layer.size, "read whole");
+    let puts = stats.of(|request| {
+        request.method == "PUT"
+            && request.path.ends_with("/manifests/1-soci")
+            && request.status < 300
+    });
+    assert_eq!(
+        puts.requests, 2,
+        "the image of the event, and the newer one"
+    );
+    let (last, indexed) = runtime.block_on(async {
+        let last = layers(&bench.load("app:1").await);
+        (last, layers(&bench.load("app:1-soci").await))
+    });
+    assert_eq!(indexed, last);
+    // The event of the newer image comes when its work is done.
+    let outcome = runtime.block_on(indexer(settings()).index(&new)).unwrap();
+    assert_eq!((outcome.bytes, outcome.layers), (0, 0));
 }
 
 #[tokio::test]
