@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use soci_testkit::image::debian_with_systemd;
-use soci_testkit::{TestRoot, binary, output_of};
+use soci_testkit::{TestRoot, binary, copy_program, output_of};
 
 use crate::support::systemd::{SERVICE, SystemdNode, V0_15_UNITS};
 use crate::support::wait_until;
@@ -15,12 +15,24 @@ const NEW: &str = "99.0.0";
 const ROOT: &str = "/var/lib/soci-snapshotter-grpc";
 const CONFIG: &str = "/etc/soci-snapshotter-grpc/config.toml";
 
+/// The processor, as release files and images name it.
+const MACHINE: &str = if cfg!(target_arch = "x86_64") {
+    "amd64"
+} else {
+    "arm64"
+};
+const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
 /// Runs the packaging script for one kind of file.
 fn package(kind: &str, version: &str, output: &Path) {
+    package_of("--programs", kind, version, output);
+}
+
+/// The same. With `--static`, the script makes of the programs under test what it makes of static ones.
+fn package_of(flag: &str, kind: &str, version: &str, output: &Path) {
     let programs = binary("soci").unwrap();
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/package.sh");
-    let mut command = Command::new(script);
-    command.arg("--programs").arg(programs.parent().unwrap());
+    let mut command = Command::new(format!("{REPOSITORY}/scripts/package.sh"));
+    command.arg(flag).arg(programs.parent().unwrap());
     command.args(["--fast", "--only", kind, "--version", version]);
     command.arg("--output").arg(output);
     output_of(command).unwrap();
@@ -51,14 +63,9 @@ fn an_archive_is_what_guides_extract_and_the_same_programs_give_the_same_bytes()
     package("archive", NEW, &again);
     let archive = only_file(&first, ".tar.gz");
     let name = archive.file_name().unwrap().to_str().unwrap();
-    let machine = if cfg!(target_arch = "x86_64") {
-        "amd64"
-    } else {
-        "arm64"
-    };
     assert_eq!(
         name,
-        format!("soci-snapshotter-{NEW}-linux-{machine}.tar.gz")
+        format!("soci-snapshotter-{NEW}-linux-{MACHINE}.tar.gz")
     );
     assert!(std::fs::read(&archive).unwrap() == std::fs::read(again.join(name)).unwrap());
 
@@ -95,6 +102,116 @@ fn an_archive_is_what_guides_extract_and_the_same_programs_give_the_same_bytes()
     let licences = sh(&first, &format!("tar -xOf {name} THIRD_PARTY_LICENSES"));
     for crate_name in ["\ntokio ", "\nring ", "\nzlib-rs "] {
         assert!(licences.contains(crate_name), "{crate_name}");
+    }
+}
+
+#[test]
+fn the_static_archive_has_its_own_name_and_the_licence_of_the_c_library() {
+    let root = TestRoot::new().unwrap();
+    let output = root.dir("output").unwrap();
+    package_of("--static", "archive deb rpm", NEW, &output);
+    // There is no other package of static programs.
+    let name = format!("soci-snapshotter-{NEW}-linux-{MACHINE}-static.tar.gz");
+    assert_eq!(sh(&output, "ls"), format!("{name}\n{name}.sha256sum\n"));
+    sh(&output, &format!("sha256sum --check {name}.sha256sum"));
+    let listed = sh(&output, &format!("tar -tf {name}"));
+    assert!(
+        listed.starts_with("soci\nsoci-snapshotter-grpc\n"),
+        "{listed}"
+    );
+    let licences = sh(&output, &format!("tar -xOf {name} THIRD_PARTY_LICENSES"));
+    for part in [
+        "\ntokio ",
+        "The GNU C library: LGPL-2.1-or-later",
+        "GNU LESSER GENERAL PUBLIC LICENSE",
+    ] {
+        assert!(licences.contains(part), "{part}");
+    }
+}
+
+/// The files and folders of a folder: modes, owners and names.
+fn tree(folder: &Path) -> String {
+    sh(
+        folder,
+        "find . -mindepth 1 -printf '%M %U:%G %P\\n' | sort -k 3",
+    )
+}
+
+#[test]
+fn the_container_image_has_programs_and_certificates_and_runs_the_commands_of_the_manifests() {
+    let root = TestRoot::new().unwrap();
+    let certificates = root.path().join("authorities.pem");
+    let pem = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+    std::fs::write(&certificates, pem).unwrap();
+    package("archive", NEW, &root.dir("release").unwrap());
+    let archive = only_file(&root.path().join("release"), ".tar.gz");
+    let image = |certificates: &Path, layout: &str| {
+        let mut command = Command::new(format!("{REPOSITORY}/scripts/package-image.sh"));
+        command.arg("--certificates").arg(certificates);
+        command.arg(&archive).arg(format!("{layout}:{NEW}"));
+        // Nothing of the caller's umask ends in the image.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "umask 0077 && exec \"$@\"", "sh"]);
+        shell.arg(command.get_program()).args(command.get_args());
+        output_of(shell.current_dir(root.path()))
+    };
+    image(&certificates, "first").unwrap();
+    image(&certificates, "again").unwrap();
+    sh(root.path(), "diff -r first again");
+    let secret = root.path().join("secret.pem");
+    let key = format!("{pem}-----BEGIN PRIVATE KEY-----\nMAA=\n-----END PRIVATE KEY-----\n");
+    std::fs::write(&secret, key).unwrap();
+    let refused = image(&secret, "third").unwrap_err().to_string();
+    assert!(refused.contains("has a private key"), "{refused}");
+
+    // Other programs read the layout.
+    let copy = format!("skopeo copy -q oci:first:{NEW} dir:copied");
+    sh(root.path(), &copy);
+    let config = sh(
+        root.path(),
+        &format!("skopeo inspect --config oci:first:{NEW}"),
+    );
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["architecture"], MACHINE);
+    assert_eq!(config["config"]["Entrypoint"], serde_json::json!(["/soci"]));
+    let command = serde_json::json!(["node", "install", "--enter-host", "--stay"]);
+    assert_eq!(config["config"]["Cmd"], command);
+    let manifest = sh(
+        root.path(),
+        &format!("skopeo inspect --raw oci:first:{NEW}"),
+    );
+    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    let digest = manifest["layers"][0]["digest"].as_str().unwrap();
+    let layer = format!("copied/{}", digest.trim_start_matches("sha256:"));
+    sh(
+        root.path(),
+        &format!("mkdir -m 755 rootfs && tar -C rootfs --same-owner -xzf {layer}"),
+    );
+    let rootfs = root.path().join("rootfs");
+    assert_eq!(
+        tree(&rootfs),
+        "drwxr-xr-x 0:0 etc\n\
+         drwxr-xr-x 0:0 etc/ssl\n\
+         drwxr-xr-x 0:0 etc/ssl/certs\n\
+         -rw-r--r-- 0:0 etc/ssl/certs/ca-certificates.crt\n\
+         -rwxr-xr-x 0:0 soci\n\
+         -rwxr-xr-x 0:0 soci-snapshotter-grpc\n"
+    );
+    let trusted = rootfs.join("etc/ssl/certs/ca-certificates.crt");
+    assert_eq!(std::fs::read_to_string(trusted).unwrap(), pem);
+
+    // The programs under test are linked with the C library, which static ones bring along.
+    sh(
+        &rootfs,
+        "ldd ./soci | grep -o '/[^ ]*' | xargs cp -L --parents -t .",
+    );
+    let deploy = format!("{REPOSITORY}/deploy");
+    let manifests = format!("grep -rhoP '^ *command: \\[\\K.*(?=\\])' {deploy}/index-builder");
+    let commands = sh(root.path(), &manifests);
+    assert_eq!(commands.lines().count(), 2, "{commands}");
+    for program in commands.lines() {
+        let run = format!("chroot --userspec=65532:65532 . {program} index-builder serve --help");
+        assert!(sh(&rootfs, &run).contains("--listen"));
     }
 }
 
@@ -228,6 +345,60 @@ fn the_debian_package_takes_over_v0_15s_layout_hands_over_unmounts_and_purges() 
     assert_eq!(scene.property("UnitFileState"), "enabled");
     scene.sh("dpkg --purge soci-snapshotter");
     assert!(!scene.exists(ROOT));
+}
+
+#[test]
+fn the_debian_package_takes_over_v0_15s_layout_of_a_distribution() {
+    let scene = Scene::new("deb");
+    let node = &scene.node;
+
+    // Programs in `/usr/bin` and units of a distribution's package, and a container.
+    for name in ["soci", "soci-snapshotter-grpc"] {
+        let target = node.systemd.path("/usr/bin").join(name);
+        copy_program(&binary(name).unwrap(), &target).unwrap();
+    }
+    let units = V0_15_UNITS.map(|unit| unit.replace("/usr/local/bin", "/usr/bin"));
+    let names = ["soci-snapshotter.service", "soci-snapshotter.socket"];
+    for (name, unit) in names.iter().zip(&units) {
+        let folder = node.systemd.path("/usr/lib/systemd/system");
+        std::fs::write(folder.join(name), unit).unwrap();
+    }
+    node.systemctl(&["daemon-reload"]);
+    node.systemctl(&["enable", "--now", names[1], names[0]]);
+    assert_eq!(scene.property("CanReload"), "no");
+    node.pull();
+
+    // The package's unit has replaced it, and its daemon hands over.
+    scene.upgrade(&format!("dpkg -i {}", scene.old));
+    assert_eq!(scene.property("CanReload"), "yes");
+    assert_eq!(scene.program().trim(), "/usr/bin/soci-snapshotter-grpc");
+
+    // An operator's copy of the unit in `/etc` hides the package's, and cannot be reloaded.
+    let copies: Vec<(&str, &str)> = names
+        .into_iter()
+        .zip(units.iter().map(String::as_str))
+        .collect();
+    node.systemd.install_units(&copies).unwrap();
+    assert_eq!(scene.property("CanReload"), "no");
+    let reader = node.start_reader();
+    let server = node.server();
+    let told = scene.sh(&format!("dpkg -i {}", scene.new));
+    assert_eq!(node.server(), server, "what runs was left as it is");
+    assert!(told.contains("has no ExecReload"), "{told}");
+    assert!(!told.contains("Job type reload"), "{told}");
+    let advice = told
+        .lines()
+        .find_map(|line| line.split_once("soci-snapshotter:     "));
+    let advice = advice.unwrap_or_else(|| panic!("no advice: {told}")).1;
+    let removed = "rm /etc/systemd/system/soci-snapshotter.service \
+                   /etc/systemd/system/soci-snapshotter.socket && ";
+    assert!(advice.starts_with(removed), "{advice}");
+    scene.sh(advice);
+    node.wait_for_server_after(server);
+    reader.goes_on();
+    reader.finish();
+    assert_eq!(scene.property("CanReload"), "yes");
+    scene.remove("dpkg --remove soci-snapshotter");
 }
 
 #[test]
