@@ -2,7 +2,7 @@
 //! Needs root, FUSE, containerd, runc, docker-registry, systemd and a cgroup2 mount.
 
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 
 use crate::support::releases::on_each_containerd;
 use crate::support::systemd::{SERVICE, SystemdNode};
@@ -14,6 +14,8 @@ use soci_testkit::{
 };
 
 const UNIT: &str = "containerd.service";
+/// The unit that waits for containers after `uninstall --detach`.
+const WAITING: &str = "soci-snapshotter-uninstall.service";
 const CONFIG: &str = "/etc/containerd/config.toml";
 /// A file with which containerd does not start once its configuration names the snapshotter.
 const BROKEN: &str = "/run/containerd-is-broken";
@@ -97,6 +99,10 @@ impl Node {
     /// Runs `soci node …` as in a container: in a mount namespace of its own, in which the programs are where
     /// the node does not see them.
     fn soci_node(&self, arguments: &[&str]) -> Output {
+        self.soci_node_command(arguments).output().unwrap()
+    }
+
+    fn soci_node_command(&self, arguments: &[&str]) -> Command {
         let soci = binary("soci").unwrap();
         let programs = soci.parent().unwrap().display().to_string();
         let script = r#"
@@ -114,7 +120,7 @@ impl Node {
             .arg(&self.socket)
             .arg(self.release.program("containerd").unwrap())
             .args(arguments);
-        command.output().unwrap()
+        command
     }
 
     fn ok(&self, arguments: &[&str]) -> String {
@@ -135,6 +141,10 @@ impl Node {
 
     fn main_process(&self, unit: &str) -> String {
         self.node.systemd.property(unit, "MainPID").unwrap()
+    }
+
+    fn state(&self, unit: &str) -> String {
+        self.node.systemd.property(unit, "ActiveState").unwrap()
     }
 
     fn exists(&self, path: &str) -> bool {
@@ -186,14 +196,8 @@ impl Node {
             assert!(!self.exists(path), "{path} is left");
         }
         assert_eq!(self.node.lazy_mounts(), 0);
-        assert_eq!(
-            self.node.systemd.property(UNIT, "ActiveState").unwrap(),
-            "active"
-        );
-        assert_eq!(
-            self.node.systemd.property(SERVICE, "ActiveState").unwrap(),
-            "inactive"
-        );
+        assert_eq!(self.state(UNIT), "active");
+        assert_eq!(self.state(SERVICE), "inactive");
     }
 }
 
@@ -298,16 +302,37 @@ fn a_node_is_installed_under_running_pods_rolled_back_and_handed_back(release: R
     node.reads(&unpacked);
     assert_eq!(node.node.lazy_mounts(), mounts);
 
+    // The pod of the chart's mode `uninstall`, which may end before the containers that it waits for.
+    let mut installer = node.soci_node_command(&["uninstall", "--detach", "--stay"]);
+    let mut installer = installer.stdout(Stdio::null()).spawn().unwrap();
+    wait_until("the waiting is left to systemd", PATIENCE, || {
+        let ended = installer.try_wait().unwrap();
+        assert!(ended.is_none(), "{ended:?}\n{}", node.logs());
+        match node.state(WAITING).as_str() {
+            "active" => Ok(()),
+            state => Err(state.to_owned()),
+        }
+    });
+    let waiting = node.main_process(WAITING);
+    for (process, _) in node.node.systemd.processes("soci").unwrap() {
+        let process = process.to_string();
+        if process != waiting {
+            node.node.systemd.run("kill", [process]).unwrap();
+        }
+    }
+    installer.wait().unwrap();
+    // The next pod finds it.
+    node.ok(&["uninstall", "--detach"]);
+    assert_eq!(node.main_process(WAITING), waiting);
+    assert_eq!(node.state(WAITING), "active");
+    node.reads(&container);
+
     node.cri.stop_container(&container).unwrap();
     node.cri.remove_container(&container).unwrap();
     node.cri.remove_pod(&pod).unwrap();
     wait_until("the node is handed back", PATIENCE, || {
-        let output = node.soci_node(&["uninstall"]);
-        output
-            .status
-            .success()
-            .then_some(())
-            .ok_or(format!("{output:?}"))
+        let state = node.state(WAITING);
+        (state == "inactive").then_some(()).ok_or(state)
     });
     node.is_as_before();
     node.reads(&before);
