@@ -370,6 +370,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_credential_of_the_own_pull_comes_first_then_the_latest_of_the_repository() {
+        let keychain = CriKeychain::default();
+        for (tag, name) in [("1", "one"), ("2", "two"), ("4", "four")] {
+            pulled(&keychain, &format!("r.example/team/a:{tag}"), &auth(name));
+        }
+        let (own, path) = (
+            CredentialScope::Image,
+            CredentialScope::Path("team/a".len()),
+        );
+        for (tag, expected) in [
+            ("1", vec![("one", own), ("four", path), ("two", path)]),
+            ("4", vec![("four", own), ("two", path), ("one", path)]),
+            ("3", vec![("four", path), ("two", path), ("one", path)]),
+        ] {
+            let reference = format!("r.example/team/a:{tag}").parse().unwrap();
+            let found = keychain.candidates("r.example", Some(&reference)).await;
+            let expected: Vec<Candidate> = expected
+                .into_iter()
+                .map(|(user, scope)| {
+                    let credential = Credential::Basic {
+                        user: user.to_owned(),
+                        password: "hunter2".to_owned(),
+                    };
+                    Candidate::new(credential, scope)
+                })
+                .collect();
+            assert_eq!(found.unwrap(), expected, "{tag}");
+        }
+    }
+
+    #[tokio::test]
     async fn every_form_of_credentials_is_understood() {
         let keychain = CriKeychain::default();
         let forms = [

@@ -97,3 +97,26 @@ impl Cache {
         self.kept.insert(key, (until, result));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_responses_that_are_kept_are_bounded() {
+        let (mut cache, now) = (Cache::default(), Instant::now());
+        let response = Response {
+            key: CacheKey::Image,
+            keep_for: Some(Duration::from_secs(60)),
+            auth: Vec::new(),
+        };
+        let image = |number: usize| format!("registry.example/app{number}");
+        for number in 0..MAX_RESPONSES + 5 {
+            let default = Duration::ZERO;
+            cache.put("registry.example", &image(number), &response, default, now);
+            let known = cache.get("registry.example", &image(number), now);
+            assert!(known.is_some_and(|known| known.is_ok()), "{number}");
+            assert!(cache.kept.len() <= MAX_RESPONSES, "{number}");
+        }
+    }
+}

@@ -14,7 +14,7 @@ use futures::StreamExt as _;
 use soci_keychain::{KubeSecrets, KubeSettings};
 use soci_registry::{Client, ClientConfig, Credential, Credentials as _};
 use soci_testkit::Https;
-use soci_testkit::fake::{Fake, With as _, status};
+use soci_testkit::fake::{Fake, With as _, network_address, redirect, status};
 use tokio::sync::broadcast;
 
 const TOKEN: &str = "correct-token";
@@ -68,6 +68,13 @@ fn data_of(config: &str) -> String {
 }
 
 impl Cluster {
+    fn new() -> Self {
+        Self {
+            state: Arc::default(),
+            events: broadcast::channel(64).0,
+        }
+    }
+
     fn set(&self, name: &str, data: &str) {
         let mut state = self.state.lock();
         state.version += 1;
@@ -158,19 +165,44 @@ async fn secrets(
 
 impl Server {
     async fn start() -> Self {
-        // As the daemon does at its start.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let cluster = Cluster {
-            state: Arc::default(),
-            events: broadcast::channel(64).0,
-        };
+        let cluster = Cluster::new();
         let app = Router::new()
             .route("/api/v1/secrets", get(secrets))
             .with_state(cluster.clone());
+        Self::serve(cluster, app).await
+    }
+
+    async fn serve(cluster: Cluster, app: Router) -> Self {
+        // As the daemon does at its start.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         Self {
             https: Https::start(&[], app).await.unwrap(),
             cluster,
             folder: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// An API server that responds with this instead. What it was asked is counted.
+    async fn answering(
+        answer: impl Fn() -> Response<Body> + Clone + Send + Sync + 'static,
+    ) -> Self {
+        let cluster = Cluster::new();
+        let state = cluster.state.clone();
+        let app = Router::new().fallback(move || {
+            let (answer, state) = (answer.clone(), state.clone());
+            async move {
+                let answer = answer();
+                state.lock().asked.push(String::new());
+                answer
+            }
+        });
+        Self::serve(cluster, app).await
+    }
+
+    /// Waits for this number of requests.
+    async fn is_asked(&self, times: usize) {
+        while self.cluster.lists() < times {
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
@@ -329,6 +361,83 @@ async fn an_api_server_with_another_certificate_gets_no_token() {
     let secrets = server.follow();
     assert_eq!(user(&secrets, "a.example").await, None);
     assert!(server.cluster.state.lock().asked.is_empty());
+}
+
+#[tokio::test]
+async fn the_token_follows_no_redirect() {
+    let answer = |_, _: &_| Some(status(404));
+    let elsewhere = Fake::start_at(network_address(), answer).await;
+    let target = elsewhere.url("/api/v1/secrets");
+    let server = Server::answering(move || redirect(307, &target)).await;
+    server.kubeconfig(&format!("{{token: {TOKEN}}}"));
+    let secrets = server.follow();
+    // The first one has ended then.
+    server.is_asked(2).await;
+    assert_eq!(elsewhere.requests().len(), 0);
+    assert_eq!(user(&secrets, "a.example").await, None);
+}
+
+#[tokio::test]
+async fn a_list_of_secrets_over_64_mib_is_refused() {
+    let config = data_of(&docker_config("a.example", "one"));
+    let object = secret("a", &config, 1);
+    for (length, found) in [(64 << 20, Some("one")), ((64 << 20) + 1, None)] {
+        let start = format!(r#"{{"metadata":{{"resourceVersion":"1"}},"items":[{object}]"#);
+        let list = format!("{start}{}}}", " ".repeat(length - start.len() - 1));
+        let list = axum::body::Bytes::from(list);
+        let server = Server::answering(move || status(200).body(list.clone())).await;
+        server.kubeconfig(&format!("{{token: {TOKEN}}}"));
+        let secrets = server.follow();
+        // The list is used then, or requested again.
+        server.is_asked(2).await;
+        assert_eq!(user(&secrets, "a.example").await.as_deref(), found);
+    }
+}
+
+/// Environment variables of the process that is alone with an authority of its own.
+const KUBECONFIG: &str = "SOCI_TEST_KUBECONFIG";
+const AUTHORITIES: &str = "SSL_CERT_FILE";
+
+/// In a process of its own: the authorities of the system are those of a process.
+#[tokio::test]
+async fn only_the_authority_of_the_kubeconfig_vouches_for_the_api_server() {
+    if let Some(path) = std::env::var_os(KUBECONFIG) {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let secrets = KubeSecrets::follow(KubeSettings {
+            kubeconfig: Some(path.into()),
+            period: None,
+        });
+        println!("found {:?}", user(&secrets, "a.example").await);
+        return;
+    }
+    let (server, other) = (Server::start().await, Server::start().await);
+    let of_server = server.https.certificate();
+    let cluster = &server.cluster;
+    cluster.set("a", &data_of(&docker_config("a.example", "one")));
+    let authorities = server.folder.path().join("authorities.pem");
+    std::fs::write(&authorities, of_server).unwrap();
+    server.kubeconfig(&format!("{{token: {TOKEN}}}"));
+    let text = std::fs::read_to_string(server.path()).unwrap();
+    let key = "certificate-authority-data";
+    let own = format!("    {key}: {}\n", base64(of_server));
+    let others = format!("    {key}: {}\n", base64(other.https.certificate()));
+    // Without an authority in the kubeconfig, those of the system count.
+    for (authority, found) in [
+        ("", r#"found Some("one")"#),
+        (others.as_str(), "found None"),
+    ] {
+        std::fs::write(server.path(), text.replace(&own, authority)).unwrap();
+        let test = "cluster::only_the_authority_of_the_kubeconfig_vouches_for_the_api_server";
+        let output = tokio::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture", test])
+            .env(KUBECONFIG, server.path())
+            .env(AUTHORITIES, &authorities)
+            .output()
+            .await
+            .unwrap();
+        let output = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.contains(found), "{authority}: {output}");
+    }
 }
 
 /// A tenant's secret with a wrong password stands before the right one in every order.

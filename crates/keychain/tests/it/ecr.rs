@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use parking_lot::Mutex;
 use soci_keychain::{AwsEnvironment, EcrKeychain};
 use soci_registry::{Credential, Credentials as _};
+use soci_testkit::fake::{Fake, Received, With as _, network_address, redirect, status};
 
 const REGISTRY: &str = "123456789012.dkr.ecr.eu-west-1.amazonaws.com";
 
@@ -290,5 +291,83 @@ async fn failures_name_the_service_hold_no_secret_and_count_for_a_while() {
         );
         assert_eq!(aws.asked.lock().len(), asked, "{part}");
         assert!(!format!("{keychain:?}").contains("hunter2"));
+    }
+}
+
+/// Looks a password up that there is none of. Returns why.
+async fn failure(url: &str, variables: &[(&str, &str)]) -> String {
+    let looked_up = keychain(url, variables).lookup(REGISTRY, None).await;
+    looked_up.unwrap_err().to_string()
+}
+
+#[tokio::test]
+async fn the_containers_token_leaves_this_machine_by_https_only() {
+    let agent = Fake::start_at(network_address(), |_, _| Some(status(200).body(keys("X")))).await;
+    let error = failure(
+        "http://127.0.0.1:1",
+        &[
+            ("AWS_CONTAINER_CREDENTIALS_FULL_URI", &agent.url("/v1")),
+            ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "agent-token"),
+        ],
+    )
+    .await;
+    let part = "neither this machine, an agent of ECS or EKS, nor reached by https";
+    assert!(error.contains(part), "{error}");
+    assert_eq!(agent.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn keys_and_tokens_follow_no_redirect() {
+    let elsewhere = Fake::start(|_, _| Some(status(200).body("x"))).await;
+    let target = elsewhere.url("/");
+    let aws = Fake::start(move |_, _| Some(redirect(307, &target))).await;
+    let own_keys = [
+        ("AWS_ACCESS_KEY_ID", "A"),
+        ("AWS_SECRET_ACCESS_KEY", "hunter2"),
+    ];
+    for variables in [&own_keys[..], &[]] {
+        let error = failure(&aws.url(""), variables).await;
+        assert!(error.contains("status 307"), "{error}");
+    }
+    assert_eq!(aws.requests().len(), 2);
+    assert_eq!(elsewhere.requests().len(), 0);
+}
+
+/// A metadata service with a role of this name.
+fn metadata(role: &'static str) -> impl Fn(usize, &Received) -> Option<axum::response::Response> {
+    move |number, _| {
+        Some(match number {
+            0 => status(200).body("imds-session"),
+            1 => status(200).body(role),
+            _ => status(200).body(keys("INSTANCE")),
+        })
+    }
+}
+
+#[tokio::test]
+async fn the_name_of_a_role_is_not_a_path() {
+    for role in ["node-role/../../../evil?x", "..%2fevil", "a b", ""] {
+        let metadata = Fake::start(metadata(role)).await;
+        let error = failure(&metadata.url(""), &[]).await;
+        assert!(error.contains("no profile"), "{role:?}: {error}");
+        assert_eq!(metadata.requests().len(), 2, "{role:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_response_of_a_service_over_256_kib_is_refused() {
+    for (length, part) in [
+        (256 << 10, "no profile"),
+        ((256 << 10) + 1, "more than 262144 bytes"),
+    ] {
+        let metadata = Fake::start(move |number, _| {
+            Some(match number {
+                0 => status(200).body("imds-session"),
+                _ => status(200).body(" ".repeat(length)),
+            })
+        })
+        .await;
+        let error = failure(&metadata.url(""), &[]).await;
+        assert!(error.contains(part), "{error}");
     }
 }

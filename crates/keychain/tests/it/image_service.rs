@@ -267,6 +267,19 @@ async fn an_image_service_that_is_not_there_is_unavailable_and_may_come_later() 
 }
 
 #[tokio::test]
+async fn a_request_to_pull_over_4_mib_is_refused_unread() {
+    let stack = Stack::start().await;
+    stack.start_backend().await;
+    // The prefix counts as well.
+    let most = (4 << 20) - 5;
+    let (_, code) = stack.call("PullImage", &vec![0; most + 1]).await;
+    assert_eq!(code, Code::ResourceExhausted);
+    assert_eq!(stack.backend.seen.lock().len(), 0);
+    let (_, code) = stack.call("PullImage", &vec![0; most]).await;
+    assert_eq!(code, Code::Ok);
+}
+
+#[tokio::test]
 async fn bytes_that_are_not_a_message_are_forwarded_unread() {
     let stack = Stack::start().await;
     stack.start_backend().await;
