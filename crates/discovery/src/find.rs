@@ -363,6 +363,40 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_index_over_4_mib_is_not_used() {
+        let most = usize::try_from(MAX_INDEX_SIZE).unwrap();
+        let before = std::str::from_utf8(INDEX).unwrap().trim_end_matches('}');
+        let valid = |length: usize| {
+            let start = format!(r#"{before},"annotations":{{"padding":""#);
+            let text = format!("{start}{}\"}}}}", "x".repeat(length - start.len() - 3));
+            &*text.leak()
+        };
+        for (length, used) in [(most, true), (most + 1, false), (5 << 20, false)] {
+            let source = Image {
+                annotation: Some("INDEX"),
+                index: Some(valid(length).as_bytes()),
+                ..Image::default()
+            };
+            let image = ImageQuery {
+                digest: Digest::of(b"m"),
+                manifest: None,
+                explicit: None,
+            };
+            let found = find(&source, image, Policy::ALL).await;
+            if used {
+                found.unwrap();
+                continue;
+            }
+            let refusal = LayerRefusal::from(found.unwrap_err());
+            assert_eq!(refusal.code(), "no-index");
+            let text = soci_errors::chain(&refusal);
+            // Before it is parsed: the parser has a limit of its own, and other words for it.
+            let part = format!("larger than the limit of {MAX_INDEX_SIZE} bytes");
+            assert!(text.contains(&part), "{text}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_refusal_names_what_was_looked_for_and_each_cause() {
         let image = ImageQuery {
             digest: Digest::of(b"m"),

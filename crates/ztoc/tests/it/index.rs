@@ -1,6 +1,6 @@
 //! SOCI indexes that soci wrote.
 
-use soci_ztoc::soci_index::{IndexVersion, SociIndex, ZtocDescriptor};
+use soci_ztoc::soci_index::{IndexVersion, SociIndex, SociIndexError, ZtocDescriptor};
 
 #[test]
 fn every_golden_index_is_written_back_in_the_same_bytes() {
@@ -81,6 +81,33 @@ fn an_index_made_of_its_parts_has_socis_bytes() {
             assert_eq!(read.ztoc_for(&ztoc.layer_digest), Some(ztoc));
         }
         assert_eq!(read.ztoc_for(&soci_oci::Digest::of(b"no layer")), None);
+    }
+}
+
+#[test]
+fn a_valid_index_over_4_mib_is_refused_with_the_limit() {
+    const LIMIT: u64 = 4 << 20;
+    let bytes = v2_indexes("kinds").remove(0);
+    let index: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    let padded = |length: usize| {
+        let annotated = |padding: String| {
+            let mut index = index.clone();
+            index["annotations"]["padding"] = padding.into();
+            serde_json::to_vec(&index).unwrap()
+        };
+        let rest = annotated(String::new()).len();
+        annotated("x".repeat(length - rest))
+    };
+    let limit = usize::try_from(LIMIT).unwrap();
+    assert_eq!(padded(limit).len(), limit);
+    SociIndex::parse(&padded(limit)).unwrap();
+    for length in [limit + 1, 5 << 20] {
+        match SociIndex::parse(&padded(length)).unwrap_err() {
+            SociIndexError::TooLarge { size, limit } => {
+                assert_eq!((size, limit), (length as u64, LIMIT));
+            }
+            other => panic!("{other}"),
+        }
     }
 }
 
