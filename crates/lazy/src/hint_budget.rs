@@ -153,4 +153,19 @@ mod tests {
         assert!(!budget.is_waiting());
         assert_eq!(budget.bytes(), (160, 80));
     }
+
+    #[test]
+    fn the_number_of_spans_that_wait_is_bounded() {
+        let mut budget = HintBudget::new(LIMITS);
+        for span in 0..u32::try_from(MOST_WAITING).unwrap() + 10 {
+            budget.ask((0, span), 1000);
+            budget.ask_last((1, span), 1000);
+        }
+        assert_eq!(budget.grant(0, |_| false), []);
+        assert_eq!(budget.known.len(), MOST_WAITING);
+        // As soon as everything is allowed.
+        let granted = budget.grant(u64::MAX, |_| false);
+        let of_layer = |layer| granted.iter().filter(|span| span.0 == layer).count();
+        assert_eq!((of_layer(0), of_layer(1)), (MOST_WAITING, MOST_WAITING));
+    }
 }

@@ -104,11 +104,7 @@ impl ImageStore {
         let read = within(LIMIT, Box::pin(read_image(Content::new(&space), manifest)));
         if let Some(image) = read.await? {
             let image = Arc::new(image);
-            let mut images = self.images.lock();
-            if images.len() >= MAX_IMAGES {
-                images.clear();
-            }
-            images.insert(key, image.clone());
+            self.keep(key, image.clone());
             return Ok(Some(image));
         }
         if within(LIMIT, space.exists()).await? {
@@ -119,6 +115,15 @@ impl ImageStore {
             address: address.to_owned(),
             namespace: namespace.to_owned(),
         })
+    }
+
+    /// Keeps an image whose layers are prepared.
+    fn keep(&self, key: (String, Digest), image: Arc<StoredImage>) {
+        let mut images = self.images.lock();
+        if images.len() >= MAX_IMAGES {
+            images.clear();
+        }
+        images.insert(key, image);
     }
 
     /// Reads a manifest, if containerd has it.
@@ -431,6 +436,25 @@ mod tests {
             let registry = reference.registry();
             assert_eq!(with_port, format!("{SOURCE_PREFIX}{registry}"));
             assert_eq!(without, format!("{SOURCE_PREFIX}{host}"));
+        }
+    }
+
+    #[test]
+    fn the_images_that_are_kept_are_bounded() {
+        let store = ImageStore::default();
+        for number in 0..=MAX_IMAGES {
+            let digest = Digest::of(&number.to_le_bytes());
+            let config = soci_oci::Descriptor::of("config", b"{}");
+            let config = serde_json::to_string(&config).unwrap();
+            let text = format!(r#"{{"schemaVersion":2,"config":{config},"layers":[]}}"#);
+            let image = StoredImage {
+                digest,
+                manifest: serde_json::from_str(&text).unwrap(),
+                chain_ids: Vec::new(),
+            };
+            store.keep(("test".to_owned(), digest), Arc::new(image));
+            let kept = store.images.lock().len();
+            assert!((1..=MAX_IMAGES).contains(&kept), "{kept}");
         }
     }
 }

@@ -160,3 +160,40 @@ impl LocalCopy {
         stream::iter(pieces).then(|piece| piece).boxed()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use futures::TryStreamExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_copy_that_had_wrong_bytes_is_not_read_again() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"wrong").unwrap();
+        let (copy, images) = (
+            LocalCopy::new(Digest::of(b"right"), 5),
+            ImageStore::default(),
+        );
+        let lend = |copy: &LocalCopy| copy.read_from(file.try_clone().unwrap());
+        let read = async |copy: &LocalCopy| {
+            let stream = copy.range(1..4, &images, BTreeSet::new).await?;
+            let pieces: Vec<Bytes> = stream.try_collect().await.unwrap();
+            Some(pieces.concat())
+        };
+        assert_eq!(read(&copy).await, None);
+        assert!(!copy.served_damage(), "the registry did");
+        let guard = lend(&copy);
+        assert_eq!(read(&copy).await.as_deref(), Some(&b"ron"[..]));
+        assert!(copy.is_used());
+        assert!(copy.served_damage());
+        // Nor is one that is lent afterwards.
+        let another = lend(&copy);
+        assert_eq!(read(&copy).await, None);
+        assert!(!copy.is_used());
+        assert!(!copy.served_damage());
+        drop((guard, another));
+    }
+}

@@ -96,20 +96,59 @@ mod tests {
 
     #[test]
     fn orders_that_lead_elsewhere_are_not_carried_out() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("file"), vec![1; 3 << 20]).unwrap();
-        std::os::unix::fs::symlink("/etc", folder.path().join("link")).unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("mount");
+        std::fs::create_dir_all(folder.join("sub")).unwrap();
+        let content = vec![1; 3 << 20];
+        std::fs::write(folder.join("file"), &content).unwrap();
+        std::fs::write(root.path().join("outside"), content).unwrap();
+        for (target, link) in [("/etc", "link"), ("file", "inner")] {
+            std::os::unix::fs::symlink(target, folder.join(link)).unwrap();
+        }
         let order = |path: &str| ReadOrder {
-            mount: folder.path().as_os_str().as_bytes().to_vec(),
+            mount: folder.as_os_str().as_bytes().to_vec(),
             path: path.as_bytes().to_vec(),
             ranges: vec![0..1 << 20, 2 << 20..4 << 20],
         };
-        carry_out(&order("/file")).unwrap();
-        for path in ["link/passwd", "../x", "/link", "none"] {
+        for path in ["/file", "sub/../file"] {
+            carry_out(&order(path)).unwrap();
+        }
+        let outside = root.path().join("outside").display().to_string();
+        let absolute = format!("/{outside}");
+        for path in [
+            "link/passwd",
+            "../outside",
+            "sub/../../outside",
+            &absolute,
+            "/link",
+            "/inner",
+            "none",
+        ] {
             assert!(carry_out(&order(path)).is_err(), "{path}");
         }
         let line = serde_json::to_string(&order("/file")).unwrap();
         read_into_page_cache(format!("{line}\n{line}\n").as_bytes()).unwrap();
         read_into_page_cache(&b"{}\n"[..]).unwrap_err();
+    }
+
+    /// Reading any of these fails.
+    #[test]
+    fn only_regular_files_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("sub")).unwrap();
+        let pipe = (rustix::fs::FileType::Fifo, folder.path().join("pipe"));
+        rustix::fs::mknodat(rustix::fs::CWD, pipe.1, pipe.0, 0o600.into(), 0).unwrap();
+        let of = |mount: &Path, path: &str| ReadOrder {
+            mount: mount.as_os_str().as_bytes().to_vec(),
+            path: path.as_bytes().to_vec(),
+            ranges: vec![0..1, 1..2],
+        };
+        for path in ["sub", "pipe"] {
+            carry_out(&of(folder.path(), path)).unwrap();
+        }
+        // A device that each user may open.
+        let device = Path::new("/dev/ptmx").canonicalize().unwrap();
+        let name = device.file_name().and_then(|name| name.to_str()).unwrap();
+        carry_out(&of(device.parent().unwrap(), name)).unwrap();
     }
 }

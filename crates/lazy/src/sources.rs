@@ -346,4 +346,26 @@ mod tests {
             assert_eq!(share, Duration::from_secs(seconds));
         }
     }
+
+    #[tokio::test]
+    async fn the_repositories_and_namespaces_of_a_layer_are_bounded() {
+        let client = Client::new(
+            soci_registry::ClientConfig::default(),
+            Arc::new(soci_registry::NoCredentials),
+        );
+        let blob = Descriptor::of(soci_oci::media_types::OCI_LAYER_GZIP, b"layer");
+        let meters = Arc::new(Meters::new().unwrap());
+        let sources = Sources::new(client.unwrap(), meters, Arc::default(), blob);
+        for number in 0..20 {
+            let image = format!("registry.example/app{number}:1");
+            for _ in 0..2 {
+                sources.add(&image.parse().unwrap());
+                sources.add_namespace(&format!("namespace{number}"));
+            }
+        }
+        assert_eq!(sources.known.read().len(), MAX_REPOSITORIES);
+        assert_eq!(sources.namespaces.read().len(), MAX_NAMESPACES);
+        assert!(sources.has("registry.example/app15"));
+        assert!(!sources.has("registry.example/app16"));
+    }
 }

@@ -346,20 +346,10 @@ mod tests {
         )
     }
 
-    /// Finds the order of an image whose index lists these artifacts, which are stored.
-    async fn order(artifacts: &[(&str, &str)], config: ProfileConfig) -> Vec<(LayerKey, u32)> {
-        let dir = tempfile::tempdir().unwrap();
-        let layout = OciLayout::open(dir.path()).unwrap();
-        let listed = artifacts.iter().map(|(layer, artifact)| {
-            let listed = PrefetchDescriptor::new(artifact.as_bytes(), Digest::of(layer.as_bytes()));
-            layout.put(&listed.descriptor, artifact.as_bytes()).unwrap();
-            listed
-        });
-        let ztocs = vec![ztoc("a"), ztoc("b")];
-        let (version, listed) = (IndexVersion::V2, listed.collect());
-        let index = SociIndex::new(version, ztocs, listed, None, BTreeMap::new());
+    /// Finds orders with the artifacts of this store, and at no registry.
+    fn orders(layout: OciLayout, config: ProfileConfig) -> StartOrders {
         let credentials = Arc::new(ChainedCredentials::new(Vec::new()));
-        let orders = StartOrders {
+        StartOrders {
             files: None,
             client: Client::new(ClientConfig::default(), credentials).unwrap(),
             artifacts: Artifacts::Layout(layout),
@@ -367,17 +357,46 @@ mod tests {
             layers: Arc::default(),
             // Only ends a test that hangs.
             time_limit: Duration::from_secs(600),
-        };
-        let image = ImageKey {
+        }
+    }
+
+    fn image() -> ImageKey {
+        ImageKey {
             // Nothing listens there.
             reference: "127.0.0.1:1/app:1".parse().unwrap(),
             manifest: Digest::of(b"m"),
             explicit_index: None,
             namespace: String::new(),
-        };
+        }
+    }
+
+    /// Finds the order of an image whose index lists these artifacts, which are stored.
+    async fn order<T: AsRef<str>>(
+        artifacts: &[(T, T)],
+        config: ProfileConfig,
+    ) -> Vec<(LayerKey, u32)> {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = OciLayout::open(dir.path()).unwrap();
+        let artifacts: Vec<(&str, &str)> = artifacts
+            .iter()
+            .map(|(layer, artifact)| (layer.as_ref(), artifact.as_ref()))
+            .collect();
+        let mut layers: Vec<&str> = ["a", "b"].into();
+        layers.extend(artifacts.iter().map(|(layer, _)| *layer));
+        // No zTOC of that layer is listed.
+        layers.retain(|layer| *layer != "c");
+        let listed = artifacts.iter().map(|(layer, artifact)| {
+            let listed = PrefetchDescriptor::new(artifact.as_bytes(), Digest::of(layer.as_bytes()));
+            layout.put(&listed.descriptor, artifact.as_bytes()).unwrap();
+            listed
+        });
+        let ztocs = layers.into_iter().map(ztoc).collect();
+        let (version, listed) = (IndexVersion::V2, listed.collect());
+        let index = SociIndex::new(version, ztocs, listed, None, BTreeMap::new());
+        let orders = orders(layout, config);
         let digest = Digest::of(b"index");
         let found = orders
-            .find(&image, &FoundIndex { digest, index }, false)
+            .find(&image(), &FoundIndex { digest, index }, false)
             .await;
         found.map_or_else(Vec::new, |(origin, order)| {
             assert_eq!(origin, StartOrigin::Index);
@@ -431,5 +450,38 @@ mod tests {
         assert_eq!(order(&artifacts, config()).await, [(key("a"), 3)]);
         let many: Vec<(&str, &str)> = vec![("a", &good); 5000];
         assert_eq!(order(&many, config()).await, [(key("a"), 3)]);
+    }
+
+    #[tokio::test]
+    async fn artifacts_over_the_limits_of_size_and_number_are_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = OciLayout::open(dir.path()).unwrap();
+        let orders = orders(layout.clone(), ProfileConfig::default());
+        let valid = |length: usize| {
+            let start = r#"{"version":"1.0","prefetch_spans":[{"start_span":1,"end_span":1}]"#;
+            format!("{start}{}}}", " ".repeat(length - start.len() - 1))
+        };
+        let limit = usize::try_from(MAX_ARTIFACT).unwrap();
+        for (length, stored) in [(limit, true), (limit + 1, true), (limit + 1, false)] {
+            let bytes = valid(length);
+            let artifact = PrefetchDescriptor::new(bytes.as_bytes(), Digest::of(b"a")).descriptor;
+            match stored {
+                true => drop(layout.put(&artifact, bytes.as_bytes()).unwrap()),
+                false => assert!(layout.delete(&artifact.digest).unwrap()),
+            }
+            // Without the limit, it would be requested of a registry that is not there.
+            match orders.fetch_listed(&image(), &artifact).await {
+                Ok(_) => assert_eq!(length, limit),
+                Err(FetchError::TooLarge { size }) => assert_eq!(size, MAX_ARTIFACT + 1),
+                Err(error) => panic!("{error}"),
+            }
+        }
+
+        let artifact = r#"{"version":"1.0","prefetch_spans":[{"start_span":1,"end_span":1}]}"#;
+        let layers = (0..MAX_ARTIFACTS + 50).map(|layer| format!("layer {layer}"));
+        let artifacts: Vec<(String, String)> =
+            layers.map(|layer| (layer, artifact.to_owned())).collect();
+        let played = order(&artifacts, ProfileConfig::default()).await;
+        assert_eq!(played.len(), MAX_ARTIFACTS);
     }
 }

@@ -3,15 +3,18 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use soci_layer::{LowerLayer, attributes_below};
+use soci_layer::{LayerProvider as _, LayerRequest, LowerLayer, ParentLayer, attributes_below};
 use soci_layerfs::{ImpliedDirectories, ImpliedError, Tree, TreeError, TreeOptions, TreeView};
+use soci_lazy::{LazyConfig, MemoryLimits};
 use soci_testkit::Layer;
 use soci_unpack::{ApplyOptions, LowerDirectory, apply};
 use soci_ztoc::{BuildOptions, Compression};
+
+use crate::large_ztoc::{alone, small, world};
 
 /// Mode, owner, group and extended attributes of each directory, by path.
 type Directories = BTreeMap<PathBuf, (u32, u32, u32, Vec<(Vec<u8>, Vec<u8>)>)>;
@@ -260,4 +263,52 @@ fn a_lookup_that_takes_too_much_is_refused_with_the_limit() {
         matches!(ended, ImpliedError::Tree(TreeError::Cancelled)),
         "{ended}"
     );
+}
+
+#[test]
+fn attributes_of_implied_directories_count_against_the_trees_of_the_image() {
+    world(vec![small("deep/folder/file")]).test(async |world| {
+        let below = world.root.dir("below").unwrap();
+        fs::create_dir_all(below.join("deep/folder")).unwrap();
+        fs::set_permissions(below.join("deep"), fs::Permissions::from_mode(0o700)).unwrap();
+        // Why the layer is not mounted within this limit.
+        let refusal = async |image_trees: u64, parents: Vec<ParentLayer>| {
+            let limits = MemoryLimits {
+                image_trees,
+                ..MemoryLimits::default()
+            };
+            let lazy = world.lazy(LazyConfig {
+                limits,
+                ..LazyConfig::default()
+            });
+            let request = LayerRequest {
+                parents,
+                ..alone(world, 0, "a")
+            };
+            fs::create_dir_all(&request.snapshot).unwrap();
+            match lazy.mount(request.clone()).await {
+                Err(refusal) => Some(soci_errors::chain(&refusal)),
+                Ok(_) => {
+                    lazy.unmount(&request.mountpoint).await.unwrap();
+                    None
+                }
+            }
+        };
+        // What the tree takes.
+        let (mut less, mut taken) = (0_u64, 1 << 20);
+        while taken - less > 1 {
+            let middle = less.midpoint(taken);
+            match refusal(middle, Vec::new()).await {
+                Some(_) => less = middle,
+                None => taken = middle,
+            }
+        }
+        let parents = vec![ParentLayer {
+            directory: below,
+            lazy: false,
+        }];
+        let refused = refusal(taken, parents.clone()).await.unwrap();
+        assert!(refused.contains("limits.image_tree_bytes"), "{refused}");
+        assert_eq!(refusal(taken + (64 << 10), parents).await, None);
+    });
 }

@@ -1,4 +1,4 @@
-//! From labels to a mounted layer. Needs root, FUSE and docker-registry.
+//! From labels to a mounted layer. Needs root, FUSE, docker-registry and containerd.
 
 #![allow(
     clippy::disallowed_methods,
@@ -7,6 +7,7 @@
 )]
 
 mod full_disk;
+mod image_store;
 mod implied;
 mod independence;
 mod large_ztoc;
@@ -15,3 +16,4 @@ mod outages;
 mod provider;
 mod range_answers;
 mod sharing;
+mod verdict;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use soci_discovery::Policy;
+use soci_discovery::{LazyRegistries, Policy};
 use soci_fetch::SpanFetcher;
 use soci_layer::{
     IdMaps, IdRange, LayerProvider, LayerRefusal, LayerRequest, MountedInfo, ParentLayer, Purpose,
@@ -118,7 +118,7 @@ impl World {
             .block_on(test(&mut self));
     }
 
-    fn client() -> Client {
+    pub(crate) fn client() -> Client {
         Self::client_with(Arc::new(NoCredentials))
     }
 
@@ -152,6 +152,17 @@ impl World {
         config: LazyConfig,
         fetch: soci_fetch::FetchConfig,
     ) -> (Arc<LazyLayers>, Arc<SpanFetcher>) {
+        self.lazy_beside(soci_lazy::ImageStore::default(), client, config, fetch)
+    }
+
+    /// Lazy layers beside a containerd with these images.
+    pub(crate) fn lazy_beside(
+        &self,
+        images: soci_lazy::ImageStore,
+        client: Client,
+        config: LazyConfig,
+        fetch: soci_fetch::FetchConfig,
+    ) -> (Arc<LazyLayers>, Arc<SpanFetcher>) {
         let root = self.root.dir("daemon").unwrap();
         let fetcher = SpanFetcher::new(fetch, tokio::runtime::Handle::current());
         let components = Components {
@@ -159,7 +170,7 @@ impl World {
             layers: LayerStore::open(&root.join("soci/layers"), LayerStoreConfig::default())
                 .unwrap(),
             artifacts: Artifacts::Layout(OciLayout::open(&root.join("content")).unwrap()),
-            images: soci_lazy::ImageStore::default(),
+            images,
             content: OciLayout::open(&root.join("content")).unwrap(),
             index_notes: root.join("soci/images"),
             profiles: root.join("soci/profiles"),
@@ -238,7 +249,7 @@ impl World {
 }
 
 /// Blocking reads go to other threads, so that they cannot keep the fetcher from running.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(work).await.unwrap()
 }
 
@@ -467,6 +478,40 @@ fn an_index_of_version_1_is_found_among_the_referrers_where_that_is_enabled() {
         request.labels.insert(label, digest.to_string());
         lazy.mount(request.clone()).await.unwrap();
         unmount(&lazy, &request.mountpoint).await;
+    });
+}
+
+#[test]
+fn an_image_that_may_not_be_lazy_causes_no_request() {
+    World::new("kinds", "soci-v2").test(async |world| {
+        let off = LazyConfig {
+            policy: Policy {
+                soci_v1: false,
+                soci_v2: false,
+                explicit_index: false,
+            },
+            ..LazyConfig::default()
+        };
+        let elsewhere = LazyConfig {
+            lazy_registries: LazyRegistries::new(["registry.example".to_owned()]),
+            ..LazyConfig::default()
+        };
+        for (config, code) in [(off, "disabled"), (elsewhere, "untrusted-registry")] {
+            let lazy = world.lazy(config);
+            world.proxy.reset_stats();
+            let mut request = world.request(0, "a");
+            // Layers above would be fetched to be unpacked.
+            let above = "containerd.io/snapshot/cri.image-layers";
+            request.labels.remove(above);
+            let refusal = lazy.mount(request.clone()).await.unwrap_err();
+            assert_eq!(refusal.code(), code);
+            let label = "containerd.io/snapshot/remote/soci.index.digest".to_owned();
+            let index = Digest::of(b"index").to_string();
+            request.labels.insert(label, index);
+            let refusal = lazy.mount(request).await.unwrap_err();
+            assert_eq!(refusal.code(), code);
+            assert_eq!(world.proxy.stats().total().requests, 0, "{code}");
+        }
     });
 }
 
