@@ -47,8 +47,10 @@ pub trait PlayedLayer {
     fn size(&self, span: u32) -> Option<u64>;
     /// Whether a span is stored.
     fn is_stored(&self, span: u32) -> bool;
-    /// Whether the store has room for a span that no reader waits for.
-    fn has_room(&self, span: u32) -> bool;
+    /// Bytes that a span takes in the store.
+    fn length(&self, span: u32) -> u64;
+    /// Bytes that the store has room for without evicting anything: that of all layers.
+    fn room(&self) -> u64;
     /// Whether a reader requested a span.
     fn was_read(&self, span: u32) -> bool;
     /// Rate of the link to the layer in bytes per second, if it is known.
@@ -207,6 +209,8 @@ impl Playback {
         }
         let began = *self.progress.get_or_insert(now);
         let (mut bytes, mut used, mut outstanding, mut arrived) = (0, 0, 0_u64, 0_u64);
+        // Bytes of the store that what is outstanding will take.
+        let mut promised = 0_u64;
         let mut progress = false;
         let mut busy = std::collections::HashSet::new();
         for (span, state) in &mut self.spans {
@@ -225,6 +229,7 @@ impl Playback {
                 }
                 State::Wanted => {
                     outstanding += size;
+                    promised = promised.saturating_add(layer.length(span.span));
                     busy.insert(span.layer);
                 }
                 State::Waiting if layer.is_stored(span.span) => *state = State::Skipped,
@@ -269,7 +274,8 @@ impl Playback {
             if outstanding > 0 && outstanding + size > window {
                 break;
             }
-            if !layer.has_room(span.span) {
+            let length = layer.length(span.span);
+            if promised.saturating_add(length) > layer.room() {
                 *state = State::Skipped;
                 continue;
             }
@@ -279,6 +285,7 @@ impl Playback {
             busy.insert(span.layer);
             *state = State::Wanted;
             outstanding += size;
+            promised = promised.saturating_add(length);
             bytes += size;
             self.progress = Some(now);
             self.probe.wanted(now);
@@ -334,7 +341,7 @@ mod tests {
         fetched: RefCell<Vec<u32>>,
         stored: RefCell<BTreeSet<u32>>,
         read: RefCell<BTreeSet<u32>>,
-        room: bool,
+        room: u64,
         rate: std::cell::Cell<Option<u64>>,
     }
 
@@ -342,7 +349,7 @@ mod tests {
         fn new(spans: u32) -> Option<Self> {
             Some(Self {
                 spans,
-                room: true,
+                room: u64::MAX,
                 ..Self::default()
             })
         }
@@ -361,8 +368,12 @@ mod tests {
         fn is_stored(&self, span: u32) -> bool {
             self.stored.borrow().contains(&span)
         }
-        fn has_room(&self, _: u32) -> bool {
-            self.room
+        fn length(&self, _: u32) -> u64 {
+            2 * SPAN
+        }
+        fn room(&self) -> u64 {
+            let stored = self.stored.borrow().len() as u64;
+            self.room.saturating_sub(stored * 2 * SPAN)
         }
         fn was_read(&self, span: u32) -> bool {
             self.read.borrow().contains(&span)
@@ -500,6 +511,25 @@ mod tests {
         layer.arrive();
         assert!(!play.step(&layers, Some(first), later).ended);
         assert!(play.step(&layers, Some(first), later + STUCK).ended);
+    }
+
+    #[test]
+    fn what_the_store_has_no_room_for_is_left_out() {
+        for (room, fetched) in [(u64::MAX, 10), (7 * SPAN, 3), (SPAN, 0)] {
+            let mut play = Playback::new(spans(0, 0..10));
+            let mut layers = [Fake::new(10)];
+            layers[0].as_mut().unwrap().room = room;
+            let layer = layers[0].as_ref().unwrap();
+            let now = Instant::now();
+            // What is on its way counts as stored.
+            let played = play.step(&layers, None, now);
+            assert_eq!(played.bytes, fetched * SPAN);
+            layer.arrive();
+            assert_eq!(layer.stored.borrow().len() as u64, fetched);
+            let played = play.step(&layers, Some(now), now);
+            assert_eq!((played.bytes, played.ended), (fetched * SPAN, true));
+            assert!(!played.held);
+        }
     }
 
     proptest! {

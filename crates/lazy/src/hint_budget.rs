@@ -76,11 +76,13 @@ impl HintBudget {
 
     /// Grants spans in the order in which they were requested, as far as the limits allow.
     /// `was_read` is called for each span that was granted and not read yet; `read_bytes` is the
-    /// compressed size of all spans that were read.
+    /// compressed size of all spans that were read. A span without room in the store is left out for
+    /// good.
     pub(crate) fn grant(
         &mut self,
         read_bytes: u64,
         was_read: impl Fn(HintedSpan) -> bool,
+        mut take_room: impl FnMut(HintedSpan) -> bool,
     ) -> Vec<HintedSpan> {
         self.unread.retain(|span, bytes| {
             let read = was_read(*span);
@@ -97,8 +99,10 @@ impl HintBudget {
                 if self.unread_bytes.saturating_add(bytes) > most {
                     break;
                 }
-                self.note(span, bytes);
-                granted.push(span);
+                if take_room(span) {
+                    self.note(span, bytes);
+                    granted.push(span);
+                }
             }
             self.waiting.pop_front();
         }
@@ -110,12 +114,19 @@ impl HintBudget {
                     break;
                 }
                 self.known.insert(span);
-                self.note(span, bytes);
-                granted.push(span);
+                if take_room(span) {
+                    self.note(span, bytes);
+                    granted.push(span);
+                }
             }
             self.last.pop_front();
         }
         granted
+    }
+
+    /// The spans that were granted and not read.
+    pub(crate) fn unread(&self) -> impl Iterator<Item = HintedSpan> + '_ {
+        self.unread.keys().copied()
     }
 
     /// Compressed bytes that were granted, and those of them that were not read.
@@ -143,12 +154,12 @@ mod tests {
         for span in [0, 1, 1, 2, 3, 4, 5] {
             budget.ask((0, span), 40);
         }
-        assert_eq!(budget.grant(0, |_| false), [(0, 0), (0, 1)]);
-        assert_eq!(budget.grant(0, |_| false), []);
+        assert_eq!(budget.grant(0, |_| false, |_| true), [(0, 0), (0, 1)]);
+        assert_eq!(budget.grant(0, |_| false, |_| true), []);
         // Half of what was read in addition.
-        assert_eq!(budget.grant(100, |_| false), [(0, 2)]);
+        assert_eq!(budget.grant(100, |_| false, |_| true), [(0, 2)]);
         // What is read makes room, and needs no fetch any more.
-        let granted = budget.grant(100, |(_, span)| span != 2 && span != 5);
+        let granted = budget.grant(100, |(_, span)| span != 2 && span != 5, |_| true);
         assert_eq!(granted, [(0, 5)]);
         assert!(!budget.is_waiting());
         assert_eq!(budget.bytes(), (160, 80));
@@ -161,11 +172,25 @@ mod tests {
             budget.ask((0, span), 1000);
             budget.ask_last((1, span), 1000);
         }
-        assert_eq!(budget.grant(0, |_| false), []);
+        assert_eq!(budget.grant(0, |_| false, |_| true), []);
         assert_eq!(budget.known.len(), MOST_WAITING);
         // As soon as everything is allowed.
-        let granted = budget.grant(u64::MAX, |_| false);
+        let granted = budget.grant(u64::MAX, |_| false, |_| true);
         let of_layer = |layer| granted.iter().filter(|span| span.0 == layer).count();
         assert_eq!((of_layer(0), of_layer(1)), (MOST_WAITING, MOST_WAITING));
+    }
+
+    #[test]
+    fn a_span_without_room_in_the_store_is_left_out_and_takes_no_part_of_the_budget() {
+        let mut budget = HintBudget::new(LIMITS);
+        for span in 0..4 {
+            budget.ask((0, span), 40);
+        }
+        budget.ask_last((1, 0), 10);
+        let has_room = |(layer, span)| layer == 0 && span >= 2;
+        assert_eq!(budget.grant(1000, |_| false, has_room), [(0, 2), (0, 3)]);
+        assert_eq!(budget.bytes(), (80, 80));
+        budget.ask((0, 0), 40);
+        assert_eq!(budget.grant(1000, |_| false, |_| true), [], "for good");
     }
 }

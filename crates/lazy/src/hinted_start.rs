@@ -33,16 +33,30 @@ const START_READAHEAD_KIB: u32 = 512;
 const SMALL_FILE: u64 = 1 << 20;
 /// Files up to this size are read whole by the kernel, in bytes.
 const READ_WHOLE: u64 = 128 << 10;
-/// Layers up to this compressed size are fetched whole, in bytes.
-const SMALL_LAYER: u64 = 120_000_000;
-/// Code up to this compressed size is fetched whole, in bytes.
-const MOST_CODE: u64 = 40_000_000;
 /// Number of files that are looked at in a start.
 const MOST_FILES: usize = 8192;
 /// Number of libraries of one folder that are looked at.
 const MOST_IN_FOLDER: usize = 64;
 /// Number of ranges that are remembered of a file.
 const MOST_RANGES: usize = 4096;
+
+/// What is small enough to be fetched whole.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WholeSizes {
+    /// Layers up to this compressed size are, in bytes.
+    pub(crate) layer: u64,
+    /// Code up to this compressed size is, in bytes.
+    pub(crate) code: u64,
+}
+
+impl Default for WholeSizes {
+    fn default() -> Self {
+        Self {
+            layer: 120_000_000,
+            code: 40_000_000,
+        }
+    }
+}
 
 /// The state of one start.
 pub(crate) struct HintedStart {
@@ -53,6 +67,7 @@ pub(crate) struct HintedStart {
     mounts: HashMap<LayerKey, WeakMountedLayer>,
     profile: Option<HashMap<LayerKey, KnownLayer>>,
     budget: HintBudget,
+    pub(crate) whole: WholeSizes,
     files: HashMap<(usize, u64), HintedFile>,
     /// The files in the order in which they became known.
     order: Vec<(usize, u64)>,
@@ -73,6 +88,7 @@ impl HintedStart {
             }),
             hints,
             events,
+            whole: WholeSizes::default(),
             layers: Vec::new(),
             mounts: HashMap::new(),
             profile: None,
@@ -82,6 +98,12 @@ impl HintedStart {
             has_reads: false,
             idle: 0,
         }
+    }
+
+    /// Replaces the switches and limits.
+    #[cfg(test)]
+    pub(crate) fn set_hints(&mut self, hints: Arc<Hints>) {
+        self.hints = hints;
     }
 
     pub(crate) async fn run(mut self, mut events: mpsc::UnboundedReceiver<HintEvent>) {
@@ -138,7 +160,7 @@ impl HintedStart {
         busy.then_some(period)
     }
 
-    fn note(&mut self, event: HintEvent) {
+    pub(crate) fn note(&mut self, event: HintEvent) {
         match event {
             HintEvent::Opened(mut layer) => {
                 let number = self.layers.len();
@@ -194,7 +216,7 @@ impl HintedStart {
             .upgrade()
             .map(|data| data.stored().spans().clone());
         let Some(spans) = spans else { return };
-        let is_small = spans.compressed_size() <= SMALL_LAYER;
+        let is_small = spans.compressed_size() <= self.whole.layer;
         if self.hints.config.enable && !self.has_profile() && is_small {
             for (span, bytes) in self.missing(number, 0..spans.len()) {
                 self.budget.ask_last((number, span), bytes);
@@ -293,7 +315,7 @@ impl HintedStart {
     }
 
     /// Looks further into files of which more is stored than before. Reads from the store.
-    fn look(&mut self) {
+    pub(crate) fn look(&mut self) {
         let mut at = 0;
         // Files that are found in others are looked at, too.
         while let Some(number) = self.order.get(at).copied() {
@@ -343,7 +365,7 @@ impl HintedStart {
         }
         if let Some(tar) = code {
             let covering = spans.covering(tar);
-            if covering.clone().map(|span| size(&data, span)).sum::<u64>() <= MOST_CODE {
+            if covering.clone().map(|span| size(&data, span)).sum::<u64>() <= self.whole.code {
                 self.ask(layer, covering);
                 if let (Some(file), Some(code)) = (self.files.get_mut(&number), found.code) {
                     file.expected.push(code);
@@ -406,12 +428,14 @@ impl HintedStart {
 
     /// Fetches what is needed to look further: little, and soon.
     fn fetch_urgently(&mut self, layer: usize, tar: Range<u64>) {
-        let Some(data) = self.data(layer) else {
+        let Some(data) = self.data(layer).filter(|_| !self.is_slow()) else {
             return;
         };
         let covering = data.stored().spans().covering(tar);
         let missing = self.missing(layer, covering).into_iter();
+        let mut room = self.room();
         let new: Vec<u32> = missing
+            .filter(|(span, _)| take(&mut room, uncompressed_size(&data, *span)))
             .filter(|(span, bytes)| self.budget.take((layer, *span), *bytes))
             .map(|(span, _)| span)
             .collect();
@@ -436,8 +460,34 @@ impl HintedStart {
         sized.collect()
     }
 
-    /// Fetches what the budget allows.
-    fn fetch(&mut self) {
+    /// Uncompressed bytes that hints may still bring into the store: what was granted and has not
+    /// arrived will need its part. What hints fetch evicts nothing.
+    fn room(&self) -> u64 {
+        let open: Vec<_> = self
+            .layers
+            .iter()
+            .map(|layer| layer.data.upgrade())
+            .collect();
+        let room = open.iter().flatten().next();
+        let room = room.map_or(0, |data| data.stored().room_for_start());
+        let on_their_way = self.budget.unread().filter_map(|(layer, span)| {
+            let data = open.get(layer)?.as_ref()?;
+            (!data.stored().has(SpanId(span))).then(|| uncompressed_size(data, span))
+        });
+        room.saturating_sub(on_their_way.sum())
+    }
+
+    /// Whether the link to the registry is too slow for hints. One whose rate is not known counts as
+    /// fast: the first reads of the container, which come before any hint, begin to show it, and the
+    /// budget bounds what is fetched until then.
+    fn is_slow(&self) -> bool {
+        let open = self.layers.iter().filter_map(|layer| layer.data.upgrade());
+        let mut rates = open.filter_map(|data| data.link_rate());
+        rates.any(|rate| rate < self.hints.config.min_link_rate)
+    }
+
+    /// Fetches what the budget and the store allow.
+    pub(crate) fn fetch(&mut self) {
         if !self.budget.is_waiting() {
             return;
         }
@@ -446,11 +496,7 @@ impl HintedStart {
             .iter()
             .map(|layer| layer.data.upgrade())
             .collect();
-        let slow = |data: &Arc<LazyLayer>| {
-            data.link_rate()
-                .is_some_and(|rate| rate < self.hints.config.min_link_rate)
-        };
-        if open.iter().flatten().any(slow) {
+        if self.is_slow() {
             return;
         }
         let read_bytes = self.layers.iter().zip(&open).map(|(layer, data)| {
@@ -468,8 +514,13 @@ impl HintedStart {
                 .get(layer)
                 .is_some_and(|layer| layer.log.was_read(span))
         };
+        let mut room = self.room();
+        let take_room = |(layer, span): HintedSpan| {
+            let data = open.get(layer).and_then(Option::as_ref);
+            data.is_some_and(|data| take(&mut room, uncompressed_size(data, span)))
+        };
         let mut lists = vec![Vec::new(); layers.len()];
-        for (layer, span) in self.budget.grant(read_bytes, was_read) {
+        for (layer, span) in self.budget.grant(read_bytes, was_read, take_room) {
             if let Some(list) = lists.get_mut(layer) {
                 list.push(span);
             }
@@ -531,4 +582,20 @@ fn size(data: &LazyLayer, span: u32) -> u64 {
     span.map_or(0, |span| {
         span.compressed.end.saturating_sub(span.compressed.start)
     })
+}
+
+/// Uncompressed size of a span in bytes.
+fn uncompressed_size(data: &LazyLayer, span: u32) -> u64 {
+    let span = data.stored().spans().get(SpanId(span));
+    span.map_or(0, |span| {
+        let range = span.uncompressed;
+        range.end.saturating_sub(range.start)
+    })
+}
+
+/// Takes a part of the room; false if there is not as much.
+fn take(room: &mut u64, bytes: u64) -> bool {
+    let left = room.checked_sub(bytes);
+    *room = left.unwrap_or(*room);
+    left.is_some()
 }

@@ -13,6 +13,8 @@ mod config;
 mod hint_budget;
 mod hinted_file;
 mod hinted_start;
+#[cfg(test)]
+mod hinting;
 mod hints;
 mod holder_link;
 mod image_counts;

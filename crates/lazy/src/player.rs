@@ -42,12 +42,15 @@ impl PlayedLayer for Played {
         self.data.stored().has(SpanId(span))
     }
 
-    fn has_room(&self, span: u32) -> bool {
-        let size = self.span(span).map_or(0, |span| {
+    fn length(&self, span: u32) -> u64 {
+        self.span(span).map_or(0, |span| {
             let range = span.uncompressed;
             range.end.saturating_sub(range.start)
-        });
-        size <= self.data.stored().room_for_start()
+        })
+    }
+
+    fn room(&self) -> u64 {
+        self.data.stored().room_for_start()
     }
 
     fn was_read(&self, span: u32) -> bool {

@@ -24,8 +24,12 @@ impl PlayedLayer for Open {
     fn is_stored(&self, span: u32) -> bool {
         self.layer.stored().has(SpanId(span))
     }
-    fn has_room(&self, _: u32) -> bool {
-        true
+    fn length(&self, _: u32) -> u64 {
+        0
+    }
+
+    fn room(&self) -> u64 {
+        u64::MAX
     }
     fn was_read(&self, span: u32) -> bool {
         self.log.was_read(span)
