@@ -10,6 +10,7 @@
 mod admission;
 mod artifacts;
 mod config;
+mod container_start;
 mod hint_budget;
 mod hinted_file;
 mod hinted_start;

@@ -131,6 +131,11 @@ impl Player {
         self.played
     }
 
+    /// Compressed bytes that it has fetched.
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.played.bytes
+    }
+
     pub(crate) const fn has_ended(&self) -> bool {
         self.played.ended
     }

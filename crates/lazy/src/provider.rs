@@ -20,6 +20,7 @@ use tracing::Instrument as _;
 
 use crate::LazyLayers;
 use crate::admission;
+use crate::container_start::ContainerStart;
 use crate::image_layer::ImageLayer;
 use crate::implied::ImpliedOf;
 use crate::index_files::FoundIndex;
@@ -78,7 +79,12 @@ impl LayerProvider for LazyLayers {
         for mountpoint in mountpoints.filter_map(|layer| layer.mountpoint.as_ref()) {
             self.table.note_use(mountpoint);
         }
-        admission::admit_use(self, use_of).await
+        let starting = ContainerStart::of(&self.table, &use_of);
+        admission::admit_use(self, use_of).await?;
+        if let Some(starting) = starting {
+            tokio::spawn(starting.begin(self.start_ups.clone()));
+        }
+        Ok(())
     }
 
     async fn check(

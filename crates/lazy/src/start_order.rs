@@ -158,7 +158,8 @@ impl StartOrders {
         })
     }
 
-    async fn recorded(&self, image: &ImageKey) -> Option<StartOrder> {
+    /// Returns what starts of an image on this node have read.
+    pub(crate) async fn recorded(&self, image: &ImageKey) -> Option<StartOrder> {
         let (files, manifest) = (self.files.clone()?, image.manifest);
         let loaded = soci_task::run(move || files.load(&manifest)).await.ok()?;
         let profile = loaded.unwrap_or_else(|error| {

@@ -1,5 +1,6 @@
 //! Starts of images: from the first Prepare on, what is known of earlier starts is played, and what
-//! the kernel reads is recorded for the next one.
+//! the kernel reads is recorded for the next one. A container of an image that stayed on the node and
+//! has lost spans begins one as well.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -63,14 +64,34 @@ pub(crate) struct StartUps {
     counters: Counters,
 }
 
+/// How a start begins.
+enum Beginning {
+    /// The image is pulled.
+    Pulled(Arc<FoundIndex>),
+    /// The daemon was restarted during the start, which an earlier process has marked.
+    Restored(Arc<FoundIndex>, StartMark),
+    /// A container starts from an image that stayed on the node and has lost a part of this order.
+    Evicted(StartOrder),
+}
+
+impl Beginning {
+    /// Whether the start is followed from its beginning. After an eviction it is not recorded: the
+    /// kernel may have pages of an earlier container, and does not request what they hold.
+    const fn is_whole(&self) -> bool {
+        matches!(
+            self,
+            Self::Pulled(_) | Self::Restored(_, StartMark::Waiting)
+        )
+    }
+}
+
 /// The start of one image.
 struct StartUp {
     image: ImageKey,
-    index: Arc<FoundIndex>,
-    /// It began with a pull, not with a restart of the daemon.
-    pulled: bool,
     /// It is recorded: it was followed from its beginning.
     recorded: bool,
+    /// A container is about to start: what was evicted since it was played is played again.
+    replay: AtomicBool,
     layers: Mutex<Vec<StartedLayer>>,
     hints: StartHints,
     /// Notified when a layer was opened.
@@ -81,8 +102,9 @@ struct StartUp {
 }
 
 impl StartUp {
+    /// How the next process has to resume it: only from its beginning it can be recorded.
     fn mark(&self) -> StartMark {
-        match self.reading.load(Ordering::Relaxed) {
+        match self.reading.load(Ordering::Relaxed) || !self.recorded {
             true => StartMark::Reading,
             false => StartMark::Waiting,
         }
@@ -129,7 +151,36 @@ impl StartUps {
 
     /// Begins the start of an image that is pulled, unless it has begun.
     pub(crate) fn begin(self: &Arc<Self>, image: &ImageKey, index: &Arc<FoundIndex>) {
-        self.follow(image, index, None);
+        let config = &self.orders.config;
+        let listed = config.prefetch && !index.index.prefetch.is_empty();
+        if config.enable || listed || self.hints.is_active() {
+            self.follow(image, Beginning::Pulled(index.clone()));
+        }
+    }
+
+    /// Begins the start of an image that stayed on the node, if a profile of it is stored there, and
+    /// `is_missing` for a part of what the profile lists. Returns whether it has begun. If the image
+    /// was pulled and no container has read since, what it lost is played again.
+    pub(crate) async fn begin_evicted(
+        self: &Arc<Self>,
+        image: &ImageKey,
+        is_missing: impl Fn(&LayerKey, u32) -> Option<bool>,
+    ) -> bool {
+        if let Some(start) = self.starts.lock().get(&image.manifest) {
+            start.replay.store(true, Ordering::Relaxed);
+            start.opened.notify_one();
+            return false;
+        }
+        let Some(mut order) = self.orders.recorded(image).await else {
+            return false;
+        };
+        let mut missing = false;
+        order.spans.retain(|(layer, span)| {
+            let is_missing = is_missing(layer, *span);
+            missing |= is_missing == Some(true);
+            is_missing.is_some()
+        });
+        missing && self.follow(image, Beginning::Evicted(order))
     }
 
     /// Resumes the start of an image that an earlier process followed: what is missing is played.
@@ -140,38 +191,32 @@ impl StartUps {
             return;
         }
         let marked = soci_task::run(move || files.marked(&manifest)).await;
-        if let Ok(Some(mark)) = marked {
-            self.follow(image, index, Some(mark));
+        let config = &self.orders.config;
+        let listed = config.prefetch && !index.index.prefetch.is_empty();
+        if let Ok(Some(mark)) = marked
+            && (config.enable || listed || self.hints.is_active())
+        {
+            self.follow(image, Beginning::Restored(index.clone(), mark));
         }
     }
 
-    /// Follows a start, which an earlier process may have `marked`.
-    fn follow(
-        self: &Arc<Self>,
-        image: &ImageKey,
-        index: &Arc<FoundIndex>,
-        marked: Option<StartMark>,
-    ) {
-        let config = &self.orders.config;
-        let listed = config.prefetch && !index.index.prefetch.is_empty();
-        if !config.enable && !listed && !self.hints.is_active() {
-            return;
-        }
+    /// Follows a start. Returns whether it does: it may have begun, and others may need the place.
+    fn follow(self: &Arc<Self>, image: &ImageKey, beginning: Beginning) -> bool {
+        let reading = matches!(beginning, Beginning::Restored(_, StartMark::Reading));
         let start = Arc::new(StartUp {
             image: image.clone(),
-            index: index.clone(),
-            pulled: marked.is_none(),
-            recorded: config.enable && marked != Some(StartMark::Reading),
+            recorded: self.orders.config.enable && beginning.is_whole(),
+            replay: AtomicBool::new(false),
             layers: Mutex::default(),
             hints: self.hints.begin(),
             opened: Notify::new(),
             playing: Mutex::default(),
-            reading: AtomicBool::new(marked == Some(StartMark::Reading)),
+            reading: AtomicBool::new(reading),
         });
         {
             let mut starts = self.starts.lock();
             if starts.contains_key(&image.manifest) {
-                return;
+                return false;
             }
             if starts.len() >= MOST_STARTS {
                 // An image that was pulled ahead makes room for one that starts.
@@ -179,7 +224,7 @@ impl StartUps {
                     |(_, start): &(&Digest, &Arc<StartUp>)| !start.reading.load(Ordering::Relaxed);
                 let Some(manifest) = starts.iter().find(waiting).map(|(manifest, _)| *manifest)
                 else {
-                    return;
+                    return false;
                 };
                 starts.remove(&manifest);
             }
@@ -192,8 +237,9 @@ impl StartUps {
             image = %image.reference,
             manifest = %image.manifest,
         );
-        let follow = follow(Arc::downgrade(self), self.orders.clone(), start);
+        let follow = follow(Arc::downgrade(self), self.orders.clone(), start, beginning);
         tokio::spawn(follow.instrument(span));
+        true
     }
 
     /// Notes that a layer of an image is open.
@@ -326,7 +372,12 @@ impl StartUps {
 }
 
 /// Plays and records a start until it has ended.
-async fn follow(starts: Weak<StartUps>, orders: Arc<StartOrders>, start: Arc<StartUp>) {
+async fn follow(
+    starts: Weak<StartUps>,
+    orders: Arc<StartOrders>,
+    start: Arc<StartUp>,
+    beginning: Beginning,
+) {
     let manifest = start.image.manifest;
     let config = &orders.config;
     let began = Instant::now();
@@ -334,10 +385,15 @@ async fn follow(starts: Weak<StartUps>, orders: Arc<StartOrders>, start: Arc<Sta
         let mark = start.mark();
         starts.mark(&start, Some(mark)).await;
     }
-    let mut finding = std::pin::pin!(find_order(&orders, &start));
+    let evicted = matches!(beginning, Beginning::Evicted(_));
+    let mut finding = std::pin::pin!(find_order(&orders, &start, beginning));
     let (mut found, mut period) = (false, PERIOD);
+    let mut known: Option<StartOrder> = None;
     let mut player: Option<Player> = None;
+    // Bytes that earlier playbacks of this start have fetched.
+    let mut earlier = 0;
     let mut waits = false;
+    let mut idle_since = began;
     let recording = loop {
         tokio::select! {
             biased;
@@ -363,6 +419,7 @@ async fn follow(starts: Weak<StartUps>, orders: Arc<StartOrders>, start: Arc<Sta
                     *start.playing.lock() = Some(report);
                     let spans = order.spans.len();
                     tracing::info!(%manifest, origin = origin.word(), spans, "playing start-up profile");
+                    known = Some(order);
                 }
             }
             () = start.opened.notified() => {}
@@ -382,10 +439,18 @@ async fn follow(starts: Weak<StartUps>, orders: Arc<StartOrders>, start: Arc<Sta
         if first.is_some() && !start.reading.swap(true, Ordering::Relaxed) {
             starts.mark(&start, Some(StartMark::Reading)).await;
         }
+        if start.replay.swap(false, Ordering::Relaxed)
+            && first.is_none()
+            && let (Some(order), Some(ended)) = (&known, player.as_ref())
+            && ended.has_ended()
+        {
+            earlier += ended.bytes();
+            player = Some(Player::new(order, config));
+        }
         if let Some(playing) = &mut player {
             let played = playing.step(&layers, first, now);
             if let Some(report) = start.playing.lock().as_mut() {
-                (report.bytes, report.used_bytes) = (played.bytes, played.used);
+                (report.bytes, report.used_bytes) = (earlier + played.bytes, played.used);
                 (report.held, report.ended) = (played.held, played.ended);
             }
             if played.waits && !std::mem::replace(&mut waits, true) {
@@ -400,8 +465,14 @@ async fn follow(starts: Weak<StartUps>, orders: Arc<StartOrders>, start: Arc<Sta
         let open = layers.iter().any(|layer| layer.data.strong_count() > 0);
         let removed = !open && (!layers.is_empty() || now >= began + PATIENCE);
         let quiet = last.is_some_and(|last| now >= last + config.quiet);
-        // What is used is counted until a recorded start has ended.
-        let done = found && !busy && !start.recorded;
+        if busy || !found {
+            idle_since = now;
+        }
+        // What is used is counted until a recorded start has ended, or one after an eviction, unless no
+        // container reads for as long.
+        let counted =
+            start.recorded || (evicted && (first.is_some() || now < idle_since + config.quiet));
+        let done = found && !busy && !counted;
         if removed || quiet || done || !starts.follows(&start) {
             break recording(&layers, began);
         }
@@ -424,8 +495,17 @@ async fn follow(starts: Weak<StartUps>, orders: Arc<StartOrders>, start: Arc<Sta
 
 /// Finds what is known of a start. Nothing is looked for, at a registry least of all, for an image
 /// that was stored whole before the daemon was restarted.
-async fn find_order(orders: &StartOrders, start: &StartUp) -> Option<(StartOrigin, StartOrder)> {
-    if !start.pulled {
+async fn find_order(
+    orders: &StartOrders,
+    start: &StartUp,
+    beginning: Beginning,
+) -> Option<(StartOrigin, StartOrder)> {
+    let (index, pulled) = match beginning {
+        Beginning::Evicted(order) => return Some((StartOrigin::Recorded, order)),
+        Beginning::Pulled(index) => (index, true),
+        Beginning::Restored(index, _) => (index, false),
+    };
+    if !pulled {
         tokio::time::sleep(RESTORED_WITHIN).await;
         let is_complete = |layer: &StartedLayer| {
             let data = layer.data.upgrade();
@@ -435,7 +515,7 @@ async fn find_order(orders: &StartOrders, start: &StartUp) -> Option<(StartOrigi
             return None;
         }
     }
-    orders.find(&start.image, &start.index, start.pulled).await
+    orders.find(&start.image, &index, pulled).await
 }
 
 /// What was read since the start was begun.

@@ -30,6 +30,8 @@ pub(crate) struct World {
     pub(crate) reference: Reference,
     pub(crate) image: GoldenImage,
     pub(crate) meters: Arc<soci_telemetry::Meters>,
+    /// The layer store of the daemon that was started last.
+    pub(crate) store: std::sync::Mutex<Option<LayerStore>>,
 }
 
 /// What the labels of a Prepare say about an image.
@@ -105,6 +107,7 @@ impl World {
             reference,
             image,
             meters: Arc::new(soci_telemetry::Meters::new().unwrap()),
+            store: std::sync::Mutex::default(),
         }
     }
 
@@ -165,10 +168,12 @@ impl World {
     ) -> (Arc<LazyLayers>, Arc<SpanFetcher>) {
         let root = self.root.dir("daemon").unwrap();
         let fetcher = SpanFetcher::new(fetch, tokio::runtime::Handle::current());
+        let layers =
+            LayerStore::open(&root.join("soci/layers"), LayerStoreConfig::default()).unwrap();
+        *self.store.lock().unwrap() = Some(layers.clone());
         let components = Components {
             client: client.clone(),
-            layers: LayerStore::open(&root.join("soci/layers"), LayerStoreConfig::default())
-                .unwrap(),
+            layers,
             artifacts: Artifacts::Layout(OciLayout::open(&root.join("content")).unwrap()),
             images,
             content: OciLayout::open(&root.join("content")).unwrap(),
@@ -734,6 +739,92 @@ fn a_start_is_recorded_and_the_next_cold_start_plays_it() {
         // As long as a recording would take to end.
         tokio::time::sleep(Duration::from_secs(4)).await;
         assert_eq!(lazy.profile_counts(), soci_lazy::ProfileCounts::default());
+        unmount(&lazy, &request.mountpoint).await;
+    });
+}
+
+#[test]
+fn a_container_whose_image_lost_spans_has_what_was_recorded_played() {
+    World::new("kinds", "soci-v2").test(async |world| {
+        let config = recording();
+        let request = world.request(0, "a");
+        let (lazy, fetcher) = world.lazy_and_fetcher(config.clone());
+        let store = || world.store.lock().unwrap().clone().unwrap();
+        let stored = || {
+            let store = store();
+            let layers = store.layers().unwrap().into_iter();
+            let layers = layers.filter_map(|key| store.get(key.layer, key.ztoc));
+            layers.map(|layer| layer.stored_spans()).sum::<u64>()
+        };
+        let evict = async || {
+            let store = store();
+            let evicting = move || {
+                for key in store.layers().unwrap() {
+                    if let Some(layer) = store.get(key.layer, key.ztoc) {
+                        layer.release().unwrap();
+                    }
+                }
+            };
+            blocking(evicting).await;
+            assert_eq!(stored(), 0);
+        };
+        let start_container = async |lazy: &LazyLayers| {
+            let layer = soci_layer::UsedLayer {
+                name: "test/1/sha256:abc".to_owned(),
+                mountpoint: Some(request.mountpoint.clone()),
+            };
+            let use_of = soci_layer::ChainUse {
+                namespace: None,
+                layers: vec![layer],
+                admitted_before: true,
+            };
+            lazy.admit(use_of).await.unwrap();
+        };
+        // Without a profile nothing is known of the start.
+        lazy.mount(request.clone()).await.unwrap();
+        check_contents(request.mountpoint.clone()).await;
+        is_stored(&fetcher).await;
+        let read = stored();
+        until("recorded", || lazy.profile_counts().recorded == 1).await;
+        // With everything stored there is nothing to play.
+        start_container(&lazy).await;
+        evict().await;
+        assert_eq!(lazy.profile_counts().played, 0);
+
+        start_container(&lazy).await;
+        until("played", || stored() == read).await;
+        assert_eq!(lazy.profile_counts().played, 1);
+        assert_eq!(fetcher.stats().profile.spans, read);
+        // What is in the kernel's page cache is not read again: this is no start to be recorded.
+        until("over", || lazy.profile_counts().playing == 0).await;
+        assert_eq!(lazy.profile_counts().recorded, 1);
+        unmount(&lazy, &request.mountpoint).await;
+        drop((lazy, fetcher));
+        world.store.lock().unwrap().take();
+        fs::remove_dir_all(world.root.path().join("daemon/soci/layers")).unwrap();
+
+        // An image that was pulled ahead, and lost its spans before its first container.
+        let (lazy, fetcher) = world.lazy_and_fetcher(config);
+        lazy.mount(request.clone()).await.unwrap();
+        until("played at the pull", || stored() == read).await;
+        is_stored(&fetcher).await;
+        let ended = async {
+            while lazy.profiles().await.playing.iter().any(|one| !one.ended) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), ended)
+            .await
+            .unwrap();
+        evict().await;
+        start_container(&lazy).await;
+        until("played again", || stored() == read).await;
+        assert_eq!(lazy.profile_counts().played, 1);
+        world.proxy.inject(Rule::always(Fault::status(403)));
+        check_contents(request.mountpoint.clone()).await;
+        assert_eq!(fetcher.stats().demand.requests, 0);
+        world.proxy.clear_faults();
+        until("recorded", || lazy.profile_counts().recorded == 1).await;
         unmount(&lazy, &request.mountpoint).await;
     });
 }
