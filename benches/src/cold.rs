@@ -23,7 +23,7 @@ const CONFIG: &str = "[background_fetch]\ndisable = true\n";
 const RECORDED_WITHIN: Duration = Duration::from_secs(120);
 /// Requests in flight, and bytes of each, of downloads beside a start: as in a cold start of the PyTorch
 /// image with nothing known.
-const IN_FLIGHT: u64 = 7;
+const IN_FLIGHT: u32 = 7;
 const RANGE: u64 = 2_250_000;
 const RECORDED: &str = "recorded start-up profile";
 
@@ -231,8 +231,8 @@ impl Lab {
             let ended = lazily.pull(&reference).and_then(|()| start(&reference));
             over.store(true, Ordering::Relaxed);
             let took = ended? - began;
-            let layers = self.layers_fetched().bytes as f64;
-            let rate = (layers / took.as_secs_f64()) as u64;
+            let milliseconds = u64::try_from(took.as_millis())?.max(1);
+            let rate = self.layers_fetched().bytes * 1000 / milliseconds;
             for download in downloads {
                 let result = download.join();
                 result.map_err(|_| anyhow::anyhow!("a thread panicked"))??;
@@ -249,23 +249,22 @@ impl Lab {
 
     /// Downloads ranges of the largest layer until it is over: every one of [`IN_FLIGHT`], from `first` on, at
     /// a share of `rate` bytes a second.
-    fn download(&self, first: u64, rate: u64, over: &AtomicBool) -> Result<()> {
+    fn download(&self, first: u32, rate: u64, over: &AtomicBool) -> Result<()> {
         let largest = self.layers.iter().max_by_key(|(_, size)| *size);
         let (digest, size) = largest.context("the image has no layers")?;
         let name = NAME.split(':').next().unwrap_or(NAME);
         let path = format!("/v2/{name}/blobs/{digest}");
-        let round = Duration::from_secs_f64((IN_FLIGHT * RANGE) as f64 / rate as f64);
-        let (mut at, mut next) = (
-            first * RANGE,
-            Instant::now() + round * first as u32 / IN_FLIGHT as u32,
-        );
+        let together = u64::from(IN_FLIGHT) * RANGE;
+        let round = Duration::from_secs(1) * u32::try_from(together)? / u32::try_from(rate)?;
+        let mut at = u64::from(first) * RANGE;
+        let mut next = Instant::now() + round * first / IN_FLIGHT;
         while !over.load(Ordering::Relaxed) {
             std::thread::sleep(next.saturating_duration_since(Instant::now()));
             let range = format!("bytes={}-{}", at % size, (at % size + RANGE).min(*size) - 1);
             let fields = [("Range", range.as_str())];
             let response = http_request(self.proxy.address(), "GET", &path, &fields, &[])?;
             ensure!(response.status == 206, "{path}: {}", response.status);
-            (at, next) = (at + IN_FLIGHT * RANGE, next + round);
+            (at, next) = (at + together, next + round);
         }
         Ok(())
     }
