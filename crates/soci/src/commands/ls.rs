@@ -63,20 +63,52 @@ impl Ls {
         let view = View::new(&layers);
         let path = self.image.path.as_deref().unwrap_or("/");
         let node = view.find(path.as_bytes(), path.ends_with('/'))?;
-        let mut files = Vec::new();
-        match &node {
-            Node::File(_) => files.extend(file(&view, path.as_bytes().to_vec(), &node)?),
-            Node::Directory(_) => {
-                let base = path.trim_end_matches('/').as_bytes().to_vec();
-                collect(&view, &base, &node, self.recursive, &mut files)?;
-            }
-        }
         if self.json {
+            let mut files = Vec::new();
+            self.each_file(&view, path, &node, |file| files.push(file))?;
             return output::json(&files);
         }
         let style = Style::of_stdout();
-        for file in &files {
-            output::line(self.line(file, path, style));
+        self.each_file(&view, path, &node, |file| {
+            output::line(self.line(&file, path, style));
+        })
+    }
+
+    /// Calls `found` with the file at `path`, or with what the directory there contains.
+    fn each_file(
+        &self,
+        view: &View<'_>,
+        path: &str,
+        node: &Node,
+        mut found: impl FnMut(File),
+    ) -> anyhow::Result<()> {
+        let directory = match node {
+            Node::Directory(directory) => directory,
+            Node::File(_) => {
+                file(view, path.as_bytes(), node)?
+                    .into_iter()
+                    .for_each(found);
+                return Ok(());
+            }
+        };
+        let mut path = path.trim_end_matches('/').as_bytes().to_vec();
+        // The directories down to the current one, for a layer may nest them deeper than the stack is:
+        // the length of the path, and what is left.
+        let mut open = vec![(path.len(), view.children(directory).into_iter())];
+        while let Some((length, children)) = open.last_mut() {
+            path.truncate(*length);
+            let Some((name, child)) = children.next() else {
+                open.pop();
+                continue;
+            };
+            path.push(b'/');
+            path.extend_from_slice(&name);
+            if let Some(listed) = file(view, &path, &child)? {
+                found(listed);
+            }
+            if let (true, Node::Directory(directory)) = (self.recursive, &child) {
+                open.push((path.len(), view.children(directory).into_iter()));
+            }
         }
         Ok(())
     }
@@ -111,35 +143,13 @@ impl Ls {
     }
 }
 
-fn collect(
-    view: &View<'_>,
-    base: &[u8],
-    node: &Node,
-    recursive: bool,
-    files: &mut Vec<File>,
-) -> anyhow::Result<()> {
-    let Node::Directory(directory) = node else {
-        return Ok(());
-    };
-    for (name, child) in view.children(directory) {
-        let mut path = base.to_vec();
-        path.push(b'/');
-        path.extend_from_slice(&name);
-        files.extend(file(view, path.clone(), &child)?);
-        if recursive {
-            collect(view, &path, &child, true, files)?;
-        }
-    }
-    Ok(())
-}
-
-fn file(view: &View<'_>, path: Vec<u8>, node: &Node) -> anyhow::Result<Option<File>> {
+fn file(view: &View<'_>, path: &[u8], node: &Node) -> anyhow::Result<Option<File>> {
     let Some((at, attr)) = node.at().and_then(|at| Some((at, view.attr(at)?))) else {
         return Ok(None);
     };
     let mtime = jiff::Timestamp::new(attr.mtime, i32::try_from(attr.mtime_nanos).unwrap_or(0));
     Ok(Some(File {
-        path: String::from_utf8_lossy(&path).into_owned(),
+        path: String::from_utf8_lossy(path).into_owned(),
         r#type: kind_word(attr.mode),
         mode: format!("{:o}", attr.mode),
         uid: attr.uid,

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
+use soci_oci::{Descriptor, Digest, annotations, media_types};
 use soci_testkit::image::shell_layer;
 use soci_testkit::{Content, ImageBuilder, Layer, LayerCompression, Registry, TestRoot};
+use soci_ztoc::soci_index::{IndexVersion, SociIndex, ZtocDescriptor};
 
 const NOISE: Content = Content::Noise {
     seed: 7,
@@ -157,17 +159,17 @@ fn files_of_zstd_layers_are_listed_and_read_too() {
         )
         .write(&dir, "plain")
         .unwrap();
-    let path = |digest: soci_oci::Digest| dir.join("blobs/sha256").join(digest.hex());
-    let put = |bytes: &[u8]| std::fs::write(path(soci_oci::Digest::of(bytes)), bytes).unwrap();
+    let path = |digest: Digest| dir.join("blobs/sha256").join(digest.hex());
+    let put = |bytes: &[u8]| std::fs::write(path(Digest::of(bytes)), bytes).unwrap();
     let blob = std::fs::read(path(image.manifest.digest)).unwrap();
     let mut manifest: soci_oci::Manifest = serde_json::from_slice(&blob).unwrap();
     let tar = std::fs::read(path(manifest.layers[0].digest)).unwrap();
     let layer = zstd::encode_all(&tar[..], 3).unwrap();
     put(&layer);
-    manifest.layers[0] = soci_oci::Descriptor::of(soci_oci::media_types::OCI_LAYER_ZSTD, &layer);
+    manifest.layers[0] = Descriptor::of(media_types::OCI_LAYER_ZSTD, &layer);
     let bytes = soci_oci::json::to_vec(&manifest).unwrap();
     put(&bytes);
-    let listed = soci_oci::Descriptor::of(soci_oci::media_types::OCI_MANIFEST, &bytes);
+    let listed = Descriptor::of(media_types::OCI_MANIFEST, &bytes);
     let index = format!(
         r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
         serde_json::to_string(&listed).unwrap()
@@ -193,6 +195,36 @@ fn reading_one_file_fetches_no_more_than_its_spans() {
         sent < busybox + 1_000_000,
         "{sent} bytes for a file of {busybox}"
     );
+}
+
+#[test]
+fn check_reports_a_ztoc_above_the_limit_and_does_not_fetch_it() {
+    let remote = Remote::start();
+    let proxy = soci_testkit::Proxy::start(remote.registry.address()).unwrap();
+    let config = remote.root.path().join("limits.toml");
+    std::fs::write(&config, "[limits]\nztoc_bytes = 100\n").unwrap();
+    let config = config.to_str().unwrap();
+    let image = proxy.reference("app:v2");
+    let check = [
+        "check",
+        "--json",
+        "--no-estimate",
+        "--config",
+        config,
+        &image,
+    ];
+    let check = remote.json(&check);
+    assert_eq!(check["lazyLayers"], 0, "{check}");
+    for layer in 0..2 {
+        let reason = check["layers"][layer]["reason"].as_str().unwrap();
+        assert!(
+            reason.contains("more than limits.ztoc_bytes = 100"),
+            "{reason}"
+        );
+    }
+    let fetched = proxy.stats().by_path().into_keys();
+    let fetched: Vec<_> = fetched.filter(|path| path.contains("/blobs/")).collect();
+    assert_eq!(fetched, Vec::<String>::new());
 }
 
 #[test]
@@ -395,4 +427,97 @@ fn a_person_at_a_terminal_reads_units_and_short_digests() {
         warned.contains("--password-stdin") && !warned.contains("pw:"),
         "{warned}"
     );
+}
+
+#[test]
+fn directories_deeper_than_the_stack_are_listed() {
+    const LEVELS: usize = 2000;
+    let remote = Remote::start();
+    // No path is longer than 4095 bytes: further levels are below a link to the deepest before them.
+    let deep = vec!["d"; LEVELS].join("/");
+    let layer = Layer::new()
+        .dir(&deep)
+        .symlink("l", &deep)
+        .text(&format!("l/{deep}/f"), "found\n");
+    let dir = remote.root.dir("deep").unwrap();
+    let image = ImageBuilder::new().layer(layer);
+    image.write(&dir, "deep").unwrap();
+    remote.registry.push_layout(&dir, "deep", "app").unwrap();
+    let listed = remote.soci(&["ls", "-R", &remote.image("deep")]);
+    // A stack of 1 MiB has less than 300 bytes for each level.
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -s 1024 && exec \"$0\" \"$@\""])
+        .arg(listed.get_program())
+        .args(listed.get_args())
+        .env("HOME", remote.root.path())
+        .env_remove("DOCKER_CONFIG")
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let lines = names(&output.stdout);
+    let deepest = format!("{deep}/{deep}/f");
+    assert_eq!(lines.len(), 2 * LEVELS + 2);
+    assert!(lines.contains(&deepest));
+    assert_eq!(lines.last().unwrap(), "l");
+}
+
+#[test]
+fn the_ztoc_of_another_layer_is_refused() {
+    let remote = Remote::start();
+    let dir = remote.root.dir("foreign").unwrap();
+    let image = ImageBuilder::new()
+        .layer_with(Layer::new().text("own", "own\n"), LayerCompression::Plain)
+        .write(&dir, "plain")
+        .unwrap();
+    let other = Layer::new().text("other", &"other\n".repeat(1000));
+    let others = remote.root.dir("other").unwrap();
+    let other = ImageBuilder::new().layer_with(other, LayerCompression::Plain);
+    let other = other.write(&others, "plain").unwrap();
+    let path = |dir: &PathBuf, digest: Digest| dir.join("blobs/sha256").join(digest.hex());
+    let tar = std::fs::read(path(&others, other.layers[0].digest)).unwrap();
+    let options = soci_ztoc::BuildOptions::default();
+    let ztoc = soci_ztoc::build(&tar[..], soci_ztoc::Compression::Uncompressed, options);
+    let ztoc = ztoc.unwrap().ztoc.encode();
+
+    // The image's own manifest names an index that lists it for the image's layer.
+    let put = |media_type: &str, bytes: &[u8]| {
+        let descriptor = Descriptor::of(media_type, bytes);
+        std::fs::write(path(&dir, descriptor.digest), bytes).unwrap();
+        descriptor
+    };
+    put(media_types::ZTOC, &ztoc);
+    put(media_types::SOCI_INDEX_V2, b"{}");
+    let layer = &image.layers[0];
+    let listed = ZtocDescriptor::new(&ztoc, layer.digest, &layer.media_type, 4 << 20, false);
+    let index = SociIndex::new(IndexVersion::V2, vec![listed], Vec::new(), None, [].into());
+    let index = put(media_types::OCI_MANIFEST, &index.encode());
+    let manifest = std::fs::read(path(&dir, image.manifest.digest)).unwrap();
+    let mut manifest: soci_oci::Manifest = serde_json::from_slice(&manifest).unwrap();
+    let named = (
+        annotations::INDEX_DIGEST.to_owned(),
+        index.digest.to_string(),
+    );
+    manifest.annotations.extend([named]);
+    let manifest = put(
+        media_types::OCI_MANIFEST,
+        &soci_oci::json::to_vec(&manifest).unwrap(),
+    );
+    let list = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": media_types::OCI_INDEX,
+        "manifests": [manifest, index],
+    });
+    let list = put(media_types::OCI_INDEX, list.to_string().as_bytes());
+    soci_testkit::image::layout::list(&dir, "foreign", &list).unwrap();
+    remote.registry.push_layout(&dir, "foreign", "app").unwrap();
+    let image = remote.image("foreign");
+    for command in ["ls", "cat"] {
+        let error = remote.fails(&[command, &format!("{image}:/other")]);
+        let size = format!("of a layer of {} bytes, not {}", tar.len(), layer.size);
+        assert!(error.contains(&size), "{error}");
+    }
 }
