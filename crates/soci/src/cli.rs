@@ -230,7 +230,7 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Resu
             return Ok(());
         }
         Err(error) => {
-            return Err(output::Lines::of(&usage_error::text(&error)).into());
+            return Err(output::Lines::of(&usage_error::text(error)).into());
         }
     };
     let Some(command) = cli.command else {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Output;
 
 use soci_oci::{Descriptor, Digest, Index, Manifest, Platform, annotations, media_types};
+use soci_profile::Profile;
 use soci_testkit::{ImageBuilder, Layer};
 
 use crate::support::Bench;
@@ -86,6 +87,97 @@ fn printed(arguments: &[&str], output: &Output) -> String {
         all.push_str(&text);
     }
     all
+}
+
+/// A start-up profile names its image, and comes from a registry or a file.
+fn profiles(bench: &Bench) {
+    let profile = Profile::new(Digest::of(b"manifest"), HOSTILE);
+    let file = bench.layouts.path().join(format!("{HOSTILE}.profile"));
+    std::fs::write(&file, profile.encode()).unwrap();
+    let file = file.to_str().unwrap();
+    let manifest = profile.manifest.to_string();
+    let damaged = bench.layouts.path().join(format!("{HOSTILE}.damaged"));
+    std::fs::write(
+        &damaged,
+        serde_json::json!({"version": HOSTILE}).to_string(),
+    )
+    .unwrap();
+    let damaged = damaged.to_str().unwrap();
+    for (arguments, shown) in [
+        (vec!["profile", "show", "--file", file], SHOWN),
+        (vec!["profile", "import", file], SHOWN),
+        (vec!["profile", "import", damaged], SHOWN),
+        (vec!["profile", "list"], SHOWN),
+        (vec!["profile", "list", "--json"], r"\u001bc\n"),
+        (vec!["profile", "show", &manifest], SHOWN),
+        (vec!["profile", "push", &manifest, HOSTILE], SHOWN),
+        (vec!["profile", "push", HOSTILE], SHOWN),
+        (vec!["profile", "run", HOSTILE], SHOWN),
+        (vec!["profile", "record", HOSTILE], SHOWN),
+    ] {
+        let text = printed(&arguments, &bench.run(&arguments));
+        assert!(text.contains(shown), "soci {arguments:?}: {text}");
+    }
+    // A warning for a file that the list cannot read.
+    let stored = bench.soci_root().join("soci/profiles");
+    let stored = std::fs::read_dir(stored).unwrap().next().unwrap().unwrap();
+    std::fs::write(
+        stored.path(),
+        serde_json::json!({"version": HOSTILE}).to_string(),
+    )
+    .unwrap();
+    let text = printed(&["profile", "list"], &bench.run(&["profile", "list"]));
+    assert!(text.contains("warning: ") && text.contains(SHOWN), "{text}");
+}
+
+/// Events come over the network.
+fn event(bench: &Bench) {
+    let event = |action: &str| {
+        serde_json::json!({"events": [{
+            "id": HOSTILE, "action": action,
+            "target": {
+                "mediaType": "application/vnd.oci.image.manifest.v1+json",
+                "digest": Digest::of(b"manifest"), "repository": "app", "tag": HOSTILE
+            },
+            "request": {"host": "registry.example"}
+        }]})
+    };
+    let file = bench.layouts.path().join("event.json");
+    let arguments = ["index-builder", "run", "--event", file.to_str().unwrap()];
+    for action in [HOSTILE, "push"] {
+        std::fs::write(&file, event(action).to_string()).unwrap();
+        let text = printed(&arguments, &bench.run(&arguments));
+        assert!(text.contains(SHOWN), "{text}");
+    }
+}
+
+/// Names below the daemon's root folder, and arguments: scripts pass what images are called.
+fn files_of_the_daemon(bench: &Bench) {
+    std::fs::create_dir_all(bench.soci_root().join("unpack").join(HOSTILE)).unwrap();
+    let socket = bench.root.path().join("none.sock");
+    let socket = socket.to_str().unwrap();
+    let none = bench.root.path().join(HOSTILE);
+    let none = none.to_str().unwrap();
+    for (arguments, shown) in [
+        (
+            vec!["gc", "--dry-run", "--snapshotter-address", socket],
+            SHOWN,
+        ),
+        (vec!["gc", "--snapshotter-address", socket], SHOWN),
+        (vec!["status", "--snapshotter-address", none], SHOWN),
+        (vec!["wait", "--snapshotter-address", none, HOSTILE], SHOWN),
+        (vec!["--root", none, "abort-mounts"], SHOWN),
+        (vec!["index", "remove", HOSTILE], SHOWN),
+        (vec!["index", "remove", "--ref", HOSTILE], SHOWN),
+        (vec!["prefetch", "info", HOSTILE], SHOWN),
+        (
+            vec!["node", "status", "--containerd-config", none],
+            "soci: ",
+        ),
+    ] {
+        let text = printed(&arguments, &bench.run(&arguments));
+        assert!(text.contains(shown), "soci {arguments:?}: {text}");
+    }
 }
 
 #[test]
@@ -183,6 +275,9 @@ fn no_command_prints_what_a_terminal_obeys() {
         let logged: Vec<&str> = ["--debug"].iter().chain(arguments).copied().collect();
         printed(&logged, &bench.run(&logged));
     }
+    profiles(&bench);
+    event(&bench);
+    files_of_the_daemon(&bench);
     let ztoc = bench.ok(&["ztoc", "list", "-q"]);
     let ztoc = ztoc.lines().next().unwrap();
     for arguments in [
