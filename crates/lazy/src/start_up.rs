@@ -443,6 +443,7 @@ async fn follow(
             && first.is_none()
             && let (Some(order), Some(ended)) = (&known, player.as_ref())
             && ended.has_ended()
+            && lacks_spans(&layers, order)
         {
             earlier += ended.bytes();
             player = Some(Player::new(order, config));
@@ -491,6 +492,20 @@ async fn follow(
     if let Some(publisher) = starts.publisher.as_ref().filter(|_| is_stored) {
         publisher.publish(&start.image).await;
     }
+}
+
+/// Whether a span of an order is not stored.
+fn lacks_spans(layers: &[StartedLayer], order: &StartOrder) -> bool {
+    let open = layers.iter();
+    let open = open.filter_map(|layer| Some((layer.key, layer.data.upgrade()?)));
+    let open: HashMap<_, _> = open.collect();
+    order.spans.iter().any(|(key, span)| {
+        let Some(data) = open.get(key) else {
+            return false;
+        };
+        let (stored, span) = (data.stored(), SpanId(*span));
+        stored.spans().get(span).is_some() && !stored.has(span)
+    })
 }
 
 /// Finds what is known of a start. Nothing is looked for, at a registry least of all, for an image
