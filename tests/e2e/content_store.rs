@@ -6,14 +6,16 @@ use std::path::Path;
 
 use crate::support::releases::on_each_containerd;
 use crate::support::{
-    NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, pull, run, stack, stack_under, wait_for_lines,
-    wait_until_holds,
+    NAMESPACE, NO_BACKGROUND, PATIENCE, indexed, lazy_mounts, pull, run, stack, stack_under,
+    wait_for_lines, wait_until_holds,
 };
 use soci_containerd::labels::gc;
 use soci_containerd::{Containerd, Content};
 use soci_oci::{Descriptor, Digest, Manifest, media_types};
-use soci_testkit::image::small_image;
-use soci_testkit::{Release, SociCli, SociDaemonOptions, Stack, TestRoot};
+use soci_testkit::image::{busybox_layer, small_image};
+use soci_testkit::{
+    ImageBuilder, Layer, Release, SociCli, SociDaemonOptions, Stack, TestRoot, Throttle,
+};
 
 /// Restarts the daemon with containerd's content store.
 fn use_containerd(stack: &mut Stack) -> Content {
@@ -127,6 +129,47 @@ fn what_the_daemon_fetches_is_kept_in_containerd_as_long_as_the_image_is_in_use(
 }
 
 #[test]
+fn ztocs_that_the_client_downloads_as_well_are_downloaded_once() {
+    let layout = TestRoot::new().unwrap();
+    let mut files = Layer::new().dir("data");
+    for number in 0..3000 {
+        let content = soci_testkit::Content::Noise {
+            seed: number,
+            length: 1000,
+        };
+        files = files.file(&format!("data/file-with-a-long-name-{number:05}"), content);
+    }
+    let layer = busybox_layer().unwrap();
+    ImageBuilder::new()
+        .layer(layer)
+        .layer(files)
+        .write(layout.path(), "many")
+        .unwrap();
+    let (_, manifest) = converted(layout.path(), &layout.path().join("converted"));
+    for containerd in [false, true] {
+        let mut stack = stack(NO_BACKGROUND);
+        let reference = indexed(&stack, layout.path(), "many");
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        if containerd {
+            runtime.block_on(async { use_containerd(&mut stack) });
+        }
+        // Both would be under way at the same time.
+        stack.proxy.throttle(Throttle {
+            total: Some(500_000),
+            ..Throttle::unlimited()
+        });
+        stack.proxy.reset_stats();
+        pull(&stack, &reference);
+        assert_eq!(lazy_mounts(&stack), 2);
+        let stats = stack.proxy.stats();
+        for ztoc in &manifest.layers {
+            let fetched = stats.blob(ztoc.digest);
+            assert_eq!((fetched.requests, fetched.bytes), (1, ztoc.size));
+        }
+    }
+}
+
+#[test]
 fn what_only_containerd_has_is_used_and_left_to_its_creator() {
     let root = TestRoot::new().unwrap();
     let (layout, target) = (root.dir("layout").unwrap(), root.path().join("target"));
@@ -203,6 +246,23 @@ fn a_containerd_that_is_away_costs_nothing_but_its_content_store() {
     assert_eq!(
         lazy_mounts(&stack),
         built.layers.len(),
+        "{}",
+        stack.log_tails()
+    );
+    let layers = stack.daemon.root().join("soci/layers");
+    let verified = || {
+        let folders = std::fs::read_dir(&layers).unwrap();
+        let verdicts = folders.map(|folder| folder.unwrap().path().join("verdict"));
+        verdicts.filter(|verdict| verdict.exists()).count()
+    };
+    assert_eq!(verified(), 0);
+    // It is unknown which other images have these layers: each is verified before its first use.
+    assert!(run(&stack, &reference, &["/bin/cat", "/data/hello"]).contains("hello"));
+    assert_eq!(verified(), built.layers.len(), "{}", stack.log_tails());
+    let why = "layers are verified before they are used: containerd's image store does not answer";
+    let told = |line: &str| line.contains(why);
+    assert!(
+        stack.daemon.log().wait_for(0, PATIENCE, told).is_some(),
         "{}",
         stack.log_tails()
     );

@@ -2,16 +2,20 @@
 //! start anywhere, through restarts, hand-over and removal, and hostile ones. Needs root, FUSE,
 //! containerd, runc, docker-registry and the two programs.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Stdio};
+use std::time::Instant;
+
 use serde_json::Value;
 use soci_testkit::image::shell_layer;
 use soci_testkit::{
     Content, Fault, ImageBuilder, Layer, OciImage, Rule, SociCli, Stack, TestRoot, Throttle,
-    with_key,
+    container_id, with_key,
 };
 
 use crate::support::{
-    NAMESPACE, NO_BACKGROUND, PATIENCE, lazy_mounts, left_behind, pull, run, stack, status,
-    wait_for_lines, wait_until,
+    NAMESPACE, NO_BACKGROUND, PATIENCE, indexed, lazy_mounts, left_behind, pull, run, stack,
+    status, wait_for_lines, wait_until,
 };
 
 /// What a start does: it reads a part of each file, the second one first.
@@ -20,6 +24,22 @@ const START: &str = "dd if=/data/two of=/dev/null bs=64k count=16 2>/dev/null; \
 const COMMAND: [&str; 3] = ["/bin/sh", "-c", START];
 
 const SLOW_LINK: &str = "min_link_bytes_per_sec";
+/// Length of each of the two files.
+const LENGTH: u64 = 12_000_000;
+/// Reads both files whole.
+const SUMS: [&str; 3] = ["/bin/sh", "-c", "sha256sum /data/one /data/two"];
+
+/// What [`SUMS`] prints.
+fn expected_sums() -> String {
+    let digest = |seed| {
+        let noise = Content::Noise {
+            seed,
+            length: LENGTH,
+        };
+        soci_oci::Digest::of(&noise.to_vec()).hex()
+    };
+    format!("{}  /data/one\n{}  /data/two\n", digest(1), digest(2))
+}
 
 struct ProfileBench {
     stack: Stack,
@@ -36,13 +56,15 @@ impl ProfileBench {
     fn start_with(background: &str, config: &str) -> Self {
         // However busy the machine is: on a slow link playing begins at the first read.
         let config = format!("{background}{config}");
-        let stack = stack(&with_key(&config, "profile", SLOW_LINK, "0"));
+        Self::with_files(&with_key(&config, "profile", SLOW_LINK, "0"), LENGTH)
+    }
+
+    /// With two files of this length.
+    fn with_files(config: &str, length: u64) -> Self {
+        let stack = stack(config);
         let root = TestRoot::new().unwrap();
         let dir = root.dir("image").unwrap();
-        let noise = |seed| Content::Noise {
-            seed,
-            length: 12_000_000,
-        };
+        let noise = |seed| Content::Noise { seed, length };
         let image = ImageBuilder::new()
             .layer(shell_layer().unwrap())
             .layer(
@@ -51,6 +73,7 @@ impl ProfileBench {
                     .file("data/one", noise(1))
                     .file("data/two", noise(2)),
             )
+            .command(COMMAND)
             .write(&dir, "plain")
             .unwrap();
         stack.push(&dir, "plain", "app").unwrap();
@@ -77,10 +100,46 @@ impl ProfileBench {
 
     /// Records what the start of an image reads, without containerd and the daemon.
     fn recorded_alone(&self, reference: &str) -> String {
+        self.recorded_of(reference, &COMMAND).0
+    }
+
+    /// The same of any command; returns its output as well.
+    fn recorded_of(&self, reference: &str, command: &[&str]) -> (String, String) {
         let file = self.root.path().join("app.profile").display().to_string();
         let run = ["run", "--plain-http", "-o", &file, reference, "--"];
-        assert_eq!(self.profile(&[&run[..], &COMMAND].concat()), "started\n");
-        file
+        let output = self.profile(&[&run[..], command].concat());
+        (file, output)
+    }
+
+    /// Pulls another image, whose command reads all of its only file.
+    fn pull_other(&self, length: u64) -> String {
+        let dir = self.root.dir("other").unwrap();
+        let noise = Content::Noise { seed: 3, length };
+        ImageBuilder::new()
+            // Of one layer: it shares none.
+            .layer(shell_layer().unwrap().dir("data").file("data/three", noise))
+            .command(["/bin/sh", "-c", "cat /data/three > /dev/null; echo other"])
+            .write(&dir, "other")
+            .unwrap();
+        let reference = indexed(&self.stack, &dir, "other");
+        pull(&self.stack, &reference);
+        reference
+    }
+
+    /// Bytes of an image's layer of data, the last one, that are stored.
+    fn stored_bytes(&self, reference: &str) -> u64 {
+        let status = status(&self.stack.daemon);
+        let images = status["images"].as_array().unwrap();
+        let image = images.iter().find(|image| image["reference"] == reference);
+        let layers = image.unwrap()["layers"].as_array().unwrap();
+        layers.last().unwrap()["fetchedBytes"].as_u64().unwrap()
+    }
+
+    /// Requests for layers.
+    fn layer_requests(&self) -> u64 {
+        let stats = self.stack.proxy.stats();
+        let layers = self.image.layers.iter();
+        layers.map(|layer| stats.blob(layer.digest).requests).sum()
     }
 
     fn start_container(&self, reference: &str) {
@@ -293,6 +352,68 @@ fn a_profile_beside_the_image_is_found_at_the_pull_and_kept() {
     );
 }
 
+/// A child that does not outlive a test that fails.
+struct Waiting(Child);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_next_start_of_an_image_is_written_when_it_is_recorded() {
+    let place = ProfileBench::start("");
+    let reference = place.convert("soci", &[]);
+    let root = place.stack.daemon.root().display().to_string();
+    let file = place.root.path().join("next.profile").display().to_string();
+    let arguments = [
+        "--root", &root, "profile", "record", "-o", &file, &reference,
+    ];
+    let mut command = SociCli::standalone().unwrap().command(arguments);
+    let mut child = Waiting(command.stderr(Stdio::piped()).spawn().unwrap());
+    let mut note = String::new();
+    let mut stderr = BufReader::new(child.0.stderr.take().unwrap());
+    stderr.read_line(&mut note).unwrap();
+    assert!(note.contains("waiting for a start of"), "{note}");
+    pull(&place.stack, &reference);
+    assert!(!std::fs::exists(&file).unwrap());
+    place.start_container(&reference);
+    place.wait_until_recorded(1);
+    assert!(child.0.wait().unwrap().success());
+    assert_eq!(
+        std::fs::read_to_string(&file).unwrap(),
+        place.profile(&["export", &reference])
+    );
+}
+
+#[test]
+fn a_profile_goes_into_an_index_that_is_made_in_containerd() {
+    let place = ProfileBench::start("[pull_modes.soci_v1]\nenable = true\n");
+    let plain = place.stack.reference("app:plain");
+    let (file, output) = place.recorded_of(&plain, &COMMAND);
+    assert_eq!(output, "started\n");
+    // By another containerd namespace, which has the layers; the profile has another zTOC.
+    let build = "build";
+    let ctr = place.stack.containerd.ctr(build);
+    ctr.pull(&plain, "overlayfs").unwrap();
+    let soci = place.stack.soci(build).unwrap();
+    let root = place.root.dir("cli").unwrap().display().to_string();
+    let create = ["--root", &root, "create", "--min-layer-size", "0"];
+    let options = ["--span-size", "262144", "--profile", &file, &plain];
+    soci.output([&create[..], &options].concat()).unwrap();
+    soci.output(["--root", &root, "push", "--plain-http", &plain])
+        .unwrap();
+    place.stack.proxy.reset_stats();
+    pull(&place.stack, &plain);
+    place.wait_until_played();
+    place.logged("Successfully loaded prefetch artifact", 2);
+    assert_eq!(lazy_mounts(&place.stack), 2);
+    let bytes = place.layer_bytes();
+    assert!((2_000_000..20_000_000).contains(&bytes), "{bytes}");
+}
+
 /// A profile that lists what an image does not have, repeats itself, and lists whole layers.
 fn hostile(profile: &str) -> String {
     let mut profile: Value = serde_json::from_str(profile).unwrap();
@@ -328,17 +449,7 @@ fn hostile_profiles_cost_no_more_than_the_layers_and_change_no_byte() {
         .replace("sha256:", "");
     let folder = place.stack.daemon.root().join("soci/profiles");
     std::fs::create_dir_all(&folder).unwrap();
-    let sums = "sha256sum /data/one /data/two";
-    let expected = {
-        let digest = |seed| {
-            let noise = Content::Noise {
-                seed,
-                length: 12_000_000,
-            };
-            soci_oci::Digest::of(&noise.to_vec()).hex()
-        };
-        format!("{}  /data/one\n{}  /data/two\n", digest(1), digest(2))
-    };
+    let expected = expected_sums();
     let mut recorded = 0;
     for (bad, plays) in [
         (hostile(&good), true),
@@ -354,8 +465,7 @@ fn hostile_profiles_cost_no_more_than_the_layers_and_change_no_byte() {
             // It never ends: some of what it lists does not exist.
             place.wait_until_stored();
         }
-        let seen = run(&place.stack, &reference, &["/bin/sh", "-c", sums]);
-        assert_eq!(seen, expected);
+        assert_eq!(run(&place.stack, &reference, &SUMS), expected);
         let fetched = place.layer_bytes();
         assert!(
             fetched <= size + size / 20,
@@ -434,10 +544,127 @@ fn an_image_that_is_removed_while_its_profile_plays_leaves_nothing() {
 }
 
 #[test]
+fn a_start_after_an_eviction_plays_what_was_recorded() {
+    const LIMIT: u64 = 24 << 20;
+    let place = ProfileBench::start(&format!("[layer_store]\nmax_size_bytes = {LIMIT}\n"));
+    let reference = place.convert("soci", &[]);
+    pull(&place.stack, &reference);
+    place.stack.proxy.reset_stats();
+    place.start_container(&reference);
+    place.wait_until_recorded(1);
+    let cold = place.layer_bytes();
+    let stored = place.stored_bytes(&reference);
+    assert!(stored > 2_000_000, "{stored}");
+    // Everything that it reads is stored: nothing is played.
+    place.start_container(&reference);
+    assert_eq!(place.profiles("played"), 0);
+
+    // Another image needs the space, and goes.
+    let other = place.pull_other(LIMIT - (1 << 20));
+    assert_eq!(run(&place.stack, &other, &[]), "other\n");
+    wait_until("the first image is evicted", PATIENCE, || {
+        match place.stored_bytes(&reference) {
+            0 => Ok(()),
+            left => Err(format!("{left} bytes are stored")),
+        }
+    });
+    place.wait_until_recorded(2);
+    let ctr = place.stack.containerd.ctr(NAMESPACE);
+    ctr.output(["images", "rm", "--sync", &other]).unwrap();
+    wait_until("the other image is gone", PATIENCE, || {
+        let images = status(&place.stack.daemon)["images"].clone();
+        match images.as_array().unwrap().len() {
+            1 => Ok(()),
+            _ => Err(images.to_string()),
+        }
+    });
+
+    place.stack.proxy.reset_stats();
+    let container = container_id();
+    let create = ["containers", "create", "--snapshotter", "soci"];
+    let create = create.into_iter().chain([&reference[..], &container]);
+    ctr.output(create).unwrap();
+    // Before the container reads anything.
+    place.wait_until_played();
+    assert_eq!(place.profiles("played"), 1);
+    let bytes = place.layer_bytes();
+    assert!(
+        bytes > 2_000_000 && bytes <= cold,
+        "{bytes}, {cold} at first"
+    );
+    place.refuse_layers();
+    assert_eq!(ctr.start_task(&container).unwrap(), "started\n");
+}
+
+#[test]
+fn a_profile_on_a_node_that_is_full_takes_the_room_that_is_left_and_evicts_nothing() {
+    const LIMIT: u64 = 16 << 20;
+    let place = ProfileBench::start(&format!("[layer_store]\nmax_size_bytes = {LIMIT}\n"));
+    let plain = place.convert("soci", &[]);
+    let (file, sums) = place.recorded_of(&plain, &SUMS);
+    assert_eq!(sums, expected_sums());
+    let reference = place.convert("mine", &["--profile", &file]);
+    // An image without a container, which a profile must not displace.
+    let other = place.pull_other(6_000_000);
+    assert_eq!(run(&place.stack, &other, &[]), "other\n");
+    let others = place.stored_bytes(&other);
+    assert!(others > 6_000_000, "{others}");
+    place.stack.proxy.reset_stats();
+    pull(&place.stack, &reference);
+    place.wait_until_played();
+    // An eighth is left to readers.
+    let room = LIMIT - LIMIT / 8 - others;
+    let played = place.layer_bytes();
+    assert!(
+        played > room / 2 && played <= room + (1 << 20),
+        "{played} bytes played with room for {room} of 24 MB"
+    );
+    assert_eq!(place.stored_bytes(&other), others);
+    assert_eq!(status(&place.stack.daemon)["store"]["evictedBytes"], 0);
+    // What a container reads is served all the same, and is right.
+    assert_eq!(run(&place.stack, &reference, &SUMS), expected_sums());
+}
+
+#[test]
+fn the_profile_of_a_wrong_program_is_stopped() {
+    // A link on which playing begins at the first read: everything would be there before, otherwise.
+    let config = with_key(NO_BACKGROUND, "profile", SLOW_LINK, "50000000");
+    let place = ProfileBench::with_files(&config, 65_000_000);
+    let plain = place.convert("soci", &[]);
+    let all = "cat /data/one /data/two > /dev/null; echo all";
+    let (file, output) = place.recorded_of(&plain, &["/bin/sh", "-c", all]);
+    assert_eq!(output, "all\n");
+    let reference = place.convert("mine", &["--profile", &file]);
+    let size: u64 = place.image.layers.iter().map(|layer| layer.size).sum();
+    assert!(size > 130_000_000, "{size}");
+    place.stack.proxy.reset_stats();
+    place.stack.proxy.throttle(Throttle {
+        total: Some(12_000_000),
+        ..Throttle::unlimited()
+    });
+    pull(&place.stack, &reference);
+    place.logged(
+        "start-up profile waits for the first read on a slow link",
+        1,
+    );
+    // It reads one small file.
+    let small = ["/bin/sh", "-c", "cat /etc/passwd > /dev/null; echo small"];
+    assert_eq!(run(&place.stack, &reference, &small), "small\n");
+    place.wait_until_recorded(1);
+    assert_eq!(place.profiles("played"), 1);
+    assert_eq!(place.profiles("stopped"), 1);
+    let fetched = place.layer_bytes();
+    assert!(
+        fetched > 16_000_000 && fetched < size / 5 * 4,
+        "{fetched} of {size} bytes"
+    );
+}
+
+#[test]
 fn a_registry_that_throttles_while_a_profile_plays_is_left_alone_and_readers_are_served() {
     let place = ProfileBench::start("");
     let plain = place.convert("soci", &[]);
-    let file = place.recorded_alone(&plain);
+    let (file, _) = place.recorded_of(&plain, &SUMS);
     let reference = place.convert("mine", &["--profile", &file]);
     for layer in &place.image.layers {
         let busy = Fault::Status {
@@ -448,8 +675,31 @@ fn a_registry_that_throttles_while_a_profile_plays_is_left_alone_and_readers_are
         place
             .stack
             .proxy
-            .inject(Rule::always(busy).blob(layer.digest).times(3));
+            .inject(Rule::always(busy).blob(layer.digest));
     }
+    place.stack.proxy.reset_stats();
     pull(&place.stack, &reference);
-    place.start_container(&reference);
+    wait_until("it is throttled", PATIENCE, || {
+        match place.layer_requests() {
+            0 => Err("no request".to_owned()),
+            _ => Ok(()),
+        }
+    });
+    let begin = Instant::now();
+    // Some of the times for which the registry wants to be left alone.
+    wait_until("it has had time for requests", PATIENCE, || {
+        match begin.elapsed().as_secs() {
+            5.. => Ok(()),
+            seconds => Err(format!("{seconds} s")),
+        }
+    });
+    let (requests, seconds) = (place.layer_requests(), begin.elapsed().as_secs());
+    // Two requests for each origin are made at a time after the first answers, each once a second.
+    let most = 16 + 4 * seconds;
+    assert!(requests <= most, "{requests} in {seconds} s");
+    assert_eq!(place.layer_bytes(), 0);
+    place.stack.proxy.clear_faults();
+    assert_eq!(run(&place.stack, &reference, &SUMS), expected_sums());
+    place.wait_until_played();
+    assert_eq!(place.profiles("stopped"), 0);
 }

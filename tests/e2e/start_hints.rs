@@ -13,7 +13,7 @@ use crate::support::{
 };
 use soci_testkit::image::busybox_layer;
 use soci_testkit::process::Signal;
-use soci_testkit::{Content, Fault, ImageBuilder, Rule, Run, Stack, TestRoot};
+use soci_testkit::{Content, Fault, ImageBuilder, Layer, Rule, Run, Stack, TestRoot};
 
 /// Without the hint that small layers are fetched whole: nothing may be fetched in vain but what
 /// the structure of files says.
@@ -124,6 +124,110 @@ fn what_an_elf_file_needs_is_fetched_before_it_is_read() {
     let noise = file(&stack, "data/noise");
     read_page(&noise, NOISE / 2).unwrap_err();
     assert!(fetched() < NOISE / 2, "{}", fetched());
+}
+
+/// Length of the ELF files that [`elf`] makes.
+const ELF: u64 = 4 << 20;
+/// Where their code is.
+const CODE: std::ops::Range<u64> = (1 << 20)..(2 << 20);
+
+/// An ELF file with code and a needed library; the rest is noise. With `lies`, what its dynamic
+/// section names is behind the end of the file, and so is its code.
+fn elf(seed: u64, needed: &str, lies: bool) -> Content {
+    let noise = Content::Noise { seed, length: ELF };
+    let mut file = noise.to_vec();
+    let mut put = |at: u64, bytes: &[u8]| {
+        let at = usize::try_from(at).unwrap();
+        file[at..at + bytes.len()].copy_from_slice(bytes);
+    };
+    let (dynamic, strings, far) = (4096, 8192, 1_u64 << 62);
+    put(0, &[0; 512]);
+    put(0, b"\x7fELF\x02\x01");
+    for (at, value) in [(32, 64), (54, 56), (56, 3)] {
+        put(at, &[value]);
+    }
+    let code = CODE.end - CODE.start;
+    let start = if lies { far } else { CODE.start };
+    let segments = [(1, 0, ELF), (1 | 1 << 32, start, code), (2, dynamic, 160)];
+    for (number, (kind, start, length)) in (0..).zip(segments) {
+        for (field, value) in [(0, kind), (8, start), (16, start), (32, length)] {
+            put(64 + 56 * number + field, &u64::to_le_bytes(value));
+        }
+    }
+    let entries = match lies {
+        false => [(1, 1), (5, strings), (10, 100), (0, 0), (0, 0)],
+        true => [(1, far), (5, strings), (10, 100), (6, far), (7, far)],
+    };
+    put(dynamic, &[0; 160]);
+    for (number, (tag, value)) in (0..).zip(entries) {
+        put(dynamic + 16 * number, &u64::to_le_bytes(tag));
+        put(dynamic + 16 * number + 8, &u64::to_le_bytes(value));
+    }
+    put(
+        strings,
+        &[&b"\0"[..], needed.as_bytes(), &[0; 100]].concat(),
+    );
+    Content::Bytes(file)
+}
+
+#[test]
+fn libraries_that_need_each_other_are_fetched_once_and_headers_that_lie_cost_little() {
+    let stack = stack(STRUCTURE);
+    let root = TestRoot::new().unwrap();
+    let layer = busybox_layer()
+        .unwrap()
+        .dir("usr/lib")
+        .file("usr/lib/libone.so", elf(1, "libtwo.so", false))
+        .dir("opt")
+        .file("opt/liar.so", elf(2, "libone.so", true));
+    // In a layer of its own.
+    let second = Layer::new()
+        .dir("usr/lib")
+        .file("usr/lib/libtwo.so", elf(3, "libone.so", false))
+        .file("usr/lib/libunused.so", elf(4, "libone.so", false));
+    let image = ImageBuilder::new()
+        .layer(layer)
+        .layer(second)
+        .write(root.path(), "cycle")
+        .unwrap();
+    let options = ["--min-layer-size", "0", "--span-size", "65536"];
+    let reference = support::indexed_with(&stack, root.path(), "cycle", &options);
+    pull(&stack, &reference);
+    let bytes = || {
+        let stats = stack.proxy.stats();
+        let layers = image.layers.iter();
+        layers
+            .map(|layer| stats.blob(layer.digest).bytes)
+            .sum::<u64>()
+    };
+    let [one, two, liar] =
+        ["usr/lib/libone.so", "usr/lib/libtwo.so", "opt/liar.so"].map(|path| file(&stack, path));
+    stack.proxy.reset_stats();
+    read_page(&liar, 0).unwrap();
+    read_page(&one, 0).unwrap();
+    let code = CODE.end - CODE.start;
+    wait_until("the code of both is fetched", PATIENCE, || match bytes() {
+        fetched if fetched >= 2 * code => Ok(()),
+        fetched => Err(format!("{fetched} bytes")),
+    });
+    // What follows is stored: nothing of it is requested any more.
+    wait_until("the code of both is stored", PATIENCE, || {
+        let stored = status(&stack.daemon)["store"]["spans"].as_u64().unwrap();
+        match stored * 65536 {
+            stored if stored >= 2 * code => Ok(()),
+            stored => Err(format!("{stored} bytes")),
+        }
+    });
+    stack.proxy.inject(Rule::always(Fault::status(403)));
+    for library in [&one, &two] {
+        for at in [CODE.start, (CODE.start + CODE.end) / 2, CODE.end - PAGE] {
+            read_page(library, at).unwrap_or_else(|error| panic!("{library:?} at {at}: {error}"));
+        }
+    }
+    // Nothing twice, and within the limit of what is fetched in vain.
+    support::fetched_once(&stack, &image);
+    let fetched = bytes();
+    assert!(fetched < 9_000_000, "{fetched} bytes of 17 MB");
 }
 
 #[test]
