@@ -83,14 +83,15 @@ async fn prepared(node: &Node, client: &Client, kind: &Kind, explicit: Option<Di
         }
     }
     let outcome = "remote-snapshot-prepared";
-    let line = node
-        .daemon
-        .log()
-        .wait_for(mark, LIMIT, |line| line.contains(outcome));
+    let parallel = "preparing snapshot with parallel pull/unpack";
+    let line = node.daemon.log().wait_for(mark, LIMIT, |line| {
+        line.contains(outcome) || line.contains(parallel)
+    });
     let line: Value = serde_json::from_str(&line.expect(&target)).unwrap();
-    match line[outcome].as_str().unwrap() {
-        "true" => "lazy".to_owned(),
-        _ => line["reason"].as_str().unwrap().to_owned(),
+    match line[outcome].as_str() {
+        None => "parallel-pull".to_owned(),
+        Some("true") => "lazy".to_owned(),
+        Some(_) => line["reason"].as_str().unwrap().to_owned(),
     }
 }
 
@@ -210,7 +211,9 @@ async fn check_says_what_the_daemon_then_does() {
     ] {
         let (v1, v2, always) = modes;
         let parallel_keys = parallel.map_or(String::new(), |key| {
-            format!("[pull_modes.parallel_pull_unpack]\n{key} = true\n")
+            // There is no containerd whose content store could keep them.
+            let keep = "discard_unpacked_layers = true";
+            format!("[pull_modes.parallel_pull_unpack]\n{key} = true\n{keep}\n")
         });
         // A key that the daemon ignores, and that check must ignore as well.
         let config = format!(
