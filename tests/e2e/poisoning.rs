@@ -323,6 +323,29 @@ fn the_ztoc_of_another_layer_never_shows_in_the_other_image() {
     poisoned("index", Attack::ForeignIndex);
 }
 
+/// The image names the forged zTOC itself, so that its layer is used as it is mounted.
+#[test]
+fn a_forged_file_is_eio_at_its_first_read() {
+    let stack = stack(NO_BACKGROUND);
+    let forged = Layout::honest("first-read");
+    forged.forge_ztoc();
+    let image = forged.push(&stack, "forged", true);
+    pull(&stack, &image);
+    // The first two have each other's names, the third has another mode. All in one container: the image is
+    // refused to the next one.
+    let read = "cat /etc/open; cat /etc/shut; cat /etc/case";
+    let read = Run::new(&image, "soci").command(["/bin/sh", "-c", read]);
+    let read = stack.containerd.ctr(NAMESPACE).run(&read).unwrap();
+    assert!(read.stdout.is_empty(), "{read:?}");
+    let is_refused =
+        |line: &&str| line.contains("I/O error") || line.contains("Input/output error");
+    assert_eq!(
+        read.stderr.lines().filter(is_refused).count(),
+        3,
+        "{read:?}"
+    );
+}
+
 #[test]
 fn a_layer_of_which_everything_is_stored_is_verified_and_a_forged_one_is_refused_from_then_on() {
     let mut stack = stack("[background_fetch]\nsilence_period_msec = 10\nfetch_period_msec = 1\n");

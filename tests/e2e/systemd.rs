@@ -52,6 +52,19 @@ fn under_our_units_readers_notice_no_restart_stop_kill_or_reload() {
     }
 
     let main = node.systemd.property(SERVICE, "MainPID").unwrap();
+    // As systemd has read them: a key that it ignores, for a typing error, has its default.
+    for (property, value) in [
+        ("MemoryMax", "2147483648"),
+        ("MemorySwapMax", "0"),
+        ("OOMPolicy", "continue"),
+        ("OOMScoreAdjust", "-999"),
+        ("LimitCORE", "0"),
+        ("UMask", "0077"),
+    ] {
+        let read = node.systemd.property(SERVICE, property).unwrap();
+        assert_eq!(read, value, "{property}");
+    }
+
     let before = node.server();
     node.install_programs();
     node.systemctl(&["reload", SERVICE]);

@@ -250,3 +250,68 @@ fn unexpected(answer: Response) -> HolderError {
         other => HolderError::Message(format!("{other:?} does not match the request")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
+
+    use super::*;
+
+    /// Root folder and process id of a process that plays the holder.
+    const ROOT: &str = "SOCI_TEST_HOLDER_ROOT";
+    const PID: &str = "SOCI_TEST_HOLDER_PID";
+
+    /// Welcomes one client with a process id, or its own, and waits until the client has gone.
+    fn play_holder(root: &Path, pid: Option<u32>) {
+        let listener = socket::listen_at(root).unwrap();
+        let client = accept_with(&listener, SocketFlags::CLOEXEC).unwrap();
+        let mut request = [0; 4096];
+        recv(&client, &mut request[..], RecvFlags::empty()).unwrap();
+        let welcome = Response::Welcome {
+            protocol: PROTOCOL,
+            pid: pid.unwrap_or(std::process::id()),
+            server: None,
+            alone_for: None,
+            abandon_after: 600,
+        };
+        let welcome = serde_json::to_vec(&welcome).unwrap();
+        send(&client, &welcome, SendFlags::empty()).unwrap();
+        while recv(&client, &mut request[..], RecvFlags::empty()).is_ok_and(|(_, more)| more > 0) {}
+    }
+
+    /// Runs in processes of its own: the kernel names the one that listens.
+    #[test]
+    fn the_process_that_may_be_killed_is_the_one_that_listens_and_says_that_it_is_the_holder() {
+        if let Some(root) = std::env::var_os(ROOT) {
+            let pid = std::env::var(PID).ok().map(|pid| pid.parse().unwrap());
+            return play_holder(Path::new(&root), pid);
+        }
+        // A holder in another process namespace has another number there, which may be any process here.
+        for named in [None, Some(1)] {
+            let root = tempfile::tempdir().unwrap();
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command
+                .args(["--exact", "--nocapture"])
+                .arg("client::tests::the_process_that_may_be_killed_is_the_one_that_listens_and_says_that_it_is_the_holder")
+                .env(ROOT, root.path());
+            if let Some(pid) = named {
+                command.env(PID, pid.to_string());
+            }
+            let mut holder = command.spawn().unwrap();
+            let client = loop {
+                if let Some(client) = HolderClient::look(root.path()).unwrap() {
+                    break client;
+                }
+                assert_eq!(holder.try_wait().unwrap(), None, "it does not listen");
+                std::thread::yield_now();
+            };
+            assert_eq!(client.info().pid, named.unwrap_or(holder.id()));
+            let killed = client.hang_up().map(|process| process.pid);
+            let expected = named.is_none().then(|| holder.id());
+            assert_eq!(killed, expected);
+            assert!(holder.wait().unwrap().success());
+        }
+    }
+}

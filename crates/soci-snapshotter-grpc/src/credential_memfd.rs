@@ -19,19 +19,23 @@ struct HeldMemory(Arc<Keeper>);
 
 impl Vault for HeldMemory {
     fn put(&self, secrets: &[u8]) {
-        let put = || -> std::io::Result<()> {
-            let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-            let mut memory = File::from(memfd_create("soci-credentials", flags)?);
-            memory.write_all(secrets)?;
-            let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
-            fcntl_add_seals(&memory, seals)?;
-            self.0.put(holder_keys::CREDENTIALS, "", memory.into());
-            Ok(())
-        };
-        if let Err(error) = put() {
-            tracing::warn!(error = %error, "cannot store the credentials of the kubelet's pulls; they do not survive this process");
+        match sealed(secrets) {
+            Ok(memory) => self.0.put(holder_keys::CREDENTIALS, "", memory.into()),
+            Err(error) => {
+                tracing::warn!(error = %error, "cannot store the credentials of the kubelet's pulls; they do not survive this process");
+            }
         }
     }
+}
+
+/// Memory with this content, which no process changes.
+fn sealed(secrets: &[u8]) -> std::io::Result<File> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut memory = File::from(memfd_create("soci-credentials", flags)?);
+    memory.write_all(secrets)?;
+    let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    fcntl_add_seals(&memory, seals)?;
+    Ok(memory)
 }
 
 /// Returns the vault with the holder.
@@ -46,4 +50,24 @@ pub(crate) fn read(held: HeldFd) -> Option<Vec<u8>> {
     let mut secrets = Vec::new();
     memory.take(LARGEST).read_to_end(&mut secrets).ok()?;
     Some(secrets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stored_is_read_again_and_cannot_be_changed() {
+        let memory = sealed(b"secret").unwrap();
+        let mut copy = memory.try_clone().unwrap();
+        assert!(copy.write_all(b"other").is_err());
+        assert!(copy.set_len(0).is_err() && copy.set_len(4096).is_err());
+        assert!(fcntl_add_seals(&copy, SealFlags::FUTURE_WRITE).is_err());
+        let held = HeldFd {
+            key: holder_keys::CREDENTIALS.to_owned(),
+            note: String::new(),
+            descriptor: memory.into(),
+        };
+        assert_eq!(read(held).unwrap(), b"secret");
+    }
 }

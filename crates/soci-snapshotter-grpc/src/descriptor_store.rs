@@ -131,3 +131,49 @@ fn label_in(descriptor: &OwnedFd) -> Option<Label> {
     file.take(LARGEST).read_to_end(&mut text).ok()?;
     serde_json::from_slice(&text).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+    use std::process::Command;
+
+    use super::*;
+
+    /// Set in the process that stores.
+    const STORING: &str = "SOCI_TEST_DESCRIPTOR_STORE";
+
+    /// Runs in a process of its own: the service manager's socket is in the environment.
+    #[test]
+    fn the_service_manager_gets_mounts_and_never_credentials() {
+        if std::env::var_os(STORING).is_some() {
+            let store = find().unwrap();
+            let secret = memfd_create("secret", MemfdFlags::CLOEXEC).unwrap();
+            for key in [holder_keys::CREDENTIALS, holder_keys::SOCKET, "fuse/1"] {
+                store.put(key, "note", secret.as_fd());
+            }
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify.sock");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture"])
+            .arg("descriptor_store::tests::the_service_manager_gets_mounts_and_never_credentials")
+            .env(STORING, "1")
+            .env(SWITCH, "1")
+            .env("NOTIFY_SOCKET", &path)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{text}{output:?}");
+        assert!(text.contains("1 passed"), "{text}");
+        manager.set_nonblocking(true).unwrap();
+        let mut stored = Vec::new();
+        let mut message = [0; 4096];
+        while let Ok(length) = manager.recv(&mut message) {
+            let message = String::from_utf8_lossy(&message[..length]);
+            stored.push(message.trim().to_owned());
+        }
+        assert_eq!(stored, ["FDSTORE=1\nFDNAME=soci-fuse-fuse-1"]);
+    }
+}

@@ -368,6 +368,8 @@ pub(crate) mod tests {
             .permissions()
             .mode();
         assert_eq!(mode & 0o777, 0o700);
+        let mode = socket.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
         assert!(UnixStream::connect(&socket).is_ok());
         drop(listener);
         assert!(!socket.exists());

@@ -366,6 +366,15 @@ mod tests {
     }
 
     #[test]
+    fn store_and_unpacking_leave_the_space_of_the_file() {
+        for (text, percent) in [("", 10), ("[layer_store]\nmin_free_percent = 7\n", 7)] {
+            let config = parse(text);
+            assert_eq!(layer_store(&config).reserve.percent, percent);
+            assert_eq!(pipeline(&config).limits.reserve.percent, percent);
+        }
+    }
+
+    #[test]
     fn layers_are_shared_unless_the_file_says_otherwise() {
         assert!(!lazy(&parse("")).isolated);
         assert!(lazy(&parse("[layer_store]\nsharing = 'isolated'")).isolated);

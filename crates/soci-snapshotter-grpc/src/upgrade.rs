@@ -87,3 +87,24 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
         PATIENCE.as_secs()
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn the_outcome_is_readable_to_its_owner_only_also_if_an_earlier_one_was_open() {
+        let root = tempfile::tempdir().unwrap();
+        let unfinished = file(root.path()).with_extension("new");
+        for left in [file(root.path()), unfinished] {
+            std::fs::write(&left, "{}").unwrap();
+            std::fs::set_permissions(&left, std::fs::Permissions::from_mode(0o644)).unwrap();
+        }
+        report(root.path(), Err("layer sha256:1".to_owned()));
+        let metadata = file(root.path()).metadata().unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+}

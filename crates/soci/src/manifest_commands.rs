@@ -51,8 +51,11 @@ fn words(value: &Value) -> Vec<String> {
     words.collect()
 }
 
+/// Variables with their values.
+type Variables = Vec<(String, String)>;
+
 /// The commands of containers, with their arguments and variables, and of probes.
-fn commands(document: &Value) -> Vec<(Vec<String>, Vec<(String, String)>)> {
+fn commands(document: &Value) -> Vec<(Vec<String>, Variables)> {
     let with_command = all(document)
         .into_iter()
         .filter(|value| value["command"].is_array());

@@ -265,3 +265,36 @@ fn identity(certificate: &Path, key: &Path) -> anyhow::Result<ClientIdentity> {
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        registry: RegistryArgs,
+    }
+
+    #[test]
+    fn the_password_on_stdin_goes_with_no_other_user() {
+        let words = ["soci", "--user", "a", "--password-stdin"];
+        let arguments = Command::try_parse_from(words).unwrap().registry;
+        let read = arguments.password.set(Secret("of a".to_owned()));
+        read.unwrap();
+        let shown = |credential: Credential| match credential {
+            Credential::Basic { user, password } => format!("{user} {password}"),
+            other => panic!("{other:?}"),
+        };
+        let own = arguments.credential(arguments.user.as_ref().unwrap());
+        assert_eq!(shown(own.unwrap()), "a of a");
+        let other = arguments.credential(&UserPassword("b:of b".to_owned()));
+        assert_eq!(shown(other.unwrap()), "b of b");
+        for without in ["b", "a"] {
+            let other = UserPassword(without.to_owned());
+            assert!(arguments.credential(&other).is_err(), "{without}");
+        }
+    }
+}

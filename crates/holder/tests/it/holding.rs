@@ -122,6 +122,9 @@ fn there_is_one_server_at_a_time_and_others_may_look() {
 fn without_a_server_the_connections_are_closed_in_the_end_and_nothing_else_before() {
     let holder = Running::start();
     let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let note = holder.root.path().join(ABANDONED_FILE);
+    std::fs::write(&note, "of an earlier version").unwrap();
+    std::fs::set_permissions(&note, std::fs::Permissions::from_mode(0o644)).unwrap();
     let server = holder.server(Duration::from_secs(1));
     server.put("fuse/1", "", reader.as_fd()).unwrap();
     drop(reader);
@@ -132,7 +135,10 @@ fn without_a_server_the_connections_are_closed_in_the_end_and_nothing_else_befor
     let root = holder.ended();
     assert!(begin.elapsed() >= Duration::from_secs(1));
     assert!(is_closed(&writer));
-    let words = std::fs::read(root.path().join(ABANDONED_FILE)).unwrap();
+    let note = root.path().join(ABANDONED_FILE);
+    let mode = note.metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let words = std::fs::read(note).unwrap();
     let words: Abandoned = serde_json::from_slice(&words).unwrap();
     assert_eq!(words.connections, 1);
     assert!(words.reason.contains("1 s"), "{words:?}");

@@ -395,7 +395,7 @@ async fn a_layer_that_does_not_end_is_given_up_and_holds_no_other_image_up() {
     let pool_settings = PoolSettings {
         workers: NonZeroUsize::MIN,
         max_attempts: NonZeroU32::new(2).unwrap(),
-        min_pause: std::time::Duration::from_millis(1),
+        min_pause: Duration::from_millis(1),
         until_empty: true,
         ..PoolSettings::default()
     };

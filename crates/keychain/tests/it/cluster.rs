@@ -398,7 +398,7 @@ async fn a_list_of_secrets_over_64_mib_is_refused() {
 const KUBECONFIG: &str = "SOCI_TEST_KUBECONFIG";
 const AUTHORITIES: &str = "SSL_CERT_FILE";
 
-/// In a process of its own: the authorities of the system are those of a process.
+/// Runs in a process of its own: the authorities of the system are those of a process.
 #[tokio::test]
 async fn only_the_authority_of_the_kubeconfig_vouches_for_the_api_server() {
     if let Some(path) = std::env::var_os(KUBECONFIG) {

@@ -122,4 +122,21 @@ mod tests {
             User { uid: 5, gid: 0 }
         );
     }
+
+    #[test]
+    fn a_pipe_in_place_of_the_accounts_is_not_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        let etc = root.path().join("etc");
+        std::fs::create_dir(&etc).unwrap();
+        for name in ["passwd", "group"] {
+            let (path, mode) = (etc.join(name), Mode::RUSR | Mode::WUSR);
+            rustix::fs::mknodat(CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        }
+        let (sender, found) = std::sync::mpsc::channel();
+        let path = root.path().to_owned();
+        std::thread::spawn(move || sender.send(find(&path, "5:6").unwrap()));
+        // What waits for a writer does so for ever.
+        let found = found.recv_timeout(std::time::Duration::from_secs(60));
+        assert_eq!(found.unwrap(), User { uid: 5, gid: 6 });
+    }
 }

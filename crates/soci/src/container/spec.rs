@@ -201,4 +201,53 @@ mod tests {
             assert!(runtime_spec(&image, root.path(), &Process::default()).is_err());
         }
     }
+
+    /// As container engines have it by default. It is root of this machine that runs the image.
+    #[test]
+    fn the_kernels_files_are_hidden_or_read_only_and_namespaces_are_its_own() {
+        let image = json!({ "config": { "Cmd": ["x"] } });
+        let root = tempfile::tempdir().unwrap();
+        let spec = runtime_spec(&image, root.path(), &Process::default()).unwrap();
+        let has = |list: &str, wanted: &[&str]| {
+            let list: Vec<_> = spec["linux"][list].as_array().unwrap().iter().collect();
+            for path in wanted {
+                assert!(list.contains(&&json!(path)), "{path}: {list:?}");
+            }
+        };
+        let read_only = [
+            "/proc/bus",
+            "/proc/fs",
+            "/proc/irq",
+            "/proc/sys",
+            "/proc/sysrq-trigger",
+        ];
+        has("readonlyPaths", &read_only);
+        let masked = [
+            "/proc/acpi",
+            "/proc/kcore",
+            "/proc/keys",
+            "/proc/latency_stats",
+            "/proc/scsi",
+            "/proc/timer_list",
+            "/sys/firmware",
+        ];
+        has("maskedPaths", &masked);
+        let namespaces = spec["linux"]["namespaces"].as_array().unwrap();
+        for kind in ["pid", "ipc", "uts", "mount"] {
+            assert!(namespaces.contains(&json!({ "type": kind })), "{kind}");
+        }
+        let bounding = &spec["process"]["capabilities"]["bounding"];
+        for denied in [
+            "CAP_SYS_ADMIN",
+            "CAP_SYS_PTRACE",
+            "CAP_SYS_MODULE",
+            "CAP_BPF",
+        ] {
+            assert!(!bounding.as_array().unwrap().contains(&json!(denied)));
+        }
+        let sys = spec["mounts"].as_array().unwrap();
+        let sys = sys.iter().find(|mount| mount["destination"] == "/sys");
+        let options = sys.unwrap()["options"].as_array().unwrap();
+        assert!(options.contains(&json!("ro")), "{options:?}");
+    }
 }

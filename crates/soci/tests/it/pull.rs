@@ -240,6 +240,65 @@ fn a_corrupt_layer_is_refused_and_nothing_of_it_stays() {
 }
 
 #[test]
+fn a_layer_with_another_diff_id_is_refused_and_nothing_of_it_stays() {
+    let registry = Registry::start().unwrap();
+    let containerd = Containerd::start(&ContainerdOptions::default()).unwrap();
+    let image = Image::push(&registry);
+    // A configuration that names the layers of another image under well-known chain IDs.
+    let dir = image.dir.path().join("image");
+    let blob = |digest: soci_oci::Digest| dir.join("blobs/sha256").join(digest.hex());
+    let read = |digest| -> Value {
+        serde_json::from_slice(&std::fs::read(blob(digest)).unwrap()).unwrap()
+    };
+    let put = |value: &Value| {
+        let bytes = value.to_string().into_bytes();
+        let digest = soci_oci::Digest::of(&bytes);
+        std::fs::write(blob(digest), &bytes).unwrap();
+        serde_json::json!({ "digest": digest.to_string(), "size": bytes.len() })
+    };
+    let mut config = read(image.config);
+    let genuine = config["rootfs"]["diff_ids"][1].as_str().unwrap().to_owned();
+    let stolen = soci_oci::Digest::of(b"the layer of another image").to_string();
+    config["rootfs"]["diff_ids"][1] = stolen.clone().into();
+    let index = dir.join("index.json");
+    let mut top: Value = serde_json::from_slice(&std::fs::read(&index).unwrap()).unwrap();
+    let mut manifest = read(
+        top["manifests"][0]["digest"]
+            .as_str()
+            .unwrap()
+            .parse()
+            .unwrap(),
+    );
+    let update = |descriptor: &mut Value, new: Value| {
+        for key in ["digest", "size"] {
+            descriptor[key] = new[key].clone();
+        }
+    };
+    update(&mut manifest["config"], put(&config));
+    update(&mut top["manifests"][0], put(&manifest));
+    std::fs::write(&index, top.to_string()).unwrap();
+    registry.push_layout(&dir, "v1", "forged").unwrap();
+
+    let reference = registry.reference("forged:v1");
+    let output = pull(&containerd, "overlayfs", &reference, &[]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let error = String::from_utf8(output.stderr).unwrap();
+    for named in [&genuine, &stolen, &image.layers[1].digest.to_string()] {
+        assert!(error.contains(named), "{error}");
+    }
+    let ctr = containerd.ctr("test");
+    assert_eq!(lines(&ctr, &["images", "ls", "-q"]), Vec::<String>::new());
+    assert!(no_leases(&ctr));
+    let rootfs: soci_oci::ImageConfig = serde_json::from_value(config).unwrap();
+    let chain = rootfs.rootfs.chain_ids()[1].to_string();
+    let snapshots = lines(&ctr, &["snapshots", "ls"]);
+    let kept = snapshots
+        .iter()
+        .filter(|line| line.contains(&chain) || line.contains("extract-"));
+    assert_eq!(kept.count(), 0, "{snapshots:?}");
+}
+
+#[test]
 fn what_an_earlier_pull_left_damaged_is_fetched_again() {
     let registry = Registry::start().unwrap();
     let containerd = Containerd::start(&ContainerdOptions::default()).unwrap();

@@ -62,9 +62,7 @@ pub(super) async fn estimate(
                 .await?;
             if let Ok(artifact) = Prefetch::parse(&bytes) {
                 let most = layer.reader.spans().len();
-                let spans = artifact.prefetch_spans.iter();
-                let spans = spans.flat_map(|span| span.range().take_while(|id| *id < most));
-                needed.entry(at).or_default().extend(spans);
+                needed.entry(at).or_default().extend(spans(&artifact, most));
             }
         }
     }
@@ -94,6 +92,12 @@ pub(super) async fn estimate(
         bytes,
         percent,
     }))
+}
+
+/// The spans that an artifact lists, of a layer that has `most`.
+fn spans(artifact: &Prefetch, most: u32) -> impl Iterator<Item = u32> {
+    let listed = artifact.prefetch_spans.iter();
+    listed.flat_map(move |span| span.range().take_while(move |id| *id < most))
 }
 
 /// The program that the image starts, with the folder where it is found.
@@ -174,7 +178,17 @@ fn script_interpreter(content: &[u8]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::script_interpreter;
+    use super::*;
+
+    #[test]
+    fn no_more_spans_are_looked_at_than_the_layer_has() {
+        let listed = r#"{"version":"1.0","prefetch_spans":[{"start_span":1,"end_span":4294967295},
+            {"start_span":7,"end_span":4294967295}]}"#;
+        let artifact = Prefetch::parse(listed.as_bytes()).unwrap();
+        // More than can be counted in the time of a test follow.
+        let first: Vec<u32> = spans(&artifact, 3).take(10).collect();
+        assert_eq!(first, [1, 2]);
+    }
 
     #[test]
     fn a_script_names_its_interpreter() {

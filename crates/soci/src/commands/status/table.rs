@@ -495,4 +495,58 @@ mod tests {
         let shown = [7, 67, 3_661, 90_061].map(uptime);
         assert_eq!(shown, ["7s", "1m7s", "1h1m", "1d1h"]);
     }
+
+    #[test]
+    fn what_others_have_named_is_printed_as_a_terminal_does_not_obey_it() {
+        const HOSTILE: &str = "x\u{1b}c\nsoci: all is well\u{202e}\u{9b}31m";
+        const SHOWN: &str = r"x\u{1b}c\nsoci: all is well\u{202e}\u{9b}31m";
+        let mut status = status();
+        let mut texts = Vec::new();
+        for image in &mut status.images {
+            texts.extend([&mut image.reference, &mut image.manifest_digest]);
+            texts.push(image.error.get_or_insert_default());
+            for layer in &mut image.layers {
+                texts.extend([&mut layer.digest, &mut layer.snapshot]);
+                let given = [
+                    &mut layer.reason_code,
+                    &mut layer.reason,
+                    &mut layer.error,
+                    &mut layer.mountpoint,
+                    &mut layer.namespace,
+                ];
+                texts.extend(given.map(Option::get_or_insert_default));
+            }
+        }
+        for severed in &mut status.severed {
+            texts.extend([&mut severed.snapshot, &mut severed.reason]);
+        }
+        for registry in &mut status.registries {
+            texts.push(&mut registry.name);
+            texts.push(registry.error.get_or_insert_default());
+            texts.extend(registry.hosts.iter_mut().map(|host| &mut host.url));
+        }
+        texts.extend(&mut status.hosts_folders);
+        let pulls = Pull {
+            layers: vec![PulledLayer::default()],
+            ..Pull::default()
+        };
+        status.pulls.push(pulls);
+        for pull in &mut status.pulls {
+            texts.extend([&mut pull.reference, &mut pull.manifest_digest]);
+            for layer in &mut pull.layers {
+                texts.extend([&mut layer.digest, &mut layer.state]);
+            }
+        }
+        texts.into_iter().for_each(|text| text.push_str(HOSTILE));
+        let page = render(&status, Style::Programs);
+        for line in page.as_str().lines() {
+            assert!(line.chars().all(soci_errors::is_printable), "{line:?}");
+            assert!(!line.starts_with("soci: all is well"), "{line}");
+        }
+        assert!(
+            page.as_str().matches(SHOWN).count() > 10,
+            "{}",
+            page.as_str()
+        );
+    }
 }
