@@ -585,7 +585,7 @@ fn size(data: &LazyLayer, span: u32) -> u64 {
 }
 
 /// Uncompressed size of a span in bytes.
-fn uncompressed_size(data: &LazyLayer, span: u32) -> u64 {
+pub(crate) fn uncompressed_size(data: &LazyLayer, span: u32) -> u64 {
     let span = data.stored().spans().get(SpanId(span));
     span.map_or(0, |span| {
         let range = span.uncompressed;

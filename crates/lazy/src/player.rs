@@ -8,6 +8,7 @@ use soci_store::LayerKey;
 use soci_ztoc::{Span, SpanId, SpanTable};
 use tokio::time::Instant;
 
+use crate::hinted_start::uncompressed_size;
 use crate::profile_config::ProfileConfig;
 use crate::start_order::StartOrder;
 
@@ -43,10 +44,7 @@ impl PlayedLayer for Played {
     }
 
     fn length(&self, span: u32) -> u64 {
-        self.span(span).map_or(0, |span| {
-            let range = span.uncompressed;
-            range.end.saturating_sub(range.start)
-        })
+        uncompressed_size(&self.data, span)
     }
 
     fn room(&self) -> u64 {

@@ -119,6 +119,16 @@ async fn is_vouched_for(world: &World, containerd: &Containerd, config: LazyConf
     !is_forged
 }
 
+/// Pushes the image to the repository `other` as well, and starts a containerd.
+async fn second_repository(world: &World) -> (Containerd, Store) {
+    let layout = world.root.path().join("layout");
+    let registry = &world.registry;
+    registry.push_layout(&layout, "large", "other").unwrap();
+    let containerd = Containerd::start(&ContainerdOptions::default()).unwrap();
+    let store = Store::new(&containerd, "test").await;
+    (containerd, store)
+}
+
 /// The same image as in the registry's repository `large`, but for an annotation, in repository `other`.
 async fn vouching_image(world: &World, store: &Store, padding: usize) -> Descriptor {
     let annotations = json!({
@@ -131,11 +141,7 @@ async fn vouching_image(world: &World, store: &Store, padding: usize) -> Descrip
 #[test]
 fn an_image_of_a_registry_that_is_not_listed_vouches_for_no_layer() {
     world(vec![forged()]).test(async |world| {
-        let layout = world.root.path().join("layout");
-        let registry = &world.registry;
-        registry.push_layout(&layout, "large", "other").unwrap();
-        let containerd = Containerd::start(&ContainerdOptions::default()).unwrap();
-        let store = Store::new(&containerd, "test").await;
+        let (containerd, store) = second_repository(world).await;
         let image = vouching_image(world, &store, 0).await;
         let name = world.proxy.reference("other:1");
         store.images.record(&name, &image).await.unwrap();
@@ -158,11 +164,7 @@ fn an_image_of_a_registry_that_is_not_listed_vouches_for_no_layer() {
 #[test]
 fn manifests_over_the_limits_of_number_depth_and_size_are_not_read() {
     world(vec![forged()]).test(async |world| {
-        let layout = world.root.path().join("layout");
-        let registry = &world.registry;
-        registry.push_layout(&layout, "large", "other").unwrap();
-        let containerd = Containerd::start(&ContainerdOptions::default()).unwrap();
-        let store = Store::new(&containerd, "test").await;
+        let (containerd, store) = second_repository(world).await;
         let image = vouching_image(world, &store, 0).await;
         let missing = |at: usize| Descriptor::of(media_types::OCI_MANIFEST, &at.to_le_bytes());
         let after = |count: usize| {
