@@ -16,9 +16,10 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use rustix::io::Errno;
 use soci_fetch::testing::{Answer, MemoryLayer};
 use soci_fetch::{LayerData, ReadError};
@@ -29,9 +30,7 @@ use support::{Layer, Mount, noise, run, until, ztoc_of};
 /// Tests that count descriptors or threads run alone; the others may run beside each other.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
-    ALONE
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
+    ALONE.lock()
 }
 
 fn failing() -> Answer {
@@ -81,7 +80,7 @@ fn reads_of_the_own_reader_are_distinguished_from_those_of_containers() {
     let seen = Arc::<Mutex<Vec<u64>>>::default();
     let watcher = watch.begin({
         let seen = seen.clone();
-        move |ino| seen.lock().unwrap().push(ino)
+        move |ino| seen.lock().push(ino)
     });
     let options = LayerMountOptions {
         watch,
@@ -117,7 +116,7 @@ fn reads_of_the_own_reader_are_distinguished_from_those_of_containers() {
     assert_eq!(own.reads(), before);
     assert!(!mount.data.reads().is_empty());
     let theirs = mount.tree.find(b"theirs").unwrap();
-    assert_eq!(*seen.lock().unwrap(), [theirs]);
+    assert_eq!(*seen.lock(), [theirs]);
     drop(watcher);
 }
 

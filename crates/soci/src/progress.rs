@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use parking_lot::Mutex;
 use soci_index::{LayerOutcome, Progress, Step};
 use soci_oci::{Descriptor, Digest};
 
@@ -39,13 +39,9 @@ impl Bars {
         self.shown.load(Ordering::Relaxed)
     }
 
-    fn bars(&self) -> MutexGuard<'_, BTreeMap<Digest, ProgressBar>> {
-        self.bars.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Starts a layer's bar, or starts it again for another step.
     pub(crate) fn begin(&self, layer: &Descriptor, step: &'static str) {
-        let mut bars = self.bars();
+        let mut bars = self.bars.lock();
         if !self.shown() {
             return;
         }
@@ -64,7 +60,7 @@ impl Bars {
     /// So many more bytes of a layer are done.
     pub(crate) fn advance(&self, layer: Digest, bytes: u64) {
         if self.shown()
-            && let Some(bar) = self.bars().get(&layer)
+            && let Some(bar) = self.bars.lock().get(&layer)
         {
             bar.inc(bytes);
         }
@@ -72,7 +68,7 @@ impl Bars {
 
     /// Removes the bar of a layer that is done.
     pub(crate) fn end(&self, layer: Digest) {
-        let bar = self.bars().remove(&layer);
+        let bar = self.bars.lock().remove(&layer);
         if let Some(bar) = bar {
             bar.finish_and_clear();
             self.all.remove(&bar);
@@ -91,7 +87,7 @@ impl Bars {
     /// Removes all bars from the screen; later updates draw nothing.
     pub(crate) fn finish(&self) {
         let layers: Vec<Digest> = {
-            let bars = self.bars();
+            let bars = self.bars.lock();
             self.shown.store(false, Ordering::Relaxed);
             bars.keys().copied().collect()
         };

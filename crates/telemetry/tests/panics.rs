@@ -1,8 +1,9 @@
 //! A panic as the log shows it; in a process of its own, since hook and log are global.
 
 use std::io::Write;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use soci_telemetry::{JsonLog, log_panics};
 use tracing_subscriber::layer::SubscriberExt as _;
 
@@ -11,10 +12,7 @@ struct CapturedBytes(Arc<Mutex<Vec<u8>>>);
 
 impl Write for CapturedBytes {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .write(bytes)
+        self.0.lock().write(bytes)
     }
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
@@ -37,7 +35,7 @@ fn a_panic_is_one_json_line_with_level_panic() {
             .is_err()
     );
 
-    let bytes = out.0.lock().unwrap().clone();
+    let bytes = out.0.lock().clone();
     let text = String::from_utf8(bytes).unwrap();
     assert_eq!(text.lines().count(), 1, "{text}");
     let line: serde_json::Value = serde_json::from_str(&text).unwrap();

@@ -2,10 +2,11 @@
 //! names the layers above.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
@@ -51,7 +52,7 @@ impl Ahead {
     ) where
         D: Future<Output = Result<Fetched, UnpackError>> + Send + 'static,
     {
-        let mut layers = self.layers();
+        let mut layers = self.layers.lock();
         if layers.len() >= MOST || layers.contains_key(&layer) {
             return;
         }
@@ -71,7 +72,7 @@ impl Ahead {
         tokio::spawn(async move {
             tokio::time::sleep(KEPT_FOR).await;
             if let Some(layers) = waiting.upgrade() {
-                let mut layers = layers.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut layers = layers.lock();
                 // Another of the same name may have been begun since.
                 if layers
                     .get(&layer)
@@ -85,10 +86,7 @@ impl Ahead {
 
     /// The download of a layer that was begun.
     pub(crate) fn take(&self, layer: &LayerOfImage) -> Option<Download> {
-        self.layers().remove(layer).map(|(_, download)| download)
-    }
-
-    fn layers(&self) -> MutexGuard<'_, HashMap<LayerOfImage, (u64, Download)>> {
-        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
+        let download = self.layers.lock().remove(layer);
+        download.map(|(_, download)| download)
     }
 }

@@ -1,9 +1,10 @@
 //! Slots for downloads, shared between registries by rule, and how long a download may take.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use soci_oci::Reference;
 use soci_registry::Deadline;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -148,10 +149,7 @@ impl Downloads {
     }
 
     fn registry(&self, name: &str) -> Arc<Semaphore> {
-        let mut registries = self
-            .registries
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut registries = self.registries.lock();
         registries.retain(|_, slots| slots.strong_count() > 0);
         if let Some(slots) = registries.get(name).and_then(Weak::upgrade) {
             return slots;

@@ -1,10 +1,11 @@
 //! What an image's manifest and configuration say about its layers.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use soci_containerd::{Containerd, Content, within};
 use soci_oci::{Descriptor, Digest, ImageConfig, Manifest, Reference};
 use soci_registry::Client;
@@ -83,21 +84,17 @@ impl ImageLayers {
         &self,
         image: &LayerOfImage,
     ) -> Result<Arc<Vec<LayerDescription>>, UnpackError> {
-        let known = self.known().get(&image.manifest).cloned();
+        let known = self.known.lock().get(&image.manifest).cloned();
         if let Some(known) = known {
             return Ok(known);
         }
         let layers = Arc::new(self.layers(image).await?);
-        let mut known = self.known();
+        let mut known = self.known.lock();
         if known.len() >= MAX_IMAGES {
             known.clear();
         }
         known.insert(image.manifest, Arc::clone(&layers));
         Ok(layers)
-    }
-
-    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<Vec<LayerDescription>>>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn layers(&self, image: &LayerOfImage) -> Result<Vec<LayerDescription>, UnpackError> {

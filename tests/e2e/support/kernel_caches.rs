@@ -1,12 +1,12 @@
 //! The kernel's caches, which belong to all tests at the same time.
 
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use parking_lot::{RwLock, RwLockReadGuard};
 
 static CACHES: RwLock<()> = RwLock::new(());
 
 /// Keeps other tests from dropping the caches while a test looks at what is in them.
 pub(crate) fn keep() -> RwLockReadGuard<'static, ()> {
-    CACHES.read().unwrap_or_else(PoisonError::into_inner)
+    CACHES.read()
 }
 
 /// Drops names and attributes, and content that no process has open, so that the kernel requests
@@ -21,6 +21,6 @@ pub(crate) fn forget() {
 }
 
 fn drop_caches(what: &str) {
-    let _alone = CACHES.write().unwrap_or_else(PoisonError::into_inner);
+    let _alone = CACHES.write();
     std::fs::write("/proc/sys/vm/drop_caches", what).unwrap();
 }

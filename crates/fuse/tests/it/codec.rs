@@ -1,9 +1,10 @@
 //! The codec, without a kernel.
 
 use std::io::IoSlice;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use proptest::prelude::*;
 use soci_fuse::{Attr, DirBuffer, Entry, Errno, Operation, ParseError, Reply, ReplySink, Request};
 
@@ -116,7 +117,7 @@ impl ReplySink for Sent {
             .iter()
             .flat_map(|part| part.iter().copied())
             .collect();
-        self.0.lock().unwrap().push(bytes);
+        self.0.lock().push(bytes);
     }
 }
 
@@ -124,7 +125,7 @@ impl ReplySink for Sent {
 fn sent(answer: impl FnOnce(Reply)) -> (i32, Vec<u8>) {
     let sink = Arc::new(Sent::default());
     answer(Reply::new(3, sink.clone()));
-    let messages = sink.0.lock().unwrap();
+    let messages = sink.0.lock();
     let [message] = messages.as_slice() else {
         panic!("{} answers", messages.len());
     };

@@ -8,10 +8,11 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use soci_oci::{Descriptor, Digest};
 use tempfile::NamedTempFile;
 
@@ -100,7 +101,7 @@ impl ArchiveSink {
         header.set_mtime(0);
         header.set_size(size);
         header.set_cksum();
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = self.places.lock();
         let at = places.end;
         let content = at.saturating_add(BLOCK);
         places.end = size
@@ -121,8 +122,7 @@ impl ArchiveSink {
     }
 
     fn known(&self, digest: Digest) -> Option<u64> {
-        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        places.blobs.get(&digest).copied()
+        self.places.lock().blobs.get(&digest).copied()
     }
 
     /// The place of a blob; taken now if it was not planned.
@@ -131,8 +131,7 @@ impl ArchiveSink {
             return Ok(at);
         }
         let at = self.header(&format!("blobs/sha256/{}", blob.digest.hex()), blob.size)?;
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        places.blobs.insert(blob.digest, at);
+        self.places.lock().blobs.insert(blob.digest, at);
         Ok(at)
     }
 
@@ -201,11 +200,7 @@ impl ImageSink for ArchiveSink {
     async fn finish(self: Box<Self>, index: &Descriptor, bytes: Bytes) -> Result<(), IndexError> {
         self.put_blob(index, bytes).await?;
         self.entry("index.json", &index_json(index)?)?;
-        let end = self
-            .places
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .end;
+        let end = self.places.lock().end;
         // Two zero blocks end a tar; what was skipped as padding reads as zeros too.
         self.file
             .set_len(end.saturating_add(2 * BLOCK))

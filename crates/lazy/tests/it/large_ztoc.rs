@@ -128,7 +128,7 @@ pub(crate) fn world(layers: Vec<(Vec<u8>, Ztoc)>) -> World {
             layers: descriptors.iter().map(|layer| layer.digest).collect(),
         },
         meters: Arc::new(soci_telemetry::Meters::new().unwrap()),
-        store: std::sync::Mutex::default(),
+        store: parking_lot::Mutex::default(),
     }
 }
 

@@ -31,7 +31,7 @@ pub(crate) struct World {
     pub(crate) image: GoldenImage,
     pub(crate) meters: Arc<soci_telemetry::Meters>,
     /// The layer store of the daemon that was started last.
-    pub(crate) store: std::sync::Mutex<Option<LayerStore>>,
+    pub(crate) store: parking_lot::Mutex<Option<LayerStore>>,
 }
 
 /// What the labels of a Prepare say about an image.
@@ -107,7 +107,7 @@ impl World {
             reference,
             image,
             meters: Arc::new(soci_telemetry::Meters::new().unwrap()),
-            store: std::sync::Mutex::default(),
+            store: parking_lot::Mutex::default(),
         }
     }
 
@@ -170,7 +170,7 @@ impl World {
         let fetcher = SpanFetcher::new(fetch, tokio::runtime::Handle::current());
         let layers =
             LayerStore::open(&root.join("soci/layers"), LayerStoreConfig::default()).unwrap();
-        *self.store.lock().unwrap() = Some(layers.clone());
+        *self.store.lock() = Some(layers.clone());
         let components = Components {
             client: client.clone(),
             layers,
@@ -749,7 +749,7 @@ fn a_container_whose_image_lost_spans_has_what_was_recorded_played() {
         let config = recording();
         let request = world.request(0, "a");
         let (lazy, fetcher) = world.lazy_and_fetcher(config.clone());
-        let store = || world.store.lock().unwrap().clone().unwrap();
+        let store = || world.store.lock().clone().unwrap();
         let stored = || {
             let store = store();
             let layers = store.layers().unwrap().into_iter();
@@ -800,7 +800,7 @@ fn a_container_whose_image_lost_spans_has_what_was_recorded_played() {
         assert_eq!(lazy.profile_counts().recorded, 1);
         unmount(&lazy, &request.mountpoint).await;
         drop((lazy, fetcher));
-        world.store.lock().unwrap().take();
+        world.store.lock().take();
         fs::remove_dir_all(world.root.path().join("daemon/soci/layers")).unwrap();
 
         // An image that was pulled ahead, and lost its spans before its first container.

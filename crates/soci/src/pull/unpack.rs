@@ -2,10 +2,10 @@
 //! rest is downloaded, applied, checked and committed.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use parking_lot::Mutex;
 use soci_containerd::labels::{self, ImageLabels, gc};
 use soci_containerd::{Code, Content, Mount, Namespace, Snapshots, apply};
 use soci_discovery::{FoundBy, LazyReport};
@@ -39,17 +39,13 @@ const PREPARE_ENDS: Duration = Duration::from_millis(500);
 pub(crate) struct Active(Mutex<Vec<String>>);
 
 impl Active {
-    fn keys(&self) -> MutexGuard<'_, Vec<String>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn forget(&self, key: &str) {
-        self.keys().retain(|active| active != key);
+        self.0.lock().retain(|active| active != key);
     }
 
     /// Removes what an interrupted pull was working on.
     pub(crate) async fn remove_all(&self, snapshots: &Snapshots) {
-        let keys = std::mem::take(&mut *self.keys());
+        let keys = std::mem::take(&mut *self.0.lock());
         if keys.is_empty() {
             return;
         }
@@ -229,7 +225,7 @@ impl Unpack<'_> {
         for _ in 0..TRIES {
             let key = extract_key(chain_id);
             // From here on it may exist, also if no caller waits for the answer.
-            self.active.keys().push(key.clone());
+            self.active.0.lock().push(key.clone());
             let parent = parent.map(|digest| digest.to_string()).unwrap_or_default();
             let labels = image.for_layer(at, chain_id);
             let prepared = self.snapshots.prepare(&key, &parent, labels).await;

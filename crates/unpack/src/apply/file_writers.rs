@@ -5,10 +5,11 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use parking_lot::{Condvar, Mutex};
 use rustix::fs::{Mode, OFlags, openat};
 use soci_ztoc::FileMetadata;
 
@@ -91,15 +92,11 @@ struct State {
 }
 
 impl Work {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn run(&self, files: &Receiver<SmallFile>) {
         while let Ok(file) = files.recv() {
-            let failed = self.state().failure.is_some();
+            let failed = self.state.lock().failure.is_some();
             let written = if failed { Ok(()) } else { file.write() };
-            let mut state = self.state();
+            let mut state = self.state.lock();
             if let Err(error) = written {
                 state.failure.get_or_insert(error);
             }
@@ -125,7 +122,7 @@ impl FileWriters {
     /// Memory for the content of a file of so many bytes.
     pub(super) fn content(&mut self, length: u64) -> Vec<u8> {
         if self.free.is_empty() && !self.threads.is_empty() {
-            std::mem::swap(&mut self.free, &mut self.work.state().free);
+            std::mem::swap(&mut self.free, &mut self.work.state.lock().free);
         }
         let mut content = self.free.pop().unwrap_or_default();
         content.reserve(usize::try_from(length).unwrap_or(0));
@@ -141,7 +138,7 @@ impl FileWriters {
         let count = self.threads.len();
         let length = file.content.len();
         let has_room = {
-            let mut state = self.work.state();
+            let mut state = self.work.state.lock();
             if let Some(failure) = state.failure.take() {
                 return Err(failure);
             }
@@ -172,7 +169,7 @@ impl FileWriters {
             }
         }
         {
-            let mut state = self.work.state();
+            let mut state = self.work.state.lock();
             state.open -= 1;
             state.bytes -= length;
         }
@@ -190,10 +187,9 @@ impl FileWriters {
         if self.threads.is_empty() {
             return Ok(());
         }
-        let mut state = self.work.state();
+        let mut state = self.work.state.lock();
         while state.open > 0 {
-            let waited = self.work.done.wait(state);
-            state = waited.unwrap_or_else(PoisonError::into_inner);
+            self.work.done.wait(&mut state);
         }
         state.failure.take().map_or(Ok(()), Err)
     }

@@ -1,10 +1,11 @@
 //! Uncompressed bytes on their way from the decompressor to the threads that hash and write them.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 /// Size of a block: small enough that what one thread puts into it is in the cache for the next.
 pub(crate) const BLOCK: usize = 128 << 10;
@@ -30,7 +31,7 @@ impl AsRef<[u8]> for Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.free.lock();
         if free.len() < KEPT {
             free.push(std::mem::take(&mut self.data));
         }
@@ -89,10 +90,7 @@ impl BlockSender {
         if self.filled == 0 {
             return Ok(());
         }
-        let next = {
-            let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-            free.pop()
-        };
+        let next = self.free.lock().pop();
         let next = next.unwrap_or_else(|| vec![0; BLOCK]);
         let block = Block {
             data: std::mem::replace(&mut self.current, next),

@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, Read};
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
 
 use super::shares::Units;
 
@@ -46,14 +47,10 @@ impl Slabs {
         }
     }
 
-    fn filled(&self) -> MutexGuard<'_, VecDeque<BytesMut>> {
-        self.filled.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// An empty slab with room for `needed` bytes.
     fn take(&self, needed: usize) -> BytesMut {
         let needed = needed.max(SLAB);
-        let mut filled = self.filled();
+        let mut filled = self.filled.lock();
         let free = filled.iter_mut().position(|slab| slab.try_reclaim(needed));
         let slab = free.and_then(|free| filled.remove(free));
         slab.unwrap_or_else(|| BytesMut::with_capacity(needed))
@@ -61,7 +58,7 @@ impl Slabs {
 
     fn give_back(&self, mut slab: BytesMut) {
         slab.clear();
-        let mut filled = self.filled();
+        let mut filled = self.filled.lock();
         if filled.len() < self.most {
             filled.push_back(slab);
         }
@@ -69,7 +66,7 @@ impl Slabs {
 
     /// Frees them.
     pub(crate) fn clear(&self) {
-        let filled = std::mem::take(&mut *self.filled());
+        let filled = std::mem::take(&mut *self.filled.lock());
         drop(filled);
     }
 }
@@ -245,7 +242,7 @@ mod tests {
         drop(first);
         let (third, _) = fill(3);
         assert_eq!(third.as_ptr(), at);
-        assert_eq!(slabs.filled().len(), 2);
+        assert_eq!(slabs.filled.lock().len(), 2);
         slabs.clear();
         assert!(second.iter().all(|byte| *byte == 2) && third.iter().all(|byte| *byte == 3));
     }
@@ -261,7 +258,7 @@ mod tests {
                 pieces.extend(buffer.add(part));
             }
             pieces.push(buffer.finish());
-            let taken = slabs.filled().len();
+            let taken = slabs.filled.lock().len();
             assert!((taken * SLAB) as u64 <= memory_of(bytes as u64) + SLAB as u64);
         }
         assert!(memory_of(room_in(10 << 20)) <= 10 << 20);

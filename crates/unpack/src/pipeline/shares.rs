@@ -5,8 +5,9 @@
 //! most a quarter of a pool: however many there are, those that are being unpacked proceed.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 /// The layer that uses units.
@@ -84,7 +85,7 @@ impl Drop for Ticket {
             return;
         }
         let waited = {
-            let mut state = self.shares.state();
+            let mut state = self.shares.state.lock();
             let before = state.waiting.len();
             state.waiting.retain(|waiter| waiter.number != self.number);
             state.waiting.len() != before
@@ -121,10 +122,6 @@ impl Shares {
         })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// All units.
     pub(crate) const fn total(&self) -> u64 {
         self.total
@@ -132,25 +129,25 @@ impl Shares {
 
     /// Units in use: now, and at most so far.
     pub(crate) fn usage(&self) -> (u64, u64) {
-        let state = self.state();
+        let state = self.state.lock();
         (state.used, state.peak)
     }
 
     /// Number of requests that wait.
     pub(crate) fn waiting(&self) -> usize {
-        self.state().waiting.len()
+        self.state.lock().waiting.len()
     }
 
     /// Records that a layer is being unpacked.
     pub(crate) fn activate(&self, claim: Claim) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.of(claim).active = true;
         self.grant(&mut state);
     }
 
     /// Forgets a layer that ends; units that it still has are returned as they are dropped.
     pub(crate) fn deactivate(&self, claim: Claim) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.layers.get(&claim.layer).is_some_and(|l| l.units == 0) {
             state.layers.remove(&claim.layer);
         } else if let Some(layer) = state.layers.get_mut(&claim.layer) {
@@ -162,7 +159,7 @@ impl Shares {
     /// Waits for units. More than the pool has are granted when nothing else is in use.
     pub(crate) async fn acquire(self: &Arc<Self>, claim: Claim, units: u64) -> Units {
         let (granted, mut ticket) = {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             let number = state.next;
             state.next += 1;
             let (grant, granted) = oneshot::channel();
@@ -193,7 +190,7 @@ impl Shares {
     }
 
     fn release(&self, layer: u64, units: u64) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.used = state.used.saturating_sub(units);
         if let Some(known) = state.layers.get_mut(&layer) {
             known.units = known.units.saturating_sub(units);

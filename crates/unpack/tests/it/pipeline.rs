@@ -5,10 +5,11 @@ use std::fs;
 use std::io::{self, Cursor};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use soci_layer::LowerLayer;
 use soci_oci::{Descriptor, Digest, media_types};
 use soci_registry::{Client, ClientConfig, NoCredentials};
@@ -662,18 +663,18 @@ impl CompressedSink for Recorder {
         if self.fails {
             return Err(io::Error::other("no room in the store"));
         }
-        self.bytes.lock().unwrap().extend_from_slice(bytes);
+        self.bytes.lock().extend_from_slice(bytes);
         Ok(())
     }
 
     fn restart(&mut self) -> io::Result<()> {
-        self.bytes.lock().unwrap().clear();
-        self.calls.lock().unwrap().push("restart");
+        self.bytes.lock().clear();
+        self.calls.lock().push("restart");
         Ok(())
     }
 
     fn finish(&mut self, _: &Digest) -> io::Result<()> {
-        self.calls.lock().unwrap().push("finish");
+        self.calls.lock().push("finish");
         Ok(())
     }
 }
@@ -691,8 +692,8 @@ fn the_compressed_bytes_are_stored_in_order_also_if_they_come_again() {
     let mut request = request(&world, 0, &folder);
     request.store = Some(Box::new(recorder.clone()));
     run(unpack(&pipeline.image(limits()), request)).unwrap();
-    assert_eq!(*recorder.calls.lock().unwrap(), ["restart", "finish"]);
-    assert_eq!(Digest::of(&recorder.bytes.lock().unwrap()), digest);
+    assert_eq!(*recorder.calls.lock(), ["restart", "finish"]);
+    assert_eq!(Digest::of(&recorder.bytes.lock()), digest);
     assert_eq!(fs::metadata(folder.join("large")).unwrap().len(), LARGE);
 }
 
@@ -780,7 +781,7 @@ fn a_stored_ztoc_spares_the_guess_and_cannot_change_a_layer() {
             // Room for all chunks: these blocks cannot be found, only entered.
             memory: Some(256 << 20),
             checkpoints: Some(StoredCheckpoints::new(move |layer| {
-                known.lock().unwrap().push(*layer);
+                known.lock().push(*layer);
                 Some(entry_points(&indexed))
             })),
             ..PipelineConfig::default()
@@ -803,7 +804,7 @@ fn a_stored_ztoc_spares_the_guess_and_cannot_change_a_layer() {
         assert!(matches!(error, UnpackError::Digest { .. }), "{error}");
         assert!(is_empty(&folder));
     }
-    assert_eq!(*asked.lock().unwrap(), [Digest::of(&packed); 4]);
+    assert_eq!(*asked.lock(), [Digest::of(&packed); 4]);
 }
 
 #[test]

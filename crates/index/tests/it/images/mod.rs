@@ -3,8 +3,9 @@
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use soci_index::{
     ArchiveSource, ConvertOptions, Converted, DirSink, ImageSink, IndexError, LayerOutcome,
     LayoutSource, Progress, SharedSource, Step, convert,
@@ -36,29 +37,25 @@ pub struct Told {
 
 impl Told {
     pub fn lines(&self) -> Vec<String> {
-        self.lines.lock().unwrap().clone()
+        self.lines.lock().clone()
     }
 }
 
 impl Progress for Told {
     fn begin(&self, _: &Descriptor, _: Step) {}
     fn advance(&self, _: Digest, bytes: u64) {
-        *self.bytes.lock().unwrap() += bytes;
+        *self.bytes.lock() += bytes;
     }
     fn layer(&self, layer: &Descriptor, outcome: &LayerOutcome) {
-        self.lines.lock().unwrap().push(outcome.line(layer));
+        self.lines.lock().push(outcome.line(layer));
     }
     fn prefetch(&self, layer: Digest, artifact: Digest) {
         self.lines
             .lock()
-            .unwrap()
             .push(format!("prefetch {layer} {artifact}"));
     }
     fn warn(&self, message: &str) {
-        self.lines
-            .lock()
-            .unwrap()
-            .push(format!("warning: {message}"));
+        self.lines.lock().push(format!("warning: {message}"));
     }
 }
 
