@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use crate::support::NO_BACKGROUND;
 use crate::support::node::Node;
+use soci_containerd::labels;
 use soci_oci::Digest;
 use tonic::Code;
 
-const CRI: &str = "containerd.io/snapshot/cri.";
-const REMOTE: &str = "containerd.io/snapshot/remote/";
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Ends the reason of a layer that the daemon unpacks itself.
 const BY_US: &str = ", by us";
@@ -24,98 +23,97 @@ async fn absurd_labels_are_ignored_or_have_the_layer_unpacked_with_a_reason() {
     let other = node.small("other", false);
     let client = node.client().await;
     let unknown = Digest::of(b"a blob of no registry").to_string();
-    let [cri, remote] = [CRI, REMOTE].map(|prefix| move |key: &str| format!("{prefix}{key}"));
     let long = "x".repeat(3000);
+    let (unknown_key, long_key) = (
+        format!("{}/no-such-key", labels::REMOTE),
+        format!("{long}/key"),
+    );
 
     // With the logged reason and the process that unpacks the layer then; `None`: lazy all the same.
-    let cases: Vec<(String, String, Option<&str>)> = vec![
+    let cases: Vec<(&str, String, Option<&str>)> = vec![
         (
-            cri("image-ref"),
+            labels::IMAGE_REF,
             "NOT/A:reference:".into(),
             Some("invalid-label"),
         ),
         (
-            cri("image-ref"),
+            labels::IMAGE_REF,
             "../../etc/passwd".into(),
             Some("invalid-label"),
         ),
-        (cri("image-ref"), long.clone(), Some("invalid-label")),
+        (labels::IMAGE_REF, long.clone(), Some("invalid-label")),
         (
-            cri("image-ref"),
+            labels::IMAGE_REF,
             "127.0.0.1:1/small:soci".into(),
             Some("index-unavailable"),
         ),
         (
-            cri("manifest-digest"),
+            labels::MANIFEST_DIGEST,
             "md5:0".into(),
             Some("invalid-label"),
         ),
         (
-            cri("manifest-digest"),
+            labels::MANIFEST_DIGEST,
             "sha256:../../..".into(),
             Some("invalid-label"),
         ),
-        (cri("manifest-digest"), unknown.clone(), Some("no-index")),
+        (labels::MANIFEST_DIGEST, unknown.clone(), Some("no-index")),
         // Another image's manifest: it is not in this repository.
         (
-            cri("manifest-digest"),
+            labels::MANIFEST_DIGEST,
             Digest::of(b"x").to_string(),
             Some("no-index"),
         ),
         (
-            cri("layer-digest"),
+            labels::LAYER_DIGEST,
             "sha256:/".into(),
             Some("invalid-label"),
         ),
-        (cri("layer-digest"), unknown.clone(), Some("no-ztoc")),
+        (labels::LAYER_DIGEST, unknown.clone(), Some("no-ztoc")),
         // The manifest as a layer.
         (
-            cri("layer-digest"),
+            labels::LAYER_DIGEST,
             image.manifest.to_string(),
             Some("no-ztoc"),
         ),
-        (cri("image-layers"), String::new(), None),
-        (cri("image-layers"), ",,sha256:,\u{fffd}, x".into(), None),
-        (cri("image-layers"), long.clone(), None),
+        (labels::IMAGE_LAYERS, String::new(), None),
+        (labels::IMAGE_LAYERS, ",,sha256:,\u{fffd}, x".into(), None),
+        (labels::IMAGE_LAYERS, long.clone(), None),
         // Contradicts `layer-digest`.
-        (cri("image-layers"), unknown.clone(), None),
-        (remote("soci.size"), "-1".into(), None),
-        (remote("soci.size"), "1e9".into(), None),
-        (remote("soci.size"), "18446744073709551616".into(), None),
-        (remote("soci.size"), "18446744073709551615".into(), None),
+        (labels::IMAGE_LAYERS, unknown.clone(), None),
+        (labels::LAYER_SIZE, "-1".into(), None),
+        (labels::LAYER_SIZE, "1e9".into(), None),
+        (labels::LAYER_SIZE, "18446744073709551616".into(), None),
+        (labels::LAYER_SIZE, "18446744073709551615".into(), None),
         (
-            remote("soci.size"),
+            labels::LAYER_SIZE,
             "0".into(),
             Some("below-min-size, by us"),
         ),
-        (remote("image.layers.size"), "1,2,-3,x".into(), None),
+        (labels::IMAGE_LAYER_SIZES, "1,2,-3,x".into(), None),
         (
-            remote("soci.index.digest"),
+            labels::INDEX_DIGEST,
             "sha256:0".into(),
             Some("invalid-label"),
         ),
-        (remote("soci.index.digest"), unknown, Some("no-index")),
+        (labels::INDEX_DIGEST, unknown, Some("no-index")),
         // An image manifest, which is no index.
         (
-            remote("soci.index.digest"),
+            labels::INDEX_DIGEST,
             image.manifest.to_string(),
             Some("no-index"),
         ),
-        (remote("no-such-key"), "x".into(), None),
-        (format!("{long}/key"), "x".into(), None),
-        (
-            "containerd.io/snapshot/uidmapping".into(),
-            "0:-1:x".into(),
-            None,
-        ),
+        (&unknown_key, "x".into(), None),
+        (&long_key, "x".into(), None),
+        (labels::UID_MAP, "0:-1:x".into(), None),
     ];
     assert_ne!(other.manifest, image.manifest);
     for (number, (key, value, reason)) in cases.into_iter().enumerate() {
         let mark = node.daemon.log().mark();
         let target = format!("target-{number}");
         let mut labels = image.labels(0);
-        labels.insert("containerd.io/snapshot.ref".to_owned(), target.clone());
-        labels.insert(key.clone(), value.clone());
+        labels.insert(labels::TARGET.to_owned(), target.clone());
+        labels.insert(key.to_owned(), value.clone());
         let shown = format!("{key:.60} = {value:.60}");
         let answer = client
             .prepare_with(&format!("key-{number}"), "", labels)

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
+use soci_containerd::labels;
 use soci_oci::{Digest, Manifest, annotations};
 use soci_testkit::{Content, Fault, ImageBuilder, Layer, Rule, SociCli, TestRoot};
 use tonic::Code;
@@ -14,7 +15,6 @@ use crate::support::{NO_BACKGROUND, wait_for_lines};
 
 /// Time within which a log line arrives.
 const LIMIT: Duration = Duration::from_secs(60);
-const INDEX_LABEL: &str = "containerd.io/snapshot/remote/soci.index.digest";
 
 /// An image in a registry.
 struct Kind {
@@ -70,9 +70,9 @@ async fn prepared(node: &Node, client: &Client, kind: &Kind, explicit: Option<Di
     let mark = node.daemon.log().mark();
     let mut labels = kind.image.labels(0);
     let target = format!("{}-{}", kind.name, explicit.is_some());
-    labels.insert("containerd.io/snapshot.ref".to_owned(), target.clone());
+    labels.insert(labels::TARGET.to_owned(), target.clone());
     if let Some(digest) = explicit {
-        labels.insert(INDEX_LABEL.to_owned(), digest.to_string());
+        labels.insert(labels::INDEX_DIGEST.to_owned(), digest.to_string());
     }
     let key = format!("extract {target}");
     match client.prepare_with(&key, "", labels).await {
@@ -277,26 +277,20 @@ async fn with_both_modes_off_no_label_causes_a_request() {
     let client = node.client().await;
     let image = node.small("small", true);
     node.proxy.reset_stats();
-    let remote = |key: &str| format!("containerd.io/snapshot/remote/{key}");
-    let index = Digest::of(b"any").to_string();
+    let index = (labels::INDEX_DIGEST, Digest::of(b"any").to_string());
+    let size = (labels::LAYER_SIZE, "1".to_owned());
     for (number, more) in [
         vec![],
-        vec![(remote("soci.index.digest"), index.clone())],
-        vec![(remote("soci.size"), "1".to_owned())],
-        vec![
-            (remote("soci.index.digest"), index),
-            (remote("soci.size"), "1".to_owned()),
-        ],
+        vec![index.clone()],
+        vec![size.clone()],
+        vec![index, size],
     ]
     .into_iter()
     .enumerate()
     {
         let mut labels = image.labels(0);
-        labels.insert(
-            "containerd.io/snapshot.ref".to_owned(),
-            format!("t{number}"),
-        );
-        labels.extend(more);
+        labels.insert(labels::TARGET.to_owned(), format!("t{number}"));
+        labels.extend(more.into_iter().map(|(key, value)| (key.to_owned(), value)));
         let key = format!("extract {number}");
         client.prepare_with(&key, "", labels).await.unwrap();
     }

@@ -10,6 +10,7 @@ use crate::support::{
     NAMESPACE, NO_BACKGROUND, indexed, lazy_mounts, left_behind, pull, run, stack, status,
     wait_for_lines, wait_until,
 };
+use soci_containerd::labels;
 use soci_oci::{Descriptor, Digest, Manifest};
 use soci_testkit::image::layout::{blob_path, list};
 use soci_testkit::image::{busybox_layer, small_image, small_image_data};
@@ -250,10 +251,8 @@ fn kept(stack: &Stack, image: &OciImage) -> Vec<String> {
     let line_of = |digest: String| {
         let line = content.lines().find(|line| line.starts_with(&digest));
         let line = line.unwrap_or_else(|| panic!("{digest} in {content}"));
-        assert!(
-            line.contains("containerd.io/uncompressed=sha256:"),
-            "{line}"
-        );
+        let diff_id = format!("{}=sha256:", labels::UNCOMPRESSED);
+        assert!(line.contains(&diff_id), "{line}");
         line.to_owned()
     };
     let digests = image.layers.iter().map(|layer| layer.digest.to_string());
@@ -276,10 +275,7 @@ fn kept_layers_are_in_containerd_as_after_an_ordinary_pull_and_go_with_the_image
         pulled_once(&stack, &image);
         let ctr = stack.containerd.ctr(NAMESPACE);
         for line in kept(&stack, &image) {
-            let source = format!(
-                "containerd.io/distribution.source.{}=app",
-                stack.proxy.address()
-            );
+            let source = format!("{}{}=app", labels::SOURCE_PREFIX, stack.proxy.address());
             assert!(line.contains(&source), "{line}");
         }
         // Whole, although the garbage collector has run.

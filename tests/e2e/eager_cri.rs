@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::support::node::Client;
-use crate::support::{lazy_mounts_below, left_below, wait_for_lines, wait_until};
+use crate::support::{cri_labels, lazy_mounts_below, left_below, wait_for_lines, wait_until};
+use soci_containerd::labels;
 use soci_oci::{Digest, Manifest};
 use soci_testkit::image::{busybox_layer, pause_image};
 use soci_testkit::{
@@ -269,16 +270,11 @@ async fn a_preloaded_image_is_unpacked_although_its_registry_cannot_be_reached()
     let client = Client::at(node.daemon.socket()).await;
     let mut parent = String::new();
     for (layer, chain) in image.layers.iter().zip(&chain) {
-        let cri = |key: &str| format!("containerd.io/snapshot/cri.{key}");
-        let labels = [
-            ("containerd.io/snapshot.ref".to_owned(), chain.to_string()),
-            (cri("image-ref"), name.to_owned()),
-            (cri("manifest-digest"), image.manifest.digest.to_string()),
-            (cri("layer-digest"), layer.digest.to_string()),
-            (cri("image-layers"), layer.digest.to_string()),
-        ];
+        let (manifest, layer) = (image.manifest.digest.to_string(), layer.digest.to_string());
+        let mut labels = cri_labels(&chain.to_string(), name, &manifest, &layer);
+        labels.insert(labels::IMAGE_LAYERS.to_owned(), layer);
         let answer = client
-            .prepare_in("k8s.io", "extract", &parent, labels.into())
+            .prepare_in("k8s.io", "extract", &parent, labels)
             .await;
         assert_eq!(answer.unwrap_err().code(), Code::AlreadyExists);
         parent = chain.to_string();

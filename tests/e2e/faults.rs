@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::support::node::{Client, Image, Node, lower_directories};
 use crate::support::{NO_BACKGROUND, left_below, wait_until};
+use soci_containerd::labels;
 use soci_snapshotter::api::v1::Kind;
 use soci_testkit::{Fault, Rule, SociDaemonOptions};
 use tonic::{Code, Status};
@@ -123,7 +124,7 @@ async fn check_consistent(client: &Client, root: &Path) {
             info.parent.is_empty() || names.contains(info.parent.as_str()),
             "{info:?} has lost its parent"
         );
-        lazy += usize::from(info.labels.contains_key("containerd.io/snapshot/remote"));
+        lazy += usize::from(info.labels.contains_key(labels::REMOTE));
         if info.kind() != Kind::Committed {
             for mount in client.mounts(&info.name).await.unwrap() {
                 let options = lower_directories(std::slice::from_ref(&mount));

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use soci_containerd::labels;
 use soci_oci::{Digest, Index, Manifest, annotations};
 use soci_testkit::image::shell_layer;
 use soci_testkit::{
@@ -461,17 +462,9 @@ async fn labels_that_an_image_sets_lead_to_no_request() {
     let (private_digest, private) = manifest_of("private", "soci");
     let (own_digest, own_manifest) = manifest_of("own", "soci");
     let own_chain = own.0.diff_ids()[0];
-    let cri = |key: &str| format!("containerd.io/snapshot/cri.{key}");
     let labels = |reference: &str, manifest: Digest, layer: Digest| {
-        BTreeMap::from([
-            (
-                "containerd.io/snapshot.ref".to_owned(),
-                own_chain.to_string(),
-            ),
-            (cri("image-ref"), reference.to_owned()),
-            (cri("manifest-digest"), manifest.to_string()),
-            (cri("layer-digest"), layer.to_string()),
-        ])
+        let [chain, manifest, layer] = [own_chain, manifest, layer].map(|one| one.to_string());
+        support::cri_labels(&chain, reference, &manifest, &layer)
     };
     let client = Client::at(stack.daemon.socket()).await;
     let (private_layer, own_layer) = (private.layers[1].digest, own_manifest.layers[0].digest);
@@ -535,16 +528,20 @@ fn annotations_of_layers_lead_containerd_to_no_other_image(release: Release) {
         let manifest: Manifest = serde_json::from_slice(&bytes).unwrap();
         let layer = manifest.layers[1].digest.to_string();
         let soci_index = &manifest.annotations[annotations::INDEX_DIGEST];
-        let label = |key: &str| format!("containerd.io/snapshot/{key}");
-        own.annotate_layers(&BTreeMap::from([
-            (label("cri.image-ref"), reference),
-            (label("cri.manifest-digest"), image.digest.to_string()),
-            (label("cri.layer-digest"), layer.clone()),
-            (label("cri.image-layers"), layer),
-            (label("remote/soci.index.digest"), soci_index.clone()),
-            (label("uidmapping"), "0:100000:65536".to_owned()),
-            (label("gidmapping"), "0:100000:65536".to_owned()),
-        ]));
+        let annotations = [
+            (labels::IMAGE_REF, reference),
+            (labels::MANIFEST_DIGEST, image.digest.to_string()),
+            (labels::LAYER_DIGEST, layer.clone()),
+            (labels::IMAGE_LAYERS, layer),
+            (labels::INDEX_DIGEST, soci_index.clone()),
+            (labels::UID_MAP, "0:100000:65536".to_owned()),
+            (labels::GID_MAP, "0:100000:65536".to_owned()),
+        ];
+        own.annotate_layers(
+            &annotations
+                .map(|(key, value)| (key.to_owned(), value))
+                .into(),
+        );
         let reference = own.push(&stack, "own", false);
         stack.proxy.reset_stats();
         stack

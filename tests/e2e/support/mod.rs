@@ -13,6 +13,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use soci_containerd::labels;
 use soci_testkit::{
     OciImage, Release, Run, SociCli, SociDaemon, SociDaemonOptions, Stack, StackOptions,
 };
@@ -79,13 +80,14 @@ pub(crate) fn cri_labels(
     manifest: &str,
     layer: &str,
 ) -> BTreeMap<String, String> {
-    let cri = |key: &str| format!("containerd.io/snapshot/cri.{key}");
-    BTreeMap::from([
-        ("containerd.io/snapshot.ref".to_owned(), target.to_owned()),
-        (cri("image-ref"), reference.to_owned()),
-        (cri("manifest-digest"), manifest.to_owned()),
-        (cri("layer-digest"), layer.to_owned()),
-    ])
+    let labels = [
+        (labels::TARGET, target),
+        (labels::IMAGE_REF, reference),
+        (labels::MANIFEST_DIGEST, manifest),
+        (labels::LAYER_DIGEST, layer),
+    ];
+    let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    labels.into()
 }
 
 /// Pulls with our CLI; returns its output.

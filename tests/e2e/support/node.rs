@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use hyper_util::rt::TokioIo;
+use soci_containerd::labels;
 use soci_oci::{Descriptor, Digest, Index, Manifest};
 use soci_snapshotter::api::types::Mount;
 use soci_snapshotter::api::v1::snapshots_client::SnapshotsClient;
@@ -174,8 +175,7 @@ impl Image {
             &self.manifest.to_string(),
             &self.layers[layer].digest.to_string(),
         );
-        let key = "containerd.io/snapshot/cri.image-layers".to_owned();
-        all.insert(key, above.join(","));
+        all.insert(labels::IMAGE_LAYERS.to_owned(), above.join(","));
         all
     }
 }
