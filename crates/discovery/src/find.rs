@@ -4,6 +4,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use soci_oci::{Digest, Manifest, annotations, media_types};
+use soci_registry::RegistryError;
 use soci_ztoc::soci_index::SociIndex;
 
 use crate::{ManifestSource, NoIndex, Policy};
@@ -110,7 +111,9 @@ async fn locate(
         "[pull_modes.soci_v2] is disabled".to_owned()
     };
     let v1 = if policy.soci_v1 {
-        if let Some(digest) = referring(source, image.digest).await? {
+        let referring = referring_index(source, image.digest).await;
+        let object = || format!("referrers of {}", image.digest);
+        if let Some(digest) = referring.map_err(|error| NoIndex::unreadable(object(), error))? {
             return Ok((digest, FoundBy::Referrers));
         }
         "no SOCI index v1 refers to the image manifest"
@@ -155,15 +158,16 @@ async fn read_manifest(source: &dyn ManifestSource, digest: Digest) -> Result<Ma
         .map_err(|error| NoIndex::not_indexed(format!("malformed {}", object()), error))
 }
 
-/// Returns the first index of version 1 among the referrers of the image manifest.
-async fn referring(
+/// Returns the SOCI index of version 1 of an image: the first that refers to its manifest.
+///
+/// # Errors
+/// The registry failed.
+pub async fn referring_index(
     source: &dyn ManifestSource,
     manifest: Digest,
-) -> Result<Option<Digest>, NoIndex> {
-    let referrers = source
-        .referrers(manifest, media_types::SOCI_INDEX_V1)
-        .await
-        .map_err(|error| NoIndex::unreadable(format!("referrers of {manifest}"), error))?;
+) -> Result<Option<Digest>, RegistryError> {
+    let kind = media_types::SOCI_INDEX_V1;
+    let referrers = source.referrers(manifest, kind).await?;
     Ok(referrers.first().map(|referrer| referrer.digest))
 }
 
@@ -172,7 +176,6 @@ mod tests {
     use async_trait::async_trait;
     use soci_layer::LayerRefusal;
     use soci_oci::Descriptor;
-    use soci_registry::RegistryError;
     use soci_registry::testing::MemoryBlob;
 
     use super::*;
@@ -220,6 +223,34 @@ mod tests {
             let index = Descriptor::of(media_types::OCI_MANIFEST, INDEX);
             Ok(self.referrer.then_some(index).into_iter().collect())
         }
+    }
+
+    /// The referrers of a manifest.
+    struct Referrers(Vec<Descriptor>);
+
+    #[async_trait]
+    impl ManifestSource for Referrers {
+        async fn manifest(&self, _: Digest) -> Result<Bytes, RegistryError> {
+            Err(MemoryBlob::status(404))
+        }
+
+        async fn referrers(&self, _: Digest, kind: &str) -> Result<Vec<Descriptor>, RegistryError> {
+            assert_eq!(kind, media_types::SOCI_INDEX_V1);
+            Ok(self.0.clone())
+        }
+    }
+
+    #[tokio::test]
+    async fn of_several_indexes_that_refer_to_an_image_the_first_is_used() {
+        let of = |bytes| Descriptor::of(media_types::OCI_MANIFEST, bytes);
+        let indexes = [of(b"second".as_slice()), of(b"first"), of(b"third")];
+        let found = |count| {
+            let referrers = Referrers(indexes.iter().take(count).cloned().collect());
+            async move { referring_index(&referrers, Digest::of(b"manifest")).await }
+        };
+        assert_eq!(found(0).await.unwrap(), None);
+        assert_eq!(found(1).await.unwrap(), Some(indexes[0].digest));
+        assert_eq!(found(3).await.unwrap(), Some(indexes[0].digest));
     }
 
     fn failing(failure: fn() -> RegistryError) -> Image {

@@ -15,7 +15,7 @@ mod report;
 mod source;
 mod ztoc_refusal;
 
-pub use find::{Found, FoundBy, ImageQuery, MAX_INDEX_SIZE, find};
+pub use find::{Found, FoundBy, ImageQuery, MAX_INDEX_SIZE, find, referring_index};
 pub use lazy_registries::LazyRegistries;
 pub use no_index::NoIndex;
 pub use policy::Policy;

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use soci_discovery::{RegistryManifests, referring_index};
 use soci_index::{EntryContent, Image, ImageSource as _, IndexError, RegistrySource};
-use soci_oci::{Digest, Manifest, Reference, media_types};
+use soci_oci::{Digest, Manifest, Reference};
 use soci_registry::{Client, RegistryError};
 
 /// What an indexed image of version 2 must hold to be the result of indexing an image.
@@ -91,13 +92,11 @@ pub(super) async fn referrers(
     image: &Image,
     selected: &[usize],
 ) -> Result<Option<Vec<Digest>>, RegistryError> {
+    let source = RegistryManifests::new(client.clone(), at.clone());
     let mut found = Vec::new();
     for entry in selected.iter().filter_map(|at| image.entries.get(*at)) {
-        let subject = entry.descriptor.digest;
-        let kind = Some(media_types::SOCI_INDEX_V1);
-        let list = Box::pin(client.referrers(at, subject, kind)).await?;
-        match list.first() {
-            Some(first) => found.push(first.digest),
+        match referring_index(&source, entry.descriptor.digest).await? {
+            Some(index) => found.push(index),
             None => return Ok(None),
         }
     }

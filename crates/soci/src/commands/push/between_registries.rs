@@ -2,8 +2,9 @@
 
 use anyhow::{Context as _, bail};
 use futures::{StreamExt as _, TryStreamExt as _};
+use soci_discovery::{RegistryManifests, referring_index};
 use soci_index::{Image, ImageSource as _, RegistrySource, Source};
-use soci_oci::{Descriptor, Digest, Reference, media_types};
+use soci_oci::{Descriptor, Digest, Reference};
 use soci_registry::{BlobBody, Client};
 use soci_ztoc::soci_index::SociIndex;
 
@@ -36,7 +37,13 @@ pub(super) async fn run(push: &Push) -> anyhow::Result<()> {
             continue;
         };
         let manifest = entry.descriptor.digest;
-        let index = find(&reader, &from, manifest).await?;
+        let manifests = RegistryManifests::new(reader.clone(), from.clone());
+        let index = referring_index(&manifests, manifest).await?;
+        let index = index.with_context(|| {
+            format!(
+                "{from} has no SOCI index of version 1 (make one with `soci create docker://{from}`)"
+            )
+        })?;
         if !push.wanted(&writer, &to, manifest).await? {
             continue;
         }
@@ -50,18 +57,6 @@ pub(super) async fn run(push: &Push) -> anyhow::Result<()> {
         copy(push, &source, &reader, &from, &writer, &to, index).await?;
     }
     Ok(())
-}
-
-async fn find(client: &Client, from: &Reference, manifest: Digest) -> anyhow::Result<Digest> {
-    let found = client
-        .referrers(from, manifest, Some(media_types::SOCI_INDEX_V1))
-        .await?;
-    let first = found.first().with_context(|| {
-        format!(
-            "{from} has no SOCI index of version 1 (make one with `soci create docker://{from}`)"
-        )
-    })?;
-    Ok(first.digest)
 }
 
 async fn copy(
