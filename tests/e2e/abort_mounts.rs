@@ -7,8 +7,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::support::node::Node;
-use crate::support::{NO_BACKGROUND, lazy_mounts_below, wait_for_lazy_mounts, wait_until};
+use crate::support::{
+    NO_BACKGROUND, lazy_mounts_below, wait_for_lazy_mounts, wait_for_unanswered, wait_until,
+};
 use soci_testkit::SociCli;
+use soci_testkit::process::lazy_connections_below;
 
 /// A daemon with a lazy image and a container's snapshot, and the folders of its layers.
 async fn node_with_layers() -> (Node, Vec<PathBuf>) {
@@ -68,7 +71,8 @@ async fn without_a_daemon_status_says_what_waits_and_abort_mounts_lets_it_fail()
 
     let data = folders.iter().map(|folder| folder.join("data/noise"));
     let readers: Vec<_> = data.map(read).collect();
-    std::thread::sleep(Duration::from_millis(500));
+    let connections = lazy_connections_below(&node.daemon.root()).unwrap();
+    wait_for_unanswered(&connections, |waiting| !waiting.contains(&0));
     assert!(
         readers.iter().all(|reader| !reader.is_finished()),
         "they wait"

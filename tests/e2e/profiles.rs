@@ -265,6 +265,7 @@ fn what_is_filled_and_verified_during_a_start_is_not_part_of_its_recording() {
     let place = ProfileBench::start_with(filling, "");
     let reference = place.convert("soci", &[]);
     pull(&place.stack, &reference);
+    // Runs on while the daemon fills and verifies; it would do so afterwards as well.
     let command = ["/bin/sh", "-c", &format!("{START}; sleep 5")];
     assert_eq!(run(&place.stack, &reference, &command), "started\n");
     place.wait_until_recorded(1);

@@ -85,6 +85,7 @@ fn read_on(file: PathBuf, stop: &Arc<AtomicBool>) -> std::thread::JoinHandle<u64
             File::open(&file).unwrap().read_to_end(&mut again).unwrap();
             assert_eq!(again, whole);
             reads += 1;
+            // Leaves the processors to others.
             std::thread::sleep(Duration::from_millis(5));
         }
         reads

@@ -11,8 +11,6 @@ use soci_testkit::{Layer, Run, Stack, TestRoot, container_id};
 
 /// How long readers read while parts go.
 const TIME: Duration = Duration::from_secs(15);
-/// How long no daemon runs.
-const PAUSE: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A stack with a small image, pulled.
@@ -43,7 +41,7 @@ fn readers_wait_while_the_daemon_is_stopped_and_started_again() {
         scene.forget_caches();
         let ended = scene.stack.daemon.terminate().unwrap();
         assert!(ended.success(), "{ended}");
-        std::thread::sleep(PAUSE);
+        scene.readers_wait();
         scene.stack.daemon.start_again().unwrap();
     }
     readers.finish();
@@ -58,7 +56,7 @@ fn readers_wait_while_supervisor_and_server_are_killed_and_the_daemon_is_started
         scene.pause_at_random();
         scene.forget_caches();
         scene.stack.daemon.kill_supervisor_and_server().unwrap();
-        std::thread::sleep(PAUSE);
+        scene.readers_wait();
         scene.stack.daemon.start_again().unwrap();
     }
     readers.finish();
@@ -130,8 +128,10 @@ fn without_its_supervisor_the_server_serves_until_the_next_start_replaces_it() {
         let server = scene.daemon().server_pid().unwrap();
         scene.stack.daemon.kill_supervisor().unwrap();
         logs(&scene.stack, "supervisor lost");
-        scene.forget_caches();
-        std::thread::sleep(PAUSE);
+        for _ in 0..10 {
+            scene.forget_caches();
+            scene.wait_until_served();
+        }
         assert_eq!(scene.daemon().server_pid().unwrap(), server, "it serves on");
         scene.stack.daemon.start_again().unwrap();
         assert_ne!(scene.daemon().server_pid().unwrap(), server);

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use crate::support::node::Node;
 use crate::support::{
-    NO_BACKGROUND, kernel_caches, wait_for_lines, wait_until, wait_until_durable,
+    NO_BACKGROUND, kernel_caches, wait_for_lines, wait_for_unanswered, wait_until,
+    wait_until_durable,
 };
 use soci_oci::Digest;
 use soci_testkit::image::small_image_data;
-use soci_testkit::process::Signal;
+use soci_testkit::process::{Signal, lazy_connections_below};
 use soci_testkit::{Fault, Rule, SociDaemonOptions};
 
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -93,6 +94,18 @@ async fn without_resend_a_read_that_crashes_servers_fails_too() {
     a_deadly_read("[holder]\nresend = false\n").await;
 }
 
+/// Number of connections to a socket that no server has accepted. In the table they are those that
+/// connect (2) and have no inode: `Num: RefCount Protocol Flags Type St Inode Path`.
+fn not_accepted(socket: &Path) -> usize {
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let path = socket.to_str().unwrap();
+    let connects = |line: &&str| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        matches!(fields.get(5..), Some(["02", "0", at]) if *at == path)
+    };
+    sockets.lines().filter(connects).count()
+}
+
 /// Looks for a file that no layer has in each of these: a server of the mount answers ENOENT.
 async fn look_up(roots: &[PathBuf], name: &'static str) -> Vec<Option<i32>> {
     let looking = roots.iter().cloned().map(|root| {
@@ -114,7 +127,8 @@ async fn a_mount_whose_requests_cannot_be_read_ends_and_the_next_start_mounts_it
         let roots = roots.clone();
         tokio::spawn(async move { look_up(&roots, "waiting").await })
     };
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    let connections = lazy_connections_below(&node.daemon.root()).unwrap();
+    wait_for_unanswered(&connections, |waiting| !waiting.contains(&0));
     assert!(!waiting.is_finished(), "no server answers");
     let mut options = SociDaemonOptions::with_config(NO_BACKGROUND);
     options.environment = vec![("SOCI_FAULT_POINT".to_owned(), "fuse-read".to_owned())];
@@ -171,7 +185,10 @@ async fn calls_made_while_the_server_is_replaced_wait_and_succeed() {
     node.daemon.terminate().unwrap();
     let client = node.client().await;
     let waiting = tokio::spawn(async move { client.list().await });
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    wait_until("the call waits at the socket", PATIENCE, || {
+        let calls = not_accepted(node.daemon.socket());
+        (calls > 0).then_some(()).ok_or("no connection".to_owned())
+    });
     assert!(!waiting.is_finished(), "no server answers");
     node.daemon.start_again().unwrap();
     assert!(waiting.await.unwrap().unwrap().len() > 2);

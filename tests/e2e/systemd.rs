@@ -2,6 +2,7 @@
 //! root, FUSE, overlayfs, docker-registry, systemd and a cgroup2 mount.
 
 use crate::support::systemd::{OUR_UNITS, Reader, SERVICE, SystemdNode, V0_15_UNITS};
+use crate::support::wait_for_unanswered;
 
 /// Restarts, stops and starts, and kills the daemon (its main process, then all of the unit's): the reader goes
 /// on after each.
@@ -9,7 +10,9 @@ fn restart_stop_and_kill(node: &SystemdNode, reader: &Reader) {
     node.systemctl(&["restart", SERVICE]);
     reader.goes_on();
     node.systemctl(&["stop", SERVICE]);
-    std::thread::sleep(std::time::Duration::from_secs(2));
+    wait_for_unanswered(&node.connections(), |waiting| {
+        waiting.iter().any(|one| *one > 0)
+    });
     node.systemctl(&["start", SERVICE]);
     reader.goes_on();
     for whom in ["main", "all"] {

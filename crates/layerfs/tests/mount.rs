@@ -471,6 +471,7 @@ fn a_reader_that_handles_a_signal_keeps_waiting() {
     let mount = Mount::of_tar(Layer::new().file("f", &content).tar());
     let reader = direct_reader(&mount, "f");
     let pid = reader.id().to_string();
+    // Longer than a round of the thread that looks at interrupted requests, which nothing shows.
     for _ in 0..3 {
         run("kill", &["-USR1", &pid]);
         std::thread::sleep(Duration::from_millis(50));
@@ -493,6 +494,7 @@ fn a_reader_killed_in_its_own_request_dies_also_after_a_signal_that_it_handled()
         let mut reader = direct_reader(&mount, "f");
         if handled {
             run("kill", &["-USR1", &reader.id().to_string()]);
+            // Nothing shows that the server has seen the interruption.
             std::thread::sleep(Duration::from_millis(50));
         }
         reader.kill().unwrap();
@@ -646,6 +648,7 @@ fn timeouts_are_lower_bounds_and_zero_turns_caching_off() {
         let mount = Mount::new(&ztoc, tar.clone(), options);
         mount.path("f").metadata().unwrap();
         let before = mount.layer.counters().file_getattr;
+        // Longer than the timeout, which has to pass.
         std::thread::sleep(Duration::from_millis(20));
         mount.path("f").metadata().unwrap();
         mount.layer.counters().file_getattr - before

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use soci_containerd::labels;
+use soci_testkit::process::unanswered_requests;
 use soci_testkit::{
     OciImage, Release, Run, SociCli, SociDaemon, SociDaemonOptions, Stack, StackOptions,
 };
@@ -133,20 +134,24 @@ pub(crate) fn wait_for_lines(
     lines
 }
 
-/// How many spans are recorded as durable in a stored layer, and how many it has: the file `spans` has a header of
-/// 512 bytes with the number of spans at byte 12, then a bit for each durable span.
-fn durable_spans(layer: &Path) -> (u64, u64) {
+/// How many spans a stored layer has, and a bit for each that is recorded as durable: the file `spans` has a header of
+/// 512 bytes with the number of spans at byte 12, then these bits.
+fn durable_bits(layer: &Path) -> (u64, Vec<u8>) {
     // A layer that is just being made or removed has none.
     let file = std::fs::read(layer.join("spans")).unwrap_or_default();
     let Some(count) = file.get(12..16) else {
-        return (0, 0);
+        return (0, Vec::new());
     };
     let count = u64::from(u32::from_le_bytes(count.try_into().unwrap()));
-    let bitmap = file
-        .iter()
-        .skip(512)
-        .take(usize::try_from(count.div_ceil(8)).unwrap());
-    (bitmap.map(|byte| u64::from(byte.count_ones())).sum(), count)
+    let length = usize::try_from(count.div_ceil(8)).unwrap();
+    (count, file.into_iter().skip(512).take(length).collect())
+}
+
+/// Whether a span of a stored layer survives a crash.
+pub(crate) fn is_durable(layer: &Path, span: u32) -> bool {
+    let (_, bits) = durable_bits(layer);
+    let byte = bits.get(span as usize / 8);
+    byte.is_some_and(|byte| byte >> (span % 8) & 1 == 1)
 }
 
 /// Waits until what the daemon has stored survives a crash: it makes spans durable about once a second. With `all`,
@@ -156,8 +161,9 @@ pub(crate) fn wait_until_durable(daemon: &SociDaemon, all: bool) {
         let stored = status(daemon)["store"]["spans"].as_u64().unwrap();
         let (mut durable, mut count) = (0, 0);
         for layer in std::fs::read_dir(daemon.root().join("soci/layers")).unwrap() {
-            let (layer_durable, layer_count) = durable_spans(&layer.unwrap().path());
-            durable += layer_durable;
+            let (layer_count, bits) = durable_bits(&layer.unwrap().path());
+            let bits = bits.iter().map(|byte| u64::from(byte.count_ones()));
+            durable += bits.sum::<u64>();
             count += layer_count;
         }
         let enough = if all { count } else { stored };
@@ -190,6 +196,19 @@ pub(crate) fn wait_for_lazy_mounts(root: &Path, count: usize) {
             mounted => Err(format!("{mounted} of {count}")),
         },
     );
+}
+
+/// Waits until the kernel has so many requests to each of these FUSE connections, or all of them
+/// together, that no server has answered.
+pub(crate) fn wait_for_unanswered(connections: &[u32], enough: impl Fn(&[u32]) -> bool) {
+    wait_until("requests wait for a server", PATIENCE, || {
+        let waiting = connections.iter().map(|one| unanswered_requests(*one));
+        let waiting: Vec<_> = waiting.collect::<Result<_, _>>().unwrap();
+        match enough(&waiting) {
+            true => Ok(()),
+            false => Err(format!("{waiting:?}")),
+        }
+    });
 }
 
 /// Waits until `done` succeeds; its last error is in the failure.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use soci_testkit::image::{READER_MODES, READER_SCRIPT, readers_image};
+use soci_testkit::process::lazy_connections_below;
 use soci_testkit::{
     Fault, Rule, Run, Running, SociDaemon, SociDaemonOptions, Stack, TestRoot, Throttle,
 };
@@ -114,7 +115,7 @@ impl Scene {
         }
     }
 
-    /// Between 50 and 650 ms.
+    /// Between 50 and 650 ms: what is done next comes at another moment of the readers each time.
     pub(crate) fn pause_at_random(&self) {
         // An xorshift: which moments does not matter, as long as they differ.
         let mut x = self.random.load(Ordering::Relaxed);
@@ -137,6 +138,12 @@ impl Scene {
     #[expect(clippy::unused_self, reason = "it is done to the scene's machine")]
     pub(crate) fn forget_caches(&self) {
         super::kernel_caches::forget_unused();
+    }
+
+    /// Waits until a container needs a server. One request may hold all of them: they share pages.
+    pub(crate) fn readers_wait(&self) {
+        let connections = lazy_connections_below(&self.daemon().root()).unwrap();
+        super::wait_for_unanswered(&connections, |waiting| waiting.iter().any(|one| *one > 0));
     }
 
     /// Waits until a holder, which is new perhaps, has everything.

@@ -209,9 +209,16 @@ impl SystemdNode {
 
     /// The FUSE mounts of lazy layers.
     pub(crate) fn lazy_mounts(&self) -> u32 {
+        u32::try_from(self.connections().len()).unwrap()
+    }
+
+    /// The FUSE connections of these mounts: the minor numbers of their devices.
+    pub(crate) fn connections(&self) -> Vec<u32> {
         let table = self.systemd.run("cat", ["/proc/self/mountinfo"]).unwrap();
         let ours = |line: &&str| line.contains(ROOT) && line.contains(" - fuse.rawBridge soci ");
-        u32::try_from(table.lines().filter(ours).count()).unwrap()
+        let minor = |line: &str| line.split([' ', ':']).nth(3)?.parse().ok();
+        let minors = table.lines().filter(ours).map(minor);
+        minors.collect::<Option<_>>().unwrap()
     }
 
     /// The number of the process that serves, and zero when there is none.
@@ -297,6 +304,7 @@ fn read_at(file: &std::fs::File, offset: u64, root: &Path) -> Result<(), String>
             .metadata()
             .map_err(|e| format!("stat {:?}: {e}", entry.path()))?;
     }
+    // Leaves the processors to others.
     std::thread::sleep(Duration::from_millis(20));
     Ok(())
 }

@@ -180,7 +180,7 @@ fn after_a_restart_what_was_fetched_needs_no_source() {
 #[test]
 fn what_a_reader_has_got_is_stored_when_the_fetcher_has_ended() {
     let sample = Sample::gzip(3, 100_000);
-    let rig = Rig::new(quick());
+    let rig = Rig::paused(quick(), LayerStoreConfig::default());
     let layer = rig.open(&sample, MemoryBlob::new(sample.blob.clone()));
     // The thread that will store the span answers first, and is kept from continuing.
     let (answer, answered) = std::sync::mpsc::channel();
@@ -189,17 +189,15 @@ fn what_a_reader_has_got_is_stored_when_the_fetcher_has_ended() {
         answer.send(read.map(drop)).unwrap();
         let _ = released.recv();
     };
+    let _time = rig.enter();
     layer.read(0, 1, Box::new(done));
-    answered.recv().unwrap().unwrap();
-    std::thread::scope(|scope| {
-        let ended = scope.spawn(|| {
-            rig.shut_down();
-            layer.stored().has(SpanId(0))
-        });
-        // Time enough to end without it.
-        std::thread::sleep(std::time::Duration::from_millis(500));
+    rig.passes_until("answered", || {
+        answered.try_recv().is_ok_and(|read| read.is_ok())
+    });
+    assert!(!layer.stored().has(SpanId(0)));
+    rig.shut_down_after(|| {
         release.send(()).unwrap();
-        assert!(ended.join().unwrap(), "it has ended before");
+        eventually("stored", || layer.stored().has(SpanId(0)));
     });
 }
 

@@ -230,6 +230,7 @@ fn a_storm_of_signals_that_are_handled_leaves_other_mounts_answering_and_the_rea
     let mut kill = Command::new("sh");
     kill.args(["-c", &script, "sh"]).args(tasks);
     assert!(kill.status().unwrap().success());
+    // Over several rounds of the thread that looks at interrupted requests, which nothing shows.
     for _ in 0..10 {
         other.answers();
         std::thread::sleep(Duration::from_millis(50));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use soci_fuse::{
     Attr, Connection, ConnectionFacts, DirBuffer, Entry, Errno, FileSystem, Journal, MountOptions,
     Operation, Pool, Reply, Request,
@@ -131,7 +132,9 @@ fn a_live_connection_is_adopted_by_another_pool_without_init() {
     // No server: a request waits instead of failing.
     let path = at.path().join("8");
     let reader = std::thread::spawn(move || std::fs::read(path).unwrap());
-    std::thread::sleep(Duration::from_millis(50));
+    let mut queue = [PollFd::new(&descriptor, PollFlags::IN)];
+    let limit = Timespec::try_from(Duration::from_secs(60)).unwrap();
+    assert_eq!(poll(&mut queue, Some(&limit)), Ok(1), "no request");
     assert!(!reader.is_finished());
     let facts: ConnectionFacts = serde_json::from_slice(&kept).unwrap();
     let second = Pool::new(1, Journal::create().unwrap()).unwrap();

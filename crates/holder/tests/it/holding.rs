@@ -128,7 +128,13 @@ fn without_a_server_the_connections_are_closed_in_the_end_and_nothing_else_befor
     let server = holder.server(Duration::from_secs(1));
     server.put("fuse/1", "", reader.as_fd()).unwrap();
     drop(reader);
-    std::thread::sleep(Duration::from_millis(1500));
+    // One without a server ends in the same time.
+    let other = Running::start();
+    let (_, unused) = rustix::pipe::pipe().unwrap();
+    let gone = other.server(Duration::from_secs(1));
+    gone.put("fuse/1", "", unused.as_fd()).unwrap();
+    drop(gone);
+    other.ended();
     assert!(!is_closed(&writer), "there is a server");
     let begin = Instant::now();
     drop(server);

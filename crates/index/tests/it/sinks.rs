@@ -40,6 +40,7 @@ impl ImageSink for OneAtATime {
         meter: &TransferMeter,
     ) -> Result<(), IndexError> {
         let _turn = self.turn.lock().await;
+        // Long enough for others to wait for their turn.
         tokio::time::sleep(Duration::from_millis(20)).await;
         self.inner.copy(blob, source, meter).await
     }

@@ -169,7 +169,7 @@ async fn one_of_two_hundred_layers_that_takes_for_ever_keeps_no_other_down() {
             .is_err()
     );
 
-    // A container that needs it waits.
+    // A container that needs it waits: no event shows that its call has come so far.
     let target = "layer7 target";
     let mut waiting = Box::pin(daemon.prepare("waiting", target));
     assert!(

@@ -340,6 +340,7 @@ fn an_interrupted_conversion_and_push_leave_nothing_visible_and_can_be_repeated(
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
+        // Another moment each time: every outcome that is allowed below may come at any of them.
         std::thread::sleep(Duration::from_millis(pause));
         let _ = Command::new("kill")
             .args(["-s", "INT", &child.id().to_string()])

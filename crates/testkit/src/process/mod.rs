@@ -9,7 +9,7 @@ mod table;
 pub(crate) use daemon::status_bytes;
 pub use daemon::{Daemon, LogLines};
 pub(crate) use mounts::unmount_below;
-pub use mounts::{lazy_mounts_below, mounts_below};
+pub use mounts::{lazy_connections_below, lazy_mounts_below, mounts_below, unanswered_requests};
 pub use root::{TestRoot, clean_up_at_signals};
 pub use rustix::process::Signal;
 pub use table::processes_below;

@@ -278,6 +278,18 @@ impl Rig {
         runtime.block_on(self.fetcher.shutdown());
     }
 
+    /// Ends the fetcher of a paused rig, which must wait for `done`: it does not end in a second.
+    pub(crate) fn shut_down_after(&self, done: impl FnOnce()) {
+        let runtime = self.runtime.as_ref().unwrap();
+        runtime.block_on(async {
+            let mut ends = std::pin::pin!(self.fetcher.shutdown());
+            let early = tokio::time::timeout(Duration::from_secs(1), &mut ends).await;
+            assert!(early.is_err(), "it has ended before");
+            done();
+            ends.await;
+        });
+    }
+
     /// A layer that is fetched whole and then left by its fetcher; where it is stored.
     pub(crate) fn left_behind(sample: &Sample) -> Arc<tempfile::TempDir> {
         let rig = Self::new(quick());
