@@ -5,6 +5,7 @@
 //! at all, and held to what readers use of it from then on. On a slow link, where it would delay the
 //! rest of the pull, it begins when a container reads.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -161,11 +162,25 @@ pub struct Playback {
     probe: LinkProbe,
 }
 
+/// What a playback has of the layers that are open, in compressed bytes.
+#[derive(Default)]
+struct Fetched {
+    bytes: u64,
+    used: u64,
+    /// Arrived since the last look.
+    arrived: u64,
+    outstanding: u64,
+    /// Bytes of the store that what is outstanding will take.
+    promised: u64,
+    /// The layers of what is outstanding.
+    busy: HashSet<usize>,
+}
+
 impl Playback {
     /// Plays these spans, in this order. Repeated ones are dropped, and those above a limit.
     #[must_use]
     pub fn new(spans: impl IntoIterator<Item = ProfileSpan>) -> Self {
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         let spans = spans.into_iter().take(MOST_SPANS);
         Self {
             spans: spans
@@ -208,11 +223,38 @@ impl Playback {
             return self.played;
         }
         let began = *self.progress.get_or_insert(now);
-        let (mut bytes, mut used, mut outstanding, mut arrived) = (0, 0, 0_u64, 0_u64);
-        // Bytes of the store that what is outstanding will take.
-        let mut promised = 0_u64;
-        let mut progress = false;
-        let mut busy = std::collections::HashSet::new();
+        let mut fetched = self.look(layers, now);
+        let mut rates = layers.iter().flatten().filter_map(PlayedLayer::link_rate);
+        let link = self.probe.note(rates.next(), fetched.arrived, now);
+        let window = match (first_read, link) {
+            (None, Link::Unknown) => PROBE,
+            _ => WINDOW,
+        };
+        let waits = first_read.is_none() && link == Link::Slow;
+        let limit = match first_read {
+            None if waits => 0,
+            None => BEFORE_READS,
+            Some(at) if now < at + GRACE => MOST,
+            Some(_) => TRIAL.max(fetched.used.saturating_mul(USED_PART)).min(MOST),
+        };
+        let held = self.fetch(layers, &mut fetched, window, limit, now) && !waits;
+        let open = |state: State| matches!(state, State::Waiting | State::Wanted);
+        let left = self.spans.iter().any(|(_, state)| open(*state));
+        let since = self.progress.unwrap_or(began);
+        let stuck = first_read.is_some_and(|at| now >= since.max(at) + STUCK);
+        self.played = Played {
+            bytes: fetched.bytes,
+            used: fetched.used,
+            held,
+            waits: waits && left,
+            ended: !left || stuck,
+        };
+        self.played
+    }
+
+    /// Notes what has arrived and what is stored; returns what the playback has of it.
+    fn look<L: PlayedLayer>(&mut self, layers: &[Option<L>], now: Instant) -> Fetched {
+        let mut fetched = Fetched::default();
         for (span, state) in &mut self.spans {
             let Some(layer) = layers.get(span.layer).and_then(Option::as_ref) else {
                 continue;
@@ -224,40 +266,38 @@ impl Playback {
             match *state {
                 State::Wanted if layer.is_stored(span.span) => {
                     *state = State::Fetched;
-                    arrived += size;
-                    progress = true;
+                    fetched.arrived += size;
+                    self.progress = Some(now);
                 }
                 State::Wanted => {
-                    outstanding += size;
-                    promised = promised.saturating_add(layer.length(span.span));
-                    busy.insert(span.layer);
+                    fetched.outstanding += size;
+                    let length = layer.length(span.span);
+                    fetched.promised = fetched.promised.saturating_add(length);
+                    fetched.busy.insert(span.layer);
                 }
                 State::Waiting if layer.is_stored(span.span) => *state = State::Skipped,
                 State::Waiting | State::Fetched | State::Skipped => {}
             }
             if matches!(state, State::Wanted | State::Fetched) {
-                bytes += size;
-                used += if layer.was_read(span.span) { size } else { 0 };
+                fetched.bytes += size;
+                fetched.used += if layer.was_read(span.span) { size } else { 0 };
             }
         }
-        if progress {
-            self.progress = Some(now);
-        }
-        let mut rates = layers.iter().flatten().filter_map(PlayedLayer::link_rate);
-        let link = self.probe.note(rates.next(), arrived, now);
-        let window = match (first_read, link) {
-            (None, Link::Unknown) => PROBE,
-            _ => WINDOW,
-        };
-        let waits = first_read.is_none() && link == Link::Slow;
-        let limit = match first_read {
-            None if waits => 0,
-            None => BEFORE_READS,
-            Some(at) if now < at + GRACE => MOST,
-            Some(_) => TRIAL.max(used.saturating_mul(USED_PART)).min(MOST),
-        };
+        fetched
+    }
+
+    /// Fetches the next spans, as many as the window, the store and the limit have room for. Returns
+    /// whether it is the limit that keeps it from more.
+    fn fetch<L: PlayedLayer>(
+        &mut self,
+        layers: &[Option<L>],
+        fetched: &mut Fetched,
+        window: u64,
+        limit: u64,
+        now: Instant,
+    ) -> bool {
         let mut lists = vec![Vec::new(); layers.len()];
-        let mut held = false;
+        let mut is_limited = false;
         for (span, state) in &mut self.spans {
             if *state != State::Waiting {
                 continue;
@@ -267,26 +307,27 @@ impl Playback {
             let (Some(layer), Some(size)) = (layer, size) else {
                 continue;
             };
-            if bytes + size > limit {
-                held = !waits;
+            if fetched.bytes + size > limit {
+                is_limited = true;
                 break;
             }
-            if outstanding > 0 && outstanding + size > window {
+            if fetched.outstanding > 0 && fetched.outstanding + size > window {
                 break;
             }
-            let length = layer.length(span.span);
-            if promised.saturating_add(length) > layer.room() {
+            let promised = fetched.promised.saturating_add(layer.length(span.span));
+            if promised > layer.room() {
                 *state = State::Skipped;
                 continue;
             }
+            let busy = &fetched.busy;
             if busy.len() >= self.layers_at_once && !busy.contains(&span.layer) {
                 continue;
             }
-            busy.insert(span.layer);
+            fetched.busy.insert(span.layer);
             *state = State::Wanted;
-            outstanding += size;
-            promised = promised.saturating_add(length);
-            bytes += size;
+            fetched.outstanding += size;
+            fetched.promised = promised;
+            fetched.bytes += size;
             self.progress = Some(now);
             self.probe.wanted(now);
             if let Some(list) = lists.get_mut(span.layer) {
@@ -298,18 +339,7 @@ impl Playback {
                 layer.fetch(list);
             }
         }
-        let open = |state: State| matches!(state, State::Waiting | State::Wanted);
-        let left = self.spans.iter().any(|(_, state)| open(*state));
-        let since = self.progress.unwrap_or(began);
-        let stuck = first_read.is_some_and(|at| now >= since.max(at) + STUCK);
-        self.played = Played {
-            bytes,
-            used,
-            held,
-            waits: waits && left,
-            ended: !left || stuck,
-        };
-        self.played
+        is_limited
     }
 
     /// Compressed bytes of what was fetched and is used by now; of closed layers as counted before.

@@ -8,7 +8,7 @@ use soci_ztoc::prefetch::{Prefetch, PrefetchSpan};
 use soci_ztoc::soci_index::{IndexVersion, PrefetchDescriptor, SociIndex, ZtocDescriptor};
 
 use crate::convert::{Brought, ConvertedImage, Indexed, WrittenIndex};
-use crate::image::{EntryContent, Image, ImageEntry};
+use crate::image::{EntryContent, Image};
 use crate::options::ConvertOptions;
 use crate::sink::ImageSink;
 use crate::source::SharedSource;
@@ -31,6 +31,17 @@ pub(crate) struct Writer<'a> {
     written: BTreeSet<Digest>,
 }
 
+/// The image that is written: what its index lists, and what changed.
+#[derive(Default)]
+struct NewImage {
+    manifests: Vec<Descriptor>,
+    /// The new SOCI indexes, which come after the manifests, and the platforms of their images.
+    indexes: Vec<(Platform, Descriptor)>,
+    images: Vec<ConvertedImage>,
+    /// New digests of image manifests, by the old ones.
+    renamed: BTreeMap<Digest, Digest>,
+}
+
 impl<'a> Writer<'a> {
     /// Creates a writer for an image whose layers are at the destination. Warns about files and profiles
     /// to prefetch of which no layer has anything.
@@ -41,14 +52,13 @@ impl<'a> Writer<'a> {
         progress: &'a dyn Progress,
         brought: Brought,
     ) -> Self {
-        let Brought { indexed, skipped } = brought;
         let writer = Self {
             source,
             sink,
             options,
             progress,
-            indexed,
-            skipped,
+            indexed: brought.indexed,
+            skipped: brought.skipped,
             written: BTreeSet::new(),
         };
         writer.check_prefetch();
@@ -61,18 +71,12 @@ impl<'a> Writer<'a> {
         image: Image,
         selected: &BTreeSet<usize>,
     ) -> Result<(Index, Vec<ConvertedImage>), IndexError> {
-        let mut images = Vec::new();
-        let mut renamed: BTreeMap<Digest, Digest> = BTreeMap::new();
-        let mut new_indexes: Vec<(Platform, Descriptor)> = Vec::new();
-        let mut manifests: Vec<Descriptor> = Vec::new();
-        let mut old_indexes: Vec<(Descriptor, Box<SociIndex>, Bytes)> = Vec::new();
-        let mut others: Vec<(Descriptor, Manifest, Bytes)> = Vec::new();
+        let mut new = NewImage::default();
+        let mut old_indexes = Vec::new();
+        let mut others = Vec::new();
         for (at, entry) in image.entries.into_iter().enumerate() {
-            let ImageEntry {
-                mut descriptor,
-                content,
-            } = entry;
-            match content {
+            let mut descriptor = entry.descriptor;
+            match entry.content {
                 EntryContent::SociIndex { index, bytes } => {
                     old_indexes.push((descriptor, index, bytes))
                 }
@@ -80,11 +84,11 @@ impl<'a> Writer<'a> {
                     for (document, bytes) in documents {
                         self.put_manifest(&document, bytes).await?;
                     }
-                    manifests.push(descriptor);
+                    new.manifests.push(descriptor);
                 }
                 // Where a part of an image may be stored, the rest stays listed.
                 EntryContent::Unread { .. } if self.sink.holds_parts() => {
-                    manifests.push(descriptor)
+                    new.manifests.push(descriptor)
                 }
                 EntryContent::Unread { reason, .. } => self.progress.warn(&format!(
                     "{} is left out of the converted image: it {reason}",
@@ -92,106 +96,89 @@ impl<'a> Writer<'a> {
                 )),
                 EntryContent::Other { manifest, bytes } => {
                     // Keeps its place in the list; what it is about may yet be renamed.
-                    manifests.push(descriptor.clone());
+                    new.manifests.push(descriptor.clone());
                     others.push((descriptor, manifest, bytes));
                 }
-                EntryContent::Image {
-                    mut manifest,
-                    platform,
-                } => {
-                    let old = descriptor.digest;
-                    let index = if selected.contains(&at) {
-                        self.soci_index(&manifest, IndexVersion::V2, None).await?
-                    } else {
-                        None
-                    };
-                    manifest.media_type = media_types::OCI_MANIFEST.to_owned();
-                    manifest.config.media_type = media_types::OCI_CONFIG.to_owned();
-                    if let Some(written) = &index {
-                        manifest.annotations.insert(
-                            annotations::INDEX_DIGEST.to_owned(),
-                            written.descriptor.digest.to_string(),
-                        );
-                    }
-                    self.copy_small(&manifest.config).await?;
-                    let new = self.manifest(&manifest).await?;
-                    renamed.insert(old, new.digest);
-                    descriptor.media_type = new.media_type;
-                    descriptor.digest = new.digest;
-                    descriptor.size = new.size;
-                    descriptor.annotations = manifest.annotations;
-                    descriptor.data = None;
+                EntryContent::Image { manifest, platform } => {
                     if descriptor.platform.is_none() || image.list.is_none() {
                         descriptor.platform = Some(platform.clone());
                     }
-                    manifests.push(descriptor);
-                    if let Some(written) = index {
-                        let mut listed = written
-                            .descriptor
-                            .clone()
-                            .annotated(annotations::IMAGE_MANIFEST_DIGEST, new.digest.to_string());
-                        images.push(ConvertedImage {
-                            platform: platform.clone(),
-                            manifest: new.digest,
-                            soci_index: written.descriptor.digest,
-                            indexed_layers: written.index.ztocs.len(),
-                            written,
-                        });
-                        // As the image's own descriptor has it, its variant included.
-                        listed.platform = manifests.last().and_then(|of| of.platform.clone());
-                        new_indexes.push((platform, listed));
-                    }
+                    let indexed = selected.contains(&at);
+                    self.converted(&mut new, descriptor, manifest, platform, indexed)
+                        .await?;
                 }
             }
         }
-        if images.is_empty() {
+        if new.images.is_empty() {
             return Err(IndexError::EmptyIndex {
                 skipped: std::mem::take(&mut self.skipped),
             });
         }
-        for (mut descriptor, manifest, bytes) in others {
-            let old = descriptor.digest;
-            self.other(&manifest, &descriptor, bytes).await?;
-            if rename(&mut descriptor, REFERENCE_DIGEST, &renamed)
-                && let Some(listed) = manifests.iter_mut().find(|listed| listed.digest == old)
-            {
-                *listed = descriptor;
-            }
+        for (descriptor, manifest, bytes) in others {
+            self.other(&mut new, descriptor, &manifest, bytes).await?;
         }
-        for (mut descriptor, index, bytes) in old_indexes {
-            // The old index of an image that got a new one is replaced.
-            let replaced = new_indexes.iter_mut().find(|(platform, _)| {
-                descriptor
-                    .platform
-                    .as_ref()
-                    .is_some_and(|old| old.matches(platform))
-            });
-            match replaced {
-                Some(_) => {}
-                None => {
-                    self.old_index(&index, &descriptor, bytes).await?;
-                    rename(
-                        &mut descriptor,
-                        annotations::IMAGE_MANIFEST_DIGEST,
-                        &renamed,
-                    );
-                    manifests.push(descriptor);
-                }
-            }
+        for (descriptor, index, bytes) in old_indexes {
+            self.old_index(&mut new, descriptor, &index, bytes).await?;
         }
-        manifests.extend(new_indexes.into_iter().map(|(_, listed)| listed));
+        new.manifests
+            .extend(new.indexes.into_iter().map(|(_, listed)| listed));
+        let list = image.list.as_ref();
         let index = Index {
             schema_version: 2,
             media_type: media_types::OCI_INDEX.to_owned(),
-            artifact_type: image
-                .list
-                .as_ref()
-                .and_then(|list| list.artifact_type.clone()),
-            manifests,
-            subject: image.list.as_ref().and_then(|list| list.subject.clone()),
+            artifact_type: list.and_then(|list| list.artifact_type.clone()),
+            manifests: new.manifests,
+            subject: list.and_then(|list| list.subject.clone()),
             annotations: image.list.map(|list| list.annotations).unwrap_or_default(),
         };
-        Ok((index, images))
+        Ok((index, new.images))
+    }
+
+    /// Writes the manifest of an image, with its index if it is to have one, and lists them.
+    async fn converted(
+        &mut self,
+        new: &mut NewImage,
+        mut descriptor: Descriptor,
+        mut manifest: Manifest,
+        platform: Platform,
+        indexed: bool,
+    ) -> Result<(), IndexError> {
+        let index = match indexed {
+            true => self.soci_index(&manifest, IndexVersion::V2, None).await?,
+            false => None,
+        };
+        manifest.media_type = media_types::OCI_MANIFEST.to_owned();
+        manifest.config.media_type = media_types::OCI_CONFIG.to_owned();
+        if let Some(written) = &index {
+            manifest.annotations.insert(
+                annotations::INDEX_DIGEST.to_owned(),
+                written.descriptor.digest.to_string(),
+            );
+        }
+        self.copy_small(&manifest.config).await?;
+        let written = self.manifest(&manifest).await?;
+        new.renamed.insert(descriptor.digest, written.digest);
+        descriptor.media_type = written.media_type;
+        descriptor.digest = written.digest;
+        descriptor.size = written.size;
+        descriptor.annotations = manifest.annotations;
+        descriptor.data = None;
+        if let Some(index) = index {
+            let (key, digest) = (annotations::IMAGE_MANIFEST_DIGEST, descriptor.digest);
+            let mut listed = index.descriptor.clone().annotated(key, digest.to_string());
+            // As the image's own descriptor has it, its variant included.
+            listed.platform.clone_from(&descriptor.platform);
+            new.images.push(ConvertedImage {
+                platform: platform.clone(),
+                manifest: digest,
+                soci_index: index.descriptor.digest,
+                indexed_layers: index.index.ztocs.len(),
+                written: index,
+            });
+            new.indexes.push((platform, listed));
+        }
+        new.manifests.push(descriptor);
+        Ok(())
     }
 
     /// The SOCI index of an image; `None` if it described no layer. `subject` is the image manifest
@@ -317,29 +304,48 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// An artifact that is carried along: its layers are at the destination already.
+    /// Carries an artifact along: its layers are at the destination already.
     async fn other(
         &mut self,
+        new: &mut NewImage,
+        mut descriptor: Descriptor,
         manifest: &Manifest,
-        descriptor: &Descriptor,
         bytes: Bytes,
     ) -> Result<(), IndexError> {
+        let old = descriptor.digest;
         self.copy_small(&manifest.config).await?;
-        self.put_manifest(descriptor, bytes).await
+        self.put_manifest(&descriptor, bytes).await?;
+        if rename(&mut descriptor, REFERENCE_DIGEST, &new.renamed)
+            && let Some(listed) = new.manifests.iter_mut().find(|listed| listed.digest == old)
+        {
+            *listed = descriptor;
+        }
+        Ok(())
     }
 
-    /// The SOCI index of an image that was not chosen this time.
+    /// Carries along the SOCI index of an image that was not chosen this time. That of an image that
+    /// got a new one is replaced.
     async fn old_index(
         &mut self,
+        new: &mut NewImage,
+        mut descriptor: Descriptor,
         index: &SociIndex,
-        descriptor: &Descriptor,
         bytes: Bytes,
     ) -> Result<(), IndexError> {
+        let old = descriptor.platform.as_ref();
+        let replaces = |platform: &Platform| old.is_some_and(|old| old.matches(platform));
+        if new.indexes.iter().any(|(platform, _)| replaces(platform)) {
+            return Ok(());
+        }
         self.copy_small(&index.manifest.config).await?;
         for blob in &index.manifest.layers {
             self.copy_small(blob).await?;
         }
-        self.put_manifest(descriptor, bytes).await
+        self.put_manifest(&descriptor, bytes).await?;
+        let key = annotations::IMAGE_MANIFEST_DIGEST;
+        rename(&mut descriptor, key, &new.renamed);
+        new.manifests.push(descriptor);
+        Ok(())
     }
 
     async fn copy_small(&mut self, blob: &Descriptor) -> Result<(), IndexError> {

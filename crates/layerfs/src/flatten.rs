@@ -64,47 +64,11 @@ impl Metas {
 /// Numbers what can be reached from the root, breadth first, each directory's entries by name.
 /// Names that begin with `.wh.` are left out: by now they are only AUFS's own files.
 pub(crate) fn flatten(grown: Grown<'_>, meter: &mut Meter) -> Result<Tree, TreeError> {
-    let Grown {
-        mut nodes,
-        mut metas,
-        extents,
-        targets,
-        names,
-        mut records,
-        tar_size,
-        mut headers,
-        mut link_headers,
-    } = grown;
-    let (inodes, slots) = (nodes.len(), names.slots.len());
-    let directories = nodes.iter();
-    let directories = directories.filter(|node| metas.of(node).kind() == S_IFDIR);
-    let directories = directories.count();
-    let bytes = names.slots.iter().map(|slot| names.text.name(slot).len());
-    let bytes = bytes.sum::<usize>();
-    // An inode per node, a number per name and their bytes, a bit per inode.
-    meter.charge_values::<Inode>(inodes)?;
-    meter.charge_values::<Directory>(directories)?;
-    meter.charge_values::<u32>(slots)?;
-    meter.charge((bytes + inodes / 8) as u64)?;
-    let names = without_aufs(names);
-    find_entries(&mut nodes, &names);
-    let mut tree = Flattening {
-        nodes,
-        inodes: Vec::with_capacity(inodes),
-        directories: Vec::with_capacity(directories),
-        names: Vec::with_capacity(slots),
-        bytes: Vec::with_capacity(bytes),
-        further_names: Vec::new(),
-        further_inodes: Vec::new(),
-    };
-    tree.number(0)?;
-    let mut at = 0;
-    while let Some(&inode) = tree.inodes.get(at) {
-        if metas.of(&inode).kind() == S_IFDIR {
-            tree.fill_directory(at, &names)?;
-        }
-        at += 1;
-    }
+    let (mut metas, mut records) = (grown.metas, grown.records);
+    let (mut headers, mut link_headers) = (grown.headers, grown.link_headers);
+    let mut tree = Flattening::begin(grown.nodes, &metas, &grown.names, meter)?;
+    let names = without_aufs(grown.names);
+    tree.number_all(&metas, &names)?;
     drop(names);
     for record in &mut records {
         record.node = tree.number_of(record.node);
@@ -112,20 +76,12 @@ pub(crate) fn flatten(grown: Grown<'_>, meter: &mut Meter) -> Result<Tree, TreeE
     for (node, _) in &mut link_headers {
         *node = tree.number_of(*node);
     }
-    let Flattening {
-        nodes,
-        mut inodes,
-        directories,
-        names,
-        mut bytes,
-        further_names,
-        further_inodes,
-    } = tree;
-    drop(nodes);
+    drop(tree.nodes);
 
+    let (mut inodes, mut bytes) = (tree.inodes, tree.bytes);
     let names_end = u32::try_from(bytes.len()).map_err(|_| TreeError::TooLarge)?;
-    let links = add_targets(&mut inodes, &metas, &targets, &mut bytes, meter)?;
-    drop(targets);
+    let links = add_targets(&mut inodes, &metas, &grown.targets, &mut bytes, meter)?;
+    drop(grown.targets);
     // What no name leads to has no number.
     records.retain(|record| record.node != 0);
     let sets = XattrSets::build(records, meter, |ino, set, meter| {
@@ -145,28 +101,21 @@ pub(crate) fn flatten(grown: Grown<'_>, meter: &mut Meter) -> Result<Tree, TreeE
     link_headers.retain(|(ino, _)| *ino != 0);
     link_headers.sort_by_key(|(ino, _)| *ino);
     headers.of_links = shrunk(link_headers);
-    let mut by_inode = further_inodes.clone();
-    by_inode.sort_unstable();
-    let link_counts = by_inode.chunk_by(|a, b| a == b);
-    let link_counts = link_counts.filter_map(|run| {
-        let more = u32::try_from(run.len()).ok()?;
-        Some((*run.first()?, more.saturating_add(1)))
-    });
     let mut tree = Tree {
         inodes: shrunk(inodes),
         metas: shrunk(metas.all),
-        directories: shrunk(directories),
-        extents: shrunk(extents),
+        directories: shrunk(tree.directories),
+        extents: shrunk(grown.extents),
         links,
-        names: shrunk(names),
+        names: shrunk(tree.names),
         bytes: shrunk(bytes),
         names_end,
-        further_names: shrunk(further_names),
-        further_inodes: shrunk(further_inodes),
-        link_counts: link_counts.collect(),
+        further_names: shrunk(tree.further_names),
+        link_counts: link_counts(tree.further_inodes.clone()),
+        further_inodes: shrunk(tree.further_inodes),
         xattrs,
         checksum: soci_oci::Digest::of(b""),
-        tar_size,
+        tar_size: grown.tar_size,
         headers,
     };
     tree.checksum = checksum(&tree);
@@ -183,6 +132,17 @@ fn without_aufs(mut names: SortedNames) -> SortedNames {
     let SortedNames { slots, text } = &mut names;
     slots.retain(|slot| !text.name(slot).starts_with(b".wh."));
     names
+}
+
+/// Counts the names of each inode that has further ones.
+fn link_counts(mut further_inodes: Vec<u32>) -> Vec<(u32, u32)> {
+    further_inodes.sort_unstable();
+    let counts = further_inodes.chunk_by(|a, b| a == b);
+    let counts = counts.filter_map(|run| {
+        let more = u32::try_from(run.len()).ok()?;
+        Some((*run.first()?, more.saturating_add(1)))
+    });
+    counts.collect()
 }
 
 /// Notes of each directory where its entries start among the names.
@@ -240,6 +200,49 @@ struct Flattening {
 }
 
 impl Flattening {
+    /// Charges for what is made, and makes room for it: an inode per node, a number per name and
+    /// their bytes, a bit per inode.
+    fn begin(
+        nodes: Vec<Inode>,
+        metas: &Metas,
+        names: &SortedNames,
+        meter: &mut Meter,
+    ) -> Result<Self, TreeError> {
+        let (inodes, slots) = (nodes.len(), names.slots.len());
+        let directories = nodes.iter();
+        let directories = directories.filter(|node| metas.of(node).kind() == S_IFDIR);
+        let directories = directories.count();
+        let bytes = names.slots.iter().map(|slot| names.text.name(slot).len());
+        let bytes = bytes.sum::<usize>();
+        meter.charge_values::<Inode>(inodes)?;
+        meter.charge_values::<Directory>(directories)?;
+        meter.charge_values::<u32>(slots)?;
+        meter.charge((bytes + inodes / 8) as u64)?;
+        Ok(Self {
+            nodes,
+            inodes: Vec::with_capacity(inodes),
+            directories: Vec::with_capacity(directories),
+            names: Vec::with_capacity(slots),
+            bytes: Vec::with_capacity(bytes),
+            further_names: Vec::new(),
+            further_inodes: Vec::new(),
+        })
+    }
+
+    /// Numbers what can be reached from the root.
+    fn number_all(&mut self, metas: &Metas, names: &SortedNames) -> Result<(), TreeError> {
+        find_entries(&mut self.nodes, names);
+        self.number(0)?;
+        let mut at = 0;
+        while let Some(inode) = self.inodes.get(at) {
+            if metas.of(inode).kind() == S_IFDIR {
+                self.fill_directory(at, names)?;
+            }
+            at += 1;
+        }
+        Ok(())
+    }
+
     /// The node's inode number; 0: not reached.
     fn number_of(&self, node: u32) -> u32 {
         let node = self.nodes.get(to_index(node));

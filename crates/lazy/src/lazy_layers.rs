@@ -61,31 +61,17 @@ impl LazyLayers {
     /// # Errors
     /// A note that an earlier process left with the holder is malformed or of another version.
     pub fn new(components: Components) -> Result<Arc<Self>, InheritedError> {
-        let Components {
-            client,
-            layers,
-            content,
-            index_notes,
-            profiles,
-            unpacker,
-            artifacts,
-            images,
-            fetcher,
-            pool,
-            keeper,
-            held,
-            meters,
-            config,
-        } = components;
-        let inherited = Arc::new(InheritedConnections::new(held)?);
-        let images = Arc::new(images);
+        let config = components.config;
+        let (client, meters) = (components.client, components.meters);
+        let inherited = Arc::new(InheritedConnections::new(components.held)?);
+        let images = Arc::new(components.images);
         let outages = Arc::<Outages>::default();
         let indexes = Arc::new(IndexCache {
             outages: outages.clone(),
             client: client.clone(),
-            artifacts: artifacts.clone(),
+            artifacts: components.artifacts.clone(),
             images: images.clone(),
-            files: IndexFiles::new(content, index_notes),
+            files: IndexFiles::new(components.content, components.index_notes),
             lookups: LookupCache::new(config.retry_after),
             uses: Arc::default(),
             meters: meters.clone(),
@@ -96,9 +82,9 @@ impl LazyLayers {
         let hints = Hints::new(&config.hints);
         let own_reader = hints.own_reader.clone();
         let start_ups = StartUps::new(
-            profiles,
+            components.profiles,
             client.clone(),
-            artifacts.clone(),
+            components.artifacts.clone(),
             &config.profiles,
             leases.clone(),
             config.mount_timeout,
@@ -108,9 +94,9 @@ impl LazyLayers {
             client,
             images: images.clone(),
             outages: outages.clone(),
-            artifacts,
-            store: layers.clone(),
-            fetcher,
+            artifacts: components.artifacts,
+            store: components.layers.clone(),
+            fetcher: components.fetcher,
             meters: meters.clone(),
             slots: config.max_concurrency.map(Semaphore::new),
             memory: ZtocMemory::new(config.ztoc_memory, config.limits.ztoc),
@@ -120,7 +106,7 @@ impl LazyLayers {
             directories: Arc::default(),
         };
         let sweeper = Arc::new(Sweeper {
-            store: layers,
+            store: components.layers,
             leases: leases.clone(),
             indexes: indexes.files.clone(),
             meters: meters.clone(),
@@ -142,8 +128,8 @@ impl LazyLayers {
         });
         let table = Arc::new(MountTable {
             mounts: Mutex::default(),
-            holder: HolderLink::new(keeper, &pool),
-            pool,
+            holder: HolderLink::new(components.keeper, &components.pool),
+            pool: components.pool,
             indexes: indexes.clone(),
             sweeper: sweeper.clone(),
             metering: Metering::new(meters),
@@ -162,7 +148,7 @@ impl LazyLayers {
             images,
             verifier,
             unpack: LocalUnpack {
-                unpacker,
+                unpacker: components.unpacker,
                 outages,
                 table: table.clone(),
                 meters: indexes.meters.clone(),

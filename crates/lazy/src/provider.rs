@@ -169,43 +169,10 @@ impl LazyLayers {
         } else if request.purpose == Purpose::Restore {
             self.start_ups.resume(&layer.image, &found).await;
         }
+        let key = layer_key(&ztoc);
         let mount = async {
-            // There is none for what was mounted before: it comes from disk.
-            let limit = (request.purpose != Purpose::Restore).then_some(deadline);
-            let (namespace, image, purpose) = (&request.namespace, &layer.image, request.purpose);
-            let open = self.opener.open(namespace, image, &ztoc, purpose, limit);
-            let lease = open.await?;
-            let oversized = lease.layer().data.oversized().filter(|_| prepare);
-            if let Some(Oversized { span, bytes, limit }) = oversized {
-                return Err(LayerRefusal::SpanTooLarge { span, bytes, limit });
-            }
-            let position = claim(&request, lease.layer());
-            if prepare {
-                refuse_forged(lease.layer(), position)?;
-            }
-            let below = self.table.lower_layers(&request.parents);
-            let implied = ImpliedOf {
-                request: &request,
-                image: layer.image.manifest,
-                tree: &lease.layer().tree,
-                trees: &self.opener.loader.trees,
-                overlay_xattr: self.opener.loader.overlay_xattr,
-            };
-            let below = below.map_err(LayerRefusal::failed)?;
-            let implied = self.implied.find(implied, below).await?;
-            let mut ready = ReadyLayer {
-                implied,
-                lease,
-                image: layer.image.clone(),
-                index,
-                view: ViewOptions {
-                    disable_xattrs: ztoc.disable_xattrs,
-                    mark: OverlayXattr::for_mount(self.config.userxattr),
-                    id_maps: request.view.id_maps,
-                    answer_xattrs: request.view.answer_xattrs,
-                },
-                ztoc: ztoc.clone(),
-            };
+            let ready = self.ready_layer(&request, layer, index, ztoc, deadline);
+            let mut ready = ready.await?;
             match adopted {
                 Some(inherited) => {
                     // As it was shown so far, whatever the configuration is now.
@@ -215,8 +182,55 @@ impl LazyLayers {
                 None => self.table.mount(ready, request.mountpoint).await,
             }
         };
-        let opener = &self.opener;
-        opener.leaving_nothing_new(layer_key(&ztoc), mount).await
+        self.opener.leaving_nothing_new(key, mount).await
+    }
+
+    /// Opens a layer, refuses what must not be mounted, and finds out how the rest is shown.
+    async fn ready_layer(
+        &self,
+        request: &LayerRequest,
+        layer: &ImageLayer,
+        index: IndexUse,
+        ztoc: ZtocDescriptor,
+        deadline: Instant,
+    ) -> Result<ReadyLayer, LayerRefusal> {
+        let (namespace, image, purpose) = (&request.namespace, &layer.image, request.purpose);
+        let prepare = purpose == Purpose::ImageLayer;
+        // There is none for what was mounted before: it comes from disk.
+        let limit = (purpose != Purpose::Restore).then_some(deadline);
+        let open = self.opener.open(namespace, image, &ztoc, purpose, limit);
+        let lease = open.await?;
+        let oversized = lease.layer().data.oversized().filter(|_| prepare);
+        if let Some(Oversized { span, bytes, limit }) = oversized {
+            return Err(LayerRefusal::SpanTooLarge { span, bytes, limit });
+        }
+        let position = claim(request, lease.layer());
+        if prepare {
+            refuse_forged(lease.layer(), position)?;
+        }
+        let below = self.table.lower_layers(&request.parents);
+        let implied = ImpliedOf {
+            request,
+            image: image.manifest,
+            tree: &lease.layer().tree,
+            trees: &self.opener.loader.trees,
+            overlay_xattr: self.opener.loader.overlay_xattr,
+        };
+        let below = below.map_err(LayerRefusal::failed)?;
+        let implied = self.implied.find(implied, below).await?;
+        Ok(ReadyLayer {
+            implied,
+            lease,
+            image: image.clone(),
+            index,
+            view: ViewOptions {
+                disable_xattrs: ztoc.disable_xattrs,
+                mark: OverlayXattr::for_mount(self.config.userxattr),
+                id_maps: request.view.id_maps.clone(),
+                answer_xattrs: request.view.answer_xattrs,
+            },
+            ztoc,
+        })
     }
 
     /// Returns the labels of a Prepare, without an index that the image's annotations set.

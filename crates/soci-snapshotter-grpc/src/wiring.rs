@@ -10,7 +10,7 @@ use soci_eager::{EagerConfig, EagerLayers};
 use soci_fetch::SpanFetcher;
 use soci_fuse::Journal;
 use soci_holder::Keeper;
-use soci_keychain::ImageServiceProxy;
+use soci_keychain::{CriKeychain, ImageServiceProxy};
 use soci_lazy::{Artifacts, ImageStore, LazyLayers};
 use soci_registry::Client;
 use soci_snapshotter::{Snapshotter, SnapshotterConfig};
@@ -97,38 +97,15 @@ pub(crate) async fn wire(
     let layers = LayerStore::open(&root.join("soci/layers"), settings::layer_store(config))?;
     let content = OciLayout::open_private(&root.join("content"))?;
 
-    let fetch = settings::fetch(config);
-    tracing::info!(
-        disabled = fetch.background.disable,
-        "constructing background fetcher"
-    );
-    if let Some(silence) = fetch.background.silence_period {
-        tracing::info!(
-            silence_period_msec = silence.as_millis(),
-            "images are filled after a silence that the configuration sets; without the key it begins when a start is over"
-        );
-    }
-    let fetcher = SpanFetcher::new(fetch, Handle::current());
+    let fetcher = fetcher(config);
     // The threads wait for the disk at times, never for the network.
     let threads = std::thread::available_parallelism().map_or(4, |cores| cores.get().clamp(4, 16));
     let pool = soci_fuse::Pool::new(threads, inherited.journal.clone())
         .context("cannot start the threads that serve file systems")?;
 
     let userxattr = soci_snapshotter::needs_userxattr(root);
-    let mut unpack = settings::unpack(config, root.join("unpack"));
-    let readers = Arc::downgrade(&fetcher);
-    unpack.pipeline.demand = Some(soci_unpack::Demand::new(move || {
-        readers
-            .upgrade()
-            .is_some_and(|readers| readers.demand_waits())
-    }));
-    let ztocs = StoredZtocs::below(root);
-    unpack.pipeline.checkpoints = Some(soci_unpack::StoredCheckpoints::new(move |layer| {
-        ztocs.entry_points(layer)
-    }));
-    let unpacker = Unpacker::new(client.clone(), unpack)?;
+    let unpacker = unpacker(root, config, client.clone(), Arc::downgrade(&fetcher))?;
     let pipeline = unpacker.pipeline().clone();
-    let client_of_pulls = client.clone();
     let meters = Arc::new(soci_telemetry::Meters::new()?);
     let keeper = inherited.keeper.clone();
     let components = soci_lazy::Components {
@@ -150,18 +127,11 @@ pub(crate) async fn wire(
             ..settings::lazy(config)
         },
     };
-    let pulls = settings::pulls(config, client_of_pulls, &pipeline, root, userxattr);
     let lazy = LazyLayers::new(components).context("cannot adopt what an earlier daemon left")?;
-    let snapshots = SnapshotterConfig {
-        root: root.join("snapshotter"),
-        require_all_mounts: config.holder.require_all_mounts,
-        restore_patience: RESTORE_PATIENCE,
-        userxattr,
-    };
     let lower = lazy.clone();
     let eager = EagerConfig {
         mode: settings::eager_mode(config),
-        pull: pulls,
+        pull: settings::pulls(config, client.clone(), &pipeline, root, userxattr),
         lower: Arc::new(move |parents| lower.lower_layers(parents)),
         meters: meters.clone(),
     };
@@ -170,21 +140,19 @@ pub(crate) async fn wire(
         Arc::downgrade(&eager),
         Arc::downgrade(&fetcher),
     ));
+    let snapshots = SnapshotterConfig {
+        root: root.join("snapshotter"),
+        require_all_mounts: config.holder.require_all_mounts,
+        restore_patience: RESTORE_PATIENCE,
+        userxattr,
+    };
     let snapshotter = Snapshotter::open(snapshots, eager.clone())
         .await
         .context("cannot open the snapshots of earlier runs")?;
     let snapshotter = Arc::new(snapshotter);
     v015_cleanup::remove_caches(root);
-    let (restoring, sweeping, cri) = (snapshotter.clone(), lazy.clone(), credentials.cri);
-    tokio::spawn(async move {
-        // Every layer that a snapshot uses has been requested then; the rest only takes room.
-        restoring.restored().await;
-        sweeping.serve_rest().await;
-        sweeping.sweep().await;
-        if let Some(keychain) = cri {
-            credentials::forget_unneeded(keychain, sweeping).await;
-        }
-    });
+    let unused = forget_unused(snapshotter.clone(), lazy.clone(), credentials.cri);
+    tokio::spawn(unused);
     Ok(Subsystems {
         snapshotter,
         lazy,
@@ -199,6 +167,56 @@ pub(crate) async fn wire(
         meters,
         keeper,
     })
+}
+
+/// Makes the fetcher, and logs when it fills images.
+fn fetcher(config: &Config) -> Arc<SpanFetcher> {
+    let fetch = settings::fetch(config);
+    tracing::info!(
+        disabled = fetch.background.disable,
+        "constructing background fetcher"
+    );
+    if let Some(silence) = fetch.background.silence_period {
+        tracing::info!(
+            silence_period_msec = silence.as_millis(),
+            "images are filled after a silence that the configuration sets; without the key it begins when a start is over"
+        );
+    }
+    SpanFetcher::new(fetch, Handle::current())
+}
+
+/// Makes the unpacker, which leaves the network to readers and uses the zTOCs of the layer store.
+fn unpacker(
+    root: &Path,
+    config: &Config,
+    client: Client,
+    readers: Weak<SpanFetcher>,
+) -> anyhow::Result<Unpacker> {
+    let mut unpack = settings::unpack(config, root.join("unpack"));
+    unpack.pipeline.demand = Some(soci_unpack::Demand::new(move || {
+        readers
+            .upgrade()
+            .is_some_and(|readers| readers.demand_waits())
+    }));
+    let ztocs = StoredZtocs::below(root);
+    unpack.pipeline.checkpoints = Some(soci_unpack::StoredCheckpoints::new(move |layer| {
+        ztocs.entry_points(layer)
+    }));
+    Ok(Unpacker::new(client, unpack)?)
+}
+
+/// Ends what no snapshot of an earlier run has requested once all are restored: it only takes room.
+async fn forget_unused(
+    snapshotter: Arc<Snapshotter>,
+    lazy: Arc<LazyLayers>,
+    cri: Option<CriKeychain>,
+) {
+    snapshotter.restored().await;
+    lazy.serve_rest().await;
+    lazy.sweep().await;
+    if let Some(keychain) = cri {
+        credentials::forget_unneeded(keychain, lazy).await;
+    }
 }
 
 /// Makes filling wait for the end of eager pulls, for which clients wait.
