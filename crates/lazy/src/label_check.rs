@@ -8,7 +8,7 @@ use soci_layer::{LayerRefusal, LayerRequest};
 use soci_oci::Descriptor;
 
 use crate::image_layer::ImageLayer;
-use crate::image_store::{ImageStore, StoredImage};
+use crate::image_store::{ImageStore, ImageStoreError, StoredImage};
 
 /// Checks that containerd has the manifest that the labels of a request name, that it is from the
 /// repository that they name, and that it lists the layer at the position that is prepared. Ignores
@@ -23,16 +23,17 @@ pub(crate) async fn check_labels(
 ) -> Result<(), LayerRefusal> {
     let namespace = request.namespace.as_str();
     let key = &layer.image;
+    let unknown = |error: ImageStoreError| {
+        let error = soci_errors::chain(&error);
+        tracing::debug!(
+            error,
+            "cannot compare the labels with containerd's image store"
+        );
+        Ok(())
+    };
     let stored = match images.image(namespace, key.manifest).await {
         Ok(stored) => stored,
-        Err(error) => {
-            let error = soci_errors::chain(&error);
-            tracing::debug!(
-                error,
-                "cannot compare the labels with containerd's image store"
-            );
-            return Ok(());
-        }
+        Err(error) => return unknown(error),
     };
     let disagree = |reason: String| {
         let reason = format!("containerd's image store: {reason}");
@@ -57,14 +58,7 @@ pub(crate) async fn check_labels(
             key.manifest,
             key.reference.name()
         )),
-        Err(error) => {
-            let error = soci_errors::chain(&error);
-            tracing::debug!(
-                error,
-                "cannot compare the labels with containerd's image store"
-            );
-            Ok(())
-        }
+        Err(error) => unknown(error),
     }
 }
 

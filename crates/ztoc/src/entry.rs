@@ -219,11 +219,8 @@ impl FileMetadata {
 
     /// As [`Entry::content_len`].
     #[must_use]
-    pub const fn content_len(&self) -> u64 {
-        match self.file_type {
-            FileType::Reg => self.uncompressed_size,
-            _ => 0,
-        }
+    pub fn content_len(&self) -> u64 {
+        self.as_entry().content_len()
     }
 
     /// As [`Entry::mtime`].

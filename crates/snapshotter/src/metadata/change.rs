@@ -125,7 +125,8 @@ impl Metadata {
     pub(crate) fn insert_layer(&self, new: LayerCommit<'_>) -> Result<LayerOutcome, MetadataError> {
         self.write(|tables| {
             let parents = chain(&tables.snapshots, &tables.lazy, new.parent)?;
-            let exists = find_target(&tables.targets, &tables.snapshots, new.target, new.parent)?;
+            let fits = |record: &Record| record.info.parent == new.parent;
+            let exists = find_target(&tables.targets, &tables.snapshots, new.target, fits)?;
             if let Some(name) = exists {
                 return Ok(LayerOutcome::Exists(name));
             }

@@ -9,7 +9,7 @@ use super::Metadata;
 use super::error::MetadataError;
 use super::list::list;
 use super::record::{LazyRecord, Link, Record, decode};
-use super::search::{chain, find_target, get, has_target};
+use super::search::{chain, find_target, get};
 use super::tables::{Attempt, IMPORTED_KEY, NEXT_ID_KEY, Reader};
 use crate::api::v1::Kind;
 use crate::filter::Filters;
@@ -103,12 +103,15 @@ impl Metadata {
         target: &str,
         parent: &str,
     ) -> Result<Option<String>, MetadataError> {
-        self.read(|tables| find_target(&tables.targets, &tables.snapshots, target, parent))
+        let fits = |record: &Record| record.info.parent == parent;
+        self.read(|tables| find_target(&tables.targets, &tables.snapshots, target, fits))
     }
 
     /// Whether a snapshot is committed for this target, on any parent.
     pub(crate) fn has_target(&self, target: &str) -> Result<bool, MetadataError> {
-        self.read(|tables| has_target(&tables.targets, &tables.snapshots, target))
+        let any = |_: &Record| true;
+        self.read(|tables| find_target(&tables.targets, &tables.snapshots, target, any))
+            .map(|found| found.is_some())
     }
 
     /// Lists all lazy snapshots, with what is needed to mount them again.

@@ -65,12 +65,12 @@ pub(super) fn chain(
     Ok(chain)
 }
 
-/// Returns the name of the committed snapshot for this target on this parent.
+/// Returns the name of the first committed snapshot for this target that fits.
 pub(super) fn find_target(
     targets: &impl ReadableTable<(&'static str, &'static str), ()>,
     snapshots: &impl Snapshots,
     target: &str,
-    parent: &str,
+    fits: impl Fn(&Record) -> bool,
 ) -> Attempt<Option<String>> {
     for entry in targets.range((target, "")..)? {
         let (key, ()) = entry.map(|(key, value)| (key, value.value()))?;
@@ -79,28 +79,9 @@ pub(super) fn find_target(
             break;
         }
         let record = get(snapshots, name)?;
-        if record.kind() == Kind::Committed && record.info.parent == parent {
+        if record.kind() == Kind::Committed && fits(&record) {
             return Ok(Some(name.to_owned()));
         }
     }
     Ok(None)
-}
-
-/// Whether a snapshot is committed for this target, on any parent.
-pub(super) fn has_target(
-    targets: &impl ReadableTable<(&'static str, &'static str), ()>,
-    snapshots: &impl Snapshots,
-    target: &str,
-) -> Attempt<bool> {
-    for entry in targets.range((target, "")..)? {
-        let (key, ()) = entry.map(|(key, value)| (key, value.value()))?;
-        let (found, name) = key.value();
-        if found != target {
-            break;
-        }
-        if get(snapshots, name)?.kind() == Kind::Committed {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
