@@ -17,6 +17,7 @@ use crate::priority::Priority;
 use crate::read_error::SpansLost;
 use crate::schedule::WantResult;
 use crate::served_layer::ServedLayer;
+use crate::span_key::StartId;
 use crate::{
     BackgroundCounts, Fill, FillState, LayerData, LayerStatus, Oversized, ReadDone, ReadError,
     ReadLog, StillWanted,
@@ -81,12 +82,15 @@ impl LazyLayer {
         self.want_ahead(spans, Priority::Profile);
     }
 
-    /// As [`LazyLayer::prefetch`], for single spans.
-    pub fn prefetch_each(&self, spans: &[u32]) {
+    /// As [`LazyLayer::prefetch`], for single spans, which a start of an image needs: the layers of one
+    /// start share its turns. The last start that fetched from a layer counts.
+    pub fn prefetch_each(&self, spans: &[u32], start: StartId) {
         let most = self.layer.spans.len();
         let spans = spans.iter().copied().filter(|span| *span < most);
         // It is a part of filling the layer.
         self.layer.fill_progress.begin();
+        let context = &self.driver.context;
+        context.schedule.lock().join_start(self.layer.id, start);
         self.want_ahead(spans, Priority::Profile);
     }
 

@@ -79,4 +79,5 @@ pub use oversized::Oversized;
 pub use playback::{Playback, Played, PlayedLayer, ProfileSpan};
 pub use read_error::{Cause, ReadError};
 pub use read_log::ReadLog;
+pub use span_key::StartId;
 pub use stats::{PriorityStats, Stats};

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use crate::ReadError;
 use crate::priority::{PerPriority, Priority};
 use crate::read_error::Cause;
-use crate::span_key::{LayerId, OriginId, SpanKey};
+use crate::span_key::{LayerId, OriginId, SpanKey, StartId};
 use origins::Origins;
 use turns::Turns;
 
@@ -145,6 +145,13 @@ impl<L: SpanLayout + Clone, W> Schedule<L, W> {
         };
         self.layers.insert(id, queue);
         true
+    }
+
+    /// What is wanted of a layer with [`Priority::Profile`] shares the turns of a start.
+    pub(crate) fn join_start(&mut self, layer: LayerId, start: StartId) {
+        if self.layers.contains_key(&layer) {
+            self.turns.get_mut(Priority::Profile).share(layer, start);
+        }
     }
 
     /// Wants a span. The waiter is kept if the result is [`WantResult::Pending`].

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use soci_fetch::LazyLayer;
+use soci_fetch::{LazyLayer, StartId};
 use soci_layerfs::{ElfFindings, ElfWalk, MountedLayer, Tree, WeakMountedLayer};
 use soci_store::LayerKey;
 use soci_ztoc::SpanId;
@@ -60,6 +60,7 @@ impl Default for WholeSizes {
 
 /// The state of one start.
 pub(crate) struct HintedStart {
+    start: StartId,
     hints: Arc<Hints>,
     events: mpsc::WeakUnboundedSender<HintEvent>,
     layers: Vec<HintedLayer>,
@@ -80,8 +81,13 @@ pub(crate) struct HintedStart {
 }
 
 impl HintedStart {
-    pub(crate) fn new(hints: Arc<Hints>, events: mpsc::WeakUnboundedSender<HintEvent>) -> Self {
+    pub(crate) fn new(
+        start: StartId,
+        hints: Arc<Hints>,
+        events: mpsc::WeakUnboundedSender<HintEvent>,
+    ) -> Self {
         Self {
+            start,
             budget: HintBudget::new(HintLimits {
                 unread: hints.config.max_unread_bytes,
                 percent: hints.config.max_unread_percent,
@@ -527,7 +533,7 @@ impl HintedStart {
         }
         for (data, list) in open.iter().zip(&lists) {
             if let Some(data) = data.as_ref().filter(|_| !list.is_empty()) {
-                data.prefetch_each(list);
+                data.prefetch_each(list, self.start);
             }
         }
     }

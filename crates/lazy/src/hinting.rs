@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use soci_fetch::{FetchConfig, LayerData as _, LazyLayer, SpanFetcher};
+use soci_fetch::{FetchConfig, LayerData as _, LazyLayer, SpanFetcher, StartId};
 use soci_layerfs::{Tree, TreeOptions};
 use soci_oci::Digest;
 use soci_registry::testing::{Fault, MemoryBlob};
@@ -53,7 +53,11 @@ impl Rig {
             ..FetchConfig::default()
         };
         let (events, _) = mpsc::unbounded_channel();
-        let mut start = HintedStart::new(Hints::new(&HintConfig::default()), events.downgrade());
+        let mut start = HintedStart::new(
+            StartId::unique(),
+            Hints::new(&HintConfig::default()),
+            events.downgrade(),
+        );
         start.whole.layer = 0;
         start.note(HintEvent::Profile(HashMap::new()));
         Self {
@@ -435,7 +439,7 @@ async fn on_a_slow_link_nothing_is_fetched_for_hints() {
         .fault_always(Some(Fault::Delay(Duration::from_millis(200))));
     // Apart from each other, as requests for neighbours are joined: more than are made at a time.
     let apart: Vec<u32> = (0..60).map(|number| 3 * number).collect();
-    layer.data.prefetch_each(&apart);
+    layer.data.prefetch_each(&apart, StartId::unique());
     rig.idle().await;
     let layer = &rig.layers[0];
     layer.blob.fault_always(None);

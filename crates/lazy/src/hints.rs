@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use soci_fetch::{LazyLayer, ReadLog};
+use soci_fetch::{LazyLayer, ReadLog, StartId};
 use soci_layerfs::{FileWatch, FileWatcher, MountedLayer, OwnReader, Tree, WeakMountedLayer};
 use soci_profile::Blocks;
 use soci_store::LayerKey;
@@ -103,10 +103,10 @@ impl Hints {
     }
 
     /// Begins the hints for a start.
-    pub(crate) fn begin(self: &Arc<Self>) -> StartHints {
+    pub(crate) fn begin(self: &Arc<Self>, start: StartId) -> StartHints {
         let events = self.is_active().then(|| {
             let (events, receiver) = mpsc::unbounded_channel();
-            let start = HintedStart::new(self.clone(), events.downgrade());
+            let start = HintedStart::new(start, self.clone(), events.downgrade());
             tokio::spawn(start.run(receiver));
             events
         });

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
-use soci_fetch::{LazyLayer, Playback, PlayedLayer, ProfileSpan, ReadLog};
+use soci_fetch::{LazyLayer, Playback, PlayedLayer, ProfileSpan, ReadLog, StartId};
 use soci_store::LayerKey;
 use soci_ztoc::{Span, SpanId, SpanTable};
 use tokio::time::Instant;
@@ -23,6 +23,7 @@ pub(crate) struct StartedLayer {
 
 /// An open layer that is played.
 struct Played {
+    start: StartId,
     data: Arc<LazyLayer>,
     log: Arc<ReadLog>,
 }
@@ -60,12 +61,13 @@ impl PlayedLayer for Played {
     }
 
     fn fetch(&self, spans: &[u32]) {
-        self.data.prefetch_each(spans);
+        self.data.prefetch_each(spans, self.start);
     }
 }
 
 /// The playback of an order.
 pub(crate) struct Player {
+    start: StartId,
     playback: Playback,
     keys: Vec<LayerKey>,
     /// The layers that have no other readahead while it plays.
@@ -74,7 +76,7 @@ pub(crate) struct Player {
 }
 
 impl Player {
-    pub(crate) fn new(order: &StartOrder, config: &ProfileConfig) -> Self {
+    pub(crate) fn new(start: StartId, order: &StartOrder, config: &ProfileConfig) -> Self {
         let mut keys = Vec::new();
         let mut numbers = HashMap::new();
         let spans: Vec<_> = order
@@ -90,6 +92,7 @@ impl Player {
             .collect();
         let playback = Playback::new(spans).with_least_link_rate(config.min_link_rate);
         Self {
+            start,
             playback: match config.layers_at_once {
                 Some(layers) => playback.with_layers_at_once(layers),
                 None => playback,
@@ -110,7 +113,8 @@ impl Player {
         let open = |key: &LayerKey| {
             let layer = layers.iter().find(|layer| layer.key == *key)?;
             let (data, log) = (layer.data.upgrade()?, layer.log.clone());
-            Some(Played { data, log })
+            let start = self.start;
+            Some(Played { start, data, log })
         };
         let open: Vec<_> = self.keys.iter().map(open).collect();
         for (key, layer) in self.keys.iter().zip(&open) {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use soci_fetch::StartId;
 use soci_layerfs::MountedLayer;
 use soci_oci::Digest;
 use soci_profile::{Blocks, LayerReads, ProfiledLayer, Recording};
@@ -88,6 +89,7 @@ impl Beginning {
 /// The start of one image.
 struct StartUp {
     image: ImageKey,
+    id: StartId,
     /// It is recorded: it was followed from its beginning.
     recorded: bool,
     /// A container is about to start: what was evicted since it was played is played again.
@@ -203,12 +205,14 @@ impl StartUps {
     /// Follows a start. Returns whether it does: it may have begun, and others may need the place.
     fn follow(self: &Arc<Self>, image: &ImageKey, beginning: Beginning) -> bool {
         let reading = matches!(beginning, Beginning::Restored(_, StartMark::Reading));
+        let id = StartId::unique();
         let start = Arc::new(StartUp {
             image: image.clone(),
+            id,
             recorded: self.orders.config.enable && beginning.is_whole(),
             replay: AtomicBool::new(false),
             layers: Mutex::default(),
-            hints: self.hints.begin(),
+            hints: self.hints.begin(id),
             opened: Notify::new(),
             playing: Mutex::default(),
             reading: AtomicBool::new(reading),
@@ -404,7 +408,7 @@ async fn follow(
                 };
                 start.hints.profile(order.as_ref().map(|(_, order)| order));
                 if let Some((origin, order)) = order {
-                    player = Some(Player::new(&order, config));
+                    player = Some(Player::new(start.id, &order, config));
                     starts.counters.played.fetch_add(1, Ordering::Relaxed);
                     let report = PlayingReport {
                         reference: start.image.reference.to_string(),
@@ -446,7 +450,7 @@ async fn follow(
             && lacks_spans(&layers, order)
         {
             earlier += ended.bytes();
-            player = Some(Player::new(order, config));
+            player = Some(Player::new(start.id, order, config));
         }
         if let Some(playing) = &mut player {
             let played = playing.step(&layers, first, now);

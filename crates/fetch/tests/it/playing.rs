@@ -1,17 +1,24 @@
 //! Start-up profiles: played through real layers, in their order, in short requests, and
 //! without readahead beside them.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::{Rig, Sample, eventually, quick, read};
-use soci_fetch::{LayerData as _, LazyLayer, Playback, PlayedLayer, ProfileSpan, ReadLog};
+use parking_lot::Mutex;
+use soci_fetch::{
+    FetchConfig, LayerData as _, LazyLayer, Playback, PlayedLayer, ProfileSpan, ReadLog, StartId,
+};
 use soci_registry::testing::MemoryBlob;
+use soci_registry::{BlobSource, ByteStream, Deadline, RegistryError};
 use soci_ztoc::SpanId;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 /// A layer of a playback, as the daemon has it.
 struct Open {
+    start: StartId,
     layer: Arc<LazyLayer>,
     log: Arc<ReadLog>,
 }
@@ -38,7 +45,7 @@ impl PlayedLayer for Open {
         self.layer.link_rate()
     }
     fn fetch(&self, spans: &[u32]) {
-        self.layer.prefetch_each(spans);
+        self.layer.prefetch_each(spans, self.start);
     }
 }
 
@@ -48,10 +55,11 @@ fn a_recorded_start_is_played_and_then_needs_no_request() {
     let record = Rig::new(quick());
     let mut spans = Vec::new();
     let mut truth = Vec::new();
+    let start = StartId::unique();
     let open = |rig: &Rig, sample: &Sample, source: &MemoryBlob| {
         let layer = rig.open(sample, source.clone());
         let log = layer.log_reads();
-        Open { layer, log }
+        Open { start, layer, log }
     };
     let sources = samples.each_ref().map(|s| MemoryBlob::new(s.blob.clone()));
     let layers = [0, 1].map(|n| open(&record, &samples[n], &sources[n]));
@@ -137,4 +145,92 @@ fn after_a_profile_only_a_reader_that_waits_is_fetched_ahead_of() {
         assert!(read(&layer, at as u64, PIECE).unwrap() == sample.tar[at..at + PIECE]);
     }
     eventually("readahead", || rig.fetcher.stats().readahead.requests > 0);
+}
+
+/// A blob of an image at a registry that all of them share: it answers when it may, and notes what was
+/// requested.
+struct OfImage {
+    image: usize,
+    blob: MemoryBlob,
+    may_answer: Arc<Semaphore>,
+    /// Images and bytes of the requests, in their order.
+    requested: Arc<Mutex<Vec<(usize, u64)>>>,
+}
+
+#[async_trait::async_trait]
+impl BlobSource for OfImage {
+    fn size(&self) -> u64 {
+        self.blob.size()
+    }
+
+    async fn stream_range(
+        &self,
+        range: Range<u64>,
+        deadline: Deadline,
+    ) -> Result<ByteStream, RegistryError> {
+        let bytes = range.end - range.start;
+        self.requested.lock().push((self.image, bytes));
+        drop(self.may_answer.acquire().await);
+        self.blob.stream_range(range, deadline).await
+    }
+
+    fn describe(&self) -> String {
+        self.blob.describe()
+    }
+
+    fn origin(&self) -> String {
+        "registry".to_owned()
+    }
+}
+
+/// An image of four layers and one of one layer, played at the same time over the same link.
+#[test]
+fn images_that_are_played_at_the_same_time_share_the_link_whatever_the_number_of_their_layers() {
+    const MANY: usize = 0;
+    const ONE: usize = 1;
+    let rig = Rig::new(FetchConfig {
+        max_inflight: 2,
+        max_request_bytes: 1,
+        ..quick()
+    });
+    let (may_answer, requested) = (Arc::new(Semaphore::new(0)), Arc::default());
+    let starts = [StartId::unique(), StartId::unique()];
+    let open = |files: u32, image: usize| {
+        let sample = Sample::gzip(files, 50_000);
+        let source = OfImage {
+            image,
+            blob: MemoryBlob::new(sample.blob.clone()),
+            may_answer: Arc::clone(&may_answer),
+            requested: Arc::clone(&requested),
+        };
+        (rig.open(&sample, source), starts[image])
+    };
+    let layers = [(8, MANY), (9, MANY), (10, MANY), (11, MANY), (12, ONE)];
+    let layers = layers.map(|(files, image)| open(files, image));
+    for (layer, start) in &layers {
+        let spans: Vec<u32> = (0..layer.stored().spans().len()).collect();
+        layer.prefetch_each(&spans, *start);
+    }
+    may_answer.add_permits(Semaphore::MAX_PERMITS);
+    eventually("fetched", || {
+        layers.iter().all(|(layer, _)| layer.stored().is_complete())
+    });
+
+    let (mut bytes, mut largest) = ([0_u64; 2], 0);
+    let requested = requested.lock();
+    let last = requested
+        .iter()
+        .rposition(|(image, _)| *image == ONE)
+        .unwrap();
+    for (image, size) in &requested[..=last] {
+        bytes[*image] += size;
+        largest = largest.max(*size);
+    }
+    // The first request was made before the other image wanted anything.
+    let difference = bytes[MANY].abs_diff(bytes[ONE]);
+    assert!(
+        difference <= 2 * largest,
+        "{bytes:?}, at most {largest} at a time"
+    );
+    assert!(bytes[ONE] > 10 * largest, "{bytes:?}: too few requests");
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::support::{Rig, Sample, check_all, eventually, finish, quick, read, start};
-use soci_fetch::{FetchConfig, LayerData as _, ReadError};
+use soci_fetch::{FetchConfig, LayerData as _, ReadError, StartId};
 use soci_registry::BlobSource as _;
 use soci_registry::testing::MemoryBlob;
 use soci_store::LayerStoreConfig;
@@ -44,7 +44,7 @@ fn reads_into_the_page_cache_give_the_truth_and_begin_no_readahead() {
     let log = layer.log_reads();
     let spans = layer.stored().spans().len();
     let half: Vec<u32> = (0..spans / 2).collect();
-    layer.prefetch_each(&half);
+    layer.prefetch_each(&half, StartId::unique());
     eventually("fetched", || {
         half.iter().all(|span| layer.stored().has(SpanId(*span)))
     });
