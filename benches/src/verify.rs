@@ -22,9 +22,13 @@ const FILES: usize = 20_000;
 const FILE_SIZE: u64 = 4 << 10;
 /// Files in a directory.
 const FILES_IN_DIRECTORY: usize = 200;
-/// Pairs of starts, and of reads, that are compared.
+/// Pairs of starts that are compared.
 const STARTS: usize = 25;
-const READS: usize = 9;
+/// Reads through each daemon.
+const READS: usize = 5;
+/// The daemons that are read through, and whether they check headers: two of each kind, so that neither
+/// kind is the first, and that it shows how much two alike differ.
+const CHECKING: [bool; 4] = [true, false, false, true];
 /// Time for a layer to be verified.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Size of a read.
@@ -41,6 +45,16 @@ struct Costs {
 }
 
 impl Costs {
+    /// All measurements of several.
+    fn of<'a>(all: impl Iterator<Item = &'a Self>) -> Self {
+        let mut sum = Self::default();
+        for costs in all {
+            sum.times.extend(&costs.times);
+            sum.processor += costs.processor;
+        }
+        sum
+    }
+
     /// Measures `work` once.
     fn add<T>(&mut self, stack: &Stack, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let (before, began) = (server_time(stack)?, Instant::now());
@@ -126,14 +140,15 @@ fn starts(program: Option<&Path>, config: &str) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Reads of a stored and verified layer through two daemons by turns, of which one checks headers.
+/// Reads of a stored and verified layer through daemons by turns, of which some check headers.
 fn reads(program: Option<&Path>, config: &str) -> Result<Vec<Row>> {
     let layouts = TestRoot::new()?;
     let image = image(&layouts, 3, many_files())?;
-    let prepared = [false, true].map(|disabled| -> Result<(Stack, PathBuf)> {
-        let socket = layouts.path().join(format!("metrics-{disabled}.sock"));
+    let prepare = |(number, checks): (usize, &bool)| -> Result<(Stack, PathBuf)> {
+        let socket = layouts.path().join(format!("metrics-{number}.sock"));
         let config = format!(
-            "disable_verification = {disabled}\n{}{config}{QUIET}",
+            "disable_verification = {}\n{}{config}{QUIET}",
+            !checks,
             metrics_at(&socket)
         );
         let (stack, references) = stack(program, &config, &[&image])?;
@@ -144,23 +159,14 @@ fn reads(program: Option<&Path>, config: &str) -> Result<Vec<Row>> {
         wait_verified(&stack, &socket, 0)?;
         let large = large_file(&stack)?;
         Ok((stack, large))
-    });
-    let [checking, trusting] = prepared;
-    let stacks = [checking?, trusting?];
-    let mut costs: [[Costs; 2]; 3] = Default::default();
+    };
+    let stacks = CHECKING.iter().enumerate().map(prepare);
+    let stacks: Vec<_> = stacks.collect::<Result<_>>()?;
+    let mut costs: [[Costs; CHECKING.len()]; 3] = Default::default();
     let [first, again, whole] = &mut costs;
-    for round in 0..READS {
-        for turn in 0..stacks.len() {
-            // Each is first in every other round.
-            let at = (round + turn) % stacks.len();
-            let (Some((stack, large)), Some(first), Some(again), Some(whole)) = (
-                stacks.get(at),
-                first.get_mut(at),
-                again.get_mut(at),
-                whole.get_mut(at),
-            ) else {
-                continue;
-            };
+    for _ in 0..READS {
+        let of_daemon = first.iter_mut().zip(again.iter_mut()).zip(whole.iter_mut());
+        for (((first, again), whole), (stack, large)) in of_daemon.zip(&stacks) {
             // The next server has not checked any file.
             stack.daemon.upgrade()?;
             stack.wait_for_snapshotter()?;
@@ -175,24 +181,40 @@ fn reads(program: Option<&Path>, config: &str) -> Result<Vec<Row>> {
             ensure!(read == SIZE, "{read} bytes were read");
         }
     }
+    let reads = READS * CHECKING.len() / 2;
     let titles = [
-        format!("first read of {FILES} stored files, headers checked / not, of {READS}"),
-        format!("second read of them, past the page cache, headers checked / not, of {READS}"),
+        format!("first read of {FILES} stored files, headers checked / not, of {reads}"),
+        format!("second read of them, past the page cache, headers checked / not, of {reads}"),
         format!(
-            "read of a stored file of {}, past the page cache, headers checked / not, of {READS}",
+            "read of a stored file of {}, past the page cache, headers checked / not, of {reads}",
             megabytes(SIZE)
         ),
     ];
-    let rows = titles.iter().zip(&costs);
-    let rows = rows.flat_map(|(title, [checked, not])| compared(title, checked, not));
-    Ok(rows.collect())
+    let mut rows = Vec::new();
+    for (title, costs) in titles.iter().zip(&costs) {
+        let of_kind = |checks| {
+            let daemons = costs.iter().zip(CHECKING);
+            Costs::of(daemons.filter_map(|(costs, kind)| (kind == checks).then_some(costs)))
+        };
+        rows.extend(compared(title, &of_kind(true), &of_kind(false)));
+        let each = costs.each_ref().map(|costs| milliseconds(costs.median()));
+        rows.push(row(
+            "the same of each daemon: checks, does not, does not, checks",
+            each.join(", "),
+            "-",
+        ));
+    }
+    Ok(rows)
+}
+
+fn milliseconds(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1e3)
 }
 
 /// The rows of two measurements of which the first has more to do.
 fn compared(title: &str, more: &Costs, less: &Costs) -> [Row; 2] {
     let of = |more: Duration, less: Duration| {
         let ratio = times(more.as_secs_f64(), less.as_secs_f64());
-        let milliseconds = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1e3);
         format!("{} / {} = {ratio}", milliseconds(more), milliseconds(less))
     };
     [
