@@ -49,7 +49,7 @@ tracing = { version = "0.1", features = ["log"] }
 zerocopy = { version = "0.8", features = ["simd"] }
 MANIFEST
 CARGO_TARGET_DIR=$PWD/target ${CARGO:-cargo} build --manifest-path $folder/source/Cargo.toml \
-    $(printf -- '--package %s ' $programs same-features)
+    --config 'profile.dev.package."*".debug = false' $(printf -- '--package %s ' $programs same-features)
 for program in $programs; do cp target/debug/$program $folder/; done
 rm -rf $folder/source
 echo $commit >$folder/commit
