@@ -151,7 +151,7 @@ mod tests {
     const LAYERS: u64 = 4;
     const LARGEST: u64 = 32;
 
-    /// Gives the next in turn so many bytes; returns which it was.
+    /// Charges the layer that is next for so many bytes; returns which it is.
     fn turn(turns: &mut Turns, bytes: u64) -> u64 {
         let next = turns.in_order()[0];
         turns.charge(next, bytes);
@@ -205,7 +205,7 @@ mod tests {
                     false => drop(shared.leave(LayerId(other))),
                 }
                 if number == late {
-                    // What nobody waits for has no turn and no memory.
+                    // What is forgotten has no turn.
                     shared.forget(LayerId(other));
                     prop_assert!(!shared.in_order().contains(&LayerId(other)));
                     shared.share(LayerId(other), StartId(2));
