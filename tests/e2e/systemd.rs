@@ -56,17 +56,26 @@ fn under_our_units_readers_notice_no_restart_stop_kill_or_reload() {
 
     let main = node.systemd.property(SERVICE, "MainPID").unwrap();
     // As systemd has read them: a key that it ignores, for a typing error, has its default.
-    for (property, value) in [
+    let set = [
         ("MemoryMax", "2147483648"),
         ("MemorySwapMax", "0"),
         ("OOMPolicy", "continue"),
         ("OOMScoreAdjust", "-999"),
         ("LimitCORE", "0"),
         ("UMask", "0077"),
-    ] {
-        let read = node.systemd.property(SERVICE, property).unwrap();
-        assert_eq!(read, value, "{property}");
-    }
+        ("KeyringMode", "private"),
+        ("LockPersonality", "yes"),
+        ("MemoryDenyWriteExecute", "yes"),
+        ("NoNewPrivileges", "yes"),
+        ("RestrictRealtime", "yes"),
+        ("SystemCallArchitectures", "native"),
+    ]
+    .map(|(property, value)| (property, value.to_owned()));
+    let read = set.each_ref().map(|(property, _)| {
+        let value = node.systemd.property(SERVICE, property);
+        (*property, value.unwrap())
+    });
+    assert_eq!(read, set);
 
     let before = node.server();
     node.install_programs();

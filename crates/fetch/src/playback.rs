@@ -544,6 +544,14 @@ mod tests {
     }
 
     #[test]
+    fn of_more_spans_than_the_limit_the_first_are_played() {
+        let most = u32::try_from(MOST_SPANS).unwrap();
+        let play = Playback::new(spans(0, 0..most + 10));
+        let listed = play.spans.iter().map(|(span, _)| span.span);
+        assert!(listed.eq(0..most));
+    }
+
+    #[test]
     fn what_the_store_has_no_room_for_is_left_out() {
         for (room, fetched) in [(u64::MAX, 10), (7 * SPAN, 3), (SPAN, 0)] {
             let mut play = Playback::new(spans(0, 0..10));

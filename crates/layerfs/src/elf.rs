@@ -619,6 +619,50 @@ mod tests {
         assert!(found.touched.contains(&symbols), "{:?}", found.touched);
     }
 
+    /// Walks a file of any length, zeros behind its start. Returns the number of bytes read as well.
+    fn walk_sparse(start: &[u8], len: u64) -> (ElfFindings, u64) {
+        let mut walk = ElfWalk::new(len);
+        let mut read = 0;
+        let found = walk.step(|at, buffer| {
+            read += buffer.len() as u64;
+            let at = usize::try_from(at).unwrap().min(start.len());
+            let bytes = &start[at..start.len().min(at + buffer.len())];
+            buffer[..bytes.len()].copy_from_slice(bytes);
+            true
+        });
+        assert!(walk.is_done());
+        (found, read)
+    }
+
+    #[test]
+    fn of_a_gigabyte_of_relocations_64_mib_are_looked_at() {
+        const LEN: u64 = 1 << 30;
+        const TABLE: u64 = 1 << 20;
+        let segments = [(PT_LOAD.into(), 0, LEN), (PT_DYNAMIC.into(), 4096, 64)];
+        // DT_RELA, DT_RELASZ
+        let start = synthetic(8192, &segments, &[(7, TABLE), (8, LEN - TABLE)]);
+        let (found, read) = walk_sparse(&start, LEN);
+        assert!(found.touched.contains(&(TABLE..LEN)));
+        let most = MOST_RELOCATIONS + 2 * PIECE;
+        assert!((MOST_RELOCATIONS..most).contains(&read), "{read}");
+    }
+
+    #[test]
+    fn of_many_dynamic_entries_and_libraries_the_first_are_looked_at() {
+        const LEN: u64 = 1 << 20;
+        let segments = [(PT_LOAD.into(), 0, LEN), (PT_DYNAMIC.into(), 4096, 1 << 16)];
+        let names = 128 << 10;
+        // DT_STRTAB, DT_STRSZ, DT_NEEDED
+        let mut dynamic = vec![(5, names), (10, 100)];
+        dynamic.extend([(1, 0); 4000]);
+        let mut start = synthetic(256 << 10, &segments, &dynamic);
+        start[128 << 10] = b'l';
+        let (found, _) = walk_sparse(&start, LEN);
+        assert_eq!(found.needed, vec![b"l".to_vec(); MOST_NEEDED]);
+        let section = 4096..4096 + (MOST_DYNAMIC * ENTRY) as u64;
+        assert_eq!(found.touched[0], section);
+    }
+
     #[test]
     fn other_files_have_no_findings() {
         let mut big_endian = library();

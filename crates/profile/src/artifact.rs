@@ -63,3 +63,24 @@ pub fn profile_of(manifest: &[u8]) -> Result<Descriptor, ProfileError> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_profile_over_1_mib_is_refused_before_it_is_requested() {
+        let subject = Descriptor::of(media_types::OCI_MANIFEST, b"image");
+        let mut manifest = artifact_manifest(&subject, b"profile", "2026-01-02T03:04:05Z");
+        let mut found = |size| {
+            manifest.layers[0].size = size;
+            profile_of(&serde_json::to_vec(&manifest).unwrap())
+        };
+        assert_eq!(found(MAX_SIZE).unwrap().size, MAX_SIZE);
+        let refused = found(MAX_SIZE + 1).unwrap_err();
+        assert!(
+            matches!(refused, ProfileError::TooLarge { .. }),
+            "{refused}"
+        );
+    }
+}

@@ -200,7 +200,12 @@ fn the_socket_is_for_root_only_and_a_root_without_holder_has_none() {
         rustix::thread::set_thread_uid(other).unwrap();
         HolderClient::look(&root).map(|client| client.is_none())
     });
-    assert!(!matches!(stranger.join().unwrap(), Ok(false)));
+    // It gets as far as a connection, which is closed without an answer.
+    match stranger.join().unwrap() {
+        Ok(is_none) => assert!(is_none),
+        Err(HolderError::Talk(_)) => {}
+        Err(error) => panic!("{error}"),
+    }
     let server = holder.server(LONG);
     server.quit().unwrap();
     holder.ended();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use soci_layer::OverlayXattr;
 use soci_layerfs::{Cancelled, Tree, TreeError, TreeOptions};
 use soci_meter::Measure;
 use soci_ztoc::{FileMetadata, FileType};
@@ -164,6 +165,28 @@ fn a_file_has_at_most_64_kib_of_attributes() {
         with(1, 1 << 20),
         Err(TreeError::TooManyXattrs { .. })
     ));
+}
+
+/// With them a layer would hide or replace what those below have.
+#[test]
+fn marks_of_overlayfs_that_a_layer_brings_are_not_shown() {
+    let (trusted, users) = ("trusted.overlay.opaque", "user.overlay.opaque");
+    let record = |name: &str| (format!("SCHILY.xattr.{name}").into_bytes(), b"y".to_vec());
+    let mut folder = entry("etc", FileType::Dir);
+    folder.xattrs = vec![record(trusted), record("user.other"), record(users)];
+    for mark in [OverlayXattr::Trusted, OverlayXattr::User] {
+        let options = TreeOptions {
+            overlay_xattr: mark,
+            ..TreeOptions::default()
+        };
+        let tree = Tree::build(&[folder.clone()], 1 << 20, options).unwrap();
+        let folder = tree.find(b"etc").unwrap();
+        assert!(tree.xattr(folder, b"user.other").is_some());
+        assert_eq!(tree.xattr(folder, trusted.as_bytes()), None);
+        // To overlayfs that looks for the other one it is an attribute like any.
+        let users = tree.xattr(folder, users.as_bytes());
+        assert_eq!(users.is_some(), mark == OverlayXattr::Trusted);
+    }
 }
 
 #[test]

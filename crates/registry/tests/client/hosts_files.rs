@@ -8,10 +8,10 @@ use axum::Router;
 use axum::extract::Request;
 use bytes::Bytes;
 use soci_oci::Digest;
-use soci_registry::{BlobSource, Client, Deadline, ErrorKind, NoCredentials};
+use soci_registry::{BlobSource, Client, Deadline, ErrorKind, NoCredentials, StaticCredentials};
 use soci_testkit::Https;
 
-use crate::fake::{Fake, config, descriptor, noise, serve, status};
+use crate::fake::{Fake, With, basic, config, descriptor, noise, serve, status};
 
 fn client(folder: &Path) -> Client {
     let mut config = config();
@@ -74,6 +74,52 @@ async fn hosts_are_tried_in_order_for_their_capabilities() {
     // Uploads go to the first host that takes them.
     client.manifest_exists(&reference).await.unwrap();
     assert_eq!(seen(&own), ["/v2/a/b/manifests/t?ns=registry.invalid"]);
+}
+
+/// A server that wants credentials.
+async fn closed(data: &Bytes) -> Fake {
+    let data = data.clone();
+    Fake::start(move |_, request| {
+        Some(if request.headers.contains_key("authorization") {
+            serve(request, &data)
+        } else {
+            status(401).with("www-authenticate", "Basic realm=x")
+        })
+    })
+    .await
+}
+
+#[tokio::test]
+async fn credentials_go_to_the_registry_or_mirror_that_they_are_for() {
+    let data = noise(10);
+    for for_mirror in [false, true] {
+        let (mirror, own) = (closed(&data).await, closed(&data).await);
+        let folder = tempfile::tempdir().unwrap();
+        let text = format!(
+            "server = \"{}\"\n[host.\"{}\"]\ncapabilities = [\"pull\"]\n",
+            own.url(""),
+            mirror.url("")
+        );
+        hosts(folder.path(), "registry.invalid", &text);
+        let host = match for_mirror {
+            true => mirror.host(),
+            false => "registry.invalid".to_owned(),
+        };
+        let mut config = config();
+        config.hosts_dirs = vec![folder.path().to_owned()];
+        let credentials = StaticCredentials::new(host, basic("me", "secret"));
+        let client = Client::new(config, Arc::new(credentials)).unwrap();
+        let reference = "registry.invalid/a/b:t".parse().unwrap();
+        let blob = client.blob(&reference, &descriptor(&data));
+        blob.read_range(1..9, Deadline::far()).await.unwrap();
+        let got = |fake: &Fake| {
+            let requests = fake.requests().into_iter();
+            let mut requests = requests.map(|one| one.headers.contains_key("authorization"));
+            requests.any(|has| has)
+        };
+        assert!(!mirror.requests().is_empty());
+        assert_eq!((got(&mirror), got(&own)), (for_mirror, !for_mirror));
+    }
 }
 
 #[tokio::test]

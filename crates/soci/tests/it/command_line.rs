@@ -195,6 +195,10 @@ fn failures_say_what_where_and_what_to_do() {
 
 #[test]
 fn a_password_is_never_repeated() {
+    // Not of the form USER:PASSWORD, which is noticed when it is used.
+    let refused = failure(&["ls", "--user", ":hunter2", "localhost:1/a:b"]);
+    assert!(refused.contains("USER:PASSWORD"), "{refused}");
+    assert!(!refused.contains("hunter2"), "{refused}");
     for arguments in [
         &["pull", "--user", ":hunter2", "localhost:1/a:b"][..],
         &["pull", "--user", "me:hunter2", "Not A Reference"],

@@ -6,6 +6,7 @@ use std::process::Output;
 use soci_oci::{Descriptor, Digest, Index, Manifest, Platform, annotations, media_types};
 use soci_profile::Profile;
 use soci_testkit::{ImageBuilder, Layer};
+use soci_ztoc::soci_index::{IndexVersion, SociIndex, ZtocDescriptor};
 
 use crate::support::Bench;
 
@@ -67,6 +68,42 @@ fn hostile_image(dir: &Path) {
     };
     let top = soci_oci::json::to_vec(&top).unwrap();
     std::fs::write(dir.join("index.json"), top).unwrap();
+}
+
+/// A layout under the tag `v1`: an image with an index, which has no zTOC for its layer of a hostile type.
+fn unreadable_image(dir: &Path) {
+    let put = |media_type: &str, bytes: &[u8]| {
+        let descriptor = Descriptor::of(media_type, bytes);
+        let path = dir.join("blobs/sha256").join(descriptor.digest.hex());
+        std::fs::write(path, bytes).unwrap();
+        descriptor
+    };
+    let image = ImageBuilder::new()
+        .layer(Layer::new().text("f", "content\n"))
+        .write(dir, "plain")
+        .unwrap();
+    let ztoc = put(media_types::ZTOC, b"ztoc");
+    put(media_types::SOCI_INDEX_V2, b"{}");
+    let other = Digest::of(b"another layer");
+    let listed = ZtocDescriptor::new(b"ztoc", other, media_types::OCI_LAYER_GZIP, 4 << 20, false);
+    assert_eq!(listed.descriptor.digest, ztoc.digest);
+    let index = SociIndex::new(IndexVersion::V2, vec![listed], Vec::new(), None, [].into());
+    let index = put(media_types::OCI_MANIFEST, &index.encode());
+    let blob = dir.join("blobs/sha256").join(image.manifest.digest.hex());
+    let mut manifest: Manifest = serde_json::from_slice(&std::fs::read(blob).unwrap()).unwrap();
+    manifest.layers[0].media_type = format!("application/{HOSTILE}");
+    manifest.annotations.insert(
+        annotations::INDEX_DIGEST.to_owned(),
+        index.digest.to_string(),
+    );
+    let manifest = soci_oci::json::to_vec(&manifest).unwrap();
+    let list = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": media_types::OCI_INDEX,
+        "manifests": [put(media_types::OCI_MANIFEST, &manifest), index],
+    });
+    let list = put(media_types::OCI_INDEX, list.to_string().as_bytes());
+    soci_testkit::image::layout::list(dir, "v1", &list).unwrap();
 }
 
 /// Both streams hold lines of printable characters only; returns them.
@@ -275,6 +312,14 @@ fn no_command_prints_what_a_terminal_obeys() {
         let logged: Vec<&str> = ["--debug"].iter().chain(arguments).copied().collect();
         printed(&logged, &bench.run(&logged));
     }
+    let layout = bench.layouts.path().join("unreadable");
+    unreadable_image(&layout);
+    bench.registry.push_layout(&layout, "v1", "warned").unwrap();
+    let warned = bench.registry.reference("warned:v1");
+    let warned = ["check", warned.as_str()];
+    let text = printed(&warned, &bench.run(&warned));
+    let is_shown = |line: &str| line.starts_with("soci: warning: ") && line.contains(SHOWN);
+    assert!(text.lines().any(is_shown), "{text}");
     profiles(&bench);
     event(&bench);
     files_of_the_daemon(&bench);

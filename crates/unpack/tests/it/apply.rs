@@ -77,12 +77,29 @@ fn golden_layers_are_unpacked_as_by_containerd() {
     }
 }
 
+/// What an entry that is applied through a link would change of a file.
+fn state_of(file: &Path) -> String {
+    let stat = fs::metadata(file).unwrap();
+    let xattr = rustix::fs::getxattr(file, "security.x", &mut [0_u8; 64][..]);
+    format!(
+        "{:?} mode {:o} owner {}:{} links {} modified {:?} xattr {xattr:?}",
+        fs::read_to_string(file).unwrap(),
+        stat.mode(),
+        stat.uid(),
+        stat.gid(),
+        stat.nlink(),
+        stat.modified().unwrap(),
+    )
+}
+
 #[test]
 fn no_entry_leads_out_of_the_directory() {
     let root = TestRoot::new().unwrap();
     let folder = root.dir("fs").unwrap();
     let outside = root.dir("outside").unwrap();
-    fs::write(outside.join("kept"), "kept").unwrap();
+    for name in ["kept", "linked"] {
+        fs::write(outside.join(name), name).unwrap();
+    }
     let target = outside.to_str().unwrap();
     let layer = Layer::new()
         .symlink("absolute", target)
@@ -97,7 +114,10 @@ fn no_entry_leads_out_of_the_directory() {
         .symlink("loose", &format!("{target}/kept"))
         .mode(0o600)
         .owner(5, 6)
-        .xattr("trusted.x", b"dropped");
+        .xattr("trusted.x", b"dropped")
+        .xattr("security.x", b"of the link")
+        .symlink("to-linked", &format!("{target}/linked"))
+        .hardlink("hard", "to-linked");
     let mut tar = tar(&layer);
     // Names that the builder refuses to write.
     tar.truncate(tar.len() - 1024);
@@ -111,14 +131,12 @@ fn no_entry_leads_out_of_the_directory() {
         tar.extend_from_slice(header.as_bytes());
     }
     tar.extend_from_slice(&[0; 1024]);
+    let state = || ["kept", "linked"].map(|name| state_of(&outside.join(name)));
+    let before = state();
     apply_to(&folder, &tar, &ApplyOptions::default()).unwrap();
 
-    let names = fs::read_dir(&outside).unwrap().count();
-    assert_eq!(
-        (names, fs::read(outside.join("kept")).unwrap()),
-        (1, b"kept".to_vec())
-    );
-    assert_eq!(fs::metadata(outside.join("kept")).unwrap().uid(), 0);
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 2);
+    assert_eq!(state(), before);
     assert!(!root.path().join("escaped").exists());
     assert!(!root.path().join("also").exists());
     let inside = |path: &str| fs::read_to_string(folder.join(path)).unwrap();
@@ -130,6 +148,13 @@ fn no_entry_leads_out_of_the_directory() {
     assert_eq!(inside("three"), "3");
     assert_eq!(inside("file"), "replaced");
     assert!(folder.join("escaped").exists() && folder.join("also").exists());
+    let hard = fs::symlink_metadata(folder.join("hard")).unwrap();
+    assert!(hard.is_symlink());
+    let loose = folder.join("loose");
+    let own = rustix::fs::lgetxattr(loose.as_path(), "security.x", &mut [0_u8; 64][..]);
+    assert_eq!(own, Ok(11));
+    let dropped = rustix::fs::lgetxattr(loose.as_path(), "trusted.x", &mut [0_u8; 64][..]);
+    assert_eq!(dropped, Err(rustix::io::Errno::NODATA));
 }
 
 #[test]
