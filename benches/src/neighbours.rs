@@ -22,6 +22,9 @@ const CONFIG: &str = "[background_fetch]\ndisable = true\n";
 const HEALTHY: u64 = 512 << 20;
 /// Size of the file of its neighbour.
 const BAD: u64 = 256 << 20;
+/// Memory budgets of the daemon: the default, and the least with which layers of such spans are lazy,
+/// four times what a span needs.
+const BUDGETS: [u64; 2] = [64 << 20, 32 << 20];
 /// Distance of two reads: a span.
 const STEP: u64 = 4 << 20;
 /// Readers of the neighbour's file.
@@ -91,9 +94,17 @@ pub fn measure() -> Result<Table> {
         "p99 / alone",
         "target",
     ]);
+    for budget in BUDGETS {
+        rows(&mut table, budget, &healthy, &bad)?;
+    }
+    Ok(table)
+}
+
+/// Adds a row for each behaviour of the neighbour.
+fn rows(table: &mut Table, budget: u64, healthy: &OciImage, bad: &OciImage) -> Result<()> {
     let mut alone = None;
     for (neighbour, name) in ALL {
-        let reads = round(&healthy, &bad, neighbour).with_context(|| name.to_owned())?;
+        let reads = round(healthy, bad, neighbour, budget).with_context(|| name.to_owned())?;
         let at = |part: usize| reads.get(reads.len() * part / 100).or(reads.last());
         let p99 = *at(99).context("no read")?;
         let of = p99.as_secs_f64();
@@ -102,7 +113,7 @@ pub fn measure() -> Result<Table> {
             time.map_or_else(String::new, |time| format!("{} ms", time.as_millis()))
         };
         table.row([
-            name.to_owned(),
+            format!("budget of {} MiB, {name}", budget >> 20),
             milliseconds(at(50)),
             milliseconds(Some(&p99)),
             milliseconds(reads.last()),
@@ -110,7 +121,7 @@ pub fn measure() -> Result<Table> {
             "2 x".to_owned(),
         ]);
     }
-    Ok(table)
+    Ok(())
 }
 
 /// The readers of the neighbour, ended with it.
@@ -126,11 +137,17 @@ impl Drop for Readers {
     }
 }
 
-fn round(healthy: &OciImage, bad: &OciImage, neighbour: Neighbour) -> Result<Vec<Duration>> {
+fn round(
+    healthy: &OciImage,
+    bad: &OciImage,
+    neighbour: Neighbour,
+    budget: u64,
+) -> Result<Vec<Duration>> {
+    let config = format!("{CONFIG}[fetch]\nmemory_budget_bytes = {budget}\n");
     let stack = Stack::start(StackOptions {
         daemon: SociDaemonOptions {
             log_level: "info".to_owned(),
-            ..SociDaemonOptions::with_config(CONFIG)
+            ..SociDaemonOptions::with_config(&config)
         },
         ..StackOptions::default()
     })?;
