@@ -72,7 +72,7 @@ demo: deps ## Index an image, run it lazily and with overlayfs, print both (IMAG
 test: deps previous package-tools ## Run every test (root)
 	@test "$$(id -u)" = 0 || { echo "make test needs root: it mounts file systems and starts containers ('make check' does not)" >&2; exit 1; }
 	SOCI_BIN_DIR=$${CARGO_TARGET_DIR:-$(CURDIR)/target}/debug RUST_TEST_THREADS=$(TEST_THREADS) \
-		$(CARGO) test --locked --workspace --lib --bins --tests --no-fail-fast
+		$(CARGO) test --locked --workspace --tests --no-fail-fast
 
 # What tests make .deb and .rpm files with.
 .PHONY: package-tools
