@@ -22,8 +22,8 @@ const CONFIG: &str = "[background_fetch]\ndisable = true\n";
 const HEALTHY: u64 = 512 << 20;
 /// Size of the file of its neighbour.
 const BAD: u64 = 256 << 20;
-/// Memory budgets of the daemon: the default, and the least with which layers of such spans are lazy,
-/// four times what a span needs.
+/// Memory budgets of the daemon: the default, and half of it. With a quarter, layers of such spans are not
+/// lazy: a span needs more than a quarter of that.
 const BUDGETS: [u64; 2] = [64 << 20, 32 << 20];
 /// Distance of two reads: a span.
 const STEP: u64 = 4 << 20;
