@@ -21,24 +21,60 @@ pub(crate) enum FirstReadError {
     Short { arrived: usize, wanted: usize },
 }
 
-/// Checks the headers of a file as far as they are stored, and returns those that are not.
-pub(crate) fn check_stored(
+/// The longest header that is read in one piece with the content behind it, in bytes: the buffer stays
+/// with its thread.
+const READ_TOGETHER: usize = 64 << 10;
+
+/// What is stored of a first read.
+pub(crate) enum Stored<'a> {
+    /// The content, and headers that say what their entries say.
+    All(&'a [u8]),
+    /// Not all: these headers are still to be checked.
+    Missing(Vec<Header>),
+}
+
+/// Reads content of a file into `buffer`, and checks the headers of the file, as far as they are stored.
+pub(crate) fn read_stored<'a>(
     tree: &Tree,
     data: &dyn LayerData,
     ino: u64,
-) -> Result<Vec<Header>, FirstReadError> {
+    content: Part,
+    buffer: &'a mut Vec<u8>,
+) -> Result<Stored<'a>, FirstReadError> {
+    let mut headers = headers_to_check(tree, ino);
+    let before = headers.pop_if(|header| header.ends_at(content.at) && header.len <= READ_TOGETHER);
     let mut missing = Vec::new();
-    for header in headers_to_check(tree, ino) {
+    for header in headers {
         let mut bytes = vec![0; header.len];
         match bytes.is_empty() || data.try_read(header.at, &mut bytes)? {
             true => tree.headers.check(&header, &bytes)?,
             false => missing.push(header),
         }
     }
-    if missing.is_empty() {
-        tree.headers.set_checked(ino);
+    let header_len = before.map_or(0, |header| header.len);
+    let both = room(buffer, header_len.saturating_add(content.len));
+    let start = content.at.saturating_sub(header_len as u64);
+    if !data.try_read(start, both)? {
+        missing.extend(before);
+        return Ok(Stored::Missing(missing));
     }
-    Ok(missing)
+    let (stands_there, content) = both.split_at(header_len);
+    if let Some(header) = before {
+        tree.headers.check(&header, stands_there)?;
+    }
+    if !missing.is_empty() {
+        return Ok(Stored::Missing(missing));
+    }
+    tree.headers.set_checked(ino);
+    Ok(Stored::All(content))
+}
+
+/// The first `len` bytes of a buffer, which grows if it must.
+pub(crate) fn room(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
+    if buffer.len() < len {
+        buffer.resize(len, 0);
+    }
+    buffer.get_mut(..len).unwrap_or_default()
 }
 
 /// A part of the tar.
@@ -82,7 +118,7 @@ pub(crate) fn read(
         Box::new(move || waits())
     };
     // A file's header stands before its content: most often, one read is enough.
-    let before = missing.pop_if(|header| header.at.checked_add(header.len as u64) == Some(at));
+    let before = missing.pop_if(|header| header.ends_at(at));
     let first = Arc::new(FirstRead {
         tree,
         ino,

@@ -116,6 +116,11 @@ impl Header {
         (blocks <= MOST_BLOCKS).then_some(self.fingerprint | (blocks << 48))
     }
 
+    /// Whether what begins at that offset in the tar follows the header.
+    pub(crate) fn ends_at(&self, offset: u64) -> bool {
+        self.at.checked_add(self.len as u64) == Some(offset)
+    }
+
     fn of(extent: &Extent) -> Self {
         let (check, start) = (extent.check(), extent.start());
         let blocks = check >> 48;

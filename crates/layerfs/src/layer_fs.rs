@@ -15,7 +15,7 @@ use soci_telemetry::LogLimit;
 
 use crate::counters::{Counters, count};
 use crate::file_watch::FileWatch;
-use crate::first_read::{self, FirstReadError, Part};
+use crate::first_read::{self, FirstReadError, Part, Stored};
 use crate::header_check::Header;
 use crate::inode::{S_IFCHR, S_IFMT, S_IFREG};
 use crate::nodes::{Content, Nodes};
@@ -278,32 +278,31 @@ impl LayerFs {
         }
         // Cannot overflow: the extent lies in the tar, and `offset` in the extent.
         let at = start.saturating_add(offset);
+        let part = Part { at, len: wanted };
         let tree = self.nodes.view().tree();
-        let missing = match self.check_headers && !tree.headers.is_checked(ino) {
-            true => match first_read::check_stored(tree, data, ino) {
-                Ok(missing) => missing,
-                Err(error) => {
-                    self.failures.report(ino, &error);
-                    return reply.error(Errno::IO);
-                }
-            },
-            false => Vec::new(),
-        };
-        if !missing.is_empty() {
-            return self.read_later(request, data, missing, (at, wanted), reply, running);
-        }
         CONTENT.with_borrow_mut(|buffer| {
-            if buffer.len() < wanted {
-                buffer.resize(wanted, 0);
-            }
-            let buffer = buffer.get_mut(..wanted).unwrap_or_default();
-            match data.try_read(at, buffer) {
-                Ok(true) => {
+            let stored = match self.check_headers && !tree.headers.is_checked(ino) {
+                true => first_read::read_stored(tree, data, ino, part, buffer),
+                false => {
+                    let buffer = first_read::room(buffer, wanted);
+                    let filled = data.try_read(at, buffer);
+                    filled
+                        .map_err(FirstReadError::from)
+                        .map(|filled| match filled {
+                            true => Stored::All(buffer),
+                            false => Stored::Missing(Vec::new()),
+                        })
+                }
+            };
+            match stored {
+                Ok(Stored::All(content)) => {
                     self.served(wanted);
-                    reply.data(buffer);
+                    reply.data(content);
                     running.stop();
                 }
-                Ok(false) => self.read_later(request, data, missing, (at, wanted), reply, running),
+                Ok(Stored::Missing(headers)) => {
+                    self.read_later(request, data, headers, part, reply, running);
+                }
                 Err(error) => {
                     self.failures.report(ino, &error);
                     reply.error(Errno::IO);
@@ -317,7 +316,7 @@ impl LayerFs {
         request: &Request<'_>,
         data: &dyn LayerData,
         missing: Vec<Header>,
-        (at, wanted): (u64, usize),
+        part: Part,
         reply: Reply,
         running: Running,
     ) {
@@ -328,7 +327,7 @@ impl LayerFs {
         let done = move |result: Result<bytes::Bytes, FirstReadError>| match result {
             Ok(bytes) => {
                 let served = &failures.counters.bytes_served;
-                served.fetch_add(wanted as u64, Ordering::Relaxed);
+                served.fetch_add(part.len as u64, Ordering::Relaxed);
                 reply.data(&bytes);
                 running.stop();
             }
@@ -340,8 +339,7 @@ impl LayerFs {
             }
         };
         let tree = self.nodes.view().tree().clone();
-        let wanted_part = Part { at, len: wanted };
-        first_read::read(tree, data, ino, missing, wanted_part, Arc::new(waits), done);
+        first_read::read(tree, data, ino, missing, part, Arc::new(waits), done);
     }
 
     fn served(&self, bytes: usize) {

@@ -32,6 +32,21 @@ fn long_names() -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
+/// A file whose header is too long to be read together with its content.
+fn long_header() -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    let comment = vec![b'c'; 100 << 10];
+    builder
+        .append_pax_extensions([("comment", &comment[..])])
+        .unwrap();
+    let mut header = entry(tar::EntryType::Regular, 0o644);
+    header.set_size(7);
+    builder
+        .append_data(&mut header, "file", &b"content"[..])
+        .unwrap();
+    builder.into_inner().unwrap()
+}
+
 fn files(ztoc: &Ztoc) -> Vec<(usize, String)> {
     let files = ztoc.toc.iter().enumerate();
     files
@@ -46,7 +61,7 @@ fn genuine_files_are_read_however_their_headers_are_written() {
         .dir("d", 0o755)
         .file("./d/one", b"1")
         .file("/d/../two", b"22");
-    for tar in [long_names(), plain.tar()] {
+    for tar in [long_names(), long_header(), plain.tar()] {
         let ztoc = ztoc_of(&tar);
         for answer in [Answer::Stored, Answer::Fetched, Answer::FetchedElsewhere] {
             let (client, data, tree) = direct(&ztoc, &tar);
@@ -114,6 +129,20 @@ fn a_forged_entry_is_eio_and_counted_and_no_content_is_shown() {
             let first = tree.find(b"first").unwrap();
             assert_eq!(client.read(first, 0, 100).unwrap(), b"genuine content");
         }
+    }
+}
+
+#[test]
+fn a_header_that_is_read_apart_from_its_content_is_checked_too() {
+    let tar = long_header();
+    let mut ztoc = ztoc_of(&tar);
+    ztoc.toc[0].mode |= 0o4000;
+    for answer in [Answer::Stored, Answer::Fetched, Answer::FetchedElsewhere] {
+        let (client, data, tree) = direct(&ztoc, &tar);
+        data.script(answer);
+        let file = tree.find(b"file").unwrap();
+        assert!(client.read(file, 0, 7).is_err());
+        assert!(client.read(file, 3, 1).is_err());
     }
 }
 
