@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use soci_containerd::labels::{IMAGE_LAYERS, LabelError, LayerLabels, TARGET};
+use soci_containerd::labels::{IMAGE_LAYERS, LayerLabels, TARGET};
 use soci_layer::LayerRefusal;
 
 use crate::image::{ImageToPull, WantedLayer};
@@ -15,11 +15,7 @@ pub(crate) fn read(
     namespace: &str,
     labels: &BTreeMap<String, String>,
 ) -> Result<(ImageToPull, WantedLayer), LayerRefusal> {
-    let read = LayerLabels::parse(labels).map_err(|error| match error {
-        LabelError::Missing(label) => LayerRefusal::missing_label(label),
-        LabelError::Invalid { label, source } => LayerRefusal::invalid_label(label, source),
-        other => LayerRefusal::failed(other),
-    })?;
+    let read = LayerLabels::parse(labels)?;
     let image = ImageToPull {
         namespace: namespace.to_owned(),
         reference: read.reference,

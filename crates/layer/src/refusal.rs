@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::sync::Arc;
 
+use soci_containerd::labels::LabelError;
+
 /// The cause of a refusal, shared because refusals are cached.
 pub type Cause = Arc<dyn Error + Send + Sync>;
 
@@ -159,6 +161,16 @@ pub enum LayerRefusal {
         /// The cause.
         source: Cause,
     },
+}
+
+impl From<LabelError> for LayerRefusal {
+    fn from(error: LabelError) -> Self {
+        match error {
+            LabelError::Missing(label) => Self::missing_label(label),
+            LabelError::Invalid { label, source } => Self::invalid_label(label, source),
+            other => Self::failed(other),
+        }
+    }
 }
 
 impl LayerRefusal {

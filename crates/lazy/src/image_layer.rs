@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use soci_containerd::labels::{LabelError, LayerAbove, LayerLabels};
+use soci_containerd::labels::{LayerAbove, LayerLabels};
 use soci_layer::LayerRefusal;
 use soci_oci::{Digest, Reference};
 
@@ -34,11 +34,7 @@ impl ImageLayer {
     /// # Errors
     /// A required label is missing or malformed.
     pub(crate) fn from_labels(labels: &BTreeMap<String, String>) -> Result<Self, LayerRefusal> {
-        let read = LayerLabels::parse(labels).map_err(|error| match error {
-            LabelError::Missing(label) => LayerRefusal::missing_label(label),
-            LabelError::Invalid { label, source } => LayerRefusal::invalid_label(label, source),
-            other => LayerRefusal::failed(other),
-        })?;
+        let read = LayerLabels::parse(labels)?;
         Ok(Self {
             image: ImageKey {
                 reference: read.reference,

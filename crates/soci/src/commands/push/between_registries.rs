@@ -31,13 +31,13 @@ pub(super) async fn run(push: &Push) -> anyhow::Result<()> {
         .client(&from, user.filter(|_| from.registry() == to.registry()))?;
     let writer = push.registry.push_client(&to, user)?;
     let source = RegistrySource::new(reader.clone(), from.clone());
+    let manifests = RegistryManifests::new(reader.clone(), from.clone());
     let image = Image::load(&source).await?;
     for at in image.select(&push.platforms.chosen())? {
         let Some(entry) = image.entries.get(at) else {
             continue;
         };
         let manifest = entry.descriptor.digest;
-        let manifests = RegistryManifests::new(reader.clone(), from.clone());
         let index = referring_index(&manifests, manifest).await?;
         let index = index.with_context(|| {
             format!(
