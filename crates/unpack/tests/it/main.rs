@@ -9,6 +9,7 @@
 mod apply;
 mod containerd;
 mod downloads;
+mod generated_layer;
 mod hostile;
 mod memory;
 mod pipeline;
