@@ -114,6 +114,8 @@ pub fn run(root: &Path) -> Result<(), HolderError> {
     holder.serve(&listener, &mut give_up);
     // No other process creates it while we have the lock.
     let _ = std::fs::remove_file(socket::path(root));
+    // Closing is not enough (flock(2)): a child that was forked just now may have the file open.
+    let _ = flock(&lock, FlockOperation::Unlock);
     Ok(())
 }
 

@@ -129,6 +129,13 @@ impl RootLock {
     }
 }
 
+impl Drop for RootLock {
+    fn drop(&mut self) {
+        // Closing is not enough (flock(2)): a child of another thread has the file open until its exec.
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
 /// Whether a process has locked a file, by what /proc/locks says (proc_locks(5)), for instance
 /// `1: FLOCK  ADVISORY  WRITE 42 fe:00:131 0 EOF`.
 fn is_locked(locks: &str, inode: u64, pid: u32) -> bool {
@@ -158,6 +165,16 @@ mod tests {
             supervisor: Some(std::process::id()),
             server: std::process::id(),
         }
+    }
+
+    /// As a child has it between fork and exec.
+    #[test]
+    fn the_lock_ends_with_its_owner_though_a_child_has_the_file_open() {
+        let root = tempfile::tempdir().unwrap();
+        let lock = RootLock::acquire(root.path(), us()).unwrap();
+        let _copy = lock.file.try_clone().unwrap();
+        drop(lock);
+        RootLock::acquire(root.path(), us()).unwrap();
     }
 
     #[test]
