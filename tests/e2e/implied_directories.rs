@@ -9,11 +9,10 @@ use std::process::Command;
 
 use rustix::mount::{UnmountFlags, unmount};
 use soci_testkit::image::OciImage;
+use soci_testkit::kernel_caches;
 use soci_testkit::{Content, ImageBuilder, Layer, Run, Stack, TestRoot, container_id};
 
-use crate::support::{
-    self, NAMESPACE, NO_BACKGROUND, PATIENCE, kernel_caches, lazy_mounts, stack, wait_until,
-};
+use crate::support::{self, NAMESPACE, NO_BACKGROUND, PATIENCE, lazy_mounts, stack, wait_until};
 
 /// Layers of less are unpacked.
 const MINIMUM: &str = "100000";
@@ -243,7 +242,7 @@ fn implied_directories_of_lazy_layers_look_as_containerd_shows_them() {
         assert!(stack.daemon.terminate().unwrap().success());
         stack.daemon.start_again().unwrap();
         stack.wait_for_snapshotter().unwrap();
-        kernel_caches::forget_unused();
+        kernel_caches::forget_unused().unwrap();
         compare(&stack, "after a restart");
         assert!(stack.daemon.interrupt().unwrap().success());
         stack.daemon.start_again().unwrap();

@@ -8,10 +8,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::support::{
-    self, NAMESPACE, PATIENCE, is_durable, kernel_caches, lazy_mounts, left_behind, pull, run,
-    stack, status, wait_until, wait_until_durable,
+    self, NAMESPACE, PATIENCE, is_durable, lazy_mounts, left_behind, pull, run, stack, status,
+    wait_until, wait_until_durable,
 };
 use soci_testkit::image::busybox_layer;
+use soci_testkit::kernel_caches;
 use soci_testkit::process::Signal;
 use soci_testkit::{Content, Fault, ImageBuilder, Layer, Rule, Run, Stack, TestRoot};
 use soci_ztoc::{FileMetadata, Ztoc};
@@ -259,7 +260,7 @@ fn what_a_start_will_read_is_in_the_page_cache_before_it_is_read() {
     let reference = image(&stack);
     pull(&stack, &reference);
     let library = file(&stack, LIBRARY);
-    let kept = kernel_caches::keep();
+    let kept = kernel_caches::keep().unwrap();
     assert_eq!(cached(&library), 0);
     read_page(&library, 0).unwrap();
     // Far more than the kernel's own readahead of the first page.
@@ -309,7 +310,7 @@ fn what_is_read_ahead_of_a_container_does_not_count_against_its_memory_limit() {
 
     pull(&stack, &reference);
     let noise = file(&stack, "data/noise");
-    let kept = kernel_caches::keep();
+    let kept = kernel_caches::keep().unwrap();
     assert_eq!(cached(&noise), 0);
     let signal = TestRoot::new().unwrap();
     let mount = format!(

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use crate::support::node::Node;
 use crate::support::{
-    NO_BACKGROUND, kernel_caches, wait_for_lines, wait_for_unanswered, wait_until,
-    wait_until_durable,
+    NO_BACKGROUND, wait_for_lines, wait_for_unanswered, wait_until, wait_until_durable,
 };
 use soci_oci::Digest;
 use soci_testkit::image::small_image_data;
+use soci_testkit::kernel_caches;
 use soci_testkit::process::{Signal, lazy_connections_below};
 use soci_testkit::{Fault, Rule, SociDaemonOptions};
 
@@ -77,7 +77,7 @@ async fn a_deadly_read(config: &str) {
     // Everything else works, and the server stays.
     let pid = node.daemon.server_pid().unwrap();
     assert_ne!(pid, first);
-    kernel_caches::forget();
+    kernel_caches::forget().unwrap();
     assert_eq!(std::fs::read(hello).unwrap(), b"hello\n");
     let client = node.client().await;
     assert!(client.list().await.unwrap().len() > 2);
@@ -206,7 +206,7 @@ async fn without_the_registry_a_killed_server_is_replaced_and_what_is_stored_is_
     let open = File::open(&noise).unwrap();
     for _ in 0..3 {
         kill_server(&node).await;
-        kernel_caches::forget();
+        kernel_caches::forget().unwrap();
         assert_eq!(Digest::of(&std::fs::read(&noise).unwrap()), expected);
         let mut start = vec![0; 4096];
         open.read_exact_at(&mut start, 0).unwrap();
@@ -231,7 +231,7 @@ async fn on_a_full_disk_a_killed_server_is_replaced_and_what_is_stored_is_read()
     let hello = find(&roots, "data/hello");
     for _ in 0..3 {
         kill_server(&node).await;
-        kernel_caches::forget();
+        kernel_caches::forget().unwrap();
         assert_eq!(Digest::of(&std::fs::read(&noise).unwrap()), expected);
         // Fetched now: there is no room to store it.
         assert_eq!(std::fs::read(&hello).unwrap(), b"hello\n");

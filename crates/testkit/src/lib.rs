@@ -20,6 +20,7 @@ pub mod fake;
 mod http1;
 mod https;
 pub mod image;
+pub mod kernel_caches;
 pub mod listing;
 mod local_port;
 mod nginx;

@@ -1,7 +1,6 @@
 //! A stack of real parts, and the steps of using it, for all end-to-end tests.
 
 pub(crate) mod front;
-pub(crate) mod kernel_caches;
 pub(crate) mod memory_group;
 pub(crate) mod node;
 pub(crate) mod releases;

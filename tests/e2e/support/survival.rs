@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use soci_testkit::image::{READER_MODES, READER_SCRIPT, readers_image};
+use soci_testkit::kernel_caches;
 use soci_testkit::process::lazy_connections_below;
 use soci_testkit::{
     Fault, Rule, Run, Running, SociDaemon, SociDaemonOptions, Stack, TestRoot, Throttle,
@@ -137,7 +138,7 @@ impl Scene {
     /// Drops the kernel's caches of names, attributes and content, so that it requests them again.
     #[expect(clippy::unused_self, reason = "it is done to the scene's machine")]
     pub(crate) fn forget_caches(&self) {
-        super::kernel_caches::forget_unused();
+        kernel_caches::forget_unused().unwrap();
     }
 
     /// Waits until a container needs a server. One request may hold all of them: they share pages.

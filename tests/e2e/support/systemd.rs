@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use soci_testkit::image::{ImageBuilder, busybox_layer};
+use soci_testkit::kernel_caches;
 use soci_testkit::{
     Content, Layer, Proxy, Registry, Systemd, TestRoot, binary, copy_program, write_program,
 };
@@ -320,7 +321,7 @@ impl Reader {
     /// Waits until it has read several times more.
     pub(crate) fn goes_on(&self) {
         // Names and attributes are requested again too.
-        super::kernel_caches::forget_unused();
+        kernel_caches::forget_unused().unwrap();
         let before = self.reads.load(Ordering::Relaxed);
         wait_until("the reader reads again", PATIENCE, || {
             let now = self.reads.load(Ordering::Relaxed);
