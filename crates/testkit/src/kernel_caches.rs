@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use rustix::fs::FlockOperation;
 
-/// What drops the caches (`Documentation/admin-guide/sysctl/vm.rst` of the kernel), and is locked meanwhile.
+/// Drops the caches when it is written to (proc(5)); locked while a test does, or must not.
 const DROP_CACHES: &str = "/proc/sys/vm/drop_caches";
 
 /// Keeps tests from dropping the caches, those of other programs too, until it is dropped.
