@@ -201,7 +201,9 @@ fn fill(sample: &Sample, dir: &Path) {
     };
     let mut at = tempfile::Builder::new();
     let at = at.prefix("rig").rand_bytes(0).disable_cleanup(true);
-    let rig = Rig::paused_in(Arc::new(at.tempdir_in(dir).unwrap()), no_readahead(), store);
+    let mut filling = no_readahead();
+    filling.background.silence_period = Some(Duration::ZERO);
+    let rig = Rig::paused_in(Arc::new(at.tempdir_in(dir).unwrap()), filling, store);
     let _time = rig.enter();
     let layer = rig.open(sample, MemoryBlob::new(sample.blob.clone()));
     // Two syncs at least, however fast filling is: of one span, and of the rest.
