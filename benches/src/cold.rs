@@ -358,8 +358,7 @@ impl Lazily {
 }
 
 fn run_again(containerd: &Containerd, run: &Run) -> Result<Duration> {
-    // Clean pages only; nothing is lost.
-    std::fs::write("/proc/sys/vm/drop_caches", "1").context("drop the page cache")?;
+    soci_testkit::kernel_caches::forget_content()?;
     let output = containerd.ctr(NAMESPACE).run(run)?;
     ensure!(
         output.status.success(),

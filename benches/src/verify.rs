@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use soci_testkit::image::busybox_layer;
-use soci_testkit::{Content, ImageBuilder, Layer, OciImage, Run, Stack, TestRoot, metrics};
+use soci_testkit::{
+    Content, ImageBuilder, Layer, OciImage, Run, Stack, TestRoot, kernel_caches, metrics,
+};
 
 use crate::keep::{NAMESPACE, Row, large_file, pull, stack, wait_complete};
 use crate::processor_time::processor_time;
@@ -174,11 +176,11 @@ fn reads(program: Option<&Path>, config: &str) -> Result<Vec<Row>> {
             for costs in [first, again] {
                 // Also what the daemons have of their files, since that differs: where a header ends
                 // with a page, its check drops this page, which reads of content alone keep.
-                drop_page_cache()?;
+                kernel_caches::forget_content()?;
                 let read = costs.add(stack, || each_small(folder, read_file))?;
                 ensure!(read == FILES as u64 * FILE_SIZE, "{read} bytes were read");
             }
-            drop_page_cache()?;
+            kernel_caches::forget_content()?;
             let read = whole.add(stack, || read_file(large))?;
             ensure!(read == SIZE, "{read} bytes were read");
         }
@@ -313,11 +315,6 @@ fn unverified_layers(socket: &Path) -> Result<u64> {
 
 fn server_time(stack: &Stack) -> Result<Duration> {
     Ok(processor_time(stack.daemon.server_pid()?)?.own)
-}
-
-/// Drops all clean pages of the page cache.
-fn drop_page_cache() -> Result<()> {
-    std::fs::write("/proc/sys/vm/drop_caches", "1").context("drop the page cache")
 }
 
 /// Does something with each file in the directories of a directory; returns the sum.

@@ -218,7 +218,7 @@ fn read() -> Result<()> {
         let first =
             timed_read(&stack.containerd, &reference, "soci").with_context(|| stack.log_tails())?;
         row(format!("lazy, {name}"), first)?;
-        drop_page_cache()?;
+        soci_testkit::kernel_caches::forget_content()?;
         let again = timed_read(&stack.containerd, &reference, "soci")?;
         row("  again, page cache dropped".to_owned(), again)?;
     }
@@ -227,7 +227,7 @@ fn read() -> Result<()> {
     let containerd = Containerd::start(&ContainerdOptions::default())?;
     let reference = registry.reference("large:large");
     containerd.ctr(NAMESPACE).pull(&reference, "overlayfs")?;
-    drop_page_cache()?;
+    soci_testkit::kernel_caches::forget_content()?;
     let local = timed_read(&containerd, &reference, "overlayfs")?;
     table.row([
         "overlayfs, all local, page cache dropped",
@@ -331,9 +331,4 @@ fn indexed(stack: &Stack, image: &OciImage, name: &str) -> Result<String> {
     );
     SociCli::standalone()?.convert(&[], &source, &target)?;
     Ok(stack.reference(&format!("{name}:soci")))
-}
-
-/// Clean pages only; nothing is lost.
-fn drop_page_cache() -> Result<()> {
-    std::fs::write("/proc/sys/vm/drop_caches", "1").context("drop the page cache")
 }

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use soci_testkit::{
     Containerd, ContainerdOptions, OciImage, Proxy, Registry, SociCli, SociDaemon,
     SociDaemonOptions, TestRoot, Throttle, daemon_program,
@@ -185,7 +185,7 @@ fn with_daemon(image: &OciImage, link: &Link<'_>, kind: Daemon) -> Result<Cost> 
 /// the removal of what one pull had made took a fifth of the processor time of the next.
 fn settle(folder: &Path, registry: &Registry) -> Result<()> {
     write_out(folder)?;
-    std::fs::write("/proc/sys/vm/drop_caches", "1").context("drop the page cache")?;
+    soci_testkit::kernel_caches::forget_content()?;
     read_all(&registry.storage())
 }
 

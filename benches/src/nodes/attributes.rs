@@ -169,7 +169,7 @@ fn output(program: &[&str], at: &Path) -> Result<Vec<String>> {
 fn timed(program: &[&str], at: &Path, cold: bool) -> Result<Duration> {
     if cold {
         // Dentries and inodes only; data stays.
-        std::fs::write("/proc/sys/vm/drop_caches", "2").context("drop dentries")?;
+        soci_testkit::kernel_caches::forget_unused()?;
     }
     let mut command = command(program, at);
     let started = Instant::now();

@@ -47,6 +47,14 @@ pub fn forget_unused() -> Result<()> {
     drop_caches(b"2")
 }
 
+/// Drops content alone. Clean pages only; nothing is lost.
+///
+/// # Errors
+/// Without root.
+pub fn forget_content() -> Result<()> {
+    drop_caches(b"1")
+}
+
 /// Drops all content, too.
 ///
 /// # Errors
