@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::node::{Client, Image, Node, lower_directories};
 use crate::support::{NO_BACKGROUND, left_below, wait_until};
@@ -15,6 +15,8 @@ use soci_testkit::{Fault, Rule, SociDaemonOptions};
 use tonic::{Code, Status};
 
 const PATIENCE: Duration = Duration::from_secs(180);
+/// Within this time a step that has removed the last file reaches its fault point.
+const AFTER_THE_LAST_STEP: Duration = Duration::from_secs(5);
 /// A registry that is not there must not cost minutes.
 const HASTY: &str = "[http]\nMaxRetries = 0\nMinWaitMsec = 1\nMaxWaitMsec = 1\n";
 /// SIGABRT, as abort(3) raises it.
@@ -171,8 +173,9 @@ async fn dies_at(node: &mut Node, images: &Images, point: &str) -> bool {
         make(&client, images).await?;
         unmake(&client, images).await
     };
-    let survived = crashed.await.is_ok();
-    if !survived {
+    // Unmounting a layer that is still in use ends its layer and its index after the calls.
+    let crashed = crashed.await.is_err() || crashes_while_sweeping(node, point);
+    if crashed {
         let status = node.daemon.wait().unwrap();
         assert_eq!(status.signal(), Some(ABORTED), "{point}: {status}");
         // Whatever is on record is brought back without the registry.
@@ -191,13 +194,36 @@ async fn dies_at(node: &mut Node, images: &Images, point: &str) -> bool {
         check_consistent(&client, &node.daemon.root()).await;
         unmake(&client, images).await.unwrap();
     }
-    wait_until("nothing is left", PATIENCE, || {
-        match left_below(&node.daemon.root()) {
-            left if left.is_empty() => Ok(()),
-            left => Err(format!("{point}: {left:?}")),
+    wait_until("nothing is left", PATIENCE, || nothing_left(node, point));
+    crashed
+}
+
+fn nothing_left(node: &Node, point: &str) -> Result<(), String> {
+    match left_below(&node.daemon.root()) {
+        left if left.is_empty() => Ok(()),
+        left => Err(format!("{point}: {left:?}")),
+    }
+}
+
+/// Whether the daemon crashes at a point that it reaches after it has answered everything.
+fn crashes_while_sweeping(node: &mut Node, point: &str) -> bool {
+    wait_until(
+        "nothing is left, or it has crashed",
+        PATIENCE,
+        || match node.daemon.ended().unwrap() {
+            Some(_) => Ok(()),
+            None => nothing_left(node, point),
+        },
+    );
+    // The point may follow the last removal.
+    let deadline = Instant::now() + AFTER_THE_LAST_STEP;
+    while Instant::now() < deadline {
+        if node.daemon.ended().unwrap().is_some() {
+            return true;
         }
-    });
-    !survived
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    false
 }
 
 fn node() -> (Node, Images) {

@@ -362,6 +362,14 @@ impl SociDaemon {
         crate::cli::output_of(command)
     }
 
+    /// How it has ended, if it has.
+    ///
+    /// # Errors
+    /// When its state cannot be read.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.daemon.ended()
+    }
+
     /// Waits until it ends by itself.
     ///
     /// # Errors
