@@ -32,6 +32,8 @@ pub(crate) struct Activity {
     silence_period: Option<Duration>,
     /// The last mount, or read that needed the network.
     last_use: AtomicU64,
+    /// The last read, stored or not.
+    last_read: AtomicU64,
     /// When the background was last free to work, or had nothing to do.
     held_since: AtomicU64,
     /// A client waits for an image to be complete.
@@ -50,6 +52,7 @@ impl Activity {
             started: Instant::now(),
             silence_period,
             last_use: AtomicU64::new(0),
+            last_read: AtomicU64::new(0),
             held_since: AtomicU64::new(0),
             requested: AtomicBool::new(false),
             store_pause: AtomicU64::new(0),
@@ -64,6 +67,17 @@ impl Activity {
     /// Records a mount, or a read that needs the network.
     pub(crate) fn note_use(&self) {
         self.last_use.store(self.millis(), Ordering::Relaxed);
+    }
+
+    /// Records a read, stored or not.
+    pub(crate) fn note_read(&self) {
+        self.last_read.store(self.millis(), Ordering::Relaxed);
+    }
+
+    /// Time since the last read, stored or not.
+    pub(crate) fn unread_for(&self) -> Duration {
+        let last_read = self.last_read.load(Ordering::Relaxed);
+        Duration::from_millis(self.millis().saturating_sub(last_read))
     }
 
     /// Records that nothing waits to be filled: readers hold up no one.

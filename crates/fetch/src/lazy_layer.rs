@@ -161,6 +161,12 @@ impl LazyLayer {
         self.layer.fill_progress.take_time()
     }
 
+    /// Time since the last read of any layer of the fetcher, stored or not.
+    #[must_use]
+    pub fn readers_quiet_for(&self) -> Duration {
+        self.driver.context.activity.unread_for()
+    }
+
     fn range(&self, offset: u64, len: u64) -> Result<Range<u64>, ReadError> {
         let size = self.layer.spans.uncompressed_size();
         match offset.checked_add(len) {
@@ -316,6 +322,7 @@ impl LazyLayer {
 
     /// Fills `buf`, a part of the layer, from stored spans. Returns `false` if some are missing.
     fn read_stored(&self, offset: u64, buf: &mut [u8]) -> Result<bool, ReadError> {
+        self.driver.context.activity.note_read();
         match self.layer.stored.read_at(offset, buf) {
             Ok(ReadOutcome::Filled) => Ok(true),
             Ok(ReadOutcome::Missing(_)) => Ok(false),

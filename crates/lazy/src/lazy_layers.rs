@@ -142,8 +142,8 @@ impl LazyLayers {
         });
         tokio::spawn(store_limit::run(Arc::downgrade(&table)));
         tokio::spawn(IndexCache::store_refused(Arc::downgrade(&indexes)));
-        let verifier = Arc::<Verifier>::default();
-        tokio::spawn(verifier.clone().run_in_background(Arc::downgrade(&table)));
+        let verifier = Arc::new(Verifier::new(Arc::downgrade(&table)));
+        tokio::spawn(verifier.clone().run_in_background());
         Ok(Arc::new(Self {
             images,
             verifier,

@@ -48,6 +48,7 @@ mod profile_config;
 mod profile_report;
 mod provider;
 mod publisher;
+mod reader_pause;
 mod report;
 mod repository_use;
 mod restore;

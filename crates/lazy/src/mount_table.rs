@@ -309,6 +309,13 @@ impl MountTable {
         layers.into_values().collect()
     }
 
+    /// Whether the layer is mounted anywhere.
+    pub(crate) fn is_mounted(&self, layer: &Arc<OpenLayer>) -> bool {
+        let mounts = self.mounts.lock();
+        let mut mounted = mounts.values().map(|mount| mount.layer.lease.layer());
+        mounted.any(|mounted| Arc::ptr_eq(mounted, layer))
+    }
+
     /// Returns the layers below another, as it is unpacked or mounted there. Lazy ones are read
     /// through their trees: a request to our own mount may wait for this daemon.
     pub(crate) fn lower_layers(

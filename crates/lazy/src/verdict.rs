@@ -1,5 +1,7 @@
 //! The result of verifying a layer, in memory and beside the layer on disk.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use soci_containerd::labels::ChainPosition;
@@ -48,6 +50,8 @@ pub(crate) struct Verification {
     claims: Mutex<Vec<ChainPosition>>,
     /// Held while the layer is verified.
     pub(crate) running: tokio::sync::Mutex<()>,
+    /// Number of clients that wait for the verdict.
+    clients: AtomicUsize,
 }
 
 impl Verification {
@@ -76,6 +80,17 @@ impl Verification {
         *self.verdict.lock() = Some(verdict);
     }
 
+    /// Records that a client waits for the verdict, until the guard is dropped.
+    pub(crate) fn wait_for_verdict(&self) -> WaitingClient<'_> {
+        self.clients.fetch_add(1, Ordering::Relaxed);
+        WaitingClient(&self.clients)
+    }
+
+    /// Whether a client waits for the verdict.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.clients.load(Ordering::Relaxed) > 0
+    }
+
     /// Remembers that a client keeps the layer at a position.
     pub(crate) fn claim(&self, position: ChainPosition) {
         let mut claims = self.claims.lock();
@@ -92,5 +107,14 @@ impl Verification {
     /// Whether the diff ID fits a position that a client keeps the layer at.
     pub(crate) fn is_expected(&self, diff_id: &Digest) -> bool {
         self.claims.lock().iter().any(|claim| claim.is_of(diff_id))
+    }
+}
+
+/// A client that waits for the verdict about a layer.
+pub(crate) struct WaitingClient<'a>(&'a AtomicUsize);
+
+impl Drop for WaitingClient<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use soci_errors::chain;
-use soci_fetch::{LayerData as _, LazyLayer};
+use soci_fetch::LayerData as _;
 use soci_oci::{Digest, Hasher};
 use soci_registry::{BlobSource as _, Deadline, RegistryError};
 use soci_store::{ReadOutcome, StoreError};
@@ -17,12 +17,15 @@ use tokio::time::Instant;
 
 use crate::mount_table::MountTable;
 use crate::open_layer::OpenLayer;
+use crate::reader_pause::ReaderPause;
 use crate::verdict::Verdict;
 
 /// Layers that are verified at a time because clients wait for them.
 const AT_ONCE: usize = 4;
 /// Time between two looks for layers of which everything is stored.
 const INTERVAL: Duration = Duration::from_secs(2);
+/// Time between two looks whether readers are quiet.
+const STEP: Duration = Duration::from_millis(20);
 /// Time after which a layer that could not be verified is tried again.
 const RETRY: Duration = Duration::from_secs(60);
 /// Size of a block of a tar in bytes.
@@ -62,20 +65,22 @@ pub(crate) enum Reason {
 
 /// Verifies layers.
 pub(crate) struct Verifier {
+    table: Weak<MountTable>,
     urgent: Semaphore,
     background: Semaphore,
-}
-
-impl Default for Verifier {
-    fn default() -> Self {
-        Self {
-            urgent: Semaphore::new(AT_ONCE),
-            background: Semaphore::new(1),
-        }
-    }
+    reader_pause: ReaderPause,
 }
 
 impl Verifier {
+    pub(crate) fn new(table: Weak<MountTable>) -> Self {
+        Self {
+            table,
+            urgent: Semaphore::new(AT_ONCE),
+            background: Semaphore::new(1),
+            reader_pause: ReaderPause::default(),
+        }
+    }
+
     /// Returns the verdict about a layer: the known one, or that of a complete read, which fetches
     /// what is missing. Continues if the caller is dropped.
     pub(crate) async fn verify(
@@ -87,7 +92,12 @@ impl Verifier {
         tokio::spawn(async move { verifier.run(&layer, reason).await }).await?
     }
 
-    async fn run(&self, layer: &Arc<OpenLayer>, reason: Reason) -> Result<Verdict, VerifierError> {
+    async fn run(
+        self: &Arc<Self>,
+        layer: &Arc<OpenLayer>,
+        reason: Reason,
+    ) -> Result<Verdict, VerifierError> {
+        let _client = (reason == Reason::Use).then(|| layer.verification.wait_for_verdict());
         let _one_at_a_time = layer.verification.running.lock().await;
         if let Some(verdict) = layer.verification.verdict() {
             return Ok(verdict);
@@ -99,7 +109,7 @@ impl Verifier {
         // Never closed.
         let _slot = slots.acquire().await.ok();
         let start = Instant::now();
-        let verdict = judge(layer, reason).await?;
+        let verdict = self.judge(layer, reason).await?;
         let stored = layer.data.stored().clone();
         let (digest, ztoc) = (stored.digest(), stored.ztoc_digest());
         match &verdict {
@@ -118,13 +128,19 @@ impl Verifier {
         Ok(verdict)
     }
 
+    /// Whether the layer is still mounted.
+    fn is_mounted(&self, layer: &Arc<OpenLayer>) -> bool {
+        let table = self.table.upgrade();
+        table.is_some_and(|table| table.is_mounted(layer))
+    }
+
     /// Verifies layers of which everything is stored, one after the other, until the mounts end.
-    pub(crate) async fn run_in_background(self: Arc<Self>, table: Weak<MountTable>) {
+    pub(crate) async fn run_in_background(self: Arc<Self>) {
         let mut failed: Vec<(Weak<OpenLayer>, Instant)> = Vec::new();
         loop {
             tokio::time::sleep(INTERVAL).await;
             failed.retain(|(_, at)| at.elapsed() < RETRY);
-            let Some(table) = table.upgrade() else {
+            let Some(table) = self.table.upgrade() else {
                 return;
             };
             let is_due = |layer: &Arc<OpenLayer>| {
@@ -133,9 +149,16 @@ impl Verifier {
                     .any(|(failed, _)| failed.as_ptr() == Arc::as_ptr(layer));
                 !failed && layer.can_be_verified()
             };
-            let due: Vec<_> = table.open_layers().into_iter().filter(is_due).collect();
+            let due = table.open_layers().into_iter().filter(is_due);
+            let due: Vec<_> = due.map(|layer| Arc::downgrade(&layer)).collect();
             drop(table);
+            if due.is_empty() {
+                self.reader_pause.note_idle();
+            }
             for layer in due {
+                let Some(layer) = layer.upgrade() else {
+                    continue;
+                };
                 if let Err(error) = self.verify(&layer, Reason::Background).await {
                     let digest = layer.data.stored().digest();
                     tracing::warn!(layer = %digest, error = chain(&error), "cannot verify a stored layer");
@@ -143,6 +166,37 @@ impl Verifier {
                 }
             }
         }
+    }
+
+    async fn judge(
+        self: &Arc<Self>,
+        layer: &Arc<OpenLayer>,
+        reason: Reason,
+    ) -> Result<Verdict, VerifierError> {
+        let (verifier, open) = (self.clone(), layer.clone());
+        let compared = soci_task::run(move || {
+            let index = open.data.stored().index()?;
+            let stream = LayerStream {
+                end: index.spans.uncompressed_size(),
+                layer: open,
+                at: 0,
+                yields: (reason == Reason::Background).then_some(verifier),
+                since: Instant::now(),
+            };
+            Ok::<_, StoreError>(verify_entries(stream, &index))
+        });
+        let hasher = match compared.await?? {
+            Ok(hasher) => hasher,
+            Err(error) if error.is_verdict() => {
+                let reason = chain(&error);
+                return Ok(Verdict::Forged { reason });
+            }
+            Err(error) => return Err(VerifierError::Read(error)),
+        };
+        if let Some(diff_id) = with_usual_padding(layer, &hasher) {
+            return Ok(Verdict::Genuine { diff_id });
+        }
+        add_what_follows(layer, hasher).await
     }
 }
 
@@ -154,33 +208,6 @@ impl OpenLayer {
             && status.fetched_size >= status.size
             && self.verification.verdict().is_none()
     }
-}
-
-async fn judge(layer: &Arc<OpenLayer>, reason: Reason) -> Result<Verdict, VerifierError> {
-    let data = layer.data.clone();
-    let compared = soci_task::run(move || {
-        let index = data.stored().index()?;
-        let stream = LayerStream {
-            end: index.spans.uncompressed_size(),
-            data,
-            at: 0,
-            pause: reason == Reason::Background,
-            since: Instant::now(),
-        };
-        Ok::<_, StoreError>(verify_entries(stream, &index))
-    });
-    let hasher = match compared.await?? {
-        Ok(hasher) => hasher,
-        Err(error) if error.is_verdict() => {
-            let reason = chain(&error);
-            return Ok(Verdict::Forged { reason });
-        }
-        Err(error) => return Err(VerifierError::Read(error)),
-    };
-    if let Some(diff_id) = with_usual_padding(layer, &hasher) {
-        return Ok(Verdict::Genuine { diff_id });
-    }
-    add_what_follows(layer, hasher).await
 }
 
 /// Tries what usually follows the end of a tar: nothing, or blocks of zeros.
@@ -236,18 +263,36 @@ async fn add_what_follows(
 
 /// The tar of a layer from its start to its end. What is missing is fetched.
 struct LayerStream {
-    data: Arc<LazyLayer>,
+    layer: Arc<OpenLayer>,
     at: u64,
     end: u64,
-    /// Rests as long as it works.
-    pause: bool,
+    /// Set for work in the background, which rests as long as it works and waits for readers.
+    yields: Option<Arc<Verifier>>,
     since: Instant,
+}
+
+impl LayerStream {
+    /// Rests, unless a client waits for the verdict.
+    fn rest(&self, verifier: &Verifier) {
+        let is_awaited = || self.layer.verification.is_awaited();
+        if is_awaited() {
+            return;
+        }
+        std::thread::sleep(self.since.elapsed().min(INTERVAL));
+        let unread_for = || self.layer.data.readers_quiet_for();
+        while !is_awaited()
+            && verifier.reader_pause.is_due(unread_for())
+            && verifier.is_mounted(&self.layer)
+        {
+            std::thread::sleep(STEP);
+        }
+    }
 }
 
 impl Read for LayerStream {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.pause {
-            std::thread::sleep(self.since.elapsed().min(INTERVAL));
+        if let Some(verifier) = &self.yields {
+            self.rest(verifier);
             self.since = Instant::now();
         }
         let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX);
@@ -255,15 +300,16 @@ impl Read for LayerStream {
         let Some(part) = buf.get_mut(..len).filter(|part| !part.is_empty()) else {
             return Ok(0);
         };
+        let data = &self.layer.data;
         // Not as a container reads: that would be part of the start-up profile.
-        let stored = self.data.stored().read_at(self.at, part);
+        let stored = data.stored().read_at(self.at, part);
         if !matches!(stored, Ok(ReadOutcome::Filled)) {
             let (done, result) = mpsc::channel();
             let tell = move |bytes| {
                 // The receiver waits.
                 let _ = done.send(bytes);
             };
-            self.data.read(self.at, len, Box::new(tell));
+            data.read(self.at, len, Box::new(tell));
             let bytes = result.recv().map_err(io::Error::other)?;
             part.copy_from_slice(&bytes.map_err(io::Error::other)?);
         }

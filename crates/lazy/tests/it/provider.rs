@@ -685,7 +685,7 @@ fn recording() -> LazyConfig {
 }
 
 /// Waits until something is so.
-async fn until(what: &str, done: impl Fn() -> bool) {
+pub(crate) async fn until(what: &str, done: impl Fn() -> bool) {
     let wait = async {
         while !done() {
             tokio::time::sleep(Duration::from_millis(10)).await;

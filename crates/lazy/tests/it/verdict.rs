@@ -2,7 +2,13 @@
 //! and used.
 
 use std::fs;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use rustix::fs::OFlags;
 use soci_fetch::FetchConfig;
 use soci_layer::{ChainUse, LayerProvider as _, LayerRequest, UseRefusal, UsedLayer};
 use soci_lazy::LazyConfig;
@@ -10,7 +16,7 @@ use soci_oci::Digest;
 use soci_ztoc::{BuildOptions, Compression, Ztoc, build};
 
 use crate::large_ztoc::{alone, small, world};
-use crate::provider::{World, blocking};
+use crate::provider::{World, blocking, until};
 
 /// A tar of one file, and a zTOC that adds a setuid bit to it.
 pub(crate) fn forged() -> (Vec<u8>, Ztoc) {
@@ -169,4 +175,75 @@ fn no_more_than_64_mib_behind_the_tar_are_read_to_verify_a_layer() {
             lazy.unmount(&request.mountpoint).await.unwrap();
         }
     });
+}
+
+/// A thread that reads a file past the page cache, over and over.
+struct Reader {
+    stop: Arc<AtomicBool>,
+    /// Returns the longest time between two reads.
+    thread: std::thread::JoinHandle<Duration>,
+}
+
+impl Reader {
+    fn begin(file: PathBuf) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let direct = OFlags::DIRECT.bits().cast_signed();
+            let mut options = fs::OpenOptions::new();
+            let file = options.read(true).custom_flags(direct).open(file).unwrap();
+            let (mut longest, mut last) = (Duration::ZERO, Instant::now());
+            while !stopped.load(Ordering::Relaxed) {
+                let mut data = [0; 4];
+                file.read_exact_at(&mut data, 0).unwrap();
+                assert_eq!(&data, b"data");
+                longest = longest.max(last.elapsed());
+                last = Instant::now();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            longest.max(last.elapsed())
+        });
+        Self { stop, thread }
+    }
+
+    fn end(self) -> Duration {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+#[test]
+fn a_stored_layer_is_verified_when_readers_rest_or_a_client_waits() {
+    let verified = |world: &World| {
+        let layers = world.root.path().join("daemon/soci/layers");
+        let mut layers = fs::read_dir(layers).unwrap();
+        layers.any(|layer| layer.unwrap().path().join("verdict").exists())
+    };
+    for client in [false, true] {
+        world(vec![small("file")]).test(async |world| {
+            let lazy = world.lazy(LazyConfig::default());
+            let chain = diff_id(world, 0);
+            let mut request = alone(world, 0, "a");
+            let label = "containerd.io/snapshot.ref".to_owned();
+            request.labels.insert(label, format!("test/1/{chain}"));
+            request.parent = Some(String::new());
+            lazy.mount(request.clone()).await.unwrap();
+            let reader = Reader::begin(request.mountpoint.join("file"));
+            // Layers to verify are looked for every 2 s.
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            let early = verified(world);
+            if client {
+                let admit = lazy.admit(use_of(&request, chain));
+                // Readers hold up the background for 30 s.
+                let admitted = tokio::time::timeout(Duration::from_secs(20), admit).await;
+                admitted.unwrap().unwrap();
+                assert!(verified(world));
+            }
+            let longest = blocking(move || reader.end()).await;
+            // It cannot tell a reader that this machine keeps waiting from one that rests.
+            assert!(!early || longest > Duration::from_secs(1), "{longest:?}");
+            until("the layer is verified", || verified(world)).await;
+            lazy.unmount(&request.mountpoint).await.unwrap();
+        });
+    }
 }
